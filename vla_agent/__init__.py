@@ -1,0 +1,1 @@
+"""Stable-Baselines3 plugin that trains vision-language-action models by reinforcement learning."""
