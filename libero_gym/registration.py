@@ -1,1 +1,29 @@
-def register_envs() -> None: ...
+"""Registers every suite with Gymnasium; runs when Gymnasium loads its plugins, so it imports nothing slow."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+from libero_gym.tasks import SUITES, Suite
+
+_ENV = "libero_gym.env:LiberoEnv"
+_VECTOR_ENV = "libero_gym.vector:LiberoVectorEnv"
+
+
+def register_envs() -> None:
+    """Register all ids of the README's table. Called by the ``gymnasium.envs`` entry point."""
+    for suite in SUITES.values():
+        _register(suite.env_id, suite)
+    _register("LIBERO-Long-v0", SUITES["libero_10"])
+
+
+def _register(env_id: str, suite: Suite) -> None:
+    if env_id in gym.registry:
+        return
+    gym.register(
+        id=env_id,
+        entry_point=_ENV,
+        vector_entry_point=_VECTOR_ENV,
+        max_episode_steps=suite.max_steps,
+        kwargs={"suite": suite.name},
+    )

