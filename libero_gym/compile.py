@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 # The MuJoCo versions under which LIBERO's states, contacts and pixels are those of the published results.
 TESTED_MUJOCO = ("3.3.2",)
+# Scenes that a process keeps in memory to draw them; each takes 100-600 MB without a GPU.
+MAX_SCENES = int(os.environ.get("LIBERO_GYM_MAX_SCENES", "4"))
+_visual_models: dict[str, mujoco.MjModel] = {}
 # Raise it when what is cached changes.
 _CACHE_SCHEMA = 2
 
@@ -159,7 +162,15 @@ def compile_task(task: Task) -> CompiledTask:
 
 
 def visual_model(compiled: CompiledTask) -> mujoco.MjModel:
-    """The model with meshes and textures (30-270 MB) for a renderer, private to the caller."""
+    """The model with meshes and textures (30-270 MB) for this process's renderer, which may move its bodies."""
+    if compiled.visual_key not in _visual_models:
+        while len(_visual_models) >= MAX_SCENES:
+            del _visual_models[next(iter(_visual_models))]
+        _visual_models[compiled.visual_key] = _load_visual_model(compiled)
+    return _visual_models[compiled.visual_key]
+
+
+def _load_visual_model(compiled: CompiledTask) -> mujoco.MjModel:
     blob = cache.read(compiled.visual_key)
     if blob is None:
         with _stock_env(compiled.task) as env:

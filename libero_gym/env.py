@@ -129,6 +129,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         shape = (ACTION_DIM,) if self.chunk_size == 1 else (self.chunk_size, ACTION_DIM)
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
         self.task: Task | None = None
+        self.set_task_weights(np.ones(len(self.task_ids)))
         self._simulators: dict[tuple[int, int], Simulator] = {}
 
     @property
@@ -154,7 +155,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         options = _check_options(options)
         task_id = options.get("task_id")
         if task_id is None:
-            task_id = self.np_random.choice(self.task_ids)
+            task_id = self.np_random.choice(self.task_ids, p=self._task_weights)
         (task_id,) = check_task_ids(int(task_id), self.suite.n_tasks, self.suite.name)
         task = self.tasks[task_id]
         states = initial_states(task)
@@ -195,6 +196,14 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             return None
         (frame,) = rendering.render(self.simulator, ("agentview",), self.image_size, self.render_device)
         return frame
+
+    def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:
+        """Set how often each task of ``task_ids`` is drawn from the next reset on; they need not sum to one.
+
+        Raises:
+            ValueError: If there is not one finite, non-negative weight per task, or all are zero.
+        """
+        self._task_weights = check_task_weights(weights, len(self.task_ids))
 
     def get_state(self) -> SimState:
         """The simulator's state: an array ``[time, qpos, qvel]`` that also carries the controller's memory."""
@@ -279,6 +288,18 @@ def check_task_ids(task_id: int | Sequence[int] | None, n_tasks: int, suite: str
             f"task_id={task_id!r} names no task; give one of 0 to {n_tasks - 1}, several, or None for all."
         )
     return tuple(int(index) for index in ids)
+
+
+def check_task_weights(weights: Sequence[float] | np.ndarray, n_tasks: int) -> np.ndarray:
+    """Weights as probabilities, (n_tasks,).
+
+    Raises:
+        ValueError: If there is not one finite, non-negative weight per task, or all are zero.
+    """
+    values = np.asarray(weights, dtype=np.float64)
+    if values.shape != (n_tasks,) or not np.isfinite(values).all() or (values < 0).any() or values.sum() == 0:
+        raise ValueError(f"task weights {weights!r}: expected {n_tasks} finite weights >= 0, not all zero.")
+    return values / values.sum()
 
 
 def _check_init_state_id(init_state_id: Any, n_states: int, task: Task) -> int:

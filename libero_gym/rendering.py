@@ -19,7 +19,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from libero_gym.compile import CompiledTask, visual_model
+from libero_gym.compile import MAX_SCENES, CompiledTask, visual_model
 from libero_gym.simulator import Simulator
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,6 @@ MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
 DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libglib2.0-0"
 
 _BACKENDS = {"egl": "EGL", "osmesa": "OSMesa"}
-# Scenes whose meshes and textures a process keeps uploaded; a scene takes 100-600 MB without a GPU.
-_MAX_SCENES = int(os.environ.get("LIBERO_GYM_MAX_SCENES", "4"))
 # robosuite's scene capacity; a larger one would draw geoms that stock LIBERO leaves out.
 _MAX_GEOMS = 1000
 
@@ -158,7 +156,7 @@ class _ProcessRenderer:
         self._gl.make_current()
         key = compiled.visual_key
         if key not in self._scenes:
-            while len(self._scenes) >= _MAX_SCENES:
+            while len(self._scenes) >= MAX_SCENES:
                 self._scenes.popitem(last=False)[1].free()
             self._scenes[key] = _Scene(compiled, size)
         self._scenes.move_to_end(key)

@@ -1,0 +1,189 @@
+"""The processes behind `LiberoVectorEnv`: a template that compiles tasks and never touches GL, and its forks.
+
+``python -m libero_gym.worker CONTROL_FD`` is the template. It is a fresh interpreter, so it inherits neither CUDA nor
+GL contexts nor threads from the trainer, and the trainer's script needs no ``if __name__ == "__main__"``. Workers are
+forked from it: they share compiled models and code in memory, and make their own GL context at their first frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from libero_gym import rendering
+from libero_gym.compile import compile_task, visual_model
+from libero_gym.env import LiberoEnv
+from libero_gym.observations import IMAGE_KEYS
+from libero_gym.shared_arrays import SharedArrays
+from libero_gym.tasks import get_tasks
+
+# What a worker is asked to do, one byte each; everything else about a step is in the shared arrays.
+STEP, RESET, CALL, CLOSE = "step", "reset", "call", "close"
+
+
+class Worker:
+    """Steps the environments ``[first, last)`` of a vector environment, reading and writing the shared arrays."""
+
+    def __init__(self, first: int, last: int, env_kwargs: dict[str, Any], shared: SharedArrays) -> None:
+        self.indices = range(first, last)
+        self.shared = shared
+        self.envs = {index: LiberoEnv(**env_kwargs) for index in self.indices}
+
+    def step(self) -> None:
+        for index in self.indices:
+            env = self.envs[index]
+            obs, reward, terminated, truncated, info = env.step(self.shared["actions"][index])
+            self.shared["rewards"][index] = reward
+            self.shared["terminated"][index] = terminated
+            self.shared["truncated"][index] = truncated
+            self._write_info("", index, info)
+            if terminated or truncated:
+                self._write_obs("final_", index, obs)
+                self._write_info("final_", index, info)
+                self._reset(index, None, {})
+            else:
+                self._write_obs("", index, obs)
+
+    def reset(self, requests: dict[int, tuple[int | None, dict[str, Any]]]) -> None:
+        """Reset some environments, each with its seed and options."""
+        for index, (seed, options) in requests.items():
+            self._reset(index, seed, options)
+
+    def call(self, name: str, indices: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """Results of a method, or values of an attribute, of some environments."""
+        results = []
+        for index in indices:
+            member = getattr(self.envs[index], name)
+            results.append(member(*args, **kwargs) if callable(member) else member)
+        return results
+
+    def close(self) -> None:
+        for env in self.envs.values():
+            env.close()
+        rendering.release()
+
+    def _reset(self, index: int, seed: int | None, options: dict[str, Any]) -> None:
+        env = self.envs[index]
+        env.set_task_weights(self.shared["task_weights"])
+        obs, info = env.reset(seed=seed, options=options)
+        self._write_obs("", index, obs)
+        self._write_info("", index, info)
+
+    def _write_obs(self, prefix: str, index: int, obs: dict[str, Any]) -> None:
+        for key in (*IMAGE_KEYS.values(), "state"):
+            if key in obs:
+                self.shared[prefix + key][index] = obs[key]
+
+    def _write_info(self, prefix: str, index: int, info: dict[str, Any]) -> None:
+        for key in ("is_success", "task_id", "init_state_id"):
+            self.shared[prefix + key][index] = info[key]
+        self.shared[prefix + "reward_terms"][index] = list(info["reward_terms"].values())
+
+
+def serve(connection: Connection, worker: Worker) -> None:
+    """Answer requests until the other side closes. Each answer is ("done", result) or ("error", traceback)."""
+    requests: dict[str, Callable[..., Any]] = {STEP: worker.step, RESET: worker.reset, CALL: worker.call}
+    while True:
+        try:
+            name, args = connection.recv()
+        except (EOFError, ConnectionResetError):
+            break
+        if name == CLOSE:
+            break
+        try:
+            answer = ("done", requests[name](*args))
+        except Exception:
+            answer = ("error", traceback.format_exc())
+        connection.send(answer)
+    worker.close()
+
+
+def _run_template(control: socket.socket) -> None:
+    """Compile what is asked for and fork workers, until the other side closes."""
+    connection = Connection(os.dup(control.fileno()))
+    children: list[int] = []
+    while True:
+        try:
+            name, *args = connection.recv()
+        except (EOFError, ConnectionResetError):
+            break
+        try:
+            if name == "compile":
+                suite, task_id, with_visual = args
+                compiled = compile_task(get_tasks(suite)[task_id])
+                if with_visual:
+                    visual_model(compiled)  # forks share its pages
+                result = None
+            else:
+                _, descriptors, _, _ = socket.recv_fds(control, 1, 3)
+                result = _fork_worker((control, connection), descriptors, *args)
+                children.append(result)
+            connection.send(("done", result))
+        except Exception:
+            connection.send(("error", traceback.format_exc()))
+        children = [pid for pid in children if not _reap(pid)]
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def _fork_worker(
+    inherited: tuple[Any, ...], descriptors: list[int], first: int, last: int, env_kwargs: dict[str, Any], layout: Any
+) -> int:
+    """Fork a worker over (its connection, the shared arrays, its crash log); gives its process id."""
+    connection_fd, memory_fd, crash_fd = descriptors
+    pid = os.fork()
+    if pid:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return pid
+    status = 1
+    try:
+        for handle in inherited:
+            handle.close()
+        faulthandler.enable(file=crash_fd)
+        connection = Connection(connection_fd)
+        try:
+            worker = Worker(first, last, env_kwargs, SharedArrays(layout, memory_fd))
+            connection.send(("done", None))
+        except Exception:
+            connection.send(("error", traceback.format_exc()))
+        else:
+            serve(connection, worker)
+        status = 0
+    except BaseException:
+        os.write(crash_fd, traceback.format_exc().encode())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _reap(pid: int) -> bool:
+    """Whether a child has ended; collects it if so."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
+def main() -> None:
+    """Entry point of the template process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle: it closes its workers
+    np.seterr(all="ignore")
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        _run_template(control)
+
+
+if __name__ == "__main__":
+    main()
