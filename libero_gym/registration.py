@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gymnasium as gym
+from gymnasium.envs.registration import register, registry  # complete even while gymnasium itself is loading
 
 from libero_gym.tasks import SUITES, Suite
 
@@ -18,9 +18,9 @@ def register_envs() -> None:
 
 
 def _register(env_id: str, suite: Suite) -> None:
-    if env_id in gym.registry:
+    if env_id in registry:
         return
-    gym.register(
+    register(
         id=env_id,
         entry_point=_ENV,
         vector_entry_point=_VECTOR_ENV,
