@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
@@ -136,6 +137,11 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     def instructions(self) -> list[str]:
         """Every instruction that this environment can show, in the order of ``task_ids``."""
         return [self.tasks[task_id].instruction for task_id in self.task_ids]
+
+    @property
+    def process_id(self) -> int:
+        """The process that this environment lives in."""
+        return os.getpid()
 
     @property
     def simulator(self) -> Simulator:

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -29,6 +30,8 @@ from libero_gym.tasks import get_tasks
 
 # What a worker is asked to do, one byte each; everything else about a step is in the shared arrays.
 STEP, RESET, CALL, CLOSE = "step", "reset", "call", "close"
+# Seconds that workers get to free their GL contexts.
+_PATIENCE = 5.0
 
 
 class Worker:
@@ -132,9 +135,7 @@ def _run_template(control: socket.socket) -> None:
         except Exception:
             connection.send(("error", traceback.format_exc()))
         children = [pid for pid in children if not _reap(pid)]
-    for pid in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+    _end(children)
 
 
 def _fork_worker(
@@ -167,6 +168,18 @@ def _fork_worker(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _end(children: list[int]) -> None:
+    """Wait for workers to leave by themselves, which they do once nobody talks to them; then make them."""
+    deadline = time.monotonic() + _PATIENCE
+    while children and time.monotonic() < deadline:
+        children = [pid for pid in children if not _reap(pid)]
+        time.sleep(0.01)
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _reap(pid: int) -> bool:

@@ -1,0 +1,66 @@
+"""The compile cache: damaged entries are rebuilt, failures cost nothing but time, its size is bounded."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from libero_gym import cache
+from libero_gym.compile import compile_task
+from libero_gym.tasks import Task
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LIBERO_GYM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_round_trip(folder: Path) -> None:
+    cache.write("a", b"content")
+    assert cache.read("a") == b"content"
+    assert cache.read("b") is None
+
+
+def test_damaged_entry_is_removed(folder: Path) -> None:
+    cache.write("a", b"content")
+    path = folder / "a.bin"
+    path.write_bytes(b"c0ntent" + path.read_bytes()[7:])
+    assert cache.read("a") is None
+    assert not path.exists()
+
+
+def test_oldest_entries_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "250e-9")
+    for age, name in enumerate(("a", "b")):
+        cache.write(name, bytes(100))
+        os.utime(folder / f"{name}.bin", (age, age))
+    cache.read("a")  # now b is the one unused for longest
+    cache.write("c", bytes(100))
+    assert cache.read("b") is None
+    assert cache.read("a") == cache.read("c") == bytes(100)
+
+
+def test_unwritable_folder_warns_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LIBERO_GYM_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="Set LIBERO_GYM_CACHE to a folder that can be written"):
+        cache.write("a", b"content")
+    assert cache.read("a") is None
+
+
+def test_compiled_task_from_disk_equals_the_fresh_one(folder: Path, spatial_task: Task) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh = compile_task.__wrapped__(spatial_task)
+        assert len(list(folder.glob("task-*.bin"))) == 1
+        cached = compile_task.__wrapped__(spatial_task)
+    assert cached.goal == fresh.goal
+    assert cached.burners == fresh.burners
+    np.testing.assert_array_equal(cached.physics.body_pos, fresh.physics.body_pos)
+    for name, value in fresh.arm.stale.items():
+        np.testing.assert_array_equal(cached.arm.stale[name], value)

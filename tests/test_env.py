@@ -1,0 +1,205 @@
+"""The contract of `LiberoEnv`: spaces, resets, seeds, states, rewards, chunks, and what bad input gets."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import equal_observations, random_actions
+from gymnasium.utils.env_checker import check_env
+
+from libero_gym.env import LiberoEnv
+from libero_gym.simulator import SimState
+
+INFO_KEYS = {"is_success", "task_id", "task_name", "init_state_id", "instruction", "reward_terms"}
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space.*")
+def test_gymnasium_check_env_passes_with_cameras() -> None:
+    env = gym.make(
+        "LIBERO-Spatial-v0", task_id=0, image_size=32, cameras=("agentview", "wrist"), render_mode="rgb_array"
+    )
+    check_env(env.unwrapped)
+    obs, info = env.reset(seed=0)
+    assert obs["image"].shape == obs["wrist_image"].shape == env.render().shape == (32, 32, 3)
+    assert not np.array_equal(obs["image"], obs["wrist_image"])
+    np.testing.assert_array_equal(env.render(), obs["image"])
+    assert set(info) == INFO_KEYS
+    env.close()
+
+
+def test_without_cameras_there_is_no_image(state_env: LiberoEnv) -> None:
+    obs, _ = state_env.reset(seed=0)
+    assert set(obs) == {"state", "instruction"}
+    assert obs["state"].dtype == np.float32
+    assert state_env.observation_space.contains(obs)
+
+
+def test_same_seed_gives_same_rollout_and_another_seed_another() -> None:
+    def rollout(seed: int) -> list[dict[str, Any]]:
+        env = gym.make("LIBERO-Spatial-v0", task_id=[0, 1], cameras=())
+        observations = [env.reset(seed=seed)[0]]
+        env.action_space.seed(seed)
+        observations += [env.step(env.action_space.sample())[0] for _ in range(10)]
+        observations.append(env.reset()[0])  # the generator moves on, alike
+        return observations
+
+    first, again, other = rollout(3), rollout(3), rollout(4)
+    assert all(equal_observations(a, b) for a, b in zip(first, again, strict=True))
+    assert not equal_observations(first[0], other[0])
+
+
+def test_global_generators_are_untouched(state_env: LiberoEnv) -> None:
+    np.random.seed(1)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    state_env.reset(seed=0)
+    state_env.step(state_env.action_space.sample())
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_options_choose_task_and_state(state_env: LiberoEnv) -> None:
+    _, info = state_env.reset(options={"task_id": 1, "init_state_id": 7})
+    assert (info["task_id"], info["init_state_id"]) == (1, 7)
+    assert info["instruction"] == "pick up the black bowl next to the ramekin and place it on the plate"
+
+
+def test_fixture_draw_moves_fixtures_and_the_first_is_the_default(state_env: LiberoEnv) -> None:
+    state_env.reset(options={"init_state_id": 0})
+    default = state_env.simulator.fixtures.pos.copy()
+    state_env.reset(options={"init_state_id": 0, "fixture_draw": 1})
+    np.testing.assert_array_equal(default, state_env.simulator.fixtures.pos)
+    state_env.reset(options={"init_state_id": 0, "fixture_draw": 2})
+    assert np.abs(default - state_env.simulator.fixtures.pos).max() > 1e-3
+    body = state_env.simulator.fixtures.body_ids[0]
+    assert not np.array_equal(state_env.simulator.model.body_pos[body], default[0])
+
+
+def test_state_round_trip_branches_exactly(state_env: LiberoEnv) -> None:
+    state_env.reset(options={"init_state_id": 0})
+    for action in random_actions(12):
+        state_env.step(action)
+    state = pickle.loads(pickle.dumps(state_env.get_state()))
+    assert isinstance(state, SimState)
+    assert state.shape == (state_env.simulator.state_size,)
+    futures = []
+    for _ in range(2):
+        obs = state_env.set_state(copy.deepcopy(state))
+        rest = [state_env.step(action)[0] for action in random_actions(15, seed=1)]
+        futures.append([obs, *rest])
+    assert all(equal_observations(a, b) for a, b in zip(*futures, strict=True))
+
+
+def test_branch_equals_never_having_left(state_env: LiberoEnv) -> None:
+    state_env.reset(options={"init_state_id": 0})
+    for action in random_actions(5):
+        state_env.step(action)
+    state = state_env.get_state()
+    straight = [state_env.step(action)[0] for action in random_actions(15, seed=1)]
+    state_env.reset(options={"init_state_id": 3})
+    state_env.set_state(state)
+    branched = [state_env.step(action)[0] for action in random_actions(15, seed=1)]
+    assert all(equal_observations(a, b) for a, b in zip(straight, branched, strict=True))
+
+
+def test_chunk_equals_its_steps_one_by_one() -> None:
+    single = LiberoEnv("libero_spatial", task_id=0, cameras=())
+    chunked = LiberoEnv("libero_spatial", task_id=0, cameras=(), chunk_size=4)
+    single.reset(options={"init_state_id": 0})
+    chunked.reset(options={"init_state_id": 0})
+    actions = random_actions(8).astype(np.float32)
+    for action in actions:
+        expected, *_ = single.step(action)
+    for chunk in actions.reshape(2, 4, 7):
+        obs, *_ = chunked.step(chunk)
+    assert equal_observations(expected, obs)
+
+
+def test_chunked_env_truncates_itself_at_the_suites_limit() -> None:
+    env = gym.make("LIBERO-Spatial-v0", task_id=0, cameras=(), chunk_size=50, settle_steps=0)
+    env.reset(seed=0)
+    ends = [env.step(np.zeros((50, 7), dtype=np.float32))[3] for _ in range(5)]
+    assert ends == [False] * 4 + [True]
+
+
+def test_progress_terms_sum_to_the_reward_and_telescope() -> None:
+    env = LiberoEnv("libero_spatial", task_id=0, cameras=(), reward="progress")
+    env.reset(options={"init_state_id": 0})
+    first, gamma, discounted = env._phi, 0.99, 0.0
+    for t, action in enumerate(random_actions(6)):
+        _, reward, _, _, info = env.step(action)
+        assert reward == pytest.approx(sum(info["reward_terms"].values()))
+        discounted += gamma**t * info["reward_terms"]["progress"]
+    assert 0 < first < 1
+    assert discounted == pytest.approx(gamma**6 * env._phi - first)
+
+
+def test_success_terminates_and_pays_one(state_env: LiberoEnv) -> None:
+    """Put the bowl onto the plate by hand and let it come to rest."""
+    state_env.reset(options={"init_state_id": 0})
+    simulator = state_env.simulator
+    model, state = simulator.model, np.array(state_env.get_state())
+    plate, bowl = (model.joint(name).qposadr[0] + 1 for name in ("plate_1_joint0", "akita_black_bowl_1_joint0"))
+    state[bowl : bowl + 3] = state[plate : plate + 3] + [0, 0, 0.03]
+    state_env.set_state(state)
+    for _ in range(20):
+        _, reward, terminated, _, info = state_env.step(np.array([0, 0, 0, 0, 0, 0, -1.0]))
+        if terminated:
+            break
+    assert terminated
+    assert info["is_success"]
+    assert reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"task_id": 10}, r"task_id=10 is out of range; libero_spatial has tasks 0 to 9"),
+        ({"task_id": []}, r"names no task"),
+        ({"image_size": 0}, r"image_size=0 cannot be rendered; expected an integer from 8 to 2048"),
+        ({"image_size": 3.5}, r"image_size=3.5 cannot be rendered"),
+        ({"cameras": ("writs",)}, r"Unknown camera 'writs'. Did you mean 'wrist'\?"),
+        ({"cameras": "wrist"}, r"give a sequence, such as cameras=\('wrist',\)"),
+        ({"reward": "dense"}, r"Unknown reward 'dense'.*'sparse', 'progress'"),
+        ({"renderer": "exakt"}, r"Did you mean 'exact'\?"),
+        ({"chunk_size": 0}, r"chunk_size=0; expected an integer of at least 1"),
+        ({"settle_steps": -1}, r"settle_steps=-1"),
+        ({"render_mode": "human"}, r"Unknown render_mode 'human'"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LiberoEnv("libero_spatial", **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task_id": 11}, "task_id=11 is out of range"),
+        ({"init_state_id": 50}, "has official initial states 0 to 49"),
+        ({"init_state": 1}, "Unknown reset option 'init_state'. Did you mean 'init_state_id'"),
+        ({"fixture_draw": 0}, "fixture_draw=0; expected an integer from 1"),
+    ],
+)
+def test_bad_reset_options_are_named(state_env: LiberoEnv, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        state_env.reset(options=options)
+
+
+def test_bad_actions_are_named(state_env: LiberoEnv) -> None:
+    with pytest.raises(gym.error.ResetNeeded, match="reset"):
+        state_env.step(np.zeros(7))
+    state_env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"shape \(6,\); expected \(7,\)"):
+        state_env.step(np.zeros(6))
+    with pytest.raises(ValueError, match="NaN"):
+        state_env.step(np.full(7, np.nan))
+
+
+def test_a_state_of_another_task_is_refused(state_env: LiberoEnv) -> None:
+    state_env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"The state has shape \(5,\).*needs \(92,\)"):
+        state_env.set_state(np.zeros(5))
