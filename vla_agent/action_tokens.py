@@ -1,7 +1,7 @@
 """Bins, token ids and continuous actions of OpenVLA: one table per direction, exact to the published code.
 
-A *bin* counts from 0 (value -1) to 255 (value 1) within one action dimension. Its *token id* counts down from the end of
-the tokenizer's vocabulary: `id = vocab_size - 1 - bin`, so that 31999 is -1 and 31744 is 1 for the published one.
+A *bin* counts from 0 (value -1) to 255 (value 1) within one action dimension. Its *token id* counts down from the end
+of the tokenizer's vocabulary: `id = vocab_size - 1 - bin`, so that 31999 is -1 and 31744 is 1 for the published one.
 """
 
 from collections.abc import Mapping

@@ -61,7 +61,9 @@ def lay_out_prompts(input_ids: th.Tensor, attention_mask: th.Tensor, empty_piece
     # One transfer for all that the host must know: the width decides shapes, and unpadded batches need no mask.
     longest, shortest, invalid = th.stack([row_length.max(), row_length.min(), left_padded.long()]).tolist()
     if invalid:
-        raise ValueError("Prompts must begin with BOS in column 0 and be padded on the right, as `tokenize` gives them.")
+        raise ValueError(
+            "Prompts must begin with BOS in column 0 and be padded on the right, as `tokenize` gives them."
+        )
     ids = th.cat([input_ids, input_ids.new_full((len(input_ids), 1), empty_piece_id)], dim=1)
     columns = th.arange(longest, device=ids.device)
     source = columns - (longest - row_length)[:, None]  # column of the original that comes here; negative: padding

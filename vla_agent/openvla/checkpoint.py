@@ -1,0 +1,196 @@
+"""Checkpoints in the published layout: safetensors (sharded or not), config, preprocessor and tokenizer files.
+
+Loading is strict by name and shape, never unpickles, and holds one shard besides the model.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from vla_agent.openvla.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, CheckpointError, read_config, resolve_folder
+from vla_agent.openvla.model import OpenVLA
+from vla_agent.openvla.processor import read_processor
+
+_PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def from_pretrained(
+    path_or_id: str | Path, *, dtype: th.dtype | None = None, device: th.device | str | None = None
+) -> OpenVLA:
+    """Loads a model, shard by shard.
+
+    Args:
+        path_or_id: A folder, "tiny" (which ships with this package), or a hub id such as
+            "openvla/openvla-7b-finetuned-libero-spatial".
+        dtype: Type of the weights; float32 on a CPU and bfloat16 elsewhere by default.
+        device: Where to put them; the CPU by default.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, it has no safetensors, or its tensors are not, by name and
+            shape, those of the model that its config describes.
+    """
+    target = th.device(device or "cpu")
+    dtype = dtype or (th.float32 if target.type == "cpu" else th.bfloat16)
+    folder = resolve_folder(path_or_id, weights=True)
+    shards = _find_shards(folder)  # before the config, so that an empty folder is told what it lacks
+    config = read_config(folder)
+    processor = read_processor(folder, config, str(path_or_id))
+    with th.device("meta"):
+        model = OpenVLA(config, processor)
+    _check_tensors(shards, model, folder)
+    quiet = not sys.stderr.isatty() or len(shards) < 2
+    for shard in tqdm(shards, desc="Loading checkpoint shards", unit="shard", disable=quiet):
+        model.load_state_dict(_read_shard(shard, dtype, target), strict=False, assign=True)
+    model.reset_rotary()
+    return model.eval()
+
+
+def save_pretrained(model: OpenVLA, path: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
+    """Writes a model in the published layout, which OpenVLA's own code loads too.
+
+    Everything is written to a temporary folder beside `path` and then renamed, so that an interruption leaves no half
+    checkpoint. Other files in an existing `path` stay.
+
+    Args:
+        model: The model; its weights are written in the type they have.
+        path: Folder, made where it does not exist.
+        max_shard_size: Bytes per safetensors file.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary_folder(target) as folder:
+        _write_weights(model, folder, max_shard_size)
+        for name, content in model.processor.files.items():
+            (folder / name).write_bytes(content)
+        text = json.dumps(model.config.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        _publish(folder, target)
+
+
+def _find_shards(folder: Path) -> list[Path]:
+    """Weight files: those of the index where there is one, else the single file."""
+    if (folder / INDEX_FILE).is_file():
+        names = sorted(set(json.loads((folder / INDEX_FILE).read_text())["weight_map"].values()))
+        absent = [name for name in names if not (folder / name).is_file()]
+        if absent:
+            raise CheckpointError(f"Checkpoint folder '{folder}' lacks the shards {', '.join(absent)} of its index.")
+        return [folder / name for name in names]
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    pickled = sorted(path.name for pattern in _PICKLE_PATTERNS for path in folder.glob(pattern))
+    if pickled:
+        raise CheckpointError(
+            f"Checkpoint folder '{folder}' has only pickled weights ({', '.join(pickled[:3])}), which are never loaded "
+            "because unpickling runs code; convert them to safetensors."
+        )
+    raise CheckpointError(
+        f"Checkpoint folder '{folder}' has no weights: expected {WEIGHTS_FILE}, or shards with {INDEX_FILE}."
+    )
+
+
+def _check_tensors(shards: list[Path], model: OpenVLA, folder: Path) -> None:
+    """Compares names and shapes in the files' headers with the model's."""
+    found: dict[str, tuple[int, ...]] = {}
+    for shard in shards:
+        with _open(shard) as file:
+            found.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    misshapen = [
+        f"{name} {found[name]} instead of {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    problems = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys()),
+        "of another shape": misshapen,
+    }
+    parts = [f"{len(names)} {problem}: {_listing(names)}" for problem, names in problems.items() if names]
+    if parts:
+        raise CheckpointError(
+            f"The tensors in '{folder}' are not those of the model its config.json describes. " + "; ".join(parts) + "."
+        )
+
+
+def _listing(names: list[str], limit: int = 20) -> str:
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+@contextlib.contextmanager
+def _open(shard: Path, device: str = "cpu") -> Iterator[Any]:
+    try:
+        file = safe_open(str(shard), framework="pt", device=device)
+    except SafetensorError as error:
+        raise CheckpointError(f"'{shard}' is damaged or not a safetensors file ({error}); fetch it anew.") from error
+    with file as opened:
+        yield opened
+
+
+def _read_shard(shard: Path, dtype: th.dtype, device: th.device) -> dict[str, th.Tensor]:
+    with _open(shard) as file:
+        # copy=True: without a conversion the tensors would be views of the mapped file, which may be replaced.
+        return {name: file.get_tensor(name).to(device, dtype, copy=True) for name in file.keys()}  # noqa: SIM118
+
+
+def _split_shards(tensors: Mapping[str, th.Tensor], max_shard_size: int) -> list[dict[str, th.Tensor]]:
+    shards: list[dict[str, th.Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        n_bytes = tensor.numel() * tensor.element_size()
+        if shards[-1] and size + n_bytes > max_shard_size:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += n_bytes
+    return shards
+
+
+def _write_weights(model: OpenVLA, folder: Path, max_shard_size: int) -> None:
+    tensors = model.state_dict()
+    shards = _split_shards(tensors, max_shard_size)
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        name = WEIGHTS_FILE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in shard.items()}
+        save_file(contiguous, folder / name, metadata={"format": "pt"})
+        (folder / name).chmod(0o644)  # safetensors leaves it readable by its owner alone
+        weight_map.update(dict.fromkeys(shard, name))
+    if len(shards) > 1:
+        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _temporary_folder(target: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Renames a complete folder to `target`, or each of its files into it where it exists, config.json last."""
+    folder.chmod(0o755)
+    if not target.exists():
+        folder.rename(target)
+        return
+    written = sorted((path.name for path in folder.iterdir()), key=lambda name: name == CONFIG_FILE)
+    stale = {path.name for path in target.glob("model*.safetensors")} | {INDEX_FILE}
+    for name in written:
+        os.replace(folder / name, target / name)
+    for name in stale - set(written):
+        (target / name).unlink(missing_ok=True)

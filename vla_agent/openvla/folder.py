@@ -1,0 +1,85 @@
+"""Finding a checkpoint's folder and reading its configuration; knows neither torch nor transformers."""
+
+import json
+from pathlib import Path
+
+from vla_agent.openvla.config import OpenVLAConfig
+
+TINY_FOLDER = Path(__file__).parents[1] / "checkpoints" / "tiny"
+
+CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+STATISTICS_FILE = "dataset_statistics.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# What a download is restricted to: nothing in these can carry code.
+_METADATA_PATTERNS = [CONFIG_FILE, PREPROCESSOR_FILE, STATISTICS_FILE, *TOKENIZER_FILES]
+_WEIGHTS_PATTERNS = ["*.safetensors", INDEX_FILE]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be found, read, or put into the model it describes."""
+
+
+def resolve_folder(path_or_id: str | Path, *, weights: bool) -> Path:
+    """Folder of a checkpoint, downloaded from the hub where it is an id.
+
+    Args:
+        path_or_id: A folder, "tiny" (which ships with this package), or a hub id.
+        weights: Whether the weights are needed, or only the files beside them.
+
+    Raises:
+        CheckpointError: If there is no such folder, and no such id or no way to the hub.
+    """
+    name = str(path_or_id)
+    if name == "tiny":
+        return TINY_FOLDER
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(path_or_id, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"There is no checkpoint folder '{name}'. Give an existing folder, 'tiny', or a hub id such as "
+            "'openvla/openvla-7b-finetuned-libero-spatial'."
+        )
+    return _download(name, weights)
+
+
+def read_config(folder: Path) -> OpenVLAConfig:
+    """Configuration of a checkpoint folder; a `dataset_statistics.json` replaces its statistics.
+
+    Fine-tuning writes that file beside the base model's config, and the published code reads it so.
+
+    Raises:
+        CheckpointError: If the folder has no configuration, or not one of an OpenVLA.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"Checkpoint folder '{folder}' has no {CONFIG_FILE}.")
+    try:
+        config = OpenVLAConfig.from_json(folder / CONFIG_FILE)
+        if (folder / STATISTICS_FILE).is_file():
+            config.norm_stats = json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"Checkpoint folder '{folder}': {error}") from error
+    return config
+
+
+def _download(repo_id: str, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = _METADATA_PATTERNS + (_WEIGHTS_PATTERNS if weights else [])
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many kinds, those of its transport included
+        raise CheckpointError(
+            f"'{repo_id}' is neither a folder here nor a checkpoint that could be downloaded from the hub "
+            f"({type(error).__name__}); check the spelling and the network, or give a folder."
+        ) from error
