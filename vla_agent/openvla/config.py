@@ -1,6 +1,7 @@
 """The shape of a model and its statistics, as the published `config.json` writes them down."""
 
 import copy
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -178,7 +179,7 @@ class OpenVLAConfig:
     @property
     def towers(self) -> list[TowerConfig]:
         """Resolved vision towers, in order."""
-        sizes = self.vision_tower_sizes or [None] * len(self.timm_model_ids)
+        sizes = self.vision_tower_sizes or itertools.repeat(None, len(self.timm_model_ids))
         return [
             TowerConfig.from_timm_id(name, size, given)
             for name, size, given in zip(self.timm_model_ids, self.image_sizes, sizes, strict=True)
@@ -189,7 +190,7 @@ class OpenVLAConfig:
         """Language model configuration with its defaults filled in."""
         from transformers import LlamaConfig
 
-        return LlamaConfig(**self.text_config, attn_implementation="sdpa")
+        return LlamaConfig(**{**self.text_config, "attn_implementation": "sdpa"})
 
     @property
     def vocab_size(self) -> int:

@@ -15,7 +15,7 @@ from vla_agent.openvla.config import ACTION_DIM, OpenVLAConfig
 from vla_agent.openvla.image import pixel_values_from_images
 from vla_agent.openvla.processor import Processor
 from vla_agent.openvla.sequence import KeyValueCache, PromptLayout, causal_mask, lay_out_prompts
-from vla_agent.openvla.vision import Projector, VisionBackbone
+from vla_agent.openvla.vision import Projector, VisionBackbone, VisionTower
 
 
 class ActionOutput(NamedTuple):
@@ -102,14 +102,10 @@ class OpenVLA(nn.Module):
 
     def unused_parameter_names(self) -> list[str]:
         """Parameters that no output depends on: keep them out of optimizers, adapters and gradient checks."""
-        towers = {
-            "featurizer": self.vision_backbone.featurizer,
-            "fused_featurizer": self.vision_backbone.fused_featurizer,
-        }
         return [
             f"vision_backbone.{name}.{parameter}"
-            for name, tower in towers.items()
-            if tower is not None
+            for name, tower in self.vision_backbone.named_children()
+            if isinstance(tower, VisionTower)
             for parameter in tower.unused_parameter_names()
         ]
 
@@ -288,8 +284,8 @@ class OpenVLA(nn.Module):
             temperature: Of sampling, where that is not so.
 
         Returns:
-            float64, shape (B, 7), or (B, chunk, 7) for a model of chunks. The gripper is as the model says it (0 closed,
-            1 open); `Processor.action_table` has it as LIBERO's environments want it.
+            float64, shape (B, 7), or (B, chunk, 7) for a model of chunks. The gripper is as the model says it (0
+            closed, 1 open); `Processor.action_table` has it as LIBERO's environments want it.
 
         Raises:
             ValueError: If the checkpoint lacks `unnorm_key`, or images and instructions differ in number.

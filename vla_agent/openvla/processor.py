@@ -120,14 +120,10 @@ class Processor:
         """
         keys = self.unnorm_keys
         if not keys:
-            raise ValueError(
-                "The checkpoint has no action statistics; put a dataset_statistics.json beside its config."
-            )
+            raise ValueError("The checkpoint has no action statistics; put a dataset_statistics.json into its folder.")
         if unnorm_key is None:
             if len(keys) > 1:
-                raise ValueError(
-                    f"The checkpoint has statistics for several data sets; give unnorm_key, one of {keys}."
-                )
+                raise ValueError(f"The checkpoint has statistics of several data sets; give unnorm_key, one of {keys}.")
             unnorm_key = keys[0]
         if unnorm_key not in keys:
             close = difflib.get_close_matches(unnorm_key, keys, n=1)
