@@ -1,6 +1,7 @@
 """OpenVLA: two vision towers, a projector and a Llama that speaks action tokens."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from vla_agent.openvla.config import ACTION_DIM, OpenVLAConfig
 from vla_agent.openvla.image import pixel_values_from_images
 from vla_agent.openvla.processor import Processor
 from vla_agent.openvla.sequence import KeyValueCache, PromptLayout, causal_mask, lay_out_prompts
-from vla_agent.openvla.vision import Projector, VisionBackbone, VisionTower
+from vla_agent.openvla.vision import Projector, VisionBackbone, VisionTower, checkpointed
 
 
 class ActionOutput(NamedTuple):
@@ -57,6 +58,7 @@ class OpenVLA(nn.Module):
         self.vision_backbone = VisionBackbone(config)
         self.projector = Projector(self.vision_backbone.embed_dim, llama.hidden_size, config.use_fused_vision_backbone)
         self.language_model = LlamaForCausalLM(llama)
+        self.gradient_checkpointing = False
 
     @classmethod
     def from_pretrained(
@@ -108,6 +110,13 @@ class OpenVLA(nn.Module):
             if isinstance(tower, VisionTower)
             for parameter in tower.unused_parameter_names()
         ]
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Whether backward passes recompute each block instead of keeping what it computed: slower, much smaller."""
+        self.gradient_checkpointing = enabled
+        for module in self.vision_backbone.children():
+            if isinstance(module, VisionTower):
+                module.gradient_checkpointing = enabled
 
     def preprocess(self, images: np.ndarray | th.Tensor) -> th.Tensor:
         """Pixel values of images, in the model's type and on its device.
@@ -328,7 +337,10 @@ class OpenVLA(nn.Module):
         rotary = llama.rotary_emb(embeds, position_ids=positions)
         x = embeds
         for layer in llama.layers:
-            x = layer(x, attention_mask=mask, position_ids=positions, position_embeddings=rotary, past_key_values=cache)
+            run = functools.partial(
+                layer, attention_mask=mask, position_ids=positions, position_embeddings=rotary, past_key_values=cache
+            )
+            x = checkpointed(run, x) if self.gradient_checkpointing else run(x)
         return llama.norm(x[:, -n_last:])
 
     def _bin_logits(self, hidden: th.Tensor) -> th.Tensor:

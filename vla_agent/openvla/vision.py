@@ -4,13 +4,21 @@ The towers are plain pre-norm vision transformers. OpenVLA takes what their seco
 final norm; the last block, `norm` and `attn_pool` are in every checkpoint, and here only so that loading stays strict.
 """
 
+from collections.abc import Callable
+
 import torch as th
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vla_agent.openvla.config import OpenVLAConfig, TowerConfig
 
 LAYER_NORM_EPS = 1e-6  # timm's vision transformers
+
+
+def checkpointed(fn: Callable[[th.Tensor], th.Tensor], x: th.Tensor) -> th.Tensor:
+    """`fn(x)`, computed anew in the backward pass where there will be one."""
+    return checkpoint(fn, x, use_reentrant=False) if th.is_grad_enabled() else fn(x)
 
 
 class Attention(nn.Module):
@@ -106,6 +114,7 @@ class VisionTower(nn.Module):
     def __init__(self, tower: TowerConfig) -> None:
         super().__init__()
         dim = tower.embed_dim
+        self.gradient_checkpointing = False
         self.n_prefix = 0
         if tower.is_dinov2:
             self.cls_token = nn.Parameter(th.zeros(1, 1, dim))
@@ -126,7 +135,7 @@ class VisionTower(nn.Module):
             prefix = [self.cls_token, self.reg_token] if self.n_prefix > 1 else [self.cls_token]
             x = th.cat([token.expand(x.shape[0], -1, -1) for token in prefix] + [x], dim=1)
         for block in self.blocks[:-1]:
-            x = block(x)
+            x = checkpointed(block, x) if self.gradient_checkpointing else block(x)
         return x[:, self.n_prefix :]
 
     def unused_parameter_names(self) -> list[str]:
