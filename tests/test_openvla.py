@@ -8,6 +8,7 @@ import gzip
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -521,6 +522,25 @@ def test_loading_is_strict_and_lists_the_tensors(tmp_path):
     assert "1 missing: projector.fc1.bias" in str(error.value)
     assert "1 unexpected: projector.fc9.bias" in str(error.value)
     assert "1 of another shape: projector.fc3.bias (5,) instead of (128,)" in str(error.value)
+
+
+def test_mlp_width_that_the_config_leaves_out_is_read_from_the_weights(tmp_path):
+    folder = shutil.copytree(TINY_FOLDER, tmp_path / "terse")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["vision_tower_sizes"][1].pop("mlp_dim") == 320
+    (folder / "config.json").write_text(json.dumps(config))
+    assert OpenVLA.from_pretrained(folder).config.towers[1].mlp_dim == 320
+
+
+def test_tokenizer_model_alone_asks_for_sentencepiece(tmp_path, monkeypatch):
+    folder = shutil.copytree(TINY_FOLDER, tmp_path / "pieces")
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(CheckpointError, match="pip install sentencepiece"):
+        load_processor(folder)
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(CheckpointError, match=r"has no tokenizer: expected tokenizer\.json or tokenizer\.model"):
+        load_processor(folder)
 
 
 def test_folders_without_usable_weights_say_what_they_lack(tmp_path):

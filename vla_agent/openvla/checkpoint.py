@@ -18,9 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, CheckpointError, read_config, resolve_folder
 from vla_agent.openvla.model import OpenVLA
 from vla_agent.openvla.processor import read_processor
+
+Shapes = dict[str, tuple[int, ...]]
 
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -45,10 +48,12 @@ def from_pretrained(
     folder = resolve_folder(path_or_id, weights=True)
     shards = _find_shards(folder)  # before the config, so that an empty folder is told what it lacks
     config = read_config(folder)
+    found = _read_shapes(shards)
+    _complete_tower_sizes(config, found)
     processor = read_processor(folder, config, str(path_or_id))
     with th.device("meta"):
         model = OpenVLA(config, processor)
-    _check_tensors(shards, model, folder)
+    _check_tensors(found, model, folder)
     quiet = not sys.stderr.isatty() or len(shards) < 2
     for shard in tqdm(shards, desc="Loading checkpoint shards", unit="shard", disable=quiet):
         model.load_state_dict(_read_shard(shard, dtype, target), strict=False, assign=True)
@@ -99,12 +104,25 @@ def _find_shards(folder: Path) -> list[Path]:
     )
 
 
-def _check_tensors(shards: list[Path], model: OpenVLA, folder: Path) -> None:
-    """Compares names and shapes in the files' headers with the model's."""
-    found: dict[str, tuple[int, ...]] = {}
+def _read_shapes(shards: list[Path]) -> Shapes:
+    """Shape of every tensor by name, from the files' headers."""
+    found: Shapes = {}
     for shard in shards:
         with _open(shard) as file:
             found.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+    return found
+
+
+def _complete_tower_sizes(config: OpenVLAConfig, found: Shapes) -> None:
+    """Takes an `mlp_dim` that the config leaves out from the weights, where it is not four times the width."""
+    for name, sizes in zip(("featurizer", "fused_featurizer"), config.vision_tower_sizes or [], strict=False):
+        shape = found.get(f"vision_backbone.{name}.blocks.0.mlp.fc1.weight")
+        if "mlp_dim" not in sizes and shape and shape[0] != 4 * sizes["embed_dim"]:
+            sizes["mlp_dim"] = shape[0]
+
+
+def _check_tensors(found: Shapes, model: OpenVLA, folder: Path) -> None:
+    """Compares names and shapes in the files with the model's."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     misshapen = [
         f"{name} {found[name]} instead of {shape}"

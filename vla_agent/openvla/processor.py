@@ -195,8 +195,13 @@ def _read_encoder(folder: Path) -> EncodeFn:
         tokenizer.no_padding()
         return lambda text: tokenizer.encode(text).ids
     if (folder / "tokenizer.model").is_file():
-        from transformers import AutoTokenizer
-
-        slow = AutoTokenizer.from_pretrained(str(folder))
-        return lambda text: list(slow(text)["input_ids"])
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError as error:
+            raise CheckpointError(
+                f"Checkpoint folder '{folder}' has a tokenizer.model but no tokenizer.json, which takes the package "
+                "sentencepiece to read: pip install sentencepiece."
+            ) from error
+        pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        return lambda text: list(pieces.encode(text))
     raise CheckpointError(f"Checkpoint folder '{folder}' has no tokenizer: expected tokenizer.json or tokenizer.model.")
