@@ -127,10 +127,9 @@ def rotate(x: th.Tensor, n_heads: int) -> th.Tensor:
     return th.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).reshape(T, -1)
 
 
-def reference_logits(model: OpenVLA, prompt: list[int], pixels: th.Tensor, actions: list[int]) -> tuple:
-    """Logits (len(actions), V) that predict the actions, hidden states there, and embedded patches of one sample."""
+def reference_patches(model: OpenVLA, pixels: th.Tensor) -> th.Tensor:
+    """Embedded patches (P, D) of one image (6, H, W)."""
     tensors = model.state_dict()
-    heads = model.config.text_config["num_attention_heads"]
     towers = ["vision_backbone.featurizer", "vision_backbone.fused_featurizer"]
     features = [
         reference_tower(part, tensors, name, tower.num_heads)
@@ -139,23 +138,51 @@ def reference_logits(model: OpenVLA, prompt: list[int], pixels: th.Tensor, actio
     x = th.cat(features, dim=1)
     x = gelu(linear(x, tensors, "projector.fc1"))
     x = gelu(linear(x, tensors, "projector.fc2"))
-    patches = linear(x, tensors, "projector.fc3")
-    if prompt[-1] != model.config.empty_piece_id:
-        prompt = [*prompt, model.config.empty_piece_id]
-    words = tensors["language_model.model.embed_tokens.weight"][th.tensor(prompt + actions[:-1])]
-    x = th.cat([words[:1], patches, words[1:]])
+    return linear(x, tensors, "projector.fc3")
+
+
+def reference_llama(model: OpenVLA, x: th.Tensor, causal: bool) -> th.Tensor:
+    """Hidden states (T, D) behind the final norm of embeddings (T, D)."""
+    tensors = model.state_dict()
+    heads = model.config.text_config["num_attention_heads"]
     for i in range(model.config.text_config["num_hidden_layers"]):
         layer = f"language_model.model.layers.{i}"
         y = rms_norm(x, tensors[f"{layer}.input_layernorm.weight"])
         q, k, v = (linear(y, tensors, f"{layer}.self_attn.{name}_proj") for name in "qkv")
-        y = attend(rotate(q, heads), rotate(k, heads), v, heads, causal=True)
+        y = attend(rotate(q, heads), rotate(k, heads), v, heads, causal)
         x = x + linear(y, tensors, f"{layer}.self_attn.o_proj")
         y = rms_norm(x, tensors[f"{layer}.post_attention_layernorm.weight"])
         gate = linear(y, tensors, f"{layer}.mlp.gate_proj")
         y = gate * th.sigmoid(gate) * linear(y, tensors, f"{layer}.mlp.up_proj")
         x = x + linear(y, tensors, f"{layer}.mlp.down_proj")
-    hidden = rms_norm(x, tensors["language_model.model.norm.weight"])[-len(actions) :]
+    return rms_norm(x, tensors["language_model.model.norm.weight"])
+
+
+def reference_logits(model: OpenVLA, prompt: list[int], pixels: th.Tensor, actions: list[int]) -> tuple:
+    """Logits (len(actions), V) that predict the actions, hidden states there, and embedded patches of one sample."""
+    tensors = model.state_dict()
+    patches = reference_patches(model, pixels)
+    if prompt[-1] != model.config.empty_piece_id:
+        prompt = [*prompt, model.config.empty_piece_id]
+    words = tensors["language_model.model.embed_tokens.weight"][th.tensor(prompt + actions[:-1])]
+    x = th.cat([words[:1], patches, words[1:]])
+    hidden = reference_llama(model, x, causal=True)[-len(actions) :]
     return hidden @ tensors["language_model.lm_head.weight"].T, hidden, patches
+
+
+def reference_parallel_logits(model: OpenVLA, prompt: list[int], pixels: th.Tensor, state: th.Tensor) -> th.Tensor:
+    """Logits (N, V) of one sample of two images (12, H, W) and a normalised state (8,), all tokens at once."""
+    tensors = model.state_dict()
+    patches = [reference_patches(model, image) for image in pixels.split(6)]
+    robot = gelu(linear(state, tensors, "proprio_projector.fc1"))
+    robot = linear(robot, tensors, "proprio_projector.fc2")[None]
+    table = tensors["language_model.model.embed_tokens.weight"]
+    words = table[th.tensor([*prompt, model.config.empty_piece_id])]
+    n_tokens = model.n_action_tokens
+    x = th.cat([words[:1], *patches, robot, words[1:], th.zeros(n_tokens, table.shape[1]), table[2:3]])
+    first = len(x) - 1 - n_tokens  # first placeholder; the one before it predicts the first token
+    hidden = reference_llama(model, x, causal=False)[first - 1 : first - 1 + n_tokens]
+    return hidden @ tensors["language_model.lm_head.weight"].T
 
 
 def single_prompt(batch: dict[str, th.Tensor], row: int) -> list[int]:
@@ -320,6 +347,112 @@ def test_bfloat16_stays_near_float32(batch):
     with th.no_grad():
         difference = single.action_logits(**batch) - half.action_logits(**batch).float()
     assert 0 < difference.abs().max() < 0.1
+
+
+# --- Chunks by parallel decoding ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parallel(tmp_path_factory) -> tuple[OpenVLA, dict[str, th.Tensor]]:
+    """A model of 8-step chunks from two cameras and the robot's state, and a batch for it."""
+    config = tiny_config()
+    config.action_chunk_size, config.decoding, config.num_images, config.use_state = 8, "parallel", 2, True
+    config.norm_stats["libero"]["proprio"] = {"q01": [0.0] * 8, "q99": [2.0] * 8}
+    folder = tmp_path_factory.mktemp("parallel")
+    write_tiny(folder, config=config)
+    model = OpenVLA.from_pretrained(folder)
+    generator = th.Generator().manual_seed(2)
+    with th.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(th.randn(parameter.shape, generator=generator), alpha=0.05)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 3, 112, 112, 3), dtype=np.uint8)
+    input_ids, attention_mask = model.tokenize(INSTRUCTIONS)
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "pixel_values": model.preprocess(*images),
+        "state": th.from_numpy(rng.uniform(-1, 1, (3, 8)).astype(np.float32)),
+    }
+    return model, inputs
+
+
+@th.no_grad()
+def test_parallel_decoding_equals_naive_reference(parallel):
+    model, inputs = parallel
+    sample = model.sample_actions(**inputs, deterministic=True)
+    assert sample.action_ids.shape == (3, 56)
+    assert sample.logits.shape == (3, 56, 256)
+    for row in range(3):
+        logits = reference_parallel_logits(
+            model, single_prompt(inputs, row), inputs["pixel_values"][row], inputs["state"][row]
+        )
+        assert logits.std() > 0.3
+        expected = logits[:, model.action_token_ids]
+        th.testing.assert_close(sample.logits[row], expected, rtol=0, atol=1e-5)
+        assert th.equal(sample.action_ids[row], model.action_token_ids[expected.argmax(-1)])
+
+
+@th.no_grad()
+def test_unpadded_parallel_batches_attend_both_ways_too(parallel):
+    model, inputs = parallel
+    together = model.sample_actions(**inputs, deterministic=True)
+    ids = th.tensor([single_prompt(inputs, 1)])
+    rest = {name: inputs[name][1:2] for name in ("pixel_values", "state")}
+    alone = model.sample_actions(ids, th.ones_like(ids), **rest, deterministic=True)
+    th.testing.assert_close(together.logits[1], alone.logits[0], rtol=0, atol=1e-5)
+
+
+@th.no_grad()
+def test_parallel_scores_do_not_depend_on_the_actions(parallel):
+    model, inputs = parallel
+    sample = model.sample_actions(**inputs, generator=th.Generator().manual_seed(0))
+    scores = model.score_actions(**inputs, action_ids=sample.action_ids, bins_only=True)
+    th.testing.assert_close(scores.logits, sample.logits, rtol=0, atol=1e-5)
+    th.testing.assert_close(scores.hidden, sample.hidden, rtol=0, atol=1e-5)
+    assert len(set(sample.action_ids[0].tolist())) > 20
+
+
+def test_state_and_second_camera_reach_the_actions_and_the_gradient(parallel):
+    model, inputs = parallel
+    ids = model.action_token_ids[th.zeros(3, 56, dtype=th.int64)]
+    model.score_actions(**inputs, action_ids=ids, bins_only=True).logits.square().mean().backward()
+    assert model.proprio_projector.fc1.weight.grad.abs().max() > 0
+    model.zero_grad(set_to_none=True)
+    with th.no_grad():
+        before = model.action_logits(**inputs, action_ids=ids)
+        dark = inputs["pixel_values"].clone()
+        dark[:, 6:] = 0
+        assert not th.allclose(model.action_logits(**{**inputs, "pixel_values": dark}, action_ids=ids), before)
+
+
+def test_parallel_checkpoints_round_trip_and_predict_chunks(parallel, tmp_path):
+    model, _ = parallel
+    model.save_pretrained(tmp_path / "oft")
+    loaded = OpenVLA.from_pretrained(tmp_path / "oft")
+    images = np.random.default_rng(3).integers(0, 256, (2, 2, 112, 112, 3), dtype=np.uint8)
+    arguments = {"instructions": "open the drawer", "wrist_images": images[1], "state": np.ones((2, 8))}
+    actions = loaded.predict_action(images[0], **arguments)
+    assert actions.shape == (2, 8, 7)
+    np.testing.assert_array_equal(actions, model.predict_action(images[0], **arguments))
+    with pytest.raises(ValueError, match=r"takes state of shape \(2, 8\), got None"):
+        loaded.predict_action(images[0], "open the drawer", wrist_images=images[1])
+    with pytest.raises(ValueError, match="takes images of 2 cameras, got 1"):
+        loaded.predict_action(images[0], "open the drawer", state=np.ones((2, 8)))
+
+
+def test_states_are_scaled_by_their_quantiles_and_clipped(parallel, model):
+    processor = parallel[0].processor
+    scaled = processor.normalize_state(np.array([[0.0, 1.0, 2.0, 3.0, -1.0, 0.5, 1.5, 1.0]]))
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, [[-1, 0, 1, 1, -1, -0.5, 0.5, 0]], atol=1e-6)
+    with pytest.raises(ValueError, match="'proprio' statistics, which describe 0 numbers"):
+        model.processor.normalize_state(np.zeros((1, 8)))
+
+
+def test_state_is_refused_where_the_model_takes_none(model, batch):
+    with pytest.raises(ValueError, match="takes no state"):
+        model.sample_actions(*prompts(batch), state=th.zeros(3, 8))
 
 
 # --- Actions ------------------------------------------------------------------------------------------------------
@@ -636,6 +769,8 @@ def test_wrong_instructions_are_named(model):
         ({"image_sizes": [112]}, "needs 2 timm_model_ids and image_sizes"),
         ({"image_sizes": [112, 110]}, "by the patch size 14"),
         ({"n_action_bins": 128}, "n_action_bins must be 256, got 128"),
+        ({"decoding": "both"}, "decoding must be 'autoregressive' or 'parallel', got 'both'"),
+        ({"num_images": 0}, "num_images must be at least 1"),
         ({"action_chunk_size": 0}, "action_chunk_size must be at least 1"),
         ({"vision_tower_sizes": [{"embed_dim": 96}] * 2}, "lacks depth, num_heads"),
         ({"text_config": {"model_type": "qwen2"}}, "language model is 'qwen2', but only 'llama'"),

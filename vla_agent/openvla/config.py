@@ -25,8 +25,11 @@ EMPTY_PIECE_ID = 29871
 ACTION_DIM = 7
 """Position (3), rotation (3), gripper (1)."""
 
+STATE_DIM = 8
+"""End-effector position (3) and axis-angle (3), two gripper joints."""
+
 # Keys of config.json that this project adds; a published file lacks them and their defaults describe it.
-_OWN_KEYS = ("vision_tower_sizes", "action_chunk_size", "empty_piece_id")
+_OWN_KEYS = ("vision_tower_sizes", "action_chunk_size", "decoding", "num_images", "use_state", "empty_piece_id")
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ class OpenVLAConfig:
         pad_to_multiple_of: Rows that pad the embedding beyond the tokenizer's vocabulary.
         vision_tower_sizes: Sizes per tower where they are not those that its name implies.
         action_chunk_size: Consecutive actions that one forward pass of the policy stands for.
+        decoding: "autoregressive", one token after the other as published, or "parallel", all in one pass (OFT).
+        num_images: Cameras of one observation.
+        use_state: Whether a token with the robot's state follows the image tokens.
         empty_piece_id: Token that must end every prompt.
     """
 
@@ -113,6 +119,9 @@ class OpenVLAConfig:
     use_fused_vision_backbone: bool = True
     vision_tower_sizes: list[dict[str, int]] | None = None
     action_chunk_size: int = 1
+    decoding: str = "autoregressive"
+    num_images: int = 1
+    use_state: bool = False
     empty_piece_id: int = EMPTY_PIECE_ID
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -132,6 +141,10 @@ class OpenVLAConfig:
             raise ValueError(f"n_action_bins must be 256, got {self.n_action_bins}.")
         if self.action_chunk_size < 1:
             raise ValueError(f"action_chunk_size must be at least 1, got {self.action_chunk_size}.")
+        if self.decoding not in ("autoregressive", "parallel"):
+            raise ValueError(f"decoding must be 'autoregressive' or 'parallel', got '{self.decoding}'.")
+        if self.num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {self.num_images}.")
         if self.vocab_size < self.n_action_bins:
             raise ValueError(f"The vocabulary has {self.vocab_size} entries; 256 action tokens do not fit.")
 
@@ -205,8 +218,13 @@ class OpenVLAConfig:
 
     @property
     def n_patches(self) -> int:
-        """Image tokens of one observation."""
-        return self.towers[0].n_patches
+        """Image tokens of one observation, all cameras together."""
+        return self.towers[0].n_patches * self.num_images
+
+    @property
+    def n_observation_tokens(self) -> int:
+        """Tokens between BOS and the text: image tokens, and the state's where there is one."""
+        return self.n_patches + int(self.use_state)
 
     @property
     def n_action_tokens(self) -> int:
@@ -217,3 +235,8 @@ class OpenVLAConfig:
     def bos_token_id(self) -> int:
         """First token of every prompt."""
         return int(self.text_config.get("bos_token_id", 1))
+
+    @property
+    def eos_token_id(self) -> int:
+        """Token that stops a sequence."""
+        return int(self.text_config.get("eos_token_id", 2))

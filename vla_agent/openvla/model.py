@@ -12,15 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from vla_agent.openvla.config import ACTION_DIM, OpenVLAConfig
+from vla_agent.openvla.config import ACTION_DIM, STATE_DIM, OpenVLAConfig
+from vla_agent.openvla.decoding import chooser, draw_chain, draw_parallel, forced_hidden, parallel_hidden
 from vla_agent.openvla.image import pixel_values_from_images
 from vla_agent.openvla.processor import Processor
-from vla_agent.openvla.sequence import KeyValueCache, PromptLayout, causal_mask, lay_out_prompts
-from vla_agent.openvla.vision import Projector, VisionBackbone, VisionTower, checkpointed
+from vla_agent.openvla.sequence import KeyValueCache, PromptLayout, lay_out_prompts
+from vla_agent.openvla.vision import Projector, StateProjector, VisionBackbone, VisionTower, checkpointed
 
 
 class ActionOutput(NamedTuple):
-    """Scores of given action tokens. B images, N action tokens, V vocabulary (or 256 bins), D width."""
+    """Scores of given action tokens. B observations, N action tokens, V vocabulary (or 256 bins), D width."""
 
     logits: th.Tensor  # (B, N, V), predict each action token, the earlier ones given
     hidden: th.Tensor  # (B, D), behind the final norm, where the first action token is predicted
@@ -37,7 +38,10 @@ class ActionSample(NamedTuple):
 class OpenVLA(nn.Module):
     """The published model without its framework: same tensors by name, same numbers, any batch of prompts.
 
-    Actions are N = 7 tokens (times `action_chunk_size`), each conditioned on those before. **Bins**: bin b of 0..255
+    Actions are N = 7 tokens (times `action_chunk_size`), each conditioned on those before; with `decoding="parallel"`
+    in the config they are independent given the observation, and one pass gives them all.
+
+    **Bins**: bin b of 0..255
     counts upward with the action's value and has token id `vocab_size - 1 - b`, where `vocab_size` leaves out the
     embedding's padding: bin 0 is id 31999 and value -1 in the published vocabulary, bin 255 is id 31744; bins 254 and
     255 decode to the same value. Logits called "by bin" are in this order.
@@ -57,6 +61,7 @@ class OpenVLA(nn.Module):
         self.max_length: int = llama.max_position_embeddings
         self.vision_backbone = VisionBackbone(config)
         self.projector = Projector(self.vision_backbone.embed_dim, llama.hidden_size, config.use_fused_vision_backbone)
+        self.proprio_projector = StateProjector(STATE_DIM, llama.hidden_size) if config.use_state else None
         self.language_model = LlamaForCausalLM(llama)
         self.gradient_checkpointing = False
 
@@ -118,35 +123,38 @@ class OpenVLA(nn.Module):
             if isinstance(module, VisionTower):
                 module.gradient_checkpointing = enabled
 
-    def preprocess(self, images: np.ndarray | th.Tensor) -> th.Tensor:
+    def preprocess(self, *images: np.ndarray | th.Tensor) -> th.Tensor:
         """Pixel values of images, in the model's type and on its device.
 
         Args:
-            images: uint8 (B, H, W, 3). Another size than the model's is resized as the published processor does
-                (PIL, bicubic, on the CPU).
+            images: uint8 (B, H, W, 3), one array per camera. Another size than the model's is resized as the published
+                processor does (PIL, bicubic, on the CPU).
 
         Returns:
-            Shape (B, 6, S, S), S the model's image size: each tower's normalisation in turn.
+            Shape (B, 6 per camera, S, S), S the model's image size: each tower's normalisation in turn.
 
         Raises:
             TypeError: If the images are not uint8 arrays.
-            ValueError: If their shape is not (B, H, W, 3).
+            ValueError: If their shape is not (B, H, W, 3), or the model takes another number of cameras.
         """
+        if len(images) != self.config.num_images:
+            raise ValueError(f"The model takes images of {self.config.num_images} cameras, got {len(images)}.")
         processor = self.processor
-        pixels = pixel_values_from_images(
-            images, processor.image_size, processor.image_means, processor.image_stds, self.device
-        )
-        return pixels.to(self.dtype)
+        settings = (processor.image_size, processor.image_means, processor.image_stds, self.device)
+        return th.cat([pixel_values_from_images(x, *settings) for x in images], dim=1).to(self.dtype)
 
     def encode_images(self, pixel_values: th.Tensor) -> th.Tensor:
-        """Fused patch features (B, P, vision width) of pixel values (B, 6, S, S)."""
-        channels, size = 3 * len(self.config.image_sizes), self.config.image_size
+        """Fused patch features (B, P, vision width) of pixel values (B, 6 per camera, S, S), camera by camera."""
+        size = self.config.image_size
+        channels = 3 * len(self.config.image_sizes) * self.config.num_images
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (channels, size, size):
             raise ValueError(
                 f"pixel_values must have shape (batch, {channels}, {size}, {size}), as `preprocess` gives them, "
                 f"got {tuple(pixel_values.shape)}."
             )
-        return self.vision_backbone(pixel_values.to(self.vision_backbone.featurizer.pos_embed.dtype))
+        pixels = pixel_values.to(self.vision_backbone.featurizer.pos_embed.dtype)
+        features = self.vision_backbone(pixels.reshape(-1, channels // self.config.num_images, size, size))
+        return features.reshape(len(pixel_values), self.config.n_patches, -1)
 
     def project(self, features: th.Tensor) -> th.Tensor:
         """Embeddings (B, P, D) of fused patch features (B, P, vision width)."""
@@ -163,10 +171,16 @@ class OpenVLA(nn.Module):
         return th.from_numpy(input_ids).to(self.device), th.from_numpy(attention_mask).to(self.device)
 
     def action_logits(
-        self, input_ids: th.Tensor, attention_mask: th.Tensor, pixel_values: th.Tensor, action_ids: th.Tensor
+        self,
+        input_ids: th.Tensor,
+        attention_mask: th.Tensor,
+        pixel_values: th.Tensor,
+        action_ids: th.Tensor,
+        *,
+        state: th.Tensor | None = None,
     ) -> th.Tensor:
         """Logits (B, N, V) that predict each action token, the earlier ones forced; arguments as `score_actions`."""
-        return self.score_actions(input_ids, attention_mask, pixel_values, action_ids).logits
+        return self.score_actions(input_ids, attention_mask, pixel_values, action_ids, state=state).logits
 
     def score_actions(
         self,
@@ -175,6 +189,7 @@ class OpenVLA(nn.Module):
         pixel_values: th.Tensor,
         action_ids: th.Tensor,
         *,
+        state: th.Tensor | None = None,
         bins_only: bool = False,
     ) -> ActionOutput:
         """Scores given actions in one teacher-forced pass.
@@ -182,8 +197,9 @@ class OpenVLA(nn.Module):
         Args:
             input_ids: Prompts, int64 (B, L), padded on the right.
             attention_mask: 1 for tokens and 0 for padding, (B, L).
-            pixel_values: Shape (B, 6, S, S).
+            pixel_values: Shape (B, 6 per camera, S, S).
             action_ids: Token ids of the actions, int64 (B, N).
+            state: `Processor.normalize_state` of the robot's state, (B, 8), for a model that takes it.
             bins_only: Compute the 256 action logits alone, by bin, instead of the whole vocabulary's.
 
         Returns:
@@ -196,13 +212,12 @@ class OpenVLA(nn.Module):
             raise ValueError(
                 f"action_ids must have shape ({len(input_ids)}, {self.n_action_tokens}), got {tuple(action_ids.shape)}."
             )
-        layout = lay_out_prompts(input_ids, attention_mask, self.config.empty_piece_id)
-        # The last token is only predicted, so it is no input.
-        prefix = self._embed_prefix(layout, pixel_values)
-        embeds = th.cat([prefix, self._embed(action_ids[:, :-1])], dim=1)
-        positions, visible = self._columns(layout, self.n_action_tokens - 1)
-        hidden = self._decode(embeds, positions, causal_mask(visible, embeds.shape[1]), None, self.n_action_tokens)
-        logits = self._bin_logits(hidden) if bins_only else self.language_model.lm_head(hidden)
+        layout, prefix = self._embed_prefix(input_ids, attention_mask, pixel_values, state)
+        if self.config.decoding == "parallel":
+            hidden = parallel_hidden(self, layout, prefix)
+        else:
+            hidden = forced_hidden(self, layout, prefix, action_ids)
+        logits = self.bin_logits(hidden) if bins_only else self.language_model.lm_head(hidden)
         return ActionOutput(logits, hidden[:, 0])
 
     def generate_actions(
@@ -211,6 +226,7 @@ class OpenVLA(nn.Module):
         attention_mask: th.Tensor,
         pixel_values: th.Tensor,
         *,
+        state: th.Tensor | None = None,
         deterministic: bool = False,
         temperature: float = 1.0,
         generator: th.Generator | None = None,
@@ -220,6 +236,7 @@ class OpenVLA(nn.Module):
             input_ids,
             attention_mask,
             pixel_values,
+            state=state,
             deterministic=deterministic,
             temperature=temperature,
             generator=generator,
@@ -232,18 +249,18 @@ class OpenVLA(nn.Module):
         attention_mask: th.Tensor,
         pixel_values: th.Tensor,
         *,
+        state: th.Tensor | None = None,
         deterministic: bool = False,
         temperature: float = 1.0,
         generator: th.Generator | None = None,
     ) -> ActionSample:
-        """Draws actions: one pass over the prompts, then N - 1 passes over a single token each.
-
-        Only action tokens are ever drawn. Modules are in evaluation mode meanwhile.
+        """Draws actions; only action tokens are ever drawn. Modules are in evaluation mode meanwhile.
 
         Args:
             input_ids: Prompts, int64 (B, L), padded on the right.
             attention_mask: 1 for tokens and 0 for padding, (B, L).
-            pixel_values: Shape (B, 6, S, S).
+            pixel_values: Shape (B, 6 per camera, S, S).
+            state: `Processor.normalize_state` of the robot's state, (B, 8), for a model that takes it.
             deterministic: Take the likeliest bin of each token.
             temperature: Logits are divided by it before sampling.
             generator: Source of randomness on the model's device; torch's global one by default.
@@ -251,26 +268,12 @@ class OpenVLA(nn.Module):
         Raises:
             ValueError: If the temperature is not positive, shapes do not fit, or the context is exceeded.
         """
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}; use deterministic=True for greedy.")
-        n_tokens = self.n_action_tokens
-        layout = lay_out_prompts(input_ids, attention_mask, self.config.empty_piece_id)
-        positions, visible = self._columns(layout, n_tokens - 1)
-        first, bins, logits = None, [], []
+        choose = chooser(deterministic, temperature, generator)
+        draw = draw_parallel if self.config.decoding == "parallel" else draw_chain
         with _evaluating(self):
-            embeds = self._embed_prefix(layout, pixel_values)
-            end = embeds.shape[1]
-            cache = KeyValueCache(len(self.language_model.model.layers), positions.shape[1])
-            for i in range(n_tokens):
-                seen = None if visible is None else visible[:, :end]
-                mask = causal_mask(seen, embeds.shape[1])
-                hidden = self._decode(embeds, positions[:, end - embeds.shape[1] : end], mask, cache, 1)
-                first = hidden[:, 0] if i == 0 else first
-                logits.append(self._bin_logits(hidden)[:, 0].float())
-                bins.append(_choose(logits[-1], deterministic, temperature, generator))
-                embeds, end = self._embed(self.action_token_ids[bins[-1]][:, None]), end + 1
-        assert first is not None
-        return ActionSample(self.action_token_ids[th.stack(bins, dim=1)], th.stack(logits, dim=1), first)
+            layout, prefix = self._embed_prefix(input_ids, attention_mask, pixel_values, state)
+            bins, logits, hidden = draw(self, layout, prefix, choose)
+        return ActionSample(self.action_token_ids[bins], logits, hidden)
 
     def predict_action(
         self,
@@ -279,6 +282,8 @@ class OpenVLA(nn.Module):
         unnorm_key: str | None = None,
         image_transform: Callable[[np.ndarray], np.ndarray] | None = None,
         *,
+        wrist_images: np.ndarray | None = None,
+        state: np.ndarray | None = None,
         deterministic: bool = True,
         temperature: float = 1.0,
     ) -> np.ndarray:
@@ -289,6 +294,8 @@ class OpenVLA(nn.Module):
             instructions: One per image, or one for all.
             unnorm_key: Which statistics to use; may be left out where the checkpoint has a single one.
             image_transform: Applied to the images first, such as `lambda x: center_crop(libero_image(x))`.
+            wrist_images: The second camera's, for a model that takes two.
+            state: Robot states (B, 8) as observed, for a model that takes them.
             deterministic: Decode greedily, as the published evaluation does.
             temperature: Of sampling, where that is not so.
 
@@ -303,36 +310,54 @@ class OpenVLA(nn.Module):
         if len(texts) != len(images):
             raise ValueError(f"Got {len(images)} images but {len(texts)} instructions; give one each, or one for all.")
         self.processor.action_stats(unnorm_key)  # complain before the work, not after
-        pixels = self.preprocess(images if image_transform is None else image_transform(images))
-        ids = self.generate_actions(*self.tokenize(texts), pixels, deterministic=deterministic, temperature=temperature)
+        cameras = [images] if wrist_images is None else [images, wrist_images]
+        pixels = self.preprocess(*(x if image_transform is None else image_transform(x) for x in cameras))
+        states = None
+        if state is not None:
+            states = th.from_numpy(self.processor.normalize_state(state, unnorm_key)).to(self.device)
+        ids = self.generate_actions(
+            *self.tokenize(texts), pixels, state=states, deterministic=deterministic, temperature=temperature
+        )
         shape = (len(texts), -1, ACTION_DIM) if self.config.action_chunk_size > 1 else (len(texts), ACTION_DIM)
         return self.processor.decode_actions(ids.cpu().numpy().reshape(shape), unnorm_key)
 
-    def _embed(self, ids: th.Tensor) -> th.Tensor:
+    def embed(self, ids: th.Tensor) -> th.Tensor:
+        """Embeddings (..., D) of token ids."""
         return self.language_model.model.embed_tokens(ids)
 
-    def _columns(self, layout: PromptLayout, n_actions: int) -> tuple[th.Tensor, th.Tensor | None]:
-        """Positions and visibility of all columns, with `n_actions` behind the prompt."""
-        n_patches = self.config.n_patches
-        length = 1 + n_patches + layout.rest.shape[1] + n_actions
+    def columns(self, layout: PromptLayout, n_trailing: int) -> tuple[th.Tensor, th.Tensor | None]:
+        """Positions and visibility of all columns, `n_trailing` of them behind the prompt; see `PromptLayout`.
+
+        Raises:
+            ValueError: If there are more than the model's context holds.
+        """
+        n_observed = self.config.n_observation_tokens
+        length = 1 + n_observed + layout.rest.shape[1] + n_trailing
         if length > self.max_length:
             raise ValueError(
-                f"Prompt, {n_patches} patches and actions make {length} tokens, but the model's context is "
+                f"Prompt, {n_observed} observation tokens and actions make {length} tokens, but the model's context is "
                 f"{self.max_length}; shorten the instruction."
             )
-        return layout.positions(n_patches, n_actions), layout.visible(n_patches, n_actions)
+        return layout.positions(n_observed, n_trailing), layout.visible(n_observed, n_trailing)
 
-    def _embed_prefix(self, layout: PromptLayout, pixel_values: th.Tensor) -> th.Tensor:
-        """Embeddings (B, T, D) of BOS, patches and the rest of the prompt."""
-        if len(pixel_values) != len(layout.bos):
-            raise ValueError(f"Got {len(layout.bos)} prompts but pixel_values of {len(pixel_values)} images.")
-        patches = self.project(self.encode_images(pixel_values))
-        return th.cat([self._embed(layout.bos), patches, self._embed(layout.rest)], dim=1)
-
-    def _decode(
-        self, embeds: th.Tensor, positions: th.Tensor, mask: th.Tensor | None, cache: KeyValueCache | None, n_last: int
+    def decode(
+        self,
+        embeds: th.Tensor,
+        positions: th.Tensor,
+        mask: th.Tensor | None,
+        *,
+        n_last: int,
+        cache: KeyValueCache | None = None,
     ) -> th.Tensor:
-        """Hidden states (B, n_last, D) of the last columns, behind the final norm."""
+        """Hidden states (B, n_last, D) of the last columns, behind the final norm.
+
+        Args:
+            embeds: Inputs, (B, T, D).
+            positions: int64 (B, T).
+            mask: bool (B, 1, T or 1, columns so far), or None for plain causal attention.
+            n_last: Columns to return.
+            cache: Remembers keys and values between calls.
+        """
         llama = self.language_model.model
         rotary = llama.rotary_emb(embeds, position_ids=positions)
         x = embeds
@@ -343,13 +368,30 @@ class OpenVLA(nn.Module):
             x = checkpointed(run, x) if self.gradient_checkpointing else run(x)
         return llama.norm(x[:, -n_last:])
 
-    def _bin_logits(self, hidden: th.Tensor) -> th.Tensor:
+    def bin_logits(self, hidden: th.Tensor) -> th.Tensor:
         """Logits by bin (..., 256) of hidden states (..., D)."""
         head = self.language_model.lm_head
         if type(head) is not nn.Linear:  # an adapter around it has to see the whole product
             return head(hidden)[..., self.action_token_ids]
         end = self.config.vocab_size
         return F.linear(hidden, head.weight[end - self.config.n_action_bins : end].flip(0))
+
+    def _embed_prefix(
+        self, input_ids: th.Tensor, attention_mask: th.Tensor, pixel_values: th.Tensor, state: th.Tensor | None
+    ) -> tuple[PromptLayout, th.Tensor]:
+        """Layout of the prompts, and embeddings (B, T, D) of BOS, observation and the rest of the prompt."""
+        layout = lay_out_prompts(input_ids, attention_mask, self.config.empty_piece_id)
+        if len(pixel_values) != len(layout.bos):
+            raise ValueError(f"Got {len(layout.bos)} prompts but pixel_values of {len(pixel_values)} images.")
+        parts = [self.embed(layout.bos), self.project(self.encode_images(pixel_values))]
+        if self.proprio_projector is not None:
+            if state is None or state.shape != (len(layout.bos), STATE_DIM):
+                got = None if state is None else tuple(state.shape)
+                raise ValueError(f"The model takes state of shape ({len(layout.bos)}, {STATE_DIM}), got {got}.")
+            parts.append(self.proprio_projector(state.to(self.proprio_projector.fc1.weight.dtype)))
+        elif state is not None:
+            raise ValueError("The model takes no state; leave it out, or set 'use_state' in its config.")
+        return layout, th.cat([*parts, self.embed(layout.rest)], dim=1)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "OpenVLA":
         """As every module's, but `.to(bfloat16)` leaves the rotary frequencies in float32.
@@ -364,13 +406,6 @@ class OpenVLA(nn.Module):
         """Computes the rotary frequencies, which no checkpoint stores, anew in float32 on the model's device."""
         rotary = type(self.language_model.model.rotary_emb)(self.language_model.config)
         self.language_model.model.rotary_emb = rotary._apply(lambda buffer: buffer.to(self.device))
-
-
-def _choose(logits: th.Tensor, deterministic: bool, temperature: float, generator: th.Generator | None) -> th.Tensor:
-    """Bins, int64 (B,), of logits (B, 256)."""
-    if deterministic:
-        return logits.argmax(-1)
-    return th.multinomial(F.softmax(logits / temperature, dim=-1), 1, generator=generator).squeeze(1)
 
 
 @contextlib.contextmanager

@@ -135,6 +135,32 @@ class Processor:
         """What a LIBERO environment is given for each bin, float64 (7, 256); see `vla_agent.action_tokens`."""
         return action_table(self.action_stats(unnorm_key))
 
+    def normalize_state(self, state: np.ndarray, unnorm_key: str | None = None) -> np.ndarray:
+        """Robot states scaled so that their q01 and q99 are -1 and 1, and clipped there.
+
+        Args:
+            state: Shape (..., 8).
+            unnorm_key: As in `action_stats`.
+
+        Returns:
+            float32, the same shape.
+
+        Raises:
+            ValueError: If the checkpoint has no state statistics, or of another width.
+        """
+        self.action_stats(unnorm_key)  # names an unknown key
+        stats = self.config.norm_stats[unnorm_key or self.unnorm_keys[0]].get("proprio", {})
+        q01, q99 = (np.asarray(stats.get(name, ()), dtype=np.float64) for name in ("q01", "q99"))
+        values = np.asarray(state, dtype=np.float64)
+        if values.shape[-1:] != q01.shape or q01.shape != q99.shape:
+            raise ValueError(
+                f"States of shape {values.shape} do not fit the checkpoint's 'proprio' statistics, which describe "
+                f"{q01.size} numbers."
+            )
+        scaled = 2 * (values - q01) / (q99 - q01 + 1e-8) - 1  # 1e-8 as in the published code
+        mask = np.asarray(stats.get("mask", np.ones(q01.shape)), dtype=bool)
+        return np.clip(np.where(mask, scaled, values), -1, 1).astype(np.float32)
+
     def decode_actions(self, action_ids: np.ndarray, unnorm_key: str | None = None) -> np.ndarray:
         """Un-normalised actions, float64 (..., 7), of token ids (..., 7)."""
         return unnormalize(self.action_tokenizer.decode(action_ids), self.action_stats(unnorm_key))

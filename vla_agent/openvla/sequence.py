@@ -1,8 +1,8 @@
 """Where tokens sit in the language model's input, and the keys and values it remembers.
 
-Every row is [BOS, patches, padding, rest of the prompt, action tokens]. Padding in the middle keeps BOS and patches
-in the same columns, and the action tokens too, whatever the prompts' lengths; explicit positions and a mask make each
-row compute exactly what it would alone.
+Every row is [BOS, observation tokens, padding, rest of the prompt, action tokens]. Padding in the middle keeps BOS and
+observation in the same columns, and the action tokens too, whatever the prompts' lengths; explicit positions and a mask
+make each row compute exactly what it would alone.
 """
 
 from typing import Any, NamedTuple
@@ -18,18 +18,23 @@ class PromptLayout(NamedTuple):
     padding: th.Tensor  # int64 (B,), columns of padding before `rest` begins
     is_padded: bool  # whether any row has padding
 
-    def positions(self, n_patches: int, n_action_tokens: int) -> th.Tensor:
-        """Position of every column, int64 (B, 1 + n_patches + R + n_action_tokens); padding repeats a valid one."""
-        head = 1 + n_patches
-        columns = th.arange(head + self.rest.shape[1] + n_action_tokens, device=self.rest.device)
+    def positions(self, n_observed: int, n_trailing: int) -> th.Tensor:
+        """Position of every column, int64 (B, 1 + n_observed + R + n_trailing); padding repeats a valid one.
+
+        Args:
+            n_observed: Observation tokens (patches, state) behind BOS.
+            n_trailing: Columns behind the prompt.
+        """
+        head = 1 + n_observed
+        columns = th.arange(head + self.rest.shape[1] + n_trailing, device=self.rest.device)
         return th.where(columns < head, columns, (columns - self.padding[:, None]).clamp(min=head))
 
-    def visible(self, n_patches: int, n_action_tokens: int) -> th.Tensor | None:
-        """Columns that hold a token, bool (B, 1 + n_patches + R + n_action_tokens); None where all of them do."""
+    def visible(self, n_observed: int, n_trailing: int) -> th.Tensor | None:
+        """Columns that hold a token, bool (B, 1 + n_observed + R + n_trailing); None where all of them do."""
         if not self.is_padded:
             return None
-        head = 1 + n_patches
-        columns = th.arange(head + self.rest.shape[1] + n_action_tokens, device=self.rest.device)
+        head = 1 + n_observed
+        columns = th.arange(head + self.rest.shape[1] + n_trailing, device=self.rest.device)
         return (columns < head) | (columns >= head + self.padding[:, None])
 
 

@@ -147,15 +147,18 @@ def tiny_tokenizer() -> dict[str, Any]:
     }
 
 
-def write_tiny(folder: Path, seed: int = SEED) -> None:
+def write_tiny(folder: Path, seed: int = SEED, config: OpenVLAConfig | None = None) -> None:
     """Writes the tiny checkpoint: seeded weights in bfloat16, tokenizer, configuration.
 
-    The same seed gives the same bytes.
+    Args:
+        folder: Where to. The same seed gives the same bytes.
+        seed: Of the weights.
+        config: A variation of `tiny_config()`, such as one that decodes chunks in parallel.
     """
     from vla_agent.openvla.checkpoint import save_pretrained
     from vla_agent.openvla.model import OpenVLA
 
-    config = tiny_config()
+    config = config or tiny_config()
     files = {
         "tokenizer.json": _to_bytes(tiny_tokenizer()),
         "tokenizer_config.json": _to_bytes(

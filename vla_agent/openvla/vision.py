@@ -162,6 +162,19 @@ class VisionBackbone(nn.Module):
         return th.cat([self.featurizer(first), self.fused_featurizer(second)], dim=2)
 
 
+class StateProjector(nn.Module):
+    """Normalised robot state to one language model embedding (OpenVLA-OFT's proprio projector)."""
+
+    def __init__(self, state_dim: int, llm_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(state_dim, llm_dim)
+        self.fc2 = nn.Linear(llm_dim, llm_dim)
+
+    def forward(self, state: th.Tensor) -> th.Tensor:
+        """Maps (B, state_dim) to (B, 1, llm_dim)."""
+        return self.fc2(F.gelu(self.fc1(state)))[:, None]
+
+
 class Projector(nn.Module):
     """Patch features to language model embeddings: three layers behind two towers, two behind one."""
 
