@@ -27,7 +27,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from libero_gym import cache, goals
+from libero_gym import cache, decimation, goals
 from libero_gym.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ TESTED_MUJOCO = ("3.3.2",)
 MAX_SCENES = int(os.environ.get("LIBERO_GYM_MAX_SCENES", "4"))
 _visual_models: dict[str, mujoco.MjModel] = {}
 # Raise it when what is cached changes.
-_CACHE_SCHEMA = 2
+_CACHE_SCHEMA = 3
 
 # What the controller keeps of the stock reset and uses in the first control step after `set_init_state`.
 _STALE_ARRAYS = (
@@ -161,23 +161,32 @@ def compile_task(task: Task) -> CompiledTask:
     return _compiled_from_record(task, record)
 
 
-def visual_model(compiled: CompiledTask) -> mujoco.MjModel:
-    """The model with meshes and textures (30-270 MB) for this process's renderer, which may move its bodies."""
-    if compiled.visual_key not in _visual_models:
+def visual_model(compiled: CompiledTask, renderer: str = "exact") -> mujoco.MjModel:
+    """The model that cameras see, for this process's renderer, which may move its bodies.
+
+    Args:
+        compiled: The task; tasks of one scene share the model.
+        renderer: ``"exact"`` for stock LIBERO's meshes and textures (30-270 MB), ``"fast"`` for decimated
+            ones (40-60 MB).
+    """
+    key = f"{compiled.visual_key}-{renderer}"
+    if key not in _visual_models:
         while len(_visual_models) >= MAX_SCENES:
             del _visual_models[next(iter(_visual_models))]
-        _visual_models[compiled.visual_key] = _load_visual_model(compiled)
-    return _visual_models[compiled.visual_key]
+        _visual_models[key] = _load_visual_model(compiled, key, renderer)
+    return _visual_models[key]
 
 
-def _load_visual_model(compiled: CompiledTask) -> mujoco.MjModel:
-    blob = cache.read(compiled.visual_key)
-    if blob is None:
-        with _stock_env(compiled.task) as env:
-            model = env.env.sim.model._model
-            cache.write(compiled.visual_key, _model_to_bytes(model))
-            return model
-    return _model_from_bytes(blob)
+def _load_visual_model(compiled: CompiledTask, key: str, renderer: str) -> mujoco.MjModel:
+    blob = cache.read(key)
+    if blob is not None:
+        return _model_from_bytes(blob)
+    with _stock_env(compiled.task) as env:
+        model = env.env.sim.model._model
+        if renderer == "fast":
+            model = decimation.decimated_model(env.env.model.get_xml(), model)
+        cache.write(key, _model_to_bytes(model))
+        return model
 
 
 @functools.lru_cache(maxsize=1024)
@@ -294,7 +303,7 @@ def _extract(env: Any) -> dict[str, Any]:
     physics.body_pos[:] = visual.body_pos
     physics.body_quat[:] = visual.body_quat
     visual_key = f"visual-{_versions_hash()}-{_hash(xml.encode())}"
-    cache.write(visual_key, _model_to_bytes(visual))
+    cache.write(f"{visual_key}-exact", _model_to_bytes(visual))
     return {
         "physics": _model_to_bytes(physics),
         "goal": goals.to_json(tuple(_predicate(domain, state) for state in domain.parsed_problem["goal_state"])),

@@ -17,7 +17,6 @@ from libero_gym.rewards import REWARDS, bind_progress, discounted_potential
 from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, SimState, Simulator
 from libero_gym.tasks import Task, did_you_mean, get_suite, get_tasks, initial_states
 
-RENDERERS = ("exact",)
 _RESET_OPTIONS = ("task_id", "init_state_id", "fixture_draw")
 ACTION_DIM = 7
 
@@ -81,7 +80,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         image_size: Side of the square images in pixels, 8 to 2048.
         cameras: Of ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
         reward: ``"sparse"`` or ``"progress"``.
-        renderer: ``"exact"``: the same pixels as stock LIBERO.
+        renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for decimated
+            meshes, several times faster without a GPU (PSNR against exact about 30 dB).
         settle_steps: Control steps with an open gripper before the first observation.
         chunk_size: Control steps per `step`, executed open-loop, stopped by success; one frame at their end.
         render_device: EGL device index; None lets EGL choose.
@@ -116,7 +116,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self.image_size = rendering.check_image_size(image_size)
         self.cameras = _check_cameras(cameras)
         self.reward_type = _check_choice("reward", reward, REWARDS)
-        self.renderer = _check_choice("renderer", renderer, RENDERERS)
+        self.renderer = _check_choice("renderer", renderer, rendering.RENDERERS)
         self.settle_steps = _check_count("settle_steps", settle_steps, minimum=0)
         self.chunk_size = _check_count("chunk_size", chunk_size, minimum=1)
         if render_mode is not None:
@@ -200,7 +200,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         """The agentview frame of the last observation, uint8 (image_size, image_size, 3), with ``rgb_array``."""
         if self.render_mode is None:
             return None
-        (frame,) = rendering.render(self.simulator, ("agentview",), self.image_size, self.render_device)
+        (frame,) = rendering.render(self.simulator, ("agentview",), self.image_size, self.render_device, self.renderer)
         return frame
 
     def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:
@@ -255,7 +255,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     def _observe(self) -> Observation:
         observation: Observation = {}
         if self.cameras:
-            frames = rendering.render(self._simulator, self.cameras, self.image_size, self.render_device)
+            frames = rendering.render(self._simulator, self.cameras, self.image_size, self.render_device, self.renderer)
             observation = {IMAGE_KEYS[camera]: frame for camera, frame in zip(self.cameras, frames, strict=True)}
         observation["state"] = proprioception(self._simulator)
         observation["instruction"] = self._current_task().instruction

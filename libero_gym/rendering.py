@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # The observation's name of a camera, and LIBERO's.
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+# "exact" draws stock LIBERO's pixels; "fast" decimated meshes and smaller textures, see `decimation`.
+RENDERERS = ("exact", "fast")
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
 DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libglib2.0-0"
 
@@ -90,8 +92,8 @@ def _forget_opengl() -> None:
 class _Scene:
     """The uploaded meshes and textures of one scene, with what is needed to draw it."""
 
-    def __init__(self, compiled: CompiledTask, buffer_size: int) -> None:
-        self.model = visual_model(compiled)
+    def __init__(self, compiled: CompiledTask, buffer_size: int, renderer: str) -> None:
+        self.model = visual_model(compiled, renderer)
         self.model.vis.global_.offwidth = self.model.vis.global_.offheight = buffer_size
         self.buffer_size = buffer_size
         self.data = mujoco.MjData(self.model)
@@ -106,7 +108,6 @@ class _Scene:
             name: mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, stock) for name, stock in CAMERAS.items()
         }
         self.context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_150)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
         # LIBERO toggles a burner's alpha between its value in the file and one minus that.
         self._alpha = {burner.site: self.model.site(burner.site).rgba[3] for burner in compiled.burners}
 
@@ -125,6 +126,7 @@ class _Scene:
 
     def draw(self, camera: str, size: int) -> np.ndarray:
         """One frame of the posed scene, uint8 (size, size, 3), as OpenGL orders rows: bottom first."""
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)  # another scene's may be bound
         if size > self.buffer_size:
             mujoco.mjr_resizeOffscreen(size, size, self.context)
             self.buffer_size = size
@@ -151,14 +153,14 @@ class _ProcessRenderer:
         self.backend, self._gl = _first_working_context(device)
         self._scenes: OrderedDict[str, _Scene] = OrderedDict()
 
-    def scene(self, compiled: CompiledTask, size: int) -> _Scene:
+    def scene(self, compiled: CompiledTask, size: int, renderer: str) -> _Scene:
         """The uploaded scene of a task; the least recently used one makes room where there are too many."""
         self._gl.make_current()
-        key = compiled.visual_key
+        key = f"{compiled.visual_key}-{renderer}"
         if key not in self._scenes:
             while len(self._scenes) >= MAX_SCENES:
                 self._scenes.popitem(last=False)[1].free()
-            self._scenes[key] = _Scene(compiled, size)
+            self._scenes[key] = _Scene(compiled, size, renderer)
         self._scenes.move_to_end(key)
         return self._scenes[key]
 
@@ -177,7 +179,9 @@ class _ProcessRenderer:
 _renderer: _ProcessRenderer | None = None
 
 
-def render(simulator: Simulator, cameras: tuple[str, ...], size: int, device: int | None = None) -> list[np.ndarray]:
+def render(
+    simulator: Simulator, cameras: tuple[str, ...], size: int, device: int | None = None, renderer: str = "exact"
+) -> list[np.ndarray]:
     """Frames of a simulator's sampled state, as published LIBERO policies expect them.
 
     Args:
@@ -185,6 +189,7 @@ def render(simulator: Simulator, cameras: tuple[str, ...], size: int, device: in
         cameras: Names from `CAMERAS`.
         size: Side in pixels.
         device: EGL device index for this process; the first call decides.
+        renderer: One of `RENDERERS`.
 
     Returns:
         One uint8 (size, size, 3) image per camera. Stock LIBERO hands out OpenGL's rows bottom first, and published
@@ -193,7 +198,7 @@ def render(simulator: Simulator, cameras: tuple[str, ...], size: int, device: in
     Raises:
         RenderingError: If no OpenGL back end works; the message names the packages that cure it.
     """
-    scene = _process_renderer(device).scene(simulator.compiled, size)
+    scene = _process_renderer(device).scene(simulator.compiled, size, renderer)
     scene.pose(simulator)
     return [np.ascontiguousarray(scene.draw(camera, size)[::-1, ::-1]) for camera in cameras]
 

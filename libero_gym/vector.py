@@ -76,7 +76,7 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
         self.timeout = timeout
         self._tasks = example.tasks
         self._terms = ("success", "progress") if example.reward_type == "progress" else ("success",)
-        self._cameras = example.cameras
+        self._cameras, self._renderer = example.cameras, example.renderer
         self.single_observation_space = example.observation_space
         self.single_action_space = example.action_space
         self.observation_space = batch_space(example.observation_space, self.num_envs)
@@ -193,7 +193,7 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
         bounds = np.linspace(0, self.num_envs, n_workers + 1).round().astype(int)
         self._shares = [(int(first), int(last)) for first, last in itertools.pairwise(bounds)]
         for task_id in tqdm(self.task_ids, desc="Compiling tasks", unit="task", disable=None, leave=False):
-            self._pool.compile(self.suite.name, task_id, bool(self._cameras))
+            self._pool.compile(self.suite.name, task_id, self._renderer if self._cameras else None)
         for first, last in self._shares:
             self._pool.fork(first, last, self._env_kwargs, self._layout, self._shared.descriptor)
         self._pool.gather(range(n_workers))
@@ -260,8 +260,8 @@ class _WorkerPool:
         self._control_socket = ours
         self._control = Connection(os.dup(ours.fileno()))
 
-    def compile(self, suite: str, task_id: int, with_visual: bool) -> None:
-        self._ask_template("compile", suite, task_id, with_visual)
+    def compile(self, suite: str, task_id: int, renderer: str | None) -> None:
+        self._ask_template("compile", suite, task_id, renderer)
 
     def fork(self, first: int, last: int, env_kwargs: dict[str, Any], layout: Layout, memory_fd: int) -> None:
         ours, theirs = socket.socketpair()

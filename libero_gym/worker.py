@@ -122,10 +122,10 @@ def _run_template(control: socket.socket) -> None:
             break
         try:
             if name == "compile":
-                suite, task_id, with_visual = args
+                suite, task_id, renderer = args
                 compiled = compile_task(get_tasks(suite)[task_id])
-                if with_visual:
-                    visual_model(compiled)  # forks share its pages
+                if renderer is not None:
+                    visual_model(compiled, renderer)  # forks share its pages
                 result = None
             else:
                 _, descriptors, _, _ = socket.recv_fds(control, 1, 3)

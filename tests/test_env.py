@@ -32,6 +32,22 @@ def test_gymnasium_check_env_passes_with_cameras() -> None:
     env.close()
 
 
+def test_scenes_drawn_in_turn_do_not_mix() -> None:
+    """Two scenes share the process's GL context; each must read its own frame buffer."""
+    envs = [LiberoEnv(suite, task_id=task, image_size=32) for suite, task in (("libero_spatial", 0), ("libero_10", 2))]
+    alone = [env.reset(options={"init_state_id": 0})[0]["image"] for env in envs]
+    for env, image in [*zip(envs, alone, strict=True)] * 2:
+        np.testing.assert_array_equal(env.set_state(env.get_state())["image"], image)
+
+
+def test_fast_renderer_is_close_to_exact_and_changes_nothing_else() -> None:
+    envs = [LiberoEnv("libero_spatial", task_id=0, image_size=128, renderer=name) for name in ("exact", "fast")]
+    exact, fast = (env.reset(options={"init_state_id": 0})[0] for env in envs)
+    error = np.mean((exact["image"].astype(float) - fast["image"].astype(float)) ** 2)
+    assert 28 < 10 * np.log10(255**2 / error) < 50
+    np.testing.assert_array_equal(exact["state"], fast["state"])
+
+
 def test_without_cameras_there_is_no_image(state_env: LiberoEnv) -> None:
     obs, _ = state_env.reset(seed=0)
     assert set(obs) == {"state", "instruction"}
