@@ -1,0 +1,112 @@
+"""Low-rank adapters on a backbone's linear layers, through peft; without them it is the frozen reference policy."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch as th
+from torch import nn
+
+Target = Literal["all-linear", "language"]
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What ``lora=dict(...)`` may say. The defaults are VLA-RL's.
+
+    Attributes:
+        r: Rank.
+        alpha: The adapter's product is scaled by alpha / r.
+        dropout: On the adapter's input, in supervised fine-tuning; PPO scores and samples without.
+        target: "all-linear" adapts language model, projector and vision towers, "language" the language model alone.
+            The head over the vocabulary is never adapted, nor layers that no output depends on.
+    """
+
+    r: int = 32
+    alpha: int = 16
+    dropout: float = 0.0
+    target: Target = "all-linear"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
+            raise ValueError(f"lora r={self.r!r}; expected an integer of at least 1.")
+        if not self.alpha > 0 or not 0 <= self.dropout < 1:
+            raise ValueError(f"lora alpha={self.alpha}, dropout={self.dropout}; expected alpha > 0, 0 <= dropout < 1.")
+        if self.target not in ("all-linear", "language"):
+            raise ValueError(f"lora target={self.target!r}; choices: 'all-linear', 'language'.")
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> "LoraSettings":
+        """Settings of a dictionary.
+
+        Raises:
+            ValueError: If it has another key, or a value is out of range.
+        """
+        unknown = sorted(set(settings) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"Unknown lora settings {unknown}. Settings: {', '.join(cls.__dataclass_fields__)}.")
+        return cls(**settings)
+
+
+def target_modules(backbone: nn.Module, unused: list[str], target: Target) -> list[str]:
+    """Names of the linear layers to adapt.
+
+    Args:
+        backbone: The model; its language model is the child ``language_model``, where there is such a child.
+        unused: Names of parameters that no output depends on.
+        target: See `LoraSettings`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    names = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear)
+        and name.rsplit(".", 1)[-1] != "lm_head"
+        and f"{name}.weight" not in unused
+        and (target == "all-linear" or name.startswith("language_model."))
+    ]
+    if not names:
+        raise ValueError(f"The backbone has no linear layers for lora target={target!r}.")
+    return names
+
+
+def add_lora(backbone: nn.Module, settings: LoraSettings, unused: list[str]) -> None:
+    """Freezes a backbone and puts trainable adapters beside its linear layers, in place.
+
+    The adapters are float32 even where the backbone is not: steps of 1e-5 are lost in bfloat16. They start as zero, so
+    that the policy is unchanged.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
+
+    names = target_modules(backbone, unused, settings.target)
+    config = LoraConfig(
+        r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names, bias="none"
+    )
+    inject_adapter_in_model(config, backbone)
+    for name, parameter in backbone.named_parameters():
+        is_adapter = "lora_" in name
+        parameter.requires_grad_(is_adapter)
+        if is_adapter:
+            parameter.data = parameter.data.to(th.float32)
+
+
+@contextlib.contextmanager
+def disable_adapter(backbone: nn.Module) -> Iterator[None]:
+    """Inside, the backbone computes what it did before `add_lora`: the reference policy."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
+    # enable_adapters sets requires_grad too; whoever froze an adapter wants it frozen afterwards.
+    trainable = {parameter: parameter.requires_grad for layer in layers for parameter in layer.parameters()}
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, requires_grad in trainable.items():
+            parameter.requires_grad_(requires_grad)

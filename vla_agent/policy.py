@@ -1,0 +1,359 @@
+"""The policy: a vision-language-action model behind SB3's actor-critic interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from vla_agent.backbone import VLABackbone
+from vla_agent.critic import ValueHead
+from vla_agent.distributions import (
+    N_BINS,
+    ActionTokenDistribution,
+    Chain,
+    bin_entropy,
+    gather_bins,
+    log_softmax_bins,
+)
+from vla_agent.lora import LoraSettings, add_lora, disable_adapter
+
+CAMERA_KEYS = ("image", "wrist_image")
+
+
+class Decision(NamedTuple):
+    """What `VLAPolicy.act` draws. B observations, N action tokens."""
+
+    actions: th.Tensor  # bins, int64 (B, N)
+    values: th.Tensor  # float32 (B, 1)
+    token_log_probs: th.Tensor  # float32 (B, N)
+
+
+class Evaluation(NamedTuple):
+    """How `VLAPolicy.score` judges given actions. B observations, N action tokens."""
+
+    values: th.Tensor  # float32 (B, 1)
+    token_log_probs: th.Tensor  # float32 (B, N), each given the earlier tokens
+    token_entropies: th.Tensor  # float32 (B, N), in nats
+    log_probs: th.Tensor  # float32 (B, N, 256), of every bin
+
+
+class VLAPolicy(ActorCriticPolicy):
+    """Actor and critic on one backbone: a forward pass gives the action tokens' scores and the value.
+
+    Observations are a `Dict` with `image` (and `wrist_image`, `state` where the model reads them), `input_ids` and
+    `attention_mask`, as `VLAVecEnv` gives them; actions are bins, `MultiDiscrete([256] * N)`. Images stay uint8 until
+    the device, in height-width-channel order or as SB3 transposes them.
+
+    Args:
+        observation_space: See above.
+        action_space: See above.
+        lr_schedule: Learning rate; both parameter groups, "policy" and "value", start with it, and `VLAPPO` gives the
+            second its own.
+        model: "tiny", a checkpoint folder, a hub id, or a `VLABackbone`.
+        temperature: Divides the logits, in rollouts and in scoring alike.
+        lora: Train adapters beside a frozen backbone instead of the backbone: settings of `LoraSettings`, {} for its
+            defaults.
+        value_hidden: Hidden layers of the value head.
+        detach_value: Keep the value loss out of the backbone.
+        frozen: Children of the backbone that are not trained, such as ("vision_backbone",).
+        dtype: Type of the backbone's weights ("bfloat16", ...); float32 on a CPU and bfloat16 elsewhere by default.
+        device: Where the backbone is loaded to; `VLAPPO` gives its own.
+        gradient_checkpointing: Recompute the backbone's blocks in the backward pass: slower, and much smaller.
+        unnorm_key: Whose statistics normalise the robot's state, for a model that reads it.
+        optimizer_class: Of the one optimizer that holds both parameter groups.
+        optimizer_kwargs: Its arguments besides the learning rate; Adam gets eps=1e-5, as in SB3.
+        use_sde: SB3 passes it to every policy; must be False.
+
+    Raises:
+        ValueError: If the model cannot serve the spaces, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        model: str | Path | VLABackbone = "tiny",
+        *,
+        temperature: float = 1.0,
+        lora: dict[str, Any] | None = None,
+        value_hidden: Sequence[int] = (256,),
+        detach_value: bool = False,
+        frozen: Sequence[str] = (),
+        dtype: str | th.dtype | None = None,
+        device: th.device | str | None = None,
+        gradient_checkpointing: bool = False,
+        unnorm_key: str | None = None,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+    ) -> None:
+        if use_sde:
+            raise ValueError("use_sde=True needs continuous actions; VLAPolicy's are bins. Leave it out.")
+        if optimizer_kwargs is None:
+            optimizer_kwargs = {"eps": 1e-5} if optimizer_class == th.optim.Adam else {}
+        check_spaces(observation_space, action_space)
+        # Not ActorCriticPolicy's constructor: it would build an MLP and independent categoricals.
+        BasePolicy.__init__(
+            self,
+            observation_space,
+            action_space,
+            normalize_images=False,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+        self.use_sde = False
+        self.detach_value = detach_value
+        self.unnorm_key = unnorm_key
+        self.backbone_frozen = False
+        self.model_id = model if isinstance(model, str) else str(model) if isinstance(model, Path) else None
+        backbone = load_backbone(model, dtype, device)
+        check_fit(backbone, cast(spaces.Dict, observation_space), cast(spaces.MultiDiscrete, action_space))
+        self._temperature = temperature
+        self.action_dist = ActionTokenDistribution(backbone.n_action_tokens, temperature)
+        self.lora = None if lora is None else LoraSettings.from_dict(lora)
+        self._build_networks(backbone, frozen, value_hidden, gradient_checkpointing)
+        self._build_optimizer(lr_schedule)
+
+    @property
+    def backbone(self) -> VLABackbone:
+        """The vision-language-action model, with its adapters where there are any."""
+        return cast(VLABackbone, self._backbone)
+
+    @property
+    def temperature(self) -> float:
+        """Divides the logits, in rollouts and in scoring alike."""
+        return self._temperature
+
+    def act(self, obs: PyTorchObs, deterministic: bool = False) -> Decision:
+        """Draws actions, and values them, in one prefill and a pass over a single token for each further one."""
+        prompt = self._model_inputs(obs)
+        sample = self.backbone.sample_actions(**prompt, deterministic=deterministic, temperature=self.temperature)
+        actions = self._to_bins(sample.action_ids)
+        log_probs = log_softmax_bins(sample.logits, self.temperature)
+        return Decision(actions, self.value_head(sample.hidden), gather_bins(log_probs, actions))
+
+    def score(self, obs: PyTorchObs, actions: th.Tensor) -> Evaluation:
+        """Scores actions, and values observations, in one teacher-forced pass.
+
+        Args:
+            obs: Observations as tensors.
+            actions: Bins (B, N) of any type; SB3's buffer hands them back as floats.
+        """
+        logits, hidden = self._forced_pass(obs, actions)
+        log_probs = log_softmax_bins(logits, self.temperature)
+        values = self.value_head(hidden.detach() if self.detach_value else hidden)
+        return Evaluation(values, gather_bins(log_probs, actions), bin_entropy(log_probs), log_probs)
+
+    def reference_log_probs(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """Log-probabilities (B, N, 256) under the model without its adapters, along the given chains."""
+        with th.no_grad(), self.disable_adapter():
+            logits, _ = self._forced_pass(obs, actions)
+        return log_softmax_bins(logits, self.temperature)
+
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """Inside, the policy is the model that it started from.
+
+        Raises:
+            ValueError: If the policy has no adapters.
+        """
+        if self.lora is None:
+            raise ValueError("The policy trains the model's own weights, so the one it started from is gone. Use lora.")
+        return disable_adapter(self._backbone)
+
+    # ----------------------------------------------------------------------------------- SB3's interface
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Actions (B, N), values (B, 1) and log-probabilities (B,)."""
+        actions, values, token_log_probs = self.act(obs, deterministic)
+        return actions, values, token_log_probs.sum(dim=1)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Values (B, 1), log-probabilities (B,) and entropies (B,) of actions (B, N)."""
+        scores = self.score(obs, actions)
+        return scores.values, scores.token_log_probs.sum(dim=1), scores.token_entropies.sum(dim=1)
+
+    def get_distribution(self, obs: PyTorchObs) -> ActionTokenDistribution:
+        """The distribution over action chains; it runs the model when it is sampled or asked for a probability."""
+        prompt = self._model_inputs(obs)
+
+        def draw(deterministic: bool) -> Chain:
+            sample = self.backbone.sample_actions(**prompt, deterministic=deterministic, temperature=self.temperature)
+            return Chain(self._to_bins(sample.action_ids), sample.logits)
+
+        distribution = ActionTokenDistribution(self.backbone.n_action_tokens, self.temperature)
+        return distribution.proba_distribution(draw=draw, score=lambda actions: self._forced_pass(obs, actions)[0])
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """Values (B, 1)."""
+        size = len(cast(dict[str, th.Tensor], obs)["input_ids"])
+        # What the value is read from comes before the actions, so any will do.
+        anything = th.zeros(size, self.backbone.n_action_tokens, dtype=th.int64, device=self.device)
+        return self.value_head(self._forced_pass(obs, anything)[1])
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.act(observation, deterministic).actions
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Training mode for the head alone: a ratio between two dropout masks would be no ratio."""
+        self.train(mode)
+        self._backbone.eval()
+
+    def save(self, path: str) -> None:
+        """Not offered: SB3 would pickle the weights."""
+        raise NotImplementedError("A VLAPolicy is saved with its algorithm: VLAPPO.save(folder).")
+
+    # ------------------------------------------------------------------------------------------- private
+
+    def _build_networks(
+        self, backbone: VLABackbone, frozen: Sequence[str], value_hidden: Sequence[int], gradient_checkpointing: bool
+    ) -> None:
+        module = cast(nn.Module, backbone)
+        unused = backbone.unused_parameter_names()
+        children = [name for name, _ in module.named_children()]
+        for name in frozen:
+            if name not in children:
+                raise ValueError(f"frozen names '{name}', which is no child of the backbone. Children: {children}.")
+        if self.lora is not None:
+            add_lora(module, self.lora, unused)
+        for name, parameter in module.named_parameters():
+            if name in unused or name.split(".", 1)[0] in frozen:
+                parameter.requires_grad_(False)
+        if gradient_checkpointing:
+            if not hasattr(backbone, "set_gradient_checkpointing"):
+                raise ValueError(f"{type(backbone).__name__} has no gradient checkpointing; leave it out.")
+            backbone.set_gradient_checkpointing(True)
+        self._backbone = module
+        self.value_head = ValueHead(backbone.hidden_size, value_hidden).to(backbone.action_token_ids.device)
+        ids = backbone.action_token_ids
+        bin_of_id = th.zeros(int(ids.max()) + 1, dtype=th.int64, device=ids.device)
+        bin_of_id[ids] = th.arange(N_BINS, device=ids.device)
+        self.register_buffer("_bin_of_id", bin_of_id, persistent=False)
+        self._bin_of_id: th.Tensor
+
+    def _build_optimizer(self, lr_schedule: Schedule) -> None:
+        trained = [parameter for parameter in self._backbone.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": trained, "name": "policy"},
+            {"params": list(self.value_head.parameters()), "name": "value"},
+        ]
+        self.optimizer = self.optimizer_class(
+            [group for group in groups if group["params"]],
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
+
+    def _forced_pass(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Logits (B, N, 256) and hidden states (B, D)."""
+        ids = self.backbone.action_token_ids[actions.long()]
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.backbone_frozen):
+            scores = self.backbone.score_actions(**self._model_inputs(obs), action_ids=ids, bins_only=True)
+        return scores.logits, scores.hidden
+
+    def _model_inputs(self, obs: PyTorchObs) -> dict[str, Any]:
+        """The backbone's arguments of a batch of observations."""
+        tensors = cast(dict[str, th.Tensor], obs)
+        config = self.backbone.config
+        images = [to_channels_last(tensors[key]) for key in CAMERA_KEYS[: config.num_images]]
+        inputs: dict[str, Any] = {
+            "input_ids": tensors["input_ids"],
+            "attention_mask": tensors["attention_mask"],
+            "pixel_values": self.backbone.preprocess(*images),
+        }
+        if config.use_state:
+            state = self.backbone.processor.normalize_state(tensors["state"].cpu().numpy(), self.unnorm_key)
+            inputs["state"] = th.from_numpy(np.asarray(state)).to(self.device)
+        return inputs
+
+    def _to_bins(self, action_ids: th.Tensor) -> th.Tensor:
+        return self._bin_of_id[action_ids]
+
+
+def load_backbone(
+    model: str | Path | VLABackbone, dtype: str | th.dtype | None, device: th.device | str | None
+) -> VLABackbone:
+    """The model itself, or the checkpoint of that name.
+
+    Raises:
+        ValueError: If the type is unknown, or there is no such checkpoint.
+    """
+    if isinstance(dtype, str):
+        found = getattr(th, dtype.removeprefix("torch."), None)
+        if not isinstance(found, th.dtype):
+            raise ValueError(f"Unknown dtype '{dtype}'. Choices: 'float32', 'bfloat16', 'float16'.")
+        dtype = found
+    if isinstance(model, (str, Path)):
+        from vla_agent.openvla import OpenVLA  # brings transformers, which takes seconds
+
+        return cast(VLABackbone, OpenVLA.from_pretrained(model, dtype=dtype, device=device))
+    module = cast(nn.Module, model)
+    module.to(device=device, dtype=dtype)
+    return model
+
+
+def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """Complains about spaces that no model could serve.
+
+    Raises:
+        ValueError: See the messages.
+    """
+    if not isinstance(action_space, spaces.MultiDiscrete):
+        raise ValueError(
+            f"VLAPolicy's actions are bins, MultiDiscrete([{N_BINS}] * N), but the environment has {action_space}. "
+            "Make it with vla_agent.make_vec_env, which decodes bins."
+        )
+    if action_space.nvec.ndim != 1 or (action_space.nvec != N_BINS).any():
+        raise ValueError(f"Every action dimension must have {N_BINS} bins, but the action space is {action_space}.")
+    if not isinstance(observation_space, spaces.Dict):
+        raise ValueError(f"VLAPolicy needs a Dict of observations, got {observation_space}. Use make_vec_env.")
+    for key, space in observation_space.spaces.items():
+        if isinstance(space, spaces.Text):
+            raise ValueError(f"Observation '{key}' is text; VLAVecEnv replaces it by tokens. Use make_vec_env.")
+        if isinstance(space, (spaces.Dict, spaces.Tuple)):
+            raise ValueError(f"Observation '{key}' is nested, which SB3 does not support; flatten it.")
+    missing = [key for key in ("image", "input_ids", "attention_mask") if key not in observation_space.spaces]
+    if missing:
+        raise ValueError(
+            f"The observations lack {', '.join(missing)}; they have {', '.join(observation_space.spaces)}. "
+            "Use make_vec_env, with a camera."
+        )
+
+
+def check_fit(backbone: VLABackbone, observation_space: spaces.Dict, action_space: spaces.MultiDiscrete) -> None:
+    """Complains about spaces that this model cannot serve.
+
+    Raises:
+        ValueError: See the messages.
+    """
+    n_tokens = len(action_space.nvec)
+    if n_tokens != backbone.n_action_tokens:
+        raise ValueError(
+            f"The model gives {backbone.n_action_tokens} action tokens, but the environment takes {n_tokens}; "
+            "make it with the same model and chunk_size."
+        )
+    keys = list(CAMERA_KEYS[: backbone.config.num_images]) + (["state"] if backbone.config.use_state else [])
+    missing = [key for key in keys if key not in observation_space.spaces]
+    if missing:
+        raise ValueError(f"The model reads {', '.join(missing)}, which the observations lack; add the camera or state.")
+    size = backbone.processor.image_size
+    for key in CAMERA_KEYS[: backbone.config.num_images]:
+        space = observation_space[key]
+        if space.shape not in ((size, size, 3), (3, size, size)) or space.dtype != np.uint8:
+            raise ValueError(
+                f"Observation '{key}' is {space.dtype} {space.shape}, but the model takes uint8 ({size}, {size}, 3); "
+                "give make_vec_env the model, an image_size or an image_transform."
+            )
+
+
+def to_channels_last(images: th.Tensor) -> th.Tensor:
+    """Images (B, H, W, 3) of either order."""
+    return images if images.shape[-1] == 3 else images.permute(0, 2, 3, 1)
