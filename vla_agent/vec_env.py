@@ -1,0 +1,363 @@
+"""Vector environments as SB3 sees them: prompts as tokens, actions as bins. The one file that imports `libero_gym`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from vla_agent.backbone import BackboneProcessor
+
+ImageTransform = Callable[[np.ndarray], np.ndarray]
+
+IMAGE_KEYS = ("image", "wrist_image")
+ACTION_DIM = 7
+N_BINS = 256
+# Published models take 224 pixels, and the evaluation protocol renders 256 for them.
+PUBLISHED_IMAGE_SIZE, PUBLISHED_RENDER_SIZE = 224, 256
+# Prompts are padded to a multiple of this, so that the suites share one observation space; models trim the padding.
+PROMPT_MULTIPLE = 64
+
+
+class VLAVecEnv(VecEnv):
+    """A Gymnasium vector environment with instructions and continuous actions, for agents with tokens and bins.
+
+    | observation | space | |
+    | --- | --- | --- |
+    | `image` (and `wrist_image`) | uint8 (H, W, 3) | after ``image_transform`` |
+    | `state` | float32 (8,) | where the environment gives it |
+    | `input_ids`, `attention_mask` | int64 (L,) | the instruction's prompt, looked up in a table |
+
+    Actions are ``MultiDiscrete([256] * (7 * chunk))``, decoded by the checkpoint's table. `infos` are SB3's: a dict per
+    environment with the environment's own keys, and at an episode's end `terminal_observation`, `TimeLimit.truncated`
+    and `episode` (return `r`, length `l`, seconds `t`), so that no `Monitor` is needed.
+
+    Args:
+        venv: The environments, with Gymnasium's ``SAME_STEP`` autoreset.
+        processor: The checkpoint's; `vla_agent.openvla.load_processor` reads it without weights.
+        instructions: Every instruction that can occur; ``venv.instructions`` by default.
+        unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
+        image_transform: Applied to each batch of images, uint8 (n_envs, H, W, 3).
+
+    Raises:
+        ValueError: If the environments' spaces or autoreset are other ones.
+    """
+
+    def __init__(
+        self,
+        venv: VectorEnv[Any, Any, Any],
+        processor: Any,
+        *,
+        instructions: Sequence[str] | None = None,
+        unnorm_key: str | None = None,
+        image_transform: ImageTransform | None = None,
+    ) -> None:
+        self.venv: Any = venv
+        self.processor: BackboneProcessor = processor
+        self.unnorm_key = unnorm_key
+        self.image_transform = image_transform
+        mode = venv.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(f"The environments' autoreset_mode is {mode}; VLAVecEnv needs AutoresetMode.SAME_STEP.")
+        observation_space, self._action_shape = _checked_spaces(venv)
+        texts = list(cast(Any, venv).instructions if instructions is None else instructions)
+        self._table = processor.action_table(unnorm_key)  # (7, 256)
+        self._prompts = _PromptTable(texts, processor)
+        self._image_keys = [key for key in IMAGE_KEYS if key in observation_space.spaces]
+        parts = {key: self._image_space(observation_space[key]) for key in self._image_keys}
+        if "state" in observation_space.spaces:
+            parts["state"] = cast(spaces.Box, observation_space["state"])
+        super().__init__(
+            venv.num_envs,
+            spaces.Dict(cast(dict[str, spaces.Space[Any]], parts | self._prompts.spaces())),
+            spaces.MultiDiscrete([N_BINS] * int(np.prod(self._action_shape))),
+        )
+        self._actions: np.ndarray | None = None
+        self._returns = np.zeros(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._starts = np.full(self.num_envs, time.monotonic())
+        self._closed = False
+
+    def reset(self) -> dict[str, np.ndarray]:
+        """First observations; seeds and options given before are used up."""
+        seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
+        names = sorted({name for options in self._options for name in options})
+        options = {name: [options.get(name) for options in self._options] for name in names}
+        obs, infos = self.venv.reset(seed=seeds, options=options or None)
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = unbatch_infos(infos, range(self.num_envs))
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        self._starts[:] = time.monotonic()
+        return self._observe(obs)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Decode bins (n_envs, 7 * chunk) and start the step.
+
+        Raises:
+            ValueError: If the actions have another shape, or are not bins.
+        """
+        self._actions = self.decode(actions)
+        if hasattr(self.venv, "step_async"):
+            self.venv.step_async(self._actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Collect the step: observations, rewards float32 (n_envs,), dones, infos."""
+        if hasattr(self.venv, "step_wait"):
+            obs, rewards, terminated, truncated, infos = self.venv.step_wait()
+        else:
+            obs, rewards, terminated, truncated, infos = self.venv.step(self._actions)
+        dones = np.asarray(terminated | truncated)
+        self._returns += rewards
+        self._lengths += 1
+        ended = np.flatnonzero(dones)
+        per_env: list[dict[str, Any]] = unbatch_infos(infos, range(self.num_envs))
+        if len(ended):
+            self._close_episodes(ended, infos, per_env, truncated & ~terminated)
+        return self._observe(obs), np.asarray(rewards, dtype=np.float32), dones, per_env
+
+    def decode(self, actions: np.ndarray) -> np.ndarray:
+        """What the environments are given for bins (n_envs, 7 * chunk): float64 (n_envs, 7) or (n_envs, chunk, 7).
+
+        Raises:
+            ValueError: If the actions have another shape, or are not bins.
+        """
+        bins = np.asarray(actions)
+        expected = (self.num_envs, self.action_space.shape[0])  # type: ignore[index]
+        if bins.shape != expected or not np.issubdtype(bins.dtype, np.integer):
+            raise ValueError(f"The actions are {bins.dtype} {bins.shape}; expected integers {expected}.")
+        if bins.min() < 0 or bins.max() >= N_BINS:
+            raise ValueError(f"The actions lie in {bins.min()}..{bins.max()}; expected bins 0..{N_BINS - 1}.")
+        chunks = bins.reshape(self.num_envs, *self._action_shape)
+        return self._table[np.arange(ACTION_DIM), chunks]
+
+    def close(self) -> None:
+        """Close the environments and their workers; safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self.venv.close()
+
+    def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:
+        """How often each task is drawn from the next reset on; see `LiberoVectorEnv.set_task_weights`."""
+        self.venv.set_task_weights(weights)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of the vector environment, or where it has none, of the environments."""
+        chosen = self._indices(indices)
+        if hasattr(self.venv, attr_name):
+            return [getattr(self.venv, attr_name)] * len(chosen)
+        return list(self._call(attr_name, chosen))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Not offered: the environments live in other processes."""
+        raise NotImplementedError(f"Cannot set '{attr_name}' on running environments; make them with another argument.")
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Results of a method of each environment."""
+        return list(self._call(method_name, self._indices(indices), *method_args, **method_kwargs))
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """True for `Monitor`, whose `episode` entries the infos have; False for all others."""
+        return [wrapper_class is Monitor] * len(self._indices(indices))
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """The environments' frames, with ``render_mode="rgb_array"``."""
+        return list(cast(Sequence[np.ndarray], self.venv.render()))
+
+    # ------------------------------------------------------------------------------------------- private
+
+    def _observe(self, obs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """SB3's observations of Gymnasium's, batched alike."""
+        result = {key: self._transform(obs[key]) for key in self._image_keys}
+        if "state" in obs:
+            result["state"] = obs["state"]
+        result["input_ids"], result["attention_mask"] = self._prompts.look_up(obs["instruction"])
+        return result
+
+    def _transform(self, images: np.ndarray) -> np.ndarray:
+        return images if self.image_transform is None else self.image_transform(images)
+
+    def _close_episodes(
+        self, ended: np.ndarray, infos: dict[str, Any], per_env: list[dict[str, Any]], timed_out: np.ndarray
+    ) -> None:
+        """Replace the infos of ended episodes by those of their last step, and add what SB3 looks for."""
+        finals = [infos["final_obs"][i] for i in ended]
+        batch = {key: np.stack([final[key] for final in finals]) for key in finals[0] if key != "instruction"}
+        last = self._observe(batch | {"instruction": [final["instruction"] for final in finals]})
+        now = time.monotonic()
+        for row, (i, info) in enumerate(zip(ended, unbatch_infos(infos["final_info"], ended), strict=True)):
+            self.reset_infos[i] = per_env[i]
+            episode = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i])}
+            per_env[i] = info | {
+                "terminal_observation": {key: values[row] for key, values in last.items()},
+                "TimeLimit.truncated": bool(timed_out[i]),
+                "episode": episode | {"t": round(now - self._starts[i], 6)},
+            }
+        self._returns[ended] = 0.0
+        self._lengths[ended] = 0
+        self._starts[ended] = now
+
+    def _image_space(self, space: spaces.Space[Any]) -> spaces.Box:
+        example = self._transform(np.zeros((1, *cast(spaces.Box, space).shape), dtype=np.uint8))
+        if example.ndim != 4 or example.shape[-1] != 3 or example.dtype != np.uint8:
+            raise ValueError(f"image_transform gives {example.dtype} {example.shape}; expected uint8 (n, H, W, 3).")
+        return spaces.Box(0, 255, example.shape[1:], np.uint8)
+
+    def _indices(self, indices: VecEnvIndices) -> list[int]:
+        if indices is None:
+            return list(range(self.num_envs))
+        return list(indices) if isinstance(indices, Iterable) else [indices]
+
+    def _call(self, name: str, indices: list[int], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        if not hasattr(self.venv, "call"):
+            raise AttributeError(f"The environments have no '{name}'.")
+        if indices != list(range(self.num_envs)):
+            kwargs["indices"] = indices
+        return self.venv.call(name, *args, **kwargs)
+
+
+class _PromptTable:
+    """Tokens of every instruction, so that nothing behind the vec env sees a string."""
+
+    def __init__(self, instructions: Sequence[str], processor: Any) -> None:
+        unique = list(dict.fromkeys(instructions))
+        ids, mask = processor.tokenize(unique)
+        pad = [(0, 0), (0, -ids.shape[1] % PROMPT_MULTIPLE)]
+        self._ids = np.pad(ids, pad).astype(np.int64)
+        self._mask = np.pad(mask, pad).astype(np.int64)
+        self._rows = {instruction: row for row, instruction in enumerate(unique)}
+
+    def look_up(self, instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """`input_ids` and `attention_mask`, int64 (n, L)."""
+        try:
+            rows = [self._rows[instruction] for instruction in instructions]
+        except KeyError as error:
+            raise ValueError(
+                f"The environment shows the instruction {error.args[0]!r}, which is none of the {len(self._rows)} that "
+                "were tokenised; give VLAVecEnv all of them as instructions."
+            ) from error
+        return self._ids[rows], self._mask[rows]
+
+    def spaces(self) -> dict[str, spaces.Box]:
+        shape = self._ids.shape[1:]
+        ids = spaces.Box(0, np.iinfo(np.int32).max, shape, np.int64)
+        return {"input_ids": ids, "attention_mask": spaces.Box(0, 1, shape, np.int64)}
+
+
+def unbatch_infos(infos: dict[str, Any], indices: Iterable[int]) -> list[dict[str, Any]]:
+    """One info per environment of Gymnasium's batched infos, those that the masks (`_key`) say it has.
+
+    Args:
+        infos: Arrays by key, and their masks; a dict is a nested batch. `final_obs` and `final_info` are left out.
+        indices: The environments wanted.
+    """
+    keys = [key for key in infos if f"_{key}" in infos and key not in ("final_obs", "final_info")]
+    results: list[dict[str, Any]] = []
+    for i in indices:
+        info: dict[str, Any] = {}
+        for key in keys:
+            mask, values = infos[f"_{key}"], infos[key]
+            if not mask[i]:
+                continue
+            if isinstance(values, dict):
+                info[key] = unbatch_infos(values, [i])[0]
+            else:
+                info[key] = values[i].item() if isinstance(values[i], np.generic) else values[i]
+        results.append(info)
+    return results
+
+
+def _checked_spaces(venv: VectorEnv[Any, Any, Any]) -> tuple[spaces.Dict, tuple[int, ...]]:
+    """The observation space of one environment, and the shape of its actions."""
+    observation_space, action_space = venv.single_observation_space, venv.single_action_space
+    if not isinstance(observation_space, spaces.Dict) or "instruction" not in observation_space.spaces:
+        raise ValueError(f"VLAVecEnv needs a Dict of observations with 'instruction', got {observation_space}.")
+    shape = action_space.shape
+    if not isinstance(action_space, spaces.Box) or not shape or shape[-1] != ACTION_DIM or len(shape) > 2:
+        raise ValueError(f"VLAVecEnv needs actions Box({ACTION_DIM},) or Box(k, {ACTION_DIM}), got {action_space}.")
+    return observation_space, shape
+
+
+def make_vec_env(
+    env_id: str,
+    n_envs: int = 1,
+    *,
+    model: str = "tiny",
+    chunk_size: int | None = None,
+    reward: Literal["sparse", "progress", "process"] = "sparse",
+    unnorm_key: str | None = None,
+    seed: int | None = None,
+    image_transform: ImageTransform | Literal["auto"] | None = "auto",
+    center_crop: bool = True,
+    **env_kwargs: Any,
+) -> VLAVecEnv:
+    """Environments of a registered id, ready for a policy with this model.
+
+    Args:
+        env_id: Such as "LIBERO-Spatial-v0".
+        n_envs: How many run side by side.
+        model: The policy's model: "tiny", a checkpoint folder or a hub id. Its weights are not read here.
+        chunk_size: Actions per step, executed open-loop; the model's own number by default.
+        reward: "sparse" is success; "progress" adds privileged shaping.
+        unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
+        seed: Of the environments.
+        image_transform: Applied to each batch of images. "auto" does nothing where the environment renders what the
+            model takes, and else follows the published evaluation: JPEG, Lanczos resize, centre crop.
+        center_crop: Whether "auto" crops, as is right for checkpoints trained with random crops (the published ones).
+        **env_kwargs: Arguments of the environment. ``image_size`` is 256 for models that take 224 pixels and otherwise
+            what the model takes; ``cameras`` are as many as it reads.
+
+    Raises:
+        ValueError: If an argument is out of range or does not fit the model.
+    """
+    if reward == "process":
+        raise ValueError("reward='process' comes with VecProcessReward, which is not here yet; use 'sparse'.")
+    import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
+    from vla_agent.openvla import load_processor
+
+    processor = load_processor(model)
+    size = processor.image_size
+    env_kwargs.setdefault("image_size", PUBLISHED_RENDER_SIZE if size == PUBLISHED_IMAGE_SIZE else size)
+    if processor.config.num_images > 1:
+        env_kwargs.setdefault("cameras", ("agentview", "wrist"))
+    own_chunk = processor.config.action_chunk_size
+    if chunk_size is not None and chunk_size != own_chunk:
+        raise ValueError(f"chunk_size={chunk_size}, but model '{model}' decides {own_chunk} actions at a time.")
+    if image_transform == "auto":
+        same = env_kwargs["image_size"] == size
+        image_transform = None if same else _published_transform(size, center_crop)
+    processor.action_stats(unnorm_key)  # complains before workers start
+    venv = gym.make_vec(
+        env_id,
+        num_envs=n_envs,
+        vectorization_mode="vector_entry_point",
+        chunk_size=own_chunk,
+        reward=reward,
+        **env_kwargs,
+    )
+    env = VLAVecEnv(venv, processor, unnorm_key=unnorm_key, image_transform=image_transform)
+    if seed is not None:
+        env.seed(seed)
+    return env
+
+
+def _published_transform(size: int, center_crop: bool) -> ImageTransform:
+    """The image path of OpenVLA's LIBERO evaluation, but for the rotation, which the environments have done."""
+    from vla_agent.openvla import image
+
+    def transform(images: np.ndarray) -> np.ndarray:
+        resized = image.libero_image(images, rotate=False, size=size)
+        return image.center_crop(resized) if center_crop else resized
+
+    return transform
