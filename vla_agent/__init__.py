@@ -1,1 +1,49 @@
 """Stable-Baselines3 plugin that trains vision-language-action models by reinforcement learning."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vla_agent.callbacks import LearningCurve as LearningCurve
+    from vla_agent.callbacks import SaveOnSignal as SaveOnSignal
+    from vla_agent.callbacks import SuccessCallback as SuccessCallback
+    from vla_agent.callbacks import safe_learn as safe_learn
+    from vla_agent.distributions import ActionTokenDistribution as ActionTokenDistribution
+    from vla_agent.health import RatioError as RatioError
+    from vla_agent.policy import VLAPolicy as VLAPolicy
+    from vla_agent.ppo import VLAPPO as VLAPPO
+    from vla_agent.vec_env import VLAVecEnv as VLAVecEnv
+    from vla_agent.vec_env import make_vec_env as make_vec_env
+
+_HOMES = {
+    "VLAPPO": "ppo",
+    "ActionTokenDistribution": "distributions",
+    "LearningCurve": "callbacks",
+    "RatioError": "health",
+    "SaveOnSignal": "callbacks",
+    "SuccessCallback": "callbacks",
+    "VLAPolicy": "policy",
+    "VLAVecEnv": "vec_env",
+    "make_vec_env": "vec_env",
+    "safe_learn": "callbacks",
+}
+
+__all__ = [
+    "VLAPPO",
+    "ActionTokenDistribution",
+    "LearningCurve",
+    "RatioError",
+    "SaveOnSignal",
+    "SuccessCallback",
+    "VLAPolicy",
+    "VLAVecEnv",
+    "make_vec_env",
+    "safe_learn",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name at its first use: SB3, torch and transformers take seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

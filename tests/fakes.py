@@ -1,0 +1,246 @@
+"""Stand-ins where the real part would be slow: a backbone of 20,000 parameters, environments without physics."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from torch import nn
+
+from vla_agent.vec_env import VLAVecEnv
+
+IMAGE_SIZE = 16
+VOCAB_SIZE = 300
+INSTRUCTIONS = ["go left", "go right please", "stay"]
+
+
+class FakeProcessor:
+    """Words are hashed to tokens, bins decode linearly to [-1, 1]."""
+
+    image_size = IMAGE_SIZE
+    unnorm_keys = ("fake",)
+
+    def __init__(self, name: str = "fake") -> None:
+        self.name = name
+
+    def tokenize(self, instructions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        rows = [[1] + [3 + sum(word.encode()) % 40 for word in text.split()] for text in instructions]
+        length = max(map(len, rows))
+        ids = np.array([row + [2] * (length - len(row)) for row in rows], dtype=np.int64)
+        mask = np.array([[1] * len(row) + [0] * (length - len(row)) for row in rows], dtype=np.int64)
+        return ids, mask
+
+    def action_table(self, unnorm_key: str | None = None) -> np.ndarray:
+        return np.tile(np.linspace(-1.0, 1.0, 256), (7, 1))
+
+    def normalize_state(self, state: np.ndarray, unnorm_key: str | None = None) -> np.ndarray:
+        return np.clip(state, -1, 1).astype(np.float32)
+
+    def fingerprint(self) -> str:
+        return self.name
+
+
+class FakeConfig(NamedTuple):
+    num_images: int = 1
+    use_state: bool = False
+
+
+class FakeScores(NamedTuple):
+    action_ids: th.Tensor
+    logits: th.Tensor
+    hidden: th.Tensor
+
+
+class FakeBackbone(nn.Module):
+    """Autoregressive: a recurrent cell over the earlier action tokens, started from image, prompt and state."""
+
+    def __init__(
+        self, n_action_tokens: int = 7, width: int = 24, seed: int = 0, config: FakeConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.n_action_tokens = n_action_tokens
+        self.hidden_size = width
+        self.config = config or FakeConfig()
+        self.processor = FakeProcessor()
+        with th.random.fork_rng():
+            th.manual_seed(seed)
+            self.vision = nn.Linear(3 * 16 * self.config.num_images, width)
+            self.state = nn.Linear(8, width)
+            self.words = nn.Embedding(VOCAB_SIZE, width)
+            self.cell = nn.GRUCell(width, width)
+            self.lm_head = nn.Linear(width, VOCAB_SIZE)
+            self.spare = nn.Linear(width, 2)  # no output depends on it
+
+    @property
+    def action_token_ids(self) -> th.Tensor:
+        return th.arange(VOCAB_SIZE - 1, VOCAB_SIZE - 257, -1, device=self.lm_head.weight.device)
+
+    def unused_parameter_names(self) -> list[str]:
+        return ["spare.weight", "spare.bias"]
+
+    def preprocess(self, *images: th.Tensor) -> th.Tensor:
+        assert all(x.dtype == th.uint8 and x.shape[1:] == (IMAGE_SIZE, IMAGE_SIZE, 3) for x in images)
+        pixels = th.cat([x.permute(0, 3, 1, 2).float() / 127.5 - 1 for x in images], dim=1)
+        return pixels.to(self.lm_head.weight.dtype)
+
+    def _first_hidden(
+        self, input_ids: th.Tensor, attention_mask: th.Tensor, pixel_values: th.Tensor, state: th.Tensor | None
+    ) -> th.Tensor:
+        mask = attention_mask.unsqueeze(-1).to(pixel_values.dtype)
+        prompt = (self.words(input_ids) * mask).sum(1)
+        hidden = self.vision(nn.functional.adaptive_avg_pool2d(pixel_values, 4).flatten(1)) + prompt
+        if self.config.use_state:
+            assert state is not None
+            hidden = hidden + self.state(state)
+        return th.tanh(hidden)
+
+    def _logits(self, hidden: th.Tensor) -> th.Tensor:
+        return self.lm_head(hidden)[..., self.action_token_ids]
+
+    @th.no_grad()
+    def sample_actions(
+        self,
+        input_ids: th.Tensor,
+        attention_mask: th.Tensor,
+        pixel_values: th.Tensor,
+        *,
+        state: th.Tensor | None = None,
+        deterministic: bool = False,
+        temperature: float = 1.0,
+    ) -> FakeScores:
+        hidden = first = self._first_hidden(input_ids, attention_mask, pixel_values, state)
+        all_ids, all_logits = [], []
+        for _ in range(self.n_action_tokens):
+            logits = self._logits(hidden).float()
+            probs = th.softmax(logits / temperature, dim=-1)
+            bins = logits.argmax(-1) if deterministic else th.multinomial(probs, 1).squeeze(1)
+            all_logits.append(logits)
+            all_ids.append(self.action_token_ids[bins])
+            hidden = self.cell(self.words(all_ids[-1]), hidden)
+        return FakeScores(th.stack(all_ids, 1), th.stack(all_logits, 1), first)
+
+    def score_actions(
+        self,
+        input_ids: th.Tensor,
+        attention_mask: th.Tensor,
+        pixel_values: th.Tensor,
+        action_ids: th.Tensor,
+        *,
+        state: th.Tensor | None = None,
+        bins_only: bool = False,
+    ) -> FakeScores:
+        assert bins_only
+        hidden = first = self._first_hidden(input_ids, attention_mask, pixel_values, state)
+        all_logits = []
+        for i in range(self.n_action_tokens):
+            all_logits.append(self._logits(hidden))
+            hidden = self.cell(self.words(action_ids[:, i]), hidden)
+        return FakeScores(action_ids, th.stack(all_logits, 1), first)
+
+
+class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]):
+    """LIBERO's spaces, infos and autoreset. The image is dark for task 0 and bright for task 1.
+
+    The reward of a step is 1 if the first action dimension has the sign that the brightness asks for (dark: negative),
+    0 otherwise. An episode is a success, and terminates, when the reward was 1 in its last allowed step but one;
+    otherwise it is truncated after ``max_episode_steps``.
+    """
+
+    def __init__(
+        self, num_envs: int = 2, *, chunk_size: int = 1, max_episode_steps: int = 4, wrist: bool = False, size: int = 16
+    ) -> None:
+        self.num_envs = num_envs
+        self.metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.render_mode = "rgb_array"
+        self.instructions = list(INSTRUCTIONS)
+        self.max_episode_steps = max_episode_steps
+        image = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        parts: dict[str, Any] = {"image": image} | ({"wrist_image": image} if wrist else {})
+        parts |= {"state": spaces.Box(-np.inf, np.inf, (8,), np.float32), "instruction": spaces.Text(64)}
+        self.single_observation_space = spaces.Dict(parts)
+        shape = (7,) if chunk_size == 1 else (chunk_size, 7)
+        self.single_action_space = spaces.Box(-1, 1, shape, np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.generators = [np.random.default_rng(i) for i in range(num_envs)]
+        self.tasks = np.zeros(num_envs, dtype=np.int64)
+        self.elapsed = np.zeros(num_envs, dtype=np.int64)
+        self.seeds: list[Any] = []
+        self.options: list[Any] = []
+        self.actions: list[np.ndarray] = []
+        self.closed_times = 0
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.seeds.append(seed)
+        self.options.append(options)
+        if seed is not None:
+            self.generators = [np.random.default_rng(value) for value in seed]
+        for i in range(self.num_envs):
+            self._begin(i)
+        return self._observe(), self._infos(np.zeros(self.num_envs), np.ones(self.num_envs, dtype=bool))
+
+    def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        assert actions.shape == self.action_space.shape
+        self.actions.append(actions)
+        first = actions.reshape(self.num_envs, -1)[:, 0]
+        rewards = (np.sign(first) == np.where(self.tasks == 1, 1.0, -1.0)).astype(np.float64)
+        self.elapsed += 1
+        terminated = (self.elapsed == self.max_episode_steps - 1) & (rewards > 0)
+        truncated = (self.elapsed >= self.max_episode_steps) & ~terminated
+        done = terminated | truncated
+        infos = self._infos(rewards, np.ones(self.num_envs, dtype=bool), terminated)
+        if done.any():
+            last, final_info = self._observe(), self._infos(rewards, done, terminated)
+            final_obs = np.full(self.num_envs, None, dtype=object)
+            for i in np.flatnonzero(done):
+                final_obs[i] = {key: values[i] for key, values in last.items()}
+                self._begin(int(i))
+            infos = self._infos(rewards, np.ones(self.num_envs, dtype=bool), terminated & ~done)
+            infos |= {"final_obs": final_obs, "_final_obs": done, "final_info": final_info, "_final_info": done}
+        return self._observe(), rewards, terminated, truncated, infos
+
+    def set_task_weights(self, weights: Any) -> None:
+        self.task_weights = weights
+
+    def call(self, name: str, *args: Any, indices: Any = None, **kwargs: Any) -> tuple[Any, ...]:
+        return tuple((name, i, *args) for i in (indices or range(self.num_envs)))
+
+    def render(self) -> Any:
+        return tuple(self._observe()["image"])
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self.closed_times += 1
+
+    def _begin(self, i: int) -> None:
+        self.tasks[i] = self.generators[i].integers(2)
+        self.elapsed[i] = 0
+
+    def _observe(self) -> dict[str, Any]:
+        shape = (self.num_envs, *self.single_observation_space["image"].shape)  # type: ignore[misc]
+        image = np.empty(shape, dtype=np.uint8)
+        image[:] = np.where(self.tasks == 1, 200, 50).reshape(-1, 1, 1, 1)
+        obs: dict[str, Any] = {"image": image, "state": np.zeros((self.num_envs, 8), dtype=np.float32)}
+        obs["state"][:, 0] = self.elapsed
+        if "wrist_image" in self.single_observation_space.spaces:
+            obs["wrist_image"] = 255 - image
+        return obs | {"instruction": tuple(INSTRUCTIONS[task] for task in self.tasks)}
+
+    def _infos(self, rewards: np.ndarray, mask: np.ndarray, success: np.ndarray | None = None) -> dict[str, Any]:
+        names = np.array([f"task_{task}" for task in self.tasks], dtype=object)
+        infos: dict[str, Any] = {
+            "is_success": np.zeros(self.num_envs, dtype=bool) if success is None else success.copy(),
+            "task_id": self.tasks.copy(),
+            "task_name": names,
+            "reward_terms": {"success": rewards.copy(), "_success": mask.copy()},
+        }
+        return infos | {f"_{key}": mask.copy() for key in infos}
+
+
+def fake_env(n_envs: int = 2, **kwargs: Any) -> VLAVecEnv:
+    """`FakeVectorEnv` as an agent sees it."""
+    return VLAVecEnv(FakeVectorEnv(n_envs, **kwargs), FakeProcessor())

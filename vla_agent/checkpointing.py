@@ -1,0 +1,336 @@
+"""Runs on disk: a folder of JSON and safetensors, published in one rename. Nothing in it is ever unpickled.
+
+| file | content |
+| --- | --- |
+| `hyperparameters.json` | constructor arguments, spaces, the base model's id and fingerprint |
+| `policy.safetensors` | adapters and value head; without adapters, all weights |
+| `optimizer.safetensors`, `optimizer.json` | the optimizer's moments by parameter name, and its groups |
+| `state.json` | counters, statistics of the last episodes, states of the random number generators |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch as th
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import check_for_correct_spaces
+
+from vla_agent.policy import VLAPolicy
+from vla_agent.rollout import check_batches
+from vla_agent.serialization import (
+    from_json,
+    generator_states,
+    restore_generators,
+    space_from_json,
+    space_to_json,
+    to_json,
+)
+
+if TYPE_CHECKING:
+    from vla_agent.ppo import VLAPPO
+
+SelfVLAPPO = TypeVar("SelfVLAPPO", bound="VLAPPO")
+
+FORMAT = 1
+HYPERPARAMETERS, POLICY, STATE = "hyperparameters.json", "policy.safetensors", "state.json"
+OPTIMIZER, OPTIMIZER_GROUPS = "optimizer.safetensors", "optimizer.json"
+FILES = (HYPERPARAMETERS, POLICY, OPTIMIZER, OPTIMIZER_GROUPS, STATE)
+
+CONSTRUCTOR_ARGUMENTS = (
+    "learning_rate",
+    "n_steps",
+    "batch_size",
+    "n_epochs",
+    "gamma",
+    "gae_lambda",
+    "clip_range",
+    "clip_range_vf",
+    "normalize_advantage",
+    "ent_coef",
+    "vf_coef",
+    "max_grad_norm",
+    "target_kl",
+    "tensorboard_log",
+    "verbose",
+    "seed",
+    "gradient_accumulation_steps",
+    "critic_warmup_iterations",
+    "value_loss",
+    "huber_delta",
+    "ratio_level",
+    "value_learning_rate",
+    "kl_ref_coef",
+    "ratio_tolerance",
+)
+COUNTERS = (
+    "num_timesteps",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_episode_num",
+    "_n_updates",
+    "_current_progress_remaining",
+    "n_iterations",
+)
+
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, fcntl.h
+
+
+class RunError(ValueError):
+    """A saved run that is incomplete, damaged, or does not fit."""
+
+
+def is_zip(path: Path) -> bool:
+    """Whether SB3 saved there: a zip file, with or without its suffix."""
+    candidates = [path, path.with_name(path.name + ".zip")]
+    return any(candidate.is_file() and zipfile.is_zipfile(candidate) for candidate in candidates)
+
+
+# ------------------------------------------------------------------------------------------------ save
+
+
+def save(model: VLAPPO, path: Path) -> None:
+    """Writes a run. An existing folder is exchanged for the new one in one step.
+
+    Raises:
+        ValueError: If an argument of the policy cannot be written as JSON.
+    """
+    policy = cast(VLAPolicy, model.policy)
+    optimizer_tensors, optimizer_groups = _pack_optimizer(policy)
+    documents = {HYPERPARAMETERS: _hyperparameters(model), OPTIMIZER_GROUPS: optimizer_groups, STATE: _state(model)}
+    tensors = {POLICY: policy_tensors(policy), OPTIMIZER: optimizer_tensors}
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        folder.chmod(0o755)
+        for name, content in tensors.items():
+            save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / name)
+            (folder / name).chmod(0o644)  # safetensors leaves it readable by its owner alone
+        for name, document in documents.items():
+            (folder / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        for name in FILES:
+            _flush(folder / name)
+        publish(folder, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Renames a complete folder to `target`. Where that exists, the two are exchanged, and the old one removed."""
+    if target.exists():
+        if not _exchange(folder, target):
+            # No exchange on this system: for an instant the old run bears another name, beside the new one.
+            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.replace(target, aside / "run")
+            os.replace(folder, target)
+            shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.replace(folder, target)
+    _flush(target.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swaps two folders in one step, where the system can."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+
+
+def _flush(path: Path) -> None:
+    """Have it on disk, as far as the file system lets us know."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def policy_tensors(policy: VLAPolicy) -> dict[str, th.Tensor]:
+    """What differs from the base model: adapters and value head, or all weights where the model itself is trained."""
+    state = policy.state_dict()
+    if policy.lora is None:
+        return state
+    return {name: tensor for name, tensor in state.items() if "lora_" in name or name.startswith("value_head.")}
+
+
+def _hyperparameters(model: VLAPPO) -> dict[str, Any]:
+    policy = cast(VLAPolicy, model.policy)
+    policy_kwargs = {key: value for key, value in model.policy_kwargs.items() if key not in ("device", "model")}
+    progress = model._current_progress_remaining
+    return {
+        "format": FORMAT,
+        "algorithm": type(model).__name__,
+        "policy": type(policy).__name__,
+        "arguments": {name: to_json(name, getattr(model, name), progress) for name in CONSTRUCTOR_ARGUMENTS}
+        | {"stats_window_size": model._stats_window_size},
+        "policy_kwargs": {name: to_json(name, value, progress) for name, value in policy_kwargs.items()},
+        "base_model": {
+            "id": policy.model_id,
+            "class": type(policy.backbone).__name__,
+            "fingerprint": policy.backbone.processor.fingerprint(),
+        },
+        "n_envs": model.n_envs,
+        "observation_space": space_to_json(model.observation_space),
+        "action_space": space_to_json(model.action_space),
+    }
+
+
+def _pack_optimizer(policy: VLAPolicy) -> tuple[dict[str, th.Tensor], dict[str, Any]]:
+    """The optimizer's tensors under "parameter|name", and its groups with parameters by name."""
+    names: dict[th.Tensor, str] = {parameter: name for name, parameter in policy.named_parameters()}
+    tensors, scalars = {}, {}
+    for parameter, state in policy.optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, th.Tensor):
+                tensors[f"{names[parameter]}|{key}"] = value
+            else:
+                scalars[f"{names[parameter]}|{key}"] = value
+    groups = [
+        {key: value for key, value in group.items() if key != "params"}
+        | {"params": [names[parameter] for parameter in group["params"]]}
+        for group in policy.optimizer.param_groups
+    ]
+    return tensors, {"class": type(policy.optimizer).__name__, "groups": groups, "scalars": scalars}
+
+
+def _state(model: VLAPPO) -> dict[str, Any]:
+    return {
+        "counters": {name: getattr(model, name) for name in COUNTERS},
+        "episodes": list(model.ep_info_buffer or ()),
+        "successes": [bool(success) for success in model.ep_success_buffer or ()],
+        "generators": generator_states(model.device),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ load
+
+
+def load(
+    algorithm: type[SelfVLAPPO], path: Path, env: GymEnv | None, device: th.device | str, **changes: Any
+) -> SelfVLAPPO:
+    """The run saved at `path`.
+
+    Args:
+        algorithm: Class to build.
+        path: Folder.
+        env: To train on.
+        device: Where to put it.
+        changes: Constructor arguments to change; ``policy_kwargs`` are merged into the saved ones.
+
+    Raises:
+        RunError: If it is incomplete, damaged, of another format, or does not fit ``env`` or the base model.
+    """
+    saved = _read_hyperparameters(path)
+    policy_kwargs = from_json(saved["policy_kwargs"]) | changes.pop("policy_kwargs", {})
+    base = saved["base_model"]
+    policy_kwargs.setdefault("model", base["id"])
+    if policy_kwargs["model"] is None:
+        raise RunError(
+            f"The run '{path}' was made with a model object ({base['class']}), which no checkpoint names; "
+            "give policy_kwargs=dict(model=...)."
+        )
+    arguments = from_json(saved["arguments"]) | changes | {"policy_kwargs": policy_kwargs}
+    model = algorithm(saved["policy"], cast(Any, None), device=device, _init_setup_model=False, **arguments)
+    model.observation_space = space_from_json(saved["observation_space"])
+    model.action_space = space_from_json(saved["action_space"])
+    model.n_envs = saved["n_envs"]
+    if env is not None:
+        model.env = model._wrap_env(env, model.verbose)
+        model.n_envs = model.env.num_envs
+        try:
+            check_for_correct_spaces(model.env, model.observation_space, model.action_space)
+        except ValueError as error:
+            raise RunError(f"The run '{path}' was trained on other spaces than the environment has. {error}") from error
+    check_batches(model.n_steps, model.n_envs, model.batch_size)
+    model._setup_model()
+    policy = cast(VLAPolicy, model.policy)
+    if policy.backbone.processor.fingerprint() != base["fingerprint"]:
+        raise RunError(
+            f"The run '{path}' was trained on another base model than '{policy_kwargs['model']}' is now: tokenizer or "
+            "action statistics differ. Give the right one with policy_kwargs=dict(model=...)."
+        )
+    _restore_policy(policy, path)
+    _restore_optimizer(policy, path)
+    _restore_state(model, _read_json(path, STATE))
+    if model.env is not None and model.seed is not None:
+        model.env.seed(model.seed + model.num_timesteps)  # not the episodes of the run's beginning again
+    return model
+
+
+def _read_hyperparameters(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise RunError(f"There is no saved run at '{path}'; expected a folder with {', '.join(FILES)}.")
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing:
+        raise RunError(f"The folder '{path}' is no complete run: it lacks {', '.join(missing)}.")
+    saved = _read_json(path, HYPERPARAMETERS)
+    if saved.get("format") != FORMAT:
+        raise RunError(f"The run '{path}' has format {saved.get('format')}; this version reads format {FORMAT}.")
+    return saved
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        return json.loads((path / name).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"'{path / name}' is damaged ({error}).") from error
+
+
+def _read_tensors(path: Path, name: str) -> dict[str, th.Tensor]:
+    try:
+        return load_file(path / name)
+    except SafetensorError as error:
+        raise RunError(f"'{path / name}' is damaged ({error}).") from error
+
+
+def _restore_policy(policy: VLAPolicy, path: Path) -> None:
+    tensors = _read_tensors(path, POLICY)
+    wanted = policy_tensors(policy)
+    wrong = sorted(set(tensors) ^ set(wanted))
+    wrong += [name for name in set(tensors) & set(wanted) if tensors[name].shape != wanted[name].shape]
+    if wrong:
+        raise RunError(f"The weights in '{path}' are not those of this policy: {', '.join(wrong[:5])} differ.")
+    policy.load_state_dict(tensors, strict=False)
+
+
+def _restore_optimizer(policy: VLAPolicy, path: Path) -> None:
+    saved = _read_json(path, OPTIMIZER_GROUPS)
+    optimizer = policy.optimizer
+    if saved["class"] != type(optimizer).__name__:
+        warnings.warn(
+            f"The run used {saved['class']}, and this one {type(optimizer).__name__}: it starts afresh.", stacklevel=4
+        )
+        return
+    parameters = dict(policy.named_parameters())
+    for key, value in (_read_tensors(path, OPTIMIZER) | saved["scalars"]).items():
+        name, _, entry = key.rpartition("|")
+        parameter = parameters[name]
+        if isinstance(value, th.Tensor) and value.ndim:
+            value = value.to(parameter.device)
+        optimizer.state[parameter][entry] = value
+    for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
+        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        group.update({key: value for key, value in settings.items() if key != "params"})
+
+
+def _restore_state(model: VLAPPO, state: dict[str, Any]) -> None:
+    for name, value in state["counters"].items():
+        setattr(model, name, value)
+    model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(state["successes"], maxlen=model._stats_window_size)
+    restore_generators(state["generators"], model.device)

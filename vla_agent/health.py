@@ -1,0 +1,148 @@
+"""What shows that an update is sound: the first ratio, the critic's spread, entropies, gradient norms."""
+
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch as th
+
+ACTION_DIM_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
+# Mean |ratio - 1| that rounding explains. Sampling decodes token by token with cached keys, scoring takes one pass:
+# they round differently, in bfloat16 by some hundredths of a nat per token.
+RATIO_TOLERANCE = {th.float64: 1e-6, th.float32: 1e-3, th.bfloat16: 0.3, th.float16: 0.1}
+# A critic whose values spread less than this share of the returns' spread says the same everywhere.
+CONSTANT_CRITIC = 1e-4
+
+
+class RatioError(RuntimeError):
+    """Before any update, the learner gives the rollout's actions other probabilities than the sampler did."""
+
+
+class UpdateLog:
+    """Collects tensors during an update, and reads them from the device once, at its end."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[th.Tensor]] = defaultdict(list)
+
+    def add(self, name: str, value: th.Tensor) -> None:
+        """Add a number; `name` is that of the metric under ``train/``."""
+        self._values[name].append(value.detach())
+
+    def restart(self, name: str) -> None:
+        """Forget what was collected under a name."""
+        self._values.pop(name, None)
+
+    def means(self) -> dict[str, float]:
+        """Mean of each metric."""
+        names = list(self._values)
+        if not names:
+            return {}
+        means = th.stack([th.stack(self._values[name]).double().mean() for name in names])
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def last(self, name: str) -> float:
+        """The newest value of a metric; this waits for the device."""
+        return self._values[name][-1].item()
+
+
+class Stopwatch:
+    """Seconds spent per phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+
+def ratio_tolerance(dtype: th.dtype) -> float:
+    """Mean |ratio - 1| that rounding explains in weights of this type."""
+    return RATIO_TOLERANCE.get(dtype, RATIO_TOLERANCE[th.float32])
+
+
+class Monitor:
+    """Speaks up when an update's numbers mean that something is broken. Each warning comes once.
+
+    Args:
+        tolerance: Mean |ratio - 1| before the first step that is taken for rounding.
+        strict: Raise where the first ratio is off, instead of warning: for policies known to sample and score alike.
+    """
+
+    def __init__(self, tolerance: float, *, strict: bool) -> None:
+        self.tolerance = tolerance
+        self.strict = strict
+        self._warned: set[str] = set()
+
+    def check_first_ratio(self, error: float, gap: float) -> None:
+        """Before the first step, the ratio of new to old probability must be one.
+
+        Args:
+            error: Mean |ratio - 1| over the first minibatch.
+            gap: Mean of log_prob - old_log_prob there.
+
+        Raises:
+            RatioError: If it is not, and the monitor is strict.
+        """
+        if error <= self.tolerance:
+            return
+        message = (
+            f"Before the first step of this update the mean |ratio - 1| is {error:.3g} (mean log-probability gap "
+            f"{gap:.3g}); expected at most {self.tolerance:.3g}. Sampling and scoring differ: another temperature, "
+            "dropout or batch normalisation in training mode, weights changed since the rollout, actions altered in "
+            "the buffer, or padding that shifts positions. If it is rounding, raise ratio_tolerance."
+        )
+        if self.strict:
+            raise RatioError(message)
+        self._warn_once("first ratio", message)
+
+    def check_critic(self, values: np.ndarray, returns: np.ndarray) -> None:
+        """A trained critic must not say the same for every observation of a rollout, where returns differ."""
+        spread = float(returns.std())
+        if spread > 0 and float(values.std()) <= CONSTANT_CRITIC * spread:
+            self._warn_once(
+                "critic",
+                f"The critic gives every observation the same value ({values.mean():.3g}), though returns spread by "
+                f"{spread:.3g}: it does not see the observation, or does not learn.",
+            )
+
+    def check_ratio_moves(self, metrics: dict[str, float]) -> None:
+        """After steps with gradients, the ratio must have left one."""
+        if metrics.get("ratio_deviation") == 0 and metrics.get("grad_norm_policy", 0.0) > 0:
+            self._warn_once(
+                "frozen ratio",
+                "The ratio of new to old probability stayed exactly one during the whole update, so that clipping did "
+                "nothing: the old log-probabilities follow the new ones, or the policy's learning rate is zero.",
+            )
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=5)
+
+
+def entropy_by_dim(token_entropies: th.Tensor) -> dict[str, th.Tensor]:
+    """Mean entropy of each action dimension, in nats, of token entropies (B, 7 * chunk); {} for other widths."""
+    n_dims = len(ACTION_DIM_NAMES)
+    if token_entropies.shape[1] % n_dims:
+        return {}
+    means = token_entropies.detach().mean(dim=0).view(-1, n_dims).mean(dim=0)
+    return {f"entropy_{name}": mean for name, mean in zip(ACTION_DIM_NAMES, means, strict=True)}
+
+
+def gradient_norms(optimizer: th.optim.Optimizer) -> dict[str, th.Tensor]:
+    """2-norm of the gradients of each named parameter group, before clipping."""
+    norms = {}
+    for group in optimizer.param_groups:
+        gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+        if "name" in group and gradients:
+            norms[f"grad_norm_{group['name']}"] = th.nn.utils.get_total_norm(gradients)
+    return norms

@@ -1,0 +1,164 @@
+"""Rollouts of a `VLAPolicy`: SB3's loop with time limits bootstrapped in one batch; and minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from vla_agent.health import Stopwatch
+from vla_agent.policy import VLAPolicy
+
+if TYPE_CHECKING:
+    from vla_agent.ppo import VLAPPO
+
+Batch = RolloutBufferSamples | DictRolloutBufferSamples
+
+
+class TokenRolloutBuffer(DictRolloutBuffer):
+    """SB3's buffer with one log-probability per action token: `old_log_prob` has shape (batch, N)."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.log_probs = np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=np.float32)
+
+    def _get_samples(  # type: ignore[override]
+        self, batch_inds: np.ndarray, env: VecNormalize | None = None
+    ) -> DictRolloutBufferSamples:
+        samples = super()._get_samples(batch_inds, env)
+        return samples._replace(old_log_prob=samples.old_log_prob.view(-1, self.action_dim))
+
+
+def collect_rollouts(
+    model: VLAPPO,
+    env: VecEnv,
+    callback: BaseCallback,
+    rollout_buffer: DictRolloutBuffer,
+    n_rollout_steps: int,
+    stopwatch: Stopwatch,
+) -> bool:
+    """`OnPolicyAlgorithm.collect_rollouts` for a `VLAPolicy`.
+
+    It differs in three ways: the values that stand in for what a time limit cut off come from one batch per step, the
+    buffer may hold a log-probability per token, and the phases "decode" and "env" are timed.
+
+    Returns:
+        False if the callback stopped it.
+    """
+    policy = cast(VLAPolicy, model.policy)
+    last_obs = cast(dict[str, np.ndarray], model._last_obs)
+    assert last_obs is not None, "No previous observation was provided"
+    per_token = isinstance(rollout_buffer, TokenRolloutBuffer)
+    policy.set_training_mode(False)
+    n_steps = 0
+    rollout_buffer.reset()
+    callback.on_rollout_start()
+    dones = np.zeros(env.num_envs, dtype=bool)
+
+    while n_steps < n_rollout_steps:
+        with stopwatch("decode"), th.no_grad():
+            decision = policy.act(_to_tensors(last_obs, policy))
+            actions = decision.actions.cpu().numpy()  # waits for the device
+        values = decision.values
+        log_probs = decision.token_log_probs if per_token else decision.token_log_probs.sum(dim=1)
+        with stopwatch("env"):
+            new_obs, rewards, dones, infos = env.step(actions)
+        model.num_timesteps += env.num_envs
+        callback.update_locals(locals())
+        if not callback.on_step():
+            return False
+        model._update_info_buffer(infos, dones)
+        n_steps += 1
+        with stopwatch("decode"):
+            bootstrap_time_limits(policy, model.gamma, rewards, dones, infos)
+        rollout_buffer.add(
+            last_obs,
+            actions,
+            rewards,
+            model._last_episode_starts,  # type: ignore[arg-type]
+            values,
+            log_probs,
+        )
+        model._last_obs = last_obs = cast(dict[str, np.ndarray], new_obs)
+        model._last_episode_starts = dones
+
+    with stopwatch("decode"), th.no_grad():
+        values = policy.predict_values(_to_tensors(last_obs, policy))
+    rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+    callback.update_locals(locals())
+    callback.on_rollout_end()
+    return True
+
+
+def bootstrap_time_limits(
+    policy: VLAPolicy, gamma: float, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
+) -> None:
+    """Adds gamma * V(last observation) to the reward of each episode that a time limit ended, in place.
+
+    A time limit is not part of the task: the value of going on belongs to the return (SB3, GH issue 633).
+
+    Args:
+        policy: Gives the values, of all such episodes at once.
+        gamma: Discount factor.
+        rewards: Of this step, (n_envs,).
+        dones: Of this step, (n_envs,).
+        infos: Of this step, with `TimeLimit.truncated` and `terminal_observation`.
+    """
+    cut = [
+        i
+        for i, (done, info) in enumerate(zip(dones, infos, strict=True))
+        if done and info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None
+    ]
+    if not cut:
+        return
+    last = [infos[i]["terminal_observation"] for i in cut]
+    batch = {key: np.stack([obs[key] for obs in last]) for key in last[0]}
+    with th.no_grad():
+        values = policy.predict_values(_to_tensors(batch, policy))
+    rewards[cut] += gamma * values.flatten().cpu().numpy()
+
+
+def _to_tensors(obs: dict[str, np.ndarray], policy: VLAPolicy) -> dict[str, th.Tensor]:
+    return cast(dict[str, th.Tensor], obs_as_tensor(obs, policy.device))
+
+
+def check_batches(n_steps: int, n_envs: int | None, batch_size: int) -> None:
+    """Complains if minibatches do not divide the rollout.
+
+    Raises:
+        ValueError: If they do not; it names the nearest sizes that do.
+    """
+    size = n_steps * (n_envs or 1)
+    if n_envs is None or size % batch_size == 0:
+        return
+    fitting = [d for d in range(1, size + 1) if size % d == 0]
+    below = max((d for d in fitting if d < batch_size), default=1)
+    above = min((d for d in fitting if d > batch_size), default=size)
+    choice = f"{below} or {above}" if above > batch_size else f"{below}"
+    raise ValueError(
+        f"batch_size={batch_size} does not divide n_steps * n_envs = {size}; the last minibatch would have "
+        f"{size % batch_size} samples. Use {choice}."
+    )
+
+
+def split_batch(batch: Batch, n_parts: int) -> Iterator[Any]:
+    """Parts of a batch, in order, along the first dimension of every tensor."""
+    if n_parts == 1:
+        yield batch
+        return
+    for indices in np.array_split(np.arange(len(batch.advantages)), n_parts):
+        if not len(indices):
+            continue
+        part = slice(int(indices[0]), int(indices[-1]) + 1)
+        fields: dict[str, Any] = {
+            name: {key: value[part] for key, value in field.items()} if isinstance(field, dict) else field[part]
+            for name, field in batch._asdict().items()
+        }
+        yield type(batch)(**fields)

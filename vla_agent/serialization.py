@@ -1,0 +1,115 @@
+"""Values of a run as JSON: schedules and types by name, spaces, states of the random number generators."""
+
+import math
+import random
+import warnings
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+
+def to_json(name: str, value: Any, progress: float) -> Any:
+    """A value that JSON can hold, and `from_json` turns back.
+
+    Args:
+        name: Its name, for messages.
+        value: The value. Of a schedule that is neither constant nor linear, what it is now is kept, with a warning.
+        progress: Remaining share of training, from 1 to 0.
+
+    Raises:
+        ValueError: If it has no JSON form.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, FloatSchedule):
+        return to_json(name, value.value_schedule, progress)
+    if isinstance(value, ConstantSchedule):
+        return float(value.val)
+    if isinstance(value, LinearSchedule):
+        return {"LinearSchedule": [value.start, value.end, value.end_fraction]}
+    if isinstance(value, th.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, type) and issubclass(value, th.optim.Optimizer) and hasattr(th.optim, value.__name__):
+        return {"optimizer": value.__name__}
+    if isinstance(value, (list, tuple)):
+        return [to_json(name, item, progress) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_json(name, item, progress) for key, item in value.items()}
+    if callable(value) and not isinstance(value, type):
+        current = float(value(progress))
+        warnings.warn(
+            f"The schedule {name}={value!r} cannot be written to a checkpoint; it is saved as its value now, "
+            f"{current:g}. Use a number or SB3's LinearSchedule.",
+            stacklevel=6,
+        )
+        return current
+    raise ValueError(f"{name}={value!r} cannot be written to a checkpoint; use numbers, strings, lists and dicts.")
+
+
+def from_json(value: Any) -> Any:
+    """The value that `to_json` wrote."""
+    if isinstance(value, dict):
+        if set(value) == {"LinearSchedule"}:
+            return LinearSchedule(*value["LinearSchedule"])
+        if set(value) == {"optimizer"}:
+            return getattr(th.optim, value["optimizer"])
+        return {key: from_json(item) for key, item in value.items()}
+    return value
+
+
+def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
+    """A `Dict` of `Box`es or a `MultiDiscrete` as JSON; a box has the same bounds everywhere."""
+    if isinstance(space, spaces.Dict):
+        return {"Dict": {key: space_to_json(part) for key, part in space.spaces.items()}}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"MultiDiscrete": space.nvec.tolist()}
+    assert isinstance(space, spaces.Box)
+    low, high = (
+        bound if math.isfinite(bound) else str(bound) for bound in (space.low.min().item(), space.high.max().item())
+    )
+    return {"Box": {"low": low, "high": high, "shape": list(space.shape), "dtype": str(space.dtype)}}
+
+
+def space_from_json(data: dict[str, Any]) -> spaces.Space[Any]:
+    """The space that `space_to_json` wrote."""
+    ((kind, content),) = data.items()
+    if kind == "Dict":
+        return spaces.Dict({key: space_from_json(part) for key, part in content.items()})
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(content)
+    low, high = (float(bound) if isinstance(bound, str) else bound for bound in (content["low"], content["high"]))
+    return spaces.Box(low, high, tuple(content["shape"]), np.dtype(content["dtype"]).type)
+
+
+def generator_states(device: th.device) -> dict[str, Any]:
+    """States of the generators of torch, NumPy and Python that SB3 draws from."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - SB3 shuffles with it
+    version, internal, gauss = random.getstate()
+    states: dict[str, Any] = {
+        "torch": th.get_rng_state().numpy().tobytes().hex(),
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+    if device.type == "cuda":
+        states["cuda"] = th.cuda.get_rng_state(device).numpy().tobytes().hex()
+    return states
+
+
+def restore_generators(states: dict[str, Any], device: th.device) -> None:
+    """Puts the states of `generator_states` back."""
+    th.set_rng_state(_to_bytes(states["torch"]))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in states and device.type == "cuda":
+        th.cuda.set_rng_state(_to_bytes(states["cuda"]), device)
+
+
+def _to_bytes(text: str) -> th.Tensor:
+    return th.tensor(list(bytes.fromhex(text)), dtype=th.uint8)
