@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from vla_agent.callbacks import SaveOnSignal as SaveOnSignal
     from vla_agent.callbacks import SuccessCallback as SuccessCallback
     from vla_agent.callbacks import safe_learn as safe_learn
+    from vla_agent.checkpointing import RunError as RunError
     from vla_agent.distributions import ActionTokenDistribution as ActionTokenDistribution
     from vla_agent.health import RatioError as RatioError
     from vla_agent.policy import VLAPolicy as VLAPolicy
@@ -20,6 +21,7 @@ _HOMES = {
     "ActionTokenDistribution": "distributions",
     "LearningCurve": "callbacks",
     "RatioError": "health",
+    "RunError": "checkpointing",
     "SaveOnSignal": "callbacks",
     "SuccessCallback": "callbacks",
     "VLAPolicy": "policy",
@@ -33,6 +35,7 @@ __all__ = [
     "ActionTokenDistribution",
     "LearningCurve",
     "RatioError",
+    "RunError",
     "SaveOnSignal",
     "SuccessCallback",
     "VLAPolicy",

@@ -76,10 +76,11 @@ class SaveOnSignal(BaseCallback):
             self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def remove(self) -> None:
-        """Put the previous handlers back; safe to call twice."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+        """Put the previous handlers back, where nobody has set others since; safe to call twice."""
+        for number, handler in list(self._previous.items()):
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, handler)
+                del self._previous[number]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
@@ -118,11 +119,12 @@ def safe_learn(
     try:
         model.learn(total_timesteps, CallbackList([keeper, *_as_callbacks(callback)]), **learn_kwargs)
     except BaseException:
-        keeper.remove()
         with contextlib.suppress(Exception):  # the first error is the one to report
             model.save(keeper.path)
         _close(model)
         raise
+    finally:
+        keeper.remove()
     if keeper.received is not None:
         _close(model)
     return keeper.received is None

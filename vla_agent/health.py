@@ -104,10 +104,18 @@ class Monitor:
             raise RatioError(message)
         self._warn_once("first ratio", message)
 
-    def check_critic(self, values: np.ndarray, returns: np.ndarray) -> None:
-        """A trained critic must not say the same for every observation of a rollout, where returns differ."""
+    def check_critic(
+        self, values: np.ndarray, returns: np.ndarray, observations: np.ndarray | dict[str, np.ndarray]
+    ) -> None:
+        """A trained critic must not say the same for every observation, where they and the returns differ.
+
+        Args:
+            values: Of a rollout, (n,).
+            returns: Of a rollout, (n,).
+            observations: Of a rollout, (n, ...).
+        """
         spread = float(returns.std())
-        if spread > 0 and float(values.std()) <= CONSTANT_CRITIC * spread:
+        if spread > 0 and float(values.std()) <= CONSTANT_CRITIC * spread and _vary(observations):
             self._warn_once(
                 "critic",
                 f"The critic gives every observation the same value ({values.mean():.3g}), though returns spread by "
@@ -127,6 +135,11 @@ class Monitor:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=5)
+
+
+def _vary(observations: np.ndarray | dict[str, np.ndarray]) -> bool:
+    parts = observations.values() if isinstance(observations, dict) else [observations]
+    return any(bool((part != part[0]).any()) for part in parts)
 
 
 def entropy_by_dim(token_entropies: th.Tensor) -> dict[str, th.Tensor]:

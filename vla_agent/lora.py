@@ -78,9 +78,14 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, unused: list[str]) -> 
 
     The adapters are float32 even where the backbone is not: steps of 1e-5 are lost in bfloat16. They start as zero, so
     that the policy is unchanged.
+
+    Raises:
+        ValueError: If the backbone has adapters already.
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 
+    if any("lora_" in name for name, _ in backbone.named_parameters()):
+        raise ValueError("The model has adapters already; give each policy a model of its own, or a checkpoint's name.")
     names = target_modules(backbone, unused, settings.target)
     config = LoraConfig(
         r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names, bias="none"

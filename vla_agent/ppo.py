@@ -392,7 +392,10 @@ class VLAPPO(PPO):
         self.logger.record("train/explained_variance", explained_variance(values, returns))
         self.logger.record("train/value_std", float(values.std()))
         if self.n_iterations > 0:  # the first rollout's critic has not learned anything yet
-            self._monitor.check_critic(values, returns)
+            observations = cast(Any, self.rollout_buffer.observations)
+            if self.is_vla:
+                observations = {key: observations[key] for key in ("image", "input_ids")}
+            self._monitor.check_critic(values, returns, observations)
         if not warmup:
             self._monitor.check_ratio_moves(metrics)
         if self.critic_warmup_iterations:

@@ -346,7 +346,11 @@ def make_vec_env(
         reward=reward,
         **env_kwargs,
     )
-    env = VLAVecEnv(venv, processor, unnorm_key=unnorm_key, image_transform=image_transform)
+    try:
+        env = VLAVecEnv(venv, processor, unnorm_key=unnorm_key, image_transform=image_transform)
+    except BaseException:
+        venv.close()  # its workers would outlive the error
+        raise
     if seed is not None:
         env.seed(seed)
     return env

@@ -1,0 +1,134 @@
+"""Callbacks: signals save, successes are counted per task, the curve is drawn."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import FakeBackbone, fake_env
+from PIL import Image
+from stable_baselines3.common.callbacks import BaseCallback
+
+from vla_agent import VLAPPO, LearningCurve, SaveOnSignal, SuccessCallback, safe_learn
+from vla_agent.callbacks import Episode, moving_average
+
+
+def fake() -> dict[str, Any]:
+    """Arguments that only a fake model needs."""
+    return {"policy_kwargs": {"model": FakeBackbone()}, "device": "cpu"}
+
+
+def fake_model(**kwargs: Any) -> VLAPPO:
+    return VLAPPO("VLAPolicy", fake_env(2), n_steps=16, batch_size=16, seed=0, **fake() | kwargs)
+
+
+class At(BaseCallback):
+    """Does something at a step."""
+
+    def __init__(self, step: int, action: Any) -> None:
+        super().__init__()
+        self.step, self.action = step, action
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.step:
+            self.action()
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_the_run_and_close_the_environments(tmp_path: Path, number: signal.Signals) -> None:
+    model = fake_model()
+    before = signal.getsignal(number)
+    ended = safe_learn(model, 10_000, tmp_path, At(20, lambda: os.kill(os.getpid(), number)))
+    assert not ended
+    assert model.num_timesteps == 42  # the step after the signal ended it
+    assert VLAPPO.load(tmp_path / "interrupted", **fake()).num_timesteps == 42
+    assert model.env.venv.closed_times == 1  # type: ignore[union-attr]
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    model = fake_model()
+    with pytest.raises(KeyboardInterrupt):
+        safe_learn(model, 10_000, tmp_path, At(3, twice))
+    assert (tmp_path / "interrupted").is_dir()
+    assert model.env.venv.closed_times == 1  # type: ignore[union-attr]
+
+
+def test_an_error_saves_the_run_too(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("worker died")
+
+    model = fake_model()
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RuntimeError, match="worker died"):
+        safe_learn(model, 10_000, tmp_path, [At(5, fail)])
+    assert VLAPPO.load(tmp_path / "interrupted", **fake()).num_timesteps == 10
+    assert model.env.venv.closed_times == 1  # type: ignore[union-attr]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_undisturbed_run_saves_nothing_and_stays_open(tmp_path: Path) -> None:
+    model = fake_model()
+    before = signal.getsignal(signal.SIGTERM)
+    assert safe_learn(model, 32, tmp_path, SaveOnSignal(tmp_path, "other"), progress_bar=False)
+    assert not list(tmp_path.iterdir())
+    assert model.env.venv.closed_times == 0  # type: ignore[union-attr]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_success_is_counted_per_task() -> None:
+    callback = SuccessCallback(window=3)
+    callback.model = fake_model()
+    for task_id, success in [(0, True), (4, False), (0, False), (0, False), (0, False), (4, True)]:
+        episode = {"r": 1.0, "l": 5, "t": 0.1}
+        callback.locals = {"infos": [{"task_id": task_id, "is_success": success, "episode": episode}, {"task_id": 9}]}
+        callback._on_step()
+    assert callback.success_rates == {0: 0.0, 4: 0.5}
+    assert len(callback.history) == 6
+    assert callback.history[0] == Episode(0, 0, True, 1.0, 5)
+
+
+def test_success_per_task_is_logged() -> None:
+    model, callback = fake_model(), SuccessCallback()
+    model.learn(64, callback, log_interval=None)  # type: ignore[arg-type]
+    by_task = [[episode.success for episode in callback.history if episode.task_id == task] for task in (0, 1)]
+    assert all(by_task)
+    for task, successes in enumerate(by_task):
+        assert model.logger.name_to_value[f"rollout/success_task_{task}"] == pytest.approx(np.mean(successes))
+    assert sum(map(len, by_task)) == len(model.ep_info_buffer or ())
+
+
+def test_learning_curve_is_a_picture_of_every_episode(tmp_path: Path) -> None:
+    curve = LearningCurve(tmp_path / "plots" / "curve.png", window=5)
+    model = fake_model()
+    model.learn(96, curve)
+    with Image.open(tmp_path / "plots" / "curve.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.size == (1080, 420)
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["curve.png"]
+    assert [episode.episode_return for episode in curve.history] == [info["r"] for info in model.ep_info_buffer or ()]
+    steps = [episode.num_timesteps for episode in curve.history]
+    assert steps == sorted(steps)
+
+
+def test_a_curve_without_episodes_is_not_drawn(tmp_path: Path) -> None:
+    LearningCurve(tmp_path / "curve.png").draw()
+    assert not list(tmp_path.iterdir())
+
+
+def test_moving_average_by_hand() -> None:
+    np.testing.assert_allclose(moving_average([1, 2, 3, 6], 2), [1, 1.5, 2.5, 4.5])
+    np.testing.assert_allclose(moving_average([1, 2], 10), [1, 1.5])
+
+
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    fake_model().learn(32, progress_bar=True)
+    assert "32/32" in "".join(capsys.readouterr()).replace(" ", "")
