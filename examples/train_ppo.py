@@ -33,6 +33,7 @@ class Options:
     """What to train, on what, and where to. Each field is a command-line option."""
 
     env_id: str = "LIBERO-Spatial-v0"
+    task_ids: str = ""  # such as "0,3"; all tasks of the suite if empty
     model: str = "tiny"  # the tiny model that ships, a checkpoint folder, or a hub id
     max_episode_steps: int = 64  # short episodes give the curve points within minutes; 0 for the suite's own limit
     reward: str = "progress"  # "sparse" is success alone, and what evaluation counts
@@ -59,6 +60,7 @@ def build(options: Options) -> tuple[VLAVecEnv, VLAPPO]:
     env = make_vec_env(
         options.env_id,
         options.n_envs,
+        task_id=[int(index) for index in options.task_ids.split(",")] if options.task_ids else None,
         model=options.model,
         reward=options.reward,
         renderer=options.renderer,

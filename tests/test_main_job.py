@@ -1,0 +1,148 @@
+"""The pieces together, on the real simulator: environments, model, learner, checkpoints, and the examples as users run
+them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+
+from vla_agent import VLAPPO, VLAVecEnv, make_vec_env
+from vla_agent.openvla import load_processor
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TRAIN = [
+    sys.executable, str(EXAMPLES / "train_ppo.py"), "--task-ids", "0", "--n-envs", "2", "--n-steps", "8",
+    "--batch-size", "8", "--max-episode-steps", "6", "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[VLAVecEnv]:
+    env = make_vec_env(
+        "LIBERO-Spatial-v0", 2, task_id=[0, 1], reward="progress", max_episode_steps=6, renderer="fast", seed=0
+    )
+    yield env
+    env.close()
+
+
+def small_learner(env: VLAVecEnv) -> VLAPPO:
+    return VLAPPO(
+        "VLAPolicy", env, n_steps=8, batch_size=8, learning_rate=1e-3, critic_warmup_iterations=1, seed=0, device="cpu"
+    )
+
+
+def test_observations_are_arrays_that_the_space_holds(env: VLAVecEnv) -> None:
+    obs = env.reset()
+    size = load_processor("tiny").image_size
+    assert obs["image"].shape == (2, size, size, 3)
+    assert obs["input_ids"].dtype == np.int64
+    for index in range(2):
+        assert env.observation_space.contains({key: values[index] for key, values in obs.items()})
+
+
+def test_bins_reach_the_simulator_through_the_checkpoints_table(env: VLAVecEnv) -> None:
+    """The highest bin of x moves the hand forward, the lowest back; a high gripper bin opens, a low one closes."""
+    ends = {}
+    for name, x, gripper in (("forward", 255, 255), ("back", 0, 0)):
+        env.seed(3)
+        obs = env.reset()
+        bins = np.full((2, 7), 127)
+        bins[:, 0], bins[:, 6] = x, gripper
+        start = obs["state"].copy()
+        for _ in range(5):
+            obs, *_ = env.step(bins)
+        ends[name] = obs["state"] - start
+    assert (ends["forward"][:, 0] > 0.02).all()
+    assert (ends["back"][:, 0] < -0.02).all()
+    assert (ends["forward"][:, 6] > ends["back"][:, 6] + 0.01).all()
+
+
+def test_stable_baselines3_own_ppo_accepts_the_environments(env: VLAVecEnv) -> None:
+    PPO("MultiInputPolicy", env, n_steps=4, batch_size=8, n_epochs=1, device="cpu").learn(8)
+
+
+def test_training_moves_weights_and_a_saved_model_acts_alike(env: VLAVecEnv, tmp_path: Path) -> None:
+    model = small_learner(env)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.learn(32)
+    changed = {name for name, value in model.policy.state_dict().items() if not value.equal(before[name])}
+    assert any("value" in name for name in changed)
+    assert any("language_model" in name for name in changed)
+    model.save(tmp_path / "model")
+    loaded = VLAPPO.load(tmp_path / "model", device="cpu")
+    obs = env.reset()
+    np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
+    assert not list(tmp_path.rglob("*.zip")) + list(tmp_path.rglob("*.pt*")) + list(tmp_path.rglob("*.pkl"))
+
+
+def test_same_seed_trains_the_same_model(tmp_path: Path) -> None:
+    def trained() -> dict[str, np.ndarray]:
+        env = make_vec_env(
+            "LIBERO-Spatial-v0", 2, task_id=0, reward="progress", max_episode_steps=6, renderer="fast", seed=1
+        )
+        model = small_learner(env).learn(16)
+        env.close()
+        return {name: value.numpy() for name, value in model.policy.state_dict().items()}
+
+    first, second = trained(), trained()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def test_the_main_job_writes_what_it_promises(tmp_path: Path) -> None:
+    command = [*TRAIN, "--total-timesteps", "32", "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "Traceback" not in result.stderr
+    assert "ep_rew_mean" in result.stdout
+    assert "success_rate" in result.stdout
+    assert iio.imread(tmp_path / "curve.png").std() > 0
+    assert iio.imread(tmp_path / "episode.mp4").shape[1:] == (224, 224, 3)
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    assert VLAPPO.load(tmp_path / "model", device="cpu").num_timesteps == 32
+
+
+def test_ctrl_c_saves_the_run_which_goes_on_from_there(tmp_path: Path) -> None:
+    command = [*TRAIN, "--total-timesteps", "100000", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 200
+    progress = tmp_path / "progress.csv"
+    while not (progress.is_file() and progress.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output[-2000:]
+    assert "Stopped. Go on with: --resume" in output
+    saved = VLAPPO.load(tmp_path / "interrupted", device="cpu").num_timesteps
+    assert saved > 0
+    more = [*TRAIN, "--resume", str(tmp_path / "interrupted"), "--total-timesteps", "16", "--out", str(tmp_path / "b")]
+    subprocess.run(more, check=True, capture_output=True, timeout=300)
+    assert VLAPPO.load(tmp_path / "b" / "model", device="cpu").num_timesteps >= saved + 16
+
+
+def test_random_rollout_writes_a_video_and_a_contact_sheet(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "random_rollout.py"), "--steps", "1", "--image-size", "64"]
+    subprocess.run(
+        [*command, "--renderer", "fast", "--out", str(tmp_path)], check=True, capture_output=True, timeout=300
+    )
+    assert iio.imread(tmp_path / "LIBERO-Spatial-v0.mp4").shape == (20, 64, 64, 3)
+    assert (tmp_path / "LIBERO-Spatial-v0.png").stat().st_size > 20_000
+
+
+def test_a_model_for_other_environments_is_refused(env: VLAVecEnv) -> None:
+    with pytest.raises(ValueError, match="process"):
+        make_vec_env("LIBERO-Spatial-v0", 1, reward="process")
+    with pytest.raises(ValueError, match="chunk_size=8"):
+        make_vec_env("LIBERO-Spatial-v0", 1, chunk_size=8)
