@@ -210,7 +210,8 @@ class LearningCurve(BaseCallback):
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
         from matplotlib.figure import Figure
 
-        steps = [episode.num_timesteps for episode in self.history]
+        steps = np.array([episode.num_timesteps for episode in self.history])
+        last_of_step = np.append(np.diff(steps) > 0, True)  # environments in step end together: one point of the line
         curves = {
             "success rate": [float(episode.success) for episode in self.history],
             "return": [episode.episode_return for episode in self.history],
@@ -219,10 +220,13 @@ class LearningCurve(BaseCallback):
         FigureCanvasAgg(figure)
         for axes, (name, values) in zip(figure.subplots(1, 2), curves.items(), strict=True):
             axes.plot(steps, values, ".", color="0.8", markersize=3)
-            axes.plot(steps, moving_average(values, self.window))
+            axes.plot(steps[last_of_step], moving_average(values, self.window)[last_of_step], ".-")
             axes.set_xlabel("environment steps")
             axes.set_ylabel(f"{name} (mean of {self.window} episodes)")
             axes.grid(alpha=0.3)
+            axes.set_xlim(left=0)
+            if name == "success rate":
+                axes.set_ylim(-0.02, 1.02)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(suffix=".png", prefix=f".{self.path.name}.", dir=self.path.parent)
         os.close(handle)
