@@ -65,6 +65,18 @@ def test_sampling_and_scoring_give_one_log_prob(make_policy: MakePolicy, tempera
     assert log_prob.shape == entropy.shape == (4,)
 
 
+def test_temperature_is_that_of_the_samples_too(make_policy: MakePolicy) -> None:
+    """A cold policy draws its mode, and a hot one anything; a wrong one would be biased with a ratio of one."""
+    cold, env = make_policy(temperature=1e-4)
+    perturb(cold)
+    obs = tensors(env)
+    for actions in (cold.act(obs).actions, cold.get_distribution(obs).sample()):
+        assert th.equal(actions, cold.act(obs, deterministic=True).actions)
+    hot, _ = make_policy(temperature=1e4)
+    hot.load_state_dict(cold.state_dict())
+    assert (hot.act(obs).actions == cold.act(obs).actions).float().mean() < 0.2
+
+
 def test_temperature_moves_the_log_prob(make_policy: MakePolicy) -> None:
     policy, env = make_policy(temperature=1.0)
     hot, _ = make_policy(temperature=3.0)
@@ -242,6 +254,24 @@ def test_adapters_are_float32_beside_a_bfloat16_model() -> None:
     (scored.sum() + values.sum()).backward()
     assert log_prob.dtype == scored.dtype == values.dtype == th.float32
     assert (log_prob - scored).abs().max() < 0.3
+
+
+def test_reference_leaves_frozen_adapters_frozen() -> None:
+    policy, env = make_fake(lora={"r": 2})
+    frozen = policy._backbone.vision.lora_A.default.weight
+    frozen.requires_grad_(False)
+    policy.reference_log_probs(tensors(env), th.zeros(4, 7))
+    assert not frozen.requires_grad
+    assert policy._backbone.vision.lora_B.default.weight.requires_grad
+
+
+def test_dropout_is_off_in_scoring_during_training() -> None:
+    policy, env = make_fake(lora={"r": 2, "dropout": 0.9})
+    perturb(policy)
+    policy.set_training_mode(True)
+    obs, actions = tensors(env), th.zeros(4, 7)
+    assert th.equal(policy.evaluate_actions(obs, actions)[1], policy.evaluate_actions(obs, actions)[1])
+    assert policy.value_head.training
 
 
 def test_a_model_is_adapted_once() -> None:

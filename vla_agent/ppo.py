@@ -278,13 +278,13 @@ class VLAPPO(PPO):
                 clip_range_vf = cast(FloatSchedule, self.clip_range_vf)(self._current_progress_remaining)
             warmup = self.n_iterations < self.critic_warmup_iterations
             if self.is_vla:
-                cast(VLAPolicy, self.policy).backbone_frozen = warmup
+                cast(VLAPolicy, self.policy).backbone_frozen = warmup  # so that losses reach the value head alone
             for epoch in range(self.n_epochs):
                 log.restart("approx_kl")  # SB3 logs the last epoch's
                 go_on = True
                 for number, batch in enumerate(self.rollout_buffer.get(self.batch_size)):
                     is_first = epoch == 0 and number == 0
-                    go_on = self._update_minibatch(batch, clip_range, clip_range_vf, warmup, is_first, log)
+                    go_on = self._update_minibatch(batch, clip_range, clip_range_vf, is_first, log)
                     if not go_on:
                         break
                 self._n_updates += 1
@@ -302,7 +302,6 @@ class VLAPPO(PPO):
         batch: Batch,
         clip_range: float,
         clip_range_vf: float | None,
-        warmup: bool,
         is_first: bool,
         log: health.UpdateLog,
     ) -> bool:
@@ -315,7 +314,7 @@ class VLAPPO(PPO):
         log_ratios = []
         for part in split_batch(batch, self.gradient_accumulation_steps):
             weight = len(part.advantages) / len(batch.advantages)
-            result = self._losses(part, clip_range, clip_range_vf, warmup)
+            result = self._losses(part, clip_range, clip_range_vf)
             (result.loss * weight).backward()
             log_ratios.append(result.log_ratio.detach())
             for name, value in result.metrics.items():
@@ -337,7 +336,7 @@ class VLAPPO(PPO):
         optimizer.step()
         return True
 
-    def _losses(self, part: Batch, clip_range: float, clip_range_vf: float | None, warmup: bool) -> Losses:
+    def _losses(self, part: Batch, clip_range: float, clip_range_vf: float | None) -> Losses:
         values, log_prob, entropy, tokens = self._evaluate(part)
         old_log_prob = part.old_log_prob
         log_ratio = log_prob - (old_log_prob.sum(dim=1) if old_log_prob.ndim == 2 else old_log_prob)
@@ -366,8 +365,6 @@ class VLAPPO(PPO):
             kl_ref = losses.reference_kl(tokens.log_probs, reference)
             loss = loss + self.kl_ref_coef * kl_ref
             metrics["kl_ref"] = kl_ref
-        if warmup:
-            loss = self.vf_coef * value_loss
         return Losses(loss, log_ratio, metrics | {"loss": loss})
 
     def _evaluate(self, part: Batch) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, Evaluation | None]:
