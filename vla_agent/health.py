@@ -41,7 +41,7 @@ class UpdateLog:
         names = list(self._values)
         if not names:
             return {}
-        means = th.stack([th.stack(self._values[name]).double().mean() for name in names])
+        means = th.stack([th.stack(self._values[name]).float().mean() for name in names])
         return dict(zip(names, means.tolist(), strict=True))
 
     def last(self, name: str) -> float:
