@@ -174,6 +174,8 @@ class _ProcessRenderer:
                 scene.free()
             self._scenes.clear()
             self._gl.free()
+        # Where another library has ended the display before us, the context's own finaliser would complain.
+        self._gl._context = None
 
 
 _renderer: _ProcessRenderer | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -38,6 +40,16 @@ def test_scenes_drawn_in_turn_do_not_mix() -> None:
     alone = [env.reset(options={"init_state_id": 0})[0]["image"] for env in envs]
     for env, image in [*zip(envs, alone, strict=True)] * 2:
         np.testing.assert_array_equal(env.set_state(env.get_state())["image"], image)
+
+
+def test_a_script_that_forgets_to_close_ends_without_a_word() -> None:
+    code = (
+        "import gymnasium as gym\n"
+        "env = gym.make('LIBERO-Spatial-v0', task_id=0, image_size=32, renderer='fast')\n"
+        "env.reset(seed=0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == result.stderr == ""
 
 
 def test_fast_renderer_is_close_to_exact_and_changes_nothing_else() -> None:
