@@ -180,12 +180,12 @@ def visual_model(compiled: CompiledTask, renderer: str = "exact") -> mujoco.MjMo
 def _load_visual_model(compiled: CompiledTask, key: str, renderer: str) -> mujoco.MjModel:
     blob = cache.read(key)
     if blob is not None:
-        return _model_from_bytes(blob)
+        return model_from_bytes(blob)
     with _stock_env(compiled.task) as env:
         model = env.env.sim.model._model
         if renderer == "fast":
             model = decimation.decimated_model(env.env.model.get_xml(), model)
-        cache.write(key, _model_to_bytes(model))
+        cache.write(key, model_to_bytes(model))
         return model
 
 
@@ -303,9 +303,9 @@ def _extract(env: Any) -> dict[str, Any]:
     physics.body_pos[:] = visual.body_pos
     physics.body_quat[:] = visual.body_quat
     visual_key = f"visual-{_versions_hash()}-{_hash(xml.encode())}"
-    cache.write(f"{visual_key}-exact", _model_to_bytes(visual))
+    cache.write(f"{visual_key}-exact", model_to_bytes(visual))
     return {
-        "physics": _model_to_bytes(physics),
+        "physics": model_to_bytes(physics),
         "goal": goals.to_json(tuple(_predicate(domain, state) for state in domain.parsed_problem["goal_state"])),
         "burners": [(burner.site, goals.to_json((burner.knob,))) for burner in _burners(domain)],
         "visual_key": visual_key,
@@ -410,7 +410,7 @@ def _compiled_from_record(task: Task, record: dict[str, Any]) -> CompiledTask:
         burners.append(Burner(site, threshold))
     return CompiledTask(
         task=task,
-        physics=_model_from_bytes(record["physics"]),
+        physics=model_from_bytes(record["physics"]),
         goal=goals.from_json(record["goal"]),
         arm=arm,
         fixtures=FixtureDraw(**record["fixtures"]),
@@ -462,13 +462,15 @@ def _hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _model_to_bytes(model: mujoco.MjModel) -> bytes:
+def model_to_bytes(model: mujoco.MjModel) -> bytes:
+    """A model as MuJoCo's binary format."""
     buffer = np.empty(mujoco.mj_sizeModel(model), dtype=np.uint8)
     mujoco.mj_saveModel(model, None, buffer)
     return buffer.tobytes()
 
 
-def _model_from_bytes(blob: bytes) -> mujoco.MjModel:
+def model_from_bytes(blob: bytes) -> mujoco.MjModel:
+    """A model from MuJoCo's binary format, as a copy of its own."""
     return mujoco.MjModel.from_binary_path("model.mjb", {"model.mjb": blob})
 
 

@@ -175,7 +175,6 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         for _ in range(self.settle_steps):
             self._simulator.step(SETTLE_ACTION)
         self._elapsed_steps = 0
-        self._needs_reset = False
         if self.reward_type == "progress":
             self._potential = bind_progress(self._simulator.compiled.goal, self._simulator.model)
             self._phi = self._potential(self._simulator.data, self._simulator.eef_pos())

@@ -19,7 +19,7 @@ import mujoco
 import numpy as np
 
 from libero_gym import controller
-from libero_gym.compile import CompiledTask, FixtureDraw
+from libero_gym.compile import CompiledTask, FixtureDraw, model_from_bytes, model_to_bytes
 
 CONTROL_FREQ = 20  # Hz
 N_SUBSTEPS = 25
@@ -254,13 +254,7 @@ def _model_with_fixtures(compiled: CompiledTask, fixtures: FixtureDraw) -> mujoc
     """The task's shared model, or a copy with other fixture poses."""
     if fixtures is compiled.fixtures:
         return compiled.physics
-    model = mujoco.MjModel.from_binary_path("m.mjb", {"m.mjb": _serialize(compiled.physics)})
+    model = model_from_bytes(model_to_bytes(compiled.physics))
     model.body_pos[fixtures.body_ids] = fixtures.pos
     model.body_quat[fixtures.body_ids] = fixtures.quat
     return model
-
-
-def _serialize(model: mujoco.MjModel) -> bytes:
-    buffer = np.empty(mujoco.mj_sizeModel(model), dtype=np.uint8)
-    mujoco.mj_saveModel(model, None, buffer)
-    return buffer.tobytes()
