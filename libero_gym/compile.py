@@ -8,6 +8,7 @@ poses, and what the arm's controller remembers of that reset. The result is cach
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import functools
 import hashlib
 import importlib.metadata
@@ -239,6 +240,8 @@ def _import_stock() -> type:
         sys.modules.setdefault("robosuite.macros_private", macros)
     try:
         with _quiet():
+            if not os.environ.get("MUJOCO_GL") and not ctypes.util.find_library("EGL"):
+                os.environ["MUJOCO_GL"] = "osmesa"  # robosuite binds to one back end when imported, EGL by default
             from libero.libero.envs.env_wrapper import ControlEnv
     except (ImportError, AttributeError) as error:
         raise RuntimeError(
