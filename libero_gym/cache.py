@@ -43,6 +43,11 @@ def read(key: str) -> bytes | None:
     return body
 
 
+def contains(key: str) -> bool:
+    """Whether there is an entry under that key; only `read` says whether it is whole."""
+    return (cache_dir() / (key + _SUFFIX)).is_file()
+
+
 def write(key: str, body: bytes) -> None:
     """Store bytes under a key, atomically. A full disk or an unwritable folder gives one warning and no cache."""
     limit = cache_limit_bytes()

@@ -306,7 +306,8 @@ def _extract(env: Any) -> dict[str, Any]:
     physics.body_pos[:] = visual.body_pos
     physics.body_quat[:] = visual.body_quat
     visual_key = f"visual-{_versions_hash()}-{_hash(xml.encode())}"
-    cache.write(f"{visual_key}-exact", model_to_bytes(visual))
+    if not cache.contains(f"{visual_key}-exact"):  # 30-270 MB, the same for all tasks of a scene
+        cache.write(f"{visual_key}-exact", model_to_bytes(visual))
     return {
         "physics": model_to_bytes(physics),
         "goal": goals.to_json(tuple(_predicate(domain, state) for state in domain.parsed_problem["goal_state"])),
@@ -376,11 +377,10 @@ def _joint_predicate(domain: Any, name: str, object_name: str) -> goals.JointThr
     state = domain.object_states_dict[object_name]
     owner = domain.get_object(state.object_name if state.object_state_type == "object" else state.parent_name)
     holder = owner if state.object_state_type == "object" else domain.object_sites_dict[object_name]
-    rule = {"open": owner.is_open, "close": owner.is_close} if name in ("open", "close") else {}
-    rule |= {"turnon": owner.turn_on, "turnoff": owner.turn_off} if name in ("turnon", "turnoff") else {}
+    rule = getattr(owner, {"open": "is_open", "close": "is_close", "turnon": "turn_on", "turnoff": "turn_off"}[name])
     articulation = owner.object_properties["articulation"]
     candidates = sorted({float(value) for values in articulation.values() for value in values})
-    return _threshold(rule[name], candidates, tuple(holder.joints), every=name in ("close", "turnoff"))
+    return _threshold(rule, candidates, tuple(holder.joints), every=name in ("close", "turnoff"))
 
 
 def _threshold(rule: Any, candidates: Sequence[float], joints: tuple[str, ...], every: bool) -> goals.JointThreshold:

@@ -73,12 +73,7 @@ def _placing_progress(predicate: goals.Predicate, model: mujoco.MjModel) -> Prog
     body_name = predicate.upper_body if isinstance(predicate, goals.OnObject) else predicate.body  # type: ignore[union-attr]
     body = model.body(body_name).id
 
-    def target(data: mujoco.MjData) -> np.ndarray:
-        if isinstance(predicate, goals.OnObject):
-            return np.asarray(data.xpos[model.body(predicate.lower_body).id])
-        if isinstance(predicate, goals.Up):
-            return np.array([*data.xpos[body][:2], goals.UP_HEIGHT])
-        return np.asarray(data.site_xpos[model.site(predicate.site).id])  # type: ignore[union-attr]
+    target = _bind_target(predicate, model)
 
     def progress(data: mujoco.MjData, eef_pos: np.ndarray) -> float:
         reach = nearness(float(np.linalg.norm(eef_pos - data.xpos[body])))
@@ -86,6 +81,18 @@ def _placing_progress(predicate: goals.Predicate, model: mujoco.MjModel) -> Prog
         return _REACH_SHARE * reach + _PLACE_SHARE * place
 
     return progress
+
+
+def _bind_target(predicate: goals.Predicate, model: mujoco.MjModel) -> Callable[[mujoco.MjData], np.ndarray]:
+    """Where the object of a placing predicate should be, (3,) in m."""
+    if isinstance(predicate, goals.OnObject):
+        lower = model.body(predicate.lower_body).id
+        return lambda data: np.asarray(data.xpos[lower])
+    if isinstance(predicate, goals.Up):
+        body = model.body(predicate.body).id
+        return lambda data: np.array([*data.xpos[body][:2], goals.UP_HEIGHT])
+    site = model.site(predicate.site).id  # type: ignore[union-attr]
+    return lambda data: np.asarray(data.site_xpos[site])
 
 
 def _joint_progress(predicate: goals.JointThreshold, model: mujoco.MjModel) -> Progress:

@@ -19,8 +19,6 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
-
 from libero_gym import rendering
 from libero_gym.compile import compile_task, visual_model
 from libero_gym.env import LiberoEnv
@@ -193,7 +191,6 @@ def _reap(pid: int) -> bool:
 def main() -> None:
     """Entry point of the template process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle: it closes its workers
-    np.seterr(all="ignore")
     with socket.socket(fileno=int(sys.argv[1])) as control:
         _run_template(control)
 
