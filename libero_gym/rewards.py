@@ -18,7 +18,9 @@ _NEARNESS_SCALE = 0.1
 # Of a predicate's progress: for reaching the object, and for bringing it to its target. The rest is for the predicate.
 _REACH_SHARE, _PLACE_SHARE = 0.3, 0.5
 
-Progress: TypeAlias = Callable[[mujoco.MjData, np.ndarray], float]
+# Of the data and the hand's position: nearness of hand and of object, each in [0, 1]; and a predicate's three parts.
+Closeness: TypeAlias = Callable[[mujoco.MjData, np.ndarray], tuple[float, float]]
+Parts: TypeAlias = Callable[[mujoco.MjData, np.ndarray], tuple[float, float, float]]
 
 
 def nearness(distance: float) -> float:
@@ -42,45 +44,87 @@ def discounted_potential(phi: float, next_phi: float, gamma: float = SHAPING_GAM
     return gamma * next_phi - phi
 
 
-def bind_progress(goal: tuple[goals.Predicate, ...], model: mujoco.MjModel) -> Callable[..., float]:
-    """The potential phi of a goal: the mean progress of its predicates, in [0, 1], and 1 only where all hold.
+class TaskProgress:
+    """How far a goal is, as a potential phi in [0, 1] and the named terms that it is the sum of.
 
-    It reads the simulator's state (object positions, joint positions), which no camera gives: use it to train, never
-    to evaluate.
+    A goal of n predicates gives each of them a share of 1/n, split into three terms: ``reach`` (30 %), the hand's
+    nearness to the object or joint; ``place`` (50 %), the object's nearness to its target or the joint's way to its
+    threshold; and ``hold`` (20 %), whether the predicate holds, which also fills the other two. So phi is 1 where all
+    predicates hold, and at most 0.8 of a predicate's share is paid for being close.
 
-    Returns:
-        A function of the ``MjData`` and the end effector's position (3,) in m.
+    It is privileged: it reads the simulator's state (positions of objects and joints), which no camera gives. Use it
+    to train, never to act or to evaluate.
+
+    Args:
+        goal: The goal's predicates.
+        model: The model to resolve their names in.
     """
-    parts = [_bind_predicate(predicate, model) for predicate in goal]
 
-    def potential(data: mujoco.MjData, eef_pos: np.ndarray) -> float:
-        return float(np.mean([part(data, eef_pos) for part in parts]))
+    def __init__(self, goal: tuple[goals.Predicate, ...], model: mujoco.MjModel) -> None:
+        self.names = tuple(f"{_label(predicate)}/{part}" for predicate in goal for part in ("reach", "place", "hold"))
+        self._predicates = [_bind_predicate(predicate, model) for predicate in goal]
 
-    return potential
+    def __call__(self, data: mujoco.MjData, eef_pos: np.ndarray) -> float:
+        """The potential phi in [0, 1] with the end effector at that position, (3,) in m."""
+        return float(np.mean([sum(parts(data, eef_pos)) for parts in self._predicates]))
+
+    def terms(self, data: mujoco.MjData, eef_pos: np.ndarray) -> dict[str, float]:
+        """The terms of phi by name, such as ``on(akita_black_bowl_1, plate_1)/place``; their sum is phi."""
+        shares = [share / len(self._predicates) for parts in self._predicates for share in parts(data, eef_pos)]
+        return dict(zip(self.names, shares, strict=True))
 
 
-def _bind_predicate(predicate: goals.Predicate, model: mujoco.MjModel) -> Progress:
+def bind_progress(goal: tuple[goals.Predicate, ...], model: mujoco.MjModel) -> TaskProgress:
+    """The potential phi of a goal, a function of the ``MjData`` and the end effector's position; privileged."""
+    return TaskProgress(goal, model)
+
+
+def _label(predicate: goals.Predicate) -> str:
+    """A predicate in words, such as ``in(alphabet_soup_1, basket_1_contain_region)``."""
+    if isinstance(predicate, goals.OnObject):
+        return f"on({_object(predicate.upper_body)}, {_object(predicate.lower_body)})"
+    if isinstance(predicate, goals.OnSite):
+        return f"on({_object(predicate.body)}, {predicate.site})"
+    if isinstance(predicate, goals.InSite):
+        return f"in({_object(predicate.body)}, {predicate.site})"
+    if isinstance(predicate, goals.Up):
+        return f"up({_object(predicate.body)})"
+    return f"{'above' if predicate.above else 'below'}({', '.join(predicate.joints)}, {predicate.threshold:g})"
+
+
+def _object(root_body: str) -> str:
+    return root_body.removesuffix("_main")
+
+
+def _bind_predicate(predicate: goals.Predicate, model: mujoco.MjModel) -> Parts:
+    """A predicate's three parts of at most 0.3, 0.5 and 0.2; all in full where it holds."""
     holds = predicate.bind(model)
     if isinstance(predicate, goals.JointThreshold):
-        partial = _joint_progress(predicate, model)
+        closeness = _joint_closeness(predicate, model)
     else:
-        partial = _placing_progress(predicate, model)
-    return lambda data, eef_pos: 1.0 if holds(data) else partial(data, eef_pos)
+        closeness = _placing_closeness(predicate, model)
+
+    def parts(data: mujoco.MjData, eef_pos: np.ndarray) -> tuple[float, float, float]:
+        if holds(data):
+            return _REACH_SHARE, _PLACE_SHARE, 1.0 - _REACH_SHARE - _PLACE_SHARE
+        reach, place = closeness(data, eef_pos)
+        return _REACH_SHARE * reach, _PLACE_SHARE * place, 0.0
+
+    return parts
 
 
-def _placing_progress(predicate: goals.Predicate, model: mujoco.MjModel) -> Progress:
+def _placing_closeness(predicate: goals.Predicate, model: mujoco.MjModel) -> Closeness:
     """Nearness of hand to object, and of object to target."""
     body_name = predicate.upper_body if isinstance(predicate, goals.OnObject) else predicate.body  # type: ignore[union-attr]
     body = model.body(body_name).id
 
     target = _bind_target(predicate, model)
 
-    def progress(data: mujoco.MjData, eef_pos: np.ndarray) -> float:
+    def closeness(data: mujoco.MjData, eef_pos: np.ndarray) -> tuple[float, float]:
         reach = nearness(float(np.linalg.norm(eef_pos - data.xpos[body])))
-        place = nearness(float(np.linalg.norm(target(data) - data.xpos[body])))
-        return _REACH_SHARE * reach + _PLACE_SHARE * place
+        return reach, nearness(float(np.linalg.norm(target(data) - data.xpos[body])))
 
-    return progress
+    return closeness
 
 
 def _bind_target(predicate: goals.Predicate, model: mujoco.MjModel) -> Callable[[mujoco.MjData], np.ndarray]:
@@ -95,7 +139,7 @@ def _bind_target(predicate: goals.Predicate, model: mujoco.MjModel) -> Callable[
     return lambda data: np.asarray(data.site_xpos[site])
 
 
-def _joint_progress(predicate: goals.JointThreshold, model: mujoco.MjModel) -> Progress:
+def _joint_closeness(predicate: goals.JointThreshold, model: mujoco.MjModel) -> Closeness:
     """Nearness of the hand to the joint's body, and the best joint's way to the threshold as a share of its range."""
     joints = [model.joint(name) for name in predicate.joints]
     addresses = np.array([joint.qposadr[0] for joint in joints])
@@ -103,10 +147,9 @@ def _joint_progress(predicate: goals.JointThreshold, model: mujoco.MjModel) -> P
     bodies = np.array([joint.bodyid[0] for joint in joints])
     combine = np.min if predicate.every else np.max
 
-    def progress(data: mujoco.MjData, eef_pos: np.ndarray) -> float:
+    def closeness(data: mujoco.MjData, eef_pos: np.ndarray) -> tuple[float, float]:
         missing = (predicate.threshold - data.qpos[addresses]) * (1.0 if predicate.above else -1.0)
         way = float(combine(1.0 - np.clip(missing / spans, 0.0, 1.0)))
-        reach = nearness(float(np.min(np.linalg.norm(data.xipos[bodies] - eef_pos, axis=1))))
-        return _REACH_SHARE * reach + _PLACE_SHARE * way
+        return nearness(float(np.min(np.linalg.norm(data.xipos[bodies] - eef_pos, axis=1)))), way
 
-    return progress
+    return closeness
