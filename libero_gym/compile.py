@@ -171,6 +171,8 @@ def visual_model(compiled: CompiledTask, renderer: str = "exact") -> mujoco.MjMo
             ones (40-60 MB).
     """
     key = f"{compiled.visual_key}-{renderer}"
+    if renderer == "fast":
+        key += f"{decimation.VERSION}"
     if key not in _visual_models:
         while len(_visual_models) >= MAX_SCENES:
             del _visual_models[next(iter(_visual_models))]
@@ -411,9 +413,11 @@ def _compiled_from_record(task: Task, record: dict[str, Any]) -> CompiledTask:
         (threshold,) = goals.from_json(knob)
         assert isinstance(threshold, goals.JointThreshold)
         burners.append(Burner(site, threshold))
+    physics = model_from_bytes(record["physics"])
+    physics.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)  # nothing reads the force sensors
     return CompiledTask(
         task=task,
-        physics=model_from_bytes(record["physics"]),
+        physics=physics,
         goal=goals.from_json(record["goal"]),
         arm=arm,
         fixtures=FixtureDraw(**record["fixtures"]),

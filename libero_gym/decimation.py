@@ -10,6 +10,8 @@ import mujoco
 import numpy as np
 from scipy.spatial import cKDTree
 
+# Raise it when decimated models change, for they are cached.
+VERSION = 2
 FACE_SHARE = 0.1
 MIN_FACES = 150
 MAX_TEXTURE = 512
@@ -18,6 +20,8 @@ MAX_TEXTURE = 512
 _CHART_DISTANCE = 10.0
 # How much a corner's direction counts against its place, in units of the mesh's size.
 _NORMAL_WEIGHT = 0.05
+# Points by which an old surface is searched for what lies under a new face.
+_SURFACE_POINTS = 20_000
 
 
 def decimated_model(xml: str, full: mujoco.MjModel) -> mujoco.MjModel:
@@ -98,23 +102,37 @@ def _nearest_corners(points: np.ndarray, new_faces: np.ndarray, vertices: np.nda
     """
     size = np.ptp(vertices, axis=0).max() + 1e-9
     charts = _connected_components(faces, len(vertices))[faces[:, 0]]
-
-    def centres_and_normals(p: np.ndarray, f: np.ndarray) -> np.ndarray:
-        a, b, c = p[f[:, 0]], p[f[:, 1]], p[f[:, 2]]
-        normal = np.cross(b - a, c - a)
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12
-        return np.hstack([(a + b + c) / (3 * size), _NORMAL_WEIGHT * normal])
-
-    old, new = centres_and_normals(vertices, faces), centres_and_normals(points, new_faces)
-    nearest_face = cKDTree(old).query(new)[1]
+    normals, new_normals = _unit_normals(vertices, faces), _unit_normals(points, new_faces)
+    # Points all over the old surface: of a large face next to many small ones, the centre alone would lose.
+    samples, owners = _surface_points(vertices, faces)
+    surface = np.hstack([samples / size, _NORMAL_WEIGHT * normals[owners]])
+    centres = np.hstack([points[new_faces].mean(axis=1) / size, _NORMAL_WEIGHT * new_normals])
+    nearest_face = owners[cKDTree(surface).query(centres)[1]]
 
     def corners(p: np.ndarray, f: np.ndarray, chart: np.ndarray, direction: np.ndarray) -> np.ndarray:
         far = np.repeat(chart * _CHART_DISTANCE, 3)[:, None]
-        return np.hstack([p[f.reshape(-1)] / size, np.repeat(direction, 3, axis=0), far])
+        return np.hstack([p[f.reshape(-1)] / size, np.repeat(_NORMAL_WEIGHT * direction, 3, axis=0), far])
 
-    old_corners = corners(vertices, faces, charts, old[:, 3:])
-    new_corners = corners(points, new_faces, charts[nearest_face], new[:, 3:])
+    old_corners = corners(vertices, faces, charts, normals)
+    new_corners = corners(points, new_faces, charts[nearest_face], new_normals)
     return np.asarray(cKDTree(old_corners).query(new_corners)[1])
+
+
+def _unit_normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    a, b, c = points[faces[:, 0]], points[faces[:, 1]], points[faces[:, 2]]
+    normals = np.cross(b - a, c - a)
+    return np.asarray(normals / (np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12))
+
+
+def _surface_points(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points spread evenly over a surface, every face's centre among them, (n, 3); and the face of each, (n,)."""
+    corners = vertices[faces]
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(len(faces), size=_SURFACE_POINTS, p=areas / areas.sum())
+    weights = rng.dirichlet(np.ones(3), size=_SURFACE_POINTS)
+    points = np.concatenate([corners.mean(axis=1), np.einsum("nc,ncd->nd", weights, corners[drawn])])
+    return points, np.concatenate([np.arange(len(faces)), drawn])
 
 
 def _connected_components(faces: np.ndarray, n_vertices: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from libero_gym import rendering
 from libero_gym.compile import compile_task, fixture_draw
 from libero_gym.observations import IMAGE_KEYS, Observation, observation_space, proprioception
 from libero_gym.rewards import REWARDS, bind_progress, discounted_potential
+from libero_gym.scene import CAMERAS
 from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, SimState, Simulator
 from libero_gym.tasks import Task, did_you_mean, get_suite, get_tasks, initial_states
 
@@ -332,7 +333,7 @@ def _check_cameras(cameras: Sequence[str]) -> tuple[str, ...]:
     if isinstance(cameras, str):
         raise ValueError(f"cameras={cameras!r} is one string; give a sequence, such as cameras=({cameras!r},).")
     for camera in cameras:
-        _check_choice("camera", camera, tuple(rendering.CAMERAS))
+        _check_choice("camera", camera, tuple(CAMERAS))
     return tuple(dict.fromkeys(cameras))
 
 

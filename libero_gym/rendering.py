@@ -16,24 +16,21 @@ import sys
 from collections import OrderedDict
 from typing import Any
 
-import mujoco
 import numpy as np
 
-from libero_gym.compile import MAX_SCENES, CompiledTask, visual_model
+from libero_gym.compile import MAX_SCENES, CompiledTask
+from libero_gym.scene import LayeredScene, Scene
 from libero_gym.simulator import Simulator
 
 logger = logging.getLogger(__name__)
 
-# The observation's name of a camera, and LIBERO's.
-CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
-# "exact" draws stock LIBERO's pixels; "fast" decimated meshes and smaller textures, see `decimation`.
+# "exact" draws stock LIBERO's pixels; "fast" decimated meshes and smaller textures (see `decimation`), and what stands
+# still only once (see `scene`).
 RENDERERS = ("exact", "fast")
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
 DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libglib2.0-0"
 
 _BACKENDS = {"egl": "EGL", "osmesa": "OSMesa"}
-# robosuite's scene capacity; a larger one would draw geoms that stock LIBERO leaves out.
-_MAX_GEOMS = 1000
 
 
 class RenderingError(RuntimeError):
@@ -89,61 +86,6 @@ def _forget_opengl() -> None:
             del sys.modules[name]
 
 
-class _Scene:
-    """The uploaded meshes and textures of one scene, with what is needed to draw it."""
-
-    def __init__(self, compiled: CompiledTask, buffer_size: int, renderer: str) -> None:
-        self.model = visual_model(compiled, renderer)
-        self.model.vis.global_.offwidth = self.model.vis.global_.offheight = buffer_size
-        self.buffer_size = buffer_size
-        self.data = mujoco.MjData(self.model)
-        self.scene = mujoco.MjvScene(self.model, maxgeom=_MAX_GEOMS)
-        self.option = mujoco.MjvOption()
-        self.option.geomgroup[0] = 0  # collision geoms
-        self.option.geomgroup[1] = 1  # visual geoms
-        self.perturbation = mujoco.MjvPerturb()
-        self.camera = mujoco.MjvCamera()
-        self.camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self.camera_ids = {
-            name: mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, stock) for name, stock in CAMERAS.items()
-        }
-        self.context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_150)
-        # LIBERO toggles a burner's alpha between its value in the file and one minus that.
-        self._alpha = {burner.site: self.model.site(burner.site).rgba[3] for burner in compiled.burners}
-
-    def pose(self, simulator: Simulator) -> None:
-        """Put every body, light and camera where the simulator's last sampled substep had it."""
-        model, data, fixtures = self.model, self.data, simulator.fixtures
-        model.body_pos[fixtures.body_ids] = fixtures.pos
-        model.body_quat[fixtures.body_ids] = fixtures.quat
-        for burner, shown in zip(simulator.compiled.burners, simulator.burners_shown, strict=True):
-            alpha = self._alpha[burner.site]
-            model.site(burner.site).rgba[3] = alpha if (alpha > 0) == shown else 1 - alpha
-        data.qpos[:] = simulator.kinematics_qpos
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_comPos(model, data)
-        mujoco.mj_camlight(model, data)
-
-    def draw(self, camera: str, size: int) -> np.ndarray:
-        """One frame of the posed scene, uint8 (size, size, 3), as OpenGL orders rows: bottom first."""
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)  # another scene's may be bound
-        if size > self.buffer_size:
-            mujoco.mjr_resizeOffscreen(size, size, self.context)
-            self.buffer_size = size
-        viewport = mujoco.MjrRect(0, 0, size, size)
-        self.camera.fixedcamid = self.camera_ids[camera]
-        mujoco.mjv_updateScene(
-            self.model, self.data, self.option, self.perturbation, self.camera, mujoco.mjtCatBit.mjCAT_ALL, self.scene
-        )
-        mujoco.mjr_render(viewport, self.scene, self.context)
-        frame = np.empty((size, size, 3), dtype=np.uint8)
-        mujoco.mjr_readPixels(frame, None, viewport, self.context)
-        return frame
-
-    def free(self) -> None:
-        self.context.free()
-
-
 class _ProcessRenderer:
     """The GL context of this process and the scenes uploaded to it."""
 
@@ -151,16 +93,17 @@ class _ProcessRenderer:
         self.pid = os.getpid()
         self.device = device
         self.backend, self._gl = _first_working_context(device)
-        self._scenes: OrderedDict[str, _Scene] = OrderedDict()
+        self._scenes: OrderedDict[str, Scene] = OrderedDict()
 
-    def scene(self, compiled: CompiledTask, size: int, renderer: str) -> _Scene:
+    def scene(self, compiled: CompiledTask, size: int, renderer: str) -> Scene:
         """The uploaded scene of a task; the least recently used one makes room where there are too many."""
         self._gl.make_current()
         key = f"{compiled.visual_key}-{renderer}"
         if key not in self._scenes:
             while len(self._scenes) >= MAX_SCENES:
                 self._scenes.popitem(last=False)[1].free()
-            self._scenes[key] = _Scene(compiled, size, renderer)
+            kind = Scene if renderer == "exact" else LayeredScene
+            self._scenes[key] = kind(compiled, size, renderer)
         self._scenes.move_to_end(key)
         return self._scenes[key]
 
@@ -188,7 +131,7 @@ def render(
 
     Args:
         simulator: What to draw.
-        cameras: Names from `CAMERAS`.
+        cameras: Names from `scene.CAMERAS`.
         size: Side in pixels.
         device: EGL device index for this process; the first call decides.
         renderer: One of `RENDERERS`.

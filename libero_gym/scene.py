@@ -1,0 +1,196 @@
+"""One scene's meshes and textures in a GL context, and how a frame is drawn from them.
+
+A GL context must be current while any of this runs; `rendering` sees to that.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+from scipy.ndimage import minimum_filter
+
+from libero_gym.compile import CompiledTask, visual_model
+from libero_gym.simulator import Simulator
+
+# The observation's name of a camera, and LIBERO's.
+CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+
+# robosuite's scene capacity; a larger one would draw geoms that stock LIBERO leaves out.
+_MAX_GEOMS = 1000
+# Cameras that stand still, so that what stands still in front of them needs drawing only once.
+_STILL_CAMERAS = ("agentview",)
+_MAX_BACKGROUNDS = 64
+# Depth buffers round; what differs by less stands at the same depth.
+_DEPTH_TOLERANCE = 1e-6
+
+
+class Scene:
+    """The uploaded meshes and textures of one scene, drawn as stock LIBERO draws them.
+
+    Args:
+        compiled: The task.
+        buffer_size: Side of the first frames in pixels; larger ones are possible later.
+        renderer: Which of the task's visual models to draw.
+    """
+
+    def __init__(self, compiled: CompiledTask, buffer_size: int, renderer: str) -> None:
+        self.model = visual_model(compiled, renderer)
+        self.model.vis.global_.offwidth = self.model.vis.global_.offheight = buffer_size
+        self.buffer_size = buffer_size
+        self.data = mujoco.MjData(self.model)
+        self.scene = mujoco.MjvScene(self.model, maxgeom=_MAX_GEOMS)
+        self.option = mujoco.MjvOption()
+        self.option.geomgroup[0] = 0  # collision geoms
+        self.option.geomgroup[1] = 1  # visual geoms
+        self.perturbation = mujoco.MjvPerturb()
+        self.camera = mujoco.MjvCamera()
+        self.camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self.camera_ids = {
+            name: mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, stock) for name, stock in CAMERAS.items()
+        }
+        self.context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        # LIBERO toggles a burner's alpha between its value in the file and one minus that.
+        self._alpha = {burner.site: self.model.site(burner.site).rgba[3] for burner in compiled.burners}
+
+    def pose(self, simulator: Simulator) -> None:
+        """Put every body, light and camera where the simulator's last sampled substep had it."""
+        model, data, fixtures = self.model, self.data, simulator.fixtures
+        model.body_pos[fixtures.body_ids] = fixtures.pos
+        model.body_quat[fixtures.body_ids] = fixtures.quat
+        for burner, shown in zip(simulator.compiled.burners, simulator.burners_shown, strict=True):
+            alpha = self._alpha[burner.site]
+            model.site(burner.site).rgba[3] = alpha if (alpha > 0) == shown else 1 - alpha
+        data.qpos[:] = simulator.kinematics_qpos
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)
+        mujoco.mj_camlight(model, data)
+
+    def draw(self, camera: str, size: int) -> np.ndarray:
+        """One frame of the posed scene, uint8 (size, size, 3), as OpenGL orders rows: bottom first."""
+        self._bind(size)
+        self._render(camera, size, mujoco.mjtCatBit.mjCAT_ALL)
+        return self._read(size)[0]
+
+    def free(self) -> None:
+        """Give the meshes and textures back to GL."""
+        self.context.free()
+
+    def _bind(self, size: int) -> None:
+        """Make this scene's frame buffer the one that is drawn to; another scene's may be."""
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
+        if size > self.buffer_size:
+            mujoco.mjr_resizeOffscreen(size, size, self.context)
+            self.buffer_size = size
+
+    def _render(self, camera: str, size: int, category: int) -> None:
+        self.camera.fixedcamid = self.camera_ids[camera]
+        mujoco.mjv_updateScene(self.model, self.data, self.option, self.perturbation, self.camera, category, self.scene)
+        mujoco.mjr_render(mujoco.MjrRect(0, 0, size, size), self.scene, self.context)
+
+    def _read(self, size: int, depth: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Colours, uint8 (size, size, 3); and the depth array, float32 (size, size), filled if one is given."""
+        frame = np.empty((size, size, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(frame, depth, mujoco.MjrRect(0, 0, size, size), self.context)
+        return frame, depth
+
+
+@dataclass(frozen=True)
+class _Background:
+    """What stands still: colours, float32 (size, size, 3), and depth, float32 (size, size)."""
+
+    color: np.ndarray
+    depth: np.ndarray
+
+
+class LayeredScene(Scene):
+    """A scene that draws what stands still once, and after that only the robot, objects, doors and drawers.
+
+    Cameras that stand still get the static part (walls, tables, cabinets' bodies, stoves) as a stored image with depth;
+    the rest is drawn in front of it, its edges blended by the share of samples that they cover. What that leaves out is
+    the reflection of moving things on the stove; the moving camera loses all reflections. A frame depends on the state
+    alone, never on earlier frames.
+    """
+
+    def __init__(self, compiled: CompiledTask, buffer_size: int, renderer: str) -> None:
+        super().__init__(compiled, buffer_size, renderer)
+        self._backgrounds: OrderedDict[tuple[Any, ...], _Background] = OrderedDict()
+        self._static_key: tuple[Any, ...] = ()
+
+    def pose(self, simulator: Simulator) -> None:
+        """As `Scene.pose`, and remember what decides how the static part looks."""
+        super().pose(simulator)
+        fixtures = simulator.fixtures
+        self._static_key = (fixtures.pos.tobytes(), fixtures.quat.tobytes(), simulator.burners_shown)
+
+    def draw(self, camera: str, size: int) -> np.ndarray:
+        """One frame of the posed scene, uint8 (size, size, 3), bottom row first."""
+        self._bind(size)
+        still = camera in _STILL_CAMERAS
+        if not still or not self._has_alpha():
+            self._set_flags(reflection=still, skybox=True)
+            self._render(camera, size, mujoco.mjtCatBit.mjCAT_ALL)
+            return self._read(size)[0]
+        background = self._background(camera, size)
+        self._set_flags(reflection=False, skybox=False)
+        self._render(camera, size, mujoco.mjtCatBit.mjCAT_DYNAMIC)
+        depth = np.empty((size, size), dtype=np.float32)
+        self._read(size, depth)
+        return _composite(background, self._read_rgba(size), depth)
+
+    def _background(self, camera: str, size: int) -> _Background:
+        key = (self._static_key, camera, size)
+        if key not in self._backgrounds:
+            while len(self._backgrounds) >= _MAX_BACKGROUNDS:
+                self._backgrounds.popitem(last=False)
+            self._set_flags(reflection=True, skybox=True)
+            self._render(camera, size, mujoco.mjtCatBit.mjCAT_STATIC)
+            depth = np.empty((size, size), dtype=np.float32)
+            color, _ = self._read(size, depth)
+            self._backgrounds[key] = _Background(color.astype(np.float32), depth)
+        self._backgrounds.move_to_end(key)
+        return self._backgrounds[key]
+
+    def _set_flags(self, *, reflection: bool, skybox: bool) -> None:
+        self.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = reflection
+        self.scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = skybox
+
+    def _has_alpha(self) -> bool:
+        """Whether the frame buffer tells how much of a pixel was drawn to."""
+        from OpenGL import GL
+
+        return int(GL.glGetIntegerv(GL.GL_ALPHA_BITS)) > 0
+
+    def _read_rgba(self, size: int) -> np.ndarray:
+        """Colours and coverage of what `_read` has just read, uint8 (size, size, 4)."""
+        from OpenGL import GL  # bound to the context's platform, so only after that exists
+
+        # `mjr_readPixels` has averaged the samples into this buffer, where there are samples.
+        averaged = self.context.offFBO_r if self.context.offSamples else self.context.offFBO
+        GL.glBindFramebuffer(GL.GL_READ_FRAMEBUFFER, averaged)
+        pixels = np.empty((size, size, 4), dtype=np.uint8)
+        GL.glReadPixels(0, 0, size, size, GL.GL_RGBA, GL.GL_UNSIGNED_BYTE, pixels)
+        return pixels
+
+
+def _composite(background: _Background, pixels: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """What moves, in front of or hidden behind what stands still.
+
+    Args:
+        background: The still part.
+        pixels: The moving part over black, uint8 (size, size, 4); alpha is the share of a pixel that it covers.
+        depth: Its depth, (size, size), 1 where the pixel's centre is not covered.
+
+    Returns:
+        uint8 (size, size, 3).
+    """
+    alpha = pixels[..., 3]
+    # An edge's pixel may be covered in part but not at its centre: it stands as near as its neighbours.
+    nearest = np.where(depth < 1, depth, minimum_filter(depth, 3))
+    visible = (alpha > 0) & (nearest <= background.depth + _DEPTH_TOLERANCE)
+    blended = pixels[..., :3] + (1 - alpha[..., None] / np.float32(255)) * background.color
+    frame = np.where(visible[..., None], blended, background.color)
+    return np.asarray(np.clip(frame + 0.5, 0, 255), dtype=np.uint8)
