@@ -1,0 +1,83 @@
+"""What long runs rely on: flat memory, official states at rest, no side effects, and one clear warning."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+from test_fidelity import SCENES
+
+from libero_gym import compile as compile_module
+from libero_gym.compile import compile_task, warn_untested_mujoco
+from libero_gym.tasks import Task, get_tasks
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import fidelity  # noqa: E402
+
+# Official states in which objects start inside each other and push themselves apart.
+RESTLESS = {("libero_10", 0): [45], ("libero_10", 3): [19]}
+
+
+def test_memory_stays_flat_over_resets_steps_and_frames() -> None:
+    """One `MjData` kept per reset, or 2 KB per step, would show."""
+    code = "import json, fidelity; print(json.dumps(fidelity.probe_memory(resets=500, steps=2000, frames=40)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    row = json.loads(result.stdout)
+    for name, memory in row.items():
+        assert memory["before_mb"] > 50
+        assert memory["growth_percent"] < 2, (name, row)
+
+
+@pytest.mark.parametrize(("suite", "task_id"), SCENES)
+def test_official_states_come_to_rest_unsolved(suite: str, task_id: int) -> None:
+    """Every tenth one, and those known not to: after the settle steps nothing flies, falls or is solved."""
+    restless = RESTLESS.get((suite, task_id), [])
+    row = fidelity.probe_settling(get_tasks(suite)[task_id], sorted({*range(0, 50, 10), *restless}))
+    assert sorted({offender["state"] for offender in row["offenders"]}) == restless, row
+
+
+def test_global_generators_are_untouched_from_compiling_to_stepping(
+    spatial_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's generator as well as NumPy's, although stock LIBERO draws from both while a task compiles."""
+    monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "0")
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    python_state, numpy_state = random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    compile_task.__wrapped__(spatial_task)
+    env = gym.make("LIBERO-Spatial-v0", task_id=0, cameras=())
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.reset()
+    env.close()
+    assert random.getstate() == python_state
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def test_an_untested_mujoco_is_named_once_with_what_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mujoco, "__version__", "3.4.0")
+    compile_module._warn_once.cache_clear()
+    with pytest.warns(
+        UserWarning, match=r"MuJoCo 3\.4\.0 is installed.*hold for 3\.3\.2\..*floors.*bowl no longer seats"
+    ):
+        warn_untested_mujoco()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_untested_mujoco()
+    compile_module._warn_once.cache_clear()
+
+
+def test_the_tested_mujoco_is_installed_and_gets_no_warning() -> None:
+    compile_module._warn_once.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_untested_mujoco()
