@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
 import gc
 import importlib.metadata
 import json
@@ -136,14 +137,21 @@ def plant(simulator: Simulator, state: np.ndarray, seed: int) -> np.ndarray:
         if isinstance(predicate, goals.JointThreshold):
             for name in predicate.joints:
                 planted[1 + model.joint(name).qposadr[0]] = predicate.threshold + rng.uniform(-0.05, 0.05)
-    simulator.reset(planted)
-    for predicate in simulator.compiled.goal:
-        if not isinstance(predicate, goals.JointThreshold):
-            body = predicate.upper_body if isinstance(predicate, goals.OnObject) else predicate.body
-            address = 1 + model.jnt_qposadr[model.body_jntadr[model.body(body).id]]
-            jitter = rng.uniform([-0.03, -0.03, -0.03], [0.03, 0.03, 0.08]) * rng.choice([0.3, 1.0])
-            planted[address : address + 3] = target_position(predicate, model, data) + jitter
+    moved = {moved_body(predicate): predicate for predicate in simulator.compiled.goal if moved_body(predicate)}
+    # What is stacked on a moved object comes after it.
+    for body, predicate in sorted(moved.items(), key=lambda item: getattr(item[1], "lower_body", None) in moved):
+        simulator.reset(planted)
+        address = 1 + model.jnt_qposadr[model.body_jntadr[model.body(body).id]]
+        jitter = rng.uniform([-0.03, -0.03, -0.03], [0.03, 0.03, 0.08]) * rng.choice([0.3, 1.0])
+        planted[address : address + 3] = target_position(predicate, model, data) + jitter
     return planted
+
+
+def moved_body(predicate: goals.Predicate) -> str | None:
+    """The body that a placing predicate asks to be moved; None for a joint."""
+    if isinstance(predicate, goals.JointThreshold):
+        return None
+    return predicate.upper_body if isinstance(predicate, goals.OnObject) else predicate.body
 
 
 def target_position(predicate: goals.Predicate, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
@@ -254,7 +262,9 @@ def provenance() -> Row:
     }
 
 
+@functools.cache
 def commit() -> str:
+    """The commit that this process started from; others may come while it runs."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
@@ -307,6 +317,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
 
+    commit()
     with results(args.out) as content:
         content["provenance"] = provenance()
     for section, check, suites in (
