@@ -23,8 +23,8 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import fidelity  # noqa: E402
 
-# Official states in which objects start inside each other and push themselves apart.
-RESTLESS = {("libero_10", 0): [45], ("libero_10", 3): [19]}
+# Official states in which objects overlap or fall onto one another: some end far off, some still move after settling.
+RESTLESS = {("libero_spatial", 2): [18], ("libero_10", 0): [2, 45], ("libero_10", 3): [19]}
 
 
 def test_memory_stays_flat_over_resets_steps_and_frames() -> None:
@@ -37,7 +37,7 @@ def test_memory_stays_flat_over_resets_steps_and_frames() -> None:
         assert memory["growth_percent"] < 2, (name, row)
 
 
-@pytest.mark.parametrize(("suite", "task_id"), SCENES)
+@pytest.mark.parametrize(("suite", "task_id"), dict.fromkeys([*SCENES, *RESTLESS]))
 def test_official_states_come_to_rest_unsolved(suite: str, task_id: int) -> None:
     """Every tenth one, and those known not to: after the settle steps nothing flies, falls or is solved."""
     restless = RESTLESS.get((suite, task_id), [])
