@@ -46,10 +46,11 @@ def test_official_states_come_to_rest_unsolved(suite: str, task_id: int) -> None
 
 
 def test_global_generators_are_untouched_from_compiling_to_stepping(
-    spatial_task: Task, monkeypatch: pytest.MonkeyPatch
+    spatial_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python's generator as well as NumPy's, although stock LIBERO draws from both while a task compiles."""
-    monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "0")
+    monkeypatch.setenv("LIBERO_GYM_CACHE", str(tmp_path))  # nothing to read there,
+    monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "0")  # and nothing written
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002
     python_state, numpy_state = random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
