@@ -320,6 +320,10 @@ def main() -> None:
     commit()
     with results(args.out) as content:
         content["provenance"] = provenance()
+    if args.memory:  # first, while this process is small
+        row = {**probe_memory(), "commit": commit()}
+        with results(args.out) as content:
+            content["memory"] = {"libero_10[2]": row}
     for section, check, suites in (
         ("steps", compare_steps, FOUR_SUITES),
         ("predicates", compare_predicates, SUITES),
@@ -328,10 +332,6 @@ def main() -> None:
         if getattr(args, section):
             tasks = [task for suite in args.suites or suites for task in get_tasks(suite)]
             sweep(section, check, tasks, args.out, args.fresh)
-    if args.memory:
-        row = {**probe_memory(), "commit": commit()}
-        with results(args.out) as content:
-            content["memory"] = {"libero_10[2]": row}
 
 
 if __name__ == "__main__":
