@@ -38,6 +38,7 @@ class Memory:
         goal_ori: Goal orientation of the controller, (3, 3).
         stale: Whether the next control step is the first after a reset.
         warmstart: The contact solver's starting point, (nv,).
+        ctrl: The last substep's commands, (nu,); the next substep's first solves still use them.
         kinematics_qpos: Positions that the next frame shows, (nq,).
         sample: Sampled end-effector position, hand quaternion and finger joints, (9,).
         burners_on, burners_shown: Whether each burner burns now, and whether the next frame shows it burning.
@@ -48,6 +49,7 @@ class Memory:
     goal_ori: np.ndarray
     stale: bool
     warmstart: np.ndarray
+    ctrl: np.ndarray
     kinematics_qpos: np.ndarray
     sample: np.ndarray
     burners_on: tuple[bool, ...]
@@ -175,6 +177,7 @@ class Simulator:
             goal_ori=self._goal_ori.copy(),
             stale=self._stale,
             warmstart=self.data.qacc_warmstart.copy(),
+            ctrl=self.data.ctrl.copy(),
             kinematics_qpos=self.kinematics_qpos.copy(),
             sample=self._sample.copy(),
             burners_on=self.burners_on,
@@ -193,6 +196,7 @@ class Simulator:
         self._goal_ori = memory.goal_ori.copy()
         self._stale = memory.stale
         self.data.qacc_warmstart[:] = memory.warmstart
+        self.data.ctrl[:] = memory.ctrl
         self.kinematics_qpos[:] = memory.kinematics_qpos
         self._sample[:] = memory.sample
         self.burners_on = memory.burners_on
