@@ -1,0 +1,244 @@
+"""Which GPUs there are to render on, and which worker process renders on which.
+
+EGL and CUDA number the same GPUs differently, so EGL is asked which is which. It is asked in a process of its own: this
+one stays free of GL, whose state does not survive a fork.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import json
+import logging
+import os
+import subprocess
+import sys
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+# Constants of EGL and of its extensions EXT_device_query, EXT_device_drm, EXT_device_persistent_id, NV_device_cuda.
+_EGL_EXTENSIONS = 0x3055
+_EGL_PLATFORM_DEVICE_EXT = 0x313F
+_EGL_DRM_DEVICE_FILE_EXT = 0x3233
+_EGL_CUDA_DEVICE_NV = 0x323A
+_EGL_DEVICE_UUID_EXT = 0x335C
+_MAX_DEVICES = 64
+_QUERY_TIMEOUT = 60.0  # seconds; a driver that wakes sleeping GPUs takes a few
+
+
+@dataclasses.dataclass(frozen=True)
+class EglDevice:
+    """One device as EGL lists it.
+
+    Attributes:
+        index: Its place in EGL's list, which is what ``render_device`` means.
+        usable: Whether a display could be initialised on it; in containers EGL may list GPUs that it may not open.
+        software: Whether it is a software renderer.
+        cuda_device: CUDA's number for it, without regard to ``CUDA_VISIBLE_DEVICES``; None if it has none.
+        uuid: As CUDA and ``nvidia-smi`` write it, such as ``"GPU-01234567-89ab-..."``; None if not told.
+        drm_file: Such as ``"/dev/dri/card0"``; None if it has none.
+    """
+
+    index: int
+    usable: bool = True
+    software: bool = False
+    cuda_device: int | None = None
+    uuid: str | None = None
+    drm_file: str | None = None
+
+
+@functools.lru_cache(maxsize=1)
+def egl_devices() -> tuple[EglDevice, ...]:
+    """All devices that EGL lists, in its order; empty where there is no EGL. Asked once per process."""
+    # The driver counts CUDA_VISIBLE_DEVICES out of the numbers that it reports, some versions wrongly; without it they
+    # are CUDA's own. `visible_gpus` applies it afterwards.
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-m", "libero_gym.devices"]
+    try:
+        answer = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=_QUERY_TIMEOUT
+        )
+        return tuple(EglDevice(**fields) for fields in json.loads(answer.stdout.splitlines()[-1]))
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
+        logger.warning("EGL could not be asked for its devices, so it chooses one itself: %s", error)
+        return ()
+
+
+def visible_gpus(devices: Sequence[EglDevice], cuda_visible_devices: str | None) -> list[int]:
+    """EGL indices of the GPUs to render on, in CUDA's order.
+
+    Devices that CUDA knows go first: a GPU of theirs may be listed a second time by another driver. Only where there
+    are none does any other GPU count, and ``CUDA_VISIBLE_DEVICES`` says nothing about those.
+
+    Args:
+        devices: As from `egl_devices`.
+        cuda_visible_devices: The variable's value, None if unset: CUDA's numbers (as ``CUDA_DEVICE_ORDER`` orders
+            them) or UUIDs, which may be abbreviated. CUDA ignores what follows an invalid entry, and so does this. If
+            a UUID is not known here, or one of a slice of a GPU, all GPUs are used, with a warning.
+    """
+    usable = [device for device in devices if device.usable and not device.software]
+    by_cuda = {device.cuda_device: device for device in usable if device.cuda_device is not None}
+    if not by_cuda:
+        return [device.index for device in usable]
+    everything = [by_cuda[number].index for number in sorted(by_cuda)]
+    if cuda_visible_devices is None:
+        return everything
+    chosen = []
+    for entry in (part.strip() for part in cuda_visible_devices.split(",")):
+        if entry.startswith(("GPU-", "MIG-")):
+            matches = [device for device in by_cuda.values() if (device.uuid or "").startswith(entry)]
+            if len(matches) != 1:
+                _warn_of_unknown(entry)
+                return everything
+            chosen.append(matches[0].index)
+        elif entry.isdecimal() and int(entry) in by_cuda:
+            chosen.append(by_cuda[int(entry)].index)
+        else:
+            break
+    return chosen
+
+
+def spread(sizes: Sequence[int], gpus: Sequence[int]) -> list[int | None]:
+    """A GPU for each worker, so that all GPUs serve about as many environments.
+
+    Larger workers choose first, each the GPU with the fewest environments so far. With workers of one environment the
+    numbers per GPU differ by at most one; with others, by at most the largest worker.
+
+    Args:
+        sizes: Number of environments per worker.
+        gpus: As from `visible_gpus`.
+
+    Returns:
+        An element of ``gpus`` per worker; None for each if there are none.
+    """
+    if not gpus:
+        return [None] * len(sizes)
+    load = dict.fromkeys(gpus, 0)
+    chosen: list[int | None] = [None] * len(sizes)
+    for worker in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        gpu = min(load, key=load.__getitem__)  # the first of equals
+        load[gpu] += sizes[worker]
+        chosen[worker] = gpu
+    return chosen
+
+
+def default_gpus() -> list[int]:
+    """EGL indices of this machine's GPUs to spread over; none if ``MUJOCO_EGL_DEVICE_ID`` has chosen already."""
+    if "MUJOCO_EGL_DEVICE_ID" in os.environ:
+        return []
+    return visible_gpus(egl_devices(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def per_worker(
+    render_device: int | Sequence[int | None] | None, sizes: Sequence[int], gpus: Sequence[int]
+) -> tuple[int | None, ...]:
+    """The EGL device index of each worker process: as given, or by `spread` for None.
+
+    Raises:
+        ValueError: If ``render_device`` is neither None, nor an index, nor a sequence with one per worker.
+    """
+    if render_device is None:
+        return tuple(spread(sizes, gpus))
+    chosen = tuple(render_device) if isinstance(render_device, Sequence) else (render_device,) * len(sizes)
+    if len(chosen) != len(sizes) or not all(device is None or _is_index(device) for device in chosen):
+        raise ValueError(
+            f"render_device={render_device!r}; expected an EGL device index, or one for each of the {len(sizes)} "
+            "worker processes (the environments of one process draw on one device; see n_workers)."
+        )
+    return chosen
+
+
+def _is_index(device: object) -> bool:
+    return isinstance(device, (int, np.integer)) and not isinstance(device, bool) and bool(device >= 0)
+
+
+@functools.cache
+def _warn_of_unknown(entry: str) -> None:
+    """Once per entry and process."""
+    warnings.warn(
+        f"CUDA_VISIBLE_DEVICES names {entry!r}, which EGL does not know, so environments render on all GPUs. "
+        "Pass render_device (EGL indices) to choose.",
+        stacklevel=5,
+    )
+
+
+class _Egl:
+    """EGL's functions that describe devices; None where the library lacks one.
+
+    Raises:
+        OSError: If there is no EGL.
+    """
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL("libEGL.so.1")
+        library.eglGetProcAddress.restype = ctypes.c_void_p
+        pointer, integer = ctypes.c_void_p, ctypes.c_int
+
+        def find(name: str, result: Any, *arguments: Any) -> Callable[..., Any] | None:
+            address = library.eglGetProcAddress(name.encode())
+            return ctypes.CFUNCTYPE(result, *arguments)(address) if address else None
+
+        self.query_devices = find("eglQueryDevicesEXT", integer, integer, pointer, pointer)
+        self.query_string = find("eglQueryDeviceStringEXT", ctypes.c_char_p, pointer, integer)
+        self.query_attribute = find("eglQueryDeviceAttribEXT", integer, pointer, integer, pointer)
+        self.query_binary = find("eglQueryDeviceBinaryEXT", integer, pointer, integer, integer, pointer, pointer)
+        self.get_display = find("eglGetPlatformDisplayEXT", pointer, integer, pointer, pointer)
+        self.initialize = find("eglInitialize", integer, pointer, pointer, pointer)
+
+    def devices(self) -> list[EglDevice]:
+        handles, count = (ctypes.c_void_p * _MAX_DEVICES)(), ctypes.c_int(0)
+        if self.query_devices is None or not self.query_devices(_MAX_DEVICES, handles, ctypes.byref(count)):
+            return []
+        return [self._describe(index, handles[index]) for index in range(count.value)]
+
+    def _describe(self, index: int, handle: int | None) -> EglDevice:
+        extensions = (self._string(handle, _EGL_EXTENSIONS) or "").split()
+        drm = "EGL_EXT_device_drm" in extensions
+        return EglDevice(
+            index,
+            usable=self._initializes(handle),
+            software="EGL_MESA_device_software" in extensions,
+            cuda_device=self._cuda_device(handle) if "EGL_NV_device_cuda" in extensions else None,
+            uuid=self._uuid(handle) if "EGL_EXT_device_persistent_id" in extensions else None,
+            drm_file=self._string(handle, _EGL_DRM_DEVICE_FILE_EXT) if drm else None,
+        )
+
+    def _string(self, handle: int | None, name: int) -> str | None:
+        value = self.query_string(handle, name) if self.query_string else None
+        return None if value is None else value.decode()
+
+    def _cuda_device(self, handle: int | None) -> int | None:
+        value = ctypes.c_ssize_t(-1)
+        asked = self.query_attribute and self.query_attribute(handle, _EGL_CUDA_DEVICE_NV, ctypes.byref(value))
+        return value.value if asked and value.value >= 0 else None
+
+    def _uuid(self, handle: int | None) -> str | None:
+        value, size = (ctypes.c_ubyte * 16)(), ctypes.c_int(0)
+        asked = self.query_binary and self.query_binary(handle, _EGL_DEVICE_UUID_EXT, 16, value, ctypes.byref(size))
+        return f"GPU-{uuid.UUID(bytes=bytes(value))}" if asked and size.value == 16 else None
+
+    def _initializes(self, handle: int | None) -> bool:
+        if self.get_display is None or self.initialize is None:
+            return False
+        display = self.get_display(_EGL_PLATFORM_DEVICE_EXT, handle, None)
+        return bool(display and self.initialize(display, None, None))
+
+
+def main() -> None:
+    """Print the devices as JSON; the process that `egl_devices` starts."""
+    try:
+        devices = _Egl().devices()
+    except OSError:
+        devices = []
+    print(json.dumps([dataclasses.asdict(device) for device in devices]))
+
+
+if __name__ == "__main__":
+    main()
