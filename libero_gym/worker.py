@@ -7,7 +7,6 @@ forked from it: they share compiled models and code in memory, and make their ow
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import signal
@@ -26,8 +25,12 @@ from libero_gym.observations import IMAGE_KEYS
 from libero_gym.shared_arrays import SharedArrays
 from libero_gym.tasks import get_tasks
 
-# What a worker is asked to do, one byte each; everything else about a step is in the shared arrays.
+# What a worker is asked to do; everything else about a step is in the shared arrays.
 STEP, RESET, CALL, CLOSE = "step", "reset", "call", "close"
+# What the template is asked to do.
+COMPILE, FORK, END = "compile", "fork", "end"
+# Makes a worker write the stacks of its threads to its crash log.
+STACK_SIGNAL = signal.SIGUSR1
 # Seconds that workers get to free their GL contexts.
 _PATIENCE = 5.0
 
@@ -41,19 +44,23 @@ class Worker:
         self.envs = {index: LiberoEnv(**env_kwargs) for index in self.indices}
 
     def step(self) -> None:
+        """Step each environment, and reset it where its episode ends.
+
+        The flags are written between the two: should the process die, they tell whether the last observation of an
+        environment is the current one, or the final one.
+        """
         for index in self.indices:
             env = self.envs[index]
             obs, reward, terminated, truncated, info = env.step(self.shared["actions"][index])
+            ended = terminated or truncated
+            prefix = "final_" if ended else ""
+            self._write_obs(prefix, index, obs)
+            self._write_info(prefix, index, info)
             self.shared["rewards"][index] = reward
             self.shared["terminated"][index] = terminated
             self.shared["truncated"][index] = truncated
-            self._write_info("", index, info)
-            if terminated or truncated:
-                self._write_obs("final_", index, obs)
-                self._write_info("final_", index, info)
+            if ended:
                 self._reset(index, None, {})
-            else:
-                self._write_obs("", index, obs)
 
     def reset(self, requests: dict[int, tuple[int | None, dict[str, Any]]]) -> None:
         """Reset some environments, each with its seed and options."""
@@ -110,29 +117,34 @@ def serve(connection: Connection, worker: Worker) -> None:
 
 
 def _run_template(control: socket.socket) -> None:
-    """Compile what is asked for and fork workers, until the other side closes."""
+    """Compile what is asked for, and fork and end workers, until the other side closes."""
     connection = Connection(os.dup(control.fileno()))
     children: list[int] = []
+
+    def compile_(suite: str, task_id: int, renderer: str | None) -> None:
+        compiled = compile_task(get_tasks(suite)[task_id])
+        if renderer is not None:
+            visual_model(compiled, renderer)  # forks share its pages
+
+    def fork(*args: Any) -> int:
+        _, descriptors, _, _ = socket.recv_fds(control, 1, 3)
+        children.append(_fork_worker((control, connection), descriptors, *args))
+        return children[-1]
+
+    def end(pid: int) -> int | None:
+        children.remove(pid)
+        return _kill(pid)
+
+    requests: dict[str, Callable[..., Any]] = {COMPILE: compile_, FORK: fork, END: end}
     while True:
         try:
             name, *args = connection.recv()
         except (EOFError, ConnectionResetError):
             break
         try:
-            if name == "compile":
-                suite, task_id, renderer = args
-                compiled = compile_task(get_tasks(suite)[task_id])
-                if renderer is not None:
-                    visual_model(compiled, renderer)  # forks share its pages
-                result = None
-            else:
-                _, descriptors, _, _ = socket.recv_fds(control, 1, 3)
-                result = _fork_worker((control, connection), descriptors, *args)
-                children.append(result)
-            connection.send(("done", result))
+            connection.send(("done", requests[name](*args)))
         except Exception:
             connection.send(("error", traceback.format_exc()))
-        children = [pid for pid in children if not _reap(pid)]
     _end(children)
 
 
@@ -151,6 +163,7 @@ def _fork_worker(
         for handle in inherited:
             handle.close()
         faulthandler.enable(file=crash_fd)
+        faulthandler.register(STACK_SIGNAL, file=crash_fd)
         connection = Connection(connection_fd)
         try:
             worker = Worker(first, last, env_kwargs, SharedArrays(layout, memory_fd))
@@ -171,21 +184,26 @@ def _fork_worker(
 def _end(children: list[int]) -> None:
     """Wait for workers to leave by themselves, which they do once nobody talks to them; then make them."""
     deadline = time.monotonic() + _PATIENCE
-    while children and time.monotonic() < deadline:
-        children = [pid for pid in children if not _reap(pid)]
-        time.sleep(0.01)
     for pid in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        if _wait(pid, deadline) is None:
+            _kill(pid)
 
 
-def _reap(pid: int) -> bool:
-    """Whether a child has ended; collects it if so."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return True
+def _kill(pid: int) -> int | None:
+    """Kill a child unless it has ended already; gives its exit code, negative for a signal, None if it will not die."""
+    os.kill(pid, signal.SIGKILL)  # nobody else reaps it, so the id is still its own
+    return _wait(pid, time.monotonic() + _PATIENCE)
+
+
+def _wait(pid: int, deadline: float) -> int | None:
+    """The exit code of a child that ends before the deadline."""
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.01)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +12,7 @@ import pytest
 
 from libero_gym import devices
 from libero_gym.devices import EglDevice, egl_devices, per_worker, spread, visible_gpus
+from libero_gym.vector import LiberoVectorEnv
 
 # As EGL might list a machine with four GPUs that CUDA counts the other way round, and Mesa's software renderer.
 FOUR_GPUS = [EglDevice(index, cuda_device=3 - index, uuid=f"GPU-{index}a{index}b") for index in range(4)]
@@ -86,6 +89,49 @@ def test_an_index_or_one_per_worker_can_be_given() -> None:
     for bad in (-1, "0", [0], [0, 1, 2], [0, "1"], 1.5, True):
         with pytest.raises(ValueError, match="expected an EGL device index, or one for each of the 2 worker processes"):
             per_worker(bad, [1, 1], [0])  # type: ignore[arg-type]
+
+
+def test_every_worker_is_handed_its_device(four_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,3")
+    env = LiberoVectorEnv(6, suite="libero_spatial", task_id=0, n_workers=4)
+    # Shares of 2, 1, 1 and 2 environments; EGL's 3, 2 and 0 are CUDA's 0, 1 and 3.
+    assert env.render_devices == (3, 0, 0, 2)
+    assert env.call("render_device") == (3, 3, 0, 0, 2, 2)
+    env.close()
+
+
+def test_as_many_workers_draw_on_each_gpu(four_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    env = LiberoVectorEnv(8, suite="libero_spatial", task_id=0)
+    assert Counter(env.call("render_device")) == {0: 2, 1: 2, 2: 2, 3: 2}
+    env.close()
+
+
+def test_what_the_user_chose_is_kept(four_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, n_workers=2, render_device=[1, 0])
+    assert env.call("render_device") == (1, 0)
+    env.close()
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")
+    assert devices.default_gpus() == []
+
+
+def test_a_new_worker_gets_the_device_of_the_old_one(four_gpus: None) -> None:
+    env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, n_workers=2, render_device=[None, 0], restart=True)
+    os.kill(env.call("process_id")[0], signal.SIGKILL)
+    with pytest.warns(UserWarning, match="Worker 0 died"):
+        env.reset(seed=0)
+    assert env.call("render_device") == (None, 0)
+    env.close()
+
+
+def test_nothing_drawn_asks_for_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise AssertionError("asked EGL")
+
+    monkeypatch.setattr(devices, "egl_devices", fail)
+    env = LiberoVectorEnv(1, suite="libero_spatial", task_id=0, cameras=())
+    assert env.render_devices == (None,)
+    env.close()
 
 
 def test_the_query_lists_this_machines_devices_and_loads_no_gl_here() -> None:

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +18,9 @@ from conftest import random_actions
 from gymnasium.vector import AutoresetMode
 
 from libero_gym.env import LiberoEnv
-from libero_gym.vector import LiberoVectorEnv, WorkerError
+from libero_gym.shared_arrays import SharedArrays
+from libero_gym.vector import MAX_REPLACEMENTS, LiberoVectorEnv, WorkerError
+from libero_gym.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +110,272 @@ def test_bad_input_is_named(vector: LiberoVectorEnv) -> None:
         vector.step(actions)
     with pytest.raises(ValueError, match="num_envs=0"):
         LiberoVectorEnv(0, suite="libero_spatial")
+    with pytest.raises(ValueError, match="n_workers=0; expected an integer of at least 1"):
+        LiberoVectorEnv(2, suite="libero_spatial", n_workers=0)
+    with pytest.raises(ValueError, match="timeout=0; expected seconds"):
+        LiberoVectorEnv(2, suite="libero_spatial", timeout=0)
     with pytest.raises(WorkerError, match="task_id=99 is out of range"):
         vector.reset(options={"task_id": 99})
     vector.reset(seed=0)  # and the workers are still there
 
 
-def test_a_killed_worker_is_reported_at_once() -> None:
+@pytest.fixture(scope="module")
+def restarting() -> Iterator[LiberoVectorEnv]:
+    """Environments 0 and 1 live in worker 0, environment 2 in worker 1."""
+    env = LiberoVectorEnv(3, suite="libero_spatial", task_id=[0, 1], cameras=(), n_workers=2, restart=True)
+    yield env
+    env.close()
+
+
+class Abort:
+    """Kills the process that unpickles it, with a traceback."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.abort, ()
+
+
+class Sleep:
+    """Hangs the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return time.sleep, (1000,)
+
+
+def kill(env: LiberoVectorEnv, index: int, signum: int = signal.SIGKILL) -> int:
+    """Send a signal to the worker of an environment; gives its process id."""
+    pid = env.call("process_id", indices=[index])[0]
+    os.kill(pid, signum)
+    return pid
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process; one that has ended but was not waited for counts, too."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_a_killed_worker_is_reported_with_its_traceback() -> None:
     env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, cameras=(), n_workers=2, timeout=60)
+    _, infos = env.reset(seed=0)
+    assert "worker_restarted" not in infos
+    pid = kill(env, 1, signal.SIGSEGV)
+    for _ in range(2):  # and it stays so
+        with pytest.raises(WorkerError, match=r"(?s)Worker 1 died \(SIGSEGV\).*Segmentation fault.*in serve"):
+            env.step(np.zeros((2, 7)))
+    assert not is_alive(pid)
+    pid = kill(env, 0)
+    with pytest.raises(WorkerError, match=r"Worker 0 died \(SIGKILL\) without an answer.\nIt left no traceback"):
+        env.reset()
+    env.close()
+    assert not is_alive(pid)
+
+
+def test_a_hung_worker_is_reported_in_time_with_its_stack() -> None:
+    env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, cameras=(), n_workers=2, timeout=5)
     env.reset(seed=0)
-    pid = env.call("process_id")[1]
-    os.kill(pid, signal.SIGSEGV)
-    with pytest.raises(WorkerError, match=r"(?s)Worker 1 died.*Segmentation fault"):
+    pids = env.call("process_id")
+    os.kill(pids[0], signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=r"(?s)Worker 0 hung: no answer within 5 s.*in serve"):
         env.step(np.zeros((2, 7)))
+    with pytest.raises(WorkerError, match=r"(?s)Worker 1 hung: .*connection.py.*in serve"):
+        env.call("set_task_weights", Sleep(), indices=[1])
+    assert time.monotonic() - start < 2 * 5 + 8
+    assert not any(map(is_alive, pids))
+    start = time.monotonic()
+    env.close()
+    assert time.monotonic() - start < 4
+
+
+def test_a_restart_truncates_its_episodes_and_leaves_the_others_alone(restarting: LiberoVectorEnv) -> None:
+    env, actions = restarting, random_actions(5 * 3).reshape(5, 3, 7)
+    undisturbed = [env.reset(seed=7)[0]["state"]] + [env.step(action)[0]["state"] for action in actions]
+    env.reset(seed=7)
+    env.step(actions[0])
+    pid = kill(env, 0)
+    with pytest.warns(UserWarning, match=r"Worker 0 died \(SIGKILL\).*replaced.*environments \[0, 1\] start new"):
+        obs, rewards, terminated, truncated, infos = env.step(actions[1])
+    assert not is_alive(pid)
+    assert rewards.tolist() == [0.0] * 3
+    assert not terminated.any()
+    assert truncated.tolist() == infos["worker_restarted"].tolist() == infos["_final_obs"].tolist()
+    assert truncated.tolist() == [True, True, False]
+    assert infos["_worker_restarted"].all()
+    assert infos["final_info"]["worker_restarted"][:2].all()
+    assert infos["final_info"]["is_success"].tolist() == [False] * 3
+    for index in (0, 1):
+        np.testing.assert_array_equal(infos["final_obs"][index]["state"], undisturbed[1][index])
+        single = LiberoEnv("libero_spatial", task_id=[0, 1], cameras=())
+        seed = int(np.random.SeedSequence([7 + index, 1]).generate_state(1)[0])
+        first, info = single.reset(seed=seed)
+        np.testing.assert_array_equal(obs["state"][index], first["state"])
+        assert infos["init_state_id"][index] == info["init_state_id"]
+    np.testing.assert_array_equal(obs["state"][2], undisturbed[2][2])
+    for step in (2, 3, 4):
+        obs, _, _, truncated, infos = env.step(actions[step])
+        np.testing.assert_array_equal(obs["state"][2], undisturbed[step + 1][2])
+        assert not truncated.any()
+        assert not infos["worker_restarted"].any()
+        assert infos["_worker_restarted"].all()
+
+
+def test_a_worker_killed_in_reset_is_replaced_and_reset_as_asked(restarting: LiberoVectorEnv) -> None:
+    expected, _ = restarting.reset(seed=3)
+    kill(restarting, 2)
+    with pytest.warns(UserWarning, match=r"Worker 1 died.*environments \[2\]"):
+        obs, infos = restarting.reset(seed=3)
+    np.testing.assert_array_equal(obs["state"], expected["state"])
+    assert infos["worker_restarted"].tolist() == [False, False, True]
+    kill(restarting, 0)
+    options = {"reset_mask": np.array([True, False, False]), "init_state_id": 9}
+    with pytest.warns(UserWarning, match=r"environments \[0, 1\]"):
+        obs, infos = restarting.reset(options=options)
+    assert infos["worker_restarted"].tolist() == [True, True, False]  # 1 was not asked for, but lost its episode
+    assert infos["init_state_id"][0] == 9
+    np.testing.assert_array_equal(obs["state"][2], expected["state"][2])
+    assert not restarting.reset()[1]["worker_restarted"].any()
+
+
+def test_task_weights_hold_in_a_new_worker(restarting: LiberoVectorEnv) -> None:
+    restarting.set_task_weights([0.0, 1.0])
+    drawn = []
+    for seed in range(4):
+        restarting.reset(seed=seed, options={"task_id": 0})
+        kill(restarting, 0)
+        with pytest.warns(UserWarning, match="Worker 0 died"):
+            _, _, _, _, infos = restarting.step(np.zeros((3, 7)))
+        assert infos["final_info"]["task_id"][:2].tolist() == [0, 0]
+        drawn += infos["task_id"][:2].tolist()
+    restarting.set_task_weights([1.0, 1.0])
+    assert drawn == [1] * 8
+
+
+def test_call_cannot_answer_for_a_dead_worker_but_the_next_step_replaces_it(restarting: LiberoVectorEnv) -> None:
+    restarting.reset(seed=0)
+    with pytest.raises(WorkerError, match=r"(?s)Worker 1 died \(SIGABRT\).*Aborted"):
+        restarting.call("set_task_weights", Abort(), indices=[2])
+    with pytest.warns(UserWarning, match="Worker 1 died"):
+        _, _, _, truncated, _ = restarting.step(np.zeros((3, 7)))
+    assert truncated.tolist() == [False, False, True]
+
+
+def test_an_exception_in_a_worker_is_raised_and_replaces_nothing(restarting: LiberoVectorEnv) -> None:
+    restarting.reset(seed=0)
+    before = restarting.call("process_id"), restarting.n_restarts
+    with pytest.raises(WorkerError, match="task_id=99 is out of range"):
+        restarting.reset(options={"task_id": 99})
+    assert (restarting.call("process_id"), restarting.n_restarts) == before
+
+
+def test_many_restarts_leak_nothing(restarting: LiberoVectorEnv) -> None:
+    def held() -> list[int]:
+        template = restarting._pool._template.pid
+        children = Path(f"/proc/{template}/task/{template}/children").read_text().split()
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in ("self", template)] + [len(children)]
+
+    restarting.reset(seed=0)
+    before = held()
+    assert before[2] == 2  # the workers
+    for _ in range(MAX_REPLACEMENTS + 1):  # more than the limit, but each completes a step
+        kill(restarting, 0)
+        with pytest.warns(UserWarning, match="Worker 0 died"):
+            restarting.step(np.zeros((3, 7)))
+        restarting.step(np.zeros((3, 7)))
+        assert held() == before
+
+
+def test_a_worker_that_keeps_dying_ends_the_run() -> None:
+    env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, cameras=(), n_workers=2, restart=True)
+    env.reset(seed=0)
+    with (
+        pytest.warns(UserWarning, match="Worker 1 died") as warned,
+        pytest.raises(WorkerError, match=r"(?s)Worker 1 was replaced 5 times without completing a step.*Aborted"),
+    ):
+        env.reset(options={"init_state_id": [0, Abort()]})
+    assert len(warned) == env.n_restarts == MAX_REPLACEMENTS == 5
+    env.close()
+
+    env = LiberoVectorEnv(1, suite="libero_spatial", task_id=0, cameras=(), restart=True)
+    env.reset(seed=0)
+    for _ in range(MAX_REPLACEMENTS):
+        kill(env, 0)
+        with pytest.warns(UserWarning, match="Worker 0 died"):
+            env.step(np.zeros((1, 7)))
+    kill(env, 0)
+    with pytest.raises(WorkerError, match="replaced 5 times"):
+        env.step(np.zeros((1, 7)))
+    env.close()
+
+
+def test_a_hung_worker_is_replaced_in_the_middle_of_a_chunk() -> None:
+    chunk = np.tile([0.3, 0.1, -0.3, 0.0, 0.0, 0.0, 1.0], (30, 1))
+    single = LiberoEnv("libero_spatial", task_id=0, cameras=(), chunk_size=30, max_episode_steps=30)
+    single.reset(seed=5)
+    last, *_ = single.step(chunk)
+    env = LiberoVectorEnv(
+        2,
+        suite="libero_spatial",
+        task_id=0,
+        cameras=(),
+        chunk_size=30,
+        max_episode_steps=30,
+        n_workers=1,
+        restart=True,
+        timeout=5,
+    )
+    first, _ = env.reset(seed=5)
+    pid = env.call("process_id")[0]
+    env.step_async(np.stack([chunk, chunk]))
+    while not env._shared["truncated"][0]:
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGSTOP)  # environment 0 has ended its episode, environment 1 has not
+    with pytest.warns(UserWarning, match=r"Worker 0 hung: no answer within 5 s.*environments \[0, 1\]"):
+        obs, rewards, _, truncated, infos = env.step_wait()
+    assert not is_alive(pid)
+    assert truncated.tolist() == [True, True]
+    assert rewards.tolist() == [0.0, 0.0]
+    np.testing.assert_array_equal(infos["final_obs"][0]["state"], last["state"])
+    np.testing.assert_array_equal(infos["final_obs"][1]["state"], first["state"][1])
+    assert not np.array_equal(obs["state"][0], last["state"])
+    last_obs, _, _, truncated, _ = env.step(np.stack([chunk, chunk]))
+    assert truncated.all()
+    kill(env, 0)  # right after its episodes have ended, and new ones begun
+    with pytest.warns(UserWarning, match="Worker 0 died"):
+        _, _, _, truncated, infos = env.step(np.stack([chunk, chunk]))
+    assert truncated.all()
+    for index in range(2):
+        np.testing.assert_array_equal(infos["final_obs"][index]["state"], last_obs["state"][index])
+    env.close()
+
+
+def test_what_ended_an_episode_is_written_before_the_reset(
+    vector: LiberoVectorEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a worker that dies in the reset leaves the episode's result behind."""
+    shared = SharedArrays(vector._layout)
+    shared["task_weights"][:] = 0.5
+    worker = Worker(0, 1, {"suite": "libero_spatial", "task_id": [0, 1], "cameras": (), "max_episode_steps": 1}, shared)
+    worker.reset({0: (0, {})})
+    flags: list[bool] = []
+    monkeypatch.setattr(worker, "_reset", lambda *args: flags.append(bool(shared["truncated"][0])))
+    worker.step()
+    assert flags == [True]
+    assert shared["final_state"][0].any()
+    assert not np.array_equal(shared["final_state"][0], shared["state"][0])
+    worker.close()
+    shared.close()
+
+
+def test_a_lost_template_is_named() -> None:
+    env = LiberoVectorEnv(1, suite="libero_spatial", task_id=0, cameras=(), restart=True)
+    env.reset(seed=0)
+    os.kill(env._pool._template.pid, signal.SIGKILL)
+    env.step(np.zeros((1, 7)))  # the worker lives
+    kill(env, 0)
+    with (
+        pytest.warns(UserWarning, match="Worker 0 died"),
+        pytest.raises(WorkerError, match="template process died"),
+    ):
+        env.step(np.zeros((1, 7)))
     env.close()
 
 
