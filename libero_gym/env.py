@@ -69,7 +69,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     ## Info
 
-    ``is_success``, ``task_id``, ``task_name``, ``init_state_id``, ``instruction``, ``reward_terms``.
+    ``is_success``, ``task_id``, ``task_name``, ``init_state_id``, ``instruction``, ``reward_terms``; with
+    ``reward="progress"`` also ``progress_terms``, what phi is the sum of: per predicate of the goal ``reach``, ``place``
+    and ``hold``, such as ``on(akita_black_bowl_1, plate_1)/place`` (not from vector environments, whose tasks differ).
 
     ## Versions
 
@@ -263,7 +265,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     def _info(self, terms: dict[str, float]) -> dict[str, Any]:
         task = self._current_task()
-        return {
+        info = {
             "is_success": self._simulator.success,
             "task_id": task.task_id,
             "task_name": task.name,
@@ -271,6 +273,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             "instruction": task.instruction,
             "reward_terms": terms,
         }
+        if self.reward_type == "progress":
+            info["progress_terms"] = self._potential.terms(self._simulator.data, self._simulator.eef_pos())
+        return info
 
     def _current_task(self) -> Task:
         assert self.task is not None

@@ -161,6 +161,8 @@ def test_progress_terms_sum_to_the_reward_and_telescope() -> None:
         _, reward, _, _, info = env.step(action)
         assert reward == pytest.approx(sum(info["reward_terms"].values()))
         discounted += gamma**t * info["reward_terms"]["progress"]
+        assert sum(info["progress_terms"].values()) == pytest.approx(env._phi)
+        assert list(info["progress_terms"])[1] == "on(akita_black_bowl_1, plate_1)/place"
     assert 0 < first < 1
     assert discounted == pytest.approx(gamma**6 * env._phi - first)
 
