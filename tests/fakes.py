@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import nn
 
+from vla_agent.bins import bin_log_probs
 from vla_agent.vec_env import VLAVecEnv
 
 IMAGE_SIZE = 16
@@ -112,12 +113,14 @@ class FakeBackbone(nn.Module):
         state: th.Tensor | None = None,
         deterministic: bool = False,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
     ) -> FakeScores:
         hidden = first = self._first_hidden(input_ids, attention_mask, pixel_values, state)
         all_ids, all_logits = [], []
         for _ in range(self.n_action_tokens):
             logits = self._logits(hidden).float()
-            probs = th.softmax(logits / temperature, dim=-1)
+            probs = bin_log_probs(logits, temperature, top_k, top_p).exp()
             bins = logits.argmax(-1) if deterministic else th.multinomial(probs, 1).squeeze(1)
             all_logits.append(logits)
             all_ids.append(self.action_token_ids[bins])

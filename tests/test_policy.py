@@ -49,9 +49,9 @@ def perturb(policy: VLAPolicy, scale: float = 0.1) -> None:
 # ----------------------------------------------------------------------------------- acting and scoring
 
 
-@pytest.mark.parametrize("temperature", [1.0, 1.5])
-def test_sampling_and_scoring_give_one_log_prob(make_policy: MakePolicy, temperature: float) -> None:
-    policy, env = make_policy(temperature=temperature)
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5}, {"top_k": 20, "temperature": 1.5}, {"top_p": 0.7}])
+def test_sampling_and_scoring_give_one_log_prob(make_policy: MakePolicy, sampling: dict[str, Any]) -> None:
+    policy, env = make_policy(**sampling)
     perturb(policy, 0.02)
     obs = tensors(env)
     th.manual_seed(0)
@@ -75,6 +75,18 @@ def test_temperature_is_that_of_the_samples_too(make_policy: MakePolicy) -> None
     hot, _ = make_policy(temperature=1e4)
     hot.load_state_dict(cold.state_dict())
     assert (hot.act(obs).actions == cold.act(obs).actions).float().mean() < 0.2
+
+
+def test_truncation_holds_for_samples_and_for_the_distribution(make_policy: MakePolicy) -> None:
+    """With a single bin left, the policy draws its mode and is sure of it."""
+    policy, env = make_policy(top_k=1)
+    perturb(policy)
+    obs = tensors(env)
+    mode = policy.act(obs, deterministic=True).actions
+    assert th.equal(policy.act(obs).actions, mode)
+    distribution = policy.get_distribution(obs)
+    assert th.equal(distribution.sample(), mode)
+    th.testing.assert_close(distribution.log_prob(mode), th.zeros(len(mode)))
 
 
 def test_temperature_moves_the_log_prob(make_policy: MakePolicy) -> None:

@@ -82,8 +82,10 @@ class VLABackbone(Protocol):
         state: th.Tensor | None = None,
         deterministic: bool = False,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
     ) -> Samples:
-        """Draws actions, without gradients."""
+        """Draws actions, without gradients, each token from `vla_agent.bins.bin_log_probs`."""
 
     def score_actions(
         self,

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
-from torch.nn import functional as F
+
+from vla_agent.bins import bin_log_probs, check_truncation
 
 N_BINS = 256
 
@@ -33,14 +34,18 @@ class ActionTokenDistribution(Distribution):
     Args:
         n_tokens: Tokens N of an action.
         temperature: Divides the logits, when sampling and when scoring.
+        top_k, top_p: Truncate each factor, when sampling and when scoring; see `bin_log_probs`.
     """
 
-    def __init__(self, n_tokens: int, temperature: float = 1.0) -> None:
+    def __init__(
+        self, n_tokens: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    ) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}; expected a positive number. deterministic=True is greedy.")
+        check_truncation(top_k, top_p)
         self.n_tokens = n_tokens
-        self.temperature = temperature
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self._log_probs: th.Tensor | None = None
         self._actions: th.Tensor | None = None
         self._draw: DrawFn | None = None
@@ -142,17 +147,12 @@ class ActionTokenDistribution(Distribution):
     def _tie(self, logits: th.Tensor, actions: th.Tensor | None) -> None:
         if logits.ndim != 3 or logits.shape[1:] != (self.n_tokens, N_BINS):
             raise ValueError(f"Logits have shape {tuple(logits.shape)}; expected (batch, {self.n_tokens}, {N_BINS}).")
-        self._log_probs = log_softmax_bins(logits, self.temperature)
+        self._log_probs = bin_log_probs(logits, self.temperature, self.top_k, self.top_p, drawn=actions)
         self._actions = None if actions is None else actions.long()
 
     def _tie_drawn(self, chain: Chain) -> th.Tensor:
         self._tie(chain.logits, chain.actions)
         return chain.actions
-
-
-def log_softmax_bins(logits: th.Tensor, temperature: float) -> th.Tensor:
-    """Log-probabilities, float32 (..., 256), of logits in any floating type."""
-    return F.log_softmax(logits.float() / temperature, dim=-1)
 
 
 def gather_bins(log_probs: th.Tensor, actions: th.Tensor) -> th.Tensor:

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from vla_agent.backbone import VLABackbone
+from vla_agent.bins import bin_log_probs
 from vla_agent.critic import ValueHead
 from vla_agent.distributions import (
     N_BINS,
@@ -22,7 +23,6 @@ from vla_agent.distributions import (
     Chain,
     bin_entropy,
     gather_bins,
-    log_softmax_bins,
 )
 from vla_agent.lora import LoraSettings, add_lora, disable_adapter
 
@@ -60,6 +60,8 @@ class VLAPolicy(ActorCriticPolicy):
             second its own.
         model: "tiny", a checkpoint folder, a hub id, or a `VLABackbone`.
         temperature: Divides the logits, in rollouts and in scoring alike.
+        top_k, top_p: Truncate each token's distribution to its likeliest bins, in rollouts and in scoring alike; see
+            `bin_log_probs`. A bin that was drawn counts as inside in scoring.
         lora: Train adapters beside a frozen backbone instead of the backbone: settings of `LoraSettings`, {} for its
             defaults.
         value_hidden: Hidden layers of the value head.
@@ -85,6 +87,8 @@ class VLAPolicy(ActorCriticPolicy):
         model: str | Path | VLABackbone = "tiny",
         *,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         lora: dict[str, Any] | None = None,
         value_hidden: Sequence[int] = (256,),
         detach_value: bool = False,
@@ -118,8 +122,8 @@ class VLAPolicy(ActorCriticPolicy):
         self.model_id = model if isinstance(model, str) else str(model) if isinstance(model, Path) else None
         backbone = load_backbone(model, dtype, device)
         check_fit(backbone, cast(spaces.Dict, observation_space), cast(spaces.MultiDiscrete, action_space))
-        self._temperature = temperature
-        self.action_dist = ActionTokenDistribution(backbone.n_action_tokens, temperature)
+        self._sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self.action_dist = ActionTokenDistribution(backbone.n_action_tokens, **self._sampling)
         self.lora = None if lora is None else LoraSettings.from_dict(lora)
         self._build_networks(backbone, frozen, value_hidden, gradient_checkpointing)
         self._build_optimizer(lr_schedule)
@@ -132,14 +136,14 @@ class VLAPolicy(ActorCriticPolicy):
     @property
     def temperature(self) -> float:
         """Divides the logits, in rollouts and in scoring alike."""
-        return self._temperature
+        return float(self._sampling["temperature"])
 
     def act(self, obs: PyTorchObs, deterministic: bool = False) -> Decision:
         """Draws actions, and values them, in one prefill and a pass over a single token for each further one."""
         prompt = self._model_inputs(obs)
-        sample = self.backbone.sample_actions(**prompt, deterministic=deterministic, temperature=self.temperature)
+        sample = self.backbone.sample_actions(**prompt, deterministic=deterministic, **self._sampling)
         actions = self._to_bins(sample.action_ids)
-        log_probs = log_softmax_bins(sample.logits, self.temperature)
+        log_probs = bin_log_probs(sample.logits, **self._sampling, drawn=actions)
         return Decision(actions, self.value_head(sample.hidden), gather_bins(log_probs, actions))
 
     def score(self, obs: PyTorchObs, actions: th.Tensor) -> Evaluation:
@@ -150,7 +154,7 @@ class VLAPolicy(ActorCriticPolicy):
             actions: Bins (B, N) of any type; SB3's buffer hands them back as floats.
         """
         logits, hidden = self._forced_pass(obs, actions)
-        log_probs = log_softmax_bins(logits, self.temperature)
+        log_probs = bin_log_probs(logits, **self._sampling, drawn=actions)
         values = self.value_head(hidden.detach() if self.detach_value else hidden)
         return Evaluation(values, gather_bins(log_probs, actions), bin_entropy(log_probs), log_probs)
 
@@ -158,7 +162,7 @@ class VLAPolicy(ActorCriticPolicy):
         """Log-probabilities (B, N, 256) under the model without its adapters, along the given chains."""
         with th.no_grad(), self.disable_adapter():
             logits, _ = self._forced_pass(obs, actions)
-        return log_softmax_bins(logits, self.temperature)
+        return bin_log_probs(logits, **self._sampling, drawn=actions)
 
     def disable_adapter(self) -> AbstractContextManager[None]:
         """Inside, the policy is the model that it started from.
@@ -187,10 +191,10 @@ class VLAPolicy(ActorCriticPolicy):
         prompt = self._model_inputs(obs)
 
         def draw(deterministic: bool) -> Chain:
-            sample = self.backbone.sample_actions(**prompt, deterministic=deterministic, temperature=self.temperature)
+            sample = self.backbone.sample_actions(**prompt, deterministic=deterministic, **self._sampling)
             return Chain(self._to_bins(sample.action_ids), sample.logits)
 
-        distribution = ActionTokenDistribution(self.backbone.n_action_tokens, self.temperature)
+        distribution = ActionTokenDistribution(self.backbone.n_action_tokens, **self._sampling)
         return distribution.proba_distribution(draw=draw, score=lambda actions: self._forced_pass(obs, actions)[0])
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:

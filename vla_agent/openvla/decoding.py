@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch as th
-from torch.nn import functional as F
 
+from vla_agent.bins import bin_log_probs, check_truncation
 from vla_agent.openvla.sequence import KeyValueCache, PromptLayout, causal_mask
 
 if TYPE_CHECKING:
@@ -77,19 +77,32 @@ def draw_parallel(model: "OpenVLA", layout: PromptLayout, prefix: th.Tensor, cho
     return Draw(choose(logits.flatten(0, 1)).view(logits.shape[:2]), logits, hidden[:, 0])
 
 
-def chooser(deterministic: bool, temperature: float, generator: th.Generator | None) -> ChooseFn:
+def chooser(
+    deterministic: bool,
+    temperature: float,
+    generator: th.Generator | None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> ChooseFn:
     """A function from logits (B, 256) to bins, int64 (B,).
 
     Args:
         deterministic: Take the likeliest.
         temperature: Divides the logits before sampling.
         generator: Source of randomness; torch's global one by default.
+        top_k, top_p: Truncate what is sampled from; see `bin_log_probs`.
 
     Raises:
-        ValueError: If the temperature is not positive.
+        ValueError: If the temperature is not positive, or truncation leaves no bin.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}; use deterministic=True for greedy.")
+    check_truncation(top_k, top_p)
     if deterministic:
         return lambda logits: logits.argmax(-1)
-    return lambda logits: th.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator).squeeze(1)
+
+    def draw(logits: th.Tensor) -> th.Tensor:
+        probs = bin_log_probs(logits, temperature, top_k, top_p).exp()
+        return th.multinomial(probs, 1, generator=generator).squeeze(1)
+
+    return draw

@@ -229,6 +229,8 @@ class OpenVLA(nn.Module):
         state: th.Tensor | None = None,
         deterministic: bool = False,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         generator: th.Generator | None = None,
     ) -> th.Tensor:
         """Action token ids, int64 (B, N); arguments as `sample_actions`."""
@@ -239,6 +241,8 @@ class OpenVLA(nn.Module):
             state=state,
             deterministic=deterministic,
             temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
             generator=generator,
         ).action_ids
 
@@ -252,6 +256,8 @@ class OpenVLA(nn.Module):
         state: th.Tensor | None = None,
         deterministic: bool = False,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         generator: th.Generator | None = None,
     ) -> ActionSample:
         """Draws actions; only action tokens are ever drawn. Modules are in evaluation mode meanwhile.
@@ -263,12 +269,14 @@ class OpenVLA(nn.Module):
             state: `Processor.normalize_state` of the robot's state, (B, 8), for a model that takes it.
             deterministic: Take the likeliest bin of each token.
             temperature: Logits are divided by it before sampling.
+            top_k, top_p: Draw only from the likeliest bins; see `vla_agent.bins.bin_log_probs`.
             generator: Source of randomness on the model's device; torch's global one by default.
 
         Raises:
-            ValueError: If the temperature is not positive, shapes do not fit, or the context is exceeded.
+            ValueError: If the temperature is not positive, truncation leaves no bin, shapes do not fit, or the context
+                is exceeded.
         """
-        choose = chooser(deterministic, temperature, generator)
+        choose = chooser(deterministic, temperature, generator, top_k, top_p)
         draw = draw_parallel if self.config.decoding == "parallel" else draw_chain
         with _evaluating(self):
             layout, prefix = self._embed_prefix(input_ids, attention_mask, pixel_values, state)
