@@ -208,8 +208,7 @@ def probe_settling(task: Task, state_ids: Iterable[int] | None = None) -> Row:
 def probe_memory(resets: int = 500, steps: int = 20_000, frames: int = 800) -> Row:
     """This process's own memory before and after many resets, control steps and frames, each after a warm-up.
 
-    The first two run without a camera, before any scene is loaded: half a gigabyte of textures would hide a leak. The
-    software renderer's own buffers come and go by up to 100 MB, so read the frames' series, not its ends alone.
+    The first two run without a camera, before any scene is loaded: half a gigabyte of textures would hide a leak.
     """
     actions = np.random.default_rng(0).uniform(-1, 1, (100, 7))
     blind = LiberoEnv("libero_10", task_id=2, cameras=(), settle_steps=0)
@@ -227,7 +226,7 @@ def probe_memory(resets: int = 500, steps: int = 20_000, frames: int = 800) -> R
     result = {
         f"{resets}_resets": memory_growth(run_resets, warm_up=50, n=resets),
         f"{steps}_steps": memory_growth(lambda n: run_steps(blind, n), warm_up=500, n=steps),
-        f"{frames}_frames": memory_growth(lambda n: run_steps(seeing, n), warm_up=20, n=frames),
+        f"{frames}_frames": memory_growth(lambda n: run_steps(seeing, n), warm_up=min(frames, 300), n=frames),
     }
     blind.close()
     seeing.close()
@@ -245,10 +244,14 @@ def memory_growth(run: Callable[[int], None], warm_up: int, n: int, parts: int =
 
 
 def private_megabytes() -> float:
-    """Memory that belongs to this process alone (unique set size)."""
+    """Memory that this process allocated.
+
+    Pages of files, such as libraries, are left out: whether they count as private depends on who else has them open,
+    which moved the unique set size by 100 MB.
+    """
     gc.collect()
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return round(sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024, 2)
+    return round(sum(int(line.split()[1]) for line in lines if line.startswith(("Anonymous:", "Swap:"))) / 1024, 2)
 
 
 # ----------------------------------------------------------------------------------------------------------- results

@@ -28,16 +28,14 @@ RESTLESS = {("libero_spatial", 2): [18], ("libero_10", 0): [2, 45], ("libero_10"
 
 
 def test_memory_stays_flat_over_resets_steps_and_frames() -> None:
-    """One `MjData` kept per reset, 2 KB per step, or 3 MB per frame would show.
-
-    Frames are held to less: the software renderer's own buffers come and go by up to 100 MB.
-    """
+    """One `MjData` kept per reset, 2 KB per step, or 300 KB per frame would show."""
     code = "import json, fidelity; print(json.dumps(fidelity.probe_memory(resets=500, steps=2000, frames=40)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
     rows = json.loads(result.stdout)
-    for name, percent in (("500_resets", 2), ("2000_steps", 2), ("40_frames", 20)):
-        assert rows[name]["mb"][0] > 50
-        assert rows[name]["growth_percent"] < percent, rows
+    assert len(rows) == 3
+    for row in rows.values():
+        assert row["mb"][0] > 50
+        assert row["growth_percent"] < 2, rows
 
 
 @pytest.mark.parametrize(("suite", "task_id"), dict.fromkeys([*SCENES, *RESTLESS]))
