@@ -29,14 +29,6 @@ SCENES = [
     *(("libero_10", task_id) for task_id in (0, 2, 3, 4, 5, 6, 7, 8, 9)),
 ]
 FRAME_SIZE, N_FRAMES = 64, 4
-# Strict, so that the fix takes the mark away.
-_LACKS_RENDERERS_FORWARD = pytest.mark.xfail(
-    strict=True,
-    reason="making its renderer, stock runs one more forward pass in a reset; the compiled warm start lacks it (1e-14)",
-)
-_LACKS_CTRL = pytest.mark.xfail(
-    strict=True, reason="get_state leaves out data.ctrl, which the next step's first forward pass reads (1e-15)"
-)
 CAMERA_KEYS = ("agentview_image", "robot0_eye_in_hand_image")
 
 
@@ -46,10 +38,7 @@ def test_scenes_are_all_there_are_in_the_four_suites() -> None:
     assert every == set().union(*(_scenery(get_tasks(suite)[task_id]) for suite, task_id in SCENES))
 
 
-@pytest.mark.parametrize(
-    ("suite", "task_id"),
-    [pytest.param(*scene, marks=_LACKS_RENDERERS_FORWARD if "object" in scene[0] else ()) for scene in SCENES],
-)
+@pytest.mark.parametrize(("suite", "task_id"), SCENES)
 def test_states_flags_and_frames_equal_stock_bit_for_bit(suite: str, task_id: int) -> None:
     task = get_tasks(suite)[task_id]
     state = initial_states(task)[5]
@@ -99,7 +88,6 @@ def test_reset_after_an_episode_equals_a_fresh_stock_reset(suite: str, task_id: 
             _assert_step_equal(stock, simulator, action)
 
 
-@_LACKS_CTRL
 @pytest.mark.parametrize(("suite", "task_id"), [("libero_10", 2), ("libero_object", 0)])
 def test_leaving_and_returning_to_a_state_is_exact_to_the_bit(suite: str, task_id: int) -> None:
     """An episode with such round trips equals one without, which equals stock; observations alone would hide 1e-15."""
