@@ -17,6 +17,7 @@ import torch as th
 from safetensors.torch import load_file, save_file
 
 from vla_agent.openvla import CheckpointError, OpenVLA, OpenVLAConfig, load_processor, tiny_config
+from vla_agent.openvla.checkpoint import _check_memory
 from vla_agent.openvla.folder import TINY_FOLDER
 from vla_agent.openvla.tiny import write_tiny
 
@@ -655,6 +656,15 @@ def test_loading_is_strict_and_lists_the_tensors(tmp_path):
     assert "1 missing: projector.fc1.bias" in str(error.value)
     assert "1 unexpected: projector.fc9.bias" in str(error.value)
     assert "1 of another shape: projector.fc3.bias (5,) instead of (128,)" in str(error.value)
+
+
+def test_a_gpu_too_small_for_the_weights_is_told_before_loading(monkeypatch):
+    monkeypatch.setattr(th.cuda, "mem_get_info", lambda device: (int(1.5e9), int(24e9)))
+    shapes, gpu = {"weight": (1000, 500_000), "bias": (1000,)}, th.device("cuda")
+    with pytest.raises(CheckpointError, match=r"take 2\.0 GB in float32, but 1\.5 of the GPU's 24\.0 GB"):
+        _check_memory(shapes, th.float32, gpu)
+    _check_memory(shapes, th.bfloat16, gpu)
+    _check_memory(shapes, th.float32, th.device("cpu"))
 
 
 def test_mlp_width_that_the_config_leaves_out_is_read_from_the_weights(tmp_path):

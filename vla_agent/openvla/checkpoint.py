@@ -5,6 +5,7 @@ Loading is strict by name and shape, never unpickles, and holds one shard beside
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -19,9 +20,18 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from vla_agent.openvla.config import OpenVLAConfig
-from vla_agent.openvla.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, CheckpointError, read_config, resolve_folder
+from vla_agent.openvla.folder import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    CheckpointError,
+    extra_files,
+    read_config,
+    resolve_folder,
+)
 from vla_agent.openvla.model import OpenVLA
 from vla_agent.openvla.processor import read_processor
+from vla_agent.openvla.torch_zip import read_state_dict
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -48,15 +58,19 @@ def from_pretrained(
     folder = resolve_folder(path_or_id, weights=True)
     shards = _find_shards(folder)  # before the config, so that an empty folder is told what it lacks
     config = read_config(folder)
-    found = _read_shapes(shards)
+    extras = _read_extras(folder)
+    found = _read_shapes(shards) | {name: tuple(tensor.shape) for name, tensor in extras.items()}
     _complete_tower_sizes(config, found)
     processor = read_processor(folder, config, str(path_or_id))
     with th.device("meta"):
         model = OpenVLA(config, processor)
     _check_tensors(found, model, folder)
+    _check_memory(found, dtype, target)
     quiet = not sys.stderr.isatty() or len(shards) < 2
     for shard in tqdm(shards, desc="Loading checkpoint shards", unit="shard", disable=quiet):
         model.load_state_dict(_read_shard(shard, dtype, target), strict=False, assign=True)
+    converted = {name: tensor.to(target, dtype) for name, tensor in extras.items()}
+    model.load_state_dict(converted, strict=False, assign=True)
     model.reset_rotary()
     return model.eval()
 
@@ -111,6 +125,34 @@ def _read_shapes(shards: list[Path]) -> Shapes:
         with _open(shard) as file:
             found.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
     return found
+
+
+def _read_extras(folder: Path) -> dict[str, th.Tensor]:
+    """Tensors by name of the modules that OpenVLA-OFT keeps in files of their own."""
+    tensors = {}
+    for module, path in extra_files(folder).items():
+        if path.suffix == ".safetensors":
+            with _open(path) as file:
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            content = read_state_dict(path)
+        # Saved from within a wrapper for several GPUs.
+        tensors.update({f"{module}.{name.removeprefix('module.')}": tensor for name, tensor in content.items()})
+    return tensors
+
+
+def _check_memory(found: Shapes, dtype: th.dtype, device: th.device) -> None:
+    """Complain before loading, not half-way, about a GPU that is too small."""
+    if device.type != "cuda":
+        return
+    free, total = th.cuda.mem_get_info(device)
+    needed = sum(math.prod(shape) for shape in found.values()) * dtype.itemsize
+    if needed > free:
+        raise CheckpointError(
+            f"The weights take {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but {free / 1e9:.1f} of "
+            f"the GPU's {total / 1e9:.1f} GB are free. Free it for this process, load with dtype=torch.bfloat16, take "
+            "a larger GPU, or a smaller model; LoRA and small batches save memory in training, not the weights'."
+        )
 
 
 def _complete_tower_sizes(config: OpenVLAConfig, found: Shapes) -> None:

@@ -29,7 +29,15 @@ STATE_DIM = 8
 """End-effector position (3) and axis-angle (3), two gripper joints."""
 
 # Keys of config.json that this project adds; a published file lacks them and their defaults describe it.
-_OWN_KEYS = ("vision_tower_sizes", "action_chunk_size", "decoding", "num_images", "use_state", "empty_piece_id")
+_OWN_KEYS = (
+    "vision_tower_sizes",
+    "action_chunk_size",
+    "decoding",
+    "action_head",
+    "num_images",
+    "use_state",
+    "empty_piece_id",
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,7 @@ class OpenVLAConfig:
         vision_tower_sizes: Sizes per tower where they are not those that its name implies.
         action_chunk_size: Consecutive actions that one forward pass of the policy stands for.
         decoding: "autoregressive", one token after the other as published, or "parallel", all in one pass (OFT).
+        action_head: "l1" for a head that regresses actions beside the action tokens (OFT), for evaluation; or None.
         num_images: Cameras of one observation.
         use_state: Whether a token with the robot's state follows the image tokens.
         empty_piece_id: Token that must end every prompt.
@@ -120,6 +129,7 @@ class OpenVLAConfig:
     vision_tower_sizes: list[dict[str, int]] | None = None
     action_chunk_size: int = 1
     decoding: str = "autoregressive"
+    action_head: str | None = None
     num_images: int = 1
     use_state: bool = False
     empty_piece_id: int = EMPTY_PIECE_ID
@@ -143,6 +153,10 @@ class OpenVLAConfig:
             raise ValueError(f"action_chunk_size must be at least 1, got {self.action_chunk_size}.")
         if self.decoding not in ("autoregressive", "parallel"):
             raise ValueError(f"decoding must be 'autoregressive' or 'parallel', got '{self.decoding}'.")
+        if self.action_head not in (None, "l1"):
+            raise ValueError(f"action_head must be 'l1' or null, got '{self.action_head}'.")
+        if self.action_head == "l1" and self.decoding != "parallel":
+            raise ValueError("action_head 'l1' reads all action tokens at once: it needs decoding 'parallel'.")
         if self.num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {self.num_images}.")
         if self.vocab_size < self.n_action_bins:

@@ -1,9 +1,13 @@
 """Finding a checkpoint's folder and reading its configuration; knows neither torch nor transformers."""
 
 import json
+import logging
+import re
 from pathlib import Path
 
 from vla_agent.openvla.config import OpenVLAConfig
+
+logger = logging.getLogger(__name__)
 
 TINY_FOLDER = Path(__file__).parents[1] / "checkpoints" / "tiny"
 
@@ -20,9 +24,14 @@ TOKENIZER_FILES = (
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# What a download is restricted to: nothing in these can carry code.
+# Modules that OpenVLA-OFT keeps in files of their own, "<module>--<step>_checkpoint.pt"; or converted to safetensors.
+EXTRA_MODULES = ("proprio_projector", "action_head")
+# What its checkpoints for LIBERO are, which no file of theirs says.
+_OFT_CHUNK_SIZE, _OFT_NUM_IMAGES = 8, 2
+
+# What a download is restricted to. Nothing in these is ever run: OFT's files are read by `torch_zip`.
 _METADATA_PATTERNS = [CONFIG_FILE, PREPROCESSOR_FILE, STATISTICS_FILE, *TOKENIZER_FILES]
-_WEIGHTS_PATTERNS = ["*.safetensors", INDEX_FILE]
+_WEIGHTS_PATTERNS = ["*.safetensors", INDEX_FILE, *(f"{module}--*" for module in EXTRA_MODULES)]
 
 
 class CheckpointError(ValueError):
@@ -69,7 +78,43 @@ def read_config(folder: Path) -> OpenVLAConfig:
             config.norm_stats = json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"Checkpoint folder '{folder}': {error}") from error
+    _describe_oft(config, folder)
     return config
+
+
+def extra_files(folder: Path) -> dict[str, Path]:
+    """Files of `EXTRA_MODULES` that a folder has, by module; of several steps the last."""
+    found: dict[str, Path] = {}
+    for module in EXTRA_MODULES:
+        files = [path for path in folder.glob(f"{module}--*") if path.suffix in (".pt", ".safetensors")]
+        if files:
+            found[module] = max(files, key=lambda path: (_step(path), path.suffix))
+    return found
+
+
+def _step(path: Path) -> int:
+    """Training step in a file's name, -1 where there is none."""
+    match = re.search(r"--(\d+)", path.name)
+    return int(match[1]) if match else -1
+
+
+def _describe_oft(config: OpenVLAConfig, folder: Path) -> None:
+    """Complete the configuration of an OpenVLA-OFT checkpoint, whose config.json is that of a plain OpenVLA."""
+    extras = extra_files(folder)
+    if not extras or config.decoding == "parallel":
+        return
+    config.decoding, config.action_chunk_size = "parallel", _OFT_CHUNK_SIZE
+    config.num_images = _OFT_NUM_IMAGES
+    config.use_state = "proprio_projector" in extras
+    config.action_head = "l1" if "action_head" in extras else None
+    logger.info(
+        "'%s' holds OpenVLA-OFT's %s, so it is taken for a model of %d images and chunks of %d actions; where that is "
+        "wrong, write 'decoding', 'num_images' and 'action_chunk_size' into its config.json.",
+        folder,
+        " and ".join(extras),
+        config.num_images,
+        config.action_chunk_size,
+    )
 
 
 def _download(repo_id: str, weights: bool) -> Path:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
+from vla_agent.action_tokens import unnormalize
+from vla_agent.openvla.action_head import L1ActionHead
 from vla_agent.openvla.config import ACTION_DIM, STATE_DIM, OpenVLAConfig
 from vla_agent.openvla.decoding import chooser, draw_chain, draw_parallel, forced_hidden, parallel_hidden
 from vla_agent.openvla.image import pixel_values_from_images
@@ -62,6 +64,7 @@ class OpenVLA(nn.Module):
         self.vision_backbone = VisionBackbone(config)
         self.projector = Projector(self.vision_backbone.embed_dim, llama.hidden_size, config.use_fused_vision_backbone)
         self.proprio_projector = StateProjector(STATE_DIM, llama.hidden_size) if config.use_state else None
+        self.action_head = L1ActionHead(llama.hidden_size, ACTION_DIM) if config.action_head == "l1" else None
         self.language_model = LlamaForCausalLM(llama)
         self.gradient_checkpointing = False
 
@@ -208,6 +211,7 @@ class OpenVLA(nn.Module):
         Raises:
             ValueError: If shapes do not fit, or the sequence exceeds the model's context.
         """
+        self._check_speaks_tokens()
         if action_ids.shape != (len(input_ids), self.n_action_tokens):
             raise ValueError(
                 f"action_ids must have shape ({len(input_ids)}, {self.n_action_tokens}), got {tuple(action_ids.shape)}."
@@ -276,12 +280,33 @@ class OpenVLA(nn.Module):
             ValueError: If the temperature is not positive, truncation leaves no bin, shapes do not fit, or the context
                 is exceeded.
         """
+        self._check_speaks_tokens()
         choose = chooser(deterministic, temperature, generator, top_k, top_p)
         draw = draw_parallel if self.config.decoding == "parallel" else draw_chain
         with _evaluating(self):
             layout, prefix = self._embed_prefix(input_ids, attention_mask, pixel_values, state)
             bins, logits, hidden = draw(self, layout, prefix, choose)
         return ActionSample(self.action_token_ids[bins], logits, hidden)
+
+    @th.no_grad()
+    def regress_actions(
+        self,
+        input_ids: th.Tensor,
+        attention_mask: th.Tensor,
+        pixel_values: th.Tensor,
+        *,
+        state: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """Normalised actions, float32 (B, chunk, 7), of a model with a continuous head; arguments as `score_actions`.
+
+        Raises:
+            ValueError: If the model has no such head, shapes do not fit, or the context is exceeded.
+        """
+        if self.action_head is None:
+            raise ValueError("The model has no continuous action head; its actions are tokens: use generate_actions.")
+        with _evaluating(self):
+            layout, prefix = self._embed_prefix(input_ids, attention_mask, pixel_values, state)
+            return self.action_head(parallel_hidden(self, layout, prefix)).float()
 
     def predict_action(
         self,
@@ -305,7 +330,7 @@ class OpenVLA(nn.Module):
             wrist_images: The second camera's, for a model that takes two.
             state: Robot states (B, 8) as observed, for a model that takes them.
             deterministic: Decode greedily, as the published evaluation does.
-            temperature: Of sampling, where that is not so.
+            temperature: Of sampling, where that is not so. A continuous head knows neither.
 
         Returns:
             float64, shape (B, 7), or (B, chunk, 7) for a model of chunks. The gripper is as the model says it (0
@@ -323,6 +348,9 @@ class OpenVLA(nn.Module):
         states = None
         if state is not None:
             states = th.from_numpy(self.processor.normalize_state(state, unnorm_key)).to(self.device)
+        if self.action_head is not None:
+            actions = self.regress_actions(*self.tokenize(texts), pixels, state=states).cpu().numpy()
+            return unnormalize(actions.astype(np.float64), self.processor.action_stats(unnorm_key))
         ids = self.generate_actions(
             *self.tokenize(texts), pixels, state=states, deterministic=deterministic, temperature=temperature
         )
@@ -383,6 +411,13 @@ class OpenVLA(nn.Module):
             return head(hidden)[..., self.action_token_ids]
         end = self.config.vocab_size
         return F.linear(hidden, head.weight[end - self.config.n_action_bins : end].flip(0))
+
+    def _check_speaks_tokens(self) -> None:
+        if self.action_head is not None:
+            raise ValueError(
+                "This checkpoint regresses actions with a continuous head and was not trained to speak action tokens: "
+                "it can be evaluated with predict_action, but not sampled or scored. Train a discrete one."
+            )
 
     def _embed_prefix(
         self, input_ids: th.Tensor, attention_mask: th.Tensor, pixel_values: th.Tensor, state: th.Tensor | None
