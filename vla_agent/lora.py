@@ -20,13 +20,15 @@ class LoraSettings:
         alpha: The adapter's product is scaled by alpha / r.
         dropout: On the adapter's input, in supervised fine-tuning; PPO scores and samples without.
         target: "all-linear" adapts language model, projector and vision towers, "language" the language model alone.
-            The head over the vocabulary is never adapted, nor layers that no output depends on.
+            Layers that no output depends on are never adapted.
+        lm_head: Whether to adapt the head over the vocabulary, too.
     """
 
     r: int = 32
     alpha: int = 16
     dropout: float = 0.0
     target: Target = "all-linear"
+    lm_head: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
@@ -49,22 +51,23 @@ class LoraSettings:
         return cls(**settings)
 
 
-def target_modules(backbone: nn.Module, unused: list[str], target: Target) -> list[str]:
+def target_modules(backbone: nn.Module, unused: list[str], settings: LoraSettings) -> list[str]:
     """Names of the linear layers to adapt.
 
     Args:
         backbone: The model; its language model is the child ``language_model``, where there is such a child.
         unused: Names of parameters that no output depends on.
-        target: See `LoraSettings`.
+        settings: Its ``target`` and ``lm_head`` are asked.
 
     Raises:
         ValueError: If there is none.
     """
+    target = settings.target
     names = [
         name
         for name, module in backbone.named_modules()
         if isinstance(module, nn.Linear)
-        and name.rsplit(".", 1)[-1] != "lm_head"
+        and (settings.lm_head or name.rsplit(".", 1)[-1] != "lm_head")
         and f"{name}.weight" not in unused
         and (target == "all-linear" or name.startswith("language_model."))
     ]
@@ -86,7 +89,7 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, unused: list[str]) -> 
 
     if any("lora_" in name for name, _ in backbone.named_parameters()):
         raise ValueError("The model has adapters already; give each policy a model of its own, or a checkpoint's name.")
-    names = target_modules(backbone, unused, settings.target)
+    names = target_modules(backbone, unused, settings)
     config = LoraConfig(
         r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names, bias="none"
     )
@@ -96,6 +99,24 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, unused: list[str]) -> 
         parameter.requires_grad_(is_adapter)
         if is_adapter:
             parameter.data = parameter.data.to(th.float32)
+
+
+def merge_lora(backbone: nn.Module) -> None:
+    """Add the adapters' products to the weights they sit beside and remove them, in place: a plain model, to export.
+
+    The policy that held them has nothing left to train; do it to a loaded model, then ``backbone.save_pretrained``.
+
+    Raises:
+        ValueError: If there are no adapters.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = {name: module for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)}
+    if not adapted:
+        raise ValueError("The model has no adapters to merge.")
+    for name, module in adapted.items():
+        module.merge()
+        backbone.set_submodule(name, module.get_base_layer())
 
 
 @contextlib.contextmanager
