@@ -212,9 +212,9 @@ def test_another_temperature_in_scoring_is_an_error() -> None:
     act = model.policy.act  # type: ignore[operator]
 
     def act_hot(*args: Any) -> Any:
-        model.policy._temperature = 1.5  # type: ignore[assignment]
+        model.policy._sampling["temperature"] = 1.5
         decision = act(*args)
-        model.policy._temperature = 1.0  # type: ignore[assignment]
+        model.policy._sampling["temperature"] = 1.0
         return decision
 
     model.policy.act = act_hot  # type: ignore[assignment]
@@ -327,3 +327,15 @@ def test_environment_of_another_model_is_refused() -> None:
     env = VLAVecEnv(FakeVectorEnv(2), FakeProcessor("other"))
     with pytest.raises(ValueError, match="for another model than the policy's"):
         make_model(env)
+
+
+def test_out_of_memory_comes_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = VLAPPO("VLAPolicy", fake_env(), n_steps=8, batch_size=4, policy_kwargs={"model": FakeBackbone()})
+
+    def run_out(*args: Any) -> None:
+        raise th.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model, "_update_minibatch", run_out)
+    with pytest.raises(th.OutOfMemoryError) as caught:
+        model.learn(8)
+    assert "gradient_accumulation_steps" in caught.value.__notes__[0]

@@ -64,6 +64,20 @@ class Stopwatch:
             self.seconds[phase] += time.perf_counter() - start
 
 
+@contextmanager
+def advice_on_memory() -> Iterator[None]:
+    """Add to an out-of-memory error of the GPU what an update can do with less."""
+    try:
+        yield
+    except th.OutOfMemoryError as error:
+        error.add_note(
+            "An update needs less memory with a larger gradient_accumulation_steps (the same result), policy_kwargs "
+            "gradient_checkpointing=True (slower), lora={...} instead of the model's own weights, or "
+            "frozen=('vision_backbone',)."
+        )
+        raise
+
+
 def ratio_tolerance(dtype: th.dtype) -> float:
     """Mean |ratio - 1| that rounding explains in weights of this type."""
     return RATIO_TOLERANCE.get(dtype, RATIO_TOLERANCE[th.float32])

@@ -284,7 +284,8 @@ class VLAPPO(PPO):
                 go_on = True
                 for number, batch in enumerate(self.rollout_buffer.get(self.batch_size)):
                     is_first = epoch == 0 and number == 0
-                    go_on = self._update_minibatch(batch, clip_range, clip_range_vf, is_first, log)
+                    with health.advice_on_memory():
+                        go_on = self._update_minibatch(batch, clip_range, clip_range_vf, is_first, log)
                     if not go_on:
                         break
                 self._n_updates += 1
