@@ -70,8 +70,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     ## Info
 
     ``is_success``, ``task_id``, ``task_name``, ``init_state_id``, ``instruction``, ``reward_terms``; with
-    ``reward="progress"`` also ``progress_terms``, what phi is the sum of: per predicate of the goal ``reach``, ``place``
-    and ``hold``, such as ``on(akita_black_bowl_1, plate_1)/place`` (not from vector environments, whose tasks differ).
+    ``reward="progress"`` also ``progress_terms``, what phi is the sum of: per predicate of the goal ``reach``,
+    ``place`` and ``hold``, such as ``on(akita_black_bowl_1, plate_1)/place`` (not from vector environments, whose
+    tasks differ).
 
     ## Versions
 
