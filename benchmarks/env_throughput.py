@@ -2,8 +2,8 @@
 
     python benchmarks/env_throughput.py --out benchmarks/results/env_throughput.json    # about ten minutes on two cores
 
-Each figure is measured ``--repeats`` times and reported as median with its range: whole vector environments against
-stock's ``SubprocVectorEnv``, then control steps and resets in one process, ours and stock in turn, and frames.
+Each figure is measured ``--repeats`` times and reported as median with its range, ours and stock in turn: whole vector
+environments against stock's ``SubprocVectorEnv``, then control steps and resets in one process, and frames.
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ TASKS = (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 0), ("libe
 STEPS = 60
 SIZES = (64, 128, 224)
 CAMERAS = ("agentview", "wrist")
+VECTOR_STEPS = 6
+VARIANTS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "exact, chunk_size=8": {"chunk_size": 8},
+    "fast": {"renderer": "fast"},
+    "no camera": {"cameras": ()},
+}
 
 
 def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
@@ -81,23 +88,39 @@ def measure_frames_of_size(simulator: Simulator, size: int, repeats: int) -> dic
     }
 
 
-def measure_vector(n_envs: int, repeats: int, **env_kwargs: Any) -> dict[str, float]:
-    """Control steps per second of a whole vector environment with one 128-pixel camera."""
-    env = gym.make_vec("LIBERO-Spatial-v0", num_envs=n_envs, task_id=0, image_size=128, **env_kwargs)
-    env.action_space.seed(0)
+def measure_vectors(n_envs: int, repeats: int) -> dict[str, Any]:
+    """Control steps per second of whole vector environments with one 128-pixel camera, all stepped in turn.
+
+    Whatever else the machine does meets all of them alike; ratios to stock are taken round by round.
+    """
+    envs = {name: (make_vector(n_envs, **kwargs), kwargs.get("chunk_size", 1)) for name, kwargs in VARIANTS.items()}
+    envs["stock"] = (make_stock_vector(n_envs), 1)  # forked from this process, which must not have a GL context
+    rng = np.random.default_rng(0)
+    rates: dict[str, list[float]] = {name: [] for name in envs}
+    for repeat in range(repeats + 1):  # the first warms up
+        for name, (env, chunk_size) in envs.items():
+            shape = (n_envs, chunk_size, 7) if chunk_size > 1 else (n_envs, 7)
+            actions = rng.uniform(-1, 1, (VECTOR_STEPS, *shape))
+            elapsed = milliseconds(lambda env=env, actions=actions: [env.step(action) for action in actions])
+            if repeat:
+                rates[name].append(n_envs * chunk_size * VECTOR_STEPS / elapsed * 1e3)
+    for env, _ in envs.values():
+        env.close()
+    stock = rates["stock"]
+    ratios = {name: [own / theirs for own, theirs in zip(rates[name], stock, strict=True)] for name in VARIANTS}
+    return {name: summary(values) for name, values in rates.items()} | {
+        "times_stock": {name: summary(values) for name, values in ratios.items()}
+    }
+
+
+def make_vector(n_envs: int, **kwargs: Any) -> Any:
+    env: Any = gym.make_vec("LIBERO-Spatial-v0", num_envs=n_envs, task_id=0, image_size=128, **kwargs)
     env.reset(seed=0)
-    env.step(env.action_space.sample())
-    per_step = n_envs * env_kwargs.get("chunk_size", 1)
-    rates = []
-    for _ in range(repeats):
-        elapsed = milliseconds(lambda: [env.step(env.action_space.sample()) for _ in range(6)], 6)
-        rates.append(per_step / elapsed * 1e3)
-    env.close()
-    return summary(rates)
+    return env
 
 
-def measure_stock_vector(n_envs: int, repeats: int) -> dict[str, float]:
-    """The same for LIBERO's own subprocess vector environment."""
+def make_stock_vector(n_envs: int) -> Any:
+    """LIBERO's own subprocess vector environment of the same task."""
     compile_module._import_stock()
     os.environ["MUJOCO_GL"] = "egl"
     from libero.libero.envs import OffScreenRenderEnv, SubprocVectorEnv
@@ -107,14 +130,7 @@ def measure_stock_vector(n_envs: int, repeats: int) -> dict[str, float]:
     kwargs["camera_names"] = ["agentview"]
     env = SubprocVectorEnv([lambda: OffScreenRenderEnv(**kwargs) for _ in range(n_envs)])
     env.reset()
-    actions = np.random.default_rng(0).uniform(-1, 1, (n_envs, 7))
-    env.step(actions)
-    rates = []
-    for _ in range(repeats):
-        elapsed = milliseconds(lambda: [env.step(actions) for _ in range(6)], 6)
-        rates.append(n_envs / elapsed * 1e3)
-    env.close()
-    return summary(rates)
+    return env
 
 
 def main() -> None:
@@ -127,15 +143,8 @@ def main() -> None:
     args = parser.parse_args()
 
     results: dict[str, Any] = {"provenance": provenance(), "vector_steps_per_s": {}, "tasks": {}}
-    # Stock's workers are forked, so they come before this process makes a GL context.
     for n_envs in tqdm(args.envs, desc="vector environments"):
-        results["vector_steps_per_s"][n_envs] = {
-            "stock": measure_stock_vector(n_envs, args.repeats),
-            "exact": measure_vector(n_envs, args.repeats),
-            "exact, chunk_size=8": measure_vector(n_envs, args.repeats, chunk_size=8),
-            "fast": measure_vector(n_envs, args.repeats, renderer="fast"),
-            "no camera": measure_vector(n_envs, args.repeats, cameras=()),
-        }
+        results["vector_steps_per_s"][n_envs] = measure_vectors(n_envs, args.repeats)
     for suite, task_id in tqdm(TASKS, desc="tasks"):
         task = get_tasks(suite)[task_id]
         physics = measure_physics(task, args.repeats)
