@@ -15,7 +15,6 @@ SIZE, N_STEPS = 64, 5
 
 
 def test_record_video_writes_a_readable_mp4_with_a_frame_per_observation(tmp_path: Path) -> None:
-    pytest.importorskip("moviepy", reason="Gymnasium's RecordVideo needs moviepy: pip install moviepy")
     env = gym.make("LIBERO-10-v0", task_id=2, image_size=SIZE, render_mode="rgb_array", max_episode_steps=N_STEPS)
     env = gym.wrappers.RecordVideo(env, str(tmp_path), episode_trigger=lambda episode: episode == 0)
     first, _ = env.reset(options={"init_state_id": 0})
