@@ -1,0 +1,199 @@
+"""Pseudo-labels from demonstrations: cuts where the gripper changes, keyframes where the hand rests.
+
+What VLA-RL (arXiv 2505.18719) trains its process reward on: an episode is cut where the gripper's opening changes
+markedly; inside a segment, frames where the end effector nearly stops are keyframes and get a positive label. The paper
+gives no thresholds; those here are ours, in SI units, and arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+CONTROL_FREQ = 20  # Hz, as in `simulator`, which this file does not need otherwise
+# The fingers of the Panda are 0 to 8 cm apart. A grasp of a can changes that by 16 mm; of its release, the 4 mm remain
+# that pass before the goal holds and the episode ends.
+MIN_OPENING_CHANGE = 0.003  # m
+# A hand that moves slower than this fraction of the episode's fastest frame, or than the absolute speed, rests.
+REST_SPEED = 0.02  # m/s
+REST_FRACTION = 0.1
+
+
+class Segments(NamedTuple):
+    """An episode's segments and labels.
+
+    Attributes:
+        cuts: First frame of every segment but the first, int64 (n_segments - 1,), increasing.
+        segment_ids: Segment of each frame, int64 (T,).
+        keyframes: Frames labelled positive, int64 (n_keyframes,), increasing.
+        labels: 1 at keyframes and 0 elsewhere, int64 (T,).
+        opening: Distance between the fingers in m, (T,).
+        speed: Speed of the end effector in m/s, (T,).
+    """
+
+    cuts: np.ndarray
+    segment_ids: np.ndarray
+    keyframes: np.ndarray
+    labels: np.ndarray
+    opening: np.ndarray
+    speed: np.ndarray
+
+
+def gripper_opening(state: np.ndarray) -> np.ndarray:
+    """Distance between the fingers in m, (T,), of robot states (T, 8), whose last two are the finger joints."""
+    return np.asarray(state[:, 6] - state[:, 7], dtype=np.float64)
+
+
+def eef_speed(state: np.ndarray, fps: float = CONTROL_FREQ) -> np.ndarray:
+    """Speed of the end effector in m/s, (T,): central differences of ``state[:, 0:3]``, one-sided at both ends."""
+    if len(state) < 2:
+        return np.zeros(len(state))
+    velocity = np.gradient(np.asarray(state[:, 0:3], dtype=np.float64), 1.0 / fps, axis=0)
+    return np.asarray(np.linalg.norm(velocity, axis=1))
+
+
+def gripper_cuts(opening: np.ndarray, min_change: float = MIN_OPENING_CHANGE, still_for: int = 3) -> np.ndarray:
+    """Frames at which the gripper begins a marked change.
+
+    A change is a run of frames in which the opening moves, pauses of less than ``still_for`` frames included; it is
+    marked if the opening at its end differs from that at its start by ``min_change``. Fingers that meet an object, or
+    tremble around one opening, make no cut.
+
+    Args:
+        opening: Distance between the fingers in m, (T,).
+        min_change: In m.
+        still_for: Frames of rest that end a change.
+
+    Returns:
+        The last frame before each change, int64 (n_cuts,); never 0, since an episode begins with a segment.
+    """
+    # Slower than a tenth of the marked change in `still_for` frames is drift, not motion.
+    moving = np.flatnonzero(np.abs(np.diff(opening)) > 0.1 * min_change / max(still_for, 1))
+    if len(moving) == 0:
+        return np.zeros(0, dtype=np.int64)
+    runs = np.split(moving, np.flatnonzero(np.diff(moving) > still_for) + 1)
+    changes = [(run[0], run[-1] + 1) for run in runs]
+    cuts = [start for start, end in changes if start > 0 and abs(opening[end] - opening[start]) >= min_change]
+    return np.array(cuts, dtype=np.int64)
+
+
+def rest_keyframes(
+    speed: np.ndarray,
+    cuts: np.ndarray,
+    rest_speed: float = REST_SPEED,
+    rest_fraction: float = REST_FRACTION,
+    skip_start: int = 5,
+) -> np.ndarray:
+    """One keyframe per rest of the hand: the slowest frame of each run of frames in which it nearly stops.
+
+    A run does not reach across a cut, so that one rest with a grasp in it gives a keyframe before and one after it.
+
+    Args:
+        speed: Of the end effector in m/s, (T,).
+        cuts: First frame of each segment but the first.
+        rest_speed: Slower than this is rest, in m/s.
+        rest_fraction: So is slower than this part of the episode's fastest frame.
+        skip_start: Frames at the episode's start that are never keyframes, for there the arm has not moved yet.
+
+    Returns:
+        Frame indices, int64 (n_keyframes,), increasing.
+    """
+    if len(speed) == 0:
+        return np.zeros(0, dtype=np.int64)
+    resting = speed <= max(rest_speed, rest_fraction * float(speed.max()))
+    resting[:skip_start] = False
+    frames = np.flatnonzero(resting)
+    if len(frames) == 0:
+        return np.zeros(0, dtype=np.int64)
+    ids = _segment_ids(len(speed), cuts)[frames]
+    breaks = np.flatnonzero((np.diff(frames) > 1) | (np.diff(ids) > 0)) + 1
+    return np.array([run[np.argmin(speed[run])] for run in np.split(frames, breaks)], dtype=np.int64)
+
+
+def segment_episode(
+    state: np.ndarray,
+    actions: np.ndarray,
+    *,
+    fps: float = CONTROL_FREQ,
+    min_opening_change: float = MIN_OPENING_CHANGE,
+    rest_speed: float = REST_SPEED,
+    rest_fraction: float = REST_FRACTION,
+) -> Segments:
+    """Segments and positive frames of one demonstration.
+
+    Args:
+        state: Robot states (T, 8): position in m, axis-angle in rad, finger joints in m.
+        actions: What was commanded in each, (T, 7); the cuts follow the measured opening, so only the length counts.
+        fps: Frames per second.
+        min_opening_change: See `gripper_cuts`.
+        rest_speed: See `rest_keyframes`.
+        rest_fraction: See `rest_keyframes`.
+
+    Returns:
+        The segments; the same input gives the same result.
+
+    Raises:
+        ValueError: If the shapes do not fit, or something is not finite.
+    """
+    state, actions = np.asarray(state), np.asarray(actions)
+    if state.ndim != 2 or state.shape[1] != 8 or actions.shape != (len(state), 7):
+        raise ValueError(f"state {state.shape} and actions {actions.shape}: expected (T, 8) and (T, 7), T alike.")
+    if not np.isfinite(state).all():
+        raise ValueError("The states hold NaN or infinity; a segmentation would follow them.")
+    opening, speed = gripper_opening(state), eef_speed(state, fps)
+    cuts = gripper_cuts(opening, min_opening_change)
+    keyframes = rest_keyframes(speed, cuts, rest_speed, rest_fraction)
+    labels = np.zeros(len(state), dtype=np.int64)
+    labels[keyframes] = 1
+    return Segments(cuts, _segment_ids(len(state), cuts), keyframes, labels, opening, speed)
+
+
+def plot_segments(
+    segments: Segments,
+    path: str | Path,
+    *,
+    images: Sequence[np.ndarray] | np.ndarray | None = None,
+    title: str = "",
+    fps: float = CONTROL_FREQ,
+    n_frames: int = 8,
+) -> None:
+    """Draw an episode: frames, the gripper's opening, the hand's speed, cuts (lines) and keyframes (dots).
+
+    Args:
+        segments: Of `segment_episode`.
+        path: Where the image goes; its suffix chooses the format.
+        images: Frames uint8 (T, H, W, 3); ``n_frames`` of them, evenly spaced, are shown.
+        title: Such as the instruction.
+        fps: Frames per second.
+        n_frames: How many frames are shown.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    strip, *panels = figure.subplots(3, 1, height_ratios=(1.2, 1, 1))
+    strip.axis("off")
+    strip.set_title(title, fontsize=10)
+    if images is not None and len(images) > 0:
+        shown = np.linspace(0, len(images) - 1, min(n_frames, len(images))).round().astype(int)
+        strip.imshow(np.concatenate([images[index] for index in shown], axis=1))
+    seconds = np.arange(len(segments.speed)) / fps
+    curves = ((segments.opening * 100, "opening (cm)"), (segments.speed * 100, "hand speed (cm/s)"))
+    for panel, (values, label) in zip(panels, curves, strict=True):
+        panel.plot(seconds, values, color="tab:blue", linewidth=1)
+        panel.plot(seconds[segments.keyframes], values[segments.keyframes], "o", color="tab:green", markersize=5)
+        for cut in segments.cuts:
+            panel.axvline(seconds[cut], color="tab:red", linewidth=1, linestyle="--")
+        panel.set_ylabel(label)
+        panel.margins(x=0)
+    panels[-1].set_xlabel("time (s); red: cut, green: keyframe")
+    figure.savefig(path, dpi=100)
+
+
+def _segment_ids(n_frames: int, cuts: np.ndarray) -> np.ndarray:
+    """Segment of each frame, int64 (n_frames,)."""
+    return np.asarray(np.searchsorted(cuts, np.arange(n_frames), side="right"), dtype=np.int64)
