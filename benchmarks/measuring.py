@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -44,22 +45,26 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
+@functools.cache
 def commit() -> str:
-    """Short hash of the commit that is checked out, with ``+`` where files differ from it."""
+    """Short hash of the commit that this process started from, with ``+`` where files differ from it."""
     here = Path(__file__).parent
     command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
     return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
 
 
-def provenance() -> dict[str, Any]:
-    """What the numbers hold for."""
+def machine() -> dict[str, Any]:
+    """What ran the numbers."""
     return {
-        "commit": commit(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "gl": rendering.available_backends()[0],
-        "load_before": round(os.getloadavg()[0], 2),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+
+
+def provenance() -> dict[str, Any]:
+    """What the numbers hold for."""
+    return {"commit": commit(), "load_before": round(os.getloadavg()[0], 2), **machine()}
 
 
 def report(results: dict[str, Any], out: Path | None) -> None:
