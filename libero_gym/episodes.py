@@ -1,0 +1,143 @@
+"""One demonstration as arrays, and as one file that is whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from libero_gym.simulator import CONTROL_FREQ
+
+STATE_DIM, ACTION_DIM = 8, 7
+
+
+class DamagedEpisodeError(ValueError):
+    """A file or an episode in it is damaged or half-written; the message names it."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What a robot saw and did; frame t is what it saw before action t.
+
+    Attributes:
+        instruction: What it was told.
+        state: Robot states, float32 (T, 8), as in the environment's observation: position in m, axis-angle in rad,
+            finger joints in m.
+        actions: Float32 (T, 7), as the environment takes them: +1 closes the gripper.
+        images: Frames by observation key (``image``, ``wrist_image``), uint8 (T, H, W, 3), turned by 180 degrees as in
+            the environment's observation.
+        success: Whether the goal held at the end.
+        suite: LIBERO's name of the suite, empty if unknown.
+        task_id: The task in it, -1 if unknown.
+        task_name: LIBERO's name of the task.
+        init_state_id: The official initial state, -1 if unknown.
+        seed: Of the recording, -1 if unknown.
+        fps: Frames per second.
+        versions: Versions of what recorded it, by package.
+    """
+
+    instruction: str
+    state: np.ndarray
+    actions: np.ndarray
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+    success: bool = True
+    suite: str = ""
+    task_id: int = -1
+    task_name: str = ""
+    init_state_id: int = -1
+    seed: int = -1
+    fps: int = CONTROL_FREQ
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Everything but the arrays, as JSON can hold it."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _ARRAYS}
+
+
+_ARRAYS = ("state", "actions", "images")
+
+
+def check_episode(episode: Episode, name: str) -> None:
+    """Check that an episode's arrays fit each other and this benchmark.
+
+    Args:
+        episode: The episode.
+        name: How messages call it.
+
+    Raises:
+        ValueError: If a shape or dtype does not fit, the episode is empty, or a number is not finite.
+    """
+    n_frames = len(episode)
+    if n_frames == 0:
+        raise ValueError(f"{name} has no frames.")
+    if episode.actions.shape[1:] != (ACTION_DIM,):
+        raise ValueError(
+            f"{name} has actions of shape {episode.actions.shape}; LIBERO's have {ACTION_DIM} dimensions: position, "
+            "axis-angle, gripper."
+        )
+    if episode.state.shape != (n_frames, STATE_DIM):
+        raise ValueError(f"{name} has states of shape {episode.state.shape}; expected {(n_frames, STATE_DIM)}.")
+    if not (np.isfinite(episode.actions).all() and np.isfinite(episode.state).all()):
+        raise ValueError(f"{name} holds NaN or infinity in its states or actions.")
+    for key, frames in episode.images.items():
+        if frames.dtype != np.uint8 or frames.ndim != 4 or len(frames) != n_frames or frames.shape[3] != 3:
+            raise ValueError(
+                f"{name} has frames of {key!r} as {frames.dtype} {frames.shape}; expected uint8 ({n_frames}, H, W, 3)."
+            )
+
+
+def atomic_write(path: Path, body: bytes) -> None:
+    """Write a file so that, whatever happens, it is there as a whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".write-")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(body)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)  # `mkstemp` lets nobody else read
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def pack(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
+    """A description and arrays as the bytes of an NPZ file, whose entries carry checksums."""
+    import io
+
+    buffer = io.BytesIO()
+    text = np.frombuffer(json.dumps(description, sort_keys=True).encode(), np.uint8)
+    np.savez(buffer, **arrays, description=text)  # type: ignore[arg-type]  # its second parameter is a flag
+    return buffer.getvalue()
+
+
+def unpack(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The description and the arrays of a file of `pack`.
+
+    Raises:
+        DamagedEpisodeError: If the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        description = json.loads(arrays.pop("description").tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DamagedEpisodeError(f"{path} is damaged ({error}).") from error
+    return description, arrays

@@ -1,0 +1,469 @@
+"""The LeRobot dataset format v3.0: write demonstrations so that other people's tools open them, and read theirs.
+
+A folder holds ``meta/info.json`` (features, paths, totals), ``meta/stats.json``, ``meta/tasks.parquet``,
+``meta/episodes/chunk-000/file-000.parquet`` (where each episode lies), ``data/chunk-000/file-000.parquet`` and
+``videos/<key>/chunk-000/file-000.mp4``. The format lets a file hold many episodes; we write one file per episode, so
+that damage costs one episode, and read both.
+
+Checked against: the field names of LeRobot's own source for v3.0 (writer, metadata and stats).
+Beside the standard fields, each episode's row has ours, ``libero/success``, ``libero/suite``, ``libero/task_id``,
+``libero/task_name``, ``libero/init_state_id``, ``libero/seed`` and ``libero/versions`` (JSON).
+
+Frames and actions are those of our environments: images turned by 180 degrees, gripper +1 closing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from libero_gym import videos
+from libero_gym.episodes import ACTION_DIM, STATE_DIM, DamagedEpisodeError, Episode, atomic_write, check_episode
+from libero_gym.simulator import CONTROL_FREQ
+
+CODEBASE_VERSION = "v3.0"
+CHUNK_SIZE = 1000  # files per folder
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
+INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+
+IMAGE_PREFIX = "observation.images."
+STATE_NAMES = ["x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "finger_left", "finger_right"]
+ACTION_NAMES = ["x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "gripper"]
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+_SCALARS = {
+    "timestamp": "float32",
+    "frame_index": "int64",
+    "episode_index": "int64",
+    "index": "int64",
+    "task_index": "int64",
+}
+_OURS = ("success", "suite", "task_id", "task_name", "init_state_id", "seed")
+
+Stats = dict[str, dict[str, Any]]
+
+
+def image_stats(frames: np.ndarray, max_samples: int = 100) -> dict[str, Any]:
+    """LeRobot's statistics of an episode's frames uint8 (T, H, W, 3): per channel (3, 1, 1), of values in [0, 1].
+
+    As LeRobot does, at most ``max_samples`` frames, evenly spaced, and about 150 pixels a side are looked at.
+    """
+    chosen = np.linspace(0, len(frames) - 1, min(len(frames), max_samples)).round().astype(int)
+    stride = max(1, min(frames.shape[1:3]) // 150)
+    pixels = frames[chosen, ::stride, ::stride].reshape(-1, 3) / 255.0
+    stats = vector_stats(pixels)
+    return {
+        name: [len(chosen)] if name == "count" else np.reshape(value, (3, 1, 1)).tolist()
+        for name, value in stats.items()
+    }
+
+
+def vector_stats(values: np.ndarray) -> dict[str, Any]:
+    """LeRobot's statistics of values (T, D): min, max, mean, std, count and quantiles, as lists of length D."""
+    values = np.asarray(values, dtype=np.float64)
+    stats = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
+    quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
+    stats.update(zip(QUANTILES, quantiles, strict=True))
+    return {**{name: value.tolist() for name, value in stats.items()}, "count": [len(values)]}
+
+
+def pooled_stats(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Statistics of several episodes' frames together, of those of each; quantiles are averaged, as LeRobot does."""
+    counts = np.array([entry["count"][0] for entry in stats], dtype=np.float64)
+    weights = counts / counts.sum()
+
+    def mean_of(values: np.ndarray) -> np.ndarray:
+        return np.asarray(np.tensordot(weights, values, axes=1))
+
+    stacked = {name: np.array([entry[name] for entry in stats]) for name in stats[0] if name != "count"}
+    mean = mean_of(stacked["mean"])
+    pooled = {name: mean_of(values) for name, values in stacked.items() if name in QUANTILES}
+    pooled["min"], pooled["max"], pooled["mean"] = stacked["min"].min(0), stacked["max"].max(0), mean
+    pooled["std"] = np.sqrt(mean_of(stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2))
+    return {**{name: value.tolist() for name, value in pooled.items()}, "count": [int(counts.sum())]}
+
+
+class LeRobotWriter:
+    """Writes a dataset, episode by episode; it can be read once `finish` has written its ``meta`` folder.
+
+    An earlier dataset's ``meta/info.json`` is removed first, so that a half-written folder is never taken for a whole.
+
+    Args:
+        root: The dataset's folder.
+        cameras: Observation keys of the frames to write, such as ``("image", "wrist_image")``.
+        fps: Frames per second of every episode.
+        crf: See `videos.encode`.
+
+    Raises:
+        ImportError: If pyarrow is missing.
+    """
+
+    def __init__(
+        self, root: str | Path, *, cameras: Sequence[str], fps: int = CONTROL_FREQ, crf: int = videos.DEFAULT_CRF
+    ) -> None:
+        require_pyarrow()
+        self.root = Path(root)
+        self.cameras = tuple(cameras)
+        self.fps = fps
+        self.crf = crf
+        self._tasks: dict[str, int] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._columns: list[dict[str, np.ndarray]] = []
+        self._image_stats: dict[str, list[dict[str, Any]]] = {key: [] for key in self.cameras}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._n_frames = 0
+        (self.root / INFO_PATH).unlink(missing_ok=True)
+
+    def add(self, episode: Episode) -> None:
+        """Write an episode.
+
+        Raises:
+            ValueError: If its frame rate, cameras, frame sizes or dimensions do not fit.
+            OSError: If the disk is full; episodes added before are untouched.
+        """
+        name = f"Episode {len(self._rows)} ({episode.task_name or episode.instruction})"
+        check_episode(episode, name)
+        if set(episode.images) != set(self.cameras):
+            raise ValueError(f"{name} has cameras {sorted(episode.images)}; this dataset has {sorted(self.cameras)}.")
+        encoded = {key: videos.encode(episode.images[key], episode.fps, self.crf) for key in self.cameras}
+        shapes = {key: episode.images[key].shape[1:] for key in self.cameras}
+        stats = {key: image_stats(episode.images[key]) for key in self.cameras}
+        self.add_encoded(episode, encoded, shapes, stats)
+
+    def add_encoded(
+        self, episode: Episode, encoded: dict[str, bytes], shapes: dict[str, tuple[int, ...]], stats: Stats
+    ) -> None:
+        """Write an episode whose frames are MP4 files already, of ``(H, W, 3)`` shapes and `image_stats`.
+
+        Raises:
+            ValueError: If its frame rate, cameras or frame sizes do not fit.
+        """
+        index = len(self._rows)
+        self._check_fits(f"Episode {index} ({episode.task_name or episode.instruction})", episode.fps, shapes)
+        chunk, file = divmod(index, CHUNK_SIZE)
+        columns = self._frame_columns(episode, index)
+        atomic_write(self.root / DATA_PATH.format(chunk_index=chunk, file_index=file), _data_parquet(columns))
+        for key in self.cameras:
+            path = VIDEO_PATH.format(video_key=IMAGE_PREFIX + key, chunk_index=chunk, file_index=file)
+            atomic_write(self.root / path, encoded[key])
+            self._image_stats[key].append(stats[key])
+        self._rows.append(self._episode_row(episode, index, columns, stats))
+        self._columns.append(columns)
+        self._n_frames += len(episode)
+
+    def finish(self) -> None:
+        """Write the ``meta`` folder, ``info.json`` last.
+
+        Raises:
+            ValueError: If no episode was added.
+        """
+        import pyarrow as pa
+
+        if not self._rows:
+            raise ValueError(f"No episode was added to {self.root}; a dataset needs one at least.")
+        atomic_write(self.root / TASKS_PATH, _tasks_parquet(self._tasks))
+        atomic_write(self.root / EPISODES_PATH, _parquet(pa.Table.from_pylist(self._rows)))
+        names = self._columns[0]
+        stats = {name: vector_stats(_two_dims(np.concatenate([c[name] for c in self._columns]))) for name in names}
+        stats |= {IMAGE_PREFIX + key: pooled_stats(self._image_stats[key]) for key in self.cameras}
+        atomic_write(self.root / STATS_PATH, json.dumps(stats, indent=4).encode())
+        self._remove_leftovers()
+        atomic_write(self.root / INFO_PATH, json.dumps(self._info(), indent=4).encode())
+
+    def _check_fits(self, name: str, fps: int, shapes: dict[str, tuple[int, ...]]) -> None:
+        if fps != self.fps:
+            raise ValueError(f"{name} has {fps} frames per second; this dataset has {self.fps}.")
+        if set(shapes) != set(self.cameras):
+            raise ValueError(f"{name} has cameras {sorted(shapes)}; this dataset has {sorted(self.cameras)}.")
+        self._shapes = self._shapes or dict(shapes)
+        for key, shape in shapes.items():
+            if tuple(shape) != tuple(self._shapes[key]):
+                raise ValueError(f"{name} has frames {tuple(shape)} of {key!r}; this dataset has {self._shapes[key]}.")
+
+    def _frame_columns(self, episode: Episode, index: int) -> dict[str, np.ndarray]:
+        """Columns of the data file, a row per frame, in the order of the features."""
+        n_frames = len(episode)
+        done = np.arange(n_frames) == n_frames - 1
+        return {
+            "observation.state": np.asarray(episode.state, np.float32),
+            "action": np.asarray(episode.actions, np.float32),
+            "next.done": done,
+            "next.success": done & episode.success,
+            "timestamp": (np.arange(n_frames) / self.fps).astype(np.float32),
+            "frame_index": np.arange(n_frames),
+            "episode_index": np.full(n_frames, index),
+            "index": np.arange(n_frames) + self._n_frames,
+            "task_index": np.full(n_frames, self._tasks.setdefault(episode.instruction, len(self._tasks))),
+        }
+
+    def _episode_row(
+        self, episode: Episode, index: int, columns: dict[str, np.ndarray], stats: Stats
+    ) -> dict[str, Any]:
+        chunk, file = divmod(index, CHUNK_SIZE)
+        row: dict[str, Any] = {
+            "episode_index": index,
+            "tasks": [episode.instruction],
+            "length": len(episode),
+            "data/chunk_index": chunk,
+            "data/file_index": file,
+            "dataset_from_index": self._n_frames,
+            "dataset_to_index": self._n_frames + len(episode),
+            "meta/episodes/chunk_index": 0,
+            "meta/episodes/file_index": 0,
+        }
+        for key in self.cameras:
+            prefix = f"videos/{IMAGE_PREFIX}{key}/"
+            row |= {prefix + "chunk_index": chunk, prefix + "file_index": file}
+            row |= {prefix + "from_timestamp": 0.0, prefix + "to_timestamp": len(episode) / self.fps}
+        row |= {"libero/" + name: getattr(episode, name) for name in _OURS}
+        row["libero/versions"] = json.dumps(episode.versions, sort_keys=True)
+        every = {name: vector_stats(_two_dims(values)) for name, values in columns.items()}
+        every |= {IMAGE_PREFIX + key: stats[key] for key in self.cameras}
+        row |= {f"stats/{name}/{kind}": value for name, entry in every.items() for kind, value in entry.items()}
+        return row
+
+    def _info(self) -> dict[str, Any]:
+        n_episodes = len(self._rows)
+        return {
+            "codebase_version": CODEBASE_VERSION,
+            "robot_type": "panda",
+            "total_episodes": n_episodes,
+            "total_frames": self._n_frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": CHUNK_SIZE,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 500,
+            "fps": self.fps,
+            "splits": {"train": f"0:{n_episodes}"},
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH if self.cameras else None,
+            "features": self._features(),
+        }
+
+    def _features(self) -> dict[str, Any]:
+        features: dict[str, Any] = {}
+        for key in self.cameras:
+            shape = self._shapes[key]
+            features[IMAGE_PREFIX + key] = {
+                "dtype": "video",
+                "shape": list(shape),
+                "names": ["height", "width", "channels"],
+                "info": videos.info(shape, self.fps),
+            }
+        features["observation.state"] = {"dtype": "float32", "shape": [STATE_DIM], "names": STATE_NAMES}
+        features["action"] = {"dtype": "float32", "shape": [ACTION_DIM], "names": ACTION_NAMES}
+        for name in ("next.done", "next.success"):
+            features[name] = {"dtype": "bool", "shape": [1], "names": None}
+        for name, dtype in _SCALARS.items():
+            features[name] = {"dtype": dtype, "shape": [1], "names": None}
+        return features
+
+    def _remove_leftovers(self) -> None:
+        """Remove the files of an earlier, longer dataset; other tools read whatever lies in ``data``."""
+        wanted = {tuple(divmod(index, CHUNK_SIZE)) for index in range(len(self._rows))}
+        for path in [*self.root.glob("data/chunk-*/file-*"), *self.root.glob("videos/*/chunk-*/file-*")]:
+            if (int(path.parent.name.split("-")[1]), int(path.stem.split("-")[1])) not in wanted:
+                path.unlink()
+
+
+class LeRobotReader:
+    """A dataset in LeRobot's format v3.0, of ours or others'; frames are decoded an episode at a time.
+
+    ``len(reader)``, ``reader[i]``, and iteration, which names damaged episodes in a warning and skips them.
+
+    Args:
+        root: The dataset's folder.
+        cameras: Keys to decode, the part after ``observation.images.``; None for all, ``()`` for none.
+        fps: Frames per second that the caller needs, None for any.
+
+    Raises:
+        FileNotFoundError: If the folder holds no finished dataset.
+        ImportError: If pyarrow is missing.
+        ValueError: If version, frame rate, dimensions or cameras do not fit.
+        DamagedEpisodeError: If the ``meta`` folder is damaged.
+    """
+
+    def __init__(
+        self, root: str | Path, *, cameras: Sequence[str] | None = None, fps: float | None = CONTROL_FREQ
+    ) -> None:
+        require_pyarrow()
+        self.root = Path(root)
+        if not (self.root / INFO_PATH).is_file():
+            raise FileNotFoundError(f"{self.root} has no {INFO_PATH}: it is empty, half-written or no LeRobot dataset.")
+        try:
+            self.info = json.loads((self.root / INFO_PATH).read_text())
+            self._check_info(fps)
+            self._rows = self._read_rows()
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DamagedEpisodeError(f"{self.root / 'meta'} is damaged ({error!r}).") from error
+        self.cameras = self._check_cameras(cameras)
+
+    @property
+    def fps(self) -> int:
+        return int(self.info["fps"])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Episode:
+        """An episode with its frames.
+
+        Raises:
+            IndexError: If there is none of that index.
+            DamagedEpisodeError: If its files are damaged or missing; the message names them.
+        """
+        row = self._rows[index]
+        columns = self._read_data(row)
+        versions = row.get("libero/versions")
+        episode = Episode(
+            instruction=row["tasks"][0] if row.get("tasks") else "",
+            state=columns["observation.state"],
+            actions=columns["action"],
+            images={key: self._decode(row, key) for key in self.cameras},
+            fps=self.fps,
+            versions=json.loads(versions) if versions else {},
+            **{name: row["libero/" + name] for name in _OURS if "libero/" + name in row},
+        )
+        try:
+            check_episode(episode, f"Episode {row['episode_index']} of {self.root}")
+        except ValueError as error:
+            raise DamagedEpisodeError(str(error)) from error
+        return episode
+
+    def __iter__(self) -> Iterator[Episode]:
+        for index in range(len(self)):
+            try:
+                episode = self[index]
+            except DamagedEpisodeError as error:
+                warnings.warn(f"Episode {index} of {self.root} is skipped: {error}", stacklevel=2)
+                continue
+            yield episode
+
+    def _check_info(self, fps: float | None) -> None:
+        version = self.info["codebase_version"]
+        if not str(version).startswith("v3."):
+            raise ValueError(f"{self.root} has LeRobot's format {version}; this reads v3.0. LeRobot converts it.")
+        if fps is not None and self.info["fps"] != fps:
+            raise ValueError(f"{self.root} has {self.info['fps']} frames per second; {fps} were expected.")
+        for name, dim in (("action", ACTION_DIM), ("observation.state", STATE_DIM)):
+            shape = self.info["features"].get(name, {}).get("shape")
+            if list(shape or ()) != [dim]:
+                raise ValueError(f"{self.root} has {name!r} of shape {shape}; LIBERO's has [{dim}].")
+
+    def _check_cameras(self, cameras: Sequence[str] | None) -> tuple[str, ...]:
+        features = self.info["features"].items()
+        present = [name.removeprefix(IMAGE_PREFIX) for name, feature in features if feature["dtype"] == "video"]
+        for key in cameras or ():
+            if key not in present:
+                raise ValueError(f"{self.root} has no camera {key!r}; it has {present}.")
+        return tuple(present if cameras is None else cameras)
+
+    def _read_rows(self) -> list[dict[str, Any]]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows: list[dict[str, Any]] = []
+        paths = sorted((self.root / "meta" / "episodes").glob("*/*.parquet"))
+        for path in paths:
+            try:
+                schema = pq.read_schema(path)
+                wanted = [name for name in schema.names if not name.startswith("stats/")]
+                rows += pq.read_table(path, columns=wanted).to_pylist()
+            except (OSError, pa.ArrowException) as error:
+                raise DamagedEpisodeError(f"{path} is damaged ({error}).") from error
+        if not rows:
+            raise DamagedEpisodeError(f"{self.root / 'meta' / 'episodes'} lists no episodes.")
+        return sorted(rows, key=lambda row: int(row["episode_index"]))
+
+    def _read_data(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        """States and actions of an episode, checked for gaps."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        name = self.info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        try:
+            table = pq.read_table(
+                self.root / name,
+                columns=["observation.state", "action", "frame_index"],
+                filters=[("episode_index", "=", row["episode_index"])],
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedEpisodeError(f"{self.root / name} is damaged or missing ({error}).") from error
+        if table["frame_index"].to_pylist() != list(range(row["length"])):
+            raise DamagedEpisodeError(
+                f"{self.root / name} holds {len(table)} of {row['length']} frames, or disordered."
+            )
+        return {key: np.array(table[key].to_pylist(), dtype=np.float32) for key in ("observation.state", "action")}
+
+    def _decode(self, row: dict[str, Any], key: str) -> np.ndarray:
+        video_key = IMAGE_PREFIX + key if IMAGE_PREFIX + key in self.info["features"] else key
+        prefix = f"videos/{video_key}/"
+        name = self.info["video_path"].format(
+            video_key=video_key, chunk_index=row[prefix + "chunk_index"], file_index=row[prefix + "file_index"]
+        )
+        height, width, channels = _hwc(self.info["features"][video_key])
+        start_s = row[prefix + "from_timestamp"]
+        try:
+            return videos.decode(self.root / name, (height, width, channels), row["length"], start_s, self.fps)
+        except RuntimeError as error:
+            raise DamagedEpisodeError(f"{self.root / name} is damaged or missing ({error}).") from error
+
+
+def require_pyarrow() -> None:
+    """Raise an ImportError with the cure if pyarrow is missing."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise ImportError("LeRobot's format needs pyarrow: pip install pyarrow") from error
+
+
+def _hwc(feature: dict[str, Any]) -> tuple[int, int, int]:
+    """Height, width and channels of a video feature; some datasets state the channels first."""
+    shape = tuple(feature["shape"])
+    height, width, channels = (shape[1], shape[2], shape[0]) if shape[0] == 3 and shape[2] != 3 else shape
+    return height, width, channels
+
+
+def _two_dims(values: np.ndarray) -> np.ndarray:
+    return values if values.ndim == 2 else values[:, None]
+
+
+def _data_parquet(columns: dict[str, np.ndarray]) -> bytes:
+    import pyarrow as pa
+
+    arrays = {
+        name: pa.array(values.tolist(), pa.list_(pa.float32(), values.shape[1]))
+        if values.ndim == 2
+        else pa.array(values)
+        for name, values in columns.items()
+    }
+    return _parquet(pa.table(arrays))
+
+
+def _tasks_parquet(tasks: dict[str, int]) -> bytes:
+    """Tasks and their indices; LeRobot reads the file with pandas and takes the words as its index."""
+    import pyarrow as pa
+
+    table = pa.table({"task_index": pa.array(list(tasks.values()), pa.int64()), "task": pa.array(list(tasks))})
+    kinds = (("task_index", "int64", "int64"), ("task", "unicode", "object"))
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
+        for name, kind, numpy in kinds
+    ]
+    pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
+    return _parquet(table.replace_schema_metadata({"pandas": json.dumps(pandas)}))
+
+
+def _parquet(table: Any) -> bytes:
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="snappy")
+    return buffer.getvalue()
