@@ -5,7 +5,10 @@ A folder holds ``meta/info.json`` (features, paths, totals), ``meta/stats.json``
 ``videos/<key>/chunk-000/file-000.mp4``. The format lets a file hold many episodes; we write one file per episode, so
 that damage costs one episode, and read both.
 
-Checked against: the field names of LeRobot's own source for v3.0 (writer, metadata and stats).
+Checked: the field names against LeRobot's own source for v3.0; LeRobot 0.4.4 (with datasets 5.2.0) opens a dataset of
+ours, with its episodes, tasks, statistics and rows; PyAV 18.1.0 decodes its videos, with a frame at every 1/fps. Not
+checked: LeRobot's own decoding of frames into tensors, and its web viewer.
+
 Beside the standard fields, each episode's row has ours, ``libero/success``, ``libero/suite``, ``libero/task_id``,
 ``libero/task_name``, ``libero/init_state_id``, ``libero/seed`` and ``libero/versions`` (JSON).
 

@@ -88,7 +88,7 @@ def _read_demo(demo: Any, about: dict[str, Any], cameras: tuple[str, ...]) -> Ep
     return Episode(
         state=np.concatenate(state, axis=1),
         actions=actions,
-        images={key: np.ascontiguousarray(obs[HDF5_KEYS[key]][:, ::-1, ::-1]) for key in cameras},
+        images={key: np.ascontiguousarray(np.asarray(obs[HDF5_KEYS[key]])[:, ::-1, ::-1]) for key in cameras},
         success=bool(demo["dones"][-1]) if "dones" in demo else True,
         **about,
     )
