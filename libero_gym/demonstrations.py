@@ -12,6 +12,7 @@ run continue or extend the plan, and may be removed when the dataset is done. Sc
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib
 import json
@@ -34,7 +35,7 @@ from tqdm import tqdm
 from libero_gym import rendering, videos
 from libero_gym.env import ACTION_DIM, LiberoEnv, check_task_ids
 from libero_gym.episodes import DamagedEpisodeError, Episode, atomic_write, check_episode, pack, unpack
-from libero_gym.lerobot import LeRobotWriter, image_stats, require_pyarrow
+from libero_gym.lerobot import INFO_PATH, LeRobotWriter, image_stats, require_pyarrow
 from libero_gym.observations import IMAGE_KEYS
 from libero_gym.tasks import get_suite, get_tasks, initial_states
 
@@ -128,8 +129,9 @@ def record(
         root: The dataset's folder.
         suite: LIBERO's name of the suite.
         policy: Called with the environment after each reset, gives the episode's policy: a function from observation
-            to action (7,), or an object with ``act()`` and perhaps ``reset()`` for privileged policies. As
-            ``"module:function"``, or anything that pickles: the workers are fresh processes.
+            to action (7,), or an object with ``act()`` and perhaps ``reset()`` for privileged policies; a
+            StopIteration ends the episode. As ``"module:function"``, or anything that pickles: the workers are fresh
+            processes.
         task_ids: Tasks to record; None for all.
         init_state_ids: Official initial states of each; None for all. Say which you train on: evaluations use all 50.
         episodes_per_state: Episodes from each state, which differ in their random numbers.
@@ -156,6 +158,7 @@ def record(
     Raises:
         ImportError: If pyarrow is missing.
         ValueError: If an option is out of range, or differs from those that the folder was begun with.
+        FileExistsError: If the folder holds a dataset that was not recorded there.
         BlockingIOError: If another process records to this folder.
         RuntimeError: If a policy raises; the message holds its traceback. What was complete is kept.
         OSError: If the disk is full. What was complete is kept.
@@ -180,6 +183,8 @@ def record(
     )
     _check_options(options, n_workers)
     staging = Path(root) / RECORDING_FOLDER
+    if (Path(root) / INFO_PATH).exists() and not (staging / "options.json").exists():
+        raise FileExistsError(f"{root} holds a dataset, but not what recorded it ({RECORDING_FOLDER}); choose another.")
     staging.mkdir(parents=True, exist_ok=True)
     with _lock(staging):
         _check_same_options(staging / "options.json", options)
@@ -206,7 +211,7 @@ def rollout(env: LiberoEnv, key: EpisodeKey, factory: PolicyFactory, options: _O
     """Play one episode of a plan.
 
     Raises:
-        ValueError: If the policy gives an action of another shape, or NaN.
+        ValueError: If the policy gives an action of another shape, NaN, or none at all.
     """
     generator = np.random.default_rng([options.seed, *key])
     obs, info = env.reset(
@@ -222,7 +227,10 @@ def rollout(env: LiberoEnv, key: EpisodeKey, factory: PolicyFactory, options: _O
         if step < n_random:
             action = np.append(random_action[:6], -1.0)
         else:
-            action = np.array(act(obs), dtype=np.float64)
+            try:
+                action = np.array(act(obs), dtype=np.float64)
+            except StopIteration:
+                break  # a script that has come to its end
             if action.shape != (ACTION_DIM,):
                 raise ValueError(f"The policy's action has shape {action.shape}; expected ({ACTION_DIM},).")
             action[:6] += options.action_noise * noise
@@ -235,6 +243,8 @@ def rollout(env: LiberoEnv, key: EpisodeKey, factory: PolicyFactory, options: _O
         obs, _, terminated, _, info = env.step(action)
         if terminated:
             break
+    if not actions:
+        raise ValueError(f"The policy gave no action for {key}.")
     return Episode(
         instruction=info["instruction"],
         state=np.stack([observation["state"] for observation in observations]),
@@ -371,8 +381,8 @@ class _Workers:
                 except (EOFError, OSError):
                     self._replace(connection, process, key, attempt)
                     continue
-                if kind == "disk":
-                    raise OSError(*result)
+                if kind == "full":
+                    raise OSError(result.errno, f"{result.strerror}; complete episodes are kept", result.filename)
                 if kind == "error":
                     raise RuntimeError(f"Recording {key} failed; complete episodes are kept.\n{result}")
                 self._deaths_in_a_row = 0
@@ -444,10 +454,9 @@ def _serve(connection: Connection, *arguments: Any) -> None:
         try:
             recorder = recorder or _Recorder(*arguments)
             answer = ("done", recorder.record(key))
-        except OSError as error:
-            answer = ("disk", (error.errno, str(error)))
-        except Exception:
-            answer = ("error", traceback.format_exc())
+        except Exception as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            answer = ("full", error) if full else ("error", traceback.format_exc())
         try:
             connection.send(answer)
         except OSError:
@@ -460,7 +469,8 @@ def _serve(connection: Connection, *arguments: Any) -> None:
 def _assemble(root: Path, keys: list[EpisodeKey], options: _Options) -> tuple[int, int]:
     """Write the dataset from the staged episodes; gives how many succeeded and how many it holds."""
     n_successes = n_written = 0
-    writer = LeRobotWriter(root, cameras=[IMAGE_KEYS[camera] for camera in options.cameras], crf=options.crf)
+    cameras = [IMAGE_KEYS[camera] for camera in options.cameras]
+    writer = LeRobotWriter(root, cameras=cameras, crf=options.crf, overwrite=True)
     for key in keys:
         path = root / RECORDING_FOLDER / key.file_name
         if not path.is_file():

@@ -96,20 +96,29 @@ def pooled_stats(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
 class LeRobotWriter:
     """Writes a dataset, episode by episode; it can be read once `finish` has written its ``meta`` folder.
 
-    An earlier dataset's ``meta/info.json`` is removed first, so that a half-written folder is never taken for a whole.
+    An overwritten dataset's ``meta/info.json`` is removed first, so that a half-written folder is never taken for a
+    whole one.
 
     Args:
         root: The dataset's folder.
         cameras: Observation keys of the frames to write, such as ``("image", "wrist_image")``.
         fps: Frames per second of every episode.
         crf: See `videos.encode`.
+        overwrite: Whether a dataset in the folder may be replaced.
 
     Raises:
+        FileExistsError: If there is one, and it may not.
         ImportError: If pyarrow is missing.
     """
 
     def __init__(
-        self, root: str | Path, *, cameras: Sequence[str], fps: int = CONTROL_FREQ, crf: int = videos.DEFAULT_CRF
+        self,
+        root: str | Path,
+        *,
+        cameras: Sequence[str],
+        fps: int = CONTROL_FREQ,
+        crf: int = videos.DEFAULT_CRF,
+        overwrite: bool = False,
     ) -> None:
         require_pyarrow()
         self.root = Path(root)
@@ -122,6 +131,8 @@ class LeRobotWriter:
         self._image_stats: dict[str, list[dict[str, Any]]] = {key: [] for key in self.cameras}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._n_frames = 0
+        if (self.root / INFO_PATH).exists() and not overwrite:
+            raise FileExistsError(f"{self.root} holds a dataset; choose another folder, or overwrite=True.")
         (self.root / INFO_PATH).unlink(missing_ok=True)
 
     def add(self, episode: Episode) -> None:

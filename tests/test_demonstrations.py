@@ -319,6 +319,43 @@ def test_ctrl_c_keeps_complete_episodes(recording: Path, tmp_path: Path, monkeyp
     assert same_episodes(recording, tmp_path)
 
 
+def full_disk(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
+    if os.environ.get("FULL_DISK"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return push(env)
+
+
+def test_a_full_disk_in_a_worker_stops_the_recording_and_keeps_what_was_complete(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = "test_demonstrations:full_disk"
+    record_pushes(tmp_path, policy, init_state_ids=[0])
+    monkeypatch.setenv("FULL_DISK", "1")
+    with pytest.raises(OSError, match="No space left on device; complete episodes are kept"):
+        record_pushes(tmp_path, policy, n_workers=1)
+    monkeypatch.undo()
+    assert record_pushes(tmp_path, policy) == RecordingSummary(3, 2, 1, 0, 3)
+    assert same_episodes(recording, tmp_path)
+
+
+def test_a_dataset_that_was_not_recorded_there_is_left_alone(dataset: Path) -> None:
+    with pytest.raises(FileExistsError, match="holds a dataset, but not what recorded it"):
+        record_pushes(dataset)
+    with pytest.raises(FileExistsError, match="choose another folder, or overwrite=True"):
+        LeRobotWriter(dataset, cameras=("image",))
+    assert len(list(LeRobotReader(dataset))) == 3
+
+
+def test_a_script_that_ends_ends_the_episode(tmp_path: Path) -> None:
+    record_pushes(tmp_path, two_steps, init_state_ids=[0], cameras=())
+    assert len(LeRobotReader(tmp_path)[0]) == 2
+
+
+def two_steps(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
+    actions = iter(np.zeros((2, 7)))
+    return lambda obs: next(actions)
+
+
 def test_a_damaged_staged_episode_is_named_and_recorded_again(recording: Path, tmp_path: Path) -> None:
     record_pushes(tmp_path)
     path = tmp_path / RECORDING_FOLDER / EpisodeKey(0, 1, 0).file_name
