@@ -129,9 +129,9 @@ def record(
         root: The dataset's folder.
         suite: LIBERO's name of the suite.
         policy: Called with the environment after each reset, gives the episode's policy: a function from observation
-            to action (7,), or an object with ``act()`` and perhaps ``reset()`` for privileged policies; a
-            StopIteration ends the episode. As ``"module:function"``, or anything that pickles: the workers are fresh
-            processes.
+            to action (7,), or an object with ``act()``, and perhaps ``reset()`` and ``done``, for privileged policies;
+            ``done`` or a StopIteration ends the episode. As ``"module:function"``, or anything that pickles: the
+            workers are fresh processes.
         task_ids: Tasks to record; None for all.
         init_state_ids: Official initial states of each; None for all. Say which you train on: evaluations use all 50.
         episodes_per_state: Episodes from each state, which differ in their random numbers.
@@ -581,8 +581,16 @@ def _as_function(policy: Any) -> Policy:
     if hasattr(policy, "act"):
         if hasattr(policy, "reset"):
             policy.reset()
-        return lambda obs: policy.act()
+        return lambda obs: _act(policy)
     if not callable(policy):
         raise TypeError(f"The policy factory gave {policy!r}; expected a function of the observation, or act().")
     function: Policy = policy
     return function
+
+
+def _act(policy: Any) -> np.ndarray:
+    """The next action of an object with `act()`; one that says it is ``done`` has come to its end."""
+    action: np.ndarray = policy.act()
+    if getattr(policy, "done", False):
+        raise StopIteration
+    return action

@@ -351,6 +351,26 @@ def test_a_script_that_ends_ends_the_episode(tmp_path: Path) -> None:
     assert len(LeRobotReader(tmp_path)[0]) == 2
 
 
+class GivesUp:
+    """An object that is done after three actions."""
+
+    def __init__(self, env: LiberoEnv) -> None:
+        self.done = True
+
+    def reset(self) -> None:
+        self.n_actions, self.done = 0, False
+
+    def act(self) -> np.ndarray:
+        self.n_actions += 1
+        self.done = self.n_actions > 3
+        return np.zeros(7)
+
+
+def test_a_policy_that_gives_up_ends_the_episode(tmp_path: Path) -> None:
+    record_pushes(tmp_path, GivesUp, init_state_ids=[0], cameras=())
+    assert len(LeRobotReader(tmp_path)[0]) == 3
+
+
 def two_steps(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
     actions = iter(np.zeros((2, 7)))
     return lambda obs: next(actions)
