@@ -9,6 +9,7 @@ environments against stock's ``SubprocVectorEnv``, then control steps and resets
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -139,16 +140,23 @@ def main() -> None:
     parser.add_argument(
         "--envs", type=int, nargs="*", default=[4, 8], help="sizes of the vector environments; none skips"
     )
+    parser.add_argument("--only", choices=("vector", "tasks"), help="measure one part and keep the other of --out")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    results: dict[str, Any] = {"provenance": provenance(), "vector_steps_per_s": {}, "tasks": {}}
-    for n_envs in tqdm(args.envs, desc="vector environments"):
-        results["vector_steps_per_s"][n_envs] = measure_vectors(n_envs, args.repeats)
-    for suite, task_id in tqdm(TASKS, desc="tasks"):
-        task = get_tasks(suite)[task_id]
-        physics = measure_physics(task, args.repeats)
-        results["tasks"][f"{suite}[{task_id}]"] = physics | measure_frames(task, args.repeats)
+    results: dict[str, Any] = {}
+    if args.only and args.out is not None and args.out.exists():
+        results = json.loads(args.out.read_text())
+    if args.only != "tasks":
+        results["vector_provenance"], results["vector_steps_per_s"] = provenance(), {}
+        for n_envs in tqdm(args.envs, desc="vector environments"):
+            results["vector_steps_per_s"][n_envs] = measure_vectors(n_envs, args.repeats)
+    if args.only != "vector":
+        results["provenance"], results["tasks"] = provenance(), {}
+        for suite, task_id in tqdm(TASKS, desc="tasks"):
+            task = get_tasks(suite)[task_id]
+            physics = measure_physics(task, args.repeats)
+            results["tasks"][f"{suite}[{task_id}]"] = physics | measure_frames(task, args.repeats)
     report(results, args.out)
 
 
