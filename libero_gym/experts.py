@@ -168,12 +168,14 @@ class Expert:
             planned_at = data.body(body).xpos.copy()
             grasp = self._grasp(body, predicate)
             if grasp is None:
+                yield from self._stay(OPEN, 5)
                 return
             hand = down(grasp.yaw)
             yield from self._move(grasp.pos + [0, 0, 0.07], hand, OPEN, tol=0.02, max_steps=70)
             if np.linalg.norm(data.body(body).xpos - planned_at) < 0.004:
                 break
             yield from self._stay(OPEN, 6)
+        assert grasp is not None
         yield from self._move(grasp.pos, hand, OPEN, tol=0.005, angle_tol=0.08, max_steps=40)
         yield from self._squeeze()
         before = data.body(body).xpos[2]
