@@ -435,7 +435,7 @@ def require_pyarrow() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise ImportError("LeRobot's format needs pyarrow: pip install pyarrow") from error
+        raise ImportError("LeRobot's format needs pyarrow: pip install 'libero-vla[data]'") from error
 
 
 def _hwc(feature: dict[str, Any]) -> tuple[int, int, int]:

@@ -45,7 +45,7 @@ def read_libero_hdf5(
     try:
         import h5py
     except ImportError as error:
-        raise ImportError("LIBERO's HDF5 demonstrations need h5py: pip install h5py") from error
+        raise ImportError("LIBERO's HDF5 demonstrations need h5py: pip install 'libero-vla[data]'") from error
     path = Path(path)
     files = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
