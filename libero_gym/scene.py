@@ -23,7 +23,8 @@ CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 _MAX_GEOMS = 1000
 # Cameras that stand still, so that what stands still in front of them needs drawing only once.
 _STILL_CAMERAS = ("agentview",)
-_MAX_BACKGROUNDS = 64
+# Bytes of stored backgrounds per scene; a 128-pixel one takes 0.25 MB.
+_MAX_BACKGROUND_BYTES = 64 * 2**20
 # Depth buffers round; what differs by less stands at the same depth.
 _DEPTH_TOLERANCE = 1e-6
 
@@ -144,7 +145,8 @@ class LayeredScene(Scene):
     def _background(self, camera: str, size: int) -> _Background:
         key = (self._static_key, camera, size)
         if key not in self._backgrounds:
-            while len(self._backgrounds) >= _MAX_BACKGROUNDS:
+            capacity = max(_MAX_BACKGROUND_BYTES // (16 * size * size), 1)  # 12 bytes of colour and 4 of depth a pixel
+            while len(self._backgrounds) >= capacity:
                 self._backgrounds.popitem(last=False)
             self._set_flags(reflection=True, skybox=True)
             self._render(camera, size, mujoco.mjtCatBit.mjCAT_STATIC)

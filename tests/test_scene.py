@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from libero_gym import rendering
+from libero_gym import scene as scene_module
 from libero_gym.compile import compile_task, fixture_draw
 from libero_gym.scene import LayeredScene, _Background, _composite
 from libero_gym.simulator import Simulator
@@ -56,6 +57,19 @@ def test_the_stored_background_follows_fixtures_and_burners() -> None:
         assert psnr(frames[-1], rendering.render(simulator, ("agentview",), 64)[0]) > 26
     assert (frames[0] != frames[1]).any(axis=-1).mean() > 0.01
     assert (frames[0] != frames[2]).any()
+
+
+def test_stored_backgrounds_are_bounded_and_those_in_use_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scene_module, "_MAX_BACKGROUND_BYTES", 2 * 16 * 64 * 64)
+    task = get_tasks("libero_goal")[7]
+    rendering.release()  # no backgrounds of other tests
+    for draw in (1, 2, 1, 3):
+        simulator = Simulator(compile_task(task), fixture_draw(task, draw))
+        simulator.reset(initial_states(task)[0])
+        fast_frame(simulator)
+    scene = rendering._process_renderer(None).scene(compile_task(task), 64, "fast")
+    kept = [key[0][0] for key in scene._backgrounds]  # type: ignore[attr-defined]
+    assert kept == [fixture_draw(task, draw).pos.tobytes() for draw in (1, 3)]
 
 
 @pytest.mark.parametrize(("suite", "task_id"), [("libero_spatial", 0), ("libero_object", 0), ("libero_10", 5)])
