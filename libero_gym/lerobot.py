@@ -56,7 +56,7 @@ Stats = dict[str, dict[str, Any]]
 def image_stats(frames: np.ndarray, max_samples: int = 100) -> dict[str, Any]:
     """LeRobot's statistics of an episode's frames uint8 (T, H, W, 3): per channel (3, 1, 1), of values in [0, 1].
 
-    As LeRobot does, at most ``max_samples`` frames, evenly spaced, and about 150 pixels a side are looked at.
+    At most ``max_samples`` frames, evenly spaced, and about 150 to 300 pixels a side are looked at.
     """
     chosen = np.linspace(0, len(frames) - 1, min(len(frames), max_samples)).round().astype(int)
     stride = max(1, min(frames.shape[1:3]) // 150)
@@ -78,7 +78,7 @@ def vector_stats(values: np.ndarray) -> dict[str, Any]:
 
 
 def pooled_stats(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Statistics of several episodes' frames together, of those of each; quantiles are averaged, as LeRobot does."""
+    """Statistics of several episodes' frames together, of those of each; quantiles are averaged, so approximate."""
     counts = np.array([entry["count"][0] for entry in stats], dtype=np.float64)
     weights = counts / counts.sum()
 

@@ -2,7 +2,8 @@
 
 A file holds ``data/demo_i`` with ``actions`` (T, 7), ``states`` and ``obs``: ``agentview_rgb``, ``eye_in_hand_rgb``,
 ``ee_pos``, ``ee_ori`` (axis-angle), ``gripper_states``. Its frames have OpenGL's rows, bottom first; ours are turned by
-180 degrees, so they are turned here. Their states are numbers that ours equal; their sizes differ.
+180 degrees, so they are turned here, and keep their size. Written from knowledge of the layout; not yet tried on a
+published file.
 """
 
 from __future__ import annotations

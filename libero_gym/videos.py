@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-# Every second frame is a key frame, as LeRobot encodes, so that single frames are read quickly.
+# Every second frame is a key frame, so that single frames are read quickly.
 _KEY_FRAME_EVERY = 2
 DEFAULT_CRF = 18
 
@@ -20,7 +20,7 @@ def encode(frames: np.ndarray, fps: int, crf: int = DEFAULT_CRF) -> bytes:
     Args:
         frames: uint8 (T, H, W, 3); H and W must be even, for H.264 halves the colours' resolution.
         fps: Frames per second.
-        crf: x264's constant rate factor; lower is better and larger. At 18, LIBERO's frames keep a PSNR of some 40 dB.
+        crf: x264's constant rate factor; lower is better and larger.
 
     Returns:
         The file's bytes, the same for the same frames: one thread, no date.
