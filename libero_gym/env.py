@@ -69,7 +69,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     ## Info
 
-    ``is_success``, ``task_id``, ``task_name``, ``init_state_id``, ``instruction``, ``reward_terms``; with
+    ``is_success``, ``task_id``, ``task_name``, ``init_state_id``, ``instruction``, ``reward_terms``, ``elapsed_steps``
+    (control steps of the episode so far, which chunks make more than steps; settling does not count); with
     ``reward="progress"`` also ``progress_terms``, what phi is the sum of: per predicate of the goal ``reach``,
     ``place`` and ``hold``, such as ``on(akita_black_bowl_1, plate_1)/place`` (not from vector environments, whose
     tasks differ).
@@ -273,6 +274,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             "init_state_id": self._init_state_id,
             "instruction": task.instruction,
             "reward_terms": terms,
+            "elapsed_steps": self._elapsed_steps,
         }
         if self.reward_type == "progress":
             info["progress_terms"] = self._potential.terms(self._simulator.data, self._simulator.eef_pos())

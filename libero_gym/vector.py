@@ -32,7 +32,7 @@ MAX_REPLACEMENTS = 5
 # What a worker is asked to reset: per environment its seed and options.
 _ResetRequests = dict[int, tuple[int | None, dict[str, Any]]]
 
-_INFO_KEYS = ("is_success", "task_id", "init_state_id")
+_INFO_KEYS = ("is_success", "task_id", "init_state_id", "elapsed_steps")
 
 
 class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]):
@@ -329,6 +329,7 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
         per_prefix: dict[str, tuple[tuple[int, ...], str]] = {IMAGE_KEYS[camera]: image for camera in self._cameras}
         per_prefix |= {"state": ((n, 8), "float32"), "reward_terms": ((n, len(self._terms)), "float64")}
         per_prefix |= {"is_success": ((n,), "bool"), "task_id": ((n,), "int64"), "init_state_id": ((n,), "int64")}
+        per_prefix |= {"elapsed_steps": ((n,), "int64")}
         layout = {prefix + key: value for prefix in ("", "final_") for key, value in per_prefix.items()}
         layout |= {"rewards": ((n,), "float64"), "terminated": ((n,), "bool"), "truncated": ((n,), "bool")}
         actions_shape = self.action_space.shape

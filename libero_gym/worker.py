@@ -93,7 +93,7 @@ class Worker:
                 self.shared[prefix + key][index] = obs[key]
 
     def _write_info(self, prefix: str, index: int, info: dict[str, Any]) -> None:
-        for key in ("is_success", "task_id", "init_state_id"):
+        for key in ("is_success", "task_id", "init_state_id", "elapsed_steps"):
             self.shared[prefix + key][index] = info[key]
         self.shared[prefix + "reward_terms"][index] = list(info["reward_terms"].values())
 

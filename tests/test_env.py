@@ -17,7 +17,7 @@ from gymnasium.utils.env_checker import check_env
 from libero_gym.env import LiberoEnv
 from libero_gym.simulator import SimState
 
-INFO_KEYS = {"is_success", "task_id", "task_name", "init_state_id", "instruction", "reward_terms"}
+INFO_KEYS = {"is_success", "task_id", "task_name", "init_state_id", "instruction", "reward_terms", "elapsed_steps"}
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space.*")
@@ -142,8 +142,9 @@ def test_chunk_equals_its_steps_one_by_one() -> None:
     for action in actions:
         expected, *_ = single.step(action)
     for chunk in actions.reshape(2, 4, 7):
-        obs, *_ = chunked.step(chunk)
+        obs, _, _, _, info = chunked.step(chunk)
     assert equal_observations(expected, obs)
+    assert info["elapsed_steps"] == 8
 
 
 def test_chunked_env_truncates_itself_at_the_suites_limit() -> None:

@@ -67,6 +67,8 @@ def test_same_step_autoreset_keeps_the_last_observation(vector: LiberoVectorEnv)
     for step in range(6):
         obs, _, terminated, truncated, infos = vector.step(np.zeros((3, 7)))
         assert truncated.all() == (step == 5)
+        assert infos["elapsed_steps"].tolist() == [(step + 1) % 6] * 3
+    assert infos["final_info"]["elapsed_steps"].tolist() == [6] * 3
     assert not terminated.any()
     assert infos["_final_obs"].all()
     assert infos["final_info"]["is_success"].tolist() == [False] * 3

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from vla_agent.callbacks import safe_learn as safe_learn
     from vla_agent.checkpointing import RunError as RunError
     from vla_agent.distributions import ActionTokenDistribution as ActionTokenDistribution
+    from vla_agent.evaluation import Evaluator as Evaluator
+    from vla_agent.evaluation import evaluate_policy as evaluate_policy
     from vla_agent.health import RatioError as RatioError
     from vla_agent.policy import VLAPolicy as VLAPolicy
     from vla_agent.ppo import VLAPPO as VLAPPO
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "VLAPPO": "ppo",
     "ActionTokenDistribution": "distributions",
+    "Evaluator": "evaluation",
     "LearningCurve": "callbacks",
     "RatioError": "health",
     "RunError": "checkpointing",
@@ -26,6 +29,7 @@ _HOMES = {
     "SuccessCallback": "callbacks",
     "VLAPolicy": "policy",
     "VLAVecEnv": "vec_env",
+    "evaluate_policy": "evaluation",
     "make_vec_env": "vec_env",
     "safe_learn": "callbacks",
 }
@@ -33,6 +37,7 @@ _HOMES = {
 __all__ = [
     "VLAPPO",
     "ActionTokenDistribution",
+    "Evaluator",
     "LearningCurve",
     "RatioError",
     "RunError",
@@ -40,6 +45,7 @@ __all__ = [
     "SuccessCallback",
     "VLAPolicy",
     "VLAVecEnv",
+    "evaluate_policy",
     "make_vec_env",
     "safe_learn",
 ]

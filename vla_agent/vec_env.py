@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
@@ -98,6 +99,30 @@ class VLAVecEnv(VecEnv):
         self._returns[:] = 0.0
         self._lengths[:] = 0
         self._starts[:] = time.monotonic()
+        return self._observe(obs)
+
+    def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """Abandon the episodes of some environments and begin others; the rest go on.
+
+        Args:
+            options: `LiberoEnv.reset`'s options (``task_id``, ``init_state_id``, ...) by environment.
+
+        Returns:
+            Observations of all environments. Infos of those that began are in ``reset_infos``, also of those that were
+            not asked to, but whose worker had to be replaced.
+        """
+        mask = np.zeros(self.num_envs, dtype=bool)
+        mask[list(options)] = True
+        names = sorted({name for given in options.values() for name in given})
+        per_env = {name: [options.get(index, {}).get(name) for index in range(self.num_envs)] for name in names}
+        obs, infos = self.venv.reset(options={**per_env, "reset_mask": mask})
+        mask |= infos.get("worker_restarted", False)
+        began = np.flatnonzero(mask)
+        for index, info in zip(began, unbatch_infos(infos, began), strict=True):
+            self.reset_infos[index] = info
+        self._returns[mask] = 0.0
+        self._lengths[mask] = 0
+        self._starts[mask] = time.monotonic()
         return self._observe(obs)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -293,7 +318,7 @@ def make_vec_env(
     env_id: str,
     n_envs: int = 1,
     *,
-    model: str = "tiny",
+    model: str | Path | BackboneProcessor = "tiny",
     chunk_size: int | None = None,
     reward: Literal["sparse", "progress", "process"] = "sparse",
     unnorm_key: str | None = None,
@@ -307,7 +332,8 @@ def make_vec_env(
     Args:
         env_id: Such as "LIBERO-Spatial-v0".
         n_envs: How many run side by side.
-        model: The policy's model: "tiny", a checkpoint folder or a hub id. Its weights are not read here.
+        model: The policy's model: "tiny", a checkpoint folder or a hub id. Its weights are not read here. Or the
+            processor of a model that is loaded already.
         chunk_size: Actions per step, executed open-loop; the model's own number by default.
         reward: "sparse" is success; "progress" adds privileged shaping.
         unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
@@ -326,17 +352,18 @@ def make_vec_env(
     import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
     from vla_agent.openvla import load_processor
 
-    processor = load_processor(model)
+    processor: Any = load_processor(model) if isinstance(model, (str, Path)) else model
     size = processor.image_size
     env_kwargs.setdefault("image_size", PUBLISHED_RENDER_SIZE if size == PUBLISHED_IMAGE_SIZE else size)
     if processor.config.num_images > 1:
         env_kwargs.setdefault("cameras", ("agentview", "wrist"))
     own_chunk = processor.config.action_chunk_size
     if chunk_size is not None and chunk_size != own_chunk:
-        raise ValueError(f"chunk_size={chunk_size}, but model '{model}' decides {own_chunk} actions at a time.")
+        name = f"model '{model}'" if isinstance(model, (str, Path)) else "the model"
+        raise ValueError(f"chunk_size={chunk_size}, but {name} decides {own_chunk} actions at a time.")
     if image_transform == "auto":
         same = env_kwargs["image_size"] == size
-        image_transform = None if same else _published_transform(size, center_crop)
+        image_transform = None if same else published_transform(size, center_crop)
     processor.action_stats(unnorm_key)  # complains before workers start
     venv = gym.make_vec(
         env_id,
@@ -356,7 +383,7 @@ def make_vec_env(
     return env
 
 
-def _published_transform(size: int, center_crop: bool) -> ImageTransform:
+def published_transform(size: int, center_crop: bool) -> ImageTransform:
     """The image path of OpenVLA's LIBERO evaluation, but for the rotation, which the environments have done."""
     from vla_agent.openvla import image
 
@@ -365,3 +392,44 @@ def _published_transform(size: int, center_crop: bool) -> ImageTransform:
         return image.center_crop(resized) if center_crop else resized
 
     return transform
+
+
+class SuiteDescription(NamedTuple):
+    """What an evaluation has to know of a suite.
+
+    Attributes:
+        name: LIBERO's own name, such as ``libero_spatial``.
+        max_steps: Control steps that the evaluation protocol allows an episode.
+        task_names: LIBERO's names of the tasks, in benchmark order.
+        instructions: What the robot is told, by task.
+    """
+
+    name: str
+    max_steps: int
+    task_names: tuple[str, ...]
+    instructions: tuple[str, ...]
+
+    def n_initial_states(self, task_id: int) -> int:
+        """Number of official initial states of a task."""
+        from libero_gym.tasks import get_tasks, initial_states
+
+        return len(initial_states(get_tasks(self.name)[task_id]))
+
+
+def describe_suite(env_id: str) -> SuiteDescription:
+    """The suite behind a registered id.
+
+    Raises:
+        ValueError: If there is none; the message offers the nearest id.
+    """
+    import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
+    from libero_gym.tasks import SUITES, did_you_mean, get_tasks
+
+    known = {spec.id: spec.kwargs["suite"] for spec in gym.registry.values() if spec.kwargs.get("suite") in SUITES}
+    if env_id not in known:
+        raise ValueError(f"Unknown id {env_id!r}.{did_you_mean(env_id, known)} Ids: {', '.join(known)}.")
+    suite = SUITES[known[env_id]]
+    tasks = get_tasks(suite.name)
+    return SuiteDescription(
+        suite.name, suite.max_steps, tuple(task.name for task in tasks), tuple(task.instruction for task in tasks)
+    )
