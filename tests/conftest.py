@@ -1,9 +1,9 @@
-"""Shared fixtures: tasks are compiled once per test run."""
+"""Shared fixtures: tasks are compiled once per test run, models are built once per file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +11,11 @@ import pytest
 
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import Task, get_tasks
+
+if TYPE_CHECKING:
+    import torch as th
+
+    from vla_agent.openvla import OpenVLA
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +29,30 @@ def state_env() -> Iterator[LiberoEnv]:
     env = LiberoEnv("libero_spatial", task_id=0, cameras=())
     yield env
     env.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> OpenVLA:
+    """The tiny model with every bias, scale and head weight away from its special initial value."""
+    from openvla_models import perturbed_tiny  # brings transformers, which takes seconds
+
+    return perturbed_tiny()
+
+
+@pytest.fixture(scope="module")
+def batch(model: OpenVLA) -> dict[str, th.Tensor]:
+    """Three prompts of different length with noise images and arbitrary actions."""
+    from openvla_models import make_batch
+
+    return make_batch(model)
+
+
+@pytest.fixture(scope="module")
+def parallel(tmp_path_factory: pytest.TempPathFactory) -> tuple[OpenVLA, dict[str, th.Tensor]]:
+    """A model of 8-step chunks from two cameras and the robot's state, and a batch for it."""
+    from openvla_models import make_parallel
+
+    return make_parallel(tmp_path_factory.mktemp("parallel"))
 
 
 def random_actions(n: int, seed: int = 0) -> np.ndarray:

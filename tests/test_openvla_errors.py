@@ -1,0 +1,64 @@
+"""What callers of OpenVLA can get wrong is named."""
+
+import numpy as np
+import pytest
+from openvla_models import prompts
+
+from vla_agent.openvla import OpenVLA, OpenVLAConfig, tiny_config
+
+
+def test_wrong_tensors_are_named(model, batch):
+    ids, mask, pixels = prompts(batch)
+    with pytest.raises(ValueError, match=r"action_ids must have shape \(3, 7\), got \(3, 6\)"):
+        model.action_logits(ids, mask, pixels, batch["action_ids"][:, :6])
+    with pytest.raises(ValueError, match=r"pixel_values must have shape \(batch, 6, 112, 112\)"):
+        model.sample_actions(ids, mask, pixels[:, :3])
+    with pytest.raises(ValueError, match="Got 3 prompts but pixel_values of 2 images"):
+        model.sample_actions(ids, mask, pixels[:2])
+    with pytest.raises(ValueError, match="padded on the right"):
+        model.sample_actions(ids.flip(1), mask.flip(1), pixels)
+    with pytest.raises(ValueError, match=r"must both have shape \(batch, length\)"):
+        model.sample_actions(ids, mask[:, 1:], pixels)
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        model.sample_actions(ids, mask, pixels, temperature=0)
+
+
+def test_prompt_beyond_the_context_is_refused(model):
+    images = np.zeros((1, 112, 112, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"tokens, but the model's context is 512; shorten the instruction"):
+        model.predict_action(images, "very " * 500)
+
+
+def test_wrong_instructions_are_named(model):
+    with pytest.raises(TypeError, match="got a single string; put it into a list"):
+        model.tokenize("open the drawer")
+    with pytest.raises(TypeError, match="An instruction must be a string, got int"):
+        model.tokenize([3])
+    with pytest.raises(ValueError, match="at least one instruction"):
+        model.tokenize([])
+    with pytest.raises(ValueError, match="Got 1 images but 2 instructions"):
+        model.predict_action(np.zeros((1, 112, 112, 3), dtype=np.uint8), ["a", "b"])
+    with pytest.raises(ValueError, match="built without a processor"):
+        OpenVLA(tiny_config()).tokenize(["a"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"timm_model_ids": ["vit_huge", "vit_so400m_patch14_siglip_224"], "vision_tower_sizes": None},
+            "Unknown vision",
+        ),
+        ({"image_sizes": [112]}, "needs 2 timm_model_ids and image_sizes"),
+        ({"image_sizes": [112, 110]}, "by the patch size 14"),
+        ({"n_action_bins": 128}, "n_action_bins must be 256, got 128"),
+        ({"decoding": "both"}, "decoding must be 'autoregressive' or 'parallel', got 'both'"),
+        ({"num_images": 0}, "num_images must be at least 1"),
+        ({"action_chunk_size": 0}, "action_chunk_size must be at least 1"),
+        ({"vision_tower_sizes": [{"embed_dim": 96}] * 2}, "lacks depth, num_heads"),
+        ({"text_config": {"model_type": "qwen2"}}, "language model is 'qwen2', but only 'llama'"),
+    ],
+)
+def test_impossible_configurations_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        OpenVLAConfig.from_dict({**tiny_config().to_dict(), **change})
