@@ -36,6 +36,7 @@ _OWN_KEYS = (
     "action_head",
     "num_images",
     "use_state",
+    "learned_placeholders",
     "empty_piece_id",
 )
 
@@ -115,6 +116,9 @@ class OpenVLAConfig:
         action_head: "l1" for a head that regresses actions beside the action tokens (OFT), for evaluation; or None.
         num_images: Cameras of one observation.
         use_state: Whether a token with the robot's state follows the image tokens.
+        learned_placeholders: Whether the positions that parallel decoding predicts from have embeddings of their own.
+            OFT's are zero, so that only rotary positions tell them apart, which takes more layers than small models
+            have.
         empty_piece_id: Token that must end every prompt.
     """
 
@@ -132,6 +136,7 @@ class OpenVLAConfig:
     action_head: str | None = None
     num_images: int = 1
     use_state: bool = False
+    learned_placeholders: bool = False
     empty_piece_id: int = EMPTY_PIECE_ID
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -157,6 +162,8 @@ class OpenVLAConfig:
             raise ValueError(f"action_head must be 'l1' or null, got '{self.action_head}'.")
         if self.action_head == "l1" and self.decoding != "parallel":
             raise ValueError("action_head 'l1' reads all action tokens at once: it needs decoding 'parallel'.")
+        if self.learned_placeholders and self.decoding != "parallel":
+            raise ValueError("learned_placeholders are part of parallel decoding: they need decoding 'parallel'.")
         if self.num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {self.num_images}.")
         if self.vocab_size < self.n_action_bins:

@@ -57,12 +57,15 @@ def draw_chain(model: "OpenVLA", layout: PromptLayout, prefix: th.Tensor, choose
 def parallel_hidden(model: "OpenVLA", layout: PromptLayout, prefix: th.Tensor) -> th.Tensor:
     """Hidden states (B, N, D) that predict all action tokens at once, each independent given the observation.
 
-    OpenVLA-OFT (arXiv 2502.19645): N placeholders with zero embeddings and the stop token follow the prompt, everything
-    attends to everything, and the position before a placeholder predicts its token.
+    OpenVLA-OFT (arXiv 2502.19645): N placeholders with zero embeddings (or learned ones, which are ours) and the stop
+    token follow the prompt, everything attends to everything, and the position before a placeholder predicts its token.
     """
     n_tokens = model.n_action_tokens
     stop = model.embed(layout.bos.new_full((len(prefix), 1), model.config.eos_token_id))
-    embeds = th.cat([prefix, prefix.new_zeros(len(prefix), n_tokens, prefix.shape[2]), stop], dim=1)
+    placeholders = prefix.new_zeros(len(prefix), n_tokens, prefix.shape[2])
+    if model.placeholders is not None:
+        placeholders = placeholders + model.placeholders.weight
+    embeds = th.cat([prefix, placeholders, stop], dim=1)
     positions, visible = model.columns(layout, n_tokens + 1)
     if visible is None:  # no mask would mean a causal one
         visible = th.ones(1, embeds.shape[1], dtype=th.bool, device=embeds.device)

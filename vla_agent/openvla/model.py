@@ -65,6 +65,9 @@ class OpenVLA(nn.Module):
         self.projector = Projector(self.vision_backbone.embed_dim, llama.hidden_size, config.use_fused_vision_backbone)
         self.proprio_projector = StateProjector(STATE_DIM, llama.hidden_size) if config.use_state else None
         self.action_head = L1ActionHead(llama.hidden_size, ACTION_DIM) if config.action_head == "l1" else None
+        self.placeholders = (
+            nn.Embedding(self.n_action_tokens, llama.hidden_size) if config.learned_placeholders else None
+        )
         self.language_model = LlamaForCausalLM(llama)
         self.gradient_checkpointing = False
 

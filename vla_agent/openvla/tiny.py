@@ -214,7 +214,7 @@ def initialize(model: th.nn.Module, seed: int) -> None:
 
 
 def _deviation(name: str, parameter: th.Tensor) -> float:
-    if name.endswith(("embed_tokens.weight", "cls_token", "reg_token", "latent")):
+    if name.endswith(("embed_tokens.weight", "placeholders.weight", "cls_token", "reg_token", "latent")):
         return 0.5
     if name.endswith("lm_head.weight"):
         return 0.02
