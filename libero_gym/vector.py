@@ -229,6 +229,14 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
         """
         self._shared["task_weights"][:] = check_task_weights(weights, len(self.task_ids))
 
+    def set_autoreset(self, enabled: bool) -> None:
+        """Whether an environment begins a new episode by itself where one ends; True from the start.
+
+        With False it rests: later steps leave it as it is, with reward 0, until a `reset` whose ``reset_mask`` has it.
+        For evaluations, which choose every episode: nothing is simulated or drawn in vain.
+        """
+        self._shared["rest_at_end"][:] = not enabled
+
     def call(self, name: str, *args: Any, indices: Sequence[int] | None = None, **kwargs: Any) -> tuple[Any, ...]:
         """Results of a method, or values of an attribute, of all environments or of some."""
         chosen = range(self.num_envs) if indices is None else indices
@@ -334,7 +342,8 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
         layout |= {"rewards": ((n,), "float64"), "terminated": ((n,), "bool"), "truncated": ((n,), "bool")}
         actions_shape = self.action_space.shape
         assert actions_shape is not None
-        return layout | {"actions": (actions_shape, "float64"), "task_weights": ((len(self.task_ids),), "float64")}
+        layout |= {"task_weights": ((len(self.task_ids),), "float64"), "rest_at_end": ((1,), "bool")}
+        return layout | {"actions": (actions_shape, "float64")}
 
     def _observations(self, prefix: str) -> dict[str, Any]:
         keys = [IMAGE_KEYS[camera] for camera in self._cameras] + ["state"]

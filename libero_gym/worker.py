@@ -42,14 +42,18 @@ class Worker:
         self.indices = range(first, last)
         self.shared = shared
         self.envs = {index: LiberoEnv(**env_kwargs) for index in self.indices}
+        self.resting: set[int] = set()  # their episode has ended, and nobody asked for another
 
     def step(self) -> None:
-        """Step each environment, and reset it where its episode ends.
+        """Step each environment, and reset it where its episode ends, or let it rest there.
 
         The flags are written between the two: should the process die, they tell whether the last observation of an
         environment is the current one, or the final one.
         """
         for index in self.indices:
+            if index in self.resting:
+                self.shared["rewards"][index] = 0.0
+                continue
             env = self.envs[index]
             obs, reward, terminated, truncated, info = env.step(self.shared["actions"][index])
             ended = terminated or truncated
@@ -59,7 +63,11 @@ class Worker:
             self.shared["rewards"][index] = reward
             self.shared["terminated"][index] = terminated
             self.shared["truncated"][index] = truncated
-            if ended:
+            if ended and self.shared["rest_at_end"][0]:
+                self._write_obs("", index, obs)
+                self._write_info("", index, info)
+                self.resting.add(index)
+            elif ended:
                 self._reset(index, None, {})
 
     def reset(self, requests: dict[int, tuple[int | None, dict[str, Any]]]) -> None:
@@ -81,6 +89,7 @@ class Worker:
         rendering.release()
 
     def _reset(self, index: int, seed: int | None, options: dict[str, Any]) -> None:
+        self.resting.discard(index)
         env = self.envs[index]
         env.set_task_weights(self.shared["task_weights"])
         obs, info = env.reset(seed=seed, options=options)

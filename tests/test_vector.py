@@ -84,6 +84,27 @@ def test_reset_mask_resets_only_some(vector: LiberoVectorEnv) -> None:
     np.testing.assert_array_equal(before["state"][1:], after["state"][1:])
 
 
+def test_without_autoreset_an_ended_environment_rests_until_it_is_reset(vector: LiberoVectorEnv) -> None:
+    vector.reset(seed=1, options={"reset_mask": [True, True, False]})
+    vector.set_autoreset(False)
+    try:
+        for _ in range(6):
+            vector.reset(options={"reset_mask": np.array([False, False, True])})
+            last, _, _, truncated, infos = vector.step(np.ones((3, 7)))
+        assert truncated.tolist() == [True, True, False]
+        np.testing.assert_array_equal(last["state"][0], infos["final_obs"][0]["state"])
+        obs, rewards, _, truncated, infos = vector.step(-np.ones((3, 7)))
+        assert not truncated.any()
+        assert rewards.tolist() == [0, 0, 0]
+        np.testing.assert_array_equal(last["state"][:2], obs["state"][:2])
+        assert infos["elapsed_steps"].tolist() == [6, 6, 2]
+        vector.reset(options={"reset_mask": np.array([True, False, False])})
+        assert vector.step(np.ones((3, 7)))[4]["elapsed_steps"].tolist() == [1, 6, 3]
+    finally:
+        vector.set_autoreset(True)
+        vector.reset(seed=0)
+
+
 def test_task_weights_decide_what_is_drawn(vector: LiberoVectorEnv) -> None:
     vector.set_task_weights([0.0, 2.0])
     assert vector.reset(seed=0)[1]["task_id"].tolist() == [1, 1, 1]
