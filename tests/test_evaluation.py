@@ -1,30 +1,107 @@
-"""Evaluation: every pair once, on the real simulator; success rates and what two of them say, by hand."""
+"""Evaluation on the real simulator: every pair once, the published image path, interruptions, learning beside it."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch as th
+from fakes import IMAGE_SIZE, FakeBackbone, FakeConfig, FakeProcessor, fake_env
+from PIL import Image
+from scripted import soup_into_basket
 
-from vla_agent import evaluate_policy
-from vla_agent.evaluation import Trial, plan_trials
-from vla_agent.statistics import mcnemar_exact, newcombe_interval, wilson_interval
+from libero_gym.env import LiberoEnv
+from vla_agent import VLAPPO, EvaluationCallback, EvaluationReport, Evaluator, evaluate_policy
+from vla_agent.evaluation import ReportError, Trial, plan_trials
+from vla_agent.openvla.folder import TINY_FOLDER
+from vla_agent.openvla.image import center_crop, libero_image
+
+ROOT = Path(__file__).parent.parent
+# Environments that draw nothing, and episodes of three steps.
+BLIND: dict[str, Any] = {"cameras": (), "max_episode_steps": 3, "progress_bar": False}
+# Frames of 16 pixels, which is what the fake models take.
+SMALL: dict[str, Any] = {"protocol": "training", "renderer": "fast", "max_episode_steps": 3, "progress_bar": False}
+
+
+class SimProcessor(FakeProcessor):
+    """A fake one that real environments are made for."""
+
+    def __init__(self, chunk_size: int = 1, num_images: int = 1) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_images=num_images, action_chunk_size=chunk_size)
+
+    def action_stats(self, unnorm_key: str | None = None) -> dict[str, Any]:
+        return {}
+
+
+def fake_model(chunk_size: int = 1, config: FakeConfig | None = None, **kwargs: Any) -> VLAPPO:
+    """A small learner on fake environments, which real ones can evaluate."""
+    backbone = FakeBackbone(7 * chunk_size, config=config)
+    backbone.processor = SimProcessor(chunk_size, backbone.config.num_images)
+    env = fake_env(2, chunk_size=chunk_size, wrist=backbone.config.num_images > 1)
+    arguments: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "seed": 0, "device": "cpu"} | kwargs
+    return VLAPPO("VLAPolicy", env, policy_kwargs={"model": backbone}, **arguments)
 
 
 class Noise:
-    """Acts at random, the same way in every run; needs no image, so that nothing is drawn."""
+    """Acts at random, the same way in every run, and remembers what it saw."""
 
     def __init__(self) -> None:
         self.generator = np.random.default_rng(0)
-        self.states: list[np.ndarray] = []
+        self.seen: list[dict[str, np.ndarray]] = []
 
     def predict(self, obs: Any, deterministic: bool = False) -> tuple[np.ndarray, None]:
-        self.states.append(obs["state"])
+        self.seen.append(obs)
         return self.generator.integers(0, 256, (len(obs["state"]), 7)), None
 
 
-BLIND: dict[str, Any] = {"cameras": (), "max_episode_steps": 3, "progress_bar": False}
+class Replay:
+    """Plays one recorded episode wherever an episode begins as that did, and elsewhere rests with an open hand."""
+
+    def __init__(self, first_state: np.ndarray, bins: np.ndarray, chunk_size: int) -> None:
+        self.first_state = first_state
+        padded = np.pad(bins, [(0, -len(bins) % chunk_size), (0, 0)], mode="edge")
+        self.chunks = padded.reshape(-1, 7 * chunk_size)
+        self.rest = np.tile([128, 128, 128, 128, 128, 128, 0], chunk_size)
+
+    def predict(
+        self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        knows = np.array([np.array_equal(first, self.first_state) for first in obs["state"]])
+        step, playing = state or (np.zeros(len(knows), dtype=int), np.zeros(len(knows), dtype=bool))
+        step, playing = np.where(episode_start, 0, step), np.where(episode_start, knows, playing)
+        chunks = np.where(playing[:, None], self.chunks[np.minimum(step, len(self.chunks) - 1)], self.rest)
+        return chunks, (step + 1, playing)
+
+
+@pytest.fixture(scope="module")
+def soup() -> tuple[np.ndarray, np.ndarray]:
+    """The first state and the bins (T, 7) of an episode that solves LIBERO-Object task 0 from initial state 2."""
+    env = LiberoEnv("libero_object", task_id=0, cameras=())
+    obs, _ = env.reset(options={"init_state_id": 2})
+    first, bins = obs["state"], []
+    for action in soup_into_basket(env.simulator):
+        bins.append(np.rint((action + 1) / 2 * 255).astype(int))
+        if env.step(-1 + 2 * bins[-1] / 255)[2]:
+            return first, np.stack(bins)
+    pytest.fail("the script does not solve the task any more")
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Evaluator]:
+    """A fake model on two environments that draw, two tasks from two states."""
+    options = {name: value for name, value in SMALL.items() if name != "progress_bar"}
+    with Evaluator(fake_model(), task_ids=[0, 1], init_state_ids=[0, 1], n_envs=2, **options) as evaluator:
+        yield evaluator
 
 
 def test_every_task_meets_every_initial_state_once() -> None:
@@ -34,21 +111,172 @@ def test_every_task_meets_every_initial_state_once() -> None:
         report = evaluate_policy(policy, task_ids=[3, 0], init_state_ids=[4, 7, 0], n_envs=n_envs, **BLIND)
         assert [episode[:2] for episode in report.episodes] == [(3, 4), (3, 7), (3, 0), (0, 4), (0, 7), (0, 0)]
         assert {episode.steps for episode in report.episodes} == {3}
-        seen.append({tuple(state) for states in policy.states[::3] for state in states})
+        assert report.complete
+        seen.append({tuple(state) for obs in policy.seen[::3] for state in obs["state"]})
     assert len(seen[0] & seen[1]) == 6  # the same six beginnings, whichever environment took them
 
 
-def test_another_environment_count_than_episodes_loses_none() -> None:
-    report = evaluate_policy(Noise(), task_ids=[1], init_state_ids=[49], n_envs=5, **BLIND)
-    assert [episode[:2] for episode in report.episodes] == [(1, 49)]
-    assert report.settings["n_envs"] == 1
+def test_a_scripted_policy_succeeds_in_as_many_steps_as_alone(soup: tuple[np.ndarray, np.ndarray]) -> None:
+    """In chunks of eight, the last of which success cuts short."""
+    first, bins = soup
+    chunk_size = 8
+    assert len(bins) % chunk_size
+    report = evaluate_policy(
+        Replay(first, bins, chunk_size),
+        "LIBERO-Object-v0",
+        task_ids=[0],
+        init_state_ids=[0, 2],
+        n_envs=2,
+        max_episode_steps=len(bins) + 3,
+        cameras=(),
+        processor=SimProcessor(chunk_size),
+        progress_bar=False,
+    )
+    limit = len(bins) + 3
+    assert report.episodes == [(0, 0, False, limit), (0, 2, True, len(bins))]
+    assert report.tasks[0].successes == 1
+    assert report.total.mean_success_steps == len(bins)
 
 
-def test_the_tiny_model_is_evaluated_by_name_and_reproducibly() -> None:
-    options: dict[str, Any] = {"task_ids": [0], "init_state_ids": [0, 1], "renderer": "fast", "progress_bar": False}
-    reports = [evaluate_policy("tiny", max_episode_steps=2, n_envs=2, deterministic=False, **options) for _ in "ab"]
-    assert reports[0].episodes == reports[1].episodes
-    assert reports[0].conditions["protocol"] == "openvla"
+def test_images_take_the_published_path_or_trainings() -> None:
+    frames = {}
+    for size in (256, IMAGE_SIZE):
+        env = LiberoEnv("libero_spatial", task_id=1, image_size=size, renderer="fast")
+        frames[size] = env.reset(options={"init_state_id": 6})[0]["image"]
+    published = libero_image(frames[256], rotate=False, size=IMAGE_SIZE)
+    options: dict[str, Any] = {"task_ids": [1], "init_state_ids": [6], "processor": SimProcessor()}
+    for extra, expected in [
+        ({"protocol": "openvla", "center_crop": True}, center_crop(published)),
+        ({"protocol": "training"}, frames[IMAGE_SIZE]),
+    ]:
+        policy = Noise()
+        report = evaluate_policy(policy, **options, **SMALL | extra | {"max_episode_steps": 1})
+        np.testing.assert_array_equal(policy.seen[0]["image"][0], expected)
+        assert report.conditions["protocol"] == extra["protocol"]
+        assert report.settings["center_crop"] is extra.get("center_crop", False)
+
+
+def test_same_seed_same_episodes_and_the_callers_randomness_is_left_alone(
+    small: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    th.manual_seed(3)
+    expected = th.rand(1)
+    runs = []
+    for seed in (0, 0, 1):
+        spy = Spy(small.subject.model)
+        monkeypatch.setattr(small, "policy", spy)
+        th.manual_seed(3)
+        report = small.run(deterministic=False, seed=seed, progress_bar=False)
+        assert th.rand(1) == expected
+        runs.append((report.episodes, np.concatenate(spy.actions)))
+    assert runs[0][0] == runs[1][0]
+    np.testing.assert_array_equal(runs[0][1], runs[1][1])
+    assert (runs[0][1] != runs[2][1]).any()
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"task_ids": [0], "init_state_ids": range(4), "n_envs": 1, "out": tmp_path, **BLIND}
+
+    class Stopping(Noise):
+        stop_at = 7  # within the third episode of three steps
+
+        def predict(self, obs: Any, deterministic: bool = False) -> tuple[np.ndarray, None]:
+            if len(self.seen) == self.stop_at:
+                raise KeyboardInterrupt
+            return super().predict(obs)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_policy(Stopping(), **options)
+    partial = EvaluationReport.load(tmp_path)
+    assert not partial.complete
+    assert [episode.init_state_id for episode in partial.episodes] == [0, 1]
+
+    with (tmp_path / "episodes.jsonl").open("a") as journal:
+        journal.write('{"task_id": 0, "init_')  # as a kill leaves it
+    policy = Stopping()
+    report = evaluate_policy(policy, **options | {"n_envs": 2})
+    assert len(policy.seen) == 3  # two environments, one episode each
+    assert report.complete
+    assert [episode.init_state_id for episode in report.episodes] == [0, 1, 2, 3]
+    assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 5
+    with pytest.raises(ReportError, match="of another evaluation: max_steps is 3 and not 4"):
+        evaluate_policy(policy, **options | {"max_episode_steps": 4})
+
+
+def test_failures_are_filmed_as_the_model_saw_them(small: Evaluator, tmp_path: Path) -> None:
+    small.run(progress_bar=False, out=tmp_path, film_failures=1)
+    films = sorted(path.name for path in (tmp_path / "failures").iterdir())
+    assert films == ["task00_init00.mp4", "task01_init00.mp4"]
+    assert iio.imread(tmp_path / "failures" / films[0]).shape == (4, 224, 224, 3)  # three steps and what they led to
+    with pytest.raises(ValueError, match="film_failures needs an out folder"):
+        small.run(film_failures=1)
+
+
+def test_learning_is_the_same_with_an_evaluation_beside_it(tmp_path: Path) -> None:
+    plain = fake_model().learn(64)
+    model = fake_model()
+    callback = EvaluationCallback(
+        "LIBERO-Spatial-v0", eval_freq=30, folder=tmp_path, task_ids=[2], init_state_ids=[5], **_without_bar(SMALL)
+    )
+    model.learn(64, callback, log_interval=None)  # type: ignore[arg-type]
+    for name, value in plain.policy.state_dict().items():
+        assert value.equal(model.policy.state_dict()[name]), name
+    assert list(callback.reports) == [30, 60]
+    assert callback.best_success_rate == 0
+    logged = model.logger.name_to_value
+    assert logged["eval/success_rate"] == logged["eval/success_task_2"] == 0
+    assert logged["eval/success_high"] == pytest.approx(callback.reports[60].total.high)
+    assert logged["eval/mean_ep_length"] == 3
+    # The first of two equal ones is kept.
+    best = VLAPPO.load(tmp_path / "best", device="cpu", policy_kwargs={"model": _named_backbone()})
+    assert best.num_timesteps == 30
+    assert EvaluationReport.load(tmp_path / "best_report").conditions["task_ids"] == [2]
+
+
+def test_the_example_evaluates_a_checkpoint_where_it_was_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, out = tmp_path / "checkpoint", tmp_path / "out"
+    shutil.copytree(TINY_FOLDER, checkpoint)
+    (checkpoint / "training.json").write_text(json.dumps({"training": {"libero_spatial": list(range(49))}}))
+    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "examples" / "evaluate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "evaluate", example)
+    spec.loader.exec_module(example)
+    arguments = ["--model", str(checkpoint), "--init-states", "held-out", "--task-ids", "0", "--max-episode-steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments, "--renderer", "fast", "--out", str(out)])
+    example.main()
+    report = EvaluationReport.load(out)
+    assert [episode[:2] for episode in report.episodes] == [(0, 49)]
+    assert report.manifest["model"]["sha256"].keys() >= {"config.json", "model.safetensors", "training.json"}
+    assert (
+        "trained on initial states 0-48 of this suite, and evaluated on none of them" in (out / "report.md").read_text()
+    )
+    with Image.open(out / "success.png") as chart:
+        assert chart.format == "PNG"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--compare", str(out), str(out)])
+    example.main()
+    printed = capsys.readouterr().out
+    assert "All 0/1" in printed
+    assert "Comparable: yes." in printed
+    assert "No significant difference" in printed
+    assert example.parse_ids("0,3-5") == [0, 3, 4, 5]
+
+
+def test_states_of_training_are_warned_of() -> None:
+    with Evaluator(Noise(), task_ids=[0], init_state_ids=[3, 4], **_without_bar(BLIND)) as evaluator:
+        evaluator.training_states = {"libero_spatial": [0, 3], "libero_goal": [4]}
+        with pytest.warns(UserWarning, match="trained on 1 of the 2 initial states"):
+            report = evaluator.run(progress_bar=False)
+    assert report.manifest["training_states"] == {"libero_spatial": [0, 3], "libero_goal": [4]}
+
+
+def test_the_whole_protocol_is_500_episodes() -> None:
+    trials = plan_trials("LIBERO-Long-v0", None, range(50))
+    assert len(set(trials)) == 500
+    assert trials[50] == Trial(1, 0)
 
 
 def test_what_does_not_exist_is_named_before_anything_starts() -> None:
@@ -58,37 +286,52 @@ def test_what_does_not_exist_is_named_before_anything_starts() -> None:
         plan_trials("LIBERO-Spatial-v0", [10], [0])
     with pytest.raises(ValueError, match="names one twice"):
         plan_trials("LIBERO-Spatial-v0", [1, 1], [0])
+    with pytest.raises(ValueError, match="init_state_ids is empty"):
+        plan_trials("LIBERO-Spatial-v0", None, [])
     with pytest.raises(ValueError, match="Did you mean 'LIBERO-Spatial-v0'"):
         evaluate_policy("tiny", "LIBERO-Spatail-v0")
     with pytest.raises(ValueError, match="Unknown protocol 'opnvla'"):
-        evaluate_policy("tiny", protocol="opnvla")  # type: ignore[arg-type]
+        evaluate_policy("tiny", protocol="opnvla")
+    with pytest.raises(ValueError, match=r"'held-out' needs the checkpoint's training\.json"):
+        evaluate_policy(Noise(), init_state_ids="held-out")
+    with pytest.raises(ValueError, match="Unknown init_state_ids 'heldout'"):
+        evaluate_policy(Noise(), init_state_ids="heldout")
+    with pytest.raises(ValueError, match="protocol='openvla' renders 256 pixels, not image_size=64"):
+        evaluate_policy(Noise(), image_size=64)
+    with pytest.raises(ValueError, match="There is no checkpoint folder 'no-such-model'"):
+        evaluate_policy("no-such-model")
     with pytest.raises(TypeError, match="A dict cannot be evaluated"):
-        evaluate_policy({}, cameras=(), task_ids=[0], init_state_ids=[0])
+        evaluate_policy({})
 
 
-def test_the_whole_protocol_is_500_episodes() -> None:
-    trials = plan_trials("LIBERO-Long-v0", None, range(50))
-    assert len(set(trials)) == 500
-    assert trials[50] == Trial(1, 0)
+def test_a_model_that_does_not_fit_is_told_why() -> None:
+    options: dict[str, Any] = {"task_ids": [0], "init_state_ids": [0], **SMALL}
+    model = fake_model(config=FakeConfig(num_images=2))
+    with pytest.raises(ValueError, match="The model reads wrist_image, which the observations lack"):
+        evaluate_policy(model, cameras=("agentview",), **options)
+    chunked = fake_model(chunk_size=2)
+    chunked.policy.backbone.processor = SimProcessor(1)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="gives 14 action tokens, but the environment takes 7"):
+        evaluate_policy(chunked, **options)
 
 
-def test_wilson_interval_by_hand() -> None:
-    # n = 10, z = 2: middle (p + 0.2) / 1.4, half 2 / 1.4 * sqrt(p q / 10 + 0.01).
-    assert wilson_interval(5, 10, z=2) == pytest.approx((0.5 - 0.035**0.5 / 0.7, 0.5 + 0.035**0.5 / 0.7))
-    assert wilson_interval(0, 10, z=2) == pytest.approx((0, 0.4 / 1.4))
-    assert wilson_interval(10, 10, z=2) == pytest.approx((1 / 1.4, 1))
-    assert wilson_interval(0, 0) == (0, 1)
-    with pytest.raises(ValueError, match="3 successes of 2 trials"):
-        wilson_interval(3, 2)
+class Spy:
+    """A model whose actions are remembered."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.actions = model, list[np.ndarray]()
+
+    def predict(self, obs: Any, deterministic: bool = False) -> tuple[np.ndarray, Any]:
+        actions, state = self.model.predict(obs, deterministic=deterministic)
+        self.actions.append(actions)
+        return actions, state
 
 
-def test_mcnemar_by_hand() -> None:
-    assert mcnemar_exact(0, 0) == 1
-    assert mcnemar_exact(0, 5) == mcnemar_exact(5, 0) == 2 / 32
-    assert mcnemar_exact(1, 9) == 2 * (1 + 10) / 1024
-    assert mcnemar_exact(4, 4) == 1
+def _named_backbone() -> FakeBackbone:
+    backbone = FakeBackbone()
+    backbone.processor = SimProcessor()
+    return backbone
 
 
-def test_newcombe_as_published() -> None:
-    """Example (a) of Newcombe (1998), table II, method 10: 56/70 against 48/80."""
-    assert newcombe_interval((48, 80), (56, 70)) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+def _without_bar(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "progress_bar"}

@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from vla_agent.callbacks import safe_learn as safe_learn
     from vla_agent.checkpointing import RunError as RunError
     from vla_agent.distributions import ActionTokenDistribution as ActionTokenDistribution
+    from vla_agent.evaluation import Comparison as Comparison
+    from vla_agent.evaluation import EvaluationCallback as EvaluationCallback
+    from vla_agent.evaluation import EvaluationReport as EvaluationReport
     from vla_agent.evaluation import Evaluator as Evaluator
+    from vla_agent.evaluation import compare_reports as compare_reports
     from vla_agent.evaluation import evaluate_policy as evaluate_policy
     from vla_agent.health import RatioError as RatioError
     from vla_agent.policy import VLAPolicy as VLAPolicy
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "VLAPPO": "ppo",
     "ActionTokenDistribution": "distributions",
+    "Comparison": "evaluation",
+    "EvaluationCallback": "evaluation",
+    "EvaluationReport": "evaluation",
     "Evaluator": "evaluation",
     "LearningCurve": "callbacks",
     "RatioError": "health",
@@ -29,6 +36,7 @@ _HOMES = {
     "SuccessCallback": "callbacks",
     "VLAPolicy": "policy",
     "VLAVecEnv": "vec_env",
+    "compare_reports": "evaluation",
     "evaluate_policy": "evaluation",
     "make_vec_env": "vec_env",
     "safe_learn": "callbacks",
@@ -37,6 +45,9 @@ _HOMES = {
 __all__ = [
     "VLAPPO",
     "ActionTokenDistribution",
+    "Comparison",
+    "EvaluationCallback",
+    "EvaluationReport",
     "Evaluator",
     "LearningCurve",
     "RatioError",
@@ -45,6 +56,7 @@ __all__ = [
     "SuccessCallback",
     "VLAPolicy",
     "VLAVecEnv",
+    "compare_reports",
     "evaluate_policy",
     "make_vec_env",
     "safe_learn",

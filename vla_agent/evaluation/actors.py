@@ -1,0 +1,84 @@
+"""Whatever can act in LIBERO, as something with ``predict(obs, deterministic=)`` over `VLAVecEnv`'s observations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch as th
+
+from vla_agent.policy import VLAPolicy, check_fit
+from vla_agent.vec_env import VLAVecEnv
+
+
+class Subject(NamedTuple):
+    """A model to evaluate, and where it comes from.
+
+    Attributes:
+        model: The model.
+        name: What it was asked for by; None for an object.
+        folder: The folder that it was read from; None for an object.
+    """
+
+    model: Any
+    name: str | None = None
+    folder: Path | None = None
+
+
+def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
+    """The model itself, or what is saved under its name: a `VLAPPO` or an `OpenVLA`.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint.
+        TypeError: If it cannot act.
+    """
+    if isinstance(model, (str, Path)):
+        from vla_agent.checkpointing import HYPERPARAMETERS
+        from vla_agent.openvla import OpenVLA
+        from vla_agent.openvla.folder import resolve_folder
+        from vla_agent.ppo import VLAPPO
+
+        if (Path(model) / HYPERPARAMETERS).is_file():
+            return Subject(VLAPPO.load(model, device=device), str(model), Path(model))
+        folder = resolve_folder(model, weights=True)
+        # By its name and not the folder: "v01" in a hub id selects the prompt.
+        return Subject(OpenVLA.from_pretrained(model, device=None if device == "auto" else device), str(model), folder)
+    if not hasattr(model, "sample_actions") and not callable(getattr(model, "predict", None)):
+        raise TypeError(
+            f"A {type(model).__name__} cannot be evaluated; give a VLAPPO, a checkpoint, an OpenVLA, or an object with "
+            "predict(obs, deterministic)."
+        )
+    return Subject(model)
+
+
+def processor_of(model: Any, default: Any) -> Any:
+    """The model's own processor; for one that has none, ``default``, loaded where it is a checkpoint's name."""
+    backbone = getattr(getattr(model, "policy", None), "backbone", model)
+    if hasattr(backbone, "processor"):
+        return backbone.processor
+    if isinstance(default, (str, Path)):
+        from vla_agent.openvla import load_processor
+
+        return load_processor(default)
+    return default
+
+
+def as_policy(model: Any, env: VLAVecEnv, unnorm_key: str | None) -> Any:
+    """Something with ``predict(obs, deterministic=)`` for these environments.
+
+    Raises:
+        ValueError: If the model cannot serve the environments' spaces.
+    """
+    if hasattr(model, "sample_actions"):
+        spaces = (env.observation_space, env.action_space)
+        return VLAPolicy(*spaces, lambda _: 0.0, model=model, unnorm_key=unnorm_key)
+    if isinstance(getattr(model, "policy", None), VLAPolicy):
+        check_fit(model.policy.backbone, cast(Any, env.observation_space), cast(Any, env.action_space))
+        return model
+    if getattr(model, "action_space", env.action_space) != env.action_space:
+        raise ValueError(f"The model's actions are {model.action_space}, but the environment takes {env.action_space}.")
+    wanted = getattr(getattr(model, "observation_space", None), "spaces", {})
+    missing = [key for key in wanted if key not in cast(Any, env.observation_space).spaces]
+    if missing:
+        raise ValueError(f"The model reads {', '.join(missing)}, which the observations lack; add the camera or state.")
+    return model

@@ -1,0 +1,120 @@
+"""Evaluation while a model learns, as SB3's `EvalCallback`, by this project's protocols."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
+
+from vla_agent.evaluation.evaluator import Evaluator
+from vla_agent.evaluation.reports import EvaluationReport
+
+
+class EvaluationCallback(EventCallback):
+    """Evaluates the model every so many timesteps, logs it, and keeps the best.
+
+    Learning is the same with and without it: the environments are its own, and torch's generators are put back. It
+    logs ``eval/success_rate``, ``eval/success_low`` and ``eval/success_high`` (Wilson's 95 % interval),
+    ``eval/success_task_<id>``, ``eval/mean_ep_length`` (control steps), ``eval/best_success_rate``, and
+    ``time/eval_s``.
+
+    Args:
+        env_id: What to evaluate on, such as "LIBERO-Spatial-v0".
+        eval_freq: Timesteps from one evaluation to the next; the first comes after so many.
+        folder: The best model is saved in ``<folder>/best``, and its report in ``<folder>/best_report``; None keeps
+            none.
+        deterministic: Decode greedily.
+        seed: Of sampling.
+        callback_on_new_best: Called when a model is better than all before.
+        callback_after_eval: Called after every evaluation.
+        verbose: 1 shows a progress bar.
+        **kwargs: Further arguments of `Evaluator`: tasks, initial states, protocol, renderer, number of environments.
+
+    Attributes:
+        reports: One per evaluation, by timestep.
+        best_success_rate: Of all so far, -1 before the first.
+
+    Raises:
+        ValueError: If ``eval_freq`` is less than 1.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        *,
+        eval_freq: int = 10_000,
+        folder: str | Path | None = None,
+        deterministic: bool = True,
+        seed: int = 0,
+        callback_on_new_best: BaseCallback | None = None,
+        callback_after_eval: BaseCallback | None = None,
+        verbose: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(callback_after_eval, verbose=verbose)
+        if eval_freq < 1:
+            raise ValueError(f"eval_freq={eval_freq}; expected at least 1 timestep.")
+        self.env_id, self.kwargs = env_id, kwargs
+        self.eval_freq = eval_freq
+        self.folder = None if folder is None else Path(folder)
+        self.run_kwargs: dict[str, Any] = {"deterministic": deterministic, "seed": seed}
+        self.callback_on_new_best = callback_on_new_best
+        self.reports: dict[int, EvaluationReport] = {}
+        self.best_success_rate = -1.0
+        self._evaluator: Evaluator | None = None
+        self._next = 0
+
+    def _init_callback(self) -> None:
+        super()._init_callback()
+        if self.callback_on_new_best is not None:
+            self.callback_on_new_best.init_callback(self.model)
+
+    def _on_training_start(self) -> None:
+        # Made now and not at the first evaluation: a wrong argument should not cost hours.
+        self._evaluator = Evaluator(self.model, self.env_id, **self.kwargs)
+        self._next = self.num_timesteps + self.eval_freq
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps < self._next:
+            return True
+        self._next += self.eval_freq * (1 + (self.num_timesteps - self._next) // self.eval_freq)
+        return self._evaluate()
+
+    def _on_training_end(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the environments; needed only if `learn` ended by an exception."""
+        if self._evaluator is not None:
+            self._evaluator.close()
+            self._evaluator = None
+
+    def _evaluate(self) -> bool:
+        assert self._evaluator is not None
+        start = time.perf_counter()
+        report = self._evaluator.run(progress_bar=self.verbose > 0, **self.run_kwargs)
+        self.reports[self.num_timesteps] = report
+        improved = report.success_rate > self.best_success_rate
+        self.best_success_rate = max(self.best_success_rate, report.success_rate)
+        self._log(report, time.perf_counter() - start)
+        go_on = True
+        if improved:
+            if self.folder is not None:
+                self.model.save(self.folder / "best")
+                report.save(self.folder / "best_report")
+            if self.callback_on_new_best is not None:
+                go_on = self.callback_on_new_best.on_step()
+        return go_on and self._on_event()
+
+    def _log(self, report: EvaluationReport, seconds: float) -> None:
+        total = report.total
+        self.logger.record("eval/success_rate", total.rate)
+        self.logger.record("eval/success_low", total.low)
+        self.logger.record("eval/success_high", total.high)
+        self.logger.record("eval/mean_ep_length", total.mean_steps)
+        self.logger.record("eval/best_success_rate", self.best_success_rate)
+        for task_id, row in report.tasks.items():
+            self.logger.record(f"eval/success_task_{task_id}", row.rate)
+        self.logger.record("time/eval_s", seconds)

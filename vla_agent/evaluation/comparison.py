@@ -1,0 +1,117 @@
+"""What two evaluations say of each other: whether they can be compared, and whether they differ beyond chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vla_agent.evaluation.reports import EvaluationReport, SuccessRow, describe_ids, describe_row
+from vla_agent.statistics import mcnemar_exact, newcombe_interval
+
+SIGNIFICANCE_LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two reports say of each other.
+
+    Attributes:
+        differences: Conditions that differ, one sentence each; the reports are comparable if there is none.
+        first: Success of the first, over the episodes compared.
+        second: Success of the second.
+        paired: Whether both ran the episodes compared, so that these are compared one by one.
+        only_first: Paired episodes in which the first alone succeeded.
+        only_second: Paired episodes in which the second alone succeeded.
+        p_value: Of McNemar's exact test, two-sided; None where episodes are not paired.
+        interval: Newcombe's 95 % interval of the difference, as of independent episodes: wide for paired ones.
+    """
+
+    differences: list[str]
+    first: SuccessRow
+    second: SuccessRow
+    paired: bool
+    only_first: int
+    only_second: int
+    p_value: float | None
+    interval: tuple[float, float]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the two differ in the model alone."""
+        return not self.differences
+
+    @property
+    def difference(self) -> float:
+        """Success rate of the second minus that of the first."""
+        return self.second.rate - self.first.rate
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference is beyond chance at 5 %: by McNemar's test if paired, else by Newcombe's interval."""
+        if self.p_value is not None:
+            return self.p_value < SIGNIFICANCE_LEVEL
+        return not self.interval[0] <= 0 <= self.interval[1]
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        lines = ["Comparable: yes." if self.comparable else "Comparable: no."]
+        lines += [f"  {difference}" for difference in self.differences]
+        for name, row in (("First", self.first), ("Second", self.second)):
+            lines.append(f"{name}: {describe_row(row)}.")
+        lines.append(
+            f"Difference: {100 * self.difference:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}."
+        )
+        if self.p_value is not None:
+            lines.append(
+                f"On the {self.first.n} episodes that both ran, the first alone succeeded in {self.only_first} and the "
+                f"second alone in {self.only_second}: p = {self.p_value:.3g} (McNemar, exact, two-sided)."
+            )
+        else:
+            lines.append("No episode was run by both, so they are compared as independent samples (Newcombe).")
+        verdict = "The difference is significant" if self.significant else "No significant difference"
+        lines.append(f"{verdict} at {SIGNIFICANCE_LEVEL:.0%}.")
+        if not self.comparable:
+            lines[-1] += " It need not be the model's: the conditions differ."
+        return "\n".join(lines)
+
+
+def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Comparison:
+    """Whether two reports can be compared, and whether their success rates differ beyond chance.
+
+    Episodes of the same task and initial state are paired, so that what makes some states harder than others cancels.
+    Where the reports share none, all episodes of both are compared.
+
+    Args:
+        first: The one to compare with, such as a baseline.
+        second: The other.
+    """
+    differences = [
+        f"{name}: {_short(first.conditions.get(name))} against {_short(second.conditions.get(name))}."
+        for name in dict.fromkeys([*first.conditions, *second.conditions])
+        if first.conditions.get(name) != second.conditions.get(name)
+    ]
+    for name, report in (("first", first), ("second", second)):
+        if not report.complete:
+            differences.append(f"The {name} report is of an interrupted evaluation ({len(report.episodes)} episodes).")
+    one = {episode[:2]: episode for episode in first.episodes}
+    two = {episode[:2]: episode for episode in second.episodes}
+    same_suite = first.conditions.get("suite") == second.conditions.get("suite")
+    both = [pair for pair in one if pair in two] if same_suite else []
+    row_one = SuccessRow.of([one[pair] for pair in both or one])
+    row_two = SuccessRow.of([two[pair] for pair in both or two])
+    only_one = sum(one[pair].success and not two[pair].success for pair in both)
+    only_two = sum(two[pair].success and not one[pair].success for pair in both)
+    return Comparison(
+        differences,
+        row_one,
+        row_two,
+        bool(both),
+        only_one,
+        only_two,
+        mcnemar_exact(only_one, only_two) if both else None,
+        newcombe_interval((row_one.successes, row_one.n), (row_two.successes, row_two.n)),
+    )
+
+
+def _short(value: Any) -> str:
+    return describe_ids(value) if isinstance(value, list) else repr(value)

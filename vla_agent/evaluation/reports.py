@@ -1,0 +1,199 @@
+"""What an evaluation found: episodes, success per task with intervals, and how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vla_agent.statistics import wilson_interval
+
+SCHEMA = 1
+REPORT_FILE, PAGE_FILE, CHART_FILE = "report.json", "report.md", "success.png"
+
+
+class ReportError(ValueError):
+    """A report that is missing, damaged, or of another version."""
+
+
+class EpisodeResult(NamedTuple):
+    """One episode of an evaluation.
+
+    Attributes:
+        task_id: Task of the suite.
+        init_state_id: Official initial state that it began from.
+        success: Whether the goal held.
+        steps: Control steps, settling left out.
+    """
+
+    task_id: int
+    init_state_id: int
+    success: bool
+    steps: int
+
+
+class SuccessRow(NamedTuple):
+    """Success over some episodes.
+
+    Attributes:
+        n: Episodes.
+        successes: Of those.
+        low: Lower end of the rate's interval, Wilson's at 95 %.
+        high: Upper end.
+        mean_steps: Control steps of all episodes, mean.
+        mean_success_steps: Control steps of the successful ones, mean; None without any.
+    """
+
+    n: int
+    successes: int
+    low: float
+    high: float
+    mean_steps: float
+    mean_success_steps: float | None
+
+    @property
+    def rate(self) -> float:
+        """Share of successes."""
+        return self.successes / self.n if self.n else 0.0
+
+    @classmethod
+    def of(cls, episodes: Sequence[EpisodeResult]) -> SuccessRow:
+        """The row of some episodes."""
+        successes = [episode.steps for episode in episodes if episode.success]
+        low, high = wilson_interval(len(successes), len(episodes))
+        mean_steps = float(np.mean([episode.steps for episode in episodes])) if episodes else 0.0
+        mean_success_steps = float(np.mean(successes)) if successes else None
+        return cls(len(episodes), len(successes), low, high, mean_steps, mean_success_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `report.json` has it."""
+        return {
+            "n": self.n,
+            "successes": self.successes,
+            "success_rate": round(self.rate, 6),
+            "wilson_95": [round(self.low, 6), round(self.high, 6)],
+            "mean_steps": round(self.mean_steps, 3),
+            "mean_success_steps": None if self.mean_success_steps is None else round(self.mean_success_steps, 3),
+        }
+
+
+@dataclass
+class EvaluationReport:
+    """What an evaluation found, and how.
+
+    Attributes:
+        conditions: What two reports must share to be compared: suite, tasks, states, protocol, renderer, limits.
+        settings: What else was chosen: decoding, seed, the model's image path, number of environments.
+        episodes: In the order of tasks and initial states, whichever ended first.
+        task_names: LIBERO's names, by task id.
+        timing: Seconds and latencies; of the machine, not of the result.
+        manifest: Versions, hashes and the initial states that the model was trained on.
+        complete: False if the evaluation was interrupted.
+    """
+
+    conditions: dict[str, Any]
+    settings: dict[str, Any]
+    episodes: list[EpisodeResult]
+    task_names: dict[int, str]
+    timing: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    complete: bool = True
+
+    @property
+    def success_rate(self) -> float:
+        """Share of successes over all episodes: the mean over tasks, where these have as many episodes each."""
+        return self.total.rate
+
+    @property
+    def total(self) -> SuccessRow:
+        """All episodes together."""
+        return SuccessRow.of(self.episodes)
+
+    @property
+    def tasks(self) -> dict[int, SuccessRow]:
+        """A row per task, by task id."""
+        ids = dict.fromkeys(episode.task_id for episode in self.episodes)
+        return {i: SuccessRow.of([episode for episode in self.episodes if episode.task_id == i]) for i in ids}
+
+    def save(self, folder: str | Path) -> None:
+        """Write `report.json`, `report.md` and `success.png` into a folder."""
+        from vla_agent.evaluation.pages import draw_chart, markdown
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REPORT_FILE).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        (folder / PAGE_FILE).write_text(markdown(self), encoding="utf-8")
+        draw_chart(self, folder / CHART_FILE)
+
+    @classmethod
+    def load(cls, path: str | Path) -> EvaluationReport:
+        """The report that `save` wrote.
+
+        Args:
+            path: The folder, or the `report.json` in it.
+
+        Raises:
+            ReportError: If there is none, or it is damaged or of another schema.
+        """
+        path = Path(path)
+        path = path / REPORT_FILE if path.is_dir() else path
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["schema"] != SCHEMA:
+                raise ReportError(f"'{path}' has schema {content['schema']}; this version reads schema {SCHEMA}.")
+            return cls(
+                conditions=content["conditions"],
+                settings=content["settings"],
+                episodes=[EpisodeResult(**episode) for episode in content["episodes"]],
+                task_names={int(task_id): task["name"] for task_id, task in content["tasks"].items()},
+                timing=content["timing"],
+                manifest=content["manifest"],
+                complete=content["complete"],
+            )
+        except FileNotFoundError as error:
+            raise ReportError(f"There is no report at '{path}'; give a folder that an evaluation wrote.") from error
+        except ReportError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ReportError(f"'{path}' is no report of an evaluation ({type(error).__name__}: {error}).") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        rows = self.tasks
+        nothing = SuccessRow.of([])
+        return {
+            "schema": SCHEMA,
+            "complete": self.complete,
+            "summary": self.total.to_json(),
+            "conditions": self.conditions,
+            "settings": self.settings,
+            "tasks": {
+                str(task_id): {"name": name, **rows.get(task_id, nothing).to_json()}
+                for task_id, name in self.task_names.items()
+            },
+            "timing": self.timing,
+            "manifest": self.manifest,
+            "episodes": [episode._asdict() for episode in self.episodes],
+        }
+
+
+def describe_row(row: SuccessRow) -> str:
+    """Such as "7/10 = 70.0 %, 95 % interval 39.7 to 89.2 %"."""
+    return (
+        f"{row.successes}/{row.n} = {100 * row.rate:.1f} %, 95 % interval {100 * row.low:.1f} to {100 * row.high:.1f} %"
+    )
+
+
+def describe_ids(ids: Sequence[int]) -> str:
+    """Such as "0-4, 7" for [0, 1, 2, 3, 4, 7]."""
+    runs: list[list[int]] = []
+    for i in sorted(ids):
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ", ".join(f"{first}-{last}" if first != last else f"{first}" for first, last in runs) or "none"

@@ -1,0 +1,65 @@
+"""Which episodes an evaluation runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from vla_agent.evaluation.manifest import TRAINING_FILE, TrainingStates
+from vla_agent.vec_env import SuiteDescription, describe_suite
+
+
+class Trial(NamedTuple):
+    """One episode to run."""
+
+    task_id: int
+    init_state_id: int
+
+
+def plan_trials(env_id: str, task_ids: Sequence[int] | None, init_state_ids: Iterable[int]) -> list[Trial]:
+    """Every pair of a task and an initial state, in order, once.
+
+    Raises:
+        ValueError: If a task or a state does not exist, is asked for twice, or there is none.
+    """
+    suite = describe_suite(env_id)
+    tasks = list(range(len(suite.task_names))) if task_ids is None else list(task_ids)
+    states = list(init_state_ids)
+    for name, ids in (("task_ids", tasks), ("init_state_ids", states)):
+        if not ids:
+            raise ValueError(f"{name} is empty; give at least one.")
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"{name} names one twice: {ids}; every episode is run once.")
+    for task_id in tasks:
+        if task_id not in range(len(suite.task_names)):
+            raise ValueError(f"task_ids has {task_id!r}; {suite.name} has tasks 0 to {len(suite.task_names) - 1}.")
+        n_states = suite.n_initial_states(task_id)
+        for state in states:
+            if state not in range(n_states):
+                raise ValueError(
+                    f"init_state_ids has {state!r}; task {task_id} of {suite.name} has official initial states 0 to "
+                    f"{n_states - 1}."
+                )
+    return [Trial(int(task_id), int(state)) for task_id in tasks for state in states]
+
+
+def held_out_states(suite: SuiteDescription, training: TrainingStates | None, split: str) -> list[int]:
+    """The official initial states of a suite that a model was not trained on.
+
+    Args:
+        suite: The suite.
+        training: The states that it was trained on, if that is known.
+        split: What the caller asked for: "held-out".
+
+    Raises:
+        ValueError: If something else was asked for, or nobody knows.
+    """
+    if split != "held-out":
+        raise ValueError(f"Unknown init_state_ids {split!r}; give states, such as range(50), or 'held-out'.")
+    if training is None:
+        raise ValueError(
+            f"init_state_ids='held-out' needs the checkpoint's {TRAINING_FILE}, which says what it was trained on; "
+            "name the states instead."
+        )
+    trained = training.get(suite.name, [])
+    return [state for state in range(suite.n_initial_states(0)) if state not in trained]
