@@ -6,7 +6,7 @@ import pytest
 import torch as th
 
 from vla_agent.bins import OUTSIDE, bin_log_probs, kept_bins
-from vla_agent.openvla.decoding import chooser
+from vla_agent.openvla.decoding import Sampling
 
 
 @pytest.fixture
@@ -57,8 +57,9 @@ def test_drawn_bins_stay_inside_and_gradients_finite(logits: th.Tensor) -> None:
 def test_only_kept_bins_are_drawn_as_often_as_their_probability(
     logits: th.Tensor, truncation: dict[str, float]
 ) -> None:
-    draw = chooser(False, 1.3, th.Generator().manual_seed(0), **truncation)
-    counts = th.bincount(draw(logits[:1].expand(20_000, -1)), minlength=256) / 20_000
+    sampling = Sampling(temperature=1.3, **truncation)
+    noise = sampling.noise(1, 20_000, logits.device, th.Generator().manual_seed(0))
+    counts = th.bincount(sampling.choose(logits[:1].expand(20_000, -1), noise[0]), minlength=256) / 20_000
     th.testing.assert_close(counts, bin_log_probs(logits[0], 1.3, **truncation).exp(), atol=0.015, rtol=0)
     assert (counts > 0).sum() <= (bin_log_probs(logits[0], 1.3, **truncation) > OUTSIDE).sum()
 
@@ -66,4 +67,12 @@ def test_only_kept_bins_are_drawn_as_often_as_their_probability(
 @pytest.mark.parametrize("wrong", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}])
 def test_truncation_must_leave_a_bin(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):
-        chooser(False, 1.0, None, **wrong)
+        Sampling(**wrong)
+
+
+def test_a_seed_draws_what_multinomial_would(logits: th.Tensor) -> None:
+    noise = Sampling().noise(3, 4, logits.device, th.Generator().manual_seed(0))
+    generator = th.Generator().manual_seed(0)
+    for draw in noise:
+        expected = th.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+        assert th.equal(Sampling().choose(logits, draw), expected)

@@ -38,6 +38,12 @@ def test_the_head_is_adapted_only_on_request() -> None:
     assert not th.allclose(scores(without), scores(with_head), atol=1e-3)
 
 
+def test_adapters_drop_nothing_out_of_a_model_in_evaluation_mode() -> None:
+    model = adapted(dropout=0.5)
+    assert not any(module.training for module in model.modules())
+    assert th.equal(scores(model), scores(model))
+
+
 def test_merged_weights_say_the_same_and_save_as_a_plain_checkpoint(tmp_path: Path) -> None:
     model = adapted(lm_head=True)
     expected = scores(model)

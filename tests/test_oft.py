@@ -15,6 +15,7 @@ from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.action_head import L1ActionHead
 from vla_agent.openvla.decoding import parallel_hidden
 from vla_agent.openvla.folder import TINY_FOLDER, CheckpointError, extra_files
+from vla_agent.openvla.sequence import lay_out_prompts
 from vla_agent.openvla.vision import StateProjector
 
 PROPRIO = {"q01": [-1.0] * 8, "q99": [1.0] * 8, "mask": [True] * 8}
@@ -78,7 +79,8 @@ def test_actions_are_those_of_the_naive_head(oft: Path, observation: dict[str, n
     pixels = model.preprocess(observation["images"], observation["wrist_images"])
     state = th.from_numpy(model.processor.normalize_state(observation["state"]))
     with th.no_grad():
-        layout, prefix = model._embed_prefix(*model.tokenize(texts), pixels, state)
+        layout = lay_out_prompts(*model.tokenize(texts), model.config.empty_piece_id)
+        prefix = model.embed_prefix(layout, pixels, state)
         tensors = th.load(oft / "action_head--100_checkpoint.pt", weights_only=True)
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
         expected = naive_head(tensors, parallel_hidden(model, layout, prefix))

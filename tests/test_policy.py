@@ -227,6 +227,12 @@ def test_gradient_checkpointing_keeps_gradients() -> None:
         make_fake(gradient_checkpointing=True)
 
 
+def test_cuda_graphs_can_be_turned_off_where_the_backbone_has_any() -> None:
+    assert make_tiny()[0].backbone.graphs.enabled
+    assert not make_tiny(cuda_graphs=False)[0].backbone.graphs.enabled
+    make_fake(cuda_graphs=False)
+
+
 # --------------------------------------------------------------------------------------------------- LoRA
 
 

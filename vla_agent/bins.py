@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch as th
 from torch.nn import functional as F
 
+N_BINS = 256  # per action dimension
+
 # Log-probability of a bin that truncation leaves out: nothing beside the others, but no infinity in sums and products.
 OUTSIDE = -30.0
 
@@ -57,10 +59,10 @@ def kept_bins(log_probs: th.Tensor, top_k: int | None, top_p: float | None) -> t
     ordered, order = log_probs.sort(dim=-1, descending=True, stable=True)
     kept = th.ones_like(ordered, dtype=th.bool)
     if top_k is not None:
-        kept[..., top_k:] = False
+        kept[..., top_k:].fill_(False)
     if top_p is not None:
         probs = ordered.exp().masked_fill(~kept, 0.0)
         before = probs.cumsum(dim=-1) - probs
         kept &= before < top_p * probs.sum(dim=-1, keepdim=True)
-        kept[..., 0] = True
+        kept[..., 0].fill_(True)
     return th.empty_like(kept).scatter_(-1, order, kept)

@@ -7,9 +7,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
 
-from vla_agent.bins import bin_log_probs, check_truncation
-
-N_BINS = 256
+from vla_agent.bins import N_BINS, bin_log_probs, check_truncation
 
 
 class Chain(NamedTuple):

@@ -99,6 +99,7 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, unused: list[str]) -> 
         parameter.requires_grad_(is_adapter)
         if is_adapter:
             parameter.data = parameter.data.to(th.float32)
+    backbone.train(backbone.training)  # peft makes layers in training mode: their dropout would act in evaluation
 
 
 def merge_lora(backbone: nn.Module) -> None:

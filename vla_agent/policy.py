@@ -70,6 +70,7 @@ class VLAPolicy(ActorCriticPolicy):
         dtype: Type of the backbone's weights ("bfloat16", ...); float32 on a CPU and bfloat16 elsewhere by default.
         device: Where the backbone is loaded to; `VLAPPO` gives its own.
         gradient_checkpointing: Recompute the backbone's blocks in the backward pass: slower, and much smaller.
+        cuda_graphs: Replay decoding on a GPU as CUDA graphs, where the backbone can; results are the same.
         unnorm_key: Whose statistics normalise the robot's state, for a model that reads it.
         optimizer_class: Of the one optimizer that holds both parameter groups.
         optimizer_kwargs: Its arguments besides the learning rate; Adam gets eps=1e-5, as in SB3.
@@ -96,6 +97,7 @@ class VLAPolicy(ActorCriticPolicy):
         dtype: str | th.dtype | None = None,
         device: th.device | str | None = None,
         gradient_checkpointing: bool = False,
+        cuda_graphs: bool = True,
         unnorm_key: str | None = None,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -121,6 +123,8 @@ class VLAPolicy(ActorCriticPolicy):
         self.backbone_frozen = False
         self.model_id = model if isinstance(model, str) else str(model) if isinstance(model, Path) else None
         backbone = load_backbone(model, dtype, device)
+        if not cuda_graphs and hasattr(backbone, "set_cuda_graphs"):
+            backbone.set_cuda_graphs(False)
         check_fit(backbone, cast(spaces.Dict, observation_space), cast(spaces.MultiDiscrete, action_space))
         self._sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         self.action_dist = ActionTokenDistribution(backbone.n_action_tokens, **self._sampling)

@@ -14,8 +14,9 @@ from transformers import LlamaForCausalLM
 
 from vla_agent.action_tokens import unnormalize
 from vla_agent.openvla.action_head import L1ActionHead
+from vla_agent.openvla.capture import GraphCache
 from vla_agent.openvla.config import ACTION_DIM, STATE_DIM, OpenVLAConfig
-from vla_agent.openvla.decoding import chooser, draw_chain, draw_parallel, forced_hidden, parallel_hidden
+from vla_agent.openvla.decoding import Sampling, draw_actions, forced_hidden, parallel_hidden, regress_actions
 from vla_agent.openvla.image import pixel_values_from_images
 from vla_agent.openvla.processor import Processor
 from vla_agent.openvla.sequence import KeyValueCache, PromptLayout, lay_out_prompts
@@ -70,6 +71,7 @@ class OpenVLA(nn.Module):
         )
         self.language_model = LlamaForCausalLM(llama)
         self.gradient_checkpointing = False
+        self.graphs = GraphCache()
 
     @classmethod
     def from_pretrained(
@@ -128,6 +130,15 @@ class OpenVLA(nn.Module):
         for module in self.vision_backbone.children():
             if isinstance(module, VisionTower):
                 module.gradient_checkpointing = enabled
+
+    def set_cuda_graphs(self, enabled: bool) -> None:
+        """Whether decoding on a GPU is recorded at the second batch of a shape, and replayed from then on (default).
+
+        Results are the same, and Python no longer holds up the GPU. Recordings keep the memory that a pass takes beside
+        the weights (keys, values, activations); those of several shapes share it.
+        """
+        self.graphs.enabled = enabled
+        self.graphs.clear()
 
     def preprocess(self, *images: np.ndarray | th.Tensor) -> th.Tensor:
         """Pixel values of images, in the model's type and on its device.
@@ -219,7 +230,8 @@ class OpenVLA(nn.Module):
             raise ValueError(
                 f"action_ids must have shape ({len(input_ids)}, {self.n_action_tokens}), got {tuple(action_ids.shape)}."
             )
-        layout, prefix = self._embed_prefix(input_ids, attention_mask, pixel_values, state)
+        layout = self._lay_out(input_ids, attention_mask)
+        prefix = self.embed_prefix(layout, pixel_values, state)
         if self.config.decoding == "parallel":
             hidden = parallel_hidden(self, layout, prefix)
         else:
@@ -282,13 +294,15 @@ class OpenVLA(nn.Module):
         Raises:
             ValueError: If the temperature is not positive, truncation leaves no bin, shapes do not fit, or the context
                 is exceeded.
+            FloatingPointError: If the logits are not finite, so that there is nothing to draw from.
         """
         self._check_speaks_tokens()
-        choose = chooser(deterministic, temperature, generator, top_k, top_p)
-        draw = draw_parallel if self.config.decoding == "parallel" else draw_chain
+        sampling = Sampling(deterministic, temperature, top_k, top_p)
         with _evaluating(self):
-            layout, prefix = self._embed_prefix(input_ids, attention_mask, pixel_values, state)
-            bins, logits, hidden = draw(self, layout, prefix, choose)
+            layout = self._lay_out(input_ids, attention_mask)
+            bins, logits, hidden = draw_actions(self, layout, pixel_values, state, sampling, generator)
+        if not logits.isfinite().all():
+            raise FloatingPointError("The model's action logits are not finite: its weights or inputs have overflowed.")
         return ActionSample(self.action_token_ids[bins], logits, hidden)
 
     @th.no_grad()
@@ -308,8 +322,7 @@ class OpenVLA(nn.Module):
         if self.action_head is None:
             raise ValueError("The model has no continuous action head; its actions are tokens: use generate_actions.")
         with _evaluating(self):
-            layout, prefix = self._embed_prefix(input_ids, attention_mask, pixel_values, state)
-            return self.action_head(parallel_hidden(self, layout, prefix)).float()
+            return regress_actions(self, self._lay_out(input_ids, attention_mask), pixel_values, state)
 
     def predict_action(
         self,
@@ -363,6 +376,24 @@ class OpenVLA(nn.Module):
     def embed(self, ids: th.Tensor) -> th.Tensor:
         """Embeddings (..., D) of token ids."""
         return self.language_model.model.embed_tokens(ids)
+
+    def embed_prefix(self, layout: PromptLayout, pixel_values: th.Tensor, state: th.Tensor | None) -> th.Tensor:
+        """Embeddings (B, T, D) of BOS, observation and the rest of the prompt.
+
+        Raises:
+            ValueError: If shapes do not fit, or the state is missing or not wanted.
+        """
+        if len(pixel_values) != len(layout.bos):
+            raise ValueError(f"Got {len(layout.bos)} prompts but pixel_values of {len(pixel_values)} images.")
+        parts = [self.embed(layout.bos), self.project(self.encode_images(pixel_values))]
+        if self.proprio_projector is not None:
+            if state is None or state.shape != (len(layout.bos), STATE_DIM):
+                got = None if state is None else tuple(state.shape)
+                raise ValueError(f"The model takes state of shape ({len(layout.bos)}, {STATE_DIM}), got {got}.")
+            parts.append(self.proprio_projector(state.to(self.proprio_projector.fc1.weight.dtype)))
+        elif state is not None:
+            raise ValueError("The model takes no state; leave it out, or set 'use_state' in its config.")
+        return th.cat([*parts, self.embed(layout.rest)], dim=1)
 
     def columns(self, layout: PromptLayout, n_trailing: int) -> tuple[th.Tensor, th.Tensor | None]:
         """Positions and visibility of all columns, `n_trailing` of them behind the prompt; see `PromptLayout`.
@@ -422,28 +453,15 @@ class OpenVLA(nn.Module):
                 "it can be evaluated with predict_action, but not sampled or scored. Train a discrete one."
             )
 
-    def _embed_prefix(
-        self, input_ids: th.Tensor, attention_mask: th.Tensor, pixel_values: th.Tensor, state: th.Tensor | None
-    ) -> tuple[PromptLayout, th.Tensor]:
-        """Layout of the prompts, and embeddings (B, T, D) of BOS, observation and the rest of the prompt."""
-        layout = lay_out_prompts(input_ids, attention_mask, self.config.empty_piece_id)
-        if len(pixel_values) != len(layout.bos):
-            raise ValueError(f"Got {len(layout.bos)} prompts but pixel_values of {len(pixel_values)} images.")
-        parts = [self.embed(layout.bos), self.project(self.encode_images(pixel_values))]
-        if self.proprio_projector is not None:
-            if state is None or state.shape != (len(layout.bos), STATE_DIM):
-                got = None if state is None else tuple(state.shape)
-                raise ValueError(f"The model takes state of shape ({len(layout.bos)}, {STATE_DIM}), got {got}.")
-            parts.append(self.proprio_projector(state.to(self.proprio_projector.fc1.weight.dtype)))
-        elif state is not None:
-            raise ValueError("The model takes no state; leave it out, or set 'use_state' in its config.")
-        return layout, th.cat([*parts, self.embed(layout.rest)], dim=1)
+    def _lay_out(self, input_ids: th.Tensor, attention_mask: th.Tensor) -> PromptLayout:
+        return lay_out_prompts(input_ids, attention_mask, self.config.empty_piece_id)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "OpenVLA":
         """As every module's, but `.to(bfloat16)` leaves the rotary frequencies in float32.
 
         In bfloat16 they turn by up to 0.37 rad too far at position 300.
         """
+        self.graphs.clear()
         super()._apply(fn, recurse)
         self.reset_rotary()
         return self
