@@ -16,7 +16,6 @@ import dataclasses
 from pathlib import Path
 
 from vla_agent import EvaluationReport, compare_reports, evaluate_policy
-from vla_agent.evaluation.reports import describe_row
 
 
 @dataclasses.dataclass
@@ -80,10 +79,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print(f"\nStopped. Episodes so far are in {options.out}; the same command goes on from there.")
         return
-    for task_id, row in report.tasks.items():
-        print(f"{task_id:3} {describe_row(row)}  {report.task_names[task_id].replace('_', ' ')}")
-    print(f"All {describe_row(report.total)}; {report.timing.get('ms_per_action', 0):.1f} ms of model per action")
-    print(f"Wrote report.md, report.json and success.png into {options.out}")
+    print(report)
+    print(f"{report.timing.get('ms_per_action', 0):.1f} ms of model per action. Wrote report.md into {options.out}")
 
 
 def parse_options() -> tuple[Options, list[Path]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +19,19 @@ import pytest
 import torch as th
 from fakes import IMAGE_SIZE, FakeBackbone, FakeConfig, FakeProcessor, fake_env
 from PIL import Image
+from safetensors.torch import save_file
 from scripted import soup_into_basket
 
 from libero_gym.env import LiberoEnv
+from libero_gym.tasks import get_tasks
 from vla_agent import VLAPPO, EvaluationCallback, EvaluationReport, Evaluator, evaluate_policy
 from vla_agent.evaluation import ReportError, Trial, plan_trials
+from vla_agent.evaluation.actors import RegressionPolicy
+from vla_agent.openvla import OpenVLA
+from vla_agent.openvla.action_head import L1ActionHead
 from vla_agent.openvla.folder import TINY_FOLDER
 from vla_agent.openvla.image import center_crop, libero_image
+from vla_agent.openvla.vision import StateProjector
 
 ROOT = Path(__file__).parent.parent
 # Environments that draw nothing, and episodes of three steps.
@@ -203,6 +211,25 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
         evaluate_policy(policy, **options | {"max_episode_steps": 4})
 
 
+@pytest.mark.filterwarnings("ignore:Worker")
+def test_a_worker_that_dies_costs_no_episode() -> None:
+    options = _without_bar(BLIND) | {"n_workers": 2}
+    with Evaluator(Noise(), task_ids=[0, 1], init_state_ids=[0, 1, 2], n_envs=4, **options) as evaluator:
+
+        class Murderer(Noise):
+            def predict(self, obs: Any, deterministic: bool = False) -> tuple[np.ndarray, None]:
+                if len(self.seen) in (1, 4):  # in the middle of an episode
+                    os.kill(evaluator.env.get_attr("process_id")[3], signal.SIGKILL)
+                return super().predict(obs)
+
+        os.kill(evaluator.env.get_attr("process_id")[0], signal.SIGKILL)  # and before the first
+        evaluator.policy = Murderer()
+        report = evaluator.run(progress_bar=False)
+        assert evaluator.env.venv.n_restarts == 3
+    pairs = [(task_id, state) for task_id in (0, 1) for state in (0, 1, 2)]
+    assert report.episodes == [(*pair, False, 3) for pair in pairs]
+
+
 def test_failures_are_filmed_as_the_model_saw_them(small: Evaluator, tmp_path: Path) -> None:
     small.run(progress_bar=False, out=tmp_path, film_failures=1)
     films = sorted(path.name for path in (tmp_path / "failures").iterdir())
@@ -313,6 +340,46 @@ def test_a_model_that_does_not_fit_is_told_why() -> None:
     chunked.policy.backbone.processor = SimProcessor(1)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="gives 14 action tokens, but the environment takes 7"):
         evaluate_policy(chunked, **options)
+
+
+@pytest.fixture(scope="module")
+def regressing(tmp_path_factory: pytest.TempPathFactory) -> OpenVLA:
+    """A tiny OpenVLA-OFT with a continuous head: two cameras, state, chunks of eight."""
+    folder = tmp_path_factory.mktemp("oft")
+    shutil.copytree(TINY_FOLDER, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    for stats in config["norm_stats"].values():
+        stats["proprio"] = {"q01": [-1.0] * 8, "q99": [1.0] * 8}
+    (folder / "config.json").write_text(json.dumps(config))
+    width = config["text_config"]["hidden_size"]
+    th.manual_seed(0)
+    for name, module in (("proprio_projector", StateProjector(8, width)), ("action_head", L1ActionHead(width, 7))):
+        save_file(dict(module.state_dict()), folder / f"{name}--1_checkpoint.safetensors")
+    return OpenVLA.from_pretrained(folder)
+
+
+def test_a_continuous_head_is_evaluated_by_its_own_actions(
+    regressing: OpenVLA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    predict = RegressionPolicy.predict
+
+    def spy(self: RegressionPolicy, obs: Any, deterministic: bool = True) -> Any:
+        result = predict(self, obs, deterministic)
+        seen.append((obs, result[0]))
+        return result
+
+    monkeypatch.setattr(RegressionPolicy, "predict", spy)
+    report = evaluate_policy(regressing, task_ids=[0], init_state_ids=[0], **SMALL | {"max_episode_steps": 9})
+    assert report.episodes == [(0, 0, False, 9)]
+    assert report.settings["cameras"] == ["image", "wrist_image"]
+    assert len(seen) == 2
+    obs, actions = seen[0]
+    instruction = get_tasks("libero_spatial")[0].instruction
+    cameras: dict[str, Any] = {"images": obs["image"], "wrist_images": obs["wrist_image"]}
+    expected = regressing.predict_action(instructions=instruction, state=obs["state"], **cameras)
+    np.testing.assert_allclose(actions[..., :6], expected[..., :6], atol=1e-6)
+    np.testing.assert_array_equal(actions[..., 6], np.where(expected[..., 6] > 0.5, -1, 1))
 
 
 class Spy:

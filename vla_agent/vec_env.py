@@ -131,9 +131,12 @@ class VLAVecEnv(VecEnv):
         Raises:
             ValueError: If the actions have another shape, or are not bins.
         """
-        self._actions = self.decode(actions)
-        if hasattr(self.venv, "step_async"):
-            self.venv.step_async(self._actions)
+        self._send(self.decode(actions))
+
+    def step_actions(self, actions: np.ndarray) -> VecEnvStepReturn:
+        """As `step`, for a policy without bins: float64 (n_envs, 7) or (n_envs, chunk, 7), as the environments take."""
+        self._send(np.asarray(actions, dtype=np.float64))
+        return self.step_wait()
 
     def step_wait(self) -> VecEnvStepReturn:
         """Collect the step: observations, rewards float32 (n_envs,), dones, infos."""
@@ -201,6 +204,11 @@ class VLAVecEnv(VecEnv):
         return list(cast(Sequence[np.ndarray], self.venv.render()))
 
     # ------------------------------------------------------------------------------------------- private
+
+    def _send(self, actions: np.ndarray) -> None:
+        self._actions = actions
+        if hasattr(self.venv, "step_async"):
+            self.venv.step_async(actions)
 
     def _observe(self, obs: dict[str, Any]) -> dict[str, np.ndarray]:
         """SB3's observations of Gymnasium's, batched alike."""

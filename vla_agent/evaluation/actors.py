@@ -5,10 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch as th
+from stable_baselines3.common.utils import get_device
 
+from vla_agent.action_tokens import unnormalize
 from vla_agent.policy import VLAPolicy, check_fit
-from vla_agent.vec_env import VLAVecEnv
+from vla_agent.vec_env import IMAGE_KEYS, VLAVecEnv
+
+
+class RegressionPolicy:
+    """An `OpenVLA` with a continuous head: its actions are not bins, but for `VLAVecEnv.step_actions`.
+
+    Args:
+        model: The model.
+        env: The environments.
+        unnorm_key: Which of the checkpoint's statistics un-normalise the actions.
+
+    Raises:
+        ValueError: If the model cannot serve the environments' spaces.
+    """
+
+    def __init__(self, model: Any, env: VLAVecEnv, unnorm_key: str | None) -> None:
+        check_fit(model, cast(Any, env.observation_space), cast(Any, env.action_space))
+        self.model = model
+        self.unnorm_key = unnorm_key
+        self.stats = model.processor.action_stats(unnorm_key)
+
+    def predict(self, obs: dict[str, np.ndarray], deterministic: bool = True) -> tuple[np.ndarray, None]:
+        """Actions as the environments take them, float64 (n_envs, chunk, 7); they know no chance."""
+        model = self.model
+        ids, mask = (th.from_numpy(obs[key]).to(model.device) for key in ("input_ids", "attention_mask"))
+        pixels = model.preprocess(*(obs[key] for key in IMAGE_KEYS[: model.config.num_images]))
+        state = None
+        if model.config.use_state:
+            state = th.from_numpy(model.processor.normalize_state(obs["state"], self.unnorm_key)).to(model.device)
+        normalized = model.regress_actions(ids, mask, pixels, state=state).cpu().numpy()
+        return to_environment(unnormalize(normalized, self.stats)), None
 
 
 class Subject(NamedTuple):
@@ -42,7 +75,7 @@ def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
             return Subject(VLAPPO.load(model, device=device), str(model), Path(model))
         folder = resolve_folder(model, weights=True)
         # By its name and not the folder: "v01" in a hub id selects the prompt.
-        return Subject(OpenVLA.from_pretrained(model, device=None if device == "auto" else device), str(model), folder)
+        return Subject(OpenVLA.from_pretrained(model, device=get_device(device)), str(model), folder)
     if not hasattr(model, "sample_actions") and not callable(getattr(model, "predict", None)):
         raise TypeError(
             f"A {type(model).__name__} cannot be evaluated; give a VLAPPO, a checkpoint, an OpenVLA, or an object with "
@@ -69,6 +102,8 @@ def as_policy(model: Any, env: VLAVecEnv, unnorm_key: str | None) -> Any:
     Raises:
         ValueError: If the model cannot serve the environments' spaces.
     """
+    if getattr(model, "action_head", None) is not None:
+        return RegressionPolicy(model, env, unnorm_key)
     if hasattr(model, "sample_actions"):
         spaces = (env.observation_space, env.action_space)
         return VLAPolicy(*spaces, lambda _: 0.0, model=model, unnorm_key=unnorm_key)
@@ -82,3 +117,13 @@ def as_policy(model: Any, env: VLAVecEnv, unnorm_key: str | None) -> Any:
     if missing:
         raise ValueError(f"The model reads {', '.join(missing)}, which the observations lack; add the camera or state.")
     return model
+
+
+def to_environment(actions: np.ndarray) -> np.ndarray:
+    """Actions (..., 7) in the data's units as LIBERO takes them: the gripper goes from 0 closed, 1 open to +1 closes.
+
+    The same map as `action_table`'s: 2g - 1, sign, negate.
+    """
+    result = np.array(actions, dtype=np.float64)
+    result[..., -1] = -np.sign(2 * result[..., -1] - 1)
+    return result

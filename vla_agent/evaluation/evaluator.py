@@ -17,7 +17,7 @@ import torch as th
 from tqdm import tqdm
 
 from vla_agent.evaluation import manifest
-from vla_agent.evaluation.actors import as_policy, load_subject, processor_of
+from vla_agent.evaluation.actors import RegressionPolicy, as_policy, load_subject, processor_of
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport
@@ -279,6 +279,7 @@ class Evaluator:
         env = self.env
         waiting = deque(trials)
         running: dict[int, Trial] = {}
+        step = env.step_actions if isinstance(self.policy, RegressionPolicy) else env.step
         remember = "episode_start" in inspect.signature(self.policy.predict).parameters  # SB3's whole interface
         state = None
         while waiting or running:
@@ -293,7 +294,7 @@ class Evaluator:
                 began = np.isin(np.arange(env.num_envs), list(starting))
                 memory = {"state": state, "episode_start": began} if remember else {}
                 actions, state = self.policy.predict(obs, deterministic=deterministic, **memory)
-            new_obs, _, dones, infos = env.step(actions)
+            new_obs, _, dones, infos = step(actions)
             obs = cast(dict[str, np.ndarray], new_obs)
             for i in [i for i in running if dones[i]]:
                 trial, info = running.pop(i), infos[i]

@@ -7,7 +7,7 @@ from typing import Any
 
 from vla_agent.evaluation.reports import CHART_FILE, EvaluationReport, SuccessRow, describe_ids, describe_row
 
-_LABEL_LENGTH = 60
+_LABEL_LENGTH = 85
 
 
 def markdown(report: EvaluationReport) -> str:
@@ -54,7 +54,7 @@ def draw_chart(report: EvaluationReport, path: Path) -> None:
     total = report.total
     axes.axvline(total.rate, color="C0", linewidth=1)
     axes.axvspan(total.low, total.high, color="C0", alpha=0.15, linewidth=0)
-    axes.set_yticks(range(len(rows)), [_label(i, report.task_names[i]) for i in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [_label(i, report.task_names[i]) for i in rows], fontsize=6)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("success rate; bars: tasks, line: all, each with Wilson's 95 % interval")

@@ -103,6 +103,10 @@ class EvaluationReport:
     manifest: dict[str, Any] = field(default_factory=dict)
     complete: bool = True
 
+    def __str__(self) -> str:
+        lines = [f"{i:3} {describe_row(row)}  {self.task_names[i].replace('_', ' ')}" for i, row in self.tasks.items()]
+        return "\n".join([*lines, f"All {describe_row(self.total)}"])
+
     @property
     def success_rate(self) -> float:
         """Share of successes over all episodes: the mean over tasks, where these have as many episodes each."""
