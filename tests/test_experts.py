@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from libero_gym.compile import compile_task
-from libero_gym.experts import Expert, GraspOptions, box_surface, plan_grasps, rotation_vector, run_expert, tilted
+from libero_gym.experts import Expert, run_expert
+from libero_gym.geometry import box_surface, rotation_vector, tilted
+from libero_gym.grasps import GraspOptions, plan_grasps
 from libero_gym.simulator import SETTLE_ACTION, Simulator
 from libero_gym.tasks import SUITES, get_tasks, initial_states
 
