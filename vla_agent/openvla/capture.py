@@ -75,14 +75,15 @@ class CudaGraph:
                 with th.cuda.graph(self._graph, pool, self._stream, capture_error_mode="thread_local"):
                     self.outputs = run()
             except RuntimeError:
-                th.cuda.set_stream(caller)  # a recording that fails leaves its own stream behind
-                self._end_capture_mode()
+                self._recover()
                 raise
+            finally:
+                th.cuda.set_stream(caller)  # a recording that fails leaves its own stream behind
 
-    def _end_capture_mode(self) -> None:
+    def _recover(self) -> None:
         """Records a trifle: until one succeeds, torch before 2.12 refuses to draw random numbers after a failure."""
         trifle = th.zeros(1, device=self._device)
-        with contextlib.suppress(RuntimeError), th.cuda.graph(th.cuda.CUDAGraph()):
+        with contextlib.suppress(RuntimeError), th.cuda.graph(th.cuda.CUDAGraph(), stream=th.cuda.Stream()):
             trifle.add_(1)
 
     def replay(self) -> None:
