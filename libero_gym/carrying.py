@@ -51,9 +51,30 @@ class Carrying:
         if np.linalg.norm((opened - self.data.body(body).xpos)[:, :2], axis=1).min() > self._radius(body) + 0.02:
             return
         spot = self._free_spot(body, opened)
+        points = self.arm.points(body)
+        floor = highest_near(points, self.data.body(body).xpos[:2], 0.0, radius=0.02)
+        if floor < points[:, 2].max() - 0.02:
+            yield from self._shove(body, spot[:2], floor)
+            return
         yield from self._pick(body, (0.0, 0.0))
         if self.arm.holds(body):
-            yield from self._bring(body, spot, tol=0.015, corridor=self._radius(body) + 0.02)
+            yield from self._bring(body, spot)
+
+    def _shove(self, body: str, spot: np.ndarray, floor: float) -> Actions:
+        """Push a hollow object over the table from inside, with the closed hand over its floor."""
+        arm = self.arm
+        arm.phase = f"shove {body}"
+        origin = self.data.body(body).xpos
+        inside = np.array([*origin[:2], floor + TIP + 0.008])
+        yield from arm.move(inside + 0.06 * UP, START_HAND, CLOSED, tol=0.02, max_steps=60)
+        yield from arm.move(inside, START_HAND, CLOSED, tol=0.01, max_steps=30)
+        for _ in range(40):
+            gap = spot - origin[:2]
+            if np.linalg.norm(gap) < 0.01:
+                break
+            step = gap * (1 + 0.02 / np.linalg.norm(gap))
+            yield arm.towards(np.array([*(arm.pos()[:2] + step), inside[2]]), START_HAND, CLOSED)
+        yield from arm.move(arm.pos() + 0.08 * UP, START_HAND, OPEN, tol=0.03, max_steps=15)
 
     # ------------------------------------------------------------------------------------------------------- pick
 
@@ -87,9 +108,9 @@ class Carrying:
         above = grasp.pos + 0.07 * UP
         start = arm.pos()
         clear = corridor_height(arm.obstacles(body), start[:2], above[:2], half_width=0.07) + TIP + 0.015
-        if arm.mat()[2, 2] > -0.8:  # upright first: an arm that turns its wrist both ways at once locks its elbow
+        if arm.mat()[2, 2] > -0.8:  # turned far out, an arm locks its elbow
             aside = np.array([*(0.5 * (start + above)[:2]), max(clear, start[2])])
-            yield from arm.move(aside, START_HAND, OPEN, tol=0.05, max_steps=40)
+            yield from arm.move(aside, hand, OPEN, tol=0.05, max_steps=40, angle_tol=0.6)
         yield from arm.rise(max(clear, arm.points(body)[:, 2].max() + 0.05))
         if clear > above[2]:
             yield from arm.move(np.array([*above[:2], clear]), hand, OPEN, tol=0.02, max_steps=70)
@@ -120,17 +141,13 @@ class Carrying:
         body = moved_body(predicate)
         yield from self._bring(body, self._target(predicate), self._turn_to_fit(predicate))
 
-    def _bring(
-        self, body: str, target: np.ndarray, turn: float = 0.0, tol: float = 0.008, corridor: float = 0.11
-    ) -> Actions:
+    def _bring(self, body: str, target: np.ndarray, turn: float = 0.0) -> Actions:
         """Carry a held object over what is on the way, lower it and let go.
 
         Args:
             body: The object.
             target: xy of the body's origin and z of its lowest point, (3,) in m.
             turn: Angle in rad by which to turn it on the way.
-            tol: How near to the target to let go, m.
-            corridor: Half the width in m of the way that has to be clear.
         """
         arm, data = self.arm, self.data
         arm.phase = f"transport {body}"
@@ -138,9 +155,10 @@ class Carrying:
         start = arm.pos()
         offset = data.body(body).xpos - start
         hang = start[2] - arm.points(body)[:, 2].min()
-        clear = corridor_height(arm.obstacles(body), start[:2], target[:2] - offset[:2], corridor) + 0.025 + hang
-        lowest = target[2] + hang + 0.03  # over a high target, whatever the cap on the rise
-        height = max(lowest, min(clear, start[2] + 0.18))
+        way = arm.obstacles(body), start[:2], target[:2] - offset[:2]
+        clear, wide = (corridor_height(*way, half) + hang for half in (self._radius(body), 0.11))
+        # Always over the target and what the object would hit; over what stands near the way up to a limit.
+        height = max(target[2] + hang + 0.03, clear + 0.015, min(wide + 0.025, start[2] + 0.18))
         yield from arm.move(np.array([*start[:2], height]), hand, CLOSED, tol=0.02, max_steps=30)
         hand = down(yaw_of(hand) + turn)
         for near, angle_tol in ((0.02, 0.3), (0.01, 0.1)):
@@ -154,7 +172,7 @@ class Carrying:
         offset = data.body(body).xpos - arm.pos()
         hang = arm.pos()[2] - arm.points(body)[:, 2].min()
         low = np.array([*(target[:2] - offset[:2]), target[2] + hang])
-        yield from arm.move(low, hand, CLOSED, tol=tol, max_steps=45)
+        yield from arm.move(low, hand, CLOSED, tol=0.008, max_steps=45)
         yield from arm.release()
 
     def _target(self, predicate: Placement) -> np.ndarray:
@@ -267,7 +285,7 @@ class Carrying:
         yield from arm.release(0.14 * pull)
 
     def _opening(self, predicate: goals.InSite) -> tuple[np.ndarray, np.ndarray]:
-        """The side from which a roofed site is open: unit vector out of it (3,), and the body's target (3,) as in `_bring`.
+        """The side from which a roofed site is open: unit vector out of it (3,), and the target (3,) as in `_bring`.
 
         The object goes midway between the walls, its outer end level with the site's edge.
         """

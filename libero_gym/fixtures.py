@@ -118,7 +118,7 @@ class Fixtures:
         return self.arm.part_points(int(self.model.joint(joint).bodyid[0]))
 
     def _door_spot(self, joint: str) -> tuple[np.ndarray, np.ndarray]:
-        """Where a hand pointing down touches the outside of a door, and the way it closes: (3,) in m and a unit (3,)."""
+        """Where a hand pointing down touches a door's outside, (3,) in m, and the way it closes, a unit vector (3,)."""
         body = int(self.model.joint(joint).bodyid[0])
         geoms = np.flatnonzero((self.model.geom_bodyid == body) & (self.model.geom_conaffinity > 0))
         panel = geoms[np.argmax(self.model.geom_rbound[geoms])]
