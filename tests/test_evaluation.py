@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,6 @@ import pytest
 import torch as th
 from fakes import IMAGE_SIZE, FakeBackbone, FakeConfig, FakeProcessor, fake_env
 from PIL import Image
-from safetensors.torch import save_file
 from scripted import soup_into_basket
 
 from libero_gym.env import LiberoEnv
@@ -27,15 +27,12 @@ from libero_gym.tasks import get_tasks
 from vla_agent import VLAPPO, EvaluationCallback, EvaluationReport, Evaluator, evaluate_policy
 from vla_agent.evaluation import ReportError, Trial, plan_trials
 from vla_agent.evaluation.actors import RegressionPolicy
-from vla_agent.openvla import OpenVLA
-from vla_agent.openvla.action_head import L1ActionHead
+from vla_agent.openvla import OpenVLA, load_processor
 from vla_agent.openvla.folder import TINY_FOLDER
 from vla_agent.openvla.image import center_crop, libero_image
-from vla_agent.openvla.vision import StateProjector
+from vla_agent.openvla.processor import Processor
 
 ROOT = Path(__file__).parent.parent
-# Environments that draw nothing, and episodes of three steps.
-BLIND: dict[str, Any] = {"cameras": (), "max_episode_steps": 3, "progress_bar": False}
 # Frames of 16 pixels, which is what the fake models take.
 SMALL: dict[str, Any] = {"protocol": "training", "renderer": "fast", "max_episode_steps": 3, "progress_bar": False}
 
@@ -49,6 +46,10 @@ class SimProcessor(FakeProcessor):
 
     def action_stats(self, unnorm_key: str | None = None) -> dict[str, Any]:
         return {}
+
+
+# Environments that draw nothing, and episodes of three steps.
+BLIND: dict[str, Any] = {"cameras": (), "max_episode_steps": 3, "processor": SimProcessor(), "progress_bar": False}
 
 
 def fake_model(chunk_size: int = 1, config: FakeConfig | None = None, **kwargs: Any) -> VLAPPO:
@@ -320,7 +321,7 @@ def test_what_does_not_exist_is_named_before_anything_starts() -> None:
     with pytest.raises(ValueError, match="Unknown protocol 'opnvla'"):
         evaluate_policy("tiny", protocol="opnvla")
     with pytest.raises(ValueError, match=r"'held-out' needs the checkpoint's training\.json"):
-        evaluate_policy(Noise(), init_state_ids="held-out")
+        evaluate_policy(Noise(), init_state_ids="held-out", **BLIND)
     with pytest.raises(ValueError, match="Unknown init_state_ids 'heldout'"):
         evaluate_policy(Noise(), init_state_ids="heldout")
     with pytest.raises(ValueError, match="protocol='openvla' renders 256 pixels, not image_size=64"):
@@ -343,19 +344,16 @@ def test_a_model_that_does_not_fit_is_told_why() -> None:
 
 
 @pytest.fixture(scope="module")
-def regressing(tmp_path_factory: pytest.TempPathFactory) -> OpenVLA:
+def regressing() -> OpenVLA:
     """A tiny OpenVLA-OFT with a continuous head: two cameras, state, chunks of eight."""
-    folder = tmp_path_factory.mktemp("oft")
-    shutil.copytree(TINY_FOLDER, folder, dirs_exist_ok=True)
-    config = json.loads((folder / "config.json").read_text())
-    for stats in config["norm_stats"].values():
-        stats["proprio"] = {"q01": [-1.0] * 8, "q99": [1.0] * 8}
-    (folder / "config.json").write_text(json.dumps(config))
-    width = config["text_config"]["hidden_size"]
+    tiny = load_processor("tiny")
+    statistics = {
+        "libero": {**tiny.config.norm_stats[tiny.unnorm_keys[0]], "proprio": {"q01": [-1] * 8, "q99": [1] * 8}}
+    }
+    oft: dict[str, Any] = {"decoding": "parallel", "action_chunk_size": 8, "num_images": 2, "use_state": True}
+    config = replace(tiny.config, norm_stats=statistics, action_head="l1", **oft)
     th.manual_seed(0)
-    for name, module in (("proprio_projector", StateProjector(8, width)), ("action_head", L1ActionHead(width, 7))):
-        save_file(dict(module.state_dict()), folder / f"{name}--1_checkpoint.safetensors")
-    return OpenVLA.from_pretrained(folder)
+    return OpenVLA(config, Processor(config, tiny._encode, tiny.files)).eval()
 
 
 def test_a_continuous_head_is_evaluated_by_its_own_actions(

@@ -108,6 +108,10 @@ def test_other_conditions_are_named() -> None:
     ]
     assert "Comparable: no." in str(comparison)
     assert "the conditions differ" in str(comparison)
+    sampled = replace(first, settings={"seed": 3, "deterministic": False})
+    comparison = compare_reports(first, sampled)
+    assert comparison.comparable
+    assert comparison.choices == ["seed: 0 against 3.", "deterministic: None against False."]
     partial = compare_reports(first, replace(first, episodes=first.episodes[:3], complete=False))
     assert partial.differences == ["The second report is of an interrupted evaluation (3 episodes)."]
     assert (partial.first.n, partial.first.successes) == (3, 2)  # what both ran

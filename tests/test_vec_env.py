@@ -13,7 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from vla_agent import VLAVecEnv, make_vec_env
-from vla_agent.vec_env import unbatch_infos
+from vla_agent.vec_env import describe_suite, unbatch_infos
 
 
 def bins_for(env: VLAVecEnv, first: list[int]) -> np.ndarray:
@@ -152,6 +152,36 @@ def test_seeds_and_options_go_to_the_next_reset_only() -> None:
     env.reset()
     assert env.venv.seeds == [[5, 6], None]
     assert env.venv.options == [{"task_id": [0, 1]}, None]
+
+
+def test_begun_episodes_are_the_chosen_ones_and_others_go_on() -> None:
+    env = fake_env(3, max_episode_steps=9)
+    env.reset()
+    env.step(bins_for(env, [255] * 3))
+    obs = env.begin_episodes({2: {"task_id": 5, "init_state_id": 7}, 0: {"task_id": 4}})
+    given = env.venv.options[-1]
+    assert given.pop("reset_mask").tolist() == [True, False, True]
+    assert given == {"task_id": [4, None, 5], "init_state_id": [None, None, 7]}
+    assert env._lengths.tolist() == [0, 1, 0]
+    assert obs["input_ids"].shape[0] == 3
+    assert "task_name" in env.reset_infos[2]
+
+
+def test_continuous_actions_go_past_the_table() -> None:
+    env = fake_env(2)
+    env.reset()
+    actions = np.random.default_rng(0).uniform(-1, 1, (2, 7))
+    env.step_actions(actions)
+    np.testing.assert_array_equal(env.venv.actions[-1], actions)
+
+
+def test_suites_are_described_by_their_id() -> None:
+    suite = describe_suite("LIBERO-Long-v0")
+    assert (suite.name, suite.max_steps, len(suite.task_names)) == ("libero_10", 520, 10)
+    assert suite.n_initial_states(9) == 50
+    assert suite.instructions[2] == "turn on the stove and put the moka pot on it"
+    with pytest.raises(ValueError, match="Did you mean 'LIBERO-Spatial-v0'"):
+        describe_suite("LIBERO-Sptial-v0")
 
 
 def test_same_seed_same_observations() -> None:

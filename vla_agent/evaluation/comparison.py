@@ -17,6 +17,8 @@ class Comparison:
 
     Attributes:
         differences: Conditions that differ, one sentence each; the reports are comparable if there is none.
+        choices: Settings that differ, such as how actions were drawn or images cropped: the model's side, not the
+            benchmark's.
         first: Success of the first, over the episodes compared.
         second: Success of the second.
         paired: Whether both ran the episodes compared, so that these are compared one by one.
@@ -27,6 +29,7 @@ class Comparison:
     """
 
     differences: list[str]
+    choices: list[str]
     first: SuccessRow
     second: SuccessRow
     paired: bool
@@ -56,6 +59,8 @@ class Comparison:
         low, high = self.interval
         lines = ["Comparable: yes." if self.comparable else "Comparable: no."]
         lines += [f"  {difference}" for difference in self.differences]
+        if self.choices:
+            lines.append("Chosen differently: " + " ".join(self.choices))
         for name, row in (("First", self.first), ("Second", self.second)):
             lines.append(f"{name}: {describe_row(row)}.")
         lines.append(
@@ -85,11 +90,8 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
         first: The one to compare with, such as a baseline.
         second: The other.
     """
-    differences = [
-        f"{name}: {_short(first.conditions.get(name))} against {_short(second.conditions.get(name))}."
-        for name in dict.fromkeys([*first.conditions, *second.conditions])
-        if first.conditions.get(name) != second.conditions.get(name)
-    ]
+    differences = _differing(first.conditions, second.conditions)
+    choices = _differing(*({**report.settings, "env_id": "", "n_envs": 0} for report in (first, second)))
     for name, report in (("first", first), ("second", second)):
         if not report.complete:
             differences.append(f"The {name} report is of an interrupted evaluation ({len(report.episodes)} episodes).")
@@ -103,6 +105,7 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
     only_two = sum(two[pair].success and not one[pair].success for pair in both)
     return Comparison(
         differences,
+        choices,
         row_one,
         row_two,
         bool(both),
@@ -113,5 +116,14 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
     )
 
 
+def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """A sentence per entry that differs."""
+    return [
+        f"{name}: {_short(first.get(name))} against {_short(second.get(name))}."
+        for name in dict.fromkeys([*first, *second])
+        if first.get(name) != second.get(name)
+    ]
+
+
 def _short(value: Any) -> str:
-    return describe_ids(value) if isinstance(value, list) else repr(value)
+    return describe_ids(value) if isinstance(value, list) and value and isinstance(value[0], int) else repr(value)

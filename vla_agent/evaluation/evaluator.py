@@ -125,9 +125,8 @@ class Evaluator:
         if protocol not in PROTOCOLS:
             raise ValueError(f"Unknown protocol {protocol!r}. Choices: {', '.join(map(repr, PROTOCOLS))}.")
         if not isinstance(init_state_ids, str):
-            plan_trials(
-                env_id, task_ids, init_state_ids := list(init_state_ids)
-            )  # complain before the weights are read
+            init_state_ids = list(init_state_ids)
+            plan_trials(env_id, task_ids, init_state_ids)  # complains before the weights are read
         with _own_randomness(0):
             self.subject = load_subject(model, device)
         self.training_states = manifest.read_training_states(self.subject.folder)
@@ -198,7 +197,8 @@ class Evaluator:
         """Run every trial.
 
         With ``out``, episodes are on disk as they end. After an interruption (Ctrl-C, a kill) the same call runs what
-        is missing; on Ctrl-C, the report of what was done is written before the exception goes on.
+        is missing; on Ctrl-C, the report of what was done is written before the exception goes on. Episodes that were
+        sampled are then other ones than without the interruption.
 
         Args:
             deterministic: Decode greedily, as the protocol does.
@@ -208,7 +208,7 @@ class Evaluator:
             film_failures: Film so many failures of each task as the model saw them, into ``<out>/failures``.
 
         Raises:
-            ValueError: If failures are to be filmed without a folder or a filmer.
+            ValueError: If failures are to be filmed without a folder or a camera.
             ReportError: If ``out`` holds an evaluation of another model, or with other settings.
         """
         filmer = self._filmer(film_failures, out)

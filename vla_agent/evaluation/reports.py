@@ -90,7 +90,7 @@ class EvaluationReport:
         settings: What else was chosen: decoding, seed, the model's image path, number of environments.
         episodes: In the order of tasks and initial states, whichever ended first.
         task_names: LIBERO's names, by task id.
-        timing: Seconds and latencies; of the machine, not of the result.
+        timing: Seconds and latencies of the last run, where an evaluation took several; of the machine, not the result.
         manifest: Versions, hashes and the initial states that the model was trained on.
         complete: False if the evaluation was interrupted.
     """
