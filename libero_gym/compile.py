@@ -152,11 +152,11 @@ def compile_task(task: Task) -> CompiledTask:
         RuntimeError: If LIBERO's simulator cannot be imported; the message says what is missing.
     """
     warn_untested_mujoco()
-    key = _task_key(task)
+    key = task_key(task)
     record = _load_record(key)
     if record is None:
         logger.info("Compiling %s", task.name)
-        with _stock_env(task) as env:
+        with stock_env(task) as env:
             record = _extract(env)
         cache.write(key, _dump_record(record))
     return _compiled_from_record(task, record)
@@ -184,7 +184,7 @@ def _load_visual_model(compiled: CompiledTask, key: str, renderer: str) -> mujoc
     blob = cache.read(key)
     if blob is not None:
         return model_from_bytes(blob)
-    with _stock_env(compiled.task) as env:
+    with stock_env(compiled.task) as env:
         model = env.env.sim.model._model
         if renderer == "fast":
             model = decimation.decimated_model(env.env.model.get_xml(), model)
@@ -205,12 +205,12 @@ def fixture_draw(task: Task, draw: int) -> FixtureDraw:
         raise ValueError(f"fixture_draw={draw!r}; expected an integer from 1 (the first reset after seed(0)).")
     if draw == 1:
         return compile_task(task).fixtures
-    key = f"{_task_key(task)}-draw{draw}"
+    key = f"{task_key(task)}-draw{draw}"
     blob = cache.read(key)
     if blob is not None:
         with np.load(io.BytesIO(blob), allow_pickle=False) as archive:
             return FixtureDraw(**archive)
-    with _stock_env(task, resets=int(draw)) as env:
+    with stock_env(task, resets=int(draw)) as env:
         fixtures = _read_draw(env)
     buffer = io.BytesIO()
     np.savez(buffer, **vars(fixtures))
@@ -255,7 +255,7 @@ def _import_stock() -> type:
 
 
 @contextlib.contextmanager
-def _stock_env(task: Task, resets: int = 1) -> Iterator[Any]:
+def stock_env(task: Task, resets: int = 1) -> Iterator[Any]:
     """A stock environment without renderer, reset ``resets`` times after ``seed(0)``; closed on exit.
 
     LIBERO draws from NumPy's and Python's global generators; both are as before when this returns.
@@ -468,7 +468,7 @@ def _load_record(key: str) -> dict[str, Any] | None:
     return record
 
 
-def _task_key(task: Task) -> str:
+def task_key(task: Task) -> str:
     return f"task-{_versions_hash()}-{task.suite}-{task.task_id}-{_hash(task.bddl_file.read_bytes())}"
 
 

@@ -18,7 +18,7 @@ from libero_gym.scene import CAMERAS
 from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, SimState, Simulator
 from libero_gym.tasks import Task, did_you_mean, get_suite, get_tasks, initial_states
 
-_RESET_OPTIONS = ("task_id", "init_state_id", "fixture_draw")
+_RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_draw")
 ACTION_DIM = 7
 
 
@@ -64,8 +64,10 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     ## Reset
 
     ``reset(seed=, options={"task_id": i, "init_state_id": j, "fixture_draw": n})``. What the options leave open is
-    drawn from the environment's own generator; fixtures stand where stock LIBERO puts them at its first reset after
-    ``seed(0)`` unless ``fixture_draw`` asks for the n-th. Objects then settle for ``settle_steps`` control steps.
+    drawn from the environment's own generator, the state among the official ones that ``init_state_ids`` names;
+    ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1).
+    Fixtures stand where stock LIBERO puts them at its first reset after ``seed(0)`` unless ``fixture_draw`` asks for
+    the n-th. Objects then settle for ``settle_steps`` control steps.
 
     ## Info
 
@@ -82,6 +84,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     Args:
         suite: LIBERO's name of the suite; the registered ids set it.
         task_id: The task, several of them, or None for all: one is drawn at each reset.
+        init_state_ids: Official initial states that resets draw from; None for all. Evaluations use all 50, so train
+            on some and report the others.
         image_size: Side of the square images in pixels, 8 to 2048.
         cameras: Of ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
         reward: ``"sparse"`` or ``"progress"``.
@@ -105,6 +109,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         suite: str,
         *,
         task_id: int | Sequence[int] | None = None,
+        init_state_ids: Sequence[int] | None = None,
         image_size: int = 256,
         cameras: Sequence[str] = ("agentview",),
         reward: str = "sparse",
@@ -118,6 +123,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self.suite = get_suite(suite)
         self.tasks = get_tasks(suite)
         self.task_ids = check_task_ids(task_id, self.suite.n_tasks, suite)
+        self.init_state_ids = None if init_state_ids is None else self._check_init_states(init_state_ids)
         self.image_size = rendering.check_image_size(image_size)
         self.cameras = _check_cameras(cameras)
         self.reward_type = _check_choice("reward", reward, REWARDS)
@@ -169,14 +175,10 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             task_id = self.np_random.choice(self.task_ids, p=self._task_weights)
         (task_id,) = check_task_ids(int(task_id), self.suite.n_tasks, self.suite.name)
         task = self.tasks[task_id]
-        states = initial_states(task)
-        init_state_id = options.get("init_state_id")
-        if init_state_id is None:
-            init_state_id = self.np_random.integers(len(states))
-        self._init_state_id = _check_init_state_id(init_state_id, len(states), task)
+        state = self._initial_state(task, options)
         self._simulator = self._get_simulator(task, options.get("fixture_draw", 1))
         self.task = task
-        self._simulator.reset(states[self._init_state_id])
+        self._simulator.reset(state)
         for _ in range(self.settle_steps):
             self._simulator.step(SETTLE_ACTION)
         self._elapsed_steps = 0
@@ -228,6 +230,32 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     def close(self) -> None:
         self._simulators.clear()
+
+    def _check_init_states(self, init_state_ids: Sequence[int]) -> tuple[int, ...]:
+        if not len(init_state_ids):
+            raise ValueError("init_state_ids is empty; name official initial states, or None for all.")
+        tasks = [self.tasks[task_id] for task_id in self.task_ids]
+        return tuple(
+            min(_check_init_state_id(index, len(initial_states(task)), task) for task in tasks)
+            for index in init_state_ids
+        )
+
+    def _initial_state(self, task: Task, options: dict[str, Any]) -> np.ndarray:
+        """The state that a reset starts from, as its options say; notes its id."""
+        placement_seed = options.get("placement_seed")
+        init_state_id = options.get("init_state_id")
+        if placement_seed is not None:
+            if init_state_id is not None:
+                raise ValueError("Give either 'init_state_id' or 'placement_seed', not both.")
+            from libero_gym.placements import sampled_state
+
+            self._init_state_id = -1
+            return sampled_state(task, placement_seed)
+        states = initial_states(task)
+        if init_state_id is None:
+            init_state_id = self.np_random.choice(self.init_state_ids or len(states))
+        self._init_state_id = _check_init_state_id(init_state_id, len(states), task)
+        return states[self._init_state_id]
 
     def _get_simulator(self, task: Task, draw: int) -> Simulator:
         key = (task.task_id, draw)

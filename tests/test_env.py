@@ -95,6 +95,22 @@ def test_options_choose_task_and_state(state_env: LiberoEnv) -> None:
     assert info["instruction"] == "pick up the black bowl next to the ramekin and place it on the plate"
 
 
+def test_a_placement_seed_starts_from_the_regions(state_env: LiberoEnv) -> None:
+    _, info = state_env.reset(options={"task_id": 0, "placement_seed": 3})
+    assert info["init_state_id"] == -1
+    first = state_env.get_state().copy()
+    state_env.reset(options={"task_id": 0, "placement_seed": 4})
+    assert not np.array_equal(first, state_env.get_state())
+    state_env.reset(options={"task_id": 0, "placement_seed": 3})
+    np.testing.assert_array_equal(first, state_env.get_state())
+
+
+def test_resets_draw_from_the_initial_states_that_are_named() -> None:
+    env = LiberoEnv("libero_spatial", task_id=0, init_state_ids=(3, 30), cameras=(), settle_steps=0)
+    drawn = {env.reset(seed=seed)[1]["init_state_id"] for seed in range(20)}
+    assert drawn == {3, 30}
+
+
 def test_fixture_draw_moves_fixtures_and_the_first_is_the_default(state_env: LiberoEnv) -> None:
     state_env.reset(options={"init_state_id": 0})
     default = state_env.simulator.fixtures.pos.copy()
@@ -198,6 +214,8 @@ def test_success_terminates_and_pays_one(state_env: LiberoEnv) -> None:
         ({"renderer": "exakt"}, r"Did you mean 'exact'\?"),
         ({"chunk_size": 0}, r"chunk_size=0; expected an integer of at least 1"),
         ({"settle_steps": -1}, r"settle_steps=-1"),
+        ({"init_state_ids": ()}, "init_state_ids is empty"),
+        ({"init_state_ids": (50,)}, "init_state_id=50 is out of range"),
         ({"render_mode": "human"}, r"Unknown render_mode 'human'"),
     ],
 )
@@ -212,6 +230,7 @@ def test_bad_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
         ({"task_id": 11}, "task_id=11 is out of range"),
         ({"init_state_id": 50}, "has official initial states 0 to 49"),
         ({"init_state": 1}, "Unknown reset option 'init_state'. Did you mean 'init_state_id'"),
+        ({"init_state_id": 1, "placement_seed": 1}, "either 'init_state_id' or 'placement_seed'"),
         ({"fixture_draw": 0}, "fixture_draw=0; expected an integer from 1"),
     ],
 )

@@ -16,7 +16,7 @@ from conftest import random_actions
 from scripted import soup_into_basket
 
 from libero_gym import rendering
-from libero_gym.compile import _import_stock, _stock_env, compile_task, fixture_draw
+from libero_gym.compile import _import_stock, stock_env, compile_task, fixture_draw
 from libero_gym.simulator import SETTLE_ACTION, Simulator
 from libero_gym.tasks import Task, get_tasks, initial_states
 
@@ -62,7 +62,7 @@ def test_an_episode_up_to_success_and_beyond_equals_stock_bit_for_bit() -> None:
     simulator = Simulator(compile_task(task))
     simulator.reset(state)
     flags = []
-    with _stock_env(task) as stock:
+    with stock_env(task) as stock:
         stock.set_init_state(state)
         for action in soup_into_basket(simulator):
             _assert_step_equal(stock, simulator, action)
@@ -82,7 +82,7 @@ def test_reset_after_an_episode_equals_a_fresh_stock_reset(suite: str, task_id: 
     for action in random_actions(100, seed=1):
         simulator.step(action)
     simulator.reset(state)
-    with _stock_env(task) as stock:
+    with stock_env(task) as stock:
         stock.set_init_state(state)
         for action in random_actions(50, seed=2):
             _assert_step_equal(stock, simulator, action)
@@ -169,7 +169,7 @@ def test_second_fixture_draw_equals_stocks_second_reset() -> None:
     state = initial_states(task)[1]
     simulator = Simulator(compile_task(task), fixture_draw(task, 2))
     simulator.reset(state)
-    with _stock_env(task, resets=2) as stock:
+    with stock_env(task, resets=2) as stock:
         stock.set_init_state(state)
         for action in random_actions(20):
             stock.step(action)
@@ -190,7 +190,7 @@ def test_joint_goals_flip_where_stocks_do(suite: str, task_id: int, joint: str, 
     state = np.array(initial_states(task)[0])
     address = simulator.model.joint(joint).qposadr[0] + 1
     flags = []
-    with _stock_env(task) as stock:
+    with stock_env(task) as stock:
         for position in positions:
             state[address] = position
             simulator.reset(state)
@@ -208,7 +208,7 @@ def test_placing_goals_agree_with_stock_around_the_target() -> None:
     bowl = simulator.model.joint("akita_black_bowl_1_joint0").qposadr[0] + 1
     plate = simulator.model.joint("plate_1_joint0").qposadr[0] + 1
     flags = []
-    with _stock_env(task) as stock:
+    with stock_env(task) as stock:
         for dx in (0.0, 0.025, 0.035):
             for dz in np.linspace(-0.02, 0.04, 13):
                 state[bowl : bowl + 3] = state[plate : plate + 3] + [dx, 0, dz]

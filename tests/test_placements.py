@@ -1,0 +1,48 @@
+"""Initial states from the BDDL's regions look like the official ones, and are none of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from libero_gym.compile import compile_task
+from libero_gym.placements import sampled_state
+from libero_gym.tasks import Task, get_tasks, initial_states
+
+
+def free_positions(task: Task, states: np.ndarray) -> np.ndarray:
+    """Positions of all movable objects, (n, objects, 3)."""
+    model = compile_task(task).physics
+    free = [model.jnt_qposadr[joint] for joint in range(model.njnt) if model.jnt_type[joint] == 0]
+    return np.stack([states[:, 1 + adr : 4 + adr] for adr in free], axis=1)
+
+
+# Objects on the table alone; on the stove; in the cabinet's drawer, beside a fixture.
+@pytest.mark.parametrize("task_id", [0, 4, 7])
+def test_objects_stand_in_the_regions_of_the_official_states(task_id: int) -> None:
+    task = get_tasks("libero_spatial")[task_id]
+    states = np.array([sampled_state(task, seed) for seed in range(20)])
+    sampled, official = free_positions(task, states), free_positions(task, np.asarray(initial_states(task)))
+    margin = 0.02  # official states were drawn each with fixtures of its own
+    assert (sampled > official.min(0) - margin).all()
+    assert (sampled < official.max(0) + margin).all()
+    nearest = np.abs(states[:, None] - np.asarray(initial_states(task))[None]).max(-1).min(1)
+    assert nearest.min() > 1e-4
+    assert len(np.unique(states[:, 1:], axis=0)) == 20
+
+
+def test_equal_seeds_give_equal_states_and_global_generators_stay() -> None:
+    task = get_tasks("libero_spatial")[0]
+    np.random.seed(3)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    first = sampled_state(task, 51).copy()
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    sampled_state.__globals__["_block"].cache_clear()
+    np.testing.assert_array_equal(first, sampled_state(task, 51))
+    assert not np.array_equal(first, sampled_state(task, 52))
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True])
+def test_a_seed_is_an_integer_from_zero(seed: float) -> None:
+    with pytest.raises(ValueError, match="expected an integer from 0"):
+        sampled_state(get_tasks("libero_spatial")[0], seed)  # type: ignore[arg-type]
