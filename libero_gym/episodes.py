@@ -37,7 +37,8 @@ class Episode:
         suite: LIBERO's name of the suite, empty if unknown.
         task_id: The task in it, -1 if unknown.
         task_name: LIBERO's name of the task.
-        init_state_id: The official initial state, -1 if unknown.
+        init_state_id: The official initial state, -1 if it was none.
+        placement_seed: What drew the initial state if it was not official, see `placements`; -1 if unknown.
         seed: Of the recording, -1 if unknown.
         fps: Frames per second.
         versions: Versions of what recorded it, by package.
@@ -52,6 +53,7 @@ class Episode:
     task_id: int = -1
     task_name: str = ""
     init_state_id: int = -1
+    placement_seed: int = -1
     seed: int = -1
     fps: int = CONTROL_FREQ
     versions: dict[str, str] = field(default_factory=dict)

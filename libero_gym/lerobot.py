@@ -10,7 +10,7 @@ ours, with its episodes, tasks, statistics and rows; PyAV 18.1.0 decodes its vid
 checked: LeRobot's own decoding of frames into tensors, and its web viewer.
 
 Beside the standard fields, each episode's row has ours, ``libero/success``, ``libero/suite``, ``libero/task_id``,
-``libero/task_name``, ``libero/init_state_id``, ``libero/seed`` and ``libero/versions`` (JSON).
+``libero/task_name``, ``libero/init_state_id``, ``libero/placement_seed``, ``libero/seed``, ``libero/versions`` (JSON).
 
 Frames and actions are those of our environments: images turned by 180 degrees, gripper +1 closing.
 """
@@ -48,7 +48,7 @@ _SCALARS = {
     "index": "int64",
     "task_index": "int64",
 }
-_OURS = ("success", "suite", "task_id", "task_name", "init_state_id", "seed")
+_OURS = ("success", "suite", "task_id", "task_name", "init_state_id", "placement_seed", "seed")
 
 Stats = dict[str, dict[str, Any]]
 

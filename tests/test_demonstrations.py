@@ -346,6 +346,30 @@ def test_a_dataset_that_was_not_recorded_there_is_left_alone(dataset: Path) -> N
     assert len(list(LeRobotReader(dataset))) == 3
 
 
+def test_placements_are_recorded_beside_official_states(tmp_path: Path) -> None:
+    record_pushes(tmp_path, init_state_ids=[1], placement_seeds=[0, 2], cameras=())
+    episodes = list(LeRobotReader(tmp_path))
+    assert {(e.init_state_id, e.placement_seed) for e in episodes} == {(1, -1), (-1, 0), (-1, 2)}
+
+
+def test_intended_actions_are_recorded_without_noise_or_prefix(tmp_path: Path) -> None:
+    options = {"init_state_ids": [0], "cameras": (), "action_noise": 0.3, "random_prefix": 4, "max_steps": 12}
+    record_pushes(tmp_path / "a", record_intended=True, **options)
+    record_pushes(tmp_path / "b", record_intended=False, **options)
+    intended, executed = LeRobotReader(tmp_path / "a")[0], LeRobotReader(tmp_path / "b")[0]
+    np.testing.assert_allclose(intended.actions, [[0.3, 0, -0.2, 0, 0, 0, 1.0]] * len(intended), atol=1e-7)
+    n_prefix = len(executed) - len(intended)
+    assert n_prefix > 0
+    np.testing.assert_array_equal(executed.state[n_prefix:], intended.state)  # the same noise moved both
+    assert np.abs(executed.actions[n_prefix:] - intended.actions).max() > 0.1
+
+
+def test_noise_holds_for_as_long_as_it_is_told(tmp_path: Path) -> None:
+    record_pushes(tmp_path, init_state_ids=[0], cameras=(), action_noise=0.1, noise_steps=3, max_steps=9)
+    actions = LeRobotReader(tmp_path)[0].actions
+    assert (np.diff(actions[:, 0]) != 0).tolist() == [False, False, True, False, False, True, False, False]
+
+
 def test_a_script_that_ends_ends_the_episode(tmp_path: Path) -> None:
     record_pushes(tmp_path, two_steps, init_state_ids=[0], cameras=())
     assert len(LeRobotReader(tmp_path)[0]) == 2
