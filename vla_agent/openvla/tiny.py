@@ -4,6 +4,7 @@
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -79,6 +80,16 @@ def tiny_config() -> OpenVLAConfig:
         ],
         empty_piece_id=pieces.index(BOUNDARY),
         extra={"architectures": ["OpenVLAForActionPrediction"], "image_resize_strategy": "resize-naive"},
+    )
+
+
+def chunked_config() -> OpenVLAConfig:
+    """Configuration of the tiny model that learns LIBERO: chunks of 8 actions in one pass, and the robot's state."""
+    config = tiny_config()
+    config.text_config["num_hidden_layers"] = 3
+    config.vision_tower_sizes = [{"embed_dim": 96, "depth": 4, "num_heads": 3}] * 2
+    return dataclasses.replace(
+        config, action_chunk_size=8, decoding="parallel", use_state=True, learned_placeholders=True
     )
 
 

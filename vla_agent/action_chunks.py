@@ -1,0 +1,182 @@
+"""Demonstrations as training examples: what the robot saw, and the chunk of actions that followed."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from vla_agent.action_tokens import ActionTokenizer
+from vla_agent.openvla.image import libero_image
+from vla_agent.policy import CAMERA_KEYS
+
+ACTION_DIM, STATE_DIM = 7, 8
+GRIPPER_DIM = ACTION_DIM - 1
+
+
+class Demonstration(Protocol):
+    """What is read of an episode; `libero_gym.episodes.Episode` is one."""
+
+    instruction: str
+    state: np.ndarray  # float32 (T, 8)
+    actions: np.ndarray  # float32 (T, 7), +1 closes the gripper
+    images: dict[str, np.ndarray]  # uint8 (T, H, W, 3) by observation key
+    fps: int
+
+
+class Examples(NamedTuple):
+    """B examples with K actions each."""
+
+    images: tuple[np.ndarray, ...]  # uint8 (B, S, S, 3) per camera
+    state: np.ndarray  # float32 (B, 8)
+    instructions: list[str]
+    actions: np.ndarray  # float32 (B, K, 7), the gripper as OpenVLA has it: 0 closed, 1 open
+    valid: np.ndarray  # bool (B, K), False behind the episode's end
+    keyframe: np.ndarray  # float32 (B, 3), where the hand is when the gripper's command next changes, m
+
+
+class ActionChunks:
+    """Every frame of some demonstrations, with the actions that follow it; held in memory.
+
+    Args:
+        episodes: Demonstrations, such as a `LeRobotReader`; read once.
+        cameras: Observation keys to keep, in the model's order.
+        image_size: Side in pixels that the model takes. Others are resized as the published evaluation does (JPEG,
+            Lanczos).
+        chunk_size: Actions per example, K.
+        progress_bar: Show episodes as they are read, on a terminal.
+
+    Raises:
+        ValueError: If there are no episodes, an episode lacks a camera, its actions or states have another width or are
+            not finite, or frame rates differ.
+    """
+
+    def __init__(
+        self,
+        episodes: Iterable[Demonstration],
+        *,
+        cameras: Sequence[str] = CAMERA_KEYS[:1],
+        image_size: int,
+        chunk_size: int = 1,
+        progress_bar: bool = True,
+    ) -> None:
+        self.cameras, self.image_size, self.chunk_size = tuple(cameras), image_size, chunk_size
+        read: list[dict[str, Any]] = []
+        fps: dict[int, str] = {}
+        for index, episode in enumerate(
+            tqdm(episodes, "reading", unit="episode", disable=None if progress_bar else True)
+        ):
+            name = f"Episode {index} ('{episode.instruction}')"
+            _check(episode, self.cameras, name)
+            fps.setdefault(episode.fps, name)
+            read.append(self._read(episode))
+        if not read:
+            raise ValueError("There are no demonstrations to learn from: the dataset is empty, or all were skipped.")
+        if len(fps) > 1:
+            rates = ", ".join(f"{name} has {rate}" for rate, name in fps.items())
+            raise ValueError(f"The demonstrations mix frame rates ({rates} frames per second); train on one at a time.")
+        lengths = [len(episode["state"]) for episode in read]
+        self.n_episodes = len(read)
+        self.episode_ids = np.repeat(np.arange(len(read)), lengths)
+        self._ends = np.repeat(np.cumsum(lengths), lengths)
+        self._instructions = [episode["instruction"] for episode in read]
+        self._frames = [np.concatenate([episode["images"][key] for episode in read]) for key in self.cameras]
+        self.state, self.actions, self._keyframes = (
+            np.concatenate([episode[name] for episode in read]) for name in ("state", "actions", "keyframes")
+        )
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    @property
+    def instructions(self) -> list[str]:
+        """Every instruction, once, in order of appearance."""
+        return list(dict.fromkeys(self._instructions))
+
+    def __getitem__(self, frames: np.ndarray) -> Examples:
+        """Examples that begin at frames, int64 (B,)."""
+        steps = frames[:, None] + np.arange(self.chunk_size)
+        valid = steps < self._ends[frames, None]
+        return Examples(
+            images=tuple(images[frames] for images in self._frames),
+            state=self.state[frames],
+            instructions=[self._instructions[episode] for episode in self.episode_ids[frames]],
+            actions=self.actions[np.minimum(steps, self._ends[frames, None] - 1)],
+            valid=valid,
+            keyframe=self._keyframes[frames],
+        )
+
+    def statistics(self) -> dict[str, Any]:
+        """Statistics as a checkpoint's ``norm_stats`` keep them: of actions and of states ("proprio")."""
+        return {
+            "action": _describe(self.actions) | {"mask": [True] * GRIPPER_DIM + [False]},
+            "proprio": _describe(self.state) | {"mask": [True] * STATE_DIM},
+            "num_transitions": len(self),
+            "num_trajectories": self.n_episodes,
+        }
+
+    def _read(self, episode: Demonstration) -> dict[str, Any]:
+        actions = np.array(episode.actions, dtype=np.float32)
+        commands = np.sign(actions[:, GRIPPER_DIM])
+        actions[:, GRIPPER_DIM] = commands < 0
+        frames = {key: np.asarray(episode.images[key]) for key in self.cameras}
+        same = {key: images.shape[1:3] == (self.image_size, self.image_size) for key, images in frames.items()}
+        return {
+            "instruction": episode.instruction,
+            "state": np.asarray(episode.state, dtype=np.float32),
+            "actions": actions,
+            "keyframes": next_gripper_change(np.asarray(episode.state), commands),
+            "images": {
+                key: images if same[key] else libero_image(images, rotate=False, size=self.image_size)
+                for key, images in frames.items()
+            },
+        }
+
+
+def next_gripper_change(state: np.ndarray, commands: np.ndarray) -> np.ndarray:
+    """Where the hand is when the gripper's command next changes, or at the end: float32 (T, 3), m.
+
+    Args:
+        state: Robot states (T, 8), end-effector position first.
+        commands: Sign of the gripper's command (T,).
+    """
+    changes = [*np.flatnonzero(commands[1:] != commands[:-1]) + 1, len(commands) - 1]
+    following = np.searchsorted(changes, np.arange(len(commands)), side="left")
+    return state[np.asarray(changes)[following], :3].astype(np.float32)
+
+
+def normalize(actions: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
+    """Actions scaled so that q01 and q99 become -1 and 1, and clipped there; unchanged where the mask is False.
+
+    The inverse of `action_tokens.unnormalize`, as OpenVLA's data pipeline computes it.
+
+    Args:
+        actions: Shape (..., 7).
+        stats: The `action` entry of a checkpoint's `norm_stats`.
+    """
+    q01, q99 = (np.asarray(stats[name], dtype=np.float64) for name in ("q01", "q99"))
+    scaled = np.clip(2 * (actions - q01) / (q99 - q01 + 1e-8) - 1, -1, 1)
+    return np.where(np.asarray(stats["mask"], dtype=bool), scaled, actions)
+
+
+def to_bins(actions: np.ndarray, stats: dict[str, Any], tokenizer: ActionTokenizer) -> np.ndarray:
+    """Bins int64 (...) of actions (..., 7)."""
+    return tokenizer.ids_to_bins(tokenizer.encode(normalize(actions, stats)))
+
+
+def _check(episode: Demonstration, cameras: Sequence[str], name: str) -> None:
+    for array, width, what in ((episode.actions, ACTION_DIM, "actions"), (episode.state, STATE_DIM, "states")):
+        if array.ndim != 2 or array.shape[1] != width or len(array) != len(episode.actions) or not len(array):
+            raise ValueError(f"{name} has {what} of shape {array.shape}; the model takes {width} dimensions.")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinity in its {what}; repair or remove it.")
+    for key in cameras:
+        if key not in episode.images:
+            found = ", ".join(map(repr, episode.images)) or "none"
+            raise ValueError(f"{name} has no frames of {key!r}, which the model reads; it has {found}.")
+
+
+def _describe(values: np.ndarray) -> dict[str, list[float]]:
+    q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+    columns = {"mean": values.mean(0), "std": values.std(0), "min": values.min(0), "max": values.max(0)}
+    return {name: [float(x) for x in column] for name, column in (columns | {"q01": q01, "q99": q99}).items()}
