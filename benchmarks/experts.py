@@ -3,7 +3,8 @@
     python benchmarks/experts.py --suites libero_spatial libero_object --states 20
 
 Prints successes with Wilson's 95 % interval, mean control steps of the successes, and what the expert was doing where
-it failed. Rows are written after every task to ``--out``; a second run goes on where the first stopped.
+it failed. Goes over all tasks state by state and writes every episode to ``--out``: a run cut short has measured
+every task as often, and a second run goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import collections
 import json
 import math
 import multiprocessing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +38,13 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def measure(job: tuple[str, int, int]) -> tuple[str, dict[str, Any]]:
-    """One task's row: its first ``n_states`` official initial states."""
-    suite, task_id, n_states = job
+def measure(job: tuple[str, int, int]) -> tuple[str, int, dict[str, Any]]:
+    """The episode from one official initial state of a task."""
+    suite, task_id, state_id = job
     task = get_tasks(suite)[task_id]
-    simulator = Simulator(compile_task(task))
-    states = initial_states(task)[:n_states]
-    outcomes = [run_expert(simulator, state, SUITES[suite].max_steps) for state in states]
-    steps = [outcome.steps for outcome in outcomes if outcome.success]
-    low, high = wilson(len(steps), len(outcomes))
-    return f"{suite}[{task_id}]", {
-        "states": len(outcomes),
-        "successes": len(steps),
-        "wilson_95": [round(low, 3), round(high, 3)],
-        "mean_steps": round(sum(steps) / len(steps), 1) if steps else None,
-        "at_rest": sum(outcome.rests for outcome in outcomes),
-        "failed": [index for index, outcome in enumerate(outcomes) if not outcome.success],
-        "causes": dict(collections.Counter(outcome.cause for outcome in outcomes if not outcome.success)),
-    }
+    state = initial_states(task)[state_id]
+    outcome = run_expert(Simulator(compile_task(task)), state, SUITES[suite].max_steps)
+    return f"{suite}[{task_id}]", state_id, asdict(outcome)
 
 
 def main() -> None:
@@ -68,33 +59,38 @@ def main() -> None:
 
     content = json.loads(args.out.read_text()) if args.out.exists() else {}
     content["provenance"] = provenance()
-    rows = content.setdefault("tasks", {})
-    jobs = [(suite, task.task_id, args.states) for suite in args.suites for task in get_tasks(suite)]
-    jobs = [job for job in jobs if args.tasks is None or job[1] in args.tasks]
-    names = [f"{suite}[{task_id}]" for suite, task_id, _ in jobs]
-    done = {name for name, row in rows.items() if row["states"] >= args.states and not args.fresh}
-    missing = [job for job, name in zip(jobs, names, strict=True) if name not in done]
+    episodes: dict[str, dict[str, Any]] = content.setdefault("episodes", {})
+    tasks = [(suite, task.task_id) for suite in args.suites for task in get_tasks(suite)]
+    tasks = [(suite, task_id) for suite, task_id in tasks if args.tasks is None or task_id in args.tasks]
+    names = [f"{suite}[{task_id}]" for suite, task_id in tasks]
+    for name in names:
+        episodes[name] = {} if args.fresh else episodes.get(name, {})
+    jobs = [(*task, state) for state in range(args.states) for task in tasks]
+    jobs = [job for job in jobs if str(job[2]) not in episodes[f"{job[0]}[{job[1]}]"]]
     measured_at = commit()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
-        for name, row in tqdm(pool.imap_unordered(measure, missing), total=len(missing)):
-            rows[name] = {**row, "commit": measured_at}
+        for name, state_id, outcome in tqdm(pool.imap_unordered(measure, jobs), total=len(jobs)):
+            episodes[name][str(state_id)] = {**outcome, "commit": measured_at}
             args.out.write_text(json.dumps(content, indent=1) + "\n")
-    report(rows, names)
+    report({name: list(episodes[name].values()) for name in names if episodes[name]})
 
 
-def report(rows: dict[str, Any], names: list[str]) -> None:
+def report(episodes: dict[str, list[dict[str, Any]]]) -> None:
     """Print a line per task and one per suite."""
     totals: dict[str, list[int]] = {}
-    for name in names:
-        row = rows[name]
-        print(f"{name:20} {row['successes']:3}/{row['states']} {row['wilson_95']} {row['mean_steps']} {row['causes']}")
-        total = totals.setdefault(name.split("[")[0], [0, 0])
-        total[0] += row["successes"]
-        total[1] += row["states"]
-    for suite, (successes, n) in totals.items():
+    for name, outcomes in episodes.items():
+        steps = [outcome["steps"] for outcome in outcomes if outcome["success"]]
+        mean = f"{sum(steps) / len(steps):5.1f}" if steps else "    -"
+        at_rest = sum(outcome["rests"] for outcome in outcomes)
+        causes = dict(collections.Counter(outcome["cause"] for outcome in outcomes if not outcome["success"]))
+        print(f"{name:20} {len(steps):3}/{len(outcomes)}, {mean} steps, {at_rest:3} at rest {causes or ''}")
+        total = totals.setdefault(name.split("[")[0], [0, 0, 0])
+        for index, count in enumerate((len(steps), len(outcomes), at_rest)):
+            total[index] += count
+    for suite, (successes, n, at_rest) in totals.items():
         low, high = wilson(successes, n)
-        print(f"{suite:20} {successes}/{n} = {successes / n:.1%}, 95 % [{low:.3f}, {high:.3f}]")
+        print(f"{suite:20} {successes}/{n} = {successes / n:.1%}, 95 % [{low:.3f}, {high:.3f}], {at_rest} at rest")
 
 
 if __name__ == "__main__":
