@@ -141,37 +141,41 @@ class Carrying:
         body = moved_body(predicate)
         yield from self._bring(body, self._target(predicate), self._turn_to_fit(predicate))
 
-    def _bring(self, body: str, target: np.ndarray, turn: float = 0.0) -> Actions:
+    def _bring(self, body: str, target: np.ndarray, turn: float | None = None) -> Actions:
         """Carry a held object over what is on the way, lower it and let go.
 
         Args:
             body: The object.
             target: xy of the body's origin and z of its lowest point, (3,) in m.
-            turn: Angle in rad by which to turn it on the way.
+            turn: Angle in rad by which to turn it on the way, for a tight fit: its middle then goes to the target.
         """
         arm, data = self.arm, self.data
         arm.phase = f"transport {body}"
         hand = down(yaw_of(arm.mat()))
         start = arm.pos()
-        offset = data.body(body).xpos - start
+
+        def offset() -> np.ndarray:
+            points = arm.points(body)
+            middle = 0.5 * (points.min(axis=0) + points.max(axis=0))
+            return (data.body(body).xpos if turn is None else middle)[:2] - arm.pos()[:2]
+
         hang = start[2] - arm.points(body)[:, 2].min()
-        way = arm.obstacles(body), start[:2], target[:2] - offset[:2]
+        way = arm.obstacles(body), start[:2], target[:2] - offset()
         clear, wide = (corridor_height(*way, half) + hang for half in (self._radius(body), 0.11))
         # Always over the target and what the object would hit; over what stands near the way up to a limit.
         height = max(target[2] + hang + 0.03, clear + 0.015, min(wide + 0.025, start[2] + 0.18))
         yield from arm.move(np.array([*start[:2], height]), hand, CLOSED, tol=0.02, max_steps=30)
-        hand = down(yaw_of(hand) + turn)
-        for near, angle_tol in ((0.02, 0.3), (0.01, 0.1)):
-            offset = data.body(body).xpos - arm.pos()
-            above = np.array([*(target[:2] - offset[:2]), height])
+        hand = down(yaw_of(hand) + (turn or 0.0))
+        loose, tight = ((0.02, 0.3), (0.01, 0.3)), ((0.02, 0.1), (0.006, 0.05), (0.004, 0.05))  # m and rad
+        for near, angle_tol in loose if turn is None else tight:
+            above = np.array([*(target[:2] - offset()), height])
             yield from arm.move(above, hand, CLOSED, tol=near, max_steps=80, angle_tol=angle_tol)
             if not arm.holds(body):
                 yield from arm.release()
                 return
         arm.phase = f"lower {body}"
-        offset = data.body(body).xpos - arm.pos()
         hang = arm.pos()[2] - arm.points(body)[:, 2].min()
-        low = np.array([*(target[:2] - offset[:2]), target[2] + hang])
+        low = np.array([*(target[:2] - offset()), target[2] + hang])
         yield from arm.move(low, hand, CLOSED, tol=0.008, max_steps=45)
         yield from arm.release()
 
@@ -211,13 +215,13 @@ class Carrying:
         both = [p for p in self.goal if site and getattr(p, "site", None) == site]
         return 0 if len(both) < 2 else 2 * both.index(predicate) - 1
 
-    def _turn_to_fit(self, predicate: Placement) -> float:
-        """Angle in rad that lays a long object along a narrow site; 0 if either is about as long as wide."""
+    def _turn_to_fit(self, predicate: Placement) -> float | None:
+        """Angle in rad that lays a long object along a narrow site; None if either is about as long as wide."""
         if not isinstance(predicate, goals.InSite) or max(predicate.size[:2]) < 1.5 * min(predicate.size[:2]):
-            return 0.0
+            return None
         own = long_axis(self.arm.points(moved_body(predicate)))
         if own is None:
-            return 0.0
+            return None
         axis = self.data.site(predicate.site).xmat.reshape(3, 3)[:2, int(np.argmax(predicate.size[:2]))]
         turn = np.arctan2(own[0] * axis[1] - own[1] * axis[0], own @ axis)
         yaw, start = yaw_of(self.arm.mat()), yaw_of(START_HAND)
