@@ -1,4 +1,4 @@
-"""Skills that bring an object somewhere: pick and place, put in from the side, push over the table."""
+"""Skills that bring an object somewhere: pick and place from above, or put in from the side."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from libero_gym.arm import CLOSED, OPEN, START_HAND, Actions, Arm
 from libero_gym.fixtures import Fixtures
 from libero_gym.geometry import UP, corridor_height, down, highest_near, long_axis, tilted, yaw_of
 from libero_gym.grasps import FAR, PALM_LENGTH, TIP, Grasp, grasp_options, plan_grasps
+from libero_gym.pushing import is_hollow, push_plate, shove_from_inside
 
 Placement = goals.OnObject | goals.OnSite | goals.InSite
 SIDEWAYS_TILT = np.deg2rad(70.0)  # of the hand that reaches into something with a roof
-PUSH_SPEED, PUSH_PRESS = 0.3, 0.1  # actions, on a plate
 
 
 class Carrying:
@@ -37,7 +37,7 @@ class Carrying:
         """Bring the predicate's body to where it holds, once; a lost object ends the attempt."""
         body = moved_body(predicate)
         if isinstance(predicate, goals.OnSite) and "plate" in body:
-            yield from self._push(predicate)
+            yield from push_plate(self.arm, predicate)
         elif isinstance(predicate, goals.InSite) and self._has_roof(predicate):
             yield from self._insert(predicate)
         else:
@@ -51,30 +51,14 @@ class Carrying:
         if np.linalg.norm((opened - self.data.body(body).xpos)[:, :2], axis=1).min() > self._radius(body) + 0.02:
             return
         spot = self._free_spot(body, opened)
-        points = self.arm.points(body)
-        floor = highest_near(points, self.data.body(body).xpos[:2], 0.0, radius=0.02)
-        if floor < points[:, 2].max() - 0.02:
-            yield from self._shove(body, spot[:2], floor)
+        if spot is None:
+            return
+        if is_hollow(self.arm, body):
+            yield from shove_from_inside(self.arm, body, spot[:2])
             return
         yield from self._pick(body, (0.0, 0.0))
         if self.arm.holds(body):
             yield from self._bring(body, spot)
-
-    def _shove(self, body: str, spot: np.ndarray, floor: float) -> Actions:
-        """Push a hollow object over the table from inside, with the closed hand over its floor."""
-        arm = self.arm
-        arm.phase = f"shove {body}"
-        origin = self.data.body(body).xpos
-        inside = np.array([*origin[:2], floor + TIP + 0.008])
-        yield from arm.move(inside + 0.06 * UP, START_HAND, CLOSED, tol=0.02, max_steps=60)
-        yield from arm.move(inside, START_HAND, CLOSED, tol=0.01, max_steps=30)
-        for _ in range(40):
-            gap = spot - origin[:2]
-            if np.linalg.norm(gap) < 0.01:
-                break
-            step = gap * (1 + 0.02 / np.linalg.norm(gap))
-            yield arm.towards(np.array([*(arm.pos()[:2] + step), inside[2]]), START_HAND, CLOSED)
-        yield from arm.move(arm.pos() + 0.08 * UP, START_HAND, OPEN, tol=0.03, max_steps=15)
 
     # ------------------------------------------------------------------------------------------------------- pick
 
@@ -228,7 +212,7 @@ class Carrying:
         ends = [float(turn + k * np.pi) for k in (-2, -1, 0, 1, 2)]
         return min(ends, key=lambda end: abs(yaw + end - start))  # an arm turns its wrist so far and no farther
 
-    def _free_spot(self, body: str, opened: np.ndarray) -> np.ndarray:
+    def _free_spot(self, body: str, opened: np.ndarray) -> np.ndarray | None:
         """The nearest place on the table with nothing around it once a drawer is open, (3,) as `_bring` takes it."""
         centre, radius = self.data.body(body).xpos[:2], self._radius(body)
         others, drawer = self.arm.obstacles(body)[:, :2], opened[:, :2]
@@ -240,6 +224,8 @@ class Carrying:
             if np.linalg.norm(others - xy, axis=1).min() > radius + 0.008
             and np.linalg.norm(drawer - xy, axis=1).min() > radius + 0.04
         ]
+        if not free:
+            return None
         spot = next((xy for xy in free if np.linalg.norm(xy - self._base()) < FAR), free[0])
         return np.array([*spot, self._start_low[body] + 0.006])
 
@@ -321,29 +307,6 @@ class Carrying:
         options = replace(grasp_options(body), yaws=(0.0,), palm_length=PALM_LENGTH)
         found = plan_grasps(points @ upright.T, obstacles @ upright.T, options, 0.0)
         return upright.T @ found[self._failed_grasps.get(body, 0) % len(found)].pos if found else None
-
-    # ------------------------------------------------------------------------------------------------------- push
-
-    def _push(self, predicate: goals.OnSite) -> Actions:
-        """Drag a plate over the table with the closed hand on its middle: its rim is too thin to grasp.
-
-        The hand holds by friction, hardly more than the table has, so it has to go gently: pressed harder, the plate
-        stays; pushed faster, the hand climbs over the rim. Pressing on the rim would tip the plate.
-        """
-        arm, data = self.arm, self.data
-        arm.phase = f"push {predicate.body}"
-        plate, target = data.body(predicate.body).xpos, data.site(predicate.site).xpos
-        spot = plate + 0.02 * UP
-        yield from arm.move(spot + 0.07 * UP, START_HAND, CLOSED, tol=0.02, max_steps=60)
-        yield from arm.move(spot, START_HAND, CLOSED, tol=0.008, max_steps=30)
-        for _ in range(200):
-            gap = (target - plate)[:2]
-            if np.linalg.norm(gap) < 0.015 or np.linalg.norm((arm.pos() - plate)[:2]) > 0.075:
-                break
-            action = arm.towards(arm.pos(), START_HAND, CLOSED)
-            action[:3] = [*(PUSH_SPEED * gap / np.linalg.norm(gap)), -PUSH_PRESS]
-            yield action
-        yield from arm.move(arm.pos() + 0.08 * UP, START_HAND, CLOSED, tol=0.02, max_steps=15)
 
 
 def moved_body(predicate: Placement) -> str:
