@@ -13,7 +13,14 @@ import torch as th
 
 from vla_agent import EvaluationReport, compare_reports
 from vla_agent.evaluation import EpisodeResult, ReportError, SuccessRow
-from vla_agent.evaluation.manifest import describe_model, hash_weights, overlap, provenance, read_training_states
+from vla_agent.evaluation.manifest import (
+    describe_model,
+    hash_weights,
+    overlap,
+    provenance,
+    read_training_states,
+    write_training_states,
+)
 from vla_agent.evaluation.pages import markdown
 from vla_agent.evaluation.reports import describe_ids
 from vla_agent.statistics import mcnemar_exact, newcombe_interval, wilson_interval
@@ -151,6 +158,8 @@ def test_training_states_are_read_and_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "training.json"
     path.write_text('{"training": {"libero_spatial": [3, 1]}}')
     assert read_training_states(tmp_path) == {"libero_spatial": [1, 3]}
+    write_training_states(tmp_path, "libero_spatial", range(3, 5), read_training_states(tmp_path))
+    assert read_training_states(tmp_path) == {"libero_spatial": [1, 3, 4]}
     assert overlap({"libero_spatial": [1, 3]}, "libero_spatial", range(3)) == [1]
     assert overlap({"libero_spatial": [1, 3]}, "libero_goal", range(3)) == []
     assert overlap(None, "libero_goal", range(3)) is None

@@ -121,6 +121,22 @@ def read_training_states(folder: Path | None) -> TrainingStates | None:
         ) from error
 
 
+def write_training_states(
+    folder: Path, suite: str, init_state_ids: Iterable[int], base: TrainingStates | None = None
+) -> None:
+    """Note beside a checkpoint which official initial states it was trained on.
+
+    Args:
+        folder: The checkpoint's, or a saved run's.
+        suite: LIBERO's name of the suite.
+        init_state_ids: The states.
+        base: Those that the model it started from was trained on.
+    """
+    states = dict(base or {})
+    states[suite] = sorted({*states.get(suite, []), *(int(index) for index in init_state_ids)})
+    (folder / TRAINING_FILE).write_text(json.dumps({"training": states}) + "\n", encoding="utf-8")
+
+
 def overlap(training: TrainingStates | None, suite: str, init_state_ids: Iterable[int]) -> list[int] | None:
     """Evaluated initial states that the model was trained on; None where nobody knows."""
     if training is None:
