@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -47,6 +48,7 @@ class Options:
     renderer: str = "fast"  # of recorded frames
     n_workers: int = 2
     grasp_radius: float = 0.05  # m; episodes that grasp farther from the task's median are left out; 0 keeps all
+    cut_waiting: bool = True  # leave out frames in which the hand waits before it closes or opens
     n_steps: int = 3000
     batch_size: int = 32
     micro_batch_size: int = 0  # examples per forward pass; 0 for the whole batch
@@ -136,6 +138,7 @@ def load_data(options: Options, root: str | Path, model: OpenVLA) -> ActionChunk
         cameras=cameras,
         image_size=model.processor.image_size,
         chunk_size=model.config.action_chunk_size,
+        cut_waiting=options.cut_waiting,
     )
 
 
@@ -203,7 +206,8 @@ def parse_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Options):
         kind = Path if "Path" in str(field.type) else type(field.default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+        action: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **action)
     return Options(**vars(parser.parse_args()))
 
 

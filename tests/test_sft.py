@@ -11,7 +11,7 @@ import pytest
 import torch as th
 
 from libero_gym.episodes import Episode
-from vla_agent.action_chunks import ActionChunks, next_gripper_change, normalize, to_bins
+from vla_agent.action_chunks import ActionChunks, moving_frames, next_gripper_change, normalize, to_bins
 from vla_agent.action_tokens import ActionTokenizer, action_table
 from vla_agent.augmentation import Augmentation
 from vla_agent.openvla import OpenVLA
@@ -88,6 +88,16 @@ def test_the_keyframe_is_where_the_gripper_next_changes() -> None:
     state[:, 0] = np.arange(6)
     commands = np.array([-1, -1, 1, 1, -1, -1])
     np.testing.assert_array_equal(next_gripper_change(state, commands)[:, 0], [2, 2, 2, 4, 4, 5])
+
+
+def test_frames_of_waiting_before_a_grasp_are_cut() -> None:
+    state = np.zeros((9, 8))
+    state[:, 0] = [0.20, 0.10, 0.005, 0.01, 0.0, 0.0, 0.0, 0.05, 0.10]  # arrives at frame 2, closes at 5
+    commands = np.array([-1, -1, -1, -1, -1, 1, 1, 1, 1])
+    assert moving_frames(state, commands).tolist() == [True, True, True, False, False, True, True, True, True]
+    state[:, 2] = [0, 0, 0.02, 0.02, 0, 0, 0, 0, 0]  # still too high at 2 and 3
+    assert moving_frames(state, commands).all()
+    assert moving_frames(state, np.ones(9)).all()
 
 
 def test_statistics_leave_the_gripper_as_it_is(data: ActionChunks) -> None:

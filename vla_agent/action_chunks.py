@@ -44,6 +44,8 @@ class ActionChunks:
         image_size: Side in pixels that the model takes. Others are resized as the published evaluation does (JPEG,
             Lanczos).
         chunk_size: Actions per example, K.
+        cut_waiting: Leave out frames in which the hand waits where the gripper's command is about to change; see
+            `moving_frames`.
         progress_bar: Show episodes as they are read, on a terminal.
 
     Raises:
@@ -58,8 +60,10 @@ class ActionChunks:
         cameras: Sequence[str] = CAMERA_KEYS[:1],
         image_size: int,
         chunk_size: int = 1,
+        cut_waiting: bool = False,
         progress_bar: bool = True,
     ) -> None:
+        self.cut_waiting = cut_waiting
         self.cameras, self.image_size, self.chunk_size = tuple(cameras), image_size, chunk_size
         read: list[dict[str, Any]] = []
         fps: dict[int, str] = {}
@@ -121,13 +125,15 @@ class ActionChunks:
         actions[:, GRIPPER_DIM] = commands < 0
         frames = {key: np.asarray(episode.images[key]) for key in self.cameras}
         same = {key: images.shape[1:3] == (self.image_size, self.image_size) for key, images in frames.items()}
+        state = np.asarray(episode.state, dtype=np.float32)
+        kept = moving_frames(state, commands) if self.cut_waiting else np.ones(len(state), dtype=bool)
         return {
             "instruction": episode.instruction,
-            "state": np.asarray(episode.state, dtype=np.float32),
-            "actions": actions,
-            "keyframes": next_gripper_change(np.asarray(episode.state), commands),
+            "state": state[kept],
+            "actions": actions[kept],
+            "keyframes": next_gripper_change(state, commands)[kept],
             "images": {
-                key: images if same[key] else libero_image(images, rotate=False, size=self.image_size)
+                key: images[kept] if same[key] else libero_image(images[kept], rotate=False, size=self.image_size)
                 for key, images in frames.items()
             },
         }
@@ -143,6 +149,29 @@ def next_gripper_change(state: np.ndarray, commands: np.ndarray) -> np.ndarray:
     changes = [*np.flatnonzero(commands[1:] != commands[:-1]) + 1, len(commands) - 1]
     following = np.searchsorted(changes, np.arange(len(commands)), side="left")
     return state[np.asarray(changes)[following], :3].astype(np.float32)
+
+
+def moving_frames(state: np.ndarray, commands: np.ndarray, reach_xy: float = 0.02, reach_z: float = 0.01) -> np.ndarray:
+    """Which frames to keep so that the hand does not wait before the gripper's command changes, bool (T,).
+
+    A script settles to the millimetre before it closes the hand. Whoever sees one frame at a time learns from that to
+    wait, and then waits for ever. Dropped are the frames from the hand's first arrival at the place of the change, its
+    first frame there kept, to the change.
+
+    Args:
+        state: Robot states (T, 8), end-effector position first.
+        commands: Sign of the gripper's command (T,).
+        reach_xy: What counts as there, in the plane, m.
+        reach_z: What counts as there, in height, m.
+    """
+    kept = np.ones(len(commands), dtype=bool)
+    start = 0
+    for change in np.flatnonzero(commands[1:] != commands[:-1]) + 1:
+        away = state[start:change, :3] - state[change, :3]
+        there = (np.linalg.norm(away[:, :2], axis=1) < reach_xy) & (np.abs(away[:, 2]) < reach_z)
+        kept[start + np.append(np.flatnonzero(there), change - start)[0] + 1 : change] = False
+        start = change
+    return kept
 
 
 def normalize(actions: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
