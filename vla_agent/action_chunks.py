@@ -31,7 +31,7 @@ class Examples(NamedTuple):
     state: np.ndarray  # float32 (B, 8)
     instructions: list[str]
     actions: np.ndarray  # float32 (B, K, 7), the gripper as OpenVLA has it: 0 closed, 1 open
-    valid: np.ndarray  # bool (B, K), False behind the episode's end
+    valid: np.ndarray  # bool (B, K), which of them are learned
     keyframe: np.ndarray  # float32 (B, 3), where the hand is when the gripper's command next changes, m
 
 
@@ -46,6 +46,8 @@ class ActionChunks:
         chunk_size: Actions per example, K.
         cut_waiting: Leave out frames in which the hand waits where the gripper's command is about to change; see
             `moving_frames`.
+        pad_chunks: Repeat the episode's last action where a chunk reaches behind the end, as OpenVLA-OFT trains;
+            otherwise nothing is learned there, and little of what comes last, such as letting go.
         progress_bar: Show episodes as they are read, on a terminal.
 
     Raises:
@@ -61,9 +63,10 @@ class ActionChunks:
         image_size: int,
         chunk_size: int = 1,
         cut_waiting: bool = False,
+        pad_chunks: bool = True,
         progress_bar: bool = True,
     ) -> None:
-        self.cut_waiting = cut_waiting
+        self.cut_waiting, self.pad_chunks = cut_waiting, pad_chunks
         self.cameras, self.image_size, self.chunk_size = tuple(cameras), image_size, chunk_size
         read: list[dict[str, Any]] = []
         fps: dict[int, str] = {}
@@ -100,13 +103,13 @@ class ActionChunks:
     def __getitem__(self, frames: np.ndarray) -> Examples:
         """Examples that begin at frames, int64 (B,)."""
         steps = frames[:, None] + np.arange(self.chunk_size)
-        valid = steps < self._ends[frames, None]
+        inside = steps < self._ends[frames, None]
         return Examples(
             images=tuple(images[frames] for images in self._frames),
             state=self.state[frames],
             instructions=[self._instructions[episode] for episode in self.episode_ids[frames]],
             actions=self.actions[np.minimum(steps, self._ends[frames, None] - 1)],
-            valid=valid,
+            valid=np.ones_like(inside) if self.pad_chunks else inside,
             keyframe=self._keyframes[frames],
         )
 
@@ -170,7 +173,7 @@ def moving_frames(state: np.ndarray, commands: np.ndarray, reach_xy: float = 0.0
         away = state[start:change, :3] - state[change, :3]
         there = (np.linalg.norm(away[:, :2], axis=1) < reach_xy) & (np.abs(away[:, 2]) < reach_z)
         kept[start + np.append(np.flatnonzero(there), change - start)[0] + 1 : change] = False
-        start = change
+        start = int(change)
     return kept
 
 
