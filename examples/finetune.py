@@ -49,7 +49,7 @@ class Options:
     n_workers: int = 2
     grasp_radius: float = 0.05  # m; episodes that grasp farther from the task's median are left out; 0 keeps all
     cut_waiting: bool = True  # leave out frames in which the hand waits before it closes or opens
-    n_steps: int = 3000
+    n_steps: int = 2500
     batch_size: int = 32
     micro_batch_size: int = 0  # examples per forward pass; 0 for the whole batch
     learning_rate: float = 1e-3

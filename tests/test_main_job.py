@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from vla_agent.openvla import load_processor
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TRAIN = [
     sys.executable, str(EXAMPLES / "train_ppo.py"), "--task-ids", "0", "--n-envs", "2", "--n-steps", "8",
-    "--batch-size", "8", "--max-episode-steps", "6", "--device", "cpu",
+    "--batch-size", "8", "--max-episode-steps", "20", "--device", "cpu",
 ]  # fmt: skip
 
 
@@ -130,6 +131,20 @@ def test_ctrl_c_saves_the_run_which_goes_on_from_there(tmp_path: Path) -> None:
     more = [*TRAIN, "--resume", str(tmp_path / "interrupted"), "--total-timesteps", "16", "--out", str(tmp_path / "b")]
     subprocess.run(more, check=True, capture_output=True, timeout=300)
     assert VLAPPO.load(tmp_path / "b" / "model", device="cpu").num_timesteps >= saved + 16
+
+
+def test_fine_tuning_records_learns_and_evaluates(tmp_path: Path) -> None:
+    command = [
+        sys.executable, str(EXAMPLES / "finetune.py"), "--task-ids", "0", "--init-states", "20-21", "--n-steps", "2",
+        "--batch-size", "4", "--n-workers", "1", "--evaluate-states", "0", "--out", str(tmp_path),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "episodes succeeded" in result.stdout
+    assert (tmp_path / "evaluation" / "report.json").is_file()
+    config = load_processor(tmp_path / "model").config
+    assert (config.action_chunk_size, config.decoding, config.use_state) == (8, "parallel", True)
+    assert json.loads((tmp_path / "model" / "training.json").read_text()) == {"training": {"libero_spatial": [20, 21]}}
 
 
 def test_random_rollout_writes_a_video_and_a_contact_sheet(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from vla_agent.openvla.config import OpenVLAConfig
 
 logger = logging.getLogger(__name__)
 
-TINY_FOLDER = Path(__file__).parents[1] / "checkpoints" / "tiny"
+# Checkpoints that ship: "tiny", randomly initialised, and "tiny-libero", which learned from demonstrations.
+SHIPPED_FOLDER = Path(__file__).parents[1] / "checkpoints"
+TINY_FOLDER = SHIPPED_FOLDER / "tiny"
 
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -42,24 +44,30 @@ def resolve_folder(path_or_id: str | Path, *, weights: bool) -> Path:
     """Folder of a checkpoint, downloaded from the hub where it is an id.
 
     Args:
-        path_or_id: A folder, "tiny" (which ships with this package), or a hub id.
+        path_or_id: A folder, "tiny" or "tiny-libero" (which ship with this package), or a hub id.
         weights: Whether the weights are needed, or only the files beside them.
 
     Raises:
         CheckpointError: If there is no such folder, and no such id or no way to the hub.
     """
     name = str(path_or_id)
-    if name == "tiny":
-        return TINY_FOLDER
+    shipped = shipped_names()
+    if name in shipped:
+        return SHIPPED_FOLDER / name
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         return folder
     if isinstance(path_or_id, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"There is no checkpoint folder '{name}'. Give an existing folder, 'tiny', or a hub id such as "
-            "'openvla/openvla-7b-finetuned-libero-spatial'."
+            f"There is no checkpoint folder '{name}'. Give an existing folder, {' or '.join(map(repr, shipped))}, or a "
+            "hub id such as 'openvla/openvla-7b-finetuned-libero-spatial'."
         )
     return _download(name, weights)
+
+
+def shipped_names() -> list[str]:
+    """Names of the checkpoints that ship with this package."""
+    return sorted(path.name for path in SHIPPED_FOLDER.iterdir() if (path / CONFIG_FILE).is_file())
 
 
 def read_config(folder: Path) -> OpenVLAConfig:
