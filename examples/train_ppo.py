@@ -10,7 +10,7 @@ Writes into ``runs/ppo/``: TensorBoard and CSV logs, ``curve.png`` (success and 
 ``episode.mp4`` (one episode of the trained policy) and the checkpoint ``model/``. After Ctrl-C: ``interrupted/``.
 
 The default starts from ``tiny-libero``, which ships and learned from demonstrations; ``--model tiny`` is randomly
-initialised and exercises every part. NUMBERS
+initialised and exercises every part.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Options:
     renderer: str = "fast"  # "exact" draws stock LIBERO's pixels
     n_envs: int = 8
     n_steps: int = 32  # of the policy, per environment and iteration; tiny-libero decides 8 control steps at a time
-    total_timesteps: int = 4096
+    total_timesteps: int = 2048
     batch_size: int = 64
     n_epochs: int = 1
     gradient_accumulation_steps: int = 1
