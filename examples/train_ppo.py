@@ -10,7 +10,7 @@ Writes into ``runs/ppo/``: TensorBoard and CSV logs, ``curve.png`` (success and 
 ``episode.mp4`` (one episode of the trained policy) and the checkpoint ``model/``. After Ctrl-C: ``interrupted/``.
 
 The default starts from ``tiny-libero``, which ships and learned from demonstrations; ``--model tiny`` is randomly
-initialised and exercises every part. Expect about 78 % of the episodes to succeed: a few minutes do not change that yet.
+initialised and exercises every part. Expect about 78 % of the episodes to succeed; minutes do not change that yet.
 """
 
 from __future__ import annotations
