@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import collections
 import json
-import math
 import multiprocessing
 from dataclasses import asdict
 from pathlib import Path
@@ -25,17 +24,10 @@ from libero_gym.compile import compile_task
 from libero_gym.experts import run_expert
 from libero_gym.simulator import Simulator
 from libero_gym.tasks import SUITES, get_tasks, initial_states
+from vla_agent.statistics import wilson_interval
 
 OUT = Path(__file__).parent / "results" / "experts.json"
 FOUR_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-
-
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a success rate (Wilson, 1927)."""
-    rate, scale = successes / n, 1 + z * z / n
-    middle = (rate + z * z / (2 * n)) / scale
-    half = z / scale * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def measure(job: tuple[str, int, int]) -> tuple[str, int, dict[str, Any]]:
@@ -89,7 +81,7 @@ def report(episodes: dict[str, list[dict[str, Any]]]) -> None:
         for index, count in enumerate((len(steps), len(outcomes), at_rest)):
             total[index] += count
     for suite, (successes, n, at_rest) in totals.items():
-        low, high = wilson(successes, n)
+        low, high = wilson_interval(successes, n)
         print(f"{suite:20} {successes}/{n} = {successes / n:.1%}, 95 % [{low:.3f}, {high:.3f}], {at_rest} at rest")
 
 

@@ -7,10 +7,10 @@ import numpy as np
 from tqdm import tqdm
 
 from vla_agent.action_tokens import ActionTokenizer
+from vla_agent.openvla.config import ACTION_DIM, STATE_DIM
 from vla_agent.openvla.image import libero_image
 from vla_agent.policy import CAMERA_KEYS
 
-ACTION_DIM, STATE_DIM = 7, 8
 GRIPPER_DIM = ACTION_DIM - 1
 
 

@@ -151,9 +151,18 @@ def action_table(stats: Mapping[str, Any]) -> np.ndarray:
         ValueError: If the statistics are incomplete.
     """
     q01, _, _ = _quantiles(stats)
-    table = unnormalize(np.tile(bin_centers()[:, None], (1, len(q01))), stats).T
-    table[-1] = -np.sign(2.0 * table[-1] - 1.0)
-    return np.ascontiguousarray(table)
+    actions = unnormalize(np.tile(bin_centers()[:, None], (1, len(q01))), stats)
+    return np.ascontiguousarray(to_environment(actions).T)
+
+
+def to_environment(actions: np.ndarray) -> np.ndarray:
+    """Actions (..., D) in the data's units as LIBERO takes them: the gripper from 0 closed, 1 open to +1 closes.
+
+    As the published evaluation does: 2g - 1, sign, negate.
+    """
+    result = np.array(actions, dtype=np.float64)
+    result[..., -1] = -np.sign(2 * result[..., -1] - 1)
+    return result
 
 
 def _quantiles(stats: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

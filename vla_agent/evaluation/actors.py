@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.utils import get_device
 
-from vla_agent.action_tokens import unnormalize
+from vla_agent.action_tokens import to_environment, unnormalize
 from vla_agent.policy import VLAPolicy, check_fit
 from vla_agent.vec_env import IMAGE_KEYS, VLAVecEnv
 
@@ -117,13 +117,3 @@ def as_policy(model: Any, env: VLAVecEnv, unnorm_key: str | None) -> Any:
     if missing:
         raise ValueError(f"The model reads {', '.join(missing)}, which the observations lack; add the camera or state.")
     return model
-
-
-def to_environment(actions: np.ndarray) -> np.ndarray:
-    """Actions (..., 7) in the data's units as LIBERO takes them: the gripper goes from 0 closed, 1 open to +1 closes.
-
-    The same map as `action_table`'s: 2g - 1, sign, negate.
-    """
-    result = np.array(actions, dtype=np.float64)
-    result[..., -1] = -np.sign(2 * result[..., -1] - 1)
-    return result
