@@ -16,6 +16,7 @@ from libero_gym.observations import IMAGE_KEYS, Observation, observation_space, 
 from libero_gym.rewards import REWARDS, bind_progress, discounted_potential
 from libero_gym.scene import CAMERAS
 from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, SimState, Simulator
+from libero_gym.snapshots import generator_from_json, state_from_json, state_to_json
 from libero_gym.tasks import Task, did_you_mean, get_suite, get_tasks, initial_states
 
 _RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_draw")
@@ -150,6 +151,22 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         return [self.tasks[task_id].instruction for task_id in self.task_ids]
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that decide what happens here, as JSON can hold them."""
+        return {
+            "suite": self.suite.name,
+            "task_ids": list(self.task_ids),
+            "init_state_ids": None if self.init_state_ids is None else list(self.init_state_ids),
+            "image_size": self.image_size,
+            "cameras": list(self.cameras),
+            "reward": self.reward_type,
+            "renderer": self.renderer,
+            "settle_steps": self.settle_steps,
+            "chunk_size": self.chunk_size,
+            "max_episode_steps": self.max_episode_steps,
+        }
+
+    @property
     def process_id(self) -> int:
         """The process that this environment lives in."""
         return os.getpid()
@@ -176,14 +193,12 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         (task_id,) = check_task_ids(int(task_id), self.suite.n_tasks, self.suite.name)
         task = self.tasks[task_id]
         state = self._initial_state(task, options)
-        self._simulator = self._get_simulator(task, options.get("fixture_draw", 1))
-        self.task = task
+        self._begin(task, options.get("fixture_draw", 1))
         self._simulator.reset(state)
         for _ in range(self.settle_steps):
             self._simulator.step(SETTLE_ACTION)
         self._elapsed_steps = 0
         if self.reward_type == "progress":
-            self._potential = bind_progress(self._simulator.compiled.goal, self._simulator.model)
             self._phi = self._potential(self._simulator.data, self._simulator.eef_pos())
         return self._observe(), self._info({"success": 0.0})
 
@@ -228,6 +243,29 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             self._phi = self._potential(self._simulator.data, self._simulator.eef_pos())
         return self._observe()
 
+    def snapshot(self) -> dict[str, Any]:
+        """All that the future depends on (simulator, episode, random generator), as JSON can hold it; for `restore`."""
+        return {
+            "task_id": self._current_task().task_id,
+            "fixture_draw": self._fixture_draw,
+            "init_state_id": self._init_state_id,
+            "elapsed_steps": self._elapsed_steps,
+            "phi": self._phi if self.reward_type == "progress" else None,
+            "generator": self.np_random.bit_generator.state,
+            "simulator": state_to_json(self.simulator.get_state()),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
+        """Go on where `snapshot` was taken; gives the observation there, and its info without the step's rewards."""
+        self._begin(self.tasks[snapshot["task_id"]], snapshot["fixture_draw"])
+        self._simulator.set_state(state_from_json(snapshot["simulator"]))
+        self._init_state_id = snapshot["init_state_id"]
+        self._elapsed_steps = snapshot["elapsed_steps"]
+        if self.reward_type == "progress":
+            self._phi = snapshot["phi"]
+        self.np_random = generator_from_json(snapshot["generator"])
+        return self._observe(), self._info({"success": 0.0})
+
     def close(self) -> None:
         self._simulators.clear()
 
@@ -256,6 +294,13 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             init_state_id = self.np_random.choice(self.init_state_ids or len(states))
         self._init_state_id = _check_init_state_id(init_state_id, len(states), task)
         return states[self._init_state_id]
+
+    def _begin(self, task: Task, fixture_draw: int) -> None:
+        """Turn to a task; what is left is to give its simulator a state."""
+        self._simulator = self._get_simulator(task, fixture_draw)
+        self.task, self._fixture_draw = task, fixture_draw
+        if self.reward_type == "progress":
+            self._potential = bind_progress(self._simulator.compiled.goal, self._simulator.model)
 
     def _get_simulator(self, task: Task, draw: int) -> Simulator:
         key = (task.task_id, draw)

@@ -83,6 +83,7 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
     Attributes:
         render_devices: EGL device index per worker; None where EGL chooses.
         n_restarts: How many workers have been replaced so far.
+        settings: The arguments that decide what happens in the environments, as JSON can hold them.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -112,6 +113,7 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
         self.chunk_size, self.render_mode = example.chunk_size, example.render_mode
         self.max_episode_steps = example.suite.max_steps if max_episode_steps is None else max_episode_steps
         self.timeout, self.restart = timeout, restart
+        self.settings = example.settings | {"max_episode_steps": self.max_episode_steps}
         self._tasks = example.tasks
         self._terms = ("success", "progress") if example.reward_type == "progress" else ("success",)
         self._cameras, self._renderer = example.cameras, example.renderer
@@ -236,6 +238,40 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
         For evaluations, which choose every episode: nothing is simulated or drawn in vain.
         """
         self._shared["rest_at_end"][:] = not enabled
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that the future of the environments depends on, as JSON can hold it; for `restore`.
+
+        Raises:
+            WorkerError: If a worker has failed.
+        """
+        return {
+            "environments": list(self.call("snapshot")),
+            "task_weights": self._shared["task_weights"].tolist(),
+            "seeds": self._seeds,
+            "restarts": self._restarts_since.tolist(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Go on where `snapshot` was taken, in this process or another; gives observations and infos as `reset` does.
+
+        Raises:
+            ValueError: If the snapshot is of another number of environments.
+            WorkerError: If a worker fails.
+        """
+        saved = snapshot["environments"]
+        if len(saved) != self.num_envs:
+            raise ValueError(f"The snapshot is of {len(saved)} environments; here are {self.num_envs}.")
+        self.set_task_weights(snapshot["task_weights"])
+        self._seeds = list(snapshot["seeds"])
+        self._restarts_since[:] = snapshot["restarts"]
+        self._restarted[:] = False
+        for number, share in enumerate(self._shares):
+            self._pool.send(number, protocol.RESTORE, {index: saved[index] for index in range(*share)})
+        self._pool.gather(range(len(self._shares)))
+        if self._pool.failures:
+            raise self._error()
+        return self._observations(""), self._infos("", np.ones(self.num_envs, dtype=bool))
 
     def call(self, name: str, *args: Any, indices: Sequence[int] | None = None, **kwargs: Any) -> tuple[Any, ...]:
         """Results of a method, or values of an attribute, of all environments or of some."""

@@ -26,7 +26,7 @@ from libero_gym.shared_arrays import SharedArrays
 from libero_gym.tasks import get_tasks
 
 # What a worker is asked to do; everything else about a step is in the shared arrays.
-STEP, RESET, CALL, CLOSE = "step", "reset", "call", "close"
+STEP, RESET, RESTORE, CALL, CLOSE = "step", "reset", "restore", "call", "close"
 # What the template is asked to do.
 COMPILE, FORK, END = "compile", "fork", "end"
 # Makes a worker write the stacks of its threads to its crash log.
@@ -58,14 +58,12 @@ class Worker:
             obs, reward, terminated, truncated, info = env.step(self.shared["actions"][index])
             ended = terminated or truncated
             prefix = "final_" if ended else ""
-            self._write_obs(prefix, index, obs)
-            self._write_info(prefix, index, info)
+            self._write(prefix, index, obs, info)
             self.shared["rewards"][index] = reward
             self.shared["terminated"][index] = terminated
             self.shared["truncated"][index] = truncated
             if ended and self.shared["rest_at_end"][0]:
-                self._write_obs("", index, obs)
-                self._write_info("", index, info)
+                self._write("", index, obs, info)
                 self.resting.add(index)
             elif ended:
                 self._reset(index, None, {})
@@ -74,6 +72,11 @@ class Worker:
         """Reset some environments, each with its seed and options."""
         for index, (seed, options) in requests.items():
             self._reset(index, seed, options)
+
+    def restore(self, snapshots: dict[int, dict[str, Any]]) -> None:
+        """Put environments back to where `LiberoEnv.snapshot` found them."""
+        for index, snapshot in snapshots.items():
+            self._write("", index, *self.envs[index].restore(snapshot))
 
     def call(self, name: str, indices: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Results of a method, or values of an attribute, of some environments."""
@@ -92,16 +95,12 @@ class Worker:
         self.resting.discard(index)
         env = self.envs[index]
         env.set_task_weights(self.shared["task_weights"])
-        obs, info = env.reset(seed=seed, options=options)
-        self._write_obs("", index, obs)
-        self._write_info("", index, info)
+        self._write("", index, *env.reset(seed=seed, options=options))
 
-    def _write_obs(self, prefix: str, index: int, obs: dict[str, Any]) -> None:
+    def _write(self, prefix: str, index: int, obs: dict[str, Any], info: dict[str, Any]) -> None:
         for key in (*IMAGE_KEYS.values(), "state"):
             if key in obs:
                 self.shared[prefix + key][index] = obs[key]
-
-    def _write_info(self, prefix: str, index: int, info: dict[str, Any]) -> None:
         for key in ("is_success", "task_id", "init_state_id", "elapsed_steps"):
             self.shared[prefix + key][index] = info[key]
         self.shared[prefix + "reward_terms"][index] = list(info["reward_terms"].values())
@@ -109,7 +108,12 @@ class Worker:
 
 def serve(connection: Connection, worker: Worker) -> None:
     """Answer requests until the other side closes. Each answer is ("done", result) or ("error", traceback)."""
-    requests: dict[str, Callable[..., Any]] = {STEP: worker.step, RESET: worker.reset, CALL: worker.call}
+    requests: dict[str, Callable[..., Any]] = {
+        STEP: worker.step,
+        RESET: worker.reset,
+        RESTORE: worker.restore,
+        CALL: worker.call,
+    }
     while True:
         try:
             name, args = connection.recv()

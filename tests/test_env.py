@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -40,6 +41,30 @@ def test_scenes_drawn_in_turn_do_not_mix() -> None:
     alone = [env.reset(options={"init_state_id": 0})[0]["image"] for env in envs]
     for env, image in [*zip(envs, alone, strict=True)] * 2:
         np.testing.assert_array_equal(env.set_state(env.get_state())["image"], image)
+
+
+@pytest.mark.parametrize("reward", ["sparse", "progress"])
+def test_a_restored_snapshot_goes_on_to_the_bit(reward: str) -> None:
+    """Through JSON, in another environment that was doing something else: the rest of the episode, and the next."""
+    kwargs: dict[str, Any] = {"task_id": [0, 3], "image_size": 32, "reward": reward, "chunk_size": 2, "settle_steps": 2}
+    env, other = LiberoEnv("libero_spatial", **kwargs), LiberoEnv("libero_spatial", **kwargs)
+    env.reset(seed=5, options={"fixture_draw": 2})
+    other.reset(seed=6)
+    chunks = random_actions(8).reshape(4, 2, 7)
+    for chunk in chunks[:2]:
+        last = env.step(chunk)
+    obs, info = other.restore(json.loads(json.dumps(env.snapshot())))
+    assert equal_observations(obs, last[0])
+    assert info["elapsed_steps"] == 4
+    assert info["init_state_id"] == last[4]["init_state_id"]
+    for chunk in chunks[2:]:
+        expected, result = env.step(chunk), other.step(chunk)
+        assert equal_observations(expected[0], result[0])
+        assert expected[1:] == result[1:]
+    for _ in range(3):  # tasks and initial states are drawn alike, too
+        expected_reset, reset = env.reset(), other.reset()
+        assert equal_observations(expected_reset[0], reset[0])
+        assert expected_reset[1] == reset[1]
 
 
 def test_a_script_that_forgets_to_close_ends_without_a_word() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -45,6 +46,30 @@ def test_make_vec_gives_batched_spaces_and_frames() -> None:
     assert not np.array_equal(obs["image"][0], obs["image"][1])
     assert rewards.shape == terminated.shape == truncated.shape == (2,)
     env.close()
+
+
+def test_a_restored_snapshot_goes_on_to_the_bit(vector: LiberoVectorEnv) -> None:
+    """Through episodes' ends and the draws of the next, with the task weights; another number is refused."""
+    actions = random_actions(3 * 9).reshape(9, 3, 7)
+    vector.reset(seed=2)
+    vector.set_task_weights([1.0, 3.0])
+    vector.step(actions[0])
+    snapshot = json.loads(json.dumps(vector.snapshot()))
+    expected = [vector.step(action) for action in actions[1:]]
+    vector.set_task_weights([1.0, 0.0])
+    vector.reset(seed=9)
+    vector.restore(snapshot)
+    for action, (obs, rewards, terminated, truncated, infos) in zip(actions[1:], expected, strict=True):
+        again = vector.step(action)
+        np.testing.assert_array_equal(again[0]["state"], obs["state"])
+        assert again[0]["instruction"] == obs["instruction"]
+        for first, second in zip((rewards, terminated, truncated), again[1:4], strict=True):
+            np.testing.assert_array_equal(first, second)
+        np.testing.assert_array_equal(again[4]["init_state_id"], infos["init_state_id"])
+    assert sum(step[3].sum() for step in expected) >= 3
+    vector.set_task_weights([1.0, 1.0])
+    with pytest.raises(ValueError, match="of 2 environments; here are 3"):
+        vector.restore({**snapshot, "environments": snapshot["environments"][:2]})
 
 
 def test_rollout_equals_single_envs(vector: LiberoVectorEnv) -> None:
