@@ -162,6 +162,8 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         self.render_mode = "rgb_array"
         self.instructions = list(INSTRUCTIONS)
         self.max_episode_steps = max_episode_steps
+        self.task_ids = (0, 1)
+        self.settings = {"chunk_size": chunk_size, "max_episode_steps": max_episode_steps}
         image = spaces.Box(0, 255, (size, size, 3), np.uint8)
         parts: dict[str, Any] = {"image": image} | ({"wrist_image": image} if wrist else {})
         parts |= {"state": spaces.Box(-np.inf, np.inf, (8,), np.float32), "instruction": spaces.Text(64)}
@@ -209,6 +211,20 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
 
     def set_task_weights(self, weights: Any) -> None:
         self.task_weights = weights
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "generators": [generator.bit_generator.state for generator in self.generators],
+            "tasks": self.tasks.tolist(),
+            "elapsed": self.elapsed.tolist(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        for generator, state in zip(self.generators, snapshot["generators"], strict=True):
+            generator.bit_generator.state = state
+        self.tasks[:] = snapshot["tasks"]
+        self.elapsed[:] = snapshot["elapsed"]
+        return self._observe(), self._infos(np.zeros(self.num_envs), np.ones(self.num_envs, dtype=bool))
 
     def call(self, name: str, *args: Any, indices: Any = None, **kwargs: Any) -> tuple[Any, ...]:
         return tuple((name, i, *args) for i in (indices or range(self.num_envs)))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.utils import LinearSchedule
 
-from vla_agent import VLAPPO, VLAVecEnv, checkpointing
+from vla_agent import VLAPPO, VLAVecEnv, checkpointing, folders
 from vla_agent.checkpointing import FILES, RunError
 from vla_agent.openvla import load_processor
 
@@ -169,12 +169,12 @@ def test_own_schedules_are_kept_as_their_value_with_a_warning(tmp_path: Path) ->
 def test_more_environments_and_another_seed(tmp_path: Path) -> None:
     fake_model().learn(32).save(tmp_path / "a")
     env = fake_env(4)
-    loaded = VLAPPO.load(tmp_path / "a", env, device="cpu", **fake())
+    loaded = VLAPPO.load(tmp_path / "a", env, device="cpu", allow_changes=True, **fake())
     assert loaded.n_envs == 4
     loaded.learn(64)
     assert env.venv.seeds[0] == [32, 33, 34, 35]  # seed 0 after 32 steps: not the first episodes again
     with pytest.raises(ValueError, match="does not divide"):
-        VLAPPO.load(tmp_path / "a", fake_env(3), device="cpu", batch_size=32, **fake())
+        VLAPPO.load(tmp_path / "a", fake_env(3), device="cpu", batch_size=32, allow_changes=True, **fake())
 
 
 # -------------------------------------------------------------------------------------------- atomicity
@@ -190,7 +190,7 @@ def test_an_existing_run_is_replaced_and_nothing_is_left_beside_it(tmp_path: Pat
 
 
 def test_replacing_works_without_an_exchange_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpointing, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(folders, "_exchange", lambda first, second: False)
     test_an_existing_run_is_replaced_and_nothing_is_left_beside_it(tmp_path)
 
 
@@ -198,7 +198,7 @@ def test_a_failing_save_leaves_the_old_run(tmp_path: Path, monkeypatch: pytest.M
     model = fake_model()
     model.save(tmp_path / "a")
     model.learn(32)
-    monkeypatch.setattr(checkpointing, "_state", lambda model: {"counters": object()})
+    monkeypatch.setattr(checkpointing, "training_state", lambda model: {"counters": object()})
     with pytest.raises(TypeError):
         model.save(tmp_path / "a")
     assert VLAPPO.load(tmp_path / "a", device="cpu", **fake()).num_timesteps == 0
@@ -236,8 +236,9 @@ def test_kill_at_any_moment_leaves_a_loadable_run(tmp_path: Path) -> None:
 
 
 def test_sb3s_checkpoint_callback_keeps_runs(tmp_path: Path) -> None:
-    fake_model().learn(64, CheckpointCallback(16, str(tmp_path), "run"))
-    assert VLAPPO.load(tmp_path / "run_32_steps.zip", device="cpu", **fake()).num_timesteps == 32
+    """In the middle of the second rollout: the run as it was before that."""
+    fake_model().learn(64, CheckpointCallback(24, str(tmp_path), "run"))
+    assert VLAPPO.load(tmp_path / "run_48_steps.zip", device="cpu", **fake()).num_timesteps == 32
 
 
 # -------------------------------------------------------------------------------------------- bad input
@@ -275,8 +276,8 @@ def test_runs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="trained on another base model"):
         VLAPPO.load(tmp_path / "a", policy_kwargs={"model": other})
     hyperparameters = tmp_path / "a" / "hyperparameters.json"
-    hyperparameters.write_text(hyperparameters.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(RunError, match="has format 2"):
+    hyperparameters.write_text(hyperparameters.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(RunError, match="has format 3"):
         VLAPPO.load(tmp_path / "a", **fake())
 
 

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vla_agent.callbacks import LearningCurve as LearningCurve
-    from vla_agent.callbacks import SaveOnSignal as SaveOnSignal
     from vla_agent.callbacks import SuccessCallback as SuccessCallback
-    from vla_agent.callbacks import safe_learn as safe_learn
     from vla_agent.checkpointing import RunError as RunError
+    from vla_agent.curriculum import Curriculum as Curriculum
     from vla_agent.distributions import ActionTokenDistribution as ActionTokenDistribution
     from vla_agent.evaluation import Comparison as Comparison
     from vla_agent.evaluation import EvaluationCallback as EvaluationCallback
@@ -16,7 +15,12 @@ if TYPE_CHECKING:
     from vla_agent.evaluation import Evaluator as Evaluator
     from vla_agent.evaluation import compare_reports as compare_reports
     from vla_agent.evaluation import evaluate_policy as evaluate_policy
+    from vla_agent.health import NonFiniteError as NonFiniteError
     from vla_agent.health import RatioError as RatioError
+    from vla_agent.keeping import RunCheckpoints as RunCheckpoints
+    from vla_agent.keeping import SaveOnSignal as SaveOnSignal
+    from vla_agent.keeping import latest_run as latest_run
+    from vla_agent.keeping import safe_learn as safe_learn
     from vla_agent.policy import VLAPolicy as VLAPolicy
     from vla_agent.ppo import VLAPPO as VLAPPO
     from vla_agent.vec_env import VLAVecEnv as VLAVecEnv
@@ -26,31 +30,38 @@ _HOMES = {
     "VLAPPO": "ppo",
     "ActionTokenDistribution": "distributions",
     "Comparison": "evaluation",
+    "Curriculum": "curriculum",
     "EvaluationCallback": "evaluation",
     "EvaluationReport": "evaluation",
     "Evaluator": "evaluation",
     "LearningCurve": "callbacks",
+    "NonFiniteError": "health",
     "RatioError": "health",
+    "RunCheckpoints": "keeping",
     "RunError": "checkpointing",
-    "SaveOnSignal": "callbacks",
+    "SaveOnSignal": "keeping",
     "SuccessCallback": "callbacks",
     "VLAPolicy": "policy",
     "VLAVecEnv": "vec_env",
     "compare_reports": "evaluation",
     "evaluate_policy": "evaluation",
+    "latest_run": "keeping",
     "make_vec_env": "vec_env",
-    "safe_learn": "callbacks",
+    "safe_learn": "keeping",
 }
 
 __all__ = [
     "VLAPPO",
     "ActionTokenDistribution",
     "Comparison",
+    "Curriculum",
     "EvaluationCallback",
     "EvaluationReport",
     "Evaluator",
     "LearningCurve",
+    "NonFiniteError",
     "RatioError",
+    "RunCheckpoints",
     "RunError",
     "SaveOnSignal",
     "SuccessCallback",
@@ -58,6 +69,7 @@ __all__ = [
     "VLAVecEnv",
     "compare_reports",
     "evaluate_policy",
+    "latest_run",
     "make_vec_env",
     "safe_learn",
 ]

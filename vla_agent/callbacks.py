@@ -1,29 +1,16 @@
-"""SB3 callbacks: keep the run on a signal, success per task, the learning curve as a picture."""
+"""SB3 callbacks that show how training goes: success per task, the learning curve as a picture."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import signal
 import tempfile
-import threading
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
-
-if TYPE_CHECKING:
-    from vla_agent.ppo import VLAPPO
-
-logger = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from stable_baselines3.common.callbacks import BaseCallback
 
 
 class Episode(NamedTuple):
@@ -51,112 +38,43 @@ def ended_episodes(infos: Sequence[dict[str, Any]], num_timesteps: int) -> list[
     ]
 
 
-class SaveOnSignal(BaseCallback):
-    """Ends training at the next step when SIGINT (Ctrl-C) or SIGTERM comes, and saves the run.
-
-    A second signal does what it did before. Handlers are set for the time of `learn`, in the main thread only.
-
-    Args:
-        run_dir: The run is saved as ``<run_dir>/interrupted``.
-        name: Another name than "interrupted".
-
-    Attributes:
-        received: The signal that came, or None.
-    """
-
-    def __init__(self, run_dir: str | Path, name: str = "interrupted", verbose: int = 0) -> None:
-        super().__init__(verbose)
-        self.path = Path(run_dir) / name
-        self.received: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def install(self) -> None:
-        """Set the handlers; `learn` does it by itself."""
-        if threading.current_thread() is threading.main_thread() and not self._previous:
-            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
-
-    def remove(self) -> None:
-        """Put the previous handlers back, where nobody has set others since; safe to call twice."""
-        for number, handler in list(self._previous.items()):
-            if signal.getsignal(number) == self._handle:
-                signal.signal(number, handler)
-                del self._previous[number]
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        logger.warning("%s: saving to '%s' after this step. Again to stop at once.", self.received.name, self.path)
-        self.remove()
-
-    def _on_training_start(self) -> None:
-        self.received = None
-        self.install()
-
-    def _on_step(self) -> bool:
-        return self.received is None
-
-    def _on_training_end(self) -> None:
-        self.remove()
-        if self.received is not None:
-            self.model.save(self.path)
-
-
-def safe_learn(
-    model: VLAPPO, total_timesteps: int, run_dir: str | Path, callback: MaybeCallback = None, **learn_kwargs: Any
-) -> bool:
-    """`model.learn` that loses nothing: on a signal or an error the run is saved and the workers are closed.
-
-    Args:
-        model: To train.
-        total_timesteps: As for `learn`.
-        run_dir: The run is saved as ``<run_dir>/interrupted`` if it does not end by itself.
-        callback: As for `learn`.
-        learn_kwargs: Other arguments of `learn`.
-
-    Returns:
-        True if it ended by itself, False after a signal.
-    """
-    keeper = SaveOnSignal(run_dir)
-    try:
-        model.learn(total_timesteps, CallbackList([keeper, *_as_callbacks(callback)]), **learn_kwargs)
-    except BaseException:
-        with contextlib.suppress(Exception):  # the first error is the one to report
-            model.save(keeper.path)
-        _close(model)
-        raise
-    finally:
-        keeper.remove()
-    if keeper.received is not None:
-        _close(model)
-    return keeper.received is None
-
-
-def _as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:
-    if callback is None:
-        return []
-    if isinstance(callback, list):
-        return callback
-    return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
-
-
-def _close(model: VLAPPO) -> None:
-    if model.env is not None:
-        model.env.close()
-
-
-class SuccessCallback(BaseCallback):
-    """Running success rate of each task, logged as ``rollout/success_task_<id>``.
-
-    Args:
-        window: Over so many last episodes of a task.
+class EpisodeHistory(BaseCallback):
+    """Remembers every episode that ended; a run that is loaded and goes on remembers those before, too.
 
     Attributes:
         history: Every ended episode.
     """
 
+    def __init__(self, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.history: list[Episode] = []
+
+    def _on_step(self) -> bool:
+        self._add(ended_episodes(self.locals["infos"], self.num_timesteps))
+        return True
+
+    def _add(self, episodes: Sequence[Episode]) -> None:
+        self.history += episodes
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, as JSON can hold it."""
+        return {"history": list(self.history)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a history of `state_dict`."""
+        self._add([Episode(*episode) for episode in state["history"]])
+
+
+class SuccessCallback(EpisodeHistory):
+    """Running success rate of each task, logged as ``rollout/success_task_<id>``.
+
+    Args:
+        window: Over so many last episodes of a task.
+    """
+
     def __init__(self, window: int = 50, verbose: int = 0) -> None:
         super().__init__(verbose)
         self.window = window
-        self.history: list[Episode] = []
         self._recent: dict[int, deque[bool]] = defaultdict(lambda: deque(maxlen=window))
 
     @property
@@ -164,38 +82,28 @@ class SuccessCallback(BaseCallback):
         """Success rate of each task that was seen, by task id."""
         return {task_id: float(np.mean(recent)) for task_id, recent in sorted(self._recent.items())}
 
-    def _on_step(self) -> bool:
-        episodes = ended_episodes(self.locals["infos"], self.num_timesteps)
-        self.history += episodes
+    def _add(self, episodes: Sequence[Episode]) -> None:
+        super()._add(episodes)
         for episode in episodes:
             self._recent[episode.task_id].append(episode.success)
-        return True
 
     def _on_rollout_end(self) -> None:
         for task_id, rate in self.success_rates.items():
             self.logger.record(f"rollout/success_task_{task_id}", rate)
 
 
-class LearningCurve(BaseCallback):
+class LearningCurve(EpisodeHistory):
     """Draws success rate and return against environment steps, as moving averages, into a PNG.
 
     Args:
         path: The picture; replaced after every rollout.
         window: Episodes that an average is over.
-
-    Attributes:
-        history: Every ended episode.
     """
 
     def __init__(self, path: str | Path, window: int = 50, verbose: int = 0) -> None:
         super().__init__(verbose)
         self.path = Path(path)
         self.window = window
-        self.history: list[Episode] = []
-
-    def _on_step(self) -> bool:
-        self.history += ended_episodes(self.locals["infos"], self.num_timesteps)
-        return True
 
     def _on_rollout_end(self) -> None:
         self.draw()

@@ -5,29 +5,28 @@
 | `hyperparameters.json` | constructor arguments, spaces, the base model's id and fingerprint |
 | `policy.safetensors` | adapters and value head; without adapters, all weights |
 | `optimizer.safetensors`, `optimizer.json` | the optimizer's moments by parameter name, and its groups |
-| `state.json` | counters, statistics of the last episodes, states of the random number generators |
+| `state.json` | what else going on depends on: counters, random generators, environments, callbacks |
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
-import os
-import shutil
-import tempfile
 import warnings
 import zipfile
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
+import numpy as np
 import torch as th
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import VecEnv
 
+from vla_agent.folders import writing
 from vla_agent.policy import VLAPolicy
 from vla_agent.rollout import check_batches
 from vla_agent.serialization import (
@@ -41,10 +40,11 @@ from vla_agent.serialization import (
 
 if TYPE_CHECKING:
     from vla_agent.ppo import VLAPPO
+    from vla_agent.vec_env import VLAVecEnv
 
 SelfVLAPPO = TypeVar("SelfVLAPPO", bound="VLAPPO")
 
-FORMAT = 1
+FORMAT = 2
 HYPERPARAMETERS, POLICY, STATE = "hyperparameters.json", "policy.safetensors", "state.json"
 OPTIMIZER, OPTIMIZER_GROUPS = "optimizer.safetensors", "optimizer.json"
 FILES = (HYPERPARAMETERS, POLICY, OPTIMIZER, OPTIMIZER_GROUPS, STATE)
@@ -83,9 +83,23 @@ COUNTERS = (
     "_n_updates",
     "_current_progress_remaining",
     "n_iterations",
+    "n_skipped_steps",
 )
 
-_RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, fcntl.h
+
+# Arguments that change nothing of what is learned.
+INCONSEQUENTIAL = ("verbose", "tensorboard_log")
+
+
+@runtime_checkable
+class StatefulCallback(Protocol):
+    """A callback whose state is saved with the run, and given back to one of its class when the run goes on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state, as JSON can hold it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`; called before the training starts."""
 
 
 class RunError(ValueError):
@@ -109,55 +123,14 @@ def save(model: VLAPPO, path: Path) -> None:
     """
     policy = cast(VLAPolicy, model.policy)
     optimizer_tensors, optimizer_groups = _pack_optimizer(policy)
-    documents = {HYPERPARAMETERS: _hyperparameters(model), OPTIMIZER_GROUPS: optimizer_groups, STATE: _state(model)}
+    state = model.boundary or training_state(model)
+    documents = {HYPERPARAMETERS: _hyperparameters(model), OPTIMIZER_GROUPS: optimizer_groups, STATE: state}
     tensors = {POLICY: policy_tensors(policy), OPTIMIZER: optimizer_tensors}
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        folder.chmod(0o755)
+    with writing(path) as folder:
         for name, content in tensors.items():
             save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / name)
-            (folder / name).chmod(0o644)  # safetensors leaves it readable by its owner alone
         for name, document in documents.items():
             (folder / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        for name in FILES:
-            _flush(folder / name)
-        publish(folder, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def publish(folder: Path, target: Path) -> None:
-    """Renames a complete folder to `target`. Where that exists, the two are exchanged, and the old one removed."""
-    if target.exists():
-        if not _exchange(folder, target):
-            # No exchange on this system: for an instant the old run bears another name, beside the new one.
-            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, aside / "run")
-            os.replace(folder, target)
-            shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.replace(folder, target)
-    _flush(target.parent)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swaps two folders in one step, where the system can."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    return rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
-
-
-def _flush(path: Path) -> None:
-    """Have it on disk, as far as the file system lets us know."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def policy_tensors(policy: VLAPolicy) -> dict[str, th.Tensor]:
@@ -208,34 +181,64 @@ def _pack_optimizer(policy: VLAPolicy) -> tuple[dict[str, th.Tensor], dict[str, 
     return tensors, {"class": type(policy.optimizer).__name__, "groups": groups, "scalars": scalars}
 
 
-def _state(model: VLAPPO) -> dict[str, Any]:
+def training_state(model: VLAPPO) -> dict[str, Any]:
+    """All but the weights that going on depends on, as JSON can hold it.
+
+    Between a rollout's first step and the end of its update, what is written is the state before the rollout: the
+    weights are still those, and going on repeats the rollout exactly, whatever cut it short.
+    """
+    starts = model._last_episode_starts
+    can_tell = is_restorable(model.env) and model._last_obs is not None
     return {
         "counters": {name: getattr(model, name) for name in COUNTERS},
         "episodes": list(model.ep_info_buffer or ()),
         "successes": [bool(success) for success in model.ep_success_buffer or ()],
         "generators": generator_states(model.device),
+        "environments": cast("VLAVecEnv", model.env).snapshot() if can_tell else None,
+        "episode_starts": None if starts is None else np.asarray(starts, dtype=bool).tolist(),
+        "callbacks": {name: callback.state_dict() for name, callback in model.stateful_callbacks.items()},
     }
+
+
+def is_restorable(env: GymEnv | None) -> bool:
+    """Whether environments have `VLAVecEnv.snapshot` and what belongs to it; a wrapper must have its own."""
+    return hasattr(type(env), "snapshot")
+
+
+def stateful_callbacks(root: BaseCallback) -> dict[str, StatefulCallback]:
+    """The callbacks in a tree of them that have a state to save, by class name, numbered where there are several."""
+    found: dict[str, StatefulCallback] = {}
+    waiting = [root]
+    while waiting:
+        callback = waiting.pop(0)
+        waiting += getattr(callback, "callbacks", [])
+        waiting += [child] if isinstance(child := getattr(callback, "callback", None), BaseCallback) else []
+        if isinstance(callback, StatefulCallback):
+            name = type(callback).__name__
+            number = sum(key.partition("-")[0] == name for key in found)
+            found[f"{name}-{number}" if number else name] = callback
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ load
 
 
 def load(
-    algorithm: type[SelfVLAPPO], path: Path, env: GymEnv | None, device: th.device | str, **changes: Any
+    algorithm: type[SelfVLAPPO],
+    path: Path,
+    env: GymEnv | None,
+    device: th.device | str,
+    allow_changes: bool,
+    **changes: Any,
 ) -> SelfVLAPPO:
-    """The run saved at `path`.
-
-    Args:
-        algorithm: Class to build.
-        path: Folder.
-        env: To train on.
-        device: Where to put it.
-        changes: Constructor arguments to change; ``policy_kwargs`` are merged into the saved ones.
+    """The run saved at `path`; see `VLAPPO.load`.
 
     Raises:
-        RunError: If it is incomplete, damaged, of another format, or does not fit ``env`` or the base model.
+        RunError: If it is incomplete, damaged, of another format, does not fit ``env`` or the base model, or would go
+            on otherwise than it was made, and that is not allowed.
     """
-    saved = _read_hyperparameters(path)
+    saved, state = _read_hyperparameters(path), _read_json(path, STATE)
+    asked = dict(changes)
     policy_kwargs = from_json(saved["policy_kwargs"]) | changes.pop("policy_kwargs", {})
     base = saved["base_model"]
     policy_kwargs.setdefault("model", base["id"])
@@ -256,6 +259,8 @@ def load(
             check_for_correct_spaces(model.env, model.observation_space, model.action_space)
         except ValueError as error:
             raise RunError(f"The run '{path}' was trained on other spaces than the environment has. {error}") from error
+        if not allow_changes:
+            _refuse_changes(path, _changes(saved, state, model.env, asked))
     check_batches(model.n_steps, model.n_envs, model.batch_size)
     model._setup_model()
     policy = cast(VLAPolicy, model.policy)
@@ -266,10 +271,29 @@ def load(
         )
     _restore_policy(policy, path)
     _restore_optimizer(policy, path)
-    _restore_state(model, _read_json(path, STATE))
-    if model.env is not None and model.seed is not None:
-        model.env.seed(model.seed + model.num_timesteps)  # not the episodes of the run's beginning again
+    _restore_state(model, state)
     return model
+
+
+def _changes(saved: dict[str, Any], state: dict[str, Any], env: VecEnv, given: dict[str, Any]) -> list[str]:
+    """What would be otherwise than in the saved run, as "name: saved, not given"."""
+    before = saved["arguments"] | {f"policy_kwargs {key}": value for key, value in saved["policy_kwargs"].items()}
+    now = {key: value for key, value in given.items() if key not in ("policy_kwargs", *INCONSEQUENTIAL)}
+    now |= {f"policy_kwargs {key}": value for key, value in given.get("policy_kwargs", {}).items() if key != "model"}
+    now = {key: to_json(key, value, 1.0) for key, value in now.items()}
+    before["n_envs"], now["n_envs"] = saved["n_envs"], env.num_envs
+    if state["environments"] is not None and is_restorable(env):
+        before |= {f"environments' {key}": value for key, value in state["environments"]["settings"].items()}
+        now |= {f"environments' {key}": value for key, value in cast("VLAVecEnv", env).settings.items()}
+    return [f"{key}: {before.get(key)!r}, not {now[key]!r}" for key in now if now[key] != before.get(key)]
+
+
+def _refuse_changes(path: Path, changes: list[str]) -> None:
+    if changes:
+        raise RunError(
+            f"The run '{path}' was made otherwise ({'; '.join(changes)}). Give what it was made with, or "
+            "allow_changes=True to go on as asked; it is then another run than without the stop."
+        )
 
 
 def _read_hyperparameters(path: Path) -> dict[str, Any]:
@@ -333,4 +357,19 @@ def _restore_state(model: VLAPPO, state: dict[str, Any]) -> None:
         setattr(model, name, value)
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(state["successes"], maxlen=model._stats_window_size)
-    restore_generators(state["generators"], model.device)
+    model.callback_states = state["callbacks"]
+    _restore_environments(model, state)
+    restore_generators(state["generators"], model.device)  # last: what came before may have drawn
+
+
+def _restore_environments(model: VLAPPO, state: dict[str, Any]) -> None:
+    """Put the environments back to where they were; where that cannot be, let them draw episodes of their own."""
+    if model.env is None:
+        return
+    env, saved = cast("VLAVecEnv", model.env), state["environments"]
+    can_go_on = saved is not None and is_restorable(env)
+    if can_go_on and env.settings == saved["settings"] and env.num_envs == len(saved["lengths"]):
+        model._last_obs = env.restore(saved)
+        model._last_episode_starts = np.array(state["episode_starts"])
+    elif model.seed is not None:
+        model.env.seed(model.seed + model.num_timesteps)  # not the episodes of the run's beginning again

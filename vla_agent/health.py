@@ -16,10 +16,16 @@ ACTION_DIM_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 RATIO_TOLERANCE = {th.float64: 1e-6, th.float32: 1e-3, th.bfloat16: 0.3, th.float16: 0.1}
 # A critic whose values spread less than this share of the returns' spread says the same everywhere.
 CONSTANT_CRITIC = 1e-4
+# So many skipped steps in a row are no accident.
+MAX_SKIPPED = 3
 
 
 class RatioError(RuntimeError):
     """Before any update, the learner gives the rollout's actions other probabilities than the sampler did."""
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient was infinite or no number, again and again."""
 
 
 class UpdateLog:
@@ -95,6 +101,31 @@ class Monitor:
         self.tolerance = tolerance
         self.strict = strict
         self._warned: set[str] = set()
+        self._skipped_in_a_row = 0
+
+    def is_finite(self, loss: th.Tensor, grad_norm: th.Tensor) -> bool:
+        """Whether a minibatch's step may be taken; this waits for the device.
+
+        Args:
+            loss: Of the minibatch, a scalar.
+            grad_norm: Of all gradients, a scalar.
+
+        Raises:
+            NonFiniteError: If it may not, `MAX_SKIPPED` times in a row.
+        """
+        if bool(th.isfinite(loss) & th.isfinite(grad_norm)):
+            self._skipped_in_a_row = 0
+            return True
+        self._skipped_in_a_row += 1
+        what = f"loss {loss.item():g} and gradient norm {grad_norm.item():g}"
+        if self._skipped_in_a_row >= MAX_SKIPPED:
+            raise NonFiniteError(
+                f"{MAX_SKIPPED} minibatches in a row gave a loss or a gradient that is not finite, the last {what}. "
+                "Their steps were not taken, so the weights are those before them. Look for NaN in rewards and "
+                "observations, lower the learning rate, or use float32."
+            )
+        self._warn_once("not finite", f"A minibatch gave {what}; its step is skipped, and counted as skipped_steps.")
+        return False
 
     def check_first_ratio(self, error: float, gap: float) -> None:
         """Before the first step, the ratio of new to old probability must be one.

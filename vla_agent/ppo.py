@@ -163,6 +163,10 @@ class VLAPPO(PPO):
         self.kl_ref_coef = kl_ref_coef
         self.ratio_tolerance = ratio_tolerance
         self.n_iterations = 0
+        self.n_skipped_steps = 0
+        self.boundary: dict[str, Any] | None = None  # the state before the rollout that is under way
+        self.stateful_callbacks: dict[str, checkpointing.StatefulCallback] = {}
+        self.callback_states: dict[str, Any] = {}  # of a loaded run, for the callbacks that it goes on with
         self._check_additions()
         if _init_setup_model:
             self._setup_model()
@@ -251,6 +255,8 @@ class VLAPPO(PPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Fill the buffer; False if the callback stopped it. Logs the seconds of each phase."""
+        if self.is_vla:
+            self.boundary = checkpointing.training_state(self)
         stopwatch = health.Stopwatch()
         with stopwatch("rollout"):
             if self.is_vla:
@@ -297,6 +303,7 @@ class VLAPPO(PPO):
         self._log_update(metrics, warmup, clip_range, clip_range_vf)
         self.logger.record("time/update_s", stopwatch.seconds["update"])
         self.n_iterations += 1
+        self.boundary = None
 
     def _update_minibatch(
         self,
@@ -320,6 +327,12 @@ class VLAPPO(PPO):
             log_ratios.append(result.log_ratio.detach())
             for name, value in result.metrics.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() * weight
+        norms = health.gradient_norms(optimizer)
+        norms["grad_norm"] = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        if not self._monitor.is_finite(totals["loss"], norms["grad_norm"]):
+            optimizer.zero_grad()
+            self.n_skipped_steps += 1
+            return True
         for name, value in totals.items():
             log.add(name, value)
         log_ratio = th.cat(log_ratios)
@@ -331,9 +344,8 @@ class VLAPPO(PPO):
         if self.target_kl is not None and log.last("approx_kl") > 1.5 * self.target_kl:
             optimizer.zero_grad()
             return False
-        for name, norm in health.gradient_norms(optimizer).items():
+        for name, norm in norms.items():
             log.add(name, norm)
-        log.add("grad_norm", th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
         optimizer.step()
         return True
 
@@ -400,6 +412,7 @@ class VLAPPO(PPO):
             self.logger.record("train/critic_warmup", int(warmup))
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/skipped_steps", self.n_skipped_steps)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
         if clip_range_vf is not None:
@@ -422,6 +435,29 @@ class VLAPPO(PPO):
             self.dump_logs()
         return self
 
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        root = super()._init_callback(callback, progress_bar)
+        self.stateful_callbacks = checkpointing.stateful_callbacks(root)
+        return root
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if not reset_num_timesteps:
+            for name in self.callback_states.keys() & self.stateful_callbacks.keys():
+                self.stateful_callbacks[name].load_state_dict(self.callback_states[name])
+        self.callback_states = {}
+        return result
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "boundary", "stateful_callbacks", "callback_states"]
+
     def save(
         self,
         path: str | pathlib.Path | io.BufferedIOBase,
@@ -442,21 +478,29 @@ class VLAPPO(PPO):
         path: str | pathlib.Path | io.BufferedIOBase,
         env: GymEnv | None = None,
         device: th.device | str = "auto",
+        *,
+        allow_changes: bool = False,
         **kwargs: Any,
     ) -> SelfVLAPPO:
         """The model saved in a folder by `save`, or in SB3's zip.
+
+        With an ``env`` like the one it was trained on, ``learn(n, reset_num_timesteps=False)`` goes on as if the run
+        had never stopped: the environments are in the middle of the same episodes, callbacks that have a state
+        (`checkpointing.StatefulCallback`) get it back, and on a CPU all is equal to the bit.
 
         Args:
             path: Folder or zip.
             env: To train on; not needed to predict.
             device: Where to put it.
+            allow_changes: Train on though ``kwargs`` or ``env`` are not what the run was made with.
             kwargs: Constructor arguments to change; ``policy_kwargs`` are merged into the saved ones.
 
         Raises:
-            CheckpointError: If it is no complete checkpoint, or does not fit the environment.
+            RunError: If it is no complete run, does not fit the environment, or would go on otherwise than it was made
+                without ``allow_changes``.
         """
         if isinstance(path, (str, pathlib.Path)) and not checkpointing.is_zip(pathlib.Path(path)):
-            return checkpointing.load(cls, pathlib.Path(path), env, device, **kwargs)
+            return checkpointing.load(cls, pathlib.Path(path), env, device, allow_changes, **kwargs)
         return super().load(path, env, device, **kwargs)
 
 

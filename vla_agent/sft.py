@@ -13,8 +13,6 @@ import dataclasses
 import json
 import logging
 import math
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from tqdm import tqdm
 from vla_agent.action_chunks import ActionChunks, Examples, to_bins
 from vla_agent.action_tokens import bin_centers
 from vla_agent.augmentation import Augmentation
-from vla_agent.checkpointing import publish
+from vla_agent.folders import writing
 from vla_agent.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.openvla import OpenVLA
 
@@ -233,17 +231,10 @@ class SupervisedTrainer:
 
     def save(self, folder: str | Path) -> None:
         """Write all that resuming needs, in one rename; an interruption leaves the folder as it was."""
-        target = Path(folder).absolute()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            temporary.chmod(0o755)
+        with writing(folder) as temporary:
             save_file(self._tensors(), temporary / TENSORS_FILE)
             document = {"step": self.step, "identity": self._identity()}
             (temporary / STATE_FILE).write_text(json.dumps(document, indent=1) + "\n")
-            publish(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def load(self, folder: str | Path) -> None:
         """Go on from `save`.

@@ -178,6 +178,39 @@ class VLAVecEnv(VecEnv):
         """How often each task is drawn from the next reset on; see `LiberoVectorEnv.set_task_weights`."""
         self.venv.set_task_weights(weights)
 
+    def snapshot(self) -> dict[str, Any] | None:
+        """All that the future of the environments depends on, as JSON can hold it; None where they cannot tell."""
+        from libero_gym.pool import WorkerError
+
+        if not hasattr(self.venv, "snapshot"):
+            return None
+        try:
+            saved = self.venv.snapshot()
+        except WorkerError:
+            return None  # the next step replaces the worker, or raises
+        return {
+            "venv": saved,
+            "settings": self.settings,
+            "returns": self._returns.tolist(),
+            "lengths": self._lengths.tolist(),
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Go on where `snapshot` was taken, in this process or another; gives the observations there."""
+        obs, infos = self.venv.restore(snapshot["venv"])
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = unbatch_infos(infos, range(self.num_envs))
+        self._returns[:] = snapshot["returns"]
+        self._lengths[:] = snapshot["lengths"]
+        self._starts[:] = time.monotonic()
+        return self._observe(obs)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that decide what happens in the environments, as JSON can hold them."""
+        return {**getattr(self.venv, "settings", {}), "unnorm_key": self.unnorm_key}
+
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the vector environment, or where it has none, of the environments."""
         chosen = self._indices(indices)

@@ -74,7 +74,16 @@ class EvaluationCallback(EventCallback):
     def _on_training_start(self) -> None:
         # Made now and not at the first evaluation: a wrong argument should not cost hours.
         self._evaluator = Evaluator(self.model, self.env_id, **self.kwargs)
-        self._next = self.num_timesteps + self.eval_freq
+        if not 0 < self._next - self.num_timesteps <= self.eval_freq:  # unless a loaded run goes on
+            self._next = self.num_timesteps + self.eval_freq
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the next evaluation comes, and how good the best was."""
+        return {"next": self._next, "best_success_rate": self.best_success_rate}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`."""
+        self._next, self.best_success_rate = state["next"], state["best_success_rate"]
 
     def _on_step(self) -> bool:
         if self.num_timesteps < self._next:

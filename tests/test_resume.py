@@ -1,0 +1,168 @@
+"""Going on from a saved run equals never having stopped, to the bit; what is kept on disk; what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from fakes import FakeBackbone, fake_env
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import LinearSchedule
+from test_checkpointing import fake_model
+
+from vla_agent import (
+    VLAPPO,
+    Curriculum,
+    LearningCurve,
+    RunCheckpoints,
+    RunError,
+    SuccessCallback,
+    VLAVecEnv,
+    latest_run,
+    make_vec_env,
+    safe_learn,
+)
+
+
+class StopAt(BaseCallback):
+    """Ends the training in the middle of a rollout, as a signal does."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.step
+
+
+def learner(**kwargs: Any) -> VLAPPO:
+    settings: dict[str, Any] = {"n_epochs": 2, "batch_size": 8, "learning_rate": LinearSchedule(1e-2, 1e-3, 1.0)}
+    return fake_model(**settings | {"critic_warmup_iterations": 1} | kwargs)
+
+
+def callbacks() -> list[BaseCallback]:
+    return [Curriculum("frontier", tau=0.1, window=5), SuccessCallback()]
+
+
+def load(path: Path, n_envs: int = 2, **kwargs: Any) -> VLAPPO:
+    policy_kwargs = {"model": FakeBackbone(seed=1)} | kwargs.pop("policy_kwargs", {})
+    return VLAPPO.load(path, fake_env(n_envs), device="cpu", policy_kwargs=policy_kwargs, **kwargs)
+
+
+def assert_equal_runs(first: VLAPPO, second: VLAPPO) -> None:
+    assert first.num_timesteps == second.num_timesteps
+    assert first.n_iterations == second.n_iterations
+    for (name, one), other in zip(first.policy.named_parameters(), second.policy.parameters(), strict=True):
+        assert th.equal(one, other), name
+        for key, moment in first.policy.optimizer.state[one].items():
+            assert th.equal(moment, second.policy.optimizer.state[other][key]), (name, key)
+    for key, values in first._last_obs.items():  # type: ignore[union-attr]
+        np.testing.assert_array_equal(values, second._last_obs[key])  # type: ignore[index, call-overload]
+    assert [(info["r"], info["l"]) for info in first.ep_info_buffer or ()] == [
+        (info["r"], info["l"]) for info in second.ep_info_buffer or ()
+    ]
+
+
+@pytest.mark.parametrize("stop", [32, 20, 33, 48], ids=["after two", "in the second", "in the third", "after three"])
+def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, stop: int) -> None:
+    """Five iterations of 16 steps: weights, moments, learning rate, curriculum, environments, the episodes' history."""
+    whole = learner()
+    expected = callbacks()
+    whole.learn(160, expected)
+    cut = learner()
+    if stop % 16:
+        cut.learn(160, [*callbacks(), StopAt(stop)])
+    else:
+        cut.learn(160, [*callbacks(), StopAt(stop + 1)])
+    cut.save(tmp_path / "a")
+    np.random.seed(123)  # noqa: NPY002 - somebody draws in between
+    th.manual_seed(123)
+    resumed = load(tmp_path / "a")
+    assert resumed.num_timesteps == stop // 16 * 32
+    result = callbacks()
+    resumed.learn(160 - resumed.num_timesteps, result, reset_num_timesteps=False)
+    assert_equal_runs(whole, resumed)
+    for one, other in zip(expected, result, strict=True):
+        assert one.history == other.history  # type: ignore[attr-defined]
+        assert len(one.history) > 20  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(whole.env.venv.task_weights, resumed.env.venv.task_weights)  # type: ignore[union-attr]
+    assert len(set(resumed.env.venv.task_weights)) == 2  # type: ignore[union-attr]
+
+
+def test_a_run_in_the_simulator_resumes_to_the_bit(tmp_path: Path) -> None:
+    """The tiny model in two real environments, stopped in the middle of the second of three rollouts."""
+
+    def make() -> VLAVecEnv:
+        return make_vec_env(
+            "LIBERO-Spatial-v0", 2, task_id=[0, 1], renderer="fast", settle_steps=2, max_episode_steps=5, seed=3
+        )
+
+    def learn(*stop: BaseCallback) -> VLAPPO:
+        model = VLAPPO("VLAPolicy", make(), n_steps=4, batch_size=8, critic_warmup_iterations=0, seed=0, device="cpu")
+        return model.learn(24, list(stop))
+
+    whole, cut = learn(), learn(StopAt(6))
+    cut.save(tmp_path / "a")
+    resumed = VLAPPO.load(tmp_path / "a", make(), device="cpu")
+    assert resumed.num_timesteps == 8
+    resumed.learn(16, reset_num_timesteps=False)
+    assert_equal_runs(whole, resumed)
+    for model in (whole, cut, resumed):
+        model.env.close()  # type: ignore[union-attr]
+
+
+def test_changed_hyperparameters_are_listed_and_refused(tmp_path: Path) -> None:
+    model = learner(gamma=0.9, policy_kwargs={"temperature": 1.5})
+    model.learn(32)
+    model.save(tmp_path / "a")
+    same = load(tmp_path / "a", gamma=0.9, policy_kwargs={"temperature": 1.5}, verbose=1)
+    assert same._last_obs is not None
+    with pytest.raises(RunError, match=r"gamma: 0\.9, not 0\.95; policy_kwargs temperature: 1\.5, not 1\.0; n_envs: 2"):
+        load(tmp_path / "a", 4, gamma=0.95, policy_kwargs={"temperature": 1.0})
+    changed = load(tmp_path / "a", 4, gamma=0.95, policy_kwargs={"temperature": 1.0}, allow_changes=True)
+    assert changed.gamma == 0.95
+    assert changed._last_obs is None  # other environments begin other episodes
+    env = fake_env(2, max_episode_steps=9)
+    with pytest.raises(RunError, match="environments' max_episode_steps: 4, not 9"):
+        VLAPPO.load(tmp_path / "a", env, policy_kwargs={"model": FakeBackbone()}, device="cpu")
+
+
+def test_checkpoints_are_kept_and_removed_as_asked(tmp_path: Path) -> None:
+    """Of 32, 64, ..., 288 steps (the last update's is the caller's to save): two newest, and one per hundred."""
+    folder = tmp_path / "checkpoints"
+    (folder / ".0000000032.killed").mkdir(parents=True)
+    fake_model().learn(320, RunCheckpoints(tmp_path, every=1, keep=2, keep_every=100))
+    assert sorted(int(path.name) for path in folder.iterdir()) == [128, 224, 256, 288]
+    assert load(latest_run(tmp_path)).num_timesteps == 288
+    with pytest.raises(ValueError, match="every=0, keep=2"):
+        RunCheckpoints(tmp_path, every=0)
+
+
+def test_the_latest_run_is_found(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="There is no saved run in"):
+        latest_run(tmp_path)
+    model = fake_model()
+    model.learn(32)
+    model.save(tmp_path / "checkpoints" / "0000000032")
+    assert latest_run(tmp_path).name == "0000000032"
+    safe_learn(model, 320, tmp_path, StopAt(40), reset_num_timesteps=False)
+    assert latest_run(tmp_path).name == "0000000032"
+    model.save(tmp_path / "interrupted")
+    assert latest_run(tmp_path).name == "interrupted"
+    assert latest_run(tmp_path / "checkpoints" / "0000000032").name == "0000000032"
+
+
+def test_the_learning_curve_goes_on(tmp_path: Path) -> None:
+    model, curve = fake_model(), LearningCurve(tmp_path / "curve.png")
+    model.learn(64, curve)
+    model.save(tmp_path / "a")
+    resumed, again = load(tmp_path / "a"), LearningCurve(tmp_path / "again.png")
+    resumed.learn(64, again, reset_num_timesteps=False)
+    assert again.history[: len(curve.history)] == curve.history
+    assert len(again.history) > len(curve.history)
+    fresh = LearningCurve(tmp_path / "fresh.png")
+    load(tmp_path / "a").learn(32, fresh)  # from zero: a run of its own
+    assert all(episode.num_timesteps <= 32 for episode in fresh.history)

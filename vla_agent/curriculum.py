@@ -1,0 +1,87 @@
+"""Which tasks to practise: the vector environment's task weights follow the running success of each task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast, get_args
+
+import numpy as np
+
+from vla_agent.callbacks import SuccessCallback
+from vla_agent.vec_env import VLAVecEnv
+
+Mode = Literal["uniform", "hardest", "frontier"]
+
+# Of a task that no episode has tried yet: neither hard nor easy.
+UNKNOWN_SUCCESS = 0.5
+
+
+def task_weights(success_rates: np.ndarray, mode: Mode, tau: float) -> np.ndarray:
+    """Probability of drawing each task, (n_tasks,).
+
+    With s a task's success rate, proportional to
+
+    * "uniform": 1;
+    * "hardest": exp((0.5 - s) / tau), the curriculum of VLA-RL (arXiv 2505.18719);
+    * "frontier": exp(-|0.5 - s| / tau), most for tasks that succeed half the time, where returns differ most.
+
+    Args:
+        success_rates: s in [0, 1], (n_tasks,).
+        mode: See above.
+        tau: Temperature: the smaller, the more unequal.
+    """
+    distance = 0.5 - np.asarray(success_rates, dtype=np.float64)
+    exponents = {"uniform": 0.0 * distance, "hardest": distance, "frontier": -np.abs(distance)}[mode] / tau
+    weights = np.exp(exponents - exponents.max())
+    return weights / weights.sum()
+
+
+class Curriculum(SuccessCallback):
+    """Draws tasks by their running success, see `task_weights`; the weights change after each rollout.
+
+    It logs ``curriculum/weight_task_<id>``, and what `SuccessCallback` logs. A run that goes on keeps its weights.
+
+    Args:
+        mode: "uniform", "hardest" or "frontier".
+        tau: Temperature of the weights.
+        window: The success rate is over so many last episodes of a task. Tasks not yet tried count as 0.5.
+
+    Raises:
+        ValueError: If the mode is unknown or ``tau`` is not positive; in `learn`, if the environment has no tasks to
+            weigh.
+    """
+
+    def __init__(self, mode: Mode = "hardest", tau: float = 0.5, window: int = 50, verbose: int = 0) -> None:
+        super().__init__(window, verbose)
+        if mode not in get_args(Mode):
+            raise ValueError(f"Unknown curriculum mode={mode!r}. Choices: {', '.join(map(repr, get_args(Mode)))}.")
+        if not 0 < tau < math.inf:
+            raise ValueError(f"tau={tau!r}; expected a positive number.")
+        self.mode: Mode = mode
+        self.tau = tau
+        self.task_ids: Sequence[int] = ()
+
+    @property
+    def weights(self) -> Mapping[int, float]:
+        """Probability of drawing each task now, by task id."""
+        rates = self.success_rates
+        success = np.array([rates.get(task_id, UNKNOWN_SUCCESS) for task_id in self.task_ids])
+        values = task_weights(success, self.mode, self.tau)
+        return dict(zip(self.task_ids, values.tolist(), strict=True))
+
+    def _on_training_start(self) -> None:
+        env = self.training_env
+        if not hasattr(env, "set_task_weights"):
+            raise ValueError(f"A curriculum needs environments with set_task_weights, got {type(env).__name__}.")
+        self.task_ids = env.get_attr("task_ids")[0]
+        self._apply()
+
+    def _on_rollout_end(self) -> None:
+        super()._on_rollout_end()
+        self._apply()
+        for task_id, weight in self.weights.items():
+            self.logger.record(f"curriculum/weight_task_{task_id}", weight)
+
+    def _apply(self) -> None:
+        cast(VLAVecEnv, self.training_env).set_task_weights(list(self.weights.values()))
