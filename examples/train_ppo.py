@@ -7,7 +7,8 @@
         --critic-warmup-iterations 5 --total-timesteps 400000                       # one 80 GB GPU
 
 Writes into ``runs/ppo/``: TensorBoard and CSV logs, ``curve.png`` (success and return against environment steps),
-``episode.mp4`` (one episode of the trained policy) and the checkpoint ``model/``. After Ctrl-C: ``interrupted/``.
+``episode.mp4`` (one episode of the trained policy), ``checkpoints/`` on the way and ``model/`` at the end. Stopped in
+any way, the same command with ``--resume runs/ppo`` goes on and gives what it would have given.
 
 The default starts from ``tiny-libero``, which ships and learned from demonstrations; ``--model tiny`` is randomly
 initialised and exercises every part. Expect about 78 % of the episodes to succeed; minutes do not change that yet.
@@ -23,9 +24,18 @@ from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, make_output_format
 
-from vla_agent import VLAPPO, LearningCurve, SuccessCallback, VLAVecEnv, make_vec_env, safe_learn
+from vla_agent import (
+    VLAPPO,
+    Curriculum,
+    LearningCurve,
+    RunCheckpoints,
+    VLAVecEnv,
+    latest_run,
+    make_vec_env,
+    safe_learn,
+)
 from vla_agent.evaluation.manifest import read_training_states, write_training_states
 from vla_agent.openvla.folder import resolve_folder
 from vla_agent.vec_env import describe_suite
@@ -56,7 +66,11 @@ class Options:
     seed: int = 0
     device: str = "auto"
     out: Path = Path("runs/ppo")
-    resume: Path | None = None  # a checkpoint folder to go on from
+    curriculum: str = "uniform"  # how tasks are drawn, by their success: or "hardest" (VLA-RL's), or "frontier"
+    curriculum_tau: float = 0.5
+    checkpoint_every: int = 10  # iterations
+    resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
+    allow_changes: bool = False  # resume with other options than the run was made with
 
 
 def parse_ids(text: str) -> list[int]:
@@ -82,26 +96,33 @@ def build(options: Options) -> tuple[VLAVecEnv, VLAPPO]:
         seed=options.seed,
         render_mode="rgb_array",
     )
-    if options.resume is not None:
-        return env, VLAPPO.load(options.resume, env=env, device=options.device)
     policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
     if options.lora_rank:
         policy_kwargs["lora"] = {"r": options.lora_rank, "alpha": options.lora_rank // 2}
-    model = VLAPPO(
-        "VLAPolicy",
-        env,
-        learning_rate=options.learning_rate,
-        value_learning_rate=options.value_learning_rate,
-        n_steps=options.n_steps,
-        batch_size=options.batch_size,
-        n_epochs=options.n_epochs,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        critic_warmup_iterations=options.critic_warmup_iterations,
-        policy_kwargs=policy_kwargs,
-        seed=options.seed,
-        device=options.device,
-    )
+    arguments: dict[str, Any] = {
+        "learning_rate": options.learning_rate,
+        "value_learning_rate": options.value_learning_rate,
+        "n_steps": options.n_steps,
+        "batch_size": options.batch_size,
+        "n_epochs": options.n_epochs,
+        "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "critic_warmup_iterations": options.critic_warmup_iterations,
+        "policy_kwargs": policy_kwargs,
+        "seed": options.seed,
+    }
+    if options.resume is None:
+        return env, VLAPPO("VLAPolicy", env, device=options.device, **arguments)
+    path = latest_run(options.resume)
+    model = VLAPPO.load(path, env, options.device, allow_changes=options.allow_changes, **arguments)
+    print(f"Going on from {path}, {model.num_timesteps} of {options.total_timesteps} steps done")
     return env, model
+
+
+def make_logger(folder: Path, num_timesteps: int) -> Logger:
+    """Where metrics go; a resumed run writes new files beside those before."""
+    suffix = f"_from_{num_timesteps}" if num_timesteps else ""
+    formats = ("stdout", "csv", "tensorboard")
+    return Logger(str(folder), [make_output_format(name, str(folder), suffix) for name in formats])
 
 
 def note_training_states(options: Options) -> None:
@@ -128,21 +149,22 @@ def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     env, model = build(options)
-    model.set_logger(configure(str(options.out), ["stdout", "csv", "tensorboard"]))
+    model.set_logger(make_logger(options.out, model.num_timesteps))
     print(f"Ready after {time.perf_counter() - start:.0f} s; training on {model.device}, logs in {options.out}")
 
-    success = SuccessCallback()
-    callbacks = [success, LearningCurve(options.out / "curve.png")]
+    success = Curriculum(options.curriculum, options.curriculum_tau)  # type: ignore[arg-type]
+    curve = LearningCurve(options.out / "curve.png")
+    callbacks = [success, curve, RunCheckpoints(options.out, every=options.checkpoint_every)]
     ended = safe_learn(
         model,
-        options.total_timesteps,
+        options.total_timesteps - model.num_timesteps,
         options.out,
         callbacks,
         progress_bar=True,
         reset_num_timesteps=options.resume is None,
     )
     if not ended:
-        print(f"Stopped. Go on with: --resume {options.out / 'interrupted'}")
+        print(f"Stopped. The same command with --resume {options.out} goes on as if it had not been.")
         return
     model.save(options.out / "model")
     note_training_states(options)
@@ -159,7 +181,8 @@ def parse_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Options):
         kind = Path if "Path" in str(field.type) else type(field.default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+        action: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **action)
     return Options(**vars(parser.parse_args()))
 
 

@@ -125,12 +125,15 @@ def test_ctrl_c_saves_the_run_which_goes_on_from_there(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output[-2000:]
-    assert "Stopped. Go on with: --resume" in output
+    assert f"Stopped. The same command with --resume {tmp_path} goes on" in output
     saved = VLAPPO.load(tmp_path / "interrupted", device="cpu").num_timesteps
     assert saved > 0
-    more = [*TRAIN, "--resume", str(tmp_path / "interrupted"), "--total-timesteps", "16", "--out", str(tmp_path / "b")]
+    more = [*TRAIN, "--resume", str(tmp_path), "--total-timesteps", str(saved + 16), "--out", str(tmp_path)]
     subprocess.run(more, check=True, capture_output=True, timeout=300)
-    assert VLAPPO.load(tmp_path / "b" / "model", device="cpu").num_timesteps >= saved + 16
+    assert VLAPPO.load(tmp_path / "model", device="cpu").num_timesteps == saved + 16
+    assert (tmp_path / f"progress_from_{saved}.csv").is_file()
+    changed = subprocess.run([*more, "--learning-rate", "1"], capture_output=True, text=True, timeout=300)
+    assert "learning_rate: 3e-05, not 1.0" in changed.stderr
 
 
 def test_fine_tuning_records_learns_and_evaluates(tmp_path: Path) -> None:

@@ -77,6 +77,14 @@ def test_it_learns() -> None:
 # ------------------------------------------------------------------------------------------ the additions
 
 
+def test_reward_terms_and_success_per_task_are_always_logged() -> None:
+    model = make_model(gamma=0.0)  # nothing is bootstrapped, so the buffer holds the environments' rewards
+    metrics = logged(model, 32)
+    assert metrics["rollout/reward_success"] == pytest.approx(model.rollout_buffer.rewards.mean())
+    assert 0 < metrics["rollout/reward_success"] < 1
+    assert {"rollout/success_task_0", "rollout/success_task_1"} <= metrics.keys()
+
+
 @pytest.mark.parametrize("additions", [{}, {"ratio_level": "token"}, {"value_loss": "huber", "huber_delta": 0.1}])
 def test_accumulated_gradient_is_the_whole_minibatch_s(additions: dict[str, Any]) -> None:
     gradients = []

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -205,18 +206,24 @@ def is_restorable(env: GymEnv | None) -> bool:
     return hasattr(type(env), "snapshot")
 
 
+def parts(callbacks: Iterable[BaseCallback]) -> Iterator[BaseCallback]:
+    """All callbacks in trees of them."""
+    for callback in callbacks:
+        yield callback
+        yield from parts(getattr(callback, "callbacks", []))
+        if isinstance(child := getattr(callback, "callback", None), BaseCallback):
+            yield from parts([child])
+
+
 def stateful_callbacks(root: BaseCallback) -> dict[str, StatefulCallback]:
     """The callbacks in a tree of them that have a state to save, by class name, numbered where there are several."""
     found: dict[str, StatefulCallback] = {}
-    waiting = [root]
-    while waiting:
-        callback = waiting.pop(0)
-        waiting += getattr(callback, "callbacks", [])
-        waiting += [child] if isinstance(child := getattr(callback, "callback", None), BaseCallback) else []
+    counts: Counter[str] = Counter()
+    for callback in parts([root]):
         if isinstance(callback, StatefulCallback):
             name = type(callback).__name__
-            number = sum(key.partition("-")[0] == name for key in found)
-            found[f"{name}-{number}" if number else name] = callback
+            found[f"{name}-{counts[name]}" if counts[name] else name] = callback
+            counts[name] += 1
     return found
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from vla_agent.callbacks import as_callbacks
 from vla_agent.checkpointing import STATE, RunError
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def safe_learn(
     """
     keeper = SaveOnSignal(run_dir)
     try:
-        model.learn(total_timesteps, CallbackList([keeper, *_as_callbacks(callback)]), **learn_kwargs)
+        model.learn(total_timesteps, CallbackList([keeper, *as_callbacks(callback)]), **learn_kwargs)
     except BaseException:
         with contextlib.suppress(Exception):  # the first error is the one to report
             model.save(keeper.path)
@@ -174,14 +175,6 @@ def safe_learn(
     if keeper.received is not None:
         _close(model)
     return keeper.received is None
-
-
-def _as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:
-    if callback is None:
-        return []
-    if isinstance(callback, list):
-        return callback
-    return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
 
 
 def _close(model: VLAPPO) -> None:

@@ -20,6 +20,7 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from vla_agent import checkpointing, health, losses
+from vla_agent.callbacks import SuccessCallback, as_callbacks
 from vla_agent.policy import Evaluation, VLAPolicy
 from vla_agent.rollout import Batch, TokenRolloutBuffer, check_batches, collect_rollouts, split_batch
 from vla_agent.vec_env import VLAVecEnv
@@ -436,7 +437,10 @@ class VLAPPO(PPO):
         return self
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        root = super()._init_callback(callback, progress_bar)
+        callbacks = as_callbacks(callback)
+        if self.is_vla and not any(isinstance(part, SuccessCallback) for part in checkpointing.parts(callbacks)):
+            callbacks = [*callbacks, SuccessCallback()]  # success per task is always in the log
+        root = super()._init_callback(callbacks, progress_bar)
         self.stateful_callbacks = checkpointing.stateful_callbacks(root)
         return root
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,8 +47,9 @@ def collect_rollouts(
 ) -> bool:
     """`OnPolicyAlgorithm.collect_rollouts` for a `VLAPolicy`.
 
-    It differs in three ways: the values that stand in for what a time limit cut off come from one batch per step, the
-    buffer may hold a log-probability per token, and the phases "decode" and "env" are timed.
+    It differs in four ways: the values that stand in for what a time limit cut off come from one batch per step, the
+    buffer may hold a log-probability per token, the phases "decode" and "env" are timed, and the terms of the reward
+    are logged.
 
     Returns:
         False if the callback stopped it.
@@ -61,6 +63,7 @@ def collect_rollouts(
     rollout_buffer.reset()
     callback.on_rollout_start()
     dones = np.zeros(env.num_envs, dtype=bool)
+    reward_terms: Counter[str] = Counter()
 
     while n_steps < n_rollout_steps:
         with stopwatch("decode"), th.no_grad():
@@ -75,6 +78,8 @@ def collect_rollouts(
         if not callback.on_step():
             return False
         model._update_info_buffer(infos, dones)
+        for info in infos:
+            reward_terms.update(info.get("reward_terms", {}))
         n_steps += 1
         with stopwatch("decode"):
             bootstrap_time_limits(policy, model.gamma, rewards, dones, infos)
@@ -92,6 +97,8 @@ def collect_rollouts(
     with stopwatch("decode"), th.no_grad():
         values = policy.predict_values(_to_tensors(last_obs, policy))
     rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+    for name, total in reward_terms.items():
+        model.logger.record(f"rollout/reward_{name}", total / (n_rollout_steps * env.num_envs))
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
