@@ -59,7 +59,8 @@ def test_metrics_equal_sb3s() -> None:
         {name: value for name, value in theirs.items() if name != "train/loss"}, rel=1e-4, abs=1e-6
     )
     assert set(ours) - set(theirs) == {
-        f"train/{name}" for name in ("first_ratio_error", "ratio_deviation", "log_prob_gap", "value_std", "grad_norm")
+        f"train/{name}"
+        for name in ("first_ratio_error", "ratio_deviation", "log_prob_gap", "value_std", "grad_norm", "skipped_steps")
     }
 
 
