@@ -1,6 +1,6 @@
 """Teach a model by demonstrations: record them, fine-tune, evaluate.
 
-    python examples/finetune.py                                         # makes `tiny-libero`; two CPU cores, two hours
+    python examples/finetune.py                                         # makes `tiny-libero`; two CPU cores, an hour
     python examples/finetune.py --task-ids 0 --init-states 20-21 --n-steps 20 --batch-size 4          # a look, minutes
     python examples/finetune.py --model openvla/openvla-7b --demonstrations data/mine --lora-rank 32 --image-size 256 \\
         --batch-size 16 --learning-rate 5e-4 --bin-sigma 0 --keyframe-coef 0 --ema-decay 0 --crop-area 0.9      # a GPU
