@@ -34,15 +34,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "exact, chunk_size=8": {"chunk_size": 8},
     "fast": {"renderer": "fast"},
     "no camera": {"cameras": ()},
+    "fast, fast physics, chunk_size=8": {"renderer": "fast", "physics": "fast", "chunk_size": 8},
 }
 
 
 def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
     """Control steps and resets without cameras, milliseconds."""
     simulator = Simulator(compile_module.compile_task(task))
+    fast = Simulator(compile_module.compile_task(task), physics="fast")
     states = initial_states(task)
     actions = np.random.default_rng(0).uniform(-1, 1, (STEPS, 7))
-    result: dict[str, list[float]] = {"step": [], "stock_step": [], "reset": [], "stock_reset": []}
+    result: dict[str, list[float]] = {"step": [], "fast_step": [], "stock_step": [], "reset": [], "stock_reset": []}
     with compile_module._stock_env(task) as stock:
         for repeat in range(repeats + 1):  # the first warms up
             state = states[repeat % len(states)]
@@ -50,6 +52,9 @@ def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
                 "reset": milliseconds(lambda state=state: [simulator.reset(state) for _ in range(20)], 20),
                 "stock_reset": milliseconds(lambda state=state: (stock.env.reset(), stock.set_init_state(state))),
                 "step": milliseconds(lambda: [simulator.step(action) for action in actions], STEPS),
+                "fast_step": milliseconds(
+                    lambda state=state: [fast.reset(state), *(fast.step(action) for action in actions)], STEPS
+                ),
                 "stock_step": milliseconds(lambda: [stock.step(action) for action in actions], STEPS),
             }
             if repeat:
@@ -57,6 +62,7 @@ def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
                     result[name].append(value)
     return {
         "step_ms": against(result["step"], result["stock_step"]),
+        "fast_step_ms": against(result["fast_step"], result["stock_step"]),
         "reset_ms": against(result["reset"], result["stock_reset"]),
     }
 

@@ -52,6 +52,7 @@ class Options:
     max_episode_steps: int = 0  # control steps; 0 for the suite's own limit
     reward: str = "sparse"  # success alone, what evaluation counts; "progress" adds privileged shaping
     renderer: str = "fast"  # "exact" draws stock LIBERO's pixels
+    physics: str = "fast"  # "exact" gives stock LIBERO's states to the bit
     n_envs: int = 8
     n_steps: int = 32  # of the policy, per environment and iteration; tiny-libero decides 8 control steps at a time
     total_timesteps: int = 2048
@@ -60,6 +61,8 @@ class Options:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 3e-5
     value_learning_rate: float = 1e-3
+    ratio_level: str = "action"  # or "token": each of a chunk's 56 ratios is clipped on its own
+    target_kl: float = 0.0  # stop an update beyond 1.5 times this divergence of whole actions; 0 never does
     temperature: float = 1.0
     critic_warmup_iterations: int = 1
     lora_rank: int = 0  # 0 trains all weights
@@ -92,6 +95,7 @@ def build(options: Options) -> tuple[VLAVecEnv, VLAPPO]:
         model=options.model,
         reward=options.reward,
         renderer=options.renderer,
+        physics=options.physics,
         max_episode_steps=options.max_episode_steps or None,
         seed=options.seed,
         render_mode="rgb_array",
@@ -106,6 +110,8 @@ def build(options: Options) -> tuple[VLAVecEnv, VLAPPO]:
         "batch_size": options.batch_size,
         "n_epochs": options.n_epochs,
         "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "ratio_level": options.ratio_level,
+        "target_kl": options.target_kl or None,
         "critic_warmup_iterations": options.critic_warmup_iterations,
         "policy_kwargs": policy_kwargs,
         "seed": options.seed,

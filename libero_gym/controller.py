@@ -159,7 +159,7 @@ def _arm_mass_matrix(qm, madr, parent, dof, out):
 
 @numba.njit(cache=True, nogil=True)
 def run_substeps(
-    pointers, ids, constants, views, indices, goal_pos, goal_ori, stale, use_stale, gripper, sign, snapshot
+    pointers, ids, constants, views, indices, goal_pos, goal_ori, stale, use_stale, gripper, sign, snapshot, exact
 ):
     """Run the physics substeps of one control step; the caller has run ``mj_step1`` for the first.
 
@@ -176,6 +176,8 @@ def run_substeps(
         sign: (2,) direction per substep times speed; and ctrl bias and weight: rows (3, 2).
         snapshot: Filled at the sampling substep: qpos that the kinematics belong to (nq,), and 9 numbers: eef position,
             hand quaternion (wxyz), finger joints.
+        exact: Also run the solves whose only trace is the warm start of the next: stock's bits, at three times the
+            solves.
     """
     model, data = pointers
     site, hand, n_substeps, sample_at = ids
@@ -193,9 +195,10 @@ def run_substeps(
         if i > 0:
             _mj_step1(model, data)
         # Stock runs two whole forward passes before the step. All they leave behind is the solver's warm start.
-        _mj_fwd_actuation(model, data)
-        _mj_fwd_acceleration(model, data)
-        _mj_fwd_constraint(model, data)
+        if exact:
+            _mj_fwd_actuation(model, data)
+            _mj_fwd_acceleration(model, data)
+            _mj_fwd_constraint(model, data)
         bias = qfrc_bias[arm_dof]
         if i == 0 and use_stale:
             s_pos, s_ori, s_pv, s_rv, s_jp, s_jv, s_jacs, s_mass = stale
@@ -203,7 +206,8 @@ def run_substeps(
                 constants, goal_pos, goal_ori, s_pos, s_ori, s_pv, s_rv, s_jp, s_jv, s_jacs, s_mass, bias
             )
         else:
-            _mj_fwd_constraint(model, data)
+            if exact:
+                _mj_fwd_constraint(model, data)
             _mj_jac_site(model, data, jac_p.ctypes.data, jac_r.ctypes.data, site)
             for c in range(7):
                 for r in range(3):

@@ -43,6 +43,19 @@ def test_scenes_drawn_in_turn_do_not_mix() -> None:
         np.testing.assert_array_equal(env.set_state(env.get_state())["image"], image)
 
 
+def test_fast_physics_is_exact_but_for_rounding() -> None:
+    """One solve per substep instead of three: no frame could show the difference."""
+    envs = [LiberoEnv("libero_goal", task_id=0, cameras=(), physics=name) for name in ("exact", "fast")]
+    for env in envs:
+        env.reset(options={"init_state_id": 0})
+        for action in random_actions(40):
+            env.step(action)
+    exact, fast = (np.asarray(env.get_state()) for env in envs)
+    np.testing.assert_allclose(fast, exact, atol=1e-9)
+    with pytest.raises(ValueError, match="Unknown physics 'quick'"):
+        LiberoEnv("libero_goal", physics="quick")
+
+
 @pytest.mark.parametrize("reward", ["sparse", "progress"])
 def test_a_restored_snapshot_goes_on_to_the_bit(reward: str) -> None:
     """Through JSON, in another environment that was doing something else: the rest of the episode, and the next."""
