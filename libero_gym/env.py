@@ -13,6 +13,7 @@ from gymnasium import spaces
 from libero_gym import rendering
 from libero_gym.compile import compile_task, fixture_draw
 from libero_gym.observations import IMAGE_KEYS, Observation, observation_space, proprioception
+from libero_gym.placements import check_placement_seed, sampled_state
 from libero_gym.rewards import REWARDS, bind_progress, discounted_potential
 from libero_gym.scene import CAMERAS
 from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, Physics, SimState, Simulator
@@ -87,6 +88,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         task_id: The task, several of them, or None for all: one is drawn at each reset.
         init_state_ids: Official initial states that resets draw from; None for all. Evaluations use all 50, so train
             on some and report the others.
+        placement_seeds: Further initial states that resets draw from, as likely as the official ones: objects anywhere
+            in the BDDL's regions, one state per seed.
         image_size: Side of the square images in pixels, 8 to 2048.
         cameras: Of ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
         reward: ``"sparse"`` or ``"progress"``.
@@ -114,6 +117,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         *,
         task_id: int | Sequence[int] | None = None,
         init_state_ids: Sequence[int] | None = None,
+        placement_seeds: Sequence[int] = (),
         image_size: int = 256,
         cameras: Sequence[str] = ("agentview",),
         reward: str = "sparse",
@@ -128,6 +132,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self.suite = get_suite(suite)
         self.tasks = get_tasks(suite)
         self.task_ids = check_task_ids(task_id, self.suite.n_tasks, suite)
+        self.placement_seeds = tuple(check_placement_seed(seed) for seed in placement_seeds)
         self.init_state_ids = None if init_state_ids is None else self._check_init_states(init_state_ids)
         self.image_size = rendering.check_image_size(image_size)
         self.cameras = _check_cameras(cameras)
@@ -162,6 +167,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             "suite": self.suite.name,
             "task_ids": list(self.task_ids),
             "init_state_ids": None if self.init_state_ids is None else list(self.init_state_ids),
+            "placement_seeds": list(self.placement_seeds),
             "image_size": self.image_size,
             "cameras": list(self.cameras),
             "reward": self.reward_type,
@@ -276,7 +282,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self._simulators.clear()
 
     def _check_init_states(self, init_state_ids: Sequence[int]) -> tuple[int, ...]:
-        if not len(init_state_ids):
+        if not len(init_state_ids) and not self.placement_seeds:
             raise ValueError("init_state_ids is empty; name official initial states, or None for all.")
         tasks = [self.tasks[task_id] for task_id in self.task_ids]
         return tuple(
@@ -286,18 +292,20 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     def _initial_state(self, task: Task, options: dict[str, Any]) -> np.ndarray:
         """The state that a reset starts from, as its options say; notes its id."""
-        placement_seed = options.get("placement_seed")
-        init_state_id = options.get("init_state_id")
+        placement_seed, init_state_id = options.get("placement_seed"), options.get("init_state_id")
+        if placement_seed is not None and init_state_id is not None:
+            raise ValueError("Give either 'init_state_id' or 'placement_seed', not both.")
+        states = initial_states(task)
+        if placement_seed is None and init_state_id is None:
+            official = range(len(states)) if self.init_state_ids is None else self.init_state_ids
+            drawn = int(self.np_random.choice(len(official) + len(self.placement_seeds)))
+            if drawn < len(official):
+                init_state_id = official[drawn]
+            else:
+                placement_seed = self.placement_seeds[drawn - len(official)]
         if placement_seed is not None:
-            if init_state_id is not None:
-                raise ValueError("Give either 'init_state_id' or 'placement_seed', not both.")
-            from libero_gym.placements import sampled_state
-
             self._init_state_id = -1
             return sampled_state(task, placement_seed)
-        states = initial_states(task)
-        if init_state_id is None:
-            init_state_id = self.np_random.choice(self.init_state_ids or len(states))
         self._init_state_id = _check_init_state_id(init_state_id, len(states), task)
         return states[self._init_state_id]
 

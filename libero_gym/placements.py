@@ -5,9 +5,9 @@ LIBERO ships 50 initial states a task, and evaluations use all of them. What tra
 
 from __future__ import annotations
 
-import functools
 import io
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import mujoco
@@ -19,6 +19,7 @@ from libero_gym.tasks import Task
 
 # Making a stock environment takes seconds and a draw milliseconds, so they are drawn, and kept, in blocks.
 BLOCK = 50
+_kept: dict[str, np.ndarray] = {}
 
 
 def sampled_state(task: Task, placement_seed: int) -> np.ndarray:
@@ -34,29 +35,54 @@ def sampled_state(task: Task, placement_seed: int) -> np.ndarray:
     Raises:
         ValueError: If the seed is not an integer from 0.
     """
-    if isinstance(placement_seed, bool) or not isinstance(placement_seed, (int, np.integer)) or placement_seed < 0:
-        raise ValueError(f"placement_seed={placement_seed!r}; expected an integer from 0.")
-    block, index = divmod(int(placement_seed), BLOCK)
-    state: np.ndarray = _block(task, block)[index]
+    seed = check_placement_seed(placement_seed)
+    prepare(task, [seed])
+    state: np.ndarray = _kept[_key(task, seed // BLOCK)][seed % BLOCK]
     return state
 
 
-@functools.lru_cache(maxsize=256)
-def _block(task: Task, block: int) -> np.ndarray:
-    """States of seeds ``BLOCK * block`` and up, (BLOCK, 1 + nq + nv)."""
-    key = f"{task_key(task)}-placements{block}"
-    blob = cache.read(key)
-    if blob is None:
+def check_placement_seed(placement_seed: Any) -> int:
+    """The seed itself.
+
+    Raises:
+        ValueError: If it is not an integer from 0.
+    """
+    if isinstance(placement_seed, bool) or not isinstance(placement_seed, (int, np.integer)) or placement_seed < 0:
+        raise ValueError(f"placement_seed={placement_seed!r}; expected an integer from 0.")
+    return int(placement_seed)
+
+
+def prepare(task: Task, placement_seeds: Sequence[int]) -> None:
+    """Draw these seeds' states now, or read them from the cache, and keep them for `sampled_state`."""
+    missing = []
+    for block in sorted({seed // BLOCK for seed in placement_seeds}):
+        key = _key(task, block)
+        if key in _kept:
+            continue
+        if (blob := cache.read(key)) is None:
+            missing.append(block)
+        else:
+            _keep(key, np.load(io.BytesIO(blob), allow_pickle=False))
+    if not missing:
+        return
+    states = _draw(task, [seed for block in missing for seed in range(BLOCK * block, BLOCK * (block + 1))])
+    for block, part in zip(missing, np.split(states, len(missing)), strict=True):
         buffer = io.BytesIO()
-        np.save(buffer, _draw(task, range(BLOCK * block, BLOCK * (block + 1))))
-        blob = buffer.getvalue()
-        cache.write(key, blob)
-    states: np.ndarray = np.load(io.BytesIO(blob), allow_pickle=False)
+        np.save(buffer, part)
+        cache.write(_key(task, block), buffer.getvalue())
+        _keep(_key(task, block), part)
+
+
+def _keep(key: str, states: np.ndarray) -> None:
     states.setflags(write=False)
-    return states
+    _kept[key] = states
 
 
-def _draw(task: Task, seeds: range) -> np.ndarray:
+def _key(task: Task, block: int) -> str:
+    return f"{task_key(task)}-placements{block}"
+
+
+def _draw(task: Task, seeds: Sequence[int]) -> np.ndarray:
     """One soft reset of the stock environment per seed, its fixtures held where the protocol has them."""
     states = []
     with stock_env(task) as env:

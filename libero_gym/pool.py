@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import IO, Any
@@ -79,9 +79,9 @@ class WorkerPool:
         """What became of the workers that can no longer be used, by number."""
         return {number: worker.failure for number, worker in enumerate(self._workers) if worker.failure is not None}
 
-    def compile(self, suite: str, task_id: int, renderer: str | None) -> None:
-        """Have the template compile a task, and its visual model if a renderer is named."""
-        self._ask_template(protocol.COMPILE, suite, task_id, renderer)
+    def compile(self, suite: str, task_id: int, renderer: str | None, placement_seeds: Sequence[int] = ()) -> None:
+        """Have the template compile a task, its visual model if a renderer is named, and draw these placements."""
+        self._ask_template(protocol.COMPILE, suite, task_id, renderer, placement_seeds)
 
     def fork(self, first: int, last: int, env_kwargs: dict[str, Any]) -> None:
         """Start a worker for the environments ``[first, last)``; its first answer says that it is ready."""

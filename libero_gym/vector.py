@@ -292,7 +292,8 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
 
     def _start(self) -> None:
         for task_id in tqdm(self.task_ids, desc="Compiling tasks", unit="task", disable=None, leave=False):
-            self._pool.compile(self.suite.name, task_id, self._renderer if self._cameras else None)
+            renderer = self._renderer if self._cameras else None
+            self._pool.compile(self.suite.name, task_id, renderer, self.settings["placement_seeds"])
         for (first, last), device in zip(self._shares, self.render_devices, strict=True):
             self._pool.fork(first, last, self._env_kwargs | {"render_device": device})
         self._pool.gather(range(len(self._shares)))

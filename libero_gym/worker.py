@@ -18,7 +18,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from libero_gym import rendering
+from libero_gym import placements, rendering
 from libero_gym.compile import compile_task, visual_model
 from libero_gym.env import LiberoEnv
 from libero_gym.observations import IMAGE_KEYS
@@ -134,8 +134,10 @@ def _run_template(control: socket.socket) -> None:
     connection = Connection(os.dup(control.fileno()))
     children: list[int] = []
 
-    def compile_(suite: str, task_id: int, renderer: str | None) -> None:
-        compiled = compile_task(get_tasks(suite)[task_id])
+    def compile_(suite: str, task_id: int, renderer: str | None, placement_seeds: list[int]) -> None:
+        task = get_tasks(suite)[task_id]
+        compiled = compile_task(task)
+        placements.prepare(task, placement_seeds)
         if renderer is not None:
             visual_model(compiled, renderer)  # forks share its pages
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from libero_gym import cache, placements
 from libero_gym.compile import compile_task
+from libero_gym.env import LiberoEnv
 from libero_gym.placements import sampled_state
 from libero_gym.tasks import Task, get_tasks, initial_states
 
@@ -37,7 +39,7 @@ def test_equal_seeds_give_equal_states_and_global_generators_stay() -> None:
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     first = sampled_state(task, 51).copy()
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
-    sampled_state.__globals__["_block"].cache_clear()
+    placements._kept.clear()
     np.testing.assert_array_equal(first, sampled_state(task, 51))
     assert not np.array_equal(first, sampled_state(task, 52))
 
@@ -46,3 +48,28 @@ def test_equal_seeds_give_equal_states_and_global_generators_stay() -> None:
 def test_a_seed_is_an_integer_from_zero(seed: float) -> None:
     with pytest.raises(ValueError, match="expected an integer from 0"):
         sampled_state(get_tasks("libero_spatial")[0], seed)  # type: ignore[arg-type]
+
+
+def test_states_are_the_same_without_a_cache_and_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = get_tasks("libero_spatial")[0]
+    expected = [sampled_state(task, seed).copy() for seed in (49, 101)]
+    monkeypatch.setattr(placements, "_kept", {})
+    monkeypatch.setattr(cache, "read", lambda key: None)
+    monkeypatch.setattr(cache, "write", lambda key, body: None)
+    placements.prepare(task, [101, 49])
+    for seed, state in zip((49, 101), expected, strict=True):
+        np.testing.assert_array_equal(sampled_state(task, seed), state)
+
+
+def test_resets_draw_placements_as_often_as_official_states() -> None:
+    env = LiberoEnv(
+        "libero_spatial", task_id=0, cameras=(), settle_steps=0, init_state_ids=[20, 21], placement_seeds=range(6)
+    )
+    drawn = [env.reset(seed=0)[1]["init_state_id"], *(env.reset()[1]["init_state_id"] for _ in range(199))]
+    assert set(drawn) == {-1, 20, 21}
+    assert 0.65 < np.mean([index == -1 for index in drawn]) < 0.85
+    assert set(LiberoEnv("libero_spatial", init_state_ids=(), placement_seeds=[3]).settings["placement_seeds"]) == {3}
+    with pytest.raises(ValueError, match="init_state_ids is empty"):
+        LiberoEnv("libero_spatial", init_state_ids=())
+    with pytest.raises(ValueError, match=r"placement_seed=-2; expected"):
+        LiberoEnv("libero_spatial", placement_seeds=[-2])

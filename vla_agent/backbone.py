@@ -1,5 +1,6 @@
 """What the agent asks of a vision-language-action model, such as `vla_agent.openvla.OpenVLA`."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,3 +102,29 @@ class VLABackbone(Protocol):
 
     def unused_parameter_names(self) -> list[str]:
         """Parameters that no output depends on."""
+
+
+def model_inputs(
+    model: VLABackbone,
+    input_ids: th.Tensor,
+    attention_mask: th.Tensor,
+    images: Sequence[Any],
+    state: np.ndarray | th.Tensor | None,
+    unnorm_key: str | None,
+) -> dict[str, Any]:
+    """The arguments that a model's calls share, of a batch of observations.
+
+    Args:
+        model: The model.
+        input_ids: Prompts, int64 (B, L), where the model is.
+        attention_mask: Of the prompts, int64 (B, L).
+        images: uint8 (B, H, W, 3), one array or tensor per camera that the model reads.
+        state: The robots' states, (B, 8); used only by a model that reads them.
+        unnorm_key: Whose statistics normalise the states.
+    """
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": model.preprocess(*images)}
+    if model.config.use_state:
+        values = state.cpu().numpy() if isinstance(state, th.Tensor) else np.asarray(state)
+        normalized = model.processor.normalize_state(values, unnorm_key)
+        inputs["state"] = th.from_numpy(np.asarray(normalized)).to(input_ids.device)
+    return inputs

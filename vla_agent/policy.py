@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from vla_agent.backbone import VLABackbone
+from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.bins import bin_log_probs
 from vla_agent.critic import ValueHead
 from vla_agent.distributions import (
@@ -270,17 +270,9 @@ class VLAPolicy(ActorCriticPolicy):
     def _model_inputs(self, obs: PyTorchObs) -> dict[str, Any]:
         """The backbone's arguments of a batch of observations."""
         tensors = cast(dict[str, th.Tensor], obs)
-        config = self.backbone.config
-        images = [to_channels_last(tensors[key]) for key in CAMERA_KEYS[: config.num_images]]
-        inputs: dict[str, Any] = {
-            "input_ids": tensors["input_ids"],
-            "attention_mask": tensors["attention_mask"],
-            "pixel_values": self.backbone.preprocess(*images),
-        }
-        if config.use_state:
-            state = self.backbone.processor.normalize_state(tensors["state"].cpu().numpy(), self.unnorm_key)
-            inputs["state"] = th.from_numpy(np.asarray(state)).to(self.device)
-        return inputs
+        images = [to_channels_last(tensors[key]) for key in CAMERA_KEYS[: self.backbone.config.num_images]]
+        prompt = tensors["input_ids"], tensors["attention_mask"]
+        return model_inputs(self.backbone, *prompt, images, tensors.get("state"), self.unnorm_key)
 
     def _to_bins(self, action_ids: th.Tensor) -> th.Tensor:
         return self._bin_of_id[action_ids]

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from vla_agent.action_chunks import ActionChunks, Examples, to_bins
 from vla_agent.action_tokens import bin_centers
 from vla_agent.augmentation import Augmentation
+from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.folders import writing
 from vla_agent.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.openvla import OpenVLA
@@ -363,12 +364,8 @@ class SupervisedTrainer:
         images = [th.from_numpy(frames).to(model.device) for frames in examples.images]
         if generator is not None and self.augmentation is not None:
             images = [self.augmentation(frames, generator) for frames in images]
-        input_ids, attention_mask = model.tokenize(examples.instructions)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": model.preprocess(*images)}
-        if model.config.use_state:
-            state = model.processor.normalize_state(examples.state, self.unnorm_key)
-            inputs["state"] = th.from_numpy(state).to(model.device)
-        return inputs
+        prompt = model.tokenize(examples.instructions)
+        return model_inputs(cast(VLABackbone, model), *prompt, images, examples.state, self.unnorm_key)
 
     def _normalized_position(self, position: np.ndarray) -> np.ndarray:
         """Positions in m as multiples of their spread in the data, float32."""

@@ -10,6 +10,7 @@ import torch as th
 from stable_baselines3.common.utils import get_device
 
 from vla_agent.action_tokens import to_environment, unnormalize
+from vla_agent.backbone import model_inputs
 from vla_agent.policy import VLAPolicy, check_fit
 from vla_agent.vec_env import IMAGE_KEYS, VLAVecEnv
 
@@ -36,11 +37,9 @@ class RegressionPolicy:
         """Actions as the environments take them, float64 (n_envs, chunk, 7); they know no chance."""
         model = self.model
         ids, mask = (th.from_numpy(obs[key]).to(model.device) for key in ("input_ids", "attention_mask"))
-        pixels = model.preprocess(*(obs[key] for key in IMAGE_KEYS[: model.config.num_images]))
-        state = None
-        if model.config.use_state:
-            state = th.from_numpy(model.processor.normalize_state(obs["state"], self.unnorm_key)).to(model.device)
-        normalized = model.regress_actions(ids, mask, pixels, state=state).cpu().numpy()
+        images = [obs[key] for key in IMAGE_KEYS[: model.config.num_images]]
+        inputs = model_inputs(model, ids, mask, images, obs.get("state"), self.unnorm_key)
+        normalized = model.regress_actions(**inputs).cpu().numpy()
         return to_environment(unnormalize(normalized, self.stats)), None
 
 
