@@ -48,7 +48,7 @@ class Options:
     env_id: str = "LIBERO-Spatial-v0"
     task_ids: str = ""  # such as "0,3"; all tasks of the suite if empty
     init_states: str = "20-49"  # official ones to train on; keep others for evaluation
-    n_placements: int = 500  # further initial states per task to train on, drawn from the BDDL's regions
+    n_placements: int = 200  # further initial states per task to train on, drawn from the BDDL's regions
     model: str = "tiny-libero"  # what ships, competent, or "tiny", random; a checkpoint folder, or a hub id
     max_episode_steps: int = 0  # control steps; 0 for the suite's own limit
     reward: str = "sparse"  # success alone, what evaluation counts; "progress" adds privileged shaping

@@ -19,11 +19,13 @@ import pytest
 from scripted import soup_into_basket
 
 from libero_gym import demonstrations
-from libero_gym.demonstrations import RECORDING_FOLDER, EpisodeKey, RecordingSummary, record
+from libero_gym import recording as recording_module
+from libero_gym.demonstrations import RECORDING_FOLDER, RecordingSummary, record
 from libero_gym.env import LiberoEnv
 from libero_gym.episodes import DamagedEpisodeError, Episode, atomic_write
 from libero_gym.lerobot import LeRobotReader, LeRobotWriter, pooled_stats, vector_stats
 from libero_gym.libero_hdf5 import read_libero_hdf5
+from libero_gym.recording import EpisodeKey
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
 
@@ -304,14 +306,14 @@ def test_a_worker_that_dies_is_replaced(recording: Path, tmp_path: Path, monkeyp
 
 
 def test_ctrl_c_keeps_complete_episodes(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = demonstrations.rollout
+    real = recording_module.rollout
 
     def interrupted(env: LiberoEnv, key: EpisodeKey, *args: Any) -> Episode:
         if key.init_state_id == 2:
             raise KeyboardInterrupt
         return real(env, key, *args)
 
-    monkeypatch.setattr(demonstrations, "rollout", interrupted)
+    monkeypatch.setattr(recording_module, "rollout", interrupted)
     with pytest.raises(KeyboardInterrupt):
         record_pushes(tmp_path)
     monkeypatch.undo()
