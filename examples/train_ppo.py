@@ -66,6 +66,7 @@ class Options:
     target_kl: float = 0.0  # stop an update beyond 1.5 times this divergence of whole actions; 0 never does
     temperature: float = 1.0
     critic_warmup_iterations: int = 1
+    bootstrap_time_limits: bool = False  # evaluations count success within the limit: running out of time is a failure
     lora_rank: int = 0  # 0 trains all weights
     seed: int = 0
     device: str = "auto"
@@ -115,6 +116,7 @@ def build(options: Options) -> tuple[VLAVecEnv, VLAPPO]:
         "ratio_level": options.ratio_level,
         "target_kl": options.target_kl or None,
         "critic_warmup_iterations": options.critic_warmup_iterations,
+        "bootstrap_time_limits": options.bootstrap_time_limits,
         "policy_kwargs": policy_kwargs,
         "seed": options.seed,
     }

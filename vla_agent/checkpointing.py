@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import warnings
 import zipfile
 from collections import Counter, deque
@@ -75,6 +76,7 @@ CONSTRUCTOR_ARGUMENTS = (
     "value_learning_rate",
     "kl_ref_coef",
     "ratio_tolerance",
+    "bootstrap_time_limits",
 )
 COUNTERS = (
     "num_timesteps",
@@ -292,7 +294,8 @@ def _changes(saved: dict[str, Any], state: dict[str, Any], env: VecEnv, given: d
     if state["environments"] is not None and is_restorable(env):
         before |= {f"environments' {key}": value for key, value in state["environments"]["settings"].items()}
         now |= {f"environments' {key}": value for key, value in cast("VLAVecEnv", env).settings.items()}
-    return [f"{key}: {before.get(key)!r}, not {now[key]!r}" for key in now if now[key] != before.get(key)]
+    changed = [key for key in now if now[key] != before.get(key)]
+    return [f"{key}: {reprlib.repr(before.get(key))}, not {reprlib.repr(now[key])}" for key in changed]
 
 
 def _refuse_changes(path: Path, changes: list[str]) -> None:

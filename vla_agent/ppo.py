@@ -73,6 +73,9 @@ class VLAPPO(PPO):
             ``lora``.
         ratio_tolerance: Mean |ratio - 1| before the first step that is still taken for rounding; by the weights' type
             where None. Beyond it `VLAPolicy` raises `RatioError`, and other policies warn.
+        bootstrap_time_limits: Whether the critic's value stands for what would follow a time limit, as is right where
+            the limit is not part of the task. Where success is to come within it, as in LIBERO's evaluation, False
+            makes running out of time a failure: with True, a critic that expects success pays failures like it.
 
     The other arguments are SB3's.
 
@@ -119,6 +122,7 @@ class VLAPPO(PPO):
         value_learning_rate: float | Schedule | None = None,
         kl_ref_coef: float = 0.0,
         ratio_tolerance: float | None = None,
+        bootstrap_time_limits: bool = True,
     ) -> None:
         self.is_vla = policy == "VLAPolicy" or (isinstance(policy, type) and issubclass(policy, VLAPolicy))
         defaults = _defaults(self.is_vla)
@@ -163,6 +167,7 @@ class VLAPPO(PPO):
         self.value_learning_rate = value_learning_rate
         self.kl_ref_coef = kl_ref_coef
         self.ratio_tolerance = ratio_tolerance
+        self.bootstrap_time_limits = bootstrap_time_limits
         self.n_iterations = 0
         self.n_skipped_steps = 0
         self.boundary: dict[str, Any] | None = None  # the state before the rollout that is under way
@@ -198,6 +203,7 @@ class VLAPPO(PPO):
             "critic_warmup_iterations": self.critic_warmup_iterations > 0,
             "ratio_level='token'": self.ratio_level == "token",
             "value_learning_rate": self.value_learning_rate is not None,
+            "bootstrap_time_limits=False": not self.bootstrap_time_limits,
         }
         wrong = [name for name, given in only_vla.items() if given and not self.is_vla]
         if wrong:

@@ -81,8 +81,9 @@ def collect_rollouts(
         for info in infos:
             reward_terms.update(info.get("reward_terms", {}))
         n_steps += 1
-        with stopwatch("decode"):
-            bootstrap_time_limits(policy, model.gamma, rewards, dones, infos)
+        if model.bootstrap_time_limits:
+            with stopwatch("decode"):
+                bootstrap_time_limits(policy, model.gamma, rewards, dones, infos)
         rollout_buffer.add(
             last_obs,
             actions,
