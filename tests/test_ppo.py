@@ -77,8 +77,20 @@ def test_it_learns() -> None:
 # ------------------------------------------------------------------------------------------ the additions
 
 
+@pytest.mark.parametrize("bootstrapped", [False, True])
+def test_time_limits_are_bootstrapped_unless_they_belong_to_the_task(bootstrapped: bool) -> None:
+    model = make_model(bootstrap_time_limits=bootstrapped)
+    model.policy.value_head.register_forward_hook(lambda head, inputs, values: 0 * values + 0.5)  # type: ignore[union-attr]
+    model.learn(32)
+    rewards = set(model.rollout_buffer.rewards.flatten().round(4).tolist())
+    with_value = [pytest.approx(value, abs=1e-3) for value in (0.99 * 0.5, 1 + 0.99 * 0.5)]
+    extra = [reward for reward in rewards if reward not in (0.0, 1.0)]
+    assert all(reward in with_value for reward in extra)
+    assert bool(extra) == bootstrapped
+
+
 def test_reward_terms_and_success_per_task_are_always_logged() -> None:
-    model = make_model(gamma=0.0)  # nothing is bootstrapped, so the buffer holds the environments' rewards
+    model = make_model(bootstrap_time_limits=False)  # so that the buffer holds the environments' rewards
     metrics = logged(model, 32)
     assert metrics["rollout/reward_success"] == pytest.approx(model.rollout_buffer.rewards.mean())
     assert 0 < metrics["rollout/reward_success"] < 1
