@@ -62,6 +62,7 @@ class Options:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 3e-5
     value_learning_rate: float = 1e-3
+    gae_lambda: float = 0.95
     ratio_level: str = "action"  # or "token": each of a chunk's 56 ratios is clipped on its own
     target_kl: float = 0.0  # stop an update beyond 1.5 times this divergence of whole actions; 0 never does
     temperature: float = 1.0
@@ -113,6 +114,7 @@ def build(options: Options) -> tuple[VLAVecEnv, VLAPPO]:
         "batch_size": options.batch_size,
         "n_epochs": options.n_epochs,
         "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "gae_lambda": options.gae_lambda,
         "ratio_level": options.ratio_level,
         "target_kl": options.target_kl or None,
         "critic_warmup_iterations": options.critic_warmup_iterations,

@@ -54,8 +54,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     ``reward="sparse"``: 1 at the control step at whose end the goal holds, else 0. ``reward="progress"`` adds
     ``0.99 * phi(s') - phi(s)``, where phi in [0, 1] is the mean progress of the goal's predicates, read from the
-    simulator (privileged: for training only). ``info["reward_terms"]`` holds the terms, whose sum is the reward. A
-    chunk's reward is the sum over its control steps.
+    simulator (privileged: for training only); with chunks, s and s' are the states at their ends, between which the
+    agent decides and discounts. ``info["reward_terms"]`` holds the terms, whose sum is the reward.
 
     ## Episode end
 
@@ -216,17 +216,14 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         simulator = self.simulator
-        terms: dict[str, float] = {}
         truncated = False
         for single in self._check_action(action):
             simulator.step(single)
             self._elapsed_steps += 1
-            for name, value in self._reward_terms().items():
-                terms[name] = terms.get(name, 0.0) + value
             truncated = self.max_episode_steps is not None and self._elapsed_steps >= self.max_episode_steps
             if simulator.success or truncated:
                 break
-        terminated = simulator.success
+        terminated, terms = simulator.success, self._reward_terms()
         return self._observe(), sum(terms.values()), terminated, truncated, self._info(terms)
 
     def render(self) -> np.ndarray | None:

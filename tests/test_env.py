@@ -201,6 +201,20 @@ def test_chunk_equals_its_steps_one_by_one() -> None:
     assert info["elapsed_steps"] == 8
 
 
+def test_progress_of_a_chunk_is_between_the_states_that_the_agent_decides_in() -> None:
+    """0.99 phi(s') - phi(s) once per chunk: discounting each control step would charge for staying near the goal."""
+    single = LiberoEnv("libero_spatial", task_id=0, cameras=(), reward="progress")
+    chunked = LiberoEnv("libero_spatial", task_id=0, cameras=(), reward="progress", chunk_size=4)
+    actions = random_actions(4)
+    for env in (single, chunked):
+        env.reset(options={"init_state_id": 0})
+    phi = sum(single._potential.terms(single.simulator.data, single.simulator.eef_pos()).values())
+    for action in actions:
+        _, _, _, _, info = single.step(action)
+    expected = 0.99 * sum(info["progress_terms"].values()) - phi
+    assert chunked.step(actions)[1] == pytest.approx(expected, abs=1e-12)
+
+
 def test_chunked_env_truncates_itself_at_the_suites_limit() -> None:
     env = gym.make("LIBERO-Spatial-v0", task_id=0, cameras=(), chunk_size=50, settle_steps=0)
     env.reset(seed=0)
