@@ -197,6 +197,15 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode; see Reset above.
+
+        Args:
+            seed: Of the environment's generator, which draws what the options leave open.
+            options: Any of ``task_id``, ``init_state_id`` or ``placement_seed``, ``fixture_draw``.
+
+        Raises:
+            ValueError: If an option is unknown or out of range.
+        """
         super().reset(seed=seed)
         options = _check_options(options)
         task_id = options.get("task_id")
@@ -215,6 +224,12 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         return self._observe(), self._info({"success": 0.0})
 
     def step(self, action: np.ndarray) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Execute an action, or a chunk of them until one succeeds.
+
+        Raises:
+            ValueError: If the action has another shape, or is not finite.
+            gym.error.ResetNeeded: Before the first `reset`.
+        """
         simulator = self.simulator
         truncated = False
         for single in self._check_action(action):
