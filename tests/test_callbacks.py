@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,20 @@ class At(BaseCallback):
         return True
 
 
+def send(number: signal.Signals) -> None:
+    """Signals this process, and waits until the handler, which removes itself, has run: another thread may get it."""
+    handler = signal.getsignal(number)
+    os.kill(os.getpid(), number)
+    deadline = time.monotonic() + 10
+    while signal.getsignal(number) is handler and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_the_run_and_close_the_environments(tmp_path: Path, number: signal.Signals) -> None:
     model = fake_model()
     before = signal.getsignal(number)
-    ended = safe_learn(model, 10_000, tmp_path, At(20, lambda: os.kill(os.getpid(), number)))
+    ended = safe_learn(model, 10_000, tmp_path, At(20, lambda: send(number)))
     assert not ended
     assert model.num_timesteps == 42  # the step after the signal ended it
     assert VLAPPO.load(tmp_path / "interrupted", **fake()).num_timesteps == 32  # before the rollout that it ended in
@@ -51,8 +61,9 @@ def test_signals_save_the_run_and_close_the_environments(tmp_path: Path, number:
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     def twice() -> None:
+        send(signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)  # it comes in between
 
     model = fake_model()
     with pytest.raises(KeyboardInterrupt):
