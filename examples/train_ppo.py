@@ -1,6 +1,6 @@
 """Train a vision-language-action model by PPO in LIBERO. The project's main job.
 
-    python examples/train_ppo.py                     # two CPU cores, no network, no weights: about six minutes
+    python examples/train_ppo.py                     # two CPU cores, no network: some eight minutes
     python examples/train_ppo.py --model openvla/openvla-7b-finetuned-libero-spatial --reward sparse \
         --max-episode-steps 0 --renderer exact --lora-rank 32 --n-envs 32 --n-steps 128 --batch-size 32 \
         --gradient-accumulation-steps 4 --learning-rate 2e-5 --value-learning-rate 2e-4 --temperature 1.5 \
