@@ -13,6 +13,7 @@ learning curves beside them as PNG. Rates come with Wilson's 95 % intervals, ove
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from measuring import provenance
 
-from vla_agent import EvaluationReport
+from vla_agent import EvaluationReport, RunError, latest_run
 from vla_agent.checkpointing import STATE
 from vla_agent.statistics import newcombe_interval, wilson_interval
 
@@ -51,8 +52,10 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> Path:
     if not (folder / "model" / STATE).is_file():
         command = ["--seed", str(seed), "--total-timesteps", str(args.total_timesteps), "--out", str(folder)]
         command += ["--task-ids", args.task_ids, *VARIANTS[variant]]
-        stopped = any(folder.glob("*/*/state.json")) or any(folder.glob("*/state.json"))
-        run("train_ppo.py", *command, *(["--resume", str(folder)] if stopped else []))
+        with contextlib.suppress(RunError):  # it has not begun
+            latest_run(folder)
+            command += ["--resume", str(folder)]
+        run("train_ppo.py", *command)
     return folder
 
 
@@ -131,14 +134,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     before = {suite: evaluate(args, START, suite, args.work / "before" / suite) for suite in args.suites}
     results["before"] = {suite: describe([report]) for suite, report in before.items()}
     for variant in args.variants:
-        folders: list[Path] = []
+        curves[variant] = []
+        reports: dict[str, list[EvaluationReport]] = {suite: [] for suite in args.suites}
         for seed in args.seeds:
-            folders.append(train(args, variant, seed))
-            curves[variant] = [learning_curve(folder, args.total_timesteps) for folder in folders]
+            folder = train(args, variant, seed)
+            curves[variant].append(learning_curve(folder, args.total_timesteps))
             for suite in args.suites:
-                reports = [evaluate(args, str(folder / "model"), suite, folder / suite) for folder in folders]
-                results["after"][variant][suite] = describe(reports)
-                first, second = count([before[suite]]), count(reports)
+                reports[suite].append(evaluate(args, str(folder / "model"), suite, folder / suite))
+                results["after"][variant][suite] = describe(reports[suite])
+                first, second = count([before[suite]]), count(reports[suite])
                 results["improvement"][variant][suite] = {
                     "points": round(100 * (second[0] / second[1] - first[0] / first[1]), 2),
                     "newcombe_95": [round(100 * end, 2) for end in newcombe_interval(first, second)],
