@@ -96,7 +96,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for decimated
             meshes, several times faster without a GPU (PSNR against exact about 30 dB).
         physics: ``"exact"`` for stock's states to the bit, used for every reported result; ``"fast"`` solves for the
-            contact forces once per substep where stock solves three times: about twice as fast, equal within the
+            contact forces once per substep where stock solves three times: 1.3 to 1.5 times as fast, equal within the
             solver's tolerance until contacts amplify the difference.
         settle_steps: Control steps with an open gripper before the first observation.
         chunk_size: Control steps per `step`, executed open-loop, stopped by success; one frame at their end.

@@ -65,9 +65,9 @@ class RunCheckpoints(BaseCallback):
     def _remove_old(self) -> None:
         for leftover in self.folder.glob(".*"):  # of a process that was killed while it wrote or removed
             shutil.rmtree(leftover, ignore_errors=True)
-        passed = -1
+        passed = 0
         for path in sorted(path for path in self.folder.iterdir() if path.name.isdigit())[: -self.keep]:
-            if self.keep_every and int(path.name) // self.keep_every > max(passed, 0):
+            if self.keep_every and int(path.name) // self.keep_every > passed:
                 passed = int(path.name) // self.keep_every
                 continue
             shutil.rmtree(path.rename(path.with_name(f".{path.name}")), ignore_errors=True)
