@@ -25,6 +25,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 from stable_baselines3.common.logger import Logger, make_output_format
+from stable_baselines3.common.vec_env import VecEnv
 
 from vla_agent import (
     VLAPPO,
@@ -38,6 +39,7 @@ from vla_agent import (
 )
 from vla_agent.evaluation.manifest import read_training_states, write_training_states
 from vla_agent.openvla.folder import resolve_folder
+from vla_agent.process_reward import VecProcessReward
 from vla_agent.vec_env import describe_suite
 
 
@@ -51,7 +53,10 @@ class Options:
     n_placements: int = 200  # further initial states per task to train on, drawn from the BDDL's regions
     model: str = "tiny-libero"  # what ships, competent, or "tiny", random; a checkpoint folder, or a hub id
     max_episode_steps: int = 0  # control steps; 0 for the suite's own limit
-    reward: str = "sparse"  # success alone, what evaluation counts; "progress" adds privileged shaping
+    reward: str = "sparse"  # success alone, what evaluation counts; or with "progress" (privileged), or "process"
+    reward_model: str = "tiny-scorer"  # for "process": a scorer's folder, or the one that ships
+    reward_mode: str = "potential"  # for "process": or "bonus", VLA-RL's
+    reward_weight: float = 1.0  # for "process"
     renderer: str = "fast"  # "exact" draws stock LIBERO's pixels
     physics: str = "fast"  # "exact" gives stock LIBERO's states to the bit
     n_envs: int = 8
@@ -63,10 +68,14 @@ class Options:
     learning_rate: float = 3e-5
     value_learning_rate: float = 1e-3
     gae_lambda: float = 0.95
+    value_gae_lambda: float = 0.95  # of the critic's returns
+    n_value_epochs: int = 0  # further passes for the value head alone
     ratio_level: str = "action"  # or "token": each of a chunk's 56 ratios is clipped on its own
     target_kl: float = 0.0  # stop an update beyond 1.5 times this divergence of whole actions; 0 never does
     temperature: float = 1.0
     critic_warmup_iterations: int = 1
+    policy_warmup_iterations: int = 0
+    privileged_critic: bool = False  # the critic knows from the simulator where the objects are
     bootstrap_time_limits: bool = False  # evaluations count success within the limit: running out of time is a failure
     lora_rank: int = 0  # 0 trains all weights
     seed: int = 0
@@ -88,8 +97,12 @@ def parse_ids(text: str) -> list[int]:
     return ids
 
 
-def build(options: Options) -> tuple[VLAVecEnv, VLAPPO]:
+def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
     """The environments and the learner."""
+    process: dict[str, Any] = {}
+    if options.reward == "process":
+        process = {"reward_model": options.reward_model}
+        process["reward_kwargs"] = {"mode": options.reward_mode, "weight": options.reward_weight}
     env = make_vec_env(
         options.env_id,
         options.n_envs,
@@ -98,9 +111,11 @@ def build(options: Options) -> tuple[VLAVecEnv, VLAPPO]:
         placement_seeds=range(options.n_placements),
         model=options.model,
         reward=options.reward,
+        **process,
         renderer=options.renderer,
         physics=options.physics,
         max_episode_steps=options.max_episode_steps or None,
+        privileged=options.privileged_critic,
         seed=options.seed,
         render_mode="rgb_array",
     )
@@ -115,9 +130,12 @@ def build(options: Options) -> tuple[VLAVecEnv, VLAPPO]:
         "n_epochs": options.n_epochs,
         "gradient_accumulation_steps": options.gradient_accumulation_steps,
         "gae_lambda": options.gae_lambda,
+        "value_gae_lambda": options.value_gae_lambda,
+        "n_value_epochs": options.n_value_epochs,
         "ratio_level": options.ratio_level,
         "target_kl": options.target_kl or None,
         "critic_warmup_iterations": options.critic_warmup_iterations,
+        "policy_warmup_iterations": options.policy_warmup_iterations,
         "bootstrap_time_limits": options.bootstrap_time_limits,
         "policy_kwargs": policy_kwargs,
         "seed": options.seed,
@@ -144,7 +162,7 @@ def note_training_states(options: Options) -> None:
     write_training_states(options.out / "model", suite, states, started_from)
 
 
-def film_episode(env: VLAVecEnv, model: VLAPPO, path: Path) -> None:
+def film_episode(env: VecEnv, model: VLAPPO, path: Path) -> None:
     """One greedy episode of the first environment as an MP4, from the frames that the policy saw."""
     obs, frames = env.reset(), []
     done = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, SupportsFloat, cast, get_args
 
 import gymnasium as gym
@@ -12,9 +13,10 @@ from gymnasium import spaces
 
 from libero_gym import rendering
 from libero_gym.compile import compile_task, fixture_draw
-from libero_gym.observations import IMAGE_KEYS, Observation, observation_space, proprioception
+from libero_gym.observations import IMAGE_KEYS, PRIVILEGED_KEY, Observation, observation_space, proprioception
 from libero_gym.placements import check_placement_seed, sampled_state
-from libero_gym.rewards import REWARDS, bind_progress, discounted_potential
+from libero_gym.privileged import PrivilegedState
+from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_potential, find_scorer, score_frame
 from libero_gym.scene import CAMERAS
 from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, Physics, SimState, Simulator
 from libero_gym.snapshots import generator_from_json, state_from_json, state_to_json
@@ -39,6 +41,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     | ``state[3:6]`` | float32 | rad | end-effector orientation, axis-angle |
     | ``state[6:8]`` | float32 | m | the two gripper joints |
     | ``instruction`` | str | | what to do |
+    | ``privileged`` | float32 (51,) | | with ``privileged=True``: what no camera shows, for critics |
 
     ## Action space
 
@@ -55,7 +58,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     ``reward="sparse"``: 1 at the control step at whose end the goal holds, else 0. ``reward="progress"`` adds
     ``0.99 * phi(s') - phi(s)``, where phi in [0, 1] is the mean progress of the goal's predicates, read from the
     simulator (privileged: for training only); with chunks, s and s' are the states at their ends, between which the
-    agent decides and discounts. ``info["reward_terms"]`` holds the terms, whose sum is the reward.
+    agent decides and discounts. ``reward="process"`` adds the same of a reward model's score of the first camera's
+    frame; many environments are scored together by ``vla_agent.make_vec_env``. ``info["reward_terms"]`` holds the
+    terms, whose sum is the reward; but ``score`` is the model's score itself, and no part of it.
 
     ## Episode end
 
@@ -92,7 +97,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             in the BDDL's regions, one state per seed.
         image_size: Side of the square images in pixels, 8 to 2048.
         cameras: Of ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
-        reward: ``"sparse"`` or ``"progress"``.
+        reward: ``"sparse"``, ``"progress"`` or ``"process"``.
+        reward_model: For ``"process"``: an object with ``score(images, instructions)``, or what an installed package
+            knows it by, such as ``"tiny-scorer"`` or a folder of `vla_agent`'s.
         renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for decimated
             meshes, several times faster without a GPU (PSNR against exact about 30 dB).
         physics: ``"exact"`` for stock's states to the bit, used for every reported result; ``"fast"`` solves for the
@@ -100,6 +107,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             solver's tolerance until contacts amplify the difference.
         settle_steps: Control steps with an open gripper before the first observation.
         chunk_size: Control steps per `step`, executed open-loop, stopped by success; one frame at their end.
+        privileged: Whether observations hold what only the simulator knows; see `libero_gym.privileged`.
         render_device: EGL device index; None lets EGL choose.
         render_mode: ``"rgb_array"`` or None.
         max_episode_steps: Truncate after so many control steps. None leaves that to Gymnasium's ``TimeLimit``, except
@@ -121,10 +129,12 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         image_size: int = 256,
         cameras: Sequence[str] = ("agentview",),
         reward: str = "sparse",
+        reward_model: Scorer | str | Path | None = None,
         renderer: str = "exact",
         physics: str = "exact",
         settle_steps: int = 10,
         chunk_size: int = 1,
+        privileged: bool = False,
         render_device: int | None = None,
         render_mode: str | None = None,
         max_episode_steps: int | None = None,
@@ -136,7 +146,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self.init_state_ids = None if init_state_ids is None else self._check_init_states(init_state_ids)
         self.image_size = rendering.check_image_size(image_size)
         self.cameras = _check_cameras(cameras)
-        self.reward_type = _check_choice("reward", reward, REWARDS)
+        self.reward_type = _check_choice("reward", reward, tuple(TERMS))
+        self.reward_model = _check_reward_model(self.reward_type, reward_model, self.cameras)
         self.renderer = _check_choice("renderer", renderer, rendering.RENDERERS)
         self.physics = cast(Physics, _check_choice("physics", physics, get_args(Physics)))
         self.settle_steps = _check_count("settle_steps", settle_steps, minimum=0)
@@ -148,7 +159,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self.max_episode_steps = max_episode_steps
         if max_episode_steps is None and self.chunk_size > 1:
             self.max_episode_steps = self.suite.max_steps
-        self.observation_space = observation_space(self.cameras, self.image_size)
+        self.privileged = bool(privileged)
+        self.observation_space = observation_space(self.cameras, self.image_size, self.privileged)
         shape = (ACTION_DIM,) if self.chunk_size == 1 else (self.chunk_size, ACTION_DIM)
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
         self.task: Task | None = None
@@ -175,6 +187,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             "physics": self.physics,
             "settle_steps": self.settle_steps,
             "chunk_size": self.chunk_size,
+            "privileged": self.privileged,
             "max_episode_steps": self.max_episode_steps,
         }
 
@@ -219,9 +232,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         for _ in range(self.settle_steps):
             self._simulator.step(SETTLE_ACTION)
         self._elapsed_steps = 0
-        if self.reward_type == "progress":
-            self._phi = self._potential(self._simulator.data, self._simulator.eef_pos())
-        return self._observe(), self._info({"success": 0.0})
+        observation = self._observe()
+        self._phi = self._potential(observation)
+        return observation, self._info({"success": 0.0})
 
     def step(self, action: np.ndarray) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Execute an action, or a chunk of them until one succeeds.
@@ -238,8 +251,10 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             truncated = self.max_episode_steps is not None and self._elapsed_steps >= self.max_episode_steps
             if simulator.success or truncated:
                 break
-        terminated, terms = simulator.success, self._reward_terms()
-        return self._observe(), sum(terms.values()), terminated, truncated, self._info(terms)
+        observation = self._observe()
+        terms = self._reward_terms(observation)
+        reward = sum(term for name, term in terms.items() if name != SCORE)
+        return observation, reward, simulator.success, truncated, self._info(terms)
 
     def render(self) -> np.ndarray | None:
         """The agentview frame of the last observation, uint8 (image_size, image_size, 3), with ``rgb_array``."""
@@ -263,9 +278,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     def set_state(self, state: np.ndarray) -> Observation:
         """Return to a state of `get_state`, or start from a plain LIBERO state; gives the observation there."""
         self.simulator.set_state(state)
-        if self.reward_type == "progress":
-            self._phi = self._potential(self._simulator.data, self._simulator.eef_pos())
-        return self._observe()
+        observation = self._observe()
+        self._phi = self._potential(observation)
+        return observation
 
     def snapshot(self) -> dict[str, Any]:
         """All that the future depends on (simulator, episode, random generator), as JSON can hold it; for `restore`."""
@@ -274,7 +289,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             "fixture_draw": self._fixture_draw,
             "init_state_id": self._init_state_id,
             "elapsed_steps": self._elapsed_steps,
-            "phi": self._phi if self.reward_type == "progress" else None,
+            "phi": self._phi,
+            "privileged": self._privileged.tolist() if self.privileged else None,
             "generator": self.np_random.bit_generator.state,
             "simulator": state_to_json(self.simulator.get_state()),
         }
@@ -285,10 +301,12 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self._simulator.set_state(state_from_json(snapshot["simulator"]))
         self._init_state_id = snapshot["init_state_id"]
         self._elapsed_steps = snapshot["elapsed_steps"]
-        if self.reward_type == "progress":
-            self._phi = snapshot["phi"]
+        self._phi = snapshot["phi"]
         self.np_random = generator_from_json(snapshot["generator"])
-        return self._observe(), self._info({"success": 0.0})
+        observation = self._observe()
+        if self.privileged:  # as it was: its kinematics are from before the last substep's end
+            observation[PRIVILEGED_KEY] = self._privileged = np.array(snapshot["privileged"], dtype=np.float32)
+        return observation, self._info({"success": 0.0})
 
     def close(self) -> None:
         self._simulators.clear()
@@ -326,7 +344,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self._simulator = self._get_simulator(task, fixture_draw)
         self.task, self._fixture_draw = task, fixture_draw
         if self.reward_type == "progress":
-            self._potential = bind_progress(self._simulator.compiled.goal, self._simulator.model)
+            self._progress = bind_progress(self._simulator.compiled.goal, self._simulator.model)
+        if self.privileged:
+            self._privileged_state = PrivilegedState(self._simulator.compiled.goal, self._simulator.model)
 
     def _get_simulator(self, task: Task, draw: int) -> Simulator:
         key = (task.task_id, draw)
@@ -347,12 +367,23 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             raise ValueError(f"The action holds NaN or infinity: {values.tolist()}; expected values in [-1, 1].")
         return values.reshape(-1, ACTION_DIM)
 
-    def _reward_terms(self) -> dict[str, float]:
-        terms = {"success": float(self._simulator.success)}
+    def _potential(self, observation: Observation) -> float:
+        """What shaping is the difference of, in [0, 1]; 0 where there is none."""
         if self.reward_type == "progress":
-            phi = self._potential(self._simulator.data, self._simulator.eef_pos())
-            terms["progress"] = discounted_potential(self._phi, 0.0 if self._simulator.success else phi)
-            self._phi = phi
+            return self._progress(self._simulator.data, self._simulator.eef_pos())
+        if self.reward_model is not None:
+            return score_frame(self.reward_model, observation[IMAGE_KEYS[self.cameras[0]]], observation["instruction"])
+        return 0.0
+
+    def _reward_terms(self, observation: Observation) -> dict[str, float]:
+        terms = {"success": float(self._simulator.success)}
+        if self.reward_type == "sparse":
+            return terms
+        phi = self._potential(observation)
+        terms[self.reward_type] = discounted_potential(self._phi, 0.0 if self._simulator.success else phi)
+        if self.reward_type == "process":
+            terms[SCORE] = phi
+        self._phi = phi
         return terms
 
     def _observe(self) -> Observation:
@@ -361,6 +392,11 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             frames = rendering.render(self._simulator, self.cameras, self.image_size, self.render_device, self.renderer)
             observation = {IMAGE_KEYS[camera]: frame for camera, frame in zip(self.cameras, frames, strict=True)}
         observation["state"] = proprioception(self._simulator)
+        if self.privileged:
+            limit = self.max_episode_steps or self.suite.max_steps
+            time_left = 1 - self._elapsed_steps / limit
+            self._privileged = self._privileged_state(self._simulator.data, observation["state"], time_left)
+            observation[PRIVILEGED_KEY] = self._privileged
         observation["instruction"] = self._current_task().instruction
         return observation
 
@@ -376,7 +412,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             "elapsed_steps": self._elapsed_steps,
         }
         if self.reward_type == "progress":
-            info["progress_terms"] = self._potential.terms(self._simulator.data, self._simulator.eef_pos())
+            info["progress_terms"] = self._progress.terms(self._simulator.data, self._simulator.eef_pos())
         return info
 
     def _current_task(self) -> Task:
@@ -434,6 +470,17 @@ def _check_options(options: dict[str, Any] | None) -> dict[str, Any]:
                 f"Options: {', '.join(_RESET_OPTIONS)}."
             )
     return options
+
+
+def _check_reward_model(reward: str, model: Scorer | str | Path | None, cameras: tuple[str, ...]) -> Scorer | None:
+    """The scorer of a process reward; None for other rewards."""
+    if reward != "process":
+        if model is not None:
+            raise ValueError(f"reward_model is for reward='process', and reward is {reward!r}.")
+        return None
+    if not cameras:
+        raise ValueError("reward='process' scores frames; give a camera.")
+    return find_scorer(model)
 
 
 def _check_cameras(cameras: Sequence[str]) -> tuple[str, ...]:

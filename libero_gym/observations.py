@@ -9,12 +9,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from gymnasium import spaces
 
+from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
 from libero_gym.simulator import Simulator
 
 Observation: TypeAlias = dict[str, Any]
 
 # The observation's key of each camera.
 IMAGE_KEYS = {"agentview": "image", "wrist": "wrist_image"}
+# What only the simulator knows, see `privileged`.
+PRIVILEGED_KEY = "privileged"
 MAX_INSTRUCTION_LENGTH = 256
 # Printable ASCII, and the typographic marks that LIBERO-PRO's instructions use.
 INSTRUCTION_CHARSET = "".join(
@@ -22,12 +25,14 @@ INSTRUCTION_CHARSET = "".join(
 )
 
 
-def observation_space(cameras: tuple[str, ...], image_size: int) -> spaces.Dict:
-    """The space of `observe`'s result."""
+def observation_space(cameras: tuple[str, ...], image_size: int, privileged: bool = False) -> spaces.Dict:
+    """The space of an environment's observations."""
     parts: dict[str, spaces.Space[Any]] = {
         IMAGE_KEYS[camera]: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for camera in cameras
     }
     parts["state"] = spaces.Box(-np.inf, np.inf, (8,), np.float32)
+    if privileged:
+        parts[PRIVILEGED_KEY] = spaces.Box(-np.inf, np.inf, (PRIVILEGED_SIZE,), np.float32)
     parts["instruction"] = spaces.Text(MAX_INSTRUCTION_LENGTH, charset=INSTRUCTION_CHARSET)
     return spaces.Dict(parts)
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import mujoco
 import numpy as np
 
 from libero_gym import goals
 
-REWARDS = ("sparse", "progress")
+# Names of the terms by reward. The reward is the sum of all but the score, which is there to be watched.
+TERMS = {"sparse": ("success",), "progress": ("success", "progress"), "process": ("success", "process", "score")}
+SCORE = "score"
+# Where packages offer to load reward models by name, as entry points: a function from a name or folder to a scorer.
+SCORER_ENTRY_POINTS = "libero_gym.reward_models"
 # Discount of the shaping term; equal to the default of PPO, so that shaping leaves the optimal policy unchanged.
 SHAPING_GAMMA = 0.99
 # Distance at which nearness is about one half, in m.
@@ -21,6 +27,43 @@ _REACH_SHARE, _PLACE_SHARE = 0.3, 0.5
 # Of the data and the hand's position: nearness of hand and of object, each in [0, 1]; and a predicate's three parts.
 Closeness: TypeAlias = Callable[[mujoco.MjData, np.ndarray], tuple[float, float]]
 Parts: TypeAlias = Callable[[mujoco.MjData, np.ndarray], tuple[float, float, float]]
+
+
+class Scorer(Protocol):
+    """Says from a frame how much of an instruction is done."""
+
+    def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+        """Scores in [0, 1], (n,), of images uint8 (n, H, W, 3) under n instructions."""
+
+
+def find_scorer(model: Scorer | str | Path | None) -> Scorer:
+    """The scorer itself, or the one that an installed package has by that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if model is None:
+        raise ValueError("reward='process' needs reward_model: a scorer's folder or name, or an object with score().")
+    if not isinstance(model, (str, Path)):
+        if not callable(getattr(model, "score", None)):
+            raise ValueError(f"reward_model is a {type(model).__name__}; expected score(images, instructions).")
+        return model
+    loaders = entry_points(group=SCORER_ENTRY_POINTS)
+    if not loaders:
+        raise ValueError(f"No installed package loads reward models by name, such as {model!r}; give an object.")
+    return next(iter(loaders)).load()(model)
+
+
+def score_frame(scorer: Scorer, frame: np.ndarray, instruction: str) -> float:
+    """A scorer's opinion of one frame, uint8 (H, W, 3).
+
+    Raises:
+        ValueError: If it is no number in [0, 1].
+    """
+    (score,) = scorer.score(frame[None], [instruction])
+    if not 0 <= score <= 1:
+        raise ValueError(f"{type(scorer).__name__}.score gave {score} for '{instruction}'; expected a score in [0, 1].")
+    return float(score)
 
 
 def nearness(distance: float) -> float:
@@ -118,7 +161,7 @@ def _placing_closeness(predicate: goals.Predicate, model: mujoco.MjModel) -> Clo
     body_name = predicate.upper_body if isinstance(predicate, goals.OnObject) else predicate.body  # type: ignore[union-attr]
     body = model.body(body_name).id
 
-    target = _bind_target(predicate, model)
+    target = bind_target(predicate, model)
 
     def closeness(data: mujoco.MjData, eef_pos: np.ndarray) -> tuple[float, float]:
         reach = nearness(float(np.linalg.norm(eef_pos - data.xpos[body])))
@@ -127,7 +170,7 @@ def _placing_closeness(predicate: goals.Predicate, model: mujoco.MjModel) -> Clo
     return closeness
 
 
-def _bind_target(predicate: goals.Predicate, model: mujoco.MjModel) -> Callable[[mujoco.MjData], np.ndarray]:
+def bind_target(predicate: goals.Predicate, model: mujoco.MjModel) -> Callable[[mujoco.MjData], np.ndarray]:
     """Where the object of a placing predicate should be, (3,) in m."""
     if isinstance(predicate, goals.OnObject):
         lower = model.body(predicate.lower_body).id

@@ -8,10 +8,11 @@ import os
 import warnings
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from tqdm import tqdm
@@ -19,8 +20,8 @@ from tqdm import tqdm
 from libero_gym import devices
 from libero_gym import worker as protocol
 from libero_gym.env import LiberoEnv, check_task_weights
-from libero_gym.observations import IMAGE_KEYS
 from libero_gym.pool import WorkerError, WorkerPool
+from libero_gym.rewards import TERMS
 from libero_gym.shared_arrays import Layout, SharedArrays
 
 __all__ = ["LiberoVectorEnv", "WorkerError"]
@@ -107,6 +108,11 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
             raise ValueError(f"num_envs={num_envs!r}; expected an integer of at least 1.")
         if not timeout > 0:
             raise ValueError(f"timeout={timeout!r}; expected seconds, more than 0.")
+        if env_kwargs.get("reward") == "process":
+            raise ValueError(
+                "reward='process' would put a reward model into every worker; vla_agent.make_vec_env(..., "
+                "reward='process', reward_model=...) scores all environments' frames in one batch."
+            )
         example = LiberoEnv(**env_kwargs)  # checks the arguments; draws nothing
         self.num_envs = int(num_envs)
         self.suite, self.task_ids, self.instructions = example.suite, example.task_ids, example.instructions
@@ -115,17 +121,19 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
         self.timeout, self.restart = timeout, restart
         self.settings = example.settings | {"max_episode_steps": self.max_episode_steps}
         self._tasks = example.tasks
-        self._terms = ("success", "progress") if example.reward_type == "progress" else ("success",)
-        self._cameras, self._renderer = example.cameras, example.renderer
+        self._terms = TERMS[example.reward_type]
+        self._renderer = example.renderer
+        self._draws_frames = bool(example.cameras)
+        self._array_keys = [key for key in cast(spaces.Dict, example.observation_space).spaces if key != "instruction"]
         self.single_observation_space = example.observation_space
         self.single_action_space = example.action_space
         self.observation_space = batch_space(example.observation_space, self.num_envs)
         self.action_space = batch_space(example.action_space, self.num_envs)
         self._env_kwargs = {**env_kwargs, "max_episode_steps": self.max_episode_steps}
-        self._layout = self._make_layout(example.image_size)
+        self._layout = self._make_layout()
         self._shared = SharedArrays(self._layout)
         self.set_task_weights(np.ones(len(self.task_ids)))
-        draws = bool(self._cameras) or self.render_mode is not None
+        draws = bool(example.cameras) or self.render_mode is not None
         gpus = devices.default_gpus() if render_device is None and draws else []
         self._shares = _shares(self.num_envs, n_workers, len(gpus))
         self.render_devices = devices.per_worker(render_device, [last - first for first, last in self._shares], gpus)
@@ -292,7 +300,7 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
 
     def _start(self) -> None:
         for task_id in tqdm(self.task_ids, desc="Compiling tasks", unit="task", disable=None, leave=False):
-            renderer = self._renderer if self._cameras else None
+            renderer = self._renderer if self._draws_frames else None
             self._pool.compile(self.suite.name, task_id, renderer, self.settings["placement_seeds"])
         for (first, last), device in zip(self._shares, self.render_devices, strict=True):
             self._pool.fork(first, last, self._env_kwargs | {"render_device": device})
@@ -368,11 +376,13 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
             stacklevel=5,
         )
 
-    def _make_layout(self, image_size: int) -> Layout:
+    def _make_layout(self) -> Layout:
         n = self.num_envs
-        image = ((n, image_size, image_size, 3), "uint8")
-        per_prefix: dict[str, tuple[tuple[int, ...], str]] = {IMAGE_KEYS[camera]: image for camera in self._cameras}
-        per_prefix |= {"state": ((n, 8), "float32"), "reward_terms": ((n, len(self._terms)), "float64")}
+        per_prefix: dict[str, tuple[tuple[int, ...], str]] = {}
+        for key in self._array_keys:
+            space = self.observation_space[key]  # type: ignore[index]
+            per_prefix[key] = (space.shape, space.dtype.name)
+        per_prefix |= {"reward_terms": ((n, len(self._terms)), "float64")}
         per_prefix |= {"is_success": ((n,), "bool"), "task_id": ((n,), "int64"), "init_state_id": ((n,), "int64")}
         per_prefix |= {"elapsed_steps": ((n,), "int64")}
         layout = {prefix + key: value for prefix in ("", "final_") for key, value in per_prefix.items()}
@@ -383,8 +393,7 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
         return layout | {"actions": (actions_shape, "float64")}
 
     def _observations(self, prefix: str) -> dict[str, Any]:
-        keys = [IMAGE_KEYS[camera] for camera in self._cameras] + ["state"]
-        observations: dict[str, Any] = {key: self._shared[prefix + key].copy() for key in keys}
+        observations: dict[str, Any] = {key: self._shared[prefix + key].copy() for key in self._array_keys}
         task_ids = self._shared[prefix + "task_id"]
         observations["instruction"] = tuple(self._tasks[task_id].instruction for task_id in task_ids)
         return observations

@@ -21,7 +21,6 @@ from typing import Any
 from libero_gym import placements, rendering
 from libero_gym.compile import compile_task, visual_model
 from libero_gym.env import LiberoEnv
-from libero_gym.observations import IMAGE_KEYS
 from libero_gym.shared_arrays import SharedArrays
 from libero_gym.tasks import get_tasks
 
@@ -98,9 +97,9 @@ class Worker:
         self._write("", index, *env.reset(seed=seed, options=options))
 
     def _write(self, prefix: str, index: int, obs: dict[str, Any], info: dict[str, Any]) -> None:
-        for key in (*IMAGE_KEYS.values(), "state"):
-            if key in obs:
-                self.shared[prefix + key][index] = obs[key]
+        for key, value in obs.items():
+            if key != "instruction":
+                self.shared[prefix + key][index] = value
         for key in ("is_success", "task_id", "init_state_id", "elapsed_steps"):
             self.shared[prefix + key][index] = info[key]
         self.shared[prefix + "reward_terms"][index] = list(info["reward_terms"].values())

@@ -155,7 +155,14 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
     """
 
     def __init__(
-        self, num_envs: int = 2, *, chunk_size: int = 1, max_episode_steps: int = 4, wrist: bool = False, size: int = 16
+        self,
+        num_envs: int = 2,
+        *,
+        chunk_size: int = 1,
+        max_episode_steps: int = 4,
+        wrist: bool = False,
+        privileged: bool = False,
+        size: int = 16,
     ) -> None:
         self.num_envs = num_envs
         self.metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -167,6 +174,8 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         image = spaces.Box(0, 255, (size, size, 3), np.uint8)
         parts: dict[str, Any] = {"image": image} | ({"wrist_image": image} if wrist else {})
         parts |= {"state": spaces.Box(-np.inf, np.inf, (8,), np.float32), "instruction": spaces.Text(64)}
+        if privileged:
+            parts["privileged"] = spaces.Box(-np.inf, np.inf, (3,), np.float32)
         self.single_observation_space = spaces.Dict(parts)
         shape = (7,) if chunk_size == 1 else (chunk_size, 7)
         self.single_action_space = spaces.Box(-1, 1, shape, np.float32)
@@ -247,6 +256,8 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         obs["state"][:, 0] = self.elapsed
         if "wrist_image" in self.single_observation_space.spaces:
             obs["wrist_image"] = 255 - image
+        if "privileged" in self.single_observation_space.spaces:
+            obs["privileged"] = np.stack([self.elapsed, self.tasks, np.ones(self.num_envs)], axis=1).astype(np.float32)
         return obs | {"instruction": tuple(INSTRUCTIONS[task] for task in self.tasks)}
 
     def _infos(self, rewards: np.ndarray, mask: np.ndarray, success: np.ndarray | None = None) -> dict[str, Any]:
@@ -255,6 +266,7 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
             "is_success": np.zeros(self.num_envs, dtype=bool) if success is None else success.copy(),
             "task_id": self.tasks.copy(),
             "task_name": names,
+            "instruction": np.array([INSTRUCTIONS[task] for task in self.tasks], dtype=object),
             "reward_terms": {"success": rewards.copy(), "_success": mask.copy()},
         }
         return infos | {f"_{key}": mask.copy() for key in infos}

@@ -60,6 +60,7 @@ def test_fast_physics_is_exact_but_for_rounding() -> None:
 def test_a_restored_snapshot_goes_on_to_the_bit(reward: str) -> None:
     """Through JSON, in another environment that was doing something else: the rest of the episode, and the next."""
     kwargs: dict[str, Any] = {"task_id": [0, 3], "image_size": 32, "reward": reward, "chunk_size": 2, "settle_steps": 2}
+    kwargs["privileged"] = True
     env, other = LiberoEnv("libero_spatial", **kwargs), LiberoEnv("libero_spatial", **kwargs)
     env.reset(seed=5, options={"fixture_draw": 2})
     other.reset(seed=6)

@@ -159,6 +159,23 @@ def test_first_values_are_zero(make_policy: MakePolicy) -> None:
     assert policy.predict_values(tensors(env)).abs().max() == 0
 
 
+def test_what_the_critic_knows_reaches_the_values_alone() -> None:
+    env = fake_env(4, privileged=True)
+    policy = VLAPolicy(env.observation_space, env.action_space, lambda _: 1e-3, FakeBackbone())
+    perturb(policy)
+    obs, actions = tensors(env), th.zeros(4, 7, dtype=th.int64)
+    other = obs | {"privileged": obs["privileged"] + 1}
+    assert (policy.predict_values(obs) - policy.predict_values(other)).abs().min() > 1e-3
+    first, second = policy.score(obs, actions), policy.score(other, actions)
+    assert th.equal(first.token_log_probs, second.token_log_probs)
+    assert not th.allclose(first.values, second.values)
+    without = {key: value.numpy() for key, value in obs.items() if key != "privileged"}
+    np.testing.assert_array_equal(
+        policy.predict(without, deterministic=True)[0],
+        policy.predict({key: value.numpy() for key, value in obs.items()}, deterministic=True)[0],
+    )
+
+
 def test_images_in_either_channel_order_give_the_same() -> None:
     policy, env = make_fake()
     perturb(policy)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch as th
 from fakes import FakeBackbone, FakeProcessor, FakeVectorEnv, fake_env
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 
 from vla_agent import VLAPPO, RatioError, VLAPolicy, VLAVecEnv
 from vla_agent.health import Monitor
 from vla_agent.openvla import load_processor
-from vla_agent.rollout import TokenRolloutBuffer, bootstrap_time_limits
+from vla_agent.rollout import TokenRolloutBuffer, bootstrap_time_limits, compute_targets
 
 
 def make_model(env: VLAVecEnv | None = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> VLAPPO:
@@ -122,6 +123,33 @@ def test_critic_warmup_changes_the_value_head_alone() -> None:
         assert any(name.startswith("_backbone.") for name in changed(before, model))
 
 
+def test_advantages_and_returns_have_a_lambda_each() -> None:
+    short, long = (make_model(gae_lambda=value, n_steps=6, batch_size=12).rollout_buffer for value in (0.5, 0.9))
+    for buffer in (short, long):
+        buffer.rewards[:], buffer.values[:] = np.random.default_rng(0).normal(size=(2, 6, 2))
+        buffer.episode_starts[3] = 1
+    last, dones = th.tensor([[0.3], [-0.2]]), np.array([0.0, 1.0])
+    short.compute_returns_and_advantage(last_values=last, dones=dones)
+    advantages = short.advantages.copy()
+    long.compute_returns_and_advantage(last_values=last, dones=dones)
+    compute_targets(short, last, dones, value_gae_lambda=0.9)
+    np.testing.assert_array_equal(short.returns, long.returns)
+    np.testing.assert_array_equal(short.advantages, advantages)
+    assert not np.allclose(advantages, long.advantages)
+
+
+def test_value_epochs_fit_the_head_alone() -> None:
+    env = fake_env(2, privileged=True, max_episode_steps=16)  # the critic knows the time, which returns depend on
+    model = make_model(env, n_value_epochs=40, critic_warmup_iterations=9, value_learning_rate=1e-2, n_steps=32)
+    before = parameters(model)
+    model.learn(64)
+    assert {name.split(".")[0] for name in changed(before, model)} == {"value_head"}
+    buffer = model.rollout_buffer
+    fitted = model.policy.value_head(th.as_tensor(buffer.swap_and_flatten(model.rollout_value_inputs.numpy())))
+    unexplained = np.var(buffer.returns.flatten() - fitted.detach().numpy().flatten()) / np.var(buffer.returns)
+    assert unexplained < 0.7  # the rest is the actions' chance
+
+
 def test_only_adapters_and_critic_change() -> None:
     model = tiny_model(policy_kwargs={"lora": {"r": 2}})
     before = parameters(model)
@@ -129,6 +157,22 @@ def test_only_adapters_and_critic_change() -> None:
     moved = changed(before, model)
     assert any("lora_" in name for name in moved)
     assert all("lora_" in name or name.startswith("value_head.") for name in moved)
+
+
+def test_policy_s_learning_rate_rises_after_the_critic_s_warmup() -> None:
+    model = make_model(
+        critic_warmup_iterations=2, policy_warmup_iterations=4, learning_rate=0.1, value_learning_rate=0.5
+    )
+    rates = []
+    for iteration in range(8):
+        model.n_iterations = iteration
+        model._logger = configure(None, [""])
+        model._update_learning_rate(model.policy.optimizer)
+        policy, value = model.policy.optimizer.param_groups
+        rates.append(policy["lr"])
+        assert value["lr"] == 0.5
+        assert model.logger.name_to_value["train/learning_rate"] == policy["lr"]
+    assert rates == pytest.approx([0.025, 0.025, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
 
 
 def test_value_head_has_a_learning_rate_of_its_own() -> None:

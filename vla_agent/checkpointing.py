@@ -77,6 +77,9 @@ CONSTRUCTOR_ARGUMENTS = (
     "kl_ref_coef",
     "ratio_tolerance",
     "bootstrap_time_limits",
+    "value_gae_lambda",
+    "n_value_epochs",
+    "policy_warmup_iterations",
 )
 COUNTERS = (
     "num_timesteps",

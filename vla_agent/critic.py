@@ -1,4 +1,4 @@
-"""The value head: what the backbone sees, to expected return."""
+"""The value head: what the backbone sees, and what the critic may know beside it, to expected return."""
 
 from collections.abc import Sequence
 
@@ -16,12 +16,16 @@ class ValueHead(nn.Module):
     Args:
         hidden_size: Width D of the backbone.
         hidden_dims: Widths of the hidden layers; () makes it linear.
+        privileged_size: Numbers K that the critic knows beside the hidden state (asymmetric actor-critic; Pinto et al.,
+            2017, arXiv 1710.06542), of order one.
     """
 
-    def __init__(self, hidden_size: int, hidden_dims: Sequence[int] = (256,)) -> None:
+    def __init__(self, hidden_size: int, hidden_dims: Sequence[int] = (256,), privileged_size: int = 0) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.LayerNorm(hidden_size)]
-        width = hidden_size
+        self.hidden_size = hidden_size
+        self.norm = nn.LayerNorm(hidden_size)
+        layers: list[nn.Module] = []
+        width = hidden_size + privileged_size
         for dim in hidden_dims:
             layers += [nn.Linear(width, dim), nn.GELU()]
             width = dim
@@ -30,6 +34,7 @@ class ValueHead(nn.Module):
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
 
-    def forward(self, hidden: th.Tensor) -> th.Tensor:
-        """Values (B, 1) in float32 of hidden states (B, D)."""
-        return self.layers(hidden.float())
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """Values (B, 1) in float32 of hidden states, and privileged numbers beside them, (B, D + K)."""
+        hidden, privileged = inputs.float().tensor_split((self.hidden_size,), dim=1)
+        return self.layers(th.cat([self.norm(hidden), privileged], dim=1))

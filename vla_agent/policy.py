@@ -27,6 +27,8 @@ from vla_agent.distributions import (
 from vla_agent.lora import LoraSettings, add_lora, disable_adapter
 
 CAMERA_KEYS = ("image", "wrist_image")
+# What the critic may know beside the frames.
+PRIVILEGED_KEY = "privileged"
 
 
 class Decision(NamedTuple):
@@ -35,6 +37,7 @@ class Decision(NamedTuple):
     actions: th.Tensor  # bins, int64 (B, N)
     values: th.Tensor  # float32 (B, 1)
     token_log_probs: th.Tensor  # float32 (B, N)
+    value_inputs: th.Tensor  # float32 (B, D + K), what the value was read from
 
 
 class Evaluation(NamedTuple):
@@ -148,7 +151,8 @@ class VLAPolicy(ActorCriticPolicy):
         sample = self.backbone.sample_actions(**prompt, deterministic=deterministic, **self._sampling)
         actions = self._to_bins(sample.action_ids)
         log_probs = bin_log_probs(sample.logits, **self._sampling, drawn=actions)
-        return Decision(actions, self.value_head(sample.hidden), gather_bins(log_probs, actions))
+        inputs = self._value_inputs(sample.hidden, obs)
+        return Decision(actions, self.value_head(inputs), gather_bins(log_probs, actions), inputs)
 
     def score(self, obs: PyTorchObs, actions: th.Tensor) -> Evaluation:
         """Scores actions, and values observations, in one teacher-forced pass.
@@ -159,7 +163,7 @@ class VLAPolicy(ActorCriticPolicy):
         """
         logits, hidden = self._forced_pass(obs, actions)
         log_probs = bin_log_probs(logits, **self._sampling, drawn=actions)
-        values = self.value_head(hidden.detach() if self.detach_value else hidden)
+        values = self.value_head(self._value_inputs(hidden.detach() if self.detach_value else hidden, obs))
         return Evaluation(values, gather_bins(log_probs, actions), bin_entropy(log_probs), log_probs)
 
     def reference_log_probs(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
@@ -182,8 +186,8 @@ class VLAPolicy(ActorCriticPolicy):
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Actions (B, N), values (B, 1) and log-probabilities (B,)."""
-        actions, values, token_log_probs = self.act(obs, deterministic)
-        return actions, values, token_log_probs.sum(dim=1)
+        decision = self.act(obs, deterministic)
+        return decision.actions, decision.values, decision.token_log_probs.sum(dim=1)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Values (B, 1), log-probabilities (B,) and entropies (B,) of actions (B, N)."""
@@ -206,7 +210,7 @@ class VLAPolicy(ActorCriticPolicy):
         size = len(cast(dict[str, th.Tensor], obs)["input_ids"])
         # What the value is read from comes before the actions, so any will do.
         anything = th.zeros(size, self.backbone.n_action_tokens, dtype=th.int64, device=self.device)
-        return self.value_head(self._forced_pass(obs, anything)[1])
+        return self.value_head(self._value_inputs(self._forced_pass(obs, anything)[1], obs))
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self.act(observation, deterministic).actions
@@ -241,7 +245,10 @@ class VLAPolicy(ActorCriticPolicy):
                 raise ValueError(f"{type(backbone).__name__} has no gradient checkpointing; leave it out.")
             backbone.set_gradient_checkpointing(True)
         self._backbone = module
-        self.value_head = ValueHead(backbone.hidden_size, value_hidden).to(backbone.action_token_ids.device)
+        known = cast(spaces.Dict, self.observation_space).spaces.get(PRIVILEGED_KEY)
+        self._privileged_size = 0 if known is None else int(np.prod(cast(Any, known.shape)))
+        head = ValueHead(backbone.hidden_size, value_hidden, self._privileged_size)
+        self.value_head = head.to(backbone.action_token_ids.device)
         ids = backbone.action_token_ids
         bin_of_id = th.zeros(int(ids.max()) + 1, dtype=th.int64, device=ids.device)
         bin_of_id[ids] = th.arange(N_BINS, device=ids.device)
@@ -273,6 +280,16 @@ class VLAPolicy(ActorCriticPolicy):
         images = [to_channels_last(tensors[key]) for key in CAMERA_KEYS[: self.backbone.config.num_images]]
         prompt = tensors["input_ids"], tensors["attention_mask"]
         return model_inputs(self.backbone, *prompt, images, tensors.get("state"), self.unnorm_key)
+
+    def _value_inputs(self, hidden: th.Tensor, obs: PyTorchObs) -> th.Tensor:
+        """What the value head reads: hidden states (B, D), and what the critic knows beside them.
+
+        Who only acts need not know it: where the observations lack it, it counts as 0, and the values mean nothing.
+        """
+        known = cast(dict[str, th.Tensor], obs).get(PRIVILEGED_KEY)
+        if known is None:
+            known = hidden.new_zeros(len(hidden), self._privileged_size)
+        return th.cat([hidden.float(), known.float()], dim=1)
 
     def _to_bins(self, action_ids: th.Tensor) -> th.Tensor:
         return self._bin_of_id[action_ids]

@@ -76,6 +76,14 @@ class VLAPPO(PPO):
         bootstrap_time_limits: Whether the critic's value stands for what would follow a time limit, as is right where
             the limit is not part of the task. Where success is to come within it, as in LIBERO's evaluation, False
             makes running out of time a failure: with True, a critic that expects success pays failures like it.
+        value_gae_lambda: Lambda of the returns that the critic learns, where it is not to be ``gae_lambda``: a small
+            lambda takes noise out of the advantages, and with it the critic would learn what it already says
+            ("decoupled GAE"; Yuan et al., 2025, arXiv 2503.01491). `VLAPolicy` only.
+        n_value_epochs: Further passes over each rollout before its update that train the value head alone, on what the
+            backbone made of the observations when they were met: cheap, for the backbone is not run. `VLAPolicy` only.
+        policy_warmup_iterations: After the critic's warm-up, raise the policy's learning rate linearly over so many
+            iterations: Adam's first steps are the signs of single minibatches' gradients, which are mostly noise, and
+            go as far as twenty later ones. `VLAPolicy` only.
 
     The other arguments are SB3's.
 
@@ -123,6 +131,9 @@ class VLAPPO(PPO):
         kl_ref_coef: float = 0.0,
         ratio_tolerance: float | None = None,
         bootstrap_time_limits: bool = True,
+        value_gae_lambda: float | None = None,
+        n_value_epochs: int = 0,
+        policy_warmup_iterations: int = 0,
     ) -> None:
         self.is_vla = policy == "VLAPolicy" or (isinstance(policy, type) and issubclass(policy, VLAPolicy))
         defaults = _defaults(self.is_vla)
@@ -168,6 +179,10 @@ class VLAPPO(PPO):
         self.kl_ref_coef = kl_ref_coef
         self.ratio_tolerance = ratio_tolerance
         self.bootstrap_time_limits = bootstrap_time_limits
+        self.value_gae_lambda = value_gae_lambda
+        self.n_value_epochs = n_value_epochs
+        self.policy_warmup_iterations = policy_warmup_iterations
+        self.rollout_value_inputs: th.Tensor | None = None  # (n_steps, n_envs, D + K)
         self.n_iterations = 0
         self.n_skipped_steps = 0
         self.boundary: dict[str, Any] | None = None  # the state before the rollout that is under way
@@ -194,6 +209,11 @@ class VLAPPO(PPO):
                 f"critic_warmup_iterations={self.critic_warmup_iterations}, kl_ref_coef={self.kl_ref_coef}; "
                 "expected both to be at least 0."
             )
+        if self.n_value_epochs < 0 or self.policy_warmup_iterations < 0 or not 0 <= (self.value_gae_lambda or 0) <= 1:
+            raise ValueError(
+                f"n_value_epochs={self.n_value_epochs}, policy_warmup_iterations={self.policy_warmup_iterations}, "
+                f"value_gae_lambda={self.value_gae_lambda}; expected at least 0, at least 0, and 0 to 1."
+            )
         if self.kl_ref_coef > 0 and self.policy_kwargs.get("lora") is None:
             raise ValueError(
                 f"kl_ref_coef={self.kl_ref_coef} needs adapters, which are switched off to get the reference policy; "
@@ -204,6 +224,9 @@ class VLAPPO(PPO):
             "ratio_level='token'": self.ratio_level == "token",
             "value_learning_rate": self.value_learning_rate is not None,
             "bootstrap_time_limits=False": not self.bootstrap_time_limits,
+            "value_gae_lambda": self.value_gae_lambda is not None,
+            "n_value_epochs": self.n_value_epochs > 0,
+            "policy_warmup_iterations": self.policy_warmup_iterations > 0,
         }
         wrong = [name for name, given in only_vla.items() if given and not self.is_vla]
         if wrong:
@@ -243,17 +266,19 @@ class VLAPPO(PPO):
         return health.ratio_tolerance(next(iter(cast(th.nn.Module, module).parameters())).dtype)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        """As SB3's, but the parameter group "value" keeps a rate of its own."""
+        """As SB3's, but the parameter group "value" keeps a rate of its own, and the other's may have to rise first."""
         super()._update_learning_rate(optimizers)
         if not self.is_vla:
             return
+        risen = self.n_iterations - self.critic_warmup_iterations + 1
+        share = min(max(risen, 1) / max(self.policy_warmup_iterations, 1), 1.0)
         progress = self._current_progress_remaining
         schedule = self._value_lr_schedule
         rate = VALUE_RATE_FACTOR * self.lr_schedule(progress) if schedule is None else schedule(progress)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
-                if group.get("name") == "value":
-                    group["lr"] = rate
+                group["lr"] = rate if group.get("name") == "value" else share * group["lr"]
+        self.logger.record("train/learning_rate", share * self.lr_schedule(progress))
         self.logger.record("train/value_learning_rate", rate)
 
     # -------------------------------------------------------------------------------------------- rollout
@@ -289,6 +314,8 @@ class VLAPPO(PPO):
             clip_range_vf = None
             if self.clip_range_vf is not None:
                 clip_range_vf = cast(FloatSchedule, self.clip_range_vf)(self._current_progress_remaining)
+            if self.n_value_epochs:
+                self._fit_value_head()
             warmup = self.n_iterations < self.critic_warmup_iterations
             if self.is_vla:
                 cast(VLAPolicy, self.policy).backbone_frozen = warmup  # so that losses reach the value head alone
@@ -311,6 +338,23 @@ class VLAPPO(PPO):
         self.logger.record("time/update_s", stopwatch.seconds["update"])
         self.n_iterations += 1
         self.boundary = None
+
+    def _fit_value_head(self) -> None:
+        """Passes over the rollout that train the value head alone."""
+        assert self.rollout_value_inputs is not None
+        head, optimizer = cast(VLAPolicy, self.policy).value_head, self.policy.optimizer
+        inputs = self.rollout_value_inputs.flatten(0, 1)
+        returns = th.as_tensor(self.rollout_buffer.returns.reshape(-1), device=inputs.device)
+        for _ in range(self.n_value_epochs):
+            for rows in th.randperm(len(inputs)).split(self.batch_size):
+                loss = losses.value_loss(head(inputs[rows]).flatten(), returns[rows], self.value_loss, self.huber_delta)
+                optimizer.zero_grad()
+                (self.vf_coef * loss).backward()
+                norm = th.nn.utils.clip_grad_norm_(head.parameters(), self.max_grad_norm)
+                if self._monitor.is_finite(loss.detach(), norm):
+                    optimizer.step()  # the backbone has no gradient, so its parameters and their moments stay
+                else:
+                    self.n_skipped_steps += 1
 
     def _update_minibatch(
         self,
@@ -466,7 +510,8 @@ class VLAPPO(PPO):
         return result
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "boundary", "stateful_callbacks", "callback_states"]
+        own = ["boundary", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
+        return [*super()._excluded_save_params(), *own]
 
     def save(
         self,

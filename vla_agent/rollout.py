@@ -47,9 +47,9 @@ def collect_rollouts(
 ) -> bool:
     """`OnPolicyAlgorithm.collect_rollouts` for a `VLAPolicy`.
 
-    It differs in four ways: the values that stand in for what a time limit cut off come from one batch per step, the
-    buffer may hold a log-probability per token, the phases "decode" and "env" are timed, and the terms of the reward
-    are logged.
+    It differs in what is added: the values that stand in for what a time limit cut off come from one batch per step,
+    the buffer may hold a log-probability per token, the critic's returns may have a lambda of their own, what the value
+    head read may be kept, the phases "decode" and "env" are timed, and the terms of the reward are logged.
 
     Returns:
         False if the callback stopped it.
@@ -64,12 +64,15 @@ def collect_rollouts(
     callback.on_rollout_start()
     dones = np.zeros(env.num_envs, dtype=bool)
     reward_terms: Counter[str] = Counter()
+    value_inputs = []
 
     while n_steps < n_rollout_steps:
         with stopwatch("decode"), th.no_grad():
             decision = policy.act(_to_tensors(last_obs, policy))
             actions = decision.actions.cpu().numpy()  # waits for the device
         values = decision.values
+        if model.n_value_epochs:
+            value_inputs.append(decision.value_inputs)
         log_probs = decision.token_log_probs if per_token else decision.token_log_probs.sum(dim=1)
         with stopwatch("env"):
             new_obs, rewards, dones, infos = env.step(actions)
@@ -97,12 +100,34 @@ def collect_rollouts(
 
     with stopwatch("decode"), th.no_grad():
         values = policy.predict_values(_to_tensors(last_obs, policy))
-    rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+    compute_targets(rollout_buffer, values, dones, model.value_gae_lambda)
+    model.rollout_value_inputs = th.stack(value_inputs) if value_inputs else None
     for name, total in reward_terms.items():
         model.logger.record(f"rollout/reward_{name}", total / (n_rollout_steps * env.num_envs))
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
+
+
+def compute_targets(
+    buffer: DictRolloutBuffer, last_values: th.Tensor, dones: np.ndarray, value_gae_lambda: float | None
+) -> None:
+    """Fills in the buffer's advantages and returns, each by its own lambda.
+
+    Args:
+        buffer: A full one, whose ``gae_lambda`` is that of the advantages.
+        last_values: Of the observations after it, (n_envs, 1).
+        dones: Of its last step, (n_envs,).
+        value_gae_lambda: Of the returns; None for the buffer's.
+    """
+    buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+    if value_gae_lambda is None:
+        return
+    advantages, gae_lambda = buffer.advantages.copy(), buffer.gae_lambda
+    buffer.gae_lambda = value_gae_lambda
+    buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+    buffer.gae_lambda = gae_lambda
+    buffer.advantages[:] = advantages
 
 
 def bootstrap_time_limits(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 import gymnasium as gym
 import numpy as np
@@ -17,9 +17,14 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from vla_agent.backbone import BackboneProcessor
 
+if TYPE_CHECKING:
+    from vla_agent.process_reward import RewardModel, VecProcessReward
+
 ImageTransform = Callable[[np.ndarray], np.ndarray]
 
 IMAGE_KEYS = ("image", "wrist_image")
+# Passed on as they are: the robot's state, and what a critic may know beside the frames.
+VECTOR_KEYS = ("state", "privileged")
 ACTION_DIM = 7
 N_BINS = 256
 # Published models take 224 pixels, and the evaluation protocol renders 256 for them.
@@ -35,6 +40,7 @@ class VLAVecEnv(VecEnv):
     | --- | --- | --- |
     | `image` (and `wrist_image`) | uint8 (H, W, 3) | after ``image_transform`` |
     | `state` | float32 (8,) | where the environment gives it |
+    | `privileged` | float32 (51,) | with ``privileged=True``: what no camera shows; read by the critic alone |
     | `input_ids`, `attention_mask` | int64 (L,) | the instruction's prompt, looked up in a table |
 
     Actions are ``MultiDiscrete([256] * (7 * chunk))``, decoded by the checkpoint's table. `infos` are SB3's: a dict per
@@ -74,8 +80,7 @@ class VLAVecEnv(VecEnv):
         self._prompts = _PromptTable(texts, processor)
         self._image_keys = [key for key in IMAGE_KEYS if key in observation_space.spaces]
         parts = {key: self._image_space(observation_space[key]) for key in self._image_keys}
-        if "state" in observation_space.spaces:
-            parts["state"] = cast(spaces.Box, observation_space["state"])
+        parts |= {k: cast(spaces.Box, observation_space[k]) for k in VECTOR_KEYS if k in observation_space.spaces}
         super().__init__(
             venv.num_envs,
             spaces.Dict(cast(dict[str, spaces.Space[Any]], parts | self._prompts.spaces())),
@@ -246,8 +251,7 @@ class VLAVecEnv(VecEnv):
     def _observe(self, obs: dict[str, Any]) -> dict[str, np.ndarray]:
         """SB3's observations of Gymnasium's, batched alike."""
         result = {key: self._transform(obs[key]) for key in self._image_keys}
-        if "state" in obs:
-            result["state"] = obs["state"]
+        result |= {key: obs[key] for key in VECTOR_KEYS if key in obs}
         result["input_ids"], result["attention_mask"] = self._prompts.look_up(obs["instruction"])
         return result
 
@@ -355,6 +359,23 @@ def _checked_spaces(venv: VectorEnv[Any, Any, Any]) -> tuple[spaces.Dict, tuple[
     return observation_space, shape
 
 
+@overload
+def make_vec_env(
+    env_id: str, n_envs: int = 1, *, reward: Literal["process"], model: Any = ..., **kwargs: Any
+) -> VecProcessReward: ...
+
+
+@overload
+def make_vec_env(
+    env_id: str,
+    n_envs: int = 1,
+    *,
+    reward: Literal["sparse", "progress"] = "sparse",
+    model: str | Path | BackboneProcessor = "tiny",
+    **kwargs: Any,
+) -> VLAVecEnv: ...
+
+
 def make_vec_env(
     env_id: str,
     n_envs: int = 1,
@@ -362,12 +383,14 @@ def make_vec_env(
     model: str | Path | BackboneProcessor = "tiny",
     chunk_size: int | None = None,
     reward: Literal["sparse", "progress", "process"] = "sparse",
+    reward_model: str | Path | RewardModel | None = None,
+    reward_kwargs: Mapping[str, Any] | None = None,
     unnorm_key: str | None = None,
     seed: int | None = None,
     image_transform: ImageTransform | Literal["auto"] | None = "auto",
     center_crop: bool = True,
     **env_kwargs: Any,
-) -> VLAVecEnv:
+) -> VLAVecEnv | VecProcessReward:
     """Environments of a registered id, ready for a policy with this model.
 
     Args:
@@ -376,7 +399,10 @@ def make_vec_env(
         model: The policy's model: "tiny", a checkpoint folder or a hub id. Its weights are not read here. Or the
             processor of a model that is loaded already.
         chunk_size: Actions per step, executed open-loop; the model's own number by default.
-        reward: "sparse" is success; "progress" adds privileged shaping.
+        reward: "sparse" is success; "progress" adds privileged shaping; "process" adds a reward model's opinion of the
+            frames, by `VecProcessReward`.
+        reward_model: For "process": a scorer's folder, "tiny-scorer", which ships, or any `RewardModel`.
+        reward_kwargs: For "process": `VecProcessReward`'s arguments, such as ``mode`` and ``weight``.
         unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
         seed: Of the environments.
         image_transform: Applied to each batch of images. "auto" does nothing where the environment renders what the
@@ -388,8 +414,7 @@ def make_vec_env(
     Raises:
         ValueError: If an argument is out of range or does not fit the model.
     """
-    if reward == "process":
-        raise ValueError("reward='process' comes with VecProcessReward, which is not here yet; use 'sparse'.")
+    process = _process_reward(reward, reward_model, reward_kwargs)
     import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
     from vla_agent.openvla import load_processor
 
@@ -411,17 +436,38 @@ def make_vec_env(
         num_envs=n_envs,
         vectorization_mode="vector_entry_point",
         chunk_size=own_chunk,
-        reward=reward,
+        reward="sparse" if process else reward,
         **env_kwargs,
     )
     try:
         env = VLAVecEnv(venv, processor, unnorm_key=unnorm_key, image_transform=image_transform)
+        wrapped = process(env) if process else env
     except BaseException:
         venv.close()  # its workers would outlive the error
         raise
     if seed is not None:
         env.seed(seed)
-    return env
+    return wrapped
+
+
+def _process_reward(
+    reward: str, model: str | Path | RewardModel | None, kwargs: Mapping[str, Any] | None
+) -> Callable[[VLAVecEnv], VecProcessReward] | None:
+    """What puts a process reward around environments; None where none is asked for.
+
+    Raises:
+        ValueError: If a model is given without a use, or none where one is needed.
+    """
+    if reward != "process":
+        if model is not None or kwargs is not None:
+            raise ValueError(f"reward_model and reward_kwargs are for reward='process', and reward is {reward!r}.")
+        return None
+    from vla_agent.process_reward import VecProcessReward, load_reward_model
+
+    if model is None:
+        raise ValueError("reward='process' needs reward_model: a scorer's folder, 'tiny-scorer', or a RewardModel.")
+    found = load_reward_model(model) if isinstance(model, (str, Path)) else model
+    return lambda env: VecProcessReward(env, found, **(kwargs or {}))
 
 
 def published_transform(size: int, center_crop: bool) -> ImageTransform:

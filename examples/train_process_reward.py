@@ -1,0 +1,170 @@
+"""Train a process reward model: label demonstrations, fit a scorer, report how good it is on unseen initial states.
+
+    python examples/train_process_reward.py                                   # two CPU cores; records its own episodes
+    python examples/train_process_reward.py --demonstrations runs/finetune/demonstrations      # or takes those of SFT
+    python examples/train_process_reward.py --task-ids 0 --init-states 20-21 --evaluate-states 0 --n-rollouts 8 \\
+        --n-heldout-rollouts 8 --n-epochs 1 --max-episode-steps 48                                    # a look, minutes
+    python examples/train_process_reward.py --scorer HuggingFaceTB/SmolVLM-500M-Instruct --batch-size 8 --n-epochs 1 \\
+        --learning-rate 1e-4 --device cuda                                        # a pretrained VLM with LoRA; one GPU
+
+Writes into ``runs/process_reward/``: ``labels.png`` (a contact sheet of the examples), ``scorer/`` (for
+``make_vec_env(..., reward="process", reward_model=...)``) and ``report/`` (AUC, calibration, scores over episodes).
+Needs `pip install -c constraints.txt -e ".[data]"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from libero_gym.demonstrations import record
+from libero_gym.lerobot import LeRobotReader
+from libero_gym.segments import segment_episode
+from vla_agent import VLAPPO, make_vec_env
+from vla_agent.lora import LoraSettings
+from vla_agent.process_reward import ScorerConfig, TinyScorer, VLMScorer
+from vla_agent.process_reward.episodes import PolicyEpisode, policy_episodes
+from vla_agent.process_reward.labels import contact_sheet, label_episodes
+from vla_agent.process_reward.reports import report, write_report
+from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
+
+
+@dataclasses.dataclass
+class Options:
+    """What to learn from, and what. Each field is a command-line option."""
+
+    scorer: str = "tiny"  # or the folder or hub id of a vision-language model
+    demonstrations: str = ""  # a LeRobot dataset of the suite; empty to record the expert
+    env_id: str = "LIBERO-Spatial-v0"
+    suite: str = "libero_spatial"
+    task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
+    init_states: str = "20-31"  # official ones that are learned from
+    evaluate_states: str = "0-3"  # official ones for the report: of none of these does the scorer see an episode
+    policy: str = "tiny-libero"  # whose episodes give failures, and frames as PPO will meet them
+    n_rollouts: int = 300
+    n_heldout_rollouts: int = 160
+    image_size: int = 112
+    max_episode_steps: int = 0  # of the policy's episodes; 0 for the suite's limit
+    n_epochs: int = 8
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    lora_rank: int = 16  # of a vision-language model
+    seed: int = 0
+    device: str = "cuda" if th.cuda.is_available() else "cpu"
+    out: Path = Path("runs/process_reward")
+
+
+def parse_ids(text: str) -> list[int]:
+    """Such as [0, 3, 4, 5] for "0,3-5"; none for an empty text."""
+    ids: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        ids += range(int(first), int(last or first) + 1)
+    return ids
+
+
+def expert_episodes(options: Options, name: str, states: str, root: str = "") -> list[Any]:
+    """The expert's episodes from those initial states, recorded unless a dataset is given."""
+    if not root:
+        root = str(options.out / name)
+        record(
+            root,
+            options.suite,
+            "libero_gym.demonstrations:expert_policy",
+            task_ids=parse_ids(options.task_ids) or None,
+            init_state_ids=parse_ids(states),
+            cameras=("agentview",),
+            image_size=options.image_size,
+            renderer="fast",
+            action_noise=0.12,
+            noise_steps=5,
+            random_prefix=8,
+            seed=options.seed,
+            crf=15,
+            n_workers=2,
+        )
+    reader = LeRobotReader(root, cameras=("image",))
+    return [reader[index] for index in range(len(reader))]
+
+
+def rollouts(options: Options, states: str, n_episodes: int) -> list[PolicyEpisode]:
+    """The policy's episodes from those initial states, sampled as PPO samples them."""
+    env = make_vec_env(
+        options.env_id,
+        8,
+        task_id=parse_ids(options.task_ids) or None,
+        init_state_ids=parse_ids(states),
+        model=options.policy,
+        renderer="fast",
+        physics="fast",
+        max_episode_steps=options.max_episode_steps or None,
+        seed=options.seed,
+    )
+    model = VLAPPO("VLAPolicy", env, batch_size=8, policy_kwargs={"model": options.policy}, device=options.device)
+    episodes = policy_episodes(env, model, n_episodes)
+    env.close()
+    return episodes
+
+
+def keyframes(episode: Any) -> np.ndarray:
+    return segment_episode(episode.state, episode.actions).keyframes
+
+
+def train(options: Options, examples: Any) -> TinyScorer | VLMScorer:
+    instructions = tuple(sorted(set(examples.instructions)))
+    if options.scorer == "tiny":
+        th.manual_seed(options.seed)
+        scorer = TinyScorer(ScorerConfig(instructions, examples.images.shape[1])).to(options.device)
+        settings = TrainingSettings(options.n_epochs, options.batch_size, options.learning_rate, seed=options.seed)
+        return train_tiny_scorer(scorer, examples, settings)
+    vlm = VLMScorer.from_pretrained(
+        options.scorer, device=options.device, lora=LoraSettings(options.lora_rank, options.lora_rank)
+    )
+    train_vlm_scorer(
+        vlm,
+        examples,
+        n_epochs=options.n_epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
+    return vlm
+
+
+def main(options: Options) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    demonstrations = expert_episodes(options, "demonstrations", options.init_states, options.demonstrations)
+    failures = [e for e in rollouts(options, options.init_states, options.n_rollouts) if not e.success]
+    examples = label_episodes([*demonstrations, *failures], keyframes, seed=options.seed)
+    contact_sheet(examples, options.out / "labels.png", seed=options.seed)
+    print(f"Examples from {len(demonstrations)} demonstrations and {len(failures)} failures: {examples.counts()}")
+
+    scorer = train(options, examples)
+    scorer.save(options.out / "scorer")
+
+    heldout = expert_episodes(options, "heldout", options.evaluate_states)
+    met = rollouts(options, options.evaluate_states, options.n_heldout_rollouts)
+    unseen = label_episodes([*heldout, *(e for e in met if not e.success)], keyframes, seed=options.seed)
+    result = report(scorer, unseen, heldout, met, seed=options.seed)
+    drawn = [*heldout[:1], *[e for e in met if e.success][:2], *[e for e in met if not e.success][:3]]
+    about = {"options": {key: str(value) for key, value in dataclasses.asdict(options).items() if key != "out"}}
+    write_report(options.out / "report", result, scorer, unseen, drawn, about)
+    print(result.markdown())
+    print(f"Wrote labels.png, scorer/ and report/ into {options.out}")
+
+
+def parse_options() -> Options:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in dataclasses.fields(Options):
+        kind = Path if "Path" in str(field.type) else type(field.default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, type=kind)
+    return Options(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main(parse_options())

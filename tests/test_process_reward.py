@@ -1,0 +1,238 @@
+"""Rewards made of a scorer's opinion: what is added, when, and what wrong scorers are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from fakes import INSTRUCTIONS, FakeBackbone, fake_env
+from stable_baselines3.common.logger import configure
+
+from vla_agent import VLAPPO, make_vec_env
+from vla_agent.process_reward import RewardModelError, VecProcessReward, load_reward_model
+
+GAMMA = 0.9
+
+
+class Brightness:
+    """Scores a frame by its brightness, or a third of it, by instruction; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+        self.asked.append(list(instructions))
+        share = np.array([1.0 if text == INSTRUCTIONS[1] else 1 / 3 for text in instructions])
+        return share * images.mean(axis=(1, 2, 3)) / 255
+
+
+class Clock:
+    """Scores the n-th batch that it is given n / 100."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+        self.n += 1
+        return np.full(len(images), self.n / 100)
+
+
+def run(env: VecProcessReward, n_steps: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray, list[Any]]]:
+    rng = np.random.default_rng(seed)
+    env.reset()
+    return [env.step(rng.integers(0, 256, (env.num_envs, 7)))[1:] for _ in range(n_steps)]  # type: ignore[misc]
+
+
+def test_potential_is_what_the_formula_says() -> None:
+    env = VecProcessReward(fake_env(1, max_episode_steps=4), Clock(), weight=2.0, gamma=GAMMA)
+    env.reset()  # phi = 0.01
+    wrong_side = np.full((1, 7), 0 if env.venv.venv.tasks[0] == 1 else 255)  # type: ignore[attr-defined]
+    added = []
+    for expected_phi in (0.02, 0.03, 0.04, 0.05):
+        _, rewards, dones, infos = env.step(wrong_side)
+        terms = infos[0]["reward_terms"]
+        assert terms["score"] == pytest.approx(expected_phi)
+        assert rewards[0] == pytest.approx(terms["success"] + terms["process"])
+        added.append(terms["process"])
+    # The episode timed out: what would follow has its potential still.
+    assert dones[0]
+    assert added == pytest.approx([2 * (GAMMA * (phi + 0.01) - phi) for phi in (0.01, 0.02, 0.03, 0.04)])
+
+
+def test_potential_ends_at_zero_where_the_task_is_done_and_telescopes() -> None:
+    env = VecProcessReward(fake_env(2, max_episode_steps=4), Brightness(), gamma=GAMMA)
+    env.reset()
+    first = env.model.score(env.venv.venv._observe()["image"], env._instructions)  # type: ignore[attr-defined]
+    totals, checked = np.zeros(2), 0
+    for step in range(4):
+        right_side = np.where(env.venv.venv.tasks == 1, 255, 0)[:, None].repeat(7, axis=1)  # type: ignore[attr-defined]
+        _, _, dones, infos = env.step(right_side)
+        for index, info in enumerate(infos):
+            if checked < 2:
+                totals[index] += GAMMA**step * info["reward_terms"]["process"]
+            if dones[index] and info["is_success"] and checked < 2:
+                assert totals[index] == pytest.approx(-first[index])
+                checked += 1
+    assert checked == 2
+
+
+def test_bonus_is_the_score_itself() -> None:
+    env = VecProcessReward(fake_env(3), Brightness(), mode="bonus", weight=0.5)
+    for rewards, _, infos in run(env, 9):
+        for reward, info in zip(rewards, infos, strict=True):
+            terms = info["reward_terms"]
+            assert terms["process"] == pytest.approx(0.5 * terms["score"])
+            assert reward == pytest.approx(terms["success"] + terms["process"])
+
+
+def test_last_frames_are_scored_under_their_own_instruction() -> None:
+    scorer = Brightness()
+    env = VecProcessReward(fake_env(4, max_episode_steps=3), scorer)
+    for _, dones, infos in run(env, 12):
+        for done, info in zip(dones, infos, strict=True):
+            frame = info["terminal_observation"]["image"] if done else None
+            if frame is not None:
+                (expected,) = Brightness().score(frame[None], [info["instruction"]])
+                assert info["reward_terms"]["score"] == pytest.approx(expected)
+
+
+def test_all_environments_are_scored_in_one_batch() -> None:
+    scorer = Brightness()
+    env = VecProcessReward(fake_env(5, max_episode_steps=50), scorer)
+    run(env, 6)
+    assert [len(batch) for batch in scorer.asked] == [5] * 7
+
+
+def test_in_between_the_last_score_stands() -> None:
+    env = VecProcessReward(fake_env(1, max_episode_steps=7), Clock(), every=3, gamma=1.0)
+    scores = [infos[0]["reward_terms"]["score"] for _, _, infos in run(env, 7, seed=1)]
+    # Scored at the reset, after steps 3 and 6, and at the end.
+    assert scores[:6] == pytest.approx([0.01, 0.01, 0.02, 0.02, 0.02, 0.03])
+
+
+def test_gripper_events_alone_are_scored() -> None:
+    inner = fake_env(1, max_episode_steps=50)
+    env = VecProcessReward(inner, Clock(), when="gripper")
+    env.reset()
+    opening, scores = [0.0, 0.004, 0.006, 0.008, 0.012, 0.012], []
+    observe = inner.venv._observe
+    for width in opening:
+        inner.venv._observe = lambda width=width: observe() | {"state": np.array([[0] * 6 + [width, 0]], np.float32)}
+        scores.append(env.step(np.zeros((1, 7), dtype=int))[3][0]["reward_terms"]["score"])
+    assert scores == pytest.approx([0.01, 0.01, 0.02, 0.02, 0.03, 0.03])
+
+
+def test_returns_of_episodes_are_what_the_learner_sees() -> None:
+    env = VecProcessReward(fake_env(2), Brightness(), mode="bonus")
+    totals = np.zeros(2)
+    for rewards, dones, infos in run(env, 12):
+        totals += rewards
+        for index in np.flatnonzero(dones):
+            assert infos[index]["episode"]["r"] == pytest.approx(totals[index], abs=1e-5)
+            totals[index] = 0.0
+
+
+def test_snapshots_hold_the_potential() -> None:
+    env = VecProcessReward(fake_env(2, max_episode_steps=5), Brightness(), every=2)
+    run(env, 3)
+    saved = env.snapshot()
+    assert saved is not None
+    actions = np.random.default_rng(5).integers(0, 256, (6, 2, 7))
+    expected = [env.step(action)[1] for action in actions]
+    other = VecProcessReward(fake_env(2, max_episode_steps=5), Brightness(), every=2)
+    other.reset()
+    other.restore(saved)
+    np.testing.assert_array_equal([other.step(action)[1] for action in actions], expected)
+    assert other.settings == env.settings != VecProcessReward(fake_env(2), Brightness(), weight=3).settings
+
+
+def test_ppo_learns_from_it_and_logs_its_terms(tmp_path: Path) -> None:
+    env = VecProcessReward(fake_env(4), Brightness(), weight=0.1)
+    arguments: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"model": FakeBackbone()}, "seed": 0}
+    model = VLAPPO("VLAPolicy", env, **arguments)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(64)
+    names = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
+    assert {f"rollout/reward_{term}" for term in ("success", "process", "score")} < set(names)
+    model.save(tmp_path / "run")
+    kwargs: dict[str, Any] = {"policy_kwargs": {"model": FakeBackbone()}}
+    again = VLAPPO.load(tmp_path / "run", VecProcessReward(fake_env(4), Brightness(), weight=0.1), **kwargs)
+    assert again.num_timesteps == 64
+    with pytest.raises(ValueError, match="process_reward"):
+        VLAPPO.load(tmp_path / "run", VecProcessReward(fake_env(4), Brightness()), **kwargs)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, np.nan])
+def test_what_is_no_score_is_named_and_refused(value: float) -> None:
+    class Broken:
+        def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+            return np.full(len(images), value)
+
+    with pytest.raises(RewardModelError, match=r"Broken\.score gave .* expected scores in \[0, 1\]"):
+        VecProcessReward(fake_env(2), Broken()).reset()
+
+
+def test_scores_of_another_shape_are_refused() -> None:
+    class Wide:
+        def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+            return np.zeros((len(images), 1))
+
+    with pytest.raises(RewardModelError, match=r"gave shape \(2, 1\) for 2 images"):
+        VecProcessReward(fake_env(2), Wide()).reset()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"mode": "potentail"}, "Unknown mode"),
+        ({"when": "never"}, "Unknown when"),
+        ({"weight": -1}, "weight=-1"),
+        ({"gamma": 1.5}, "gamma=1.5"),
+        ({"every": 0}, "every=0"),
+    ],
+)
+def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VecProcessReward(fake_env(1), Clock(), **kwargs)
+
+
+def test_a_scorer_for_other_frames_is_refused() -> None:
+    small, elsewhere = Clock(), Clock()
+    small.image_size = 64  # type: ignore[attr-defined]
+    elsewhere.camera = "wrist_image"  # type: ignore[attr-defined]
+    with pytest.raises(RewardModelError, match="trained for frames of 64 x 64"):
+        VecProcessReward(fake_env(1), small)
+    with pytest.raises(RewardModelError, match="looks at 'wrist_image', which the environment does not show"):
+        VecProcessReward(fake_env(1), elsewhere)
+
+
+def test_make_vec_env_says_what_process_rewards_need(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs reward_model"):
+        make_vec_env("LIBERO-Spatial-v0", reward="process")
+    with pytest.raises(ValueError, match="are for reward='process'"):
+        make_vec_env("LIBERO-Spatial-v0", reward_model="tiny-scorer")
+    with pytest.raises(RewardModelError, match="There is no reward model"):
+        load_reward_model(tmp_path)
+
+
+def test_a_single_environment_scores_its_own_frames() -> None:
+    env = gym.make(
+        "LIBERO-Spatial-v0", task_id=0, image_size=16, renderer="fast", reward="process", reward_model=Clock()
+    )
+    env.reset(seed=0)
+    _, reward, _, _, info = env.step(np.zeros(7, dtype=np.float32))
+    assert info["reward_terms"] == pytest.approx({"success": 0.0, "process": 0.99 * 0.02 - 0.01, "score": 0.02})
+    assert reward == pytest.approx(0.99 * 0.02 - 0.01)
+    with pytest.raises(ValueError, match="reward_model is for reward='process'"):
+        gym.make("LIBERO-Spatial-v0", reward_model=Clock())
+    with pytest.raises(ValueError, match="needs reward_model"):
+        gym.make("LIBERO-Spatial-v0", reward="process")
+    with pytest.raises(ValueError, match="give a camera"):
+        gym.make("LIBERO-Spatial-v0", cameras=(), reward="process", reward_model=Clock())
+    with pytest.raises(ValueError, match="into every worker"):
+        gym.make_vec("LIBERO-Spatial-v0", 1, vectorization_mode="vector_entry_point", reward="process")
+    env.close()

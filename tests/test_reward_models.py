@@ -1,0 +1,285 @@
+"""Labels, scorers and the report on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch as th
+
+from vla_agent.lora import LoraSettings
+from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
+from vla_agent.process_reward.labels import (
+    BEFORE_MARGIN,
+    KINDS,
+    Examples,
+    contact_sheet,
+    label_episodes,
+    split_by_episode,
+)
+from vla_agent.process_reward.reports import report, roc_auc, time_correlation, write_report
+from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
+
+SIZE = 32
+RED, GREEN = "take the red cup", "take the green cup"
+
+
+class FakeEpisode(NamedTuple):
+    """The cup's colour fills the frame from below as the task is done; a failure stays half-way."""
+
+    instruction: str
+    state: np.ndarray
+    images: dict[str, np.ndarray]
+    success: bool
+
+
+def make_episode(seed: int, success: bool = True, n_frames: int = 24) -> FakeEpisode:
+    rng = np.random.default_rng(seed)
+    channel = int(rng.integers(2))
+    images = rng.integers(0, 40, (n_frames, SIZE, SIZE, 3), dtype=np.uint8)
+    for t in range(n_frames):
+        share = t / (n_frames - 1) if success else 0.0
+        images[t, SIZE - round(share * SIZE) :, :, channel] = 220
+        if not success:
+            images[t, :, :, 2] = 150
+    state = np.zeros((n_frames, 8), dtype=np.float32)
+    state[:, 6] = np.where(np.arange(n_frames) < n_frames // 2, 0.08, 0.02)
+    return FakeEpisode((RED, GREEN)[channel], state, {"image": images}, success)
+
+
+def middle_and_late(episode: Any) -> np.ndarray:
+    return np.array([12, 18])
+
+
+@pytest.fixture(scope="module")
+def episodes() -> list[FakeEpisode]:
+    return [make_episode(seed, success=seed % 3 > 0) for seed in range(45)]
+
+
+@pytest.fixture(scope="module")
+def examples(episodes: list[FakeEpisode]) -> Examples:
+    return label_episodes(episodes, middle_and_late)
+
+
+@pytest.fixture(scope="module")
+def scorer(examples: Examples) -> TinyScorer:
+    th.manual_seed(0)
+    model = TinyScorer(ScorerConfig((GREEN, RED), SIZE, channels=(8, 16)))
+    return train_tiny_scorer(model, examples, TrainingSettings(n_epochs=8, batch_size=16, learning_rate=3e-3))
+
+
+def test_labels_are_balanced_and_mean_what_they_say(episodes: list[FakeEpisode], examples: Examples) -> None:
+    counts = examples.counts()
+    assert counts["keyframe"] == 30 * 3  # two and the last frame
+    assert counts["before"] == counts["other instruction"] == counts["failure"] == 30
+    for index in range(len(examples)):
+        episode = episodes[examples.episodes[index]]
+        kind = KINDS[examples.kinds[index]]
+        found = [t for t, image in enumerate(episode.images["image"]) if (image == examples.images[index]).all()]
+        assert len(found) == 1
+        if kind in ("keyframe", "before"):
+            assert episode.success
+            assert examples.targets[index] == pytest.approx(found[0] / 23)
+            assert (found[0] in (12, 18, 23)) if kind == "keyframe" else found[0] < 12 - BEFORE_MARGIN
+        else:
+            assert examples.targets[index] == 0
+        assert (examples.instructions[index] == episode.instruction) == (kind != "other instruction")
+        if kind == "failure":
+            assert not episode.success
+            assert found[0] >= 12  # the gripper has closed
+
+
+def test_labels_follow_their_seed(episodes: list[FakeEpisode]) -> None:
+    first, same, other = (label_episodes(episodes, middle_and_late, seed=seed) for seed in (1, 1, 2))
+    assert first.instructions == same.instructions
+    np.testing.assert_array_equal(first.images, same.images)
+    assert not np.array_equal(first.images, other.images)
+
+
+def test_split_leaves_no_episode_on_both_sides(examples: Examples) -> None:
+    train, test = split_by_episode(examples, 0.3)
+    assert not set(train.episodes) & set(test.episodes)
+    assert len(train) + len(test) == len(examples)
+    assert 0.2 < len(np.unique(test.episodes)) / len(np.unique(examples.episodes)) < 0.4
+    assert {RED, GREEN} == set(test.instructions)
+    with pytest.raises(ValueError, match="leaves one part empty"):
+        split_by_episode(examples, 0.001)
+
+
+def test_labels_need_a_success_and_the_camera(episodes: list[FakeEpisode]) -> None:
+    with pytest.raises(ValueError, match="None of the episodes succeeded"):
+        label_episodes([e for e in episodes if not e.success], middle_and_late)
+    with pytest.raises(ValueError, match="no camera 'wrist_image'; it has image"):
+        label_episodes(episodes, middle_and_late, camera="wrist_image")
+
+
+def test_contact_sheet_is_drawn(examples: Examples, tmp_path: Path) -> None:
+    contact_sheet(examples, tmp_path / "labels.png", per_kind=3)
+    assert (tmp_path / "labels.png").stat().st_size > 10_000
+
+
+def test_scorer_learns_progress_and_tells_instructions_apart(scorer: TinyScorer) -> None:
+    for seed in range(100, 106):
+        episode = make_episode(seed)
+        scores = scorer.score(episode.images["image"], [episode.instruction] * 24)
+        assert time_correlation(scores) > 0.8
+        other = RED if episode.instruction == GREEN else GREEN
+        assert scorer.score(episode.images["image"][-1:], [other])[0] < scores[-1] - 0.3
+
+
+def test_report_measures_it(scorer: TinyScorer, tmp_path: Path) -> None:
+    unseen = [make_episode(seed, success=seed % 2 > 0) for seed in range(200, 220)]
+    labelled = label_episodes(unseen, middle_and_late)
+    successes = [episode for episode in unseen if episode.success]
+    result = report(scorer, labelled, successes, unseen)
+    assert result.auc > 0.9
+    assert set(result.auc_by_kind) == set(KINDS[1:])
+    assert result.spearman.mean > 0.8
+    assert result.spearman.low <= result.spearman.mean <= result.spearman.high
+    assert result.separation is not None
+    assert result.separation > 0.9
+    assert sum(n for _, _, n in result.calibration) == len(labelled)
+    write_report(tmp_path / "report", result, scorer, labelled, unseen[:2], {"seed": 0})
+    written = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert written["auc"] == result.auc
+    assert written["spearman"]["n"] == len(successes)
+    for name in ("quality.png", "episodes.png"):
+        assert (tmp_path / "report" / name).stat().st_size > 10_000
+    assert "AUC, keyframe against not" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_auc_counts_pairs() -> None:
+    assert roc_auc(np.array([0.9, 0.5]), np.array([0.1, 0.5, 0.6])) == pytest.approx((3 + 1.5) / 6)
+    assert np.isnan(roc_auc(np.array([]), np.array([0.1])))
+
+
+def test_saved_scorer_is_the_same(scorer: TinyScorer, examples: Examples, tmp_path: Path) -> None:
+    scorer.save(tmp_path / "scorer")
+    again = load_reward_model(tmp_path / "scorer")
+    images, instructions = examples.images[:9], examples.instructions[:9]
+    np.testing.assert_array_equal(again.score(images, instructions), scorer.score(images, instructions))
+    assert isinstance(again, TinyScorer)
+    assert again.fingerprint() == scorer.fingerprint()
+    (tmp_path / "scorer" / "scorer.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RewardModelError, match="incomplete or damaged"):
+        load_reward_model(tmp_path / "scorer")
+
+
+def test_unseen_instruction_warns_once(scorer: TinyScorer, examples: Examples) -> None:
+    with pytest.warns(UserWarning, match="never saw 'take the blue cup'"):
+        scorer.score(examples.images[:1], ["take the blue cup"])
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scorer.score(examples.images[:1], ["take the blue cup"])
+
+
+def test_frames_of_another_size_are_refused_in_training(examples: Examples) -> None:
+    with pytest.raises(ValueError, match=r"the scorer takes \(48, 48, 3\)"):
+        train_tiny_scorer(TinyScorer(ScorerConfig((RED,), 48, channels=(8,))), examples)
+
+
+# ------------------------------------------------------------------------------- vision-language models
+
+
+@pytest.fixture(scope="module")
+def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised LLaVA of the published layout."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    words = (
+        "<unk> <s> </s> <image> the task is take red green cup , it completed ? answer yes or no . Yes No Answer The"
+    )
+    vocabulary = {word: index for index, word in enumerate(words.split())}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        additional_special_tokens=["<image>"],
+    )
+    size = {"height": SIZE, "width": SIZE}
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=size)
+    processor = LlavaProcessor(image_processor, tokenizer, patch_size=8, vision_feature_select_strategy="default")
+    processor.num_additional_image_tokens = 1
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE, patch_size=8
+    )
+    text = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    th.manual_seed(0)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=vocabulary["<image>"])
+    folder = tmp_path_factory.mktemp("vlm")
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def load_vlm(folder: Path, **kwargs: Any) -> VLMScorer:
+    return VLMScorer.from_pretrained(folder, dtype=th.float32, **kwargs)
+
+
+def test_vlm_scores_do_not_depend_on_the_batch(vlm_folder: Path, examples: Examples) -> None:
+    scorer = load_vlm(vlm_folder)
+    instructions = [RED, "take the red green red green cup", GREEN]
+    together = scorer.score(examples.images[:3], instructions)
+    alone = [scorer.score(examples.images[i : i + 1], instructions[i : i + 1])[0] for i in range(3)]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert ((together > 0) & (together < 1)).all()
+
+
+def test_vlm_score_is_the_probability_of_yes(vlm_folder: Path, examples: Examples) -> None:
+    scorer = load_vlm(vlm_folder)
+    inputs = scorer._inputs(examples.images[:1], [RED])
+    with th.no_grad():
+        probs = scorer.model(**inputs).logits[0, -1].softmax(-1)
+    ids = {word: scorer.processor.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "Yes", "no", "No")}
+    yes, no = probs[ids["yes"]] + probs[ids["Yes"]], probs[ids["no"]] + probs[ids["No"]]
+    assert scorer.score(examples.images[:1], [RED])[0] == pytest.approx(float(yes / (yes + no)), abs=1e-6)
+
+
+def test_vlm_learns_by_its_adapters_alone_and_comes_back(vlm_folder: Path, examples: Examples, tmp_path: Path) -> None:
+    scorer = load_vlm(vlm_folder, lora=LoraSettings(r=8, alpha=16))
+    part = examples.take(np.flatnonzero(examples.kinds != KINDS.index("before"))[:24])
+    before = {name: value.clone() for name, value in scorer.model.state_dict().items()}
+    found = train_vlm_scorer(scorer, part, n_epochs=12, batch_size=8, learning_rate=1e-2, progress_bar=False)
+    assert np.mean(found[-3:]) < np.mean(found[:3]) - 0.2
+    changed = {name for name, value in scorer.model.state_dict().items() if not th.equal(value, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    scorer.save(tmp_path / "scorer")
+    again = load_reward_model(tmp_path / "scorer")
+    np.testing.assert_allclose(
+        again.score(part.images, part.instructions), scorer.score(part.images, part.instructions), atol=1e-6
+    )
+    with pytest.warns(UserWarning, match="never saw 'take the cup'"):
+        again.score(part.images[:1], ["take the cup"])
+    with pytest.raises(ValueError, match="no adapters to train"):
+        train_vlm_scorer(load_vlm(vlm_folder), part)
+
+
+def test_no_vlm_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(RewardModelError, match="no vision-language model"):
+        VLMScorer.from_pretrained(tmp_path)

@@ -1,0 +1,83 @@
+"""A policy's own episodes, as process reward models see them: one frame per decision."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from vla_agent.vec_env import IMAGE_KEYS, VLAVecEnv
+
+
+class PolicyEpisode(NamedTuple):
+    """What a policy met with, from the first frame to the last.
+
+    Attributes:
+        instruction: What it was told.
+        state: Robot states, float32 (T, 8).
+        images: Frames by observation key, uint8 (T, H, W, 3).
+        success: Whether the goal held at the end.
+        task_id: The task.
+        init_state_id: The official initial state, -1 for another.
+    """
+
+    instruction: str
+    state: np.ndarray
+    images: dict[str, np.ndarray]
+    success: bool
+    task_id: int
+    init_state_id: int
+
+
+def policy_episodes(
+    env: VLAVecEnv, model: Any, n_episodes: int, *, deterministic: bool = False, progress_bar: bool = True
+) -> list[PolicyEpisode]:
+    """Whole episodes of a policy, in the order in which they end.
+
+    Short episodes end first, and failures last: so as not to prefer either, every environment contributes as many.
+
+    Args:
+        env: The environments, with a camera and the robot's state; they begin anew.
+        model: Acts by ``predict(obs, deterministic=)``.
+        n_episodes: At least so many; rounded up to a multiple of the environments.
+        deterministic: Take the likeliest actions.
+        progress_bar: Show one, on a terminal.
+    """
+    cameras = [key for key in IMAGE_KEYS if key in env.observation_space.spaces]  # type: ignore[attr-defined]
+    wanted = -(-n_episodes // env.num_envs)
+    obs = env.reset()
+    running: list[list[dict[str, np.ndarray]]] = [[_row(obs, i, cameras)] for i in range(env.num_envs)]
+    counts = np.zeros(env.num_envs, dtype=int)
+    episodes: list[PolicyEpisode] = []
+    with tqdm(total=wanted * env.num_envs, unit="episode", disable=None if progress_bar else True) as bar:
+        while (counts < wanted).any():
+            actions, _ = model.predict(obs, deterministic=deterministic)
+            obs, _, dones, infos = env.step(actions)  # type: ignore[assignment]
+            for i, (done, info) in enumerate(zip(dones, infos, strict=True)):
+                if not done:
+                    running[i].append(_row(obs, i, cameras))
+                    continue
+                last = info["terminal_observation"]
+                running[i].append({key: np.array(last[key]) for key in (*cameras, "state")})
+                if counts[i] < wanted:
+                    episodes.append(_episode(running[i], cameras, info))
+                    bar.update()
+                counts[i] += 1
+                running[i] = [_row(obs, i, cameras)]
+    return episodes
+
+
+def _row(obs: dict[str, np.ndarray], index: int, cameras: list[str]) -> dict[str, np.ndarray]:
+    return {key: np.array(obs[key][index]) for key in (*cameras, "state")}
+
+
+def _episode(rows: list[dict[str, np.ndarray]], cameras: list[str], info: dict[str, Any]) -> PolicyEpisode:
+    return PolicyEpisode(
+        str(info["instruction"]),
+        np.stack([row["state"] for row in rows]),
+        {key: np.stack([row[key] for row in rows]) for key in cameras},
+        bool(info["is_success"]),
+        int(info["task_id"]),
+        int(info["init_state_id"]),
+    )

@@ -1,0 +1,202 @@
+"""Training examples for process reward models: frames of episodes, each with an instruction and a target in [0, 1].
+
+What is positive are keyframes of demonstrations, as in VLA-RL (arXiv 2505.18719); the paper does not say what is
+negative. Here that is a keyframe under another instruction, a frame of a failed episode, and a frame from before the
+demonstration's first keyframe.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+# What an example is; the first is positive, the others are not.
+KINDS = ("keyframe", "before", "other instruction", "failure")
+# A frame is "before" a keyframe if so many frames lie between them: nearer ones look alike.
+BEFORE_MARGIN = 5
+# Frames of a failed episode count from where the gripper has closed this far: before, it may have been on its way.
+CLOSED_BY = 0.01  # m
+
+
+class Recorded(Protocol):
+    """What is read of an episode; `libero_gym.episodes.Episode` is one."""
+
+    instruction: str
+    state: np.ndarray  # float32 (T, 8), the last two the finger joints in m
+    images: dict[str, np.ndarray]  # uint8 (T, H, W, 3) by observation key
+    success: bool
+
+
+KeyframeFinder = Callable[[Any], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n labelled frames.
+
+    Attributes:
+        images: uint8 (n, H, W, 3).
+        instructions: What each is asked about.
+        targets: float32 (n,), how much of the instruction is done: of a demonstration with T frames, frame t has
+            t / (T - 1); negatives from failures and under another instruction have 0.
+        kinds: Index into `KINDS`, int64 (n,).
+        episodes: Which episode each is from, int64 (n,).
+    """
+
+    images: np.ndarray
+    instructions: list[str]
+    targets: np.ndarray
+    kinds: np.ndarray
+    episodes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def positive(self) -> np.ndarray:
+        """Whether each is a keyframe, bool (n,)."""
+        return np.asarray(self.kinds == 0)
+
+    def take(self, indices: np.ndarray) -> Examples:
+        """Those examples, in that order."""
+        chosen = np.arange(len(self))[indices]
+        instructions = [self.instructions[index] for index in chosen]
+        arrays = (array[chosen] for array in (self.targets, self.kinds, self.episodes))
+        return Examples(self.images[chosen], instructions, *arrays)
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of each kind."""
+        return {kind: int(np.sum(self.kinds == index)) for index, kind in enumerate(KINDS)}
+
+
+def label_episodes(
+    episodes: Iterable[Recorded], keyframes: KeyframeFinder, *, camera: str = "image", seed: int = 0
+) -> Examples:
+    """Balanced examples: per keyframe one negative, in equal parts of each kind that the episodes can give.
+
+    Args:
+        episodes: Demonstrations, and failed episodes, which need not be expert's.
+        keyframes: An episode's frames to label positive, increasing, such as those of
+            `libero_gym.segments.segment_episode`. The last frame of a demonstration is always one.
+        camera: Observation key of the frames.
+        seed: Of which frames and instructions become negatives.
+
+    Raises:
+        ValueError: If an episode lacks the camera, or no demonstration is among them.
+    """
+    rng = np.random.default_rng(seed)
+    positives: list[_Row] = []
+    negatives: dict[str, list[_Row]] = {kind: [] for kind in KINDS[1:]}
+    for index, episode in enumerate(episodes):
+        frames = _frames(episode, camera, index)
+        if episode.success:
+            found = _positive_frames(episode, keyframes)
+            target = np.arange(len(frames)) / max(len(frames) - 1, 1)
+            positives += [_Row(frames[t], episode.instruction, target[t], KINDS[0], index) for t in found]
+            early = range(max(found[0] - BEFORE_MARGIN, 0))
+            negatives["before"] += [_Row(frames[t], episode.instruction, target[t], "before", index) for t in early]
+        else:
+            late = range(_first_closed(episode.state), len(frames))
+            negatives["failure"] += [_Row(frames[t], episode.instruction, 0.0, "failure", index) for t in late]
+    if not positives:
+        raise ValueError("None of the episodes succeeded; process rewards are learned from demonstrations that did.")
+    instructions = sorted({row.instruction for row in positives})
+    if len(instructions) > 1:
+        negatives["other instruction"] = [_asked_otherwise(row, instructions, rng) for row in positives]
+    pools = [pool for pool in negatives.values() if pool]
+    rows = list(positives)
+    for pool in pools:
+        rows += [pool[index] for index in rng.permutation(len(pool))[: len(positives) // len(pools)]]
+    return _to_examples(rows)
+
+
+def split_by_episode(examples: Examples, share: float, seed: int = 0) -> tuple[Examples, Examples]:
+    """Two parts without a common episode, the second with about that share of each instruction's episodes.
+
+    Args:
+        examples: Of `label_episodes`.
+        share: In (0, 1).
+        seed: Of which episodes go where.
+
+    Raises:
+        ValueError: If one part would be empty.
+    """
+    rng = np.random.default_rng(seed)
+    asked = np.array(examples.instructions)
+    own = examples.kinds != KINDS.index("other instruction")
+    held_out: set[int] = set()
+    for instruction in sorted(set(examples.instructions)):
+        episodes = np.unique(examples.episodes[own & (asked == instruction)])
+        held_out |= set(rng.permutation(episodes)[: round(share * len(episodes))].tolist())
+    second = np.isin(examples.episodes, sorted(held_out))
+    if second.all() or not second.any():
+        raise ValueError(f"share={share} of {len(np.unique(examples.episodes))} episodes leaves one part empty.")
+    return examples.take(np.flatnonzero(~second)), examples.take(np.flatnonzero(second))
+
+
+def contact_sheet(examples: Examples, path: str | Path, *, per_kind: int = 8, seed: int = 0) -> None:
+    """Draw some examples of each kind with instruction and target; the path's suffix chooses the format."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rng = np.random.default_rng(seed)
+    figure = Figure(figsize=(1.9 * per_kind, 2.5 * len(KINDS)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, (kind, panels) in enumerate(zip(KINDS, figure.subplots(len(KINDS), per_kind, squeeze=False), strict=True)):
+        shown = rng.permutation(np.flatnonzero(examples.kinds == row))[:per_kind]
+        for panel in panels:
+            panel.axis("off")
+        for panel, index in zip(panels, shown, strict=False):
+            panel.imshow(examples.images[index])
+            words = "\n".join(textwrap.wrap(examples.instructions[index], 30))
+            panel.set_title(f"{kind}, {examples.targets[index]:.2f}\n{words}", fontsize=6)
+    figure.savefig(path, dpi=100)
+
+
+class _Row(NamedTuple):
+    image: np.ndarray
+    instruction: str
+    target: float
+    kind: str
+    episode: int
+
+
+def _to_examples(rows: list[_Row]) -> Examples:
+    return Examples(
+        np.stack([row.image for row in rows]),
+        [row.instruction for row in rows],
+        np.array([row.target for row in rows], dtype=np.float32),
+        np.array([KINDS.index(row.kind) for row in rows]),
+        np.array([row.episode for row in rows]),
+    )
+
+
+def _frames(episode: Recorded, camera: str, index: int) -> np.ndarray:
+    if camera not in episode.images:
+        raise ValueError(
+            f"Episode {index} ('{episode.instruction}') has no camera '{camera}'; it has {', '.join(episode.images)}."
+        )
+    return episode.images[camera]
+
+
+def _positive_frames(episode: Recorded, keyframes: KeyframeFinder) -> list[int]:
+    """The keyframes and the last frame: the goal holds right after it, which ends the episode."""
+    return sorted({*map(int, keyframes(episode)), len(episode.state) - 1})
+
+
+def _first_closed(state: np.ndarray) -> int:
+    """The first frame at which the gripper has closed by `CLOSED_BY`, or the number of frames."""
+    opening = state[:, 6] - state[:, 7]
+    closed = np.flatnonzero(opening < opening[0] - CLOSED_BY)
+    return int(closed[0]) if len(closed) else len(state)
+
+
+def _asked_otherwise(row: _Row, instructions: Sequence[str], rng: np.random.Generator) -> _Row:
+    """The same frame under another instruction, of which nothing is done."""
+    others = [instruction for instruction in instructions if instruction != row.instruction]
+    return row._replace(instruction=str(rng.choice(others)), target=0.0, kind="other instruction")

@@ -1,0 +1,124 @@
+"""What a process reward model is, and finding one by its name."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+# Scorers that ship, beside the policies.
+SHIPPED_FOLDER = Path(__file__).parents[1] / "checkpoints"
+CONFIG_FILE, WEIGHTS_FILE = "scorer.json", "scorer.safetensors"
+CAMERA = "image"
+
+
+class RewardModelError(ValueError):
+    """A reward model that cannot be found or read, does not fit the environment, or gives what are no scores."""
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """Says from a camera's frame how much of an instruction is done.
+
+    A model may also have ``image_size`` (the side in pixels that it takes), ``camera`` (the observation key that it
+    looks at, "image" by default) and ``fingerprint()`` (what tells it from others); they are checked where they exist.
+    """
+
+    def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+        """Scores in [0, 1], float (n,), of images uint8 (n, H, W, 3) under n instructions."""
+
+
+def checked_scores(model: RewardModel, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+    """The model's scores, float64 (n,).
+
+    Raises:
+        RewardModelError: If they are not n finite numbers in [0, 1].
+    """
+    scores = np.asarray(model.score(images, instructions), dtype=np.float64)
+    name = type(model).__name__
+    if scores.shape != (len(images),):
+        raise RewardModelError(f"{name}.score gave shape {scores.shape} for {len(images)} images; expected one each.")
+    wrong = ~(np.isfinite(scores) & (scores >= 0) & (scores <= 1))
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        raise RewardModelError(
+            f"{name}.score gave {scores[first]} for '{instructions[first]}'; expected scores in [0, 1]. "
+            "A sigmoid of its output would be."
+        )
+    return scores
+
+
+def warn_of_unseen(instructions: Sequence[str], known: Sequence[str], warned: set[str]) -> None:
+    """Warn of each instruction that a scorer was not trained on, once.
+
+    Args:
+        instructions: Asked about.
+        known: Trained on.
+        warned: Those that were warned of, extended.
+    """
+    for instruction in instructions:
+        if instruction not in known and instruction not in warned:
+            warned.add(instruction)
+            warnings.warn(
+                f"The scorer never saw '{instruction}' in training; its scores may mean little.", stacklevel=4
+            )
+
+
+def check_camera(model: RewardModel, observations: dict[str, tuple[int, ...]]) -> str:
+    """The observation key that the model looks at.
+
+    Args:
+        model: The model.
+        observations: Shapes of the environment's observations by key.
+
+    Raises:
+        RewardModelError: If the environment has not that camera, or its frames another size.
+    """
+    name, camera, size = type(model).__name__, getattr(model, "camera", CAMERA), getattr(model, "image_size", None)
+    if camera not in observations:
+        raise RewardModelError(
+            f"The {name} looks at '{camera}', which the environment does not show; it has {', '.join(observations)}."
+        )
+    if size is not None and observations[camera] != (size, size, 3):
+        raise RewardModelError(
+            f"The {name} was trained for frames of {size} x {size} pixels, but '{camera}' has shape "
+            f"{observations[camera]}; make the environment with image_size={size}, or train a scorer for its frames."
+        )
+    return str(camera)
+
+
+def load_reward_model(path: str | Path, device: Any = "cpu") -> RewardModel:
+    """The scorer saved in a folder, or one that ships ("tiny-scorer").
+
+    Raises:
+        RewardModelError: If there is none, or it is damaged.
+    """
+    from vla_agent.process_reward.tiny_scorer import TinyScorer
+    from vla_agent.process_reward.vlm_scorer import VLMScorer
+
+    shipped = sorted(found.parent.name for found in SHIPPED_FOLDER.glob(f"*/{CONFIG_FILE}"))
+    folder = SHIPPED_FOLDER / path if str(path) in shipped else Path(path).expanduser()
+    config = read_config(folder, shipped)
+    kinds: dict[str, Any] = {"TinyScorer": TinyScorer, "VLMScorer": VLMScorer}
+    if config.get("class") not in kinds:
+        raise RewardModelError(f"'{folder}' holds a {config.get('class')}; known are {', '.join(kinds)}.")
+    return kinds[config["class"]].load(folder, device)
+
+
+def read_config(folder: Path, shipped: Sequence[str] = ()) -> dict[str, Any]:
+    """What a scorer's folder says of it.
+
+    Raises:
+        RewardModelError: If there is no such folder, or the file is damaged.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        choice = f", or one that ships: {', '.join(map(repr, shipped))}" if shipped else ""
+        raise RewardModelError(f"There is no reward model at '{folder}'; give a folder with {CONFIG_FILE}{choice}.")
+    try:
+        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RewardModelError(f"'{folder / CONFIG_FILE}' is damaged ({error}).") from error

@@ -1,0 +1,244 @@
+"""Is a reward model any good? Numbers and pictures over episodes that it was not trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata, spearmanr
+
+from vla_agent.folders import writing
+from vla_agent.process_reward.labels import KINDS, Examples, Recorded
+from vla_agent.process_reward.models import RewardModel, checked_scores
+
+_BATCH = 64
+_N_BOOTSTRAP = 2000
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % interval, by bootstrap over episodes."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardReport:
+    """How a reward model does.
+
+    Attributes:
+        auc: Area under the ROC curve of keyframes against all negatives: the chance that a keyframe scores higher.
+        auc_by_kind: The same against each kind of negatives.
+        calibration: Ten bins of scores: mean score, mean target, number of examples.
+        calibration_error: Mean distance of target from score over those bins, weighted by their size.
+        spearman: Rank correlation of score with time along each success of the expert, averaged.
+        policy_spearman: The same along a policy's successes; None where none were given.
+        final_score_success, final_score_failure: Mean score of the last frame of a policy's episodes.
+        separation: AUC of a policy's successes against its failures by the last frame's score; None without either.
+        n_examples: By kind.
+    """
+
+    auc: float
+    auc_by_kind: dict[str, float]
+    calibration: list[tuple[float, float, int]]
+    calibration_error: float
+    spearman: Interval
+    policy_spearman: Interval | None
+    final_score_success: Interval | None
+    final_score_failure: Interval | None
+    separation: float | None
+    n_examples: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        values = dataclasses.asdict(self)
+        return {key: value._asdict() if isinstance(value, Interval) else value for key, value in values.items()}
+
+    def markdown(self) -> str:
+        """The numbers as a table."""
+        rows = [("AUC, keyframe against not", f"{self.auc:.3f}")]
+        rows += [(f"AUC, keyframe against {kind}", f"{value:.3f}") for kind, value in self.auc_by_kind.items()]
+        rows += [("calibration error", f"{self.calibration_error:.3f}")]
+        rows += [("Spearman with time, expert's successes", _describe(self.spearman))]
+        rows += [("Spearman with time, policy's successes", _describe(self.policy_spearman))]
+        rows += [("last score of policy's successes", _describe(self.final_score_success))]
+        rows += [("last score of policy's failures", _describe(self.final_score_failure))]
+        separation = "" if self.separation is None else f"{self.separation:.3f}"
+        rows += [("AUC, policy's successes against failures", separation)]
+        rows += [("examples", ", ".join(f"{n} {kind}" for kind, n in self.n_examples.items()))]
+        return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]) + "\n"
+
+
+def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """The chance that one of the positive scores is above one of the negative ones, ties counted by half.
+
+    Mann and Whitney's U over the number of pairs. NaN if one of the two is empty.
+    """
+    if not len(positive) or not len(negative):
+        return float("nan")
+    ranks = rankdata(np.concatenate([positive, negative]))
+    u = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2
+    return float(u / (len(positive) * len(negative)))
+
+
+def episode_scores(model: RewardModel, episode: Recorded) -> np.ndarray:
+    """Scores of an episode's frames, float64 (T,)."""
+    images = episode.images[getattr(model, "camera", "image")]
+    return _scores(model, images, [episode.instruction] * len(images))
+
+
+def report(
+    model: RewardModel,
+    examples: Examples,
+    demonstrations: Sequence[Recorded],
+    rollouts: Sequence[Recorded] = (),
+    seed: int = 0,
+) -> RewardReport:
+    """Measure a model on what it was not trained on.
+
+    Args:
+        model: The model.
+        examples: Labelled frames of held-out episodes, see `labels`.
+        demonstrations: The expert's held-out successes.
+        rollouts: A policy's episodes, successes and failures.
+        seed: Of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    scores = _scores(model, examples.images, examples.instructions)
+    positive = scores[examples.positive]
+    calibration = _calibration(scores, examples.targets)
+    curves = [(episode.success, episode_scores(model, episode)) for episode in rollouts]
+    ends = {success: np.array([curve[-1] for ended, curve in curves if ended == success]) for success in (True, False)}
+    of_successes = [time_correlation(curve) for success, curve in curves if success]
+    return RewardReport(
+        auc=roc_auc(positive, scores[~examples.positive]),
+        auc_by_kind={
+            kind: roc_auc(positive, scores[examples.kinds == index])
+            for index, kind in enumerate(KINDS)
+            if index and (examples.kinds == index).any()
+        },
+        calibration=calibration,
+        calibration_error=sum(n * abs(score - target) for score, target, n in calibration) / len(scores),
+        spearman=bootstrap([time_correlation(episode_scores(model, e)) for e in demonstrations if e.success], rng),
+        policy_spearman=bootstrap(of_successes, rng) if of_successes else None,
+        final_score_success=bootstrap(ends[True], rng) if len(ends[True]) else None,
+        final_score_failure=bootstrap(ends[False], rng) if len(ends[False]) else None,
+        separation=roc_auc(ends[True], ends[False]) if len(ends[True]) and len(ends[False]) else None,
+        n_examples=examples.counts(),
+    )
+
+
+def time_correlation(scores: np.ndarray) -> float:
+    """Spearman's rank correlation of scores (T,) with time; 0 where they never change."""
+    if len(scores) < 2 or np.ptp(scores) == 0:
+        return 0.0
+    return float(spearmanr(scores, np.arange(len(scores))).statistic)
+
+
+def bootstrap(values: Sequence[float] | np.ndarray, rng: np.random.Generator) -> Interval:
+    """The mean of some values and its 95 % percentile interval."""
+    array = np.asarray(values, dtype=np.float64)
+    means = array[rng.integers(0, len(array), (_N_BOOTSTRAP, len(array)))].mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Interval(float(array.mean()), float(low), float(high), len(array))
+
+
+def write_report(
+    folder: str | Path,
+    result: RewardReport,
+    model: RewardModel,
+    examples: Examples,
+    episodes: Sequence[Recorded],
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Write ``report.json``, ``report.md``, ``quality.png`` (ROC, calibration) and ``episodes.png`` (score over time).
+
+    Args:
+        folder: Where to.
+        result: Of `report`.
+        model: The model.
+        examples: The labelled frames.
+        episodes: To draw, such as two successes and two failures.
+        about: What else to say: commands, versions, seeds.
+    """
+    document = {"about": about or {}, **result.to_json()}
+    with writing(folder) as temporary:
+        (temporary / "report.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        lines = ["# A process reward model", "", result.markdown(), "![ROC and calibration](quality.png)", ""]
+        lines += ["![Score over episodes](episodes.png)", ""]
+        lines += [f"- {name}: {value}" for name, value in (about or {}).items()]
+        (temporary / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        scores = _scores(model, examples.images, examples.instructions)
+        draw_quality(result, scores, examples, temporary / "quality.png")
+        draw_episodes(model, episodes, temporary / "episodes.png")
+
+
+def draw_quality(result: RewardReport, scores: np.ndarray, examples: Examples, path: str | Path) -> None:
+    """ROC curves against each kind of negatives, and calibration."""
+    figure, (roc, calibration) = _figure(10, 4.5, 1, 2)
+    positive = scores[examples.positive]
+    for kind, auc in result.auc_by_kind.items():
+        negative = scores[examples.kinds == KINDS.index(kind)]
+        thresholds = np.concatenate([[np.inf], np.sort(np.concatenate([positive, negative]))[::-1]])
+        share = [[float(np.mean(part >= threshold)) for threshold in thresholds] for part in (negative, positive)]
+        roc.plot(*share, label=f"{kind}: {auc:.3f}")
+    roc.plot([0, 1], [0, 1], color="0.7", linestyle=":")
+    roc.set(xlabel="negatives above threshold", ylabel="keyframes above threshold", title=f"ROC, all: {result.auc:.3f}")
+    roc.legend(loc="lower right")
+    means = np.array([row[:2] for row in result.calibration])
+    calibration.plot([0, 1], [0, 1], color="0.7", linestyle=":")
+    calibration.plot(means[:, 0], means[:, 1], marker="o")
+    calibration.set(
+        xlabel="mean score of a bin", ylabel="mean target", title=f"calibration error {result.calibration_error:.3f}"
+    )
+    figure.savefig(path, dpi=110)
+
+
+def draw_episodes(model: RewardModel, episodes: Sequence[Recorded], path: str | Path, n_frames: int = 8) -> None:
+    """The score over each episode, below its frames."""
+    figure, axes = _figure(11, 3.6 * len(episodes), 2 * len(episodes), 1)
+    for index, episode in enumerate(episodes):
+        strip, panel = axes[2 * index], axes[2 * index + 1]
+        scores = episode_scores(model, episode)
+        images = episode.images[getattr(model, "camera", "image")]
+        shown = np.linspace(0, len(images) - 1, min(n_frames, len(images))).round().astype(int)
+        strip.imshow(np.concatenate([images[frame] for frame in shown], axis=1))
+        strip.axis("off")
+        strip.set_title(f"{'success' if episode.success else 'FAILURE'}: {episode.instruction}", fontsize=9)
+        panel.plot(scores)
+        panel.plot(shown, scores[shown], "o")
+        panel.set(ylim=(-0.02, 1.02), ylabel="score", xlabel="frame; dots: those shown")
+        panel.margins(x=0.01)
+    figure.savefig(path, dpi=100)
+
+
+def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False).flatten()
+
+
+def _scores(model: RewardModel, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+    parts = [slice(start, start + _BATCH) for start in range(0, len(images), _BATCH)]
+    return np.concatenate([checked_scores(model, images[part], instructions[part]) for part in parts])
+
+
+def _calibration(scores: np.ndarray, targets: np.ndarray, n_bins: int = 10) -> list[tuple[float, float, int]]:
+    bins = np.minimum((scores * n_bins).astype(int), n_bins - 1)
+    chosen = [bins == index for index in range(n_bins) if (bins == index).any()]
+    return [(float(scores[rows].mean()), float(targets[rows].mean()), int(rows.sum())) for rows in chosen]
+
+
+def _describe(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f}), {interval.n} episodes"

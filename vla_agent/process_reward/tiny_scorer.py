@@ -1,0 +1,177 @@
+"""A convolutional scorer of a few MB that trains on a laptop."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from vla_agent.folders import writing
+from vla_agent.process_reward.models import (
+    CAMERA,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    RewardModelError,
+    read_config,
+    warn_of_unseen,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorerConfig:
+    """What a `TinyScorer` is made for, and its size.
+
+    Attributes:
+        instructions: Those that it was trained on; their words are what it can tell apart.
+        image_size: Side of its frames in pixels.
+        camera: Observation key of its frames.
+        channels: Of the stages; each halves the resolution.
+        word_dim: Width of an instruction's embedding.
+    """
+
+    instructions: tuple[str, ...]
+    image_size: int
+    camera: str = CAMERA
+    channels: tuple[int, ...] = (32, 64, 128, 128)
+    word_dim: int = 64
+
+
+class TinyScorer(nn.Module):
+    """Scores frames by a small residual network whose features the instruction scales and shifts (FiLM).
+
+    An instruction is the mean of its words' and word pairs' embeddings; words it never saw are left out. Perez et al.
+    (2018), "FiLM: Visual Reasoning with a General Conditioning Layer".
+
+    Args:
+        config: What it is made for.
+    """
+
+    def __init__(self, config: ScorerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._index = {token: index for index, token in enumerate(_vocabulary(config))}
+        self._warned: set[str] = set()
+        self.embedding = nn.Parameter(th.randn(len(self._index), config.word_dim) * config.word_dim**-0.5)
+        self.stem = nn.Conv2d(3, config.channels[0], 5, stride=2, padding=2)
+        pairs = zip((config.channels[0], *config.channels[:-1]), config.channels, strict=True)
+        self.stages = nn.ModuleList(_Stage(width_in, width, config.word_dim) for width_in, width in pairs)
+        side = config.image_size
+        for _ in range(1 + len(config.channels)):
+            side = (side + 1) // 2
+        self.place = nn.Parameter(th.zeros(1, config.channels[-1], side, side))
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.LayerNorm(config.channels[-1] * side * side),
+            nn.Linear(config.channels[-1] * side * side, 64),
+            nn.GELU(),
+            nn.Linear(64, 1),
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the frames that it takes, in pixels."""
+        return self.config.image_size
+
+    @property
+    def camera(self) -> str:
+        """Observation key of the frames that it takes."""
+        return self.config.camera
+
+    def forward(self, images: th.Tensor, words: th.Tensor) -> th.Tensor:
+        """Logits (B,) of images uint8 (B, H, W, 3) and `encode`d instructions (B, V)."""
+        x = images.permute(0, 3, 1, 2).to(self.embedding.dtype) / 127.5 - 1.0
+        instruction = words @ self.embedding
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x, instruction)
+        return self.head(x + self.place).squeeze(1)
+
+    def encode(self, instructions: Sequence[str]) -> th.Tensor:
+        """Shares of the vocabulary, float32 (B, V); warns once of each instruction that it was not trained on."""
+        warn_of_unseen(instructions, self.config.instructions, self._warned)
+        words = th.zeros(len(instructions), len(self._index))
+        for row, instruction in enumerate(instructions):
+            known = [self._index[token] for token in _tokens(instruction) if token in self._index]
+            for index in known:
+                words[row, index] += 1 / len(known)
+        return words.to(self.embedding.device)
+
+    @th.no_grad()
+    def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+        """Scores in [0, 1], float32 (n,), of images uint8 (n, H, W, 3)."""
+        logits = self(th.from_numpy(images).to(self.embedding.device), self.encode(instructions))
+        return th.sigmoid(logits).cpu().numpy()
+
+    def fingerprint(self) -> str:
+        """What tells its weights from others."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> None:
+        """Write configuration and weights to a folder, completely or not at all."""
+        document = {"class": type(self).__name__, **dataclasses.asdict(self.config)}
+        with writing(folder) as temporary:
+            (temporary / CONFIG_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            save_file({key: value.contiguous() for key, value in self.state_dict().items()}, temporary / WEIGHTS_FILE)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: Any = "cpu") -> TinyScorer:
+        """The scorer that `save` wrote.
+
+        Raises:
+            RewardModelError: If it is incomplete or damaged.
+        """
+        folder = Path(folder)
+        fields = {key: value for key, value in read_config(folder).items() if key != "class"}
+        try:
+            lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+            scorer = cls(ScorerConfig(**(fields | lists)))
+            scorer.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        except (OSError, SafetensorError, TypeError, RuntimeError) as error:
+            raise RewardModelError(f"The scorer in '{folder}' is incomplete or damaged: {error}") from error
+        return scorer.to(device).eval()
+
+
+class _Stage(nn.Module):
+    """A residual block at half the resolution, conditioned on the instruction."""
+
+    def __init__(self, width_in: int, width: int, word_dim: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width_in, width, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(8, width)
+        self.film = nn.Linear(word_dim, 2 * width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: th.Tensor, instruction: th.Tensor) -> th.Tensor:
+        x = self.down(F.gelu(x))
+        scale, shift = self.film(instruction)[:, :, None, None].chunk(2, dim=1)
+        return x + self.conv(F.gelu(self.norm(x) * (1 + scale) + shift))
+
+
+def split_words(instruction: str) -> list[str]:
+    """An instruction's words in lower case."""
+    return re.findall(r"[a-z0-9]+", instruction.lower())
+
+
+def _tokens(instruction: str) -> list[str]:
+    """Words, and pairs of neighbours: "on the stove" is not "the stove on"."""
+    words = split_words(instruction)
+    return words + [f"{first} {second}" for first, second in itertools.pairwise(words)]
+
+
+def _vocabulary(config: ScorerConfig) -> list[str]:
+    return sorted({token for instruction in config.instructions for token in _tokens(instruction)})

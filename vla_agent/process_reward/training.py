@@ -1,0 +1,143 @@
+"""Fitting scorers to labelled frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from vla_agent.augmentation import Augmentation
+from vla_agent.process_reward.labels import Examples
+from vla_agent.process_reward.tiny_scorer import TinyScorer
+from vla_agent.process_reward.vlm_scorer import VLMScorer
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a `TinyScorer` is trained.
+
+    Attributes:
+        n_epochs: Passes over the examples.
+        batch_size: Examples per step.
+        learning_rate: Peak of a cosine schedule with a short warm-up.
+        weight_decay: AdamW's.
+        augmentation: How frames are varied: a scorer that knows the very pixels of its demonstrations knows little.
+        seed: Of the order and the variation.
+    """
+
+    n_epochs: int = 8
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    augmentation: Augmentation = Augmentation(shift=4, brightness=0.1, contrast=0.1)  # noqa: RUF009 - frozen
+    seed: int = 0
+
+
+def train_tiny_scorer(
+    scorer: TinyScorer,
+    examples: Examples,
+    settings: TrainingSettings | None = None,
+    *,
+    progress_bar: bool = True,
+    after_epoch: Callable[[int, float], Any] | None = None,
+) -> TinyScorer:
+    """Fit it to the targets by cross-entropy, -t log s - (1 - t) log(1 - s), on the device that it is on.
+
+    Args:
+        scorer: Trained in place.
+        examples: What to learn.
+        settings: How.
+        progress_bar: Show one, on a terminal.
+        after_epoch: Called with the epoch's number and mean loss.
+
+    Returns:
+        The scorer, in evaluation mode.
+
+    Raises:
+        ValueError: If the frames are not the scorer's size.
+    """
+    settings = settings or TrainingSettings()
+    size = scorer.image_size
+    if examples.images.shape[1:] != (size, size, 3):
+        raise ValueError(f"The examples' frames are {examples.images.shape[1:]}; the scorer takes ({size}, {size}, 3).")
+    device = scorer.embedding.device
+    order = np.random.default_rng(settings.seed)
+    generator = th.Generator(device).manual_seed(settings.seed)
+    optimizer = th.optim.AdamW(scorer.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    n_batches = -(-len(examples) // settings.batch_size)
+    schedule = th.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=n_batches * settings.n_epochs, pct_start=0.1
+    )
+    words, targets = scorer.encode(examples.instructions), th.from_numpy(examples.targets).to(device)
+    scorer.train()
+    with tqdm(
+        total=n_batches * settings.n_epochs, desc="training", unit="batch", disable=None if progress_bar else True
+    ) as bar:
+        for epoch in range(settings.n_epochs):
+            total = 0.0
+            for rows in np.array_split(order.permutation(len(examples)), n_batches):
+                images = settings.augmentation(th.from_numpy(examples.images[rows]).to(device), generator)
+                loss = F.binary_cross_entropy_with_logits(scorer(images, words[rows]), targets[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += loss.item() * len(rows)
+                bar.update()
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+            if after_epoch is not None:
+                after_epoch(epoch, total / len(examples))
+    return scorer.eval()
+
+
+def train_vlm_scorer(
+    scorer: VLMScorer,
+    examples: Examples,
+    *,
+    n_epochs: int = 1,
+    batch_size: int = 8,
+    learning_rate: float = 1e-4,
+    seed: int = 0,
+    progress_bar: bool = True,
+) -> list[float]:
+    """Fine-tune its adapters by the next-token loss of its answers.
+
+    Args:
+        scorer: With ``lora``; trained in place.
+        examples: What to learn.
+        n_epochs: Passes over them.
+        batch_size: Examples per step.
+        learning_rate: AdamW's, constant.
+        seed: Of the order.
+        progress_bar: Show one, on a terminal.
+
+    Returns:
+        The loss of each step.
+
+    Raises:
+        ValueError: If it has no adapters to train.
+    """
+    parameters = [parameter for parameter in scorer.model.parameters() if parameter.requires_grad]
+    if scorer.lora is None:
+        raise ValueError("The scorer has no adapters to train; make it with lora=LoraSettings().")
+    scorer.instructions = tuple(sorted(set(examples.instructions)))
+    optimizer = th.optim.AdamW(parameters, lr=learning_rate)
+    order = np.random.default_rng(seed)
+    n_batches = -(-len(examples) // batch_size)
+    batches = [rows for _ in range(n_epochs) for rows in np.array_split(order.permutation(len(examples)), n_batches)]
+    found = []
+    for rows in (bar := tqdm(batches, desc="training", unit="batch", disable=None if progress_bar else True)):
+        part = examples.take(rows)
+        loss = scorer.loss(part.images, part.instructions, part.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        th.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        found.append(loss.item())
+        bar.set_postfix(loss=f"{found[-1]:.3f}")
+    return found

@@ -1,0 +1,187 @@
+"""A vector environment's rewards with a process reward, one batch of scores per step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from vla_agent.process_reward.models import RewardModel, check_camera, checked_scores
+
+Mode = Literal["potential", "bonus"]
+When = Literal["step", "gripper"]
+
+# The fingers have moved so far since the last score: a grasp, a release, or a try.
+GRIPPER_EVENT = 0.005  # m
+
+
+class VecProcessReward(VecEnvWrapper):
+    """Adds a reward model's opinion to the rewards of the environments; they, in their workers, know nothing of it.
+
+    With score phi(s) of the frame after a step, and r the environment's own reward, which is success:
+
+    * ``"potential"``: r + weight * (gamma * phi(s') - phi(s)), with phi = 0 where the episode terminated, which leaves
+      the optimal policy unchanged (Ng, Harada and Russell, 1999, Theorem 1).
+    * ``"bonus"``: r + weight * phi(s'), VLA-RL's (arXiv 2505.18719, section 3.3): where the score stays high, not to
+      finish pays; see the reward-hacking check of `reports`.
+
+    ``info["reward_terms"]`` gets ``process``, what was added, and ``score``, phi(s') itself, beside ``success``. The
+    ``r`` of ``info["episode"]`` is the sum of what the learner sees; ``is_success`` stays what evaluations count.
+
+    Args:
+        venv: A `VLAVecEnv` with sparse rewards, or anything with such observations and infos.
+        model: What scores frames.
+        mode: See above.
+        weight: Of what is added.
+        gamma: The learner's discount factor.
+        every: Score every so many steps of an episode, and at its end; in between the last score stands.
+        when: "step", or "gripper": only where the fingers have moved by 5 mm since the last score.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        RewardModelError: If the model is for other frames than the environments show.
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        model: RewardModel,
+        *,
+        mode: Mode = "potential",
+        weight: float = 1.0,
+        gamma: float = 0.99,
+        every: int = 1,
+        when: When = "step",
+    ) -> None:
+        super().__init__(venv)
+        if mode not in get_args(Mode):
+            raise ValueError(f"Unknown mode {mode!r}. Choices: {', '.join(map(repr, get_args(Mode)))}.")
+        if when not in get_args(When):
+            raise ValueError(f"Unknown when {when!r}. Choices: {', '.join(map(repr, get_args(When)))}.")
+        if not np.isfinite(weight) or weight < 0:
+            raise ValueError(f"weight={weight!r}; expected a number of at least 0.")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma={gamma!r}; expected 0 to 1.")
+        if every < 1:
+            raise ValueError(f"every={every!r}; expected at least 1.")
+        shapes = {key: tuple(space.shape or ()) for key, space in cast(spaces.Dict, venv.observation_space).items()}
+        self.camera = check_camera(model, shapes)
+        if when == "gripper" and "state" not in shapes:
+            raise ValueError("when='gripper' needs the robot's state, which the observations lack; use 'step'.")
+        self.model, self.mode, self.weight, self.gamma = model, mode, weight, gamma
+        self.every, self.when = every, when
+        self._phi = np.zeros(self.num_envs)
+        self._steps = np.zeros(self.num_envs, dtype=np.int64)
+        self._opening = np.zeros(self.num_envs)
+        self._returns = np.zeros(self.num_envs)
+        self._instructions = [""] * self.num_envs
+
+    def reset(self) -> dict[str, np.ndarray]:
+        """First observations, which are scored."""
+        obs = cast(dict[str, np.ndarray], self.venv.reset())
+        self._begin(obs, np.arange(self.num_envs))
+        return obs
+
+    def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """As `VLAVecEnv.begin_episodes`."""
+        obs = cast(Any, self.venv).begin_episodes(options)
+        self._begin(obs, np.array(sorted(options)))
+        return obs
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """As the environments', with the scores of all that are due in one batch."""
+        obs, rewards, dones, infos = self.venv.step_wait()
+        observations = cast(dict[str, np.ndarray], obs)
+        self._steps += 1
+        ended = np.flatnonzero(dones)
+        after = {key: np.array(observations[key]) for key in (self.camera, "state") if key in observations}
+        for index in ended:  # where an episode has ended, the observation is of the next
+            for key, values in after.items():
+                values[index] = infos[index]["terminal_observation"][key]
+        opening = self._opening_of(after)
+        phi, due = self._phi.copy(), self._due(dones, opening)
+        phi[due] = self._score(after[self.camera], due)
+        self._opening[due] = opening[due]
+        added = self._added(phi, due, np.array([bool(info.get("TimeLimit.truncated")) for info in infos]), dones)
+        rewards = np.asarray(rewards + added, dtype=np.float32)
+        self._returns += rewards
+        for i, info in enumerate(infos):
+            terms = info.get("reward_terms", {})
+            info["reward_terms"] = terms | {"process": float(added[i]), "score": float(phi[i])}
+            if dones[i] and "episode" in info:
+                info["episode"]["r"] = round(float(self._returns[i]), 6)
+        self._phi = phi
+        if len(ended):
+            self._begin(observations, ended)
+        return obs, rewards, dones, infos
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """As `VLAVecEnv.snapshot`, with the scores that stand."""
+        inner = cast(Any, self.venv).snapshot()
+        if inner is None:
+            return None
+        own = {name: getattr(self, f"_{name}").tolist() for name in ("phi", "steps", "opening", "returns")}
+        return {**inner, "settings": self.settings, "inner": inner, "process": own}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Go on where `snapshot` was taken."""
+        obs = cast(Any, self.venv).restore(snapshot["inner"])
+        for name, values in snapshot["process"].items():
+            getattr(self, f"_{name}")[:] = values
+        self._note_instructions(np.arange(self.num_envs))
+        return obs
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the rewards, as JSON can hold it."""
+        fingerprint = getattr(self.model, "fingerprint", None)
+        return {
+            **getattr(self.venv, "settings", {}),
+            "reward": "process",
+            "reward_model": fingerprint() if callable(fingerprint) else type(self.model).__name__,
+            "process_reward": [self.mode, self.weight, self.gamma, self.every, self.when],
+        }
+
+    # ------------------------------------------------------------------------------------------- private
+
+    def _begin(self, obs: Mapping[str, np.ndarray], indices: np.ndarray) -> None:
+        """Score the first frames of new episodes."""
+        self._note_instructions(indices)
+        self._phi[indices] = self._score(obs[self.camera], indices)
+        self._opening[indices] = self._opening_of(obs)[indices]
+        self._steps[indices] = 0
+        self._returns[indices] = 0.0
+
+    def _note_instructions(self, indices: np.ndarray) -> None:
+        for index in indices:
+            self._instructions[index] = self.venv.reset_infos[index]["instruction"]
+
+    def _score(self, frames: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        if not len(indices):
+            return np.zeros(0)
+        return checked_scores(self.model, frames[indices], [self._instructions[index] for index in indices])
+
+    def _due(self, dones: np.ndarray, opening: np.ndarray) -> np.ndarray:
+        """Which environments are scored now."""
+        due = self._steps % self.every == 0
+        if self.when == "gripper":
+            due &= np.abs(opening - self._opening) >= GRIPPER_EVENT
+        return np.flatnonzero(due | dones)
+
+    def _added(self, phi: np.ndarray, due: np.ndarray, timed_out: np.ndarray, dones: np.ndarray) -> np.ndarray:
+        if self.mode == "bonus":
+            bonus = np.zeros(self.num_envs)
+            bonus[due] = self.weight * phi[due]
+            return bonus
+        next_phi = np.where(dones & ~timed_out, 0.0, phi)
+        return np.asarray(self.weight * (self.gamma * next_phi - self._phi))
+
+    def _opening_of(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Distance between the fingers in m, (n_envs,); 0 where the state is not shown."""
+        if "state" not in obs:
+            return np.zeros(self.num_envs)
+        return np.array(obs["state"][:, 6] - obs["state"][:, 7], dtype=np.float64)

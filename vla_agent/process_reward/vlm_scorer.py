@@ -1,0 +1,206 @@
+"""A pretrained vision-language model as a scorer: the probability that it answers yes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from vla_agent.folders import writing
+from vla_agent.lora import LoraSettings, add_lora
+from vla_agent.process_reward.models import (
+    CAMERA,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    RewardModelError,
+    read_config,
+    warn_of_unseen,
+)
+
+# What VLA-RL (arXiv 2505.18719, section 3.3) asks of a frame, and what it may answer.
+QUESTION = "The task is {instruction}, is it completed? Answer yes or no."
+ANSWERS = ("no", "yes")
+
+
+class VLMScorer:
+    """Asks a vision-language model whether an instruction is completed, and reads the probability of yes.
+
+    Any model that `transformers` has as image-text-to-text serves. Only the answers' first tokens count: the score is
+    P(yes) / (P(yes) + P(no)), summed over their spellings with and without a capital and a space before.
+
+    Args:
+        model: Such a model.
+        processor: Its processor.
+        question: What is asked; ``{instruction}`` is filled in.
+        camera: Observation key of its frames.
+        instructions: Those that it was fine-tuned on; None asks all without a warning.
+        name: The model's folder or hub id, which `save` refers to.
+        lora: Train adapters of these settings beside the frozen model; None scores as it is.
+
+    Raises:
+        RewardModelError: If yes and no begin with the same token.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        question: str = QUESTION,
+        camera: str = CAMERA,
+        instructions: Sequence[str] | None = None,
+        name: str | None = None,
+        lora: LoraSettings | None = None,
+    ) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.question, self.camera, self.name, self.lora = question, camera, name, lora
+        self.instructions = None if instructions is None else tuple(instructions)
+        self._warned: set[str] = set()
+        processor.tokenizer.padding_side = "left"  # so that every row's answer follows its last position
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        self._answer_ids = [_first_tokens(processor.tokenizer, answer) for answer in ANSWERS]
+        if set(self._answer_ids[0]) & set(self._answer_ids[1]) or not all(self._answer_ids):
+            raise RewardModelError(
+                "The model's tokenizer begins 'yes' and 'no' with the same token; ask another model."
+            )
+        if lora is not None:
+            add_lora(model, lora, [])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        dtype: th.dtype = th.bfloat16,
+        device: Any = "cpu",
+        **kwargs: Any,
+    ) -> VLMScorer:
+        """A model of a folder or the hub, from safetensors and without remote code.
+
+        Args:
+            path_or_id: Folder or hub id, such as "HuggingFaceTB/SmolVLM-500M-Instruct".
+            dtype: Of its weights.
+            device: Where to.
+            kwargs: Further arguments of the constructor.
+
+        Raises:
+            RewardModelError: If there is no such model.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        try:
+            processor = AutoProcessor.from_pretrained(path_or_id)
+            model = AutoModelForImageTextToText.from_pretrained(path_or_id, dtype=dtype, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise RewardModelError(f"'{path_or_id}' is no vision-language model that can be loaded: {error}") from error
+        return cls(model.to(device), processor, name=str(path_or_id), **kwargs)
+
+    def answer_logits(self, images: np.ndarray, instructions: Sequence[str]) -> th.Tensor:
+        """Log-probabilities (B, 2) of the answers no and yes, over the whole vocabulary, of B frames."""
+        inputs = self._inputs(images, instructions)
+        logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+        log_probs = F.log_softmax(logits, dim=-1)
+        return th.stack([log_probs[:, ids].logsumexp(dim=-1) for ids in self._answer_ids], dim=1)
+
+    @th.no_grad()
+    def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+        """Scores in [0, 1], float32 (n,), of images uint8 (n, H, W, 3)."""
+        if self.instructions is not None:
+            warn_of_unseen(instructions, self.instructions, self._warned)
+        return self.answer_logits(images, instructions).softmax(dim=-1)[:, 1].cpu().numpy()
+
+    def loss(self, images: np.ndarray, instructions: Sequence[str], targets: np.ndarray) -> th.Tensor:
+        """Next-token loss of the answers, -t log P(yes) - (1 - t) log P(no), over B frames with targets t (B,)."""
+        log_probs = self.answer_logits(images, instructions)
+        yes = th.as_tensor(targets, dtype=log_probs.dtype, device=log_probs.device)
+        return -(yes * log_probs[:, 1] + (1 - yes) * log_probs[:, 0]).mean()
+
+    def fingerprint(self) -> str:
+        """What tells it from others: its name, its question and its adapters."""
+        digest = hashlib.sha256(f"{self.name}|{self.question}".encode())
+        for name, tensor in sorted(self._adapters().items()):
+            digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapters and a reference to the model to a folder.
+
+        Raises:
+            ValueError: If the model has no name to refer to.
+        """
+        if self.name is None:
+            raise ValueError("The scorer's model has no name to refer to; give VLMScorer name=, a folder or a hub id.")
+        document = {
+            "class": type(self).__name__,
+            "model": self.name,
+            "question": self.question,
+            "camera": self.camera,
+            "instructions": self.instructions,
+            "lora": None if self.lora is None else dataclasses.asdict(self.lora),
+        }
+        with writing(folder) as temporary:
+            (temporary / CONFIG_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            save_file(
+                {name: tensor.contiguous() for name, tensor in self._adapters().items()}, temporary / WEIGHTS_FILE
+            )
+
+    @classmethod
+    def load(cls, folder: str | Path, device: Any = "cpu") -> VLMScorer:
+        """The scorer that `save` wrote.
+
+        Raises:
+            RewardModelError: If it is incomplete or damaged, or its model cannot be had.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        try:
+            lora = None if config["lora"] is None else LoraSettings.from_dict(config["lora"])
+            kwargs = {key: config[key] for key in ("question", "camera", "instructions")}
+            dtype = th.float32 if th.device(device).type == "cpu" else th.bfloat16
+            scorer = cls.from_pretrained(config["model"], dtype=dtype, device=device, lora=lora, **kwargs)
+            tensors = load_file(folder / WEIGHTS_FILE)
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            raise RewardModelError(f"The scorer in '{folder}' is incomplete or damaged: {error!r}") from error
+        wrong = sorted(set(tensors) ^ set(scorer._adapters()))
+        if wrong:
+            raise RewardModelError(f"The adapters in '{folder}' do not fit the model: {', '.join(wrong[:5])} differ.")
+        scorer.model.load_state_dict(tensors, strict=False)
+        return scorer
+
+    def _adapters(self) -> dict[str, th.Tensor]:
+        return {name: tensor for name, tensor in self.model.state_dict().items() if "lora_" in name}
+
+    def _inputs(self, images: np.ndarray, instructions: Sequence[str]) -> dict[str, th.Tensor]:
+        from PIL import Image
+
+        texts = [self._prompt(instruction) for instruction in instructions]
+        frames = [[Image.fromarray(image)] for image in images]
+        inputs = self.processor(text=texts, images=frames, return_tensors="pt", padding=True)
+        floating = {key: value.to(self.model.dtype) for key, value in inputs.items() if value.is_floating_point()}
+        return {key: value.to(self.model.device) for key, value in {**inputs, **floating}.items()}
+
+    def _prompt(self, instruction: str) -> str:
+        """The question as the model's chat template puts it, or, without one, behind the image's token."""
+        question = self.question.format(instruction=instruction)
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            messages = [{"role": "user", "content": content}]
+            return str(self.processor.apply_chat_template(messages, add_generation_prompt=True))
+        return f"{getattr(self.processor, 'image_token', '<image>')}{question}"
+
+
+def _first_tokens(tokenizer: Any, answer: str) -> list[int]:
+    """First token ids of an answer's spellings; unknown words have none."""
+    spellings = [space + word for space in ("", " ") for word in (answer, answer.capitalize())]
+    ids = [tokenizer.encode(spelling, add_special_tokens=False) for spelling in spellings]
+    return sorted({found[0] for found in ids if found and found[0] != tokenizer.unk_token_id})
