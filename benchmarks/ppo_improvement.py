@@ -2,6 +2,7 @@
 
     python benchmarks/ppo_improvement.py                                        # three seeds of the recipe
     python benchmarks/ppo_improvement.py --variants recipe no-warm-up hot hardest frontier           # ablations
+    python benchmarks/ppo_improvement.py --variants recipe process --task-ids 0-2    # with and without process rewards
     python benchmarks/ppo_improvement.py --suites LIBERO-Spatial-v0 LIBERO-Spatial-Swap-v0           # other tasks, too
 
 Trains by ``examples/train_ppo.py`` and evaluates by ``examples/evaluate.py`` (exact frames, greedy, official initial
@@ -37,6 +38,8 @@ VARIANTS: dict[str, list[str]] = {
     "hot": ["--temperature", "1.5"],
     "hardest": ["--curriculum", "hardest"],
     "frontier": ["--curriculum", "frontier"],
+    "process": ["--reward", "process"],
+    "process-bonus": ["--reward", "process", "--reward-mode", "bonus", "--reward-weight", "0.1"],
 }
 N_POINTS = 25  # of a learning curve
 

@@ -50,7 +50,7 @@ class Options:
     env_id: str = "LIBERO-Spatial-v0"
     task_ids: str = ""  # such as "0,3"; all tasks of the suite if empty
     init_states: str = "20-49"  # official ones to train on; keep others for evaluation
-    n_placements: int = 200  # further initial states per task to train on, drawn from the BDDL's regions
+    n_placements: int = 300  # further initial states per task to train on, drawn from the BDDL's regions
     model: str = "tiny-libero"  # what ships, competent, or "tiny", random; a checkpoint folder, or a hub id
     max_episode_steps: int = 0  # control steps; 0 for the suite's own limit
     reward: str = "sparse"  # success alone, what evaluation counts; or with "progress" (privileged), or "process"
@@ -62,22 +62,25 @@ class Options:
     n_envs: int = 8
     n_steps: int = 32  # of the policy, per environment and iteration; tiny-libero decides 8 control steps at a time
     total_timesteps: int = 2048
-    batch_size: int = 64
-    n_epochs: int = 1
+    batch_size: int = 128
+    n_epochs: int = 2
     gradient_accumulation_steps: int = 1
-    learning_rate: float = 3e-5
+    learning_rate: float = 5e-5
     value_learning_rate: float = 1e-3
     gae_lambda: float = 0.95
     value_gae_lambda: float = 0.95  # of the critic's returns
     n_value_epochs: int = 0  # further passes for the value head alone
-    ratio_level: str = "action"  # or "token": each of a chunk's 56 ratios is clipped on its own
+    ratio_level: str = "token"  # each of a chunk's 56 ratios is clipped on its own; or "action", their product
     target_kl: float = 0.0  # stop an update beyond 1.5 times this divergence of whole actions; 0 never does
     temperature: float = 1.0
-    critic_warmup_iterations: int = 1
+    critic_warmup_iterations: int = 4
     policy_warmup_iterations: int = 0
     privileged_critic: bool = False  # the critic knows from the simulator where the objects are
     bootstrap_time_limits: bool = False  # evaluations count success within the limit: running out of time is a failure
     lora_rank: int = 0  # 0 trains all weights
+    lora_target: str = "all-linear"  # or "language": the language model alone
+    kl_ref_coef: float = 0.0  # pulls back to the model that it started from; needs LoRA
+    detach_value: bool = False  # keep the critic's gradient out of the backbone
     seed: int = 0
     device: str = "auto"
     out: Path = Path("runs/ppo")
@@ -120,8 +123,10 @@ def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
         render_mode="rgb_array",
     )
     policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
+    policy_kwargs["detach_value"] = options.detach_value
     if options.lora_rank:
-        policy_kwargs["lora"] = {"r": options.lora_rank, "alpha": options.lora_rank // 2}
+        lora = {"r": options.lora_rank, "alpha": options.lora_rank // 2, "target": options.lora_target}
+        policy_kwargs["lora"] = lora
     arguments: dict[str, Any] = {
         "learning_rate": options.learning_rate,
         "value_learning_rate": options.value_learning_rate,
@@ -134,6 +139,7 @@ def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
         "n_value_epochs": options.n_value_epochs,
         "ratio_level": options.ratio_level,
         "target_kl": options.target_kl or None,
+        "kl_ref_coef": options.kl_ref_coef,
         "critic_warmup_iterations": options.critic_warmup_iterations,
         "policy_warmup_iterations": options.policy_warmup_iterations,
         "bootstrap_time_limits": options.bootstrap_time_limits,

@@ -15,12 +15,13 @@ from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer,
 from vla_agent.process_reward.labels import (
     BEFORE_MARGIN,
     KINDS,
+    NEGATIVE,
     Examples,
     contact_sheet,
     label_episodes,
     split_by_episode,
 )
-from vla_agent.process_reward.reports import report, roc_auc, time_correlation, write_report
+from vla_agent.process_reward.reports import check_hacking, report, roc_auc, time_correlation, write_report
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
 
 SIZE = 32
@@ -75,15 +76,20 @@ def test_labels_are_balanced_and_mean_what_they_say(episodes: list[FakeEpisode],
     counts = examples.counts()
     assert counts["keyframe"] == 30 * 3  # two and the last frame
     assert counts["before"] == counts["other instruction"] == counts["failure"] == 30
+    assert counts["between"] == 30 * 6
+    assert examples.positive.sum() == examples.negative.sum() == 90
     for index in range(len(examples)):
         episode = episodes[examples.episodes[index]]
         kind = KINDS[examples.kinds[index]]
         found = [t for t, image in enumerate(episode.images["image"]) if (image == examples.images[index]).all()]
         assert len(found) == 1
-        if kind in ("keyframe", "before"):
+        assert examples.told[index] == episode.instruction
+        if kind in ("keyframe", "before", "between"):
             assert episode.success
             assert examples.targets[index] == pytest.approx(found[0] / 23)
-            assert (found[0] in (12, 18, 23)) if kind == "keyframe" else found[0] < 12 - BEFORE_MARGIN
+            allowed = {"keyframe": {12, 18, 23}, "before": range(12 - BEFORE_MARGIN), "between": range(13, 23)}
+            assert found[0] in allowed[kind]
+            assert (found[0] in (12, 18, 23)) == (kind == "keyframe")
         else:
             assert examples.targets[index] == 0
         assert (examples.instructions[index] == episode.instruction) == (kind != "other instruction")
@@ -136,7 +142,7 @@ def test_report_measures_it(scorer: TinyScorer, tmp_path: Path) -> None:
     successes = [episode for episode in unseen if episode.success]
     result = report(scorer, labelled, successes, unseen)
     assert result.auc > 0.9
-    assert set(result.auc_by_kind) == set(KINDS[1:])
+    assert set(result.auc_by_kind) == set(NEGATIVE)
     assert result.spearman.mean > 0.8
     assert result.spearman.low <= result.spearman.mean <= result.spearman.high
     assert result.separation is not None
@@ -149,6 +155,22 @@ def test_report_measures_it(scorer: TinyScorer, tmp_path: Path) -> None:
     for name in ("quality.png", "episodes.png"):
         assert (tmp_path / "report" / name).stat().st_size > 10_000
     assert "AUC, keyframe against not" in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("gain", "suspicious"), [(0.0, True), (0.3, False)])
+def test_a_score_that_rises_without_success_is_suspicious(tmp_path: Path, gain: float, suspicious: bool) -> None:
+    names = "time/total_timesteps,rollout/reward_score,rollout/success_rate,train/loss"
+    lines = [f"{100 * i},{0.3 + 0.02 * i},{0.5 + gain * i / 16},0" for i in range(16)]
+    (tmp_path / "progress.csv").write_text("\n".join([names, *lines[:8], "900,,,1"]))
+    (tmp_path / "progress_from_800.csv").write_text("\n".join([names, *lines[8:]]))
+    check = check_hacking(tmp_path)
+    assert check.score == pytest.approx((0.33, 0.57))
+    assert check.suspicious == suspicious
+    assert ("may be fooled" in str(check)) == suspicious
+    (tmp_path / "progress.csv").unlink()
+    (tmp_path / "progress_from_800.csv").write_text("\n".join([names, *lines[:3]]))
+    with pytest.raises(ValueError, match="logs 3 iterations"):
+        check_hacking(tmp_path)
 
 
 def test_auc_counts_pairs() -> None:

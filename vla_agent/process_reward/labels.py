@@ -2,7 +2,7 @@
 
 What is positive are keyframes of demonstrations, as in VLA-RL (arXiv 2505.18719); the paper does not say what is
 negative. Here that is a keyframe under another instruction, a frame of a failed episode, and a frame from before the
-demonstration's first keyframe.
+demonstration's first keyframe. Frames between keyframes are neither; they show how the target rises.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-# What an example is; the first is positive, the others are not.
-KINDS = ("keyframe", "before", "other instruction", "failure")
+# What an example is: positive, negative, or neither.
+KINDS = ("keyframe", "before", "other instruction", "failure", "between")
+POSITIVE, NEGATIVE = KINDS[:1], KINDS[1:4]
 # A frame is "before" a keyframe if so many frames lie between them: nearer ones look alike.
 BEFORE_MARGIN = 5
 # Frames of a failed episode count from where the gripper has closed this far: before, it may have been on its way.
@@ -42,6 +43,7 @@ class Examples:
     Attributes:
         images: uint8 (n, H, W, 3).
         instructions: What each is asked about.
+        told: What its episode was told.
         targets: float32 (n,), how much of the instruction is done: of a demonstration with T frames, frame t has
             t / (T - 1); negatives from failures and under another instruction have 0.
         kinds: Index into `KINDS`, int64 (n,).
@@ -50,6 +52,7 @@ class Examples:
 
     images: np.ndarray
     instructions: list[str]
+    told: list[str]
     targets: np.ndarray
     kinds: np.ndarray
     episodes: np.ndarray
@@ -60,14 +63,23 @@ class Examples:
     @property
     def positive(self) -> np.ndarray:
         """Whether each is a keyframe, bool (n,)."""
-        return np.asarray(self.kinds == 0)
+        return self.of_kinds(POSITIVE)
+
+    @property
+    def negative(self) -> np.ndarray:
+        """Whether each counts against a keyframe, bool (n,)."""
+        return self.of_kinds(NEGATIVE)
+
+    def of_kinds(self, kinds: Sequence[str]) -> np.ndarray:
+        """Whether each is of one of some `KINDS`, bool (n,)."""
+        return np.isin(self.kinds, [KINDS.index(kind) for kind in kinds])
 
     def take(self, indices: np.ndarray) -> Examples:
         """Those examples, in that order."""
         chosen = np.arange(len(self))[indices]
-        instructions = [self.instructions[index] for index in chosen]
+        texts = ([texts[index] for index in chosen] for texts in (self.instructions, self.told))
         arrays = (array[chosen] for array in (self.targets, self.kinds, self.episodes))
-        return Examples(self.images[chosen], instructions, *arrays)
+        return Examples(self.images[chosen], *texts, *arrays)
 
     def counts(self) -> dict[str, int]:
         """How many there are of each kind."""
@@ -75,7 +87,12 @@ class Examples:
 
 
 def label_episodes(
-    episodes: Iterable[Recorded], keyframes: KeyframeFinder, *, camera: str = "image", seed: int = 0
+    episodes: Iterable[Recorded],
+    keyframes: KeyframeFinder,
+    *,
+    camera: str = "image",
+    n_between: int = 2,
+    seed: int = 0,
 ) -> Examples:
     """Balanced examples: per keyframe one negative, in equal parts of each kind that the episodes can give.
 
@@ -84,32 +101,42 @@ def label_episodes(
         keyframes: An episode's frames to label positive, increasing, such as those of
             `libero_gym.segments.segment_episode`. The last frame of a demonstration is always one.
         camera: Observation key of the frames.
-        seed: Of which frames and instructions become negatives.
+        n_between: Frames between keyframes, per keyframe.
+        seed: Of which frames and instructions become examples.
 
     Raises:
         ValueError: If an episode lacks the camera, or no demonstration is among them.
     """
     rng = np.random.default_rng(seed)
     positives: list[_Row] = []
-    negatives: dict[str, list[_Row]] = {kind: [] for kind in KINDS[1:]}
+    between: list[_Row] = []
+    negatives: dict[str, list[_Row]] = {kind: [] for kind in NEGATIVE}
     for index, episode in enumerate(episodes):
         frames = _frames(episode, camera, index)
         if episode.success:
             found = _positive_frames(episode, keyframes)
             target = np.arange(len(frames)) / max(len(frames) - 1, 1)
-            positives += [_Row(frames[t], episode.instruction, target[t], KINDS[0], index) for t in found]
-            early = range(max(found[0] - BEFORE_MARGIN, 0))
-            negatives["before"] += [_Row(frames[t], episode.instruction, target[t], "before", index) for t in early]
+            others = [t for t in range(found[0], len(frames)) if t not in found]
+            shown = (
+                (positives, KINDS[0], found),
+                (negatives["before"], "before", range(max(found[0] - BEFORE_MARGIN, 0))),
+                (between, "between", rng.permutation(others)[: n_between * len(found)]),
+            )
+            for rows, kind, chosen in shown:
+                rows += [
+                    _Row(frames[t], episode.instruction, episode.instruction, target[t], kind, index) for t in chosen
+                ]
         else:
             late = range(_first_closed(episode.state), len(frames))
-            negatives["failure"] += [_Row(frames[t], episode.instruction, 0.0, "failure", index) for t in late]
+            told = episode.instruction
+            negatives["failure"] += [_Row(frames[t], told, told, 0.0, "failure", index) for t in late]
     if not positives:
         raise ValueError("None of the episodes succeeded; process rewards are learned from demonstrations that did.")
     instructions = sorted({row.instruction for row in positives})
     if len(instructions) > 1:
         negatives["other instruction"] = [_asked_otherwise(row, instructions, rng) for row in positives]
     pools = [pool for pool in negatives.values() if pool]
-    rows = list(positives)
+    rows = [*positives, *between]
     for pool in pools:
         rows += [pool[index] for index in rng.permutation(len(pool))[: len(positives) // len(pools)]]
     return _to_examples(rows)
@@ -127,11 +154,10 @@ def split_by_episode(examples: Examples, share: float, seed: int = 0) -> tuple[E
         ValueError: If one part would be empty.
     """
     rng = np.random.default_rng(seed)
-    asked = np.array(examples.instructions)
-    own = examples.kinds != KINDS.index("other instruction")
+    told = np.array(examples.told)
     held_out: set[int] = set()
-    for instruction in sorted(set(examples.instructions)):
-        episodes = np.unique(examples.episodes[own & (asked == instruction)])
+    for instruction in sorted(set(examples.told)):
+        episodes = np.unique(examples.episodes[told == instruction])
         held_out |= set(rng.permutation(episodes)[: round(share * len(episodes))].tolist())
     second = np.isin(examples.episodes, sorted(held_out))
     if second.all() or not second.any():
@@ -161,6 +187,7 @@ def contact_sheet(examples: Examples, path: str | Path, *, per_kind: int = 8, se
 class _Row(NamedTuple):
     image: np.ndarray
     instruction: str
+    told: str
     target: float
     kind: str
     episode: int
@@ -170,6 +197,7 @@ def _to_examples(rows: list[_Row]) -> Examples:
     return Examples(
         np.stack([row.image for row in rows]),
         [row.instruction for row in rows],
+        [row.told for row in rows],
         np.array([row.target for row in rows], dtype=np.float32),
         np.array([KINDS.index(row.kind) for row in rows]),
         np.array([row.episode for row in rows]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from scipy.stats import rankdata, spearmanr
 
 from vla_agent.folders import writing
-from vla_agent.process_reward.labels import KINDS, Examples, Recorded
+from vla_agent.process_reward.labels import NEGATIVE, Examples, Recorded
 from vla_agent.process_reward.models import RewardModel, checked_scores
 
 _BATCH = 64
@@ -117,11 +118,11 @@ def report(
     ends = {success: np.array([curve[-1] for ended, curve in curves if ended == success]) for success in (True, False)}
     of_successes = [time_correlation(curve) for success, curve in curves if success]
     return RewardReport(
-        auc=roc_auc(positive, scores[~examples.positive]),
+        auc=roc_auc(positive, scores[examples.negative]),
         auc_by_kind={
-            kind: roc_auc(positive, scores[examples.kinds == index])
-            for index, kind in enumerate(KINDS)
-            if index and (examples.kinds == index).any()
+            kind: roc_auc(positive, scores[examples.of_kinds([kind])])
+            for kind in NEGATIVE
+            if examples.of_kinds([kind]).any()
         },
         calibration=calibration,
         calibration_error=sum(n * abs(score - target) for score, target, n in calibration) / len(scores),
@@ -147,6 +148,52 @@ def bootstrap(values: Sequence[float] | np.ndarray, rng: np.random.Generator) ->
     means = array[rng.integers(0, len(array), (_N_BOOTSTRAP, len(array)))].mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Interval(float(array.mean()), float(low), float(high), len(array))
+
+
+@dataclasses.dataclass(frozen=True)
+class HackingCheck:
+    """Whether a policy that was trained on a score raised it without succeeding more often.
+
+    Attributes:
+        score: Mean score per step in the first and the last quarter of the run.
+        success: Success rate of training episodes in the same.
+    """
+
+    score: tuple[float, float]
+    success: tuple[float, float]
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the score rose by at least 0.05 and success did not rise by 0.02."""
+        return self.score[1] - self.score[0] >= 0.05 and self.success[1] - self.success[0] < 0.02
+
+    def __str__(self) -> str:
+        verdict = "the score rose without success: the model may be fooled" if self.suspicious else "nothing suspicious"
+        score, success = ("{:.2f} to {:.2f}".format(*pair) for pair in (self.score, self.success))
+        return f"score {score}, success {success}: {verdict}"
+
+
+def check_hacking(run: str | Path) -> HackingCheck:
+    """Compare the first and the last quarter of a run's log.
+
+    Args:
+        run: A folder with SB3's ``progress*.csv`` of a training with process rewards.
+
+    Raises:
+        ValueError: If there is no such log, or it holds too little.
+    """
+    rows: list[tuple[float, float, float]] = []
+    names = ("time/total_timesteps", "rollout/reward_score", "rollout/success_rate")
+    for path in Path(run).glob("progress*.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            found = [[row.get(name) for name in names] for row in csv.DictReader(file)]
+        rows += [tuple(map(float, row)) for row in found if all(row)]  # type: ignore[arg-type, misc]
+    if len(rows) < 8:
+        raise ValueError(f"'{run}' logs {len(rows)} iterations with a score and successes; at least 8 are needed.")
+    values = np.array(sorted(rows))[:, 1:]
+    quarter = len(values) // 4
+    (score_first, success_first), (score_last, success_last) = values[:quarter].mean(0), values[-quarter:].mean(0)
+    return HackingCheck((float(score_first), float(score_last)), (float(success_first), float(success_last)))
 
 
 def write_report(
@@ -184,7 +231,7 @@ def draw_quality(result: RewardReport, scores: np.ndarray, examples: Examples, p
     figure, (roc, calibration) = _figure(10, 4.5, 1, 2)
     positive = scores[examples.positive]
     for kind, auc in result.auc_by_kind.items():
-        negative = scores[examples.kinds == KINDS.index(kind)]
+        negative = scores[examples.of_kinds([kind])]
         thresholds = np.concatenate([[np.inf], np.sort(np.concatenate([positive, negative]))[::-1]])
         share = [[float(np.mean(part >= threshold)) for threshold in thresholds] for part in (negative, positive)]
         roc.plot(*share, label=f"{kind}: {auc:.3f}")

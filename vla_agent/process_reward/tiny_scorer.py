@@ -38,6 +38,7 @@ class ScorerConfig:
         image_size: Side of its frames in pixels.
         camera: Observation key of its frames.
         channels: Of the stages; each halves the resolution.
+        feature_dim: Numbers that a frame becomes.
         word_dim: Width of an instruction's embedding.
     """
 
@@ -45,14 +46,16 @@ class ScorerConfig:
     image_size: int
     camera: str = CAMERA
     channels: tuple[int, ...] = (32, 64, 128, 128)
+    feature_dim: int = 128
     word_dim: int = 64
 
 
 class TinyScorer(nn.Module):
-    """Scores frames by a small residual network whose features the instruction scales and shifts (FiLM).
+    """Scores frames by a small residual network, whose features an instruction scales and shifts (FiLM).
 
-    An instruction is the mean of its words' and word pairs' embeddings; words it never saw are left out. Perez et al.
-    (2018), "FiLM: Visual Reasoning with a General Conditioning Layer".
+    An instruction is the mean of its words' and word pairs' embeddings; words it never saw are left out. It comes in
+    late, so that one frame is asked about under many instructions for the price of one (Perez et al., 2018, "FiLM:
+    Visual Reasoning with a General Conditioning Layer").
 
     Args:
         config: What it is made for.
@@ -63,20 +66,20 @@ class TinyScorer(nn.Module):
         self.config = config
         self._index = {token: index for index, token in enumerate(_vocabulary(config))}
         self._warned: set[str] = set()
-        self.embedding = nn.Parameter(th.randn(len(self._index), config.word_dim) * config.word_dim**-0.5)
-        self.stem = nn.Conv2d(3, config.channels[0], 5, stride=2, padding=2)
-        pairs = zip((config.channels[0], *config.channels[:-1]), config.channels, strict=True)
-        self.stages = nn.ModuleList(_Stage(width_in, width, config.word_dim) for width_in, width in pairs)
-        side = config.image_size
-        for _ in range(1 + len(config.channels)):
-            side = (side + 1) // 2
-        self.place = nn.Parameter(th.zeros(1, config.channels[-1], side, side))
-        self.head = nn.Sequential(
+        widths = (config.channels[0], *config.channels)
+        side = -(-config.image_size // 2 ** (1 + len(config.channels)))
+        stages = [_Stage(width_in, width) for width_in, width in itertools.pairwise(widths)]
+        self.vision = nn.Sequential(
+            nn.Conv2d(3, widths[0], 5, stride=2, padding=2),
+            *stages,
             nn.Flatten(),
-            nn.LayerNorm(config.channels[-1] * side * side),
-            nn.Linear(config.channels[-1] * side * side, 64),
-            nn.GELU(),
-            nn.Linear(64, 1),
+            nn.LayerNorm(widths[-1] * side * side),
+            nn.Linear(widths[-1] * side * side, config.feature_dim),
+        )
+        self.embedding = nn.Parameter(th.randn(len(self._index), config.word_dim))
+        self.film = nn.Linear(config.word_dim, 2 * config.feature_dim)
+        self.head = nn.Sequential(
+            nn.GELU(), nn.Linear(config.feature_dim, config.feature_dim), nn.GELU(), nn.Linear(config.feature_dim, 1)
         )
 
     @property
@@ -91,12 +94,16 @@ class TinyScorer(nn.Module):
 
     def forward(self, images: th.Tensor, words: th.Tensor) -> th.Tensor:
         """Logits (B,) of images uint8 (B, H, W, 3) and `encode`d instructions (B, V)."""
-        x = images.permute(0, 3, 1, 2).to(self.embedding.dtype) / 127.5 - 1.0
-        instruction = words @ self.embedding
-        x = self.stem(x)
-        for stage in self.stages:
-            x = stage(x, instruction)
-        return self.head(x + self.place).squeeze(1)
+        return self.logits(self.features(images), words)
+
+    def features(self, images: th.Tensor) -> th.Tensor:
+        """What it sees, (B, F), in images uint8 (B, H, W, 3)."""
+        return self.vision(images.permute(0, 3, 1, 2).to(self.embedding.dtype) / 127.5 - 1.0)
+
+    def logits(self, features: th.Tensor, words: th.Tensor) -> th.Tensor:
+        """Logits (...) of features (..., F) under `encode`d instructions (..., V)."""
+        scale, shift = self.film(words @ self.embedding).chunk(2, dim=-1)
+        return self.head(features * (1 + scale) + shift).squeeze(-1)
 
     def encode(self, instructions: Sequence[str]) -> th.Tensor:
         """Shares of the vocabulary, float32 (B, V); warns once of each instruction that it was not trained on."""
@@ -111,7 +118,8 @@ class TinyScorer(nn.Module):
     @th.no_grad()
     def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
         """Scores in [0, 1], float32 (n,), of images uint8 (n, H, W, 3)."""
-        logits = self(th.from_numpy(images).to(self.embedding.device), self.encode(instructions))
+        pixels = th.from_numpy(np.array(images))  # a copy: what comes may be read-only
+        logits = self(pixels.to(self.embedding.device), self.encode(instructions))
         return th.sigmoid(logits).cpu().numpy()
 
     def fingerprint(self) -> str:
@@ -147,19 +155,17 @@ class TinyScorer(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A residual block at half the resolution, conditioned on the instruction."""
+    """A residual block at half the resolution."""
 
-    def __init__(self, width_in: int, width: int, word_dim: int) -> None:
+    def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
         self.down = nn.Conv2d(width_in, width, 3, stride=2, padding=1)
         self.norm = nn.GroupNorm(8, width)
-        self.film = nn.Linear(word_dim, 2 * width)
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: th.Tensor, instruction: th.Tensor) -> th.Tensor:
+    def forward(self, x: th.Tensor) -> th.Tensor:
         x = self.down(F.gelu(x))
-        scale, shift = self.film(instruction)[:, :, None, None].chunk(2, dim=1)
-        return x + self.conv(F.gelu(self.norm(x) * (1 + scale) + shift))
+        return x + self.conv(F.gelu(self.norm(x)))
 
 
 def split_words(instruction: str) -> list[str]:

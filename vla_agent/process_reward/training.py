@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ class TrainingSettings:
         batch_size: Examples per step.
         learning_rate: Peak of a cosine schedule with a short warm-up.
         weight_decay: AdamW's.
+        n_others: Further instructions, drawn anew each time, that every frame is asked about: nothing of them is done.
+        others_weight: Of their loss.
         augmentation: How frames are varied: a scorer that knows the very pixels of its demonstrations knows little.
         seed: Of the order and the variation.
     """
@@ -34,6 +36,8 @@ class TrainingSettings:
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
+    n_others: int = 4
+    others_weight: float = 0.3
     augmentation: Augmentation = Augmentation(shift=4, brightness=0.1, contrast=0.1)  # noqa: RUF009 - frozen
     seed: int = 0
 
@@ -74,6 +78,8 @@ def train_tiny_scorer(
         optimizer, settings.learning_rate, total_steps=n_batches * settings.n_epochs, pct_start=0.1
     )
     words, targets = scorer.encode(examples.instructions), th.from_numpy(examples.targets).to(device)
+    known = sorted(set(examples.told))
+    encoded, others = scorer.encode(known), _others(examples.told, known).to(device)
     scorer.train()
     with tqdm(
         total=n_batches * settings.n_epochs, desc="training", unit="batch", disable=None if progress_bar else True
@@ -82,7 +88,14 @@ def train_tiny_scorer(
             total = 0.0
             for rows in np.array_split(order.permutation(len(examples)), n_batches):
                 images = settings.augmentation(th.from_numpy(examples.images[rows]).to(device), generator)
-                loss = F.binary_cross_entropy_with_logits(scorer(images, words[rows]), targets[rows])
+                features = scorer.features(images)
+                loss = F.binary_cross_entropy_with_logits(scorer.logits(features, words[rows]), targets[rows])
+                if others.shape[1] and settings.n_others:
+                    shape = (len(rows), settings.n_others)
+                    drawn = th.randint(others.shape[1], shape, generator=generator, device=device)
+                    asked = encoded[others[rows].gather(1, drawn)]  # (B, n_others, V)
+                    wrong = scorer.logits(features[:, None], asked)
+                    loss = loss + settings.others_weight * F.softplus(wrong).mean()  # cross-entropy with target 0
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -93,6 +106,13 @@ def train_tiny_scorer(
             if after_epoch is not None:
                 after_epoch(epoch, total / len(examples))
     return scorer.eval()
+
+
+def _others(told: Sequence[str], known: Sequence[str]) -> th.Tensor:
+    """Of each example the instructions that are not its episode's, as indices, int64 (n, I - 1)."""
+    index = {text: i for i, text in enumerate(known)}
+    rows = [[i for i in range(len(known)) if i != index[own]] for own in told]
+    return th.tensor(rows, dtype=th.int64).reshape(len(told), len(known) - 1)
 
 
 def train_vlm_scorer(
