@@ -99,7 +99,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         cameras: Of ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
         reward: ``"sparse"``, ``"progress"`` or ``"process"``.
         reward_model: For ``"process"``: an object with ``score(images, instructions)``, or what an installed package
-            knows it by, such as ``"tiny-scorer"`` or a folder of `vla_agent`'s.
+            loads it from, such as a folder of `vla_agent`'s.
         renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for decimated
             meshes, several times faster without a GPU (PSNR against exact about 30 dB).
         physics: ``"exact"`` for stock's states to the bit, used for every reported result; ``"fast"`` solves for the

@@ -15,7 +15,7 @@ from libero_gym import goals
 # Names of the terms by reward. The reward is the sum of all but the score, which is there to be watched.
 TERMS = {"sparse": ("success",), "progress": ("success", "progress"), "process": ("success", "process", "score")}
 SCORE = "score"
-# Where packages offer to load reward models by name, as entry points: a function from a name or folder to a scorer.
+# Where packages offer to load reward models by name, as entry points: a function from a folder to a scorer.
 SCORER_ENTRY_POINTS = "libero_gym.reward_models"
 # Discount of the shaping term; equal to the default of PPO, so that shaping leaves the optimal policy unchanged.
 SHAPING_GAMMA = 0.99

@@ -401,7 +401,7 @@ def make_vec_env(
         chunk_size: Actions per step, executed open-loop; the model's own number by default.
         reward: "sparse" is success; "progress" adds privileged shaping; "process" adds a reward model's opinion of the
             frames, by `VecProcessReward`.
-        reward_model: For "process": a scorer's folder, "tiny-scorer", which ships, or any `RewardModel`.
+        reward_model: For "process": a scorer's folder, or any `RewardModel`.
         reward_kwargs: For "process": `VecProcessReward`'s arguments, such as ``mode`` and ``weight``.
         unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
         seed: Of the environments.
@@ -465,7 +465,7 @@ def _process_reward(
     from vla_agent.process_reward import VecProcessReward, load_reward_model
 
     if model is None:
-        raise ValueError("reward='process' needs reward_model: a scorer's folder, 'tiny-scorer', or a RewardModel.")
+        raise ValueError("reward='process' needs reward_model: a scorer's folder, or a RewardModel.")
     found = load_reward_model(model) if isinstance(model, (str, Path)) else model
     return lambda env: VecProcessReward(env, found, **(kwargs or {}))
 

@@ -77,9 +77,9 @@ class Examples:
     def take(self, indices: np.ndarray) -> Examples:
         """Those examples, in that order."""
         chosen = np.arange(len(self))[indices]
-        texts = ([texts[index] for index in chosen] for texts in (self.instructions, self.told))
+        instructions, told = ([texts[index] for index in chosen] for texts in (self.instructions, self.told))
         arrays = (array[chosen] for array in (self.targets, self.kinds, self.episodes))
-        return Examples(self.images[chosen], *texts, *arrays)
+        return Examples(self.images[chosen], instructions, told, *arrays)
 
     def counts(self) -> dict[str, int]:
         """How many there are of each kind."""

@@ -92,7 +92,7 @@ def check_camera(model: RewardModel, observations: dict[str, tuple[int, ...]]) -
 
 
 def load_reward_model(path: str | Path, device: Any = "cpu") -> RewardModel:
-    """The scorer saved in a folder, or one that ships ("tiny-scorer").
+    """The scorer saved in a folder, or one that ships, by its name.
 
     Raises:
         RewardModelError: If there is none, or it is damaged.
