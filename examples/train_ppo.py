@@ -3,8 +3,8 @@
     python examples/train_ppo.py                     # two CPU cores, no network: some eight minutes
     python examples/train_ppo.py --model openvla/openvla-7b-finetuned-libero-spatial --reward sparse \
         --max-episode-steps 0 --renderer exact --lora-rank 32 --n-envs 32 --n-steps 128 --batch-size 32 \
-        --gradient-accumulation-steps 4 --learning-rate 2e-5 --value-learning-rate 2e-4 --temperature 1.5 \
-        --critic-warmup-iterations 5 --total-timesteps 400000                       # one 80 GB GPU
+        --gradient-accumulation-steps 4 --n-epochs 1 --ratio-level action --learning-rate 2e-5 \
+        --value-learning-rate 2e-4 --temperature 1.5 --critic-warmup-iterations 5 --total-timesteps 400000  # 80 GB GPU
 
 Writes into ``runs/ppo/``: TensorBoard and CSV logs, ``curve.png`` (success and return against environment steps),
 ``episode.mp4`` (one episode of the trained policy), ``checkpoints/`` on the way and ``model/`` at the end. Stopped in

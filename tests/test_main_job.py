@@ -23,7 +23,7 @@ from vla_agent.openvla import load_processor
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TRAIN = [
     sys.executable, str(EXAMPLES / "train_ppo.py"), "--task-ids", "0", "--n-envs", "2", "--n-steps", "8",
-    "--batch-size", "8", "--max-episode-steps", "20", "--device", "cpu",
+    "--batch-size", "8", "--max-episode-steps", "20", "--n-placements", "5", "--device", "cpu",
 ]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_ctrl_c_saves_the_run_which_goes_on_from_there(tmp_path: Path) -> None:
     assert VLAPPO.load(tmp_path / "model", device="cpu").num_timesteps == saved + 16
     assert (tmp_path / f"progress_from_{saved}.csv").is_file()
     changed = subprocess.run([*more, "--learning-rate", "1"], capture_output=True, text=True, timeout=300)
-    assert "learning_rate: 3e-05, not 1.0" in changed.stderr
+    assert "learning_rate: 5e-05, not 1.0" in changed.stderr
 
 
 def test_fine_tuning_records_learns_and_evaluates(tmp_path: Path) -> None:
@@ -164,3 +164,27 @@ def test_a_model_for_other_environments_is_refused(env: VLAVecEnv) -> None:
         make_vec_env("LIBERO-Spatial-v0", 1, reward="process")
     with pytest.raises(ValueError, match="chunk_size=8"):
         make_vec_env("LIBERO-Spatial-v0", 1, chunk_size=8)
+
+
+def test_process_reward_example_trains_and_judges_a_scorer(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "train_process_reward.py"), "--out", str(tmp_path), "--task-ids", "0"]
+    command += ["--init-states", "20", "--evaluate-states", "0", "--n-rollouts", "8", "--n-heldout-rollouts", "8"]
+    command += ["--n-epochs", "1", "--max-episode-steps", "24"]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    assert (tmp_path / "labels.png").stat().st_size > 20_000
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["n_examples"]["keyframe"] > 0
+    env = make_vec_env(
+        "LIBERO-Spatial-v0",
+        2,
+        model="tiny-libero",
+        task_id=0,
+        renderer="fast",
+        reward="process",
+        reward_model=tmp_path / "scorer",
+    )
+    env.reset()
+    _, rewards, _, infos = env.step(np.full((2, 56), 128))
+    env.close()
+    for reward, info in zip(rewards, infos, strict=True):
+        assert reward == pytest.approx(info["reward_terms"]["success"] + info["reward_terms"]["process"])
+        assert 0 < info["reward_terms"]["score"] < 1

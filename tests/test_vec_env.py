@@ -272,7 +272,7 @@ def test_unbatched_infos_follow_the_masks() -> None:
 
 
 def test_bad_arguments_of_make_vec_env() -> None:
-    with pytest.raises(ValueError, match="comes with VecProcessReward"):
+    with pytest.raises(ValueError, match="needs reward_model"):
         make_vec_env("LIBERO-Spatial-v0", reward="process")
     with pytest.raises(ValueError, match="decides 1 actions at a time"):
         make_vec_env("LIBERO-Spatial-v0", chunk_size=8)
