@@ -109,7 +109,7 @@ def draw(curves: dict[str, list[list[float | None]]], total_timesteps: int, befo
     steps = (np.arange(N_POINTS) + 0.5) * total_timesteps / N_POINTS
     for variant, seeds in curves.items():
         values = np.array(seeds, dtype=float)
-        (line,) = axes.plot(steps, np.nanmean(values, axis=0), label=f"{variant} ({len(seeds)} seeds)")
+        (line,) = axes.plot(steps, np.nanmean(values, axis=0), label=f"{variant}, seeds: {len(seeds)}")
         low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.axhline(before, color="0.5", linestyle="--", linewidth=1, label="before, greedy, unseen states")
