@@ -102,9 +102,11 @@ def test_last_frames_are_scored_under_their_own_instruction() -> None:
 
 def test_all_environments_are_scored_in_one_batch() -> None:
     scorer = Brightness()
-    env = VecProcessReward(fake_env(5, max_episode_steps=50), scorer)
-    run(env, 6)
-    assert [len(batch) for batch in scorer.asked] == [5] * 7
+    env = VecProcessReward(fake_env(5, max_episode_steps=4), scorer)
+    ended = [int(dones.sum()) for _, dones, _ in run(env, 6)]
+    assert sum(ended) > 0
+    # At the reset, then once per step: last frames, and with them the first ones of the next episodes.
+    assert [len(batch) for batch in scorer.asked] == [5] + [5 + n for n in ended]
 
 
 def test_in_between_the_last_score_stands() -> None:

@@ -83,13 +83,13 @@ class VecProcessReward(VecEnvWrapper):
     def reset(self) -> dict[str, np.ndarray]:
         """First observations, which are scored."""
         obs = cast(dict[str, np.ndarray], self.venv.reset())
-        self._begin(obs, np.arange(self.num_envs))
+        self._score_and_begin(obs, np.arange(self.num_envs))
         return obs
 
     def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """As `VLAVecEnv.begin_episodes`."""
         obs = cast(Any, self.venv).begin_episodes(options)
-        self._begin(obs, np.array(sorted(options)))
+        self._score_and_begin(obs, np.array(sorted(options)))
         return obs
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -104,7 +104,12 @@ class VecProcessReward(VecEnvWrapper):
                 values[index] = infos[index]["terminal_observation"][key]
         opening = self._opening_of(after)
         phi, due = self._phi.copy(), self._due(dones, opening)
-        phi[due] = self._score(after[self.camera], due)
+        told = [self._instructions[index] for index in due]
+        self._note_instructions(ended)
+        told += [self._instructions[index] for index in ended]
+        frames = np.concatenate([after[self.camera][due], observations[self.camera][ended]])
+        scores = checked_scores(self.model, frames, told) if len(frames) else np.zeros(0)
+        phi[due], first = scores[: len(due)], scores[len(due) :]
         self._opening[due] = opening[due]
         added = self._added(phi, due, np.array([bool(info.get("TimeLimit.truncated")) for info in infos]), dones)
         rewards = np.asarray(rewards + added, dtype=np.float32)
@@ -115,8 +120,7 @@ class VecProcessReward(VecEnvWrapper):
             if dones[i] and "episode" in info:
                 info["episode"]["r"] = round(float(self._returns[i]), 6)
         self._phi = phi
-        if len(ended):
-            self._begin(observations, ended)
+        self._begin(observations, ended, first)
         return obs, rewards, dones, infos
 
     def snapshot(self) -> dict[str, Any] | None:
@@ -125,7 +129,7 @@ class VecProcessReward(VecEnvWrapper):
         if inner is None:
             return None
         own = {name: getattr(self, f"_{name}").tolist() for name in ("phi", "steps", "opening", "returns")}
-        return {**inner, "settings": self.settings, "inner": inner, "process": own}
+        return {"inner": inner, "lengths": inner["lengths"], "settings": self.settings, "process": own}
 
     def restore(self, snapshot: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Go on where `snapshot` was taken."""
@@ -148,10 +152,15 @@ class VecProcessReward(VecEnvWrapper):
 
     # ------------------------------------------------------------------------------------------- private
 
-    def _begin(self, obs: Mapping[str, np.ndarray], indices: np.ndarray) -> None:
+    def _score_and_begin(self, obs: Mapping[str, np.ndarray], indices: np.ndarray) -> None:
         """Score the first frames of new episodes."""
         self._note_instructions(indices)
-        self._phi[indices] = self._score(obs[self.camera], indices)
+        told = [self._instructions[index] for index in indices]
+        self._begin(obs, indices, checked_scores(self.model, obs[self.camera][indices], told))
+
+    def _begin(self, obs: Mapping[str, np.ndarray], indices: np.ndarray, scores: np.ndarray) -> None:
+        """Begin episodes whose first frames have those scores."""
+        self._phi[indices] = scores
         self._opening[indices] = self._opening_of(obs)[indices]
         self._steps[indices] = 0
         self._returns[indices] = 0.0
@@ -159,11 +168,6 @@ class VecProcessReward(VecEnvWrapper):
     def _note_instructions(self, indices: np.ndarray) -> None:
         for index in indices:
             self._instructions[index] = self.venv.reset_infos[index]["instruction"]
-
-    def _score(self, frames: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        if not len(indices):
-            return np.zeros(0)
-        return checked_scores(self.model, frames[indices], [self._instructions[index] for index in indices])
 
     def _due(self, dones: np.ndarray, opening: np.ndarray) -> np.ndarray:
         """Which environments are scored now."""
