@@ -40,7 +40,7 @@ class StopAt(BaseCallback):
 
 def learner(**kwargs: Any) -> VLAPPO:
     settings: dict[str, Any] = {"n_epochs": 2, "batch_size": 8, "learning_rate": LinearSchedule(1e-2, 1e-3, 1.0)}
-    settings |= {"critic_warmup_iterations": 1, "n_value_epochs": 2, "value_gae_lambda": 1.0}
+    settings |= {"critic_warmup_iterations": 1, "n_value_epochs": 3, "value_gae_lambda": 1.0}
     return fake_model(**settings | kwargs)
 
 
