@@ -108,38 +108,34 @@ def label_episodes(
         ValueError: If an episode lacks the camera, or no demonstration is among them.
     """
     rng = np.random.default_rng(seed)
-    positives: list[_Row] = []
-    between: list[_Row] = []
-    negatives: dict[str, list[_Row]] = {kind: [] for kind in NEGATIVE}
+    rows: dict[str, list[_Row]] = {kind: [] for kind in KINDS}
     for index, episode in enumerate(episodes):
-        frames = _frames(episode, camera, index)
+        frames, told = _frames(episode, camera, index), episode.instruction
+        targets = np.zeros(len(frames))
         if episode.success:
+            targets = np.arange(len(frames)) / max(len(frames) - 1, 1)
             found = _positive_frames(episode, keyframes)
-            target = np.arange(len(frames)) / max(len(frames) - 1, 1)
             others = [t for t in range(found[0], len(frames)) if t not in found]
-            shown = (
-                (positives, KINDS[0], found),
-                (negatives["before"], "before", range(max(found[0] - BEFORE_MARGIN, 0))),
-                (between, "between", rng.permutation(others)[: n_between * len(found)]),
-            )
-            for rows, kind, chosen in shown:
-                rows += [
-                    _Row(frames[t], episode.instruction, episode.instruction, target[t], kind, index) for t in chosen
-                ]
+            chosen = {
+                "keyframe": found,
+                "before": range(max(found[0] - BEFORE_MARGIN, 0)),
+                "between": rng.permutation(others)[: n_between * len(found)],
+            }
         else:
-            late = range(_first_closed(episode.state), len(frames))
-            told = episode.instruction
-            negatives["failure"] += [_Row(frames[t], told, told, 0.0, "failure", index) for t in late]
+            chosen = {"failure": range(_first_closed(episode.state), len(frames))}
+        for kind, times in chosen.items():
+            rows[kind] += [_Row(frames[t], told, told, targets[t], kind, index) for t in times]
+    positives = rows["keyframe"]
     if not positives:
         raise ValueError("None of the episodes succeeded; process rewards are learned from demonstrations that did.")
     instructions = sorted({row.instruction for row in positives})
     if len(instructions) > 1:
-        negatives["other instruction"] = [_asked_otherwise(row, instructions, rng) for row in positives]
-    pools = [pool for pool in negatives.values() if pool]
-    rows = [*positives, *between]
+        rows["other instruction"] = [_asked_otherwise(row, instructions, rng) for row in positives]
+    pools = [rows[kind] for kind in NEGATIVE if rows[kind]]
+    examples = [*positives, *rows["between"]]
     for pool in pools:
-        rows += [pool[index] for index in rng.permutation(len(pool))[: len(positives) // len(pools)]]
-    return _to_examples(rows)
+        examples += [pool[index] for index in rng.permutation(len(pool))[: len(positives) // len(pools)]]
+    return _to_examples(examples)
 
 
 def split_by_episode(examples: Examples, share: float, seed: int = 0) -> tuple[Examples, Examples]:

@@ -43,6 +43,7 @@ class RewardReport:
         final_score_success, final_score_failure: Mean score of the last frame of a policy's episodes.
         separation: AUC of a policy's successes against its failures by the last frame's score; None without either.
         n_examples: By kind.
+        scores: Of the examples, float64 (n,); not in the JSON.
     """
 
     auc: float
@@ -55,10 +56,11 @@ class RewardReport:
     final_score_failure: Interval | None
     separation: float | None
     n_examples: dict[str, int]
+    scores: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""
-        values = dataclasses.asdict(self)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "scores"}
         return {key: value._asdict() if isinstance(value, Interval) else value for key, value in values.items()}
 
     def markdown(self) -> str:
@@ -132,6 +134,7 @@ def report(
         final_score_failure=bootstrap(ends[False], rng) if len(ends[False]) else None,
         separation=roc_auc(ends[True], ends[False]) if len(ends[True]) and len(ends[False]) else None,
         n_examples=examples.counts(),
+        scores=scores,
     )
 
 
@@ -221,14 +224,14 @@ def write_report(
         lines += ["![Score over episodes](episodes.png)", ""]
         lines += [f"- {name}: {value}" for name, value in (about or {}).items()]
         (temporary / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        scores = _scores(model, examples.images, examples.instructions)
-        draw_quality(result, scores, examples, temporary / "quality.png")
+        draw_quality(result, examples, temporary / "quality.png")
         draw_episodes(model, episodes, temporary / "episodes.png")
 
 
-def draw_quality(result: RewardReport, scores: np.ndarray, examples: Examples, path: str | Path) -> None:
-    """ROC curves against each kind of negatives, and calibration."""
+def draw_quality(result: RewardReport, examples: Examples, path: str | Path) -> None:
+    """ROC curves against each kind of negatives, and calibration, of a report and the examples that it was made of."""
     figure, (roc, calibration) = _figure(10, 4.5, 1, 2)
+    scores = result.scores
     positive = scores[examples.positive]
     for kind, auc in result.auc_by_kind.items():
         negative = scores[examples.of_kinds([kind])]
