@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch as th
+from safetensors.torch import save_file
+
+from vla_agent.folders import writing
 
 # Scorers that ship, beside the policies.
 SHIPPED_FOLDER = Path(__file__).parents[1] / "checkpoints"
@@ -107,6 +112,21 @@ def load_reward_model(path: str | Path, device: Any = "cpu") -> RewardModel:
     if config.get("class") not in kinds:
         raise RewardModelError(f"'{folder}' holds a {config.get('class')}; known are {', '.join(kinds)}.")
     return kinds[config["class"]].load(folder, device)
+
+
+def write_scorer(folder: str | Path, document: dict[str, Any], tensors: dict[str, th.Tensor]) -> None:
+    """Write a scorer's configuration and weights to a folder, completely or not at all."""
+    with writing(folder) as temporary:
+        (temporary / CONFIG_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS_FILE)
+
+
+def digest(tensors: dict[str, th.Tensor], about: str = "") -> str:
+    """What tells these weights, and what else is said, from others."""
+    found = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def read_config(folder: Path, shipped: Sequence[str] = ()) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +12,18 @@ from typing import Any
 import numpy as np
 import torch as th
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from vla_agent.folders import writing
 from vla_agent.process_reward.models import (
     CAMERA,
-    CONFIG_FILE,
     WEIGHTS_FILE,
     RewardModelError,
+    digest,
     read_config,
     warn_of_unseen,
+    write_scorer,
 )
 
 
@@ -124,17 +122,11 @@ class TinyScorer(nn.Module):
 
     def fingerprint(self) -> str:
         """What tells its weights from others."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return digest(self.state_dict())
 
     def save(self, folder: str | Path) -> None:
         """Write configuration and weights to a folder, completely or not at all."""
-        document = {"class": type(self).__name__, **dataclasses.asdict(self.config)}
-        with writing(folder) as temporary:
-            (temporary / CONFIG_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            save_file({key: value.contiguous() for key, value in self.state_dict().items()}, temporary / WEIGHTS_FILE)
+        write_scorer(folder, {"class": type(self).__name__, **dataclasses.asdict(self.config)}, self.state_dict())
 
     @classmethod
     def load(cls, folder: str | Path, device: Any = "cpu") -> TinyScorer:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,18 @@ from typing import Any
 import numpy as np
 import torch as th
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from vla_agent.folders import writing
 from vla_agent.lora import LoraSettings, add_lora
 from vla_agent.process_reward.models import (
     CAMERA,
-    CONFIG_FILE,
     WEIGHTS_FILE,
     RewardModelError,
+    digest,
     read_config,
     warn_of_unseen,
+    write_scorer,
 )
 
 # What VLA-RL (arXiv 2505.18719, section 3.3) asks of a frame, and what it may answer.
@@ -127,10 +125,7 @@ class VLMScorer:
 
     def fingerprint(self) -> str:
         """What tells it from others: its name, its question and its adapters."""
-        digest = hashlib.sha256(f"{self.name}|{self.question}".encode())
-        for name, tensor in sorted(self._adapters().items()):
-            digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return digest(self._adapters(), f"{self.name}|{self.question}")
 
     def save(self, folder: str | Path) -> None:
         """Write the adapters and a reference to the model to a folder.
@@ -148,11 +143,7 @@ class VLMScorer:
             "instructions": self.instructions,
             "lora": None if self.lora is None else dataclasses.asdict(self.lora),
         }
-        with writing(folder) as temporary:
-            (temporary / CONFIG_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            save_file(
-                {name: tensor.contiguous() for name, tensor in self._adapters().items()}, temporary / WEIGHTS_FILE
-            )
+        write_scorer(folder, document, self._adapters())
 
     @classmethod
     def load(cls, folder: str | Path, device: Any = "cpu") -> VLMScorer:
