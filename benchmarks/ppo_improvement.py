@@ -35,7 +35,8 @@ START = "tiny-libero"
 VARIANTS: dict[str, list[str]] = {
     "recipe": [],
     "no-warm-up": ["--critic-warmup-iterations", "0"],
-    "hot": ["--temperature", "1.5"],
+    "hot": ["--temperature", "1.0"],
+    "frames-critic": ["--no-privileged-critic"],
     "hardest": ["--curriculum", "hardest"],
     "frontier": ["--curriculum", "frontier"],
     "process": ["--reward", "process"],
