@@ -7,8 +7,9 @@
         --value-learning-rate 2e-4 --temperature 1.5 --critic-warmup-iterations 5 --total-timesteps 400000  # 80 GB GPU
 
 Writes into ``runs/ppo/``: TensorBoard and CSV logs, ``curve.png`` (success and return against environment steps),
-``episode.mp4`` (one episode of the trained policy), ``checkpoints/`` on the way and ``model/`` at the end. Stopped in
-any way, the same command with ``--resume runs/ppo`` goes on and gives what it would have given.
+``episode.mp4`` (one episode of the trained policy), ``checkpoints/`` on the way and ``model/`` at the end; with
+``--eval-freq``, ``best/`` too. Stopped in any way, the same command with ``--resume runs/ppo`` goes on and gives what
+it would have given.
 
 The default starts from ``tiny-libero``, which ships and learned from demonstrations; ``--model tiny`` is randomly
 initialised and exercises every part. Expect about 78 % of the episodes to succeed, at the end as at the start: so far
@@ -31,6 +32,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from vla_agent import (
     VLAPPO,
     Curriculum,
+    EvaluationCallback,
     LearningCurve,
     RunCheckpoints,
     VLAVecEnv,
@@ -68,7 +70,8 @@ class Options:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 5e-5
     value_learning_rate: float = 1e-3
-    gae_lambda: float = 0.8
+    gamma: float = 0.95  # so that a grasp that succeeds at once is worth more than one tried again
+    gae_lambda: float = 0.9
     value_gae_lambda: float = 0.95  # of the critic's returns
     n_value_epochs: int = 10  # further passes for the value head alone
     ratio_level: str = "token"  # each of a chunk's 56 ratios is clipped on its own; or "action", their product
@@ -88,6 +91,8 @@ class Options:
     curriculum: str = "uniform"  # how tasks are drawn, by their success: or "hardest" (VLA-RL's), or "frontier"
     curriculum_tau: float = 0.5
     checkpoint_every: int = 10  # iterations
+    eval_freq: int = 0  # evaluate greedily every so many timesteps, and keep the best in best/; 0 never does
+    eval_states: str = "20-29"  # official ones, to choose the best by: others stay unseen for the final evaluation
     resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
     allow_changes: bool = False  # resume with other options than the run was made with
 
@@ -106,7 +111,11 @@ def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
     process: dict[str, Any] = {}
     if options.reward == "process":
         process = {"reward_model": options.reward_model}
-        process["reward_kwargs"] = {"mode": options.reward_mode, "weight": options.reward_weight}
+        process["reward_kwargs"] = {
+            "mode": options.reward_mode,
+            "weight": options.reward_weight,
+            "gamma": options.gamma,
+        }
     env = make_vec_env(
         options.env_id,
         options.n_envs,
@@ -135,6 +144,7 @@ def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
         "batch_size": options.batch_size,
         "n_epochs": options.n_epochs,
         "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "gamma": options.gamma,
         "gae_lambda": options.gae_lambda,
         "value_gae_lambda": options.value_gae_lambda,
         "n_value_epochs": options.n_value_epochs,
@@ -153,6 +163,21 @@ def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
     model = VLAPPO.load(path, env, options.device, allow_changes=options.allow_changes, **arguments)
     print(f"Going on from {path}, {model.num_timesteps} of {options.total_timesteps} steps done")
     return env, model
+
+
+def evaluation(options: Options) -> EvaluationCallback:
+    """Looks at the policy as evaluations do, but for the renderer, and keeps the best."""
+    return EvaluationCallback(
+        options.env_id,
+        eval_freq=options.eval_freq,
+        folder=options.out,
+        task_ids=parse_ids(options.task_ids) or None,
+        init_state_ids=parse_ids(options.eval_states),
+        protocol="training",
+        renderer=options.renderer,
+        max_episode_steps=options.max_episode_steps or None,
+        n_envs=options.n_envs,
+    )
 
 
 def make_logger(folder: Path, num_timesteps: int) -> Logger:
@@ -192,6 +217,8 @@ def main(options: Options) -> None:
     success = Curriculum(options.curriculum, options.curriculum_tau)  # type: ignore[arg-type]
     curve = LearningCurve(options.out / "curve.png")
     callbacks = [success, curve, RunCheckpoints(options.out, every=options.checkpoint_every)]
+    if options.eval_freq:
+        callbacks.append(evaluation(options))
     ended = safe_learn(
         model,
         options.total_timesteps - model.num_timesteps,

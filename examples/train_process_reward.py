@@ -50,7 +50,8 @@ class Options:
     n_heldout_rollouts: int = 160
     image_size: int = 112
     max_episode_steps: int = 0  # of the policy's episodes; 0 for the suite's limit
-    n_epochs: int = 8
+    n_between: int = 8  # frames between keyframes, per keyframe
+    n_epochs: int = 12
     batch_size: int = 64
     learning_rate: float = 1e-3
     lora_rank: int = 16  # of a vision-language model
@@ -140,7 +141,7 @@ def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     demonstrations = expert_episodes(options, "demonstrations", options.init_states, options.demonstrations)
     failures = [e for e in rollouts(options, options.init_states, options.n_rollouts) if not e.success]
-    examples = label_episodes([*demonstrations, *failures], keyframes, seed=options.seed)
+    examples = label_episodes([*demonstrations, *failures], keyframes, n_between=options.n_between, seed=options.seed)
     contact_sheet(examples, options.out / "labels.png", seed=options.seed)
     print(f"Examples from {len(demonstrations)} demonstrations and {len(failures)} failures: {examples.counts()}")
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from stable_baselines3 import PPO
 
-from vla_agent import VLAPPO, VLAVecEnv, make_vec_env
+from vla_agent import VLAPPO, EvaluationReport, VLAVecEnv, make_vec_env
 from vla_agent.openvla import load_processor
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -101,7 +101,7 @@ def test_same_seed_trains_the_same_model(tmp_path: Path) -> None:
 
 
 def test_the_main_job_writes_what_it_promises(tmp_path: Path) -> None:
-    command = [*TRAIN, "--total-timesteps", "32", "--out", str(tmp_path)]
+    command = [*TRAIN, "--total-timesteps", "32", "--out", str(tmp_path), "--eval-freq", "32", "--eval-states", "20"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "Traceback" not in result.stderr
@@ -111,6 +111,8 @@ def test_the_main_job_writes_what_it_promises(tmp_path: Path) -> None:
     assert iio.imread(tmp_path / "episode.mp4").shape[1:] == (224, 224, 3)
     assert list(tmp_path.glob("events.out.tfevents.*"))
     assert VLAPPO.load(tmp_path / "model", device="cpu").num_timesteps == 32
+    assert VLAPPO.load(tmp_path / "best", device="cpu").num_timesteps == 32
+    assert EvaluationReport.load(tmp_path / "best_report").total.n == 1
 
 
 def test_ctrl_c_saves_the_run_which_goes_on_from_there(tmp_path: Path) -> None:
