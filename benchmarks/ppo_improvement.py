@@ -1,7 +1,7 @@
 """How much PPO improves a model: success on unseen initial states before and after, over seeds, and what matters.
 
     python benchmarks/ppo_improvement.py                                        # three seeds of the recipe
-    python benchmarks/ppo_improvement.py --variants recipe no-warm-up hot hardest frontier           # ablations
+    python benchmarks/ppo_improvement.py --variants recipe no-warm-up hot patient hardest frontier   # ablations
     python benchmarks/ppo_improvement.py --variants recipe process --task-ids 0-2    # with and without process rewards
     python benchmarks/ppo_improvement.py --suites LIBERO-Spatial-v0 LIBERO-Spatial-Swap-v0           # other tasks, too
 
@@ -36,6 +36,7 @@ VARIANTS: dict[str, list[str]] = {
     "recipe": [],
     "no-warm-up": ["--critic-warmup-iterations", "0"],
     "hot": ["--temperature", "1.0"],
+    "patient": ["--gamma", "0.99", "--gae-lambda", "0.8"],
     "frames-critic": ["--no-privileged-critic"],
     "hardest": ["--curriculum", "hardest"],
     "frontier": ["--curriculum", "frontier"],

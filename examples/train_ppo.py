@@ -29,6 +29,7 @@ import numpy as np
 from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.vec_env import VecEnv
 
+from libero_gym.rewards import SHAPING_GAMMA
 from vla_agent import (
     VLAPPO,
     Curriculum,
@@ -92,7 +93,7 @@ class Options:
     curriculum_tau: float = 0.5
     checkpoint_every: int = 10  # iterations
     eval_freq: int = 0  # evaluate greedily every so many timesteps, and keep the best in best/; 0 never does
-    eval_states: str = "20-29"  # official ones, to choose the best by: others stay unseen for the final evaluation
+    n_eval_placements: int = 20  # drawn initial states per task to choose the best by: none is trained or reported on
     resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
     allow_changes: bool = False  # resume with other options than the run was made with
 
@@ -108,6 +109,11 @@ def parse_ids(text: str) -> list[int]:
 
 def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
     """The environments and the learner."""
+    if options.reward == "progress" and options.gamma != SHAPING_GAMMA:
+        raise SystemExit(
+            f"--reward progress is shaped with a discount of {SHAPING_GAMMA}, and training discounts by "
+            f"{options.gamma}: shaping would change what is optimal. Add --gamma {SHAPING_GAMMA}."
+        )
     process: dict[str, Any] = {}
     if options.reward == "process":
         process = {"reward_model": options.reward_model}
@@ -172,9 +178,11 @@ def evaluation(options: Options) -> EvaluationCallback:
         eval_freq=options.eval_freq,
         folder=options.out,
         task_ids=parse_ids(options.task_ids) or None,
-        init_state_ids=parse_ids(options.eval_states),
+        init_state_ids=(),
+        placement_seeds=range(options.n_placements, options.n_placements + options.n_eval_placements),
         protocol="training",
         renderer=options.renderer,
+        physics=options.physics,
         max_episode_steps=options.max_episode_steps or None,
         n_envs=options.n_envs,
     )

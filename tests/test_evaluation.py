@@ -307,6 +307,18 @@ def test_the_whole_protocol_is_500_episodes() -> None:
     assert trials[50] == Trial(1, 0)
 
 
+def test_drawn_initial_states_are_run_once_each() -> None:
+    with Evaluator(
+        Noise(), task_ids=[0], init_state_ids=(), placement_seeds=[5, 3], **_without_bar(BLIND)
+    ) as evaluator:
+        begun: list[dict[str, int]] = []
+        begin = evaluator.env.begin_episodes
+        evaluator.env.begin_episodes = lambda options: begun.extend(options.values()) or begin(options)  # type: ignore
+        report = evaluator.run(progress_bar=False)
+    assert begun == [{"task_id": 0, "placement_seed": 5}, {"task_id": 0, "placement_seed": 3}]
+    assert [episode.init_state_id for episode in report.episodes] == [-6, -4]
+
+
 def test_what_does_not_exist_is_named_before_anything_starts() -> None:
     with pytest.raises(ValueError, match="init_state_ids has 50; task 0 of libero_goal has official initial states 0"):
         evaluate_policy("tiny", "LIBERO-Goal-v0", init_state_ids=[0, 50])
@@ -316,6 +328,8 @@ def test_what_does_not_exist_is_named_before_anything_starts() -> None:
         plan_trials("LIBERO-Spatial-v0", [1, 1], [0])
     with pytest.raises(ValueError, match="init_state_ids is empty"):
         plan_trials("LIBERO-Spatial-v0", None, [])
+    with pytest.raises(ValueError, match="placement_seeds has -1"):
+        plan_trials("LIBERO-Spatial-v0", None, [], [-1])
     with pytest.raises(ValueError, match="Did you mean 'LIBERO-Spatial-v0'"):
         evaluate_policy("tiny", "LIBERO-Spatail-v0")
     with pytest.raises(ValueError, match="Unknown protocol 'opnvla'"):

@@ -101,7 +101,8 @@ def test_same_seed_trains_the_same_model(tmp_path: Path) -> None:
 
 
 def test_the_main_job_writes_what_it_promises(tmp_path: Path) -> None:
-    command = [*TRAIN, "--total-timesteps", "32", "--out", str(tmp_path), "--eval-freq", "32", "--eval-states", "20"]
+    command = [*TRAIN, "--total-timesteps", "32", "--out", str(tmp_path)]
+    command += ["--eval-freq", "32", "--n-eval-placements", "1"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "Traceback" not in result.stderr

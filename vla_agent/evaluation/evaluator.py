@@ -81,7 +81,9 @@ class Evaluator:
         env_id: Such as "LIBERO-Spatial-v0".
         task_ids: Tasks of the suite; all by default.
         init_state_ids: Official initial states, each once per task; all 50 by default. "held-out": those that the
-            model was not trained on, by its checkpoint's ``training.json``.
+            model was not trained on, by its checkpoint's ``training.json``. May be () beside ``placement_seeds``.
+        placement_seeds: Further initial states, each once per task: the objects anywhere in the BDDL's regions. In the
+            report such a state's id is -1 - seed. For choosing a model: results are reported on official states.
         n_envs: Environments side by side; as many as CPU cores by default, and never more than episodes.
         protocol: Which way images take. "openvla": rendered at 256 pixels, JPEG, Lanczos resize to the model's size, as
             published. "training": as `make_vec_env` feeds them in training, which for models that do not take 224
@@ -112,6 +114,7 @@ class Evaluator:
         *,
         task_ids: Sequence[int] | None = None,
         init_state_ids: Iterable[int] | Literal["held-out"] = range(50),
+        placement_seeds: Iterable[int] = (),
         n_envs: int | None = None,
         protocol: Protocol = "openvla",
         center_crop: bool | None = None,
@@ -125,15 +128,15 @@ class Evaluator:
         if protocol not in PROTOCOLS:
             raise ValueError(f"Unknown protocol {protocol!r}. Choices: {', '.join(map(repr, PROTOCOLS))}.")
         if not isinstance(init_state_ids, str):
-            init_state_ids = list(init_state_ids)
-            plan_trials(env_id, task_ids, init_state_ids)  # complains before the weights are read
+            init_state_ids, placement_seeds = list(init_state_ids), list(placement_seeds)
+            plan_trials(env_id, task_ids, init_state_ids, placement_seeds)  # complains before the weights are read
         with _own_randomness(0):
             self.subject = load_subject(model, device)
         self.training_states = manifest.read_training_states(self.subject.folder)
         self.suite = describe_suite(env_id)
         if isinstance(init_state_ids, str):
             init_state_ids = held_out_states(self.suite, self.training_states, init_state_ids)
-        self.trials = plan_trials(env_id, task_ids, init_state_ids)
+        self.trials = plan_trials(env_id, task_ids, init_state_ids, placement_seeds)
         task_ids = sorted({trial.task_id for trial in self.trials})
         model, trained = self.subject.model, getattr(self.subject.model, "policy", None)
         self._processor = processor_of(model, processor)
@@ -311,10 +314,10 @@ class Evaluator:
         """Begin trials; again those whose worker was replaced meanwhile. Gives all environments' observations."""
         running.update(starting)
         while True:
-            obs = self.env.begin_episodes({i: trial._asdict() for i, trial in starting.items()})
+            obs = self.env.begin_episodes({i: trial.options for i, trial in starting.items()})
             infos = self.env.reset_infos
-            shown = {i: (infos[i]["task_id"], infos[i]["init_state_id"]) for i in running}
-            starting = {i: trial for i, trial in running.items() if shown[i] != trial}
+            shown = {i: (infos[i]["task_id"], infos[i]["init_state_id"]) for i in running}  # -1 is any placement
+            starting = {i: trial for i, trial in running.items() if shown[i] != (trial[0], max(trial[1], -1))}
             if not starting:
                 return obs
 

@@ -25,7 +25,7 @@ class EpisodeResult(NamedTuple):
 
     Attributes:
         task_id: Task of the suite.
-        init_state_id: Official initial state that it began from.
+        init_state_id: Official initial state that it began from, or -1 - s for that of placement seed s.
         success: Whether the goal held.
         steps: Control steps, settling left out.
     """

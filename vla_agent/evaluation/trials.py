@@ -10,23 +10,40 @@ from vla_agent.vec_env import SuiteDescription, describe_suite
 
 
 class Trial(NamedTuple):
-    """One episode to run."""
+    """One episode to run.
+
+    Attributes:
+        task_id: The task.
+        init_state_id: An official initial state, or -1 - s for the one that placement seed s draws.
+    """
 
     task_id: int
     init_state_id: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """What a reset needs to begin it."""
+        if self.init_state_id >= 0:
+            return self._asdict()
+        return {"task_id": self.task_id, "placement_seed": -1 - self.init_state_id}
 
-def plan_trials(env_id: str, task_ids: Sequence[int] | None, init_state_ids: Iterable[int]) -> list[Trial]:
-    """Every pair of a task and an initial state, in order, once.
+
+def plan_trials(
+    env_id: str,
+    task_ids: Sequence[int] | None,
+    init_state_ids: Iterable[int],
+    placement_seeds: Iterable[int] = (),
+) -> list[Trial]:
+    """Every pair of a task and an initial state, official or drawn, in order, once.
 
     Raises:
         ValueError: If a task or a state does not exist, is asked for twice, or there is none.
     """
     suite = describe_suite(env_id)
     tasks = list(range(len(suite.task_names))) if task_ids is None else list(task_ids)
-    states = list(init_state_ids)
-    for name, ids in (("task_ids", tasks), ("init_state_ids", states)):
-        if not ids:
+    states, placements = list(init_state_ids), list(placement_seeds)
+    for name, ids in (("task_ids", tasks), ("init_state_ids", states), ("placement_seeds", placements)):
+        if not ids and (name == "task_ids" or not states + placements):
             raise ValueError(f"{name} is empty; give at least one.")
         if len(set(ids)) < len(ids):
             raise ValueError(f"{name} names one twice: {ids}; every episode is run once.")
@@ -40,6 +57,9 @@ def plan_trials(env_id: str, task_ids: Sequence[int] | None, init_state_ids: Ite
                     f"init_state_ids has {state!r}; task {task_id} of {suite.name} has official initial states 0 to "
                     f"{n_states - 1}."
                 )
+    if any(seed < 0 for seed in placements):
+        raise ValueError(f"placement_seeds has {min(placements)}; expected integers from 0.")
+    states += [-1 - seed for seed in placements]
     return [Trial(int(task_id), int(state)) for task_id in tasks for state in states]
 
 
