@@ -4,7 +4,8 @@
     python examples/train_ppo.py --model openvla/openvla-7b-finetuned-libero-spatial --reward sparse \
         --max-episode-steps 0 --renderer exact --lora-rank 32 --n-envs 32 --n-steps 128 --batch-size 32 \
         --gradient-accumulation-steps 4 --n-epochs 1 --ratio-level action --learning-rate 2e-5 \
-        --value-learning-rate 2e-4 --temperature 1.5 --critic-warmup-iterations 5 --total-timesteps 400000  # 80 GB GPU
+        --value-learning-rate 2e-4 --gamma 0.99 --gae-lambda 0.95 --temperature 1.5 --critic-warmup-iterations 5 \
+        --total-timesteps 400000                                                            # VLA-RL's; an 80 GB GPU
 
 Writes into ``runs/ppo/``: TensorBoard and CSV logs, ``curve.png`` (success and return against environment steps),
 ``episode.mp4`` (one episode of the trained policy), ``checkpoints/`` on the way and ``model/`` at the end; with
@@ -71,7 +72,7 @@ class Options:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 5e-5
     value_learning_rate: float = 1e-3
-    gamma: float = 0.95  # so that a grasp that succeeds at once is worth more than one tried again
+    gamma: float = 0.95  # of a decision, here 8 control steps: a grasp that fails and is tried again costs something
     gae_lambda: float = 0.9
     value_gae_lambda: float = 0.95  # of the critic's returns
     n_value_epochs: int = 10  # further passes for the value head alone

@@ -210,6 +210,7 @@ def record_missing(
     render_device: int | None,
     bar: Any,
 ) -> None:
+    """Record those episodes, by worker processes or, with none, by this one; each is staged as it ends."""
     arguments = (staging, options, policy, render_device)
     if n_workers == 0:
         if keys:

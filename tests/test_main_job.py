@@ -116,6 +116,13 @@ def test_the_main_job_writes_what_it_promises(tmp_path: Path) -> None:
     assert EvaluationReport.load(tmp_path / "best_report").total.n == 1
 
 
+def test_shaping_by_another_discount_than_the_learners_is_refused(tmp_path: Path) -> None:
+    command = [*TRAIN, "--reward", "progress", "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1
+    assert "Add --gamma 0.99." in result.stderr
+
+
 def test_ctrl_c_saves_the_run_which_goes_on_from_there(tmp_path: Path) -> None:
     command = [*TRAIN, "--total-timesteps", "100000", "--out", str(tmp_path)]
     process = subprocess.Popen(
