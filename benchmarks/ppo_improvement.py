@@ -4,6 +4,7 @@
     python benchmarks/ppo_improvement.py --variants recipe no-warm-up hot patient hardest frontier   # ablations
     python benchmarks/ppo_improvement.py --variants recipe process --task-ids 0-2    # with and without process rewards
     python benchmarks/ppo_improvement.py --suites LIBERO-Spatial-v0 LIBERO-Spatial-Swap-v0           # other tasks, too
+    python benchmarks/ppo_improvement.py --suites LIBERO-Spatial-v0 LIBERO-Spatial-v0:drawn      # other states, too
 
 Trains by ``examples/train_ppo.py`` and evaluates by ``examples/evaluate.py`` (exact frames, greedy, official initial
 states 0 to 19, which neither the demonstrations nor PPO have seen), one after the other; the same command goes on
@@ -31,6 +32,7 @@ from vla_agent.statistics import newcombe_interval, wilson_interval
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULTS = Path(__file__).parent / "results"
 START = "tiny-libero"
+DRAWN = ":drawn"  # behind a suite: from initial states that are drawn, and that nobody looked at to find the recipe
 # Each changes one thing of the recipe, which is what the example does by default.
 VARIANTS: dict[str, list[str]] = {
     "recipe": [],
@@ -66,7 +68,8 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> Path:
 
 def evaluate(args: argparse.Namespace, model: str, suite: str, folder: Path) -> EvaluationReport:
     """A model's success from unseen initial states."""
-    command = ["--model", model, "--env-id", suite, "--protocol", "training", "--init-states", args.init_states]
+    states = ["--placement-seeds", args.drawn_states] if suite.endswith(DRAWN) else ["--init-states", args.init_states]
+    command = ["--model", model, "--env-id", suite.removesuffix(DRAWN), "--protocol", "training", *states]
     run("evaluate.py", *command, "--task-ids", args.task_ids, "--n-envs", "4", "--out", str(folder))
     return EvaluationReport.load(folder)
 
@@ -129,6 +132,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "provenance": provenance(),
         "task_ids": args.task_ids,
         "init_states": args.init_states,
+        "drawn_states": args.drawn_states,
         "total_timesteps": args.total_timesteps,
         "variants": {variant: " ".join(VARIANTS[variant]) for variant in args.variants},
         "before": {},
@@ -170,6 +174,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--task-ids", default="0-9", help="such as 0,3-5")
     parser.add_argument("--init-states", default="0-19", help="unseen ones, to evaluate on")
+    parser.add_argument("--drawn-states", default="1000-1019", help=f"placement seeds, for suites that end in {DRAWN}")
     parser.add_argument("--suites", nargs="*", default=["LIBERO-Spatial-v0"], help="to evaluate on")
     parser.add_argument("--total-timesteps", type=int, default=37_500, help="decisions; each is up to 8 control steps")
     parser.add_argument("--work", type=Path, default=Path("runs/ppo_improvement"))

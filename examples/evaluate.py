@@ -26,6 +26,7 @@ class Options:
     env_id: str = "LIBERO-Spatial-v0"
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "0-49"  # official ones, or "held-out": those that the model was not trained on
+    placement_seeds: str = ""  # such as "1000-1019": drawn initial states instead, each once per task
     protocol: str = "openvla"  # "training" feeds images as make_vec_env does for training
     center_crop: str = "auto"  # "yes" for models trained with random crops
     renderer: str = "exact"  # "fast" is for a look, not for a reported result
@@ -50,11 +51,14 @@ def parse_ids(text: str) -> list[int]:
 
 def evaluate(options: Options) -> EvaluationReport:
     """Run what is missing in ``out``."""
+    init_states: list[int] | str = "held-out" if options.init_states == "held-out" else parse_ids(options.init_states)
+    drawn = parse_ids(options.placement_seeds) if options.placement_seeds else []
     return evaluate_policy(
         options.model,
         options.env_id,
         task_ids=parse_ids(options.task_ids) if options.task_ids else None,
-        init_state_ids="held-out" if options.init_states == "held-out" else parse_ids(options.init_states),
+        init_state_ids=() if drawn else init_states,
+        placement_seeds=drawn,
         protocol=options.protocol,
         center_crop={"auto": None, "yes": True, "no": False}[options.center_crop],
         renderer=options.renderer,
