@@ -1,6 +1,7 @@
 """Train a vision-language-action model by PPO in LIBERO. The project's main job.
 
-    python examples/train_ppo.py                     # two CPU cores, no network: some eight minutes
+    python examples/train_ppo.py                                         # two CPU cores, no network: some nine minutes
+    python examples/train_ppo.py --task-ids 0-2 --total-timesteps 12288  # 21 minutes: from 68 % to about 92 %
     python examples/train_ppo.py --model openvla/openvla-7b-finetuned-libero-spatial --reward sparse \
         --max-episode-steps 0 --renderer exact --lora-rank 32 --n-envs 32 --n-steps 128 --batch-size 32 \
         --gradient-accumulation-steps 4 --n-epochs 1 --ratio-level action --learning-rate 2e-5 \
@@ -13,8 +14,8 @@ Writes into ``runs/ppo/``: TensorBoard and CSV logs, ``curve.png`` (success and 
 it would have given.
 
 The default starts from ``tiny-libero``, which ships and learned from demonstrations; ``--model tiny`` is randomly
-initialised and exercises every part. Expect about 78 % of the episodes to succeed, at the end as at the start: so far
-PPO's gain on unseen states depends on the seed; the README says what was measured.
+initialised and exercises every part. Of training's episodes, whose actions are drawn, expect some 80 % to succeed; what
+the second command gains on unseen states, decoded greedily, was measured over three seeds (README).
 """
 
 from __future__ import annotations
