@@ -103,8 +103,22 @@ def learning_curve(folder: Path, total_timesteps: int) -> list[float | None]:
     ]
 
 
-def draw(curves: dict[str, list[list[float | None]]], total_timesteps: int, before: float, path: Path) -> None:
-    """Learning curves: the mean over seeds, and the spread from the worst to the best."""
+def draw(
+    curves: dict[str, list[list[float | None]]],
+    after: dict[str, dict[str, Any]],
+    total_timesteps: int,
+    before: float,
+    path: Path,
+) -> None:
+    """Learning curves, the mean over seeds and the spread from the worst to the best, and what evaluation says after.
+
+    Args:
+        curves: Of each variant, one per seed.
+        after: Of each variant, as `describe`; one that was not evaluated yet is left out.
+        total_timesteps: Of a run.
+        before: Success rate of the model that all began from.
+        path: The picture.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -117,6 +131,11 @@ def draw(curves: dict[str, list[list[float | None]]], total_timesteps: int, befo
         (line,) = axes.plot(steps, np.nanmean(values, axis=0), label=f"{variant}, seeds: {len(seeds)}")
         low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        if variant in after:
+            rate, ends = after[variant]["success_rate"], after[variant]["wilson_95"]
+            label = f"{variant}, after: greedy, unseen states, 95 %"
+            errors = [[rate - ends[0]], [ends[1] - rate]]
+            axes.errorbar([total_timesteps], [rate], errors, fmt="D", color=line.get_color(), capsize=4, label=label)
     axes.axhline(before, color="0.5", linestyle="--", linewidth=1, label="before, greedy, unseen states")
     axes.set_xlabel("decisions (chunks of at most 8 control steps)")
     axes.set_ylabel("success rate of training episodes")
@@ -164,8 +183,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
-    rate = results["before"][args.suites[0]]["success_rate"]
-    draw(results["curves"], args.total_timesteps, rate, args.out.with_suffix(".png"))
+    suite = args.suites[0]
+    after = {variant: found[suite] for variant, found in results["after"].items() if suite in found}
+    rate = results["before"][suite]["success_rate"]
+    draw(results["curves"], after, args.total_timesteps, rate, args.out.with_suffix(".png"))
 
 
 def main() -> None:
