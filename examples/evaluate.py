@@ -41,9 +41,9 @@ class Options:
 
 
 def parse_ids(text: str) -> list[int]:
-    """Such as [0, 3, 4, 5] for "0,3-5"."""
+    """Such as [0, 3, 4, 5] for "0,3-5"; none for an empty text."""
     ids: list[int] = []
-    for part in text.split(","):
+    for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
         ids += range(int(first), int(last or first) + 1)
     return ids
@@ -52,11 +52,11 @@ def parse_ids(text: str) -> list[int]:
 def evaluate(options: Options) -> EvaluationReport:
     """Run what is missing in ``out``."""
     init_states: list[int] | str = "held-out" if options.init_states == "held-out" else parse_ids(options.init_states)
-    drawn = parse_ids(options.placement_seeds) if options.placement_seeds else []
+    drawn = parse_ids(options.placement_seeds)
     return evaluate_policy(
         options.model,
         options.env_id,
-        task_ids=parse_ids(options.task_ids) if options.task_ids else None,
+        task_ids=parse_ids(options.task_ids) or None,
         init_state_ids=() if drawn else init_states,
         placement_seeds=drawn,
         protocol=options.protocol,

@@ -34,6 +34,7 @@ class OnObject:
     lower_geoms: tuple[str, ...]
 
     def bind(self, model: mujoco.MjModel) -> Check:
+        """The predicate with its names resolved in a model, as a function of its data."""
         upper, lower = _body(model, self.upper_body), _body(model, self.lower_body)
         touches = _contact_check(model, self.upper_geoms, self.lower_geoms)
 
@@ -55,6 +56,7 @@ class OnSite:
     parent_geoms: tuple[str, ...] | None
 
     def bind(self, model: mujoco.MjModel) -> Check:
+        """The predicate with its names resolved in a model, as a function of its data."""
         body, site = _body(model, self.body), _site(model, self.site)
         size = np.array(self.size)
         touches = None if self.parent_geoms is None else _contact_check(model, self.parent_geoms, self.body_geoms)
@@ -77,6 +79,7 @@ class InSite:
     size: tuple[float, float, float]
 
     def bind(self, model: mujoco.MjModel) -> Check:
+        """The predicate with its names resolved in a model, as a function of its data."""
         body, site = _body(model, self.body), _site(model, self.site)
         size = np.array(self.size)
 
@@ -109,6 +112,7 @@ class JointThreshold:
     every: bool
 
     def bind(self, model: mujoco.MjModel) -> Check:
+        """The predicate with its names resolved in a model, as a function of its data."""
         addresses = np.array([model.jnt_qposadr[_joint(model, name)] for name in self.joints], dtype=np.int64)
         compare = {
             (True, True): np.greater_equal,
@@ -131,6 +135,7 @@ class Up:
     body: str
 
     def bind(self, model: mujoco.MjModel) -> Check:
+        """The predicate with its names resolved in a model, as a function of its data."""
         body = _body(model, self.body)
         return lambda data: bool(data.xpos[body][2] >= UP_HEIGHT)
 

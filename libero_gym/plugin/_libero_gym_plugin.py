@@ -11,6 +11,7 @@ class _RegisterAfterGymnasium:
     """Finds ``gymnasium.envs`` as Python would, and registers LIBERO's ids once that module has been executed."""
 
     def find_spec(self, name, path=None, target=None):
+        """As `importlib.abc.MetaPathFinder.find_spec`."""
         if name != "gymnasium.envs":
             return None
         sys.meta_path.remove(self)

@@ -316,8 +316,8 @@ class Evaluator:
         while True:
             obs = self.env.begin_episodes({i: trial.options for i, trial in starting.items()})
             infos = self.env.reset_infos
-            shown = {i: (infos[i]["task_id"], infos[i]["init_state_id"]) for i in running}  # -1 is any placement
-            starting = {i: trial for i, trial in running.items() if shown[i] != (trial[0], max(trial[1], -1))}
+            shown = {i: (infos[i]["task_id"], infos[i]["init_state_id"]) for i in running}
+            starting = {i: trial for i, trial in running.items() if shown[i] != trial.shown}
             if not starting:
                 return obs
 

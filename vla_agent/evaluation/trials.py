@@ -27,6 +27,11 @@ class Trial(NamedTuple):
             return self._asdict()
         return {"task_id": self.task_id, "placement_seed": -1 - self.init_state_id}
 
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Task and initial state as a reset's info tells them, where -1 is any placement."""
+        return self.task_id, max(self.init_state_id, -1)
+
 
 def plan_trials(
     env_id: str,
@@ -42,9 +47,10 @@ def plan_trials(
     suite = describe_suite(env_id)
     tasks = list(range(len(suite.task_names))) if task_ids is None else list(task_ids)
     states, placements = list(init_state_ids), list(placement_seeds)
-    for name, ids in (("task_ids", tasks), ("init_state_ids", states), ("placement_seeds", placements)):
-        if not ids and (name == "task_ids" or not states + placements):
+    for name, ids in (("task_ids", tasks), ("init_state_ids", states + placements)):
+        if not ids:
             raise ValueError(f"{name} is empty; give at least one.")
+    for name, ids in (("task_ids", tasks), ("init_state_ids", states), ("placement_seeds", placements)):
         if len(set(ids)) < len(ids):
             raise ValueError(f"{name} names one twice: {ids}; every episode is run once.")
     for task_id in tasks:
