@@ -111,10 +111,11 @@ def parse_ids(text: str) -> list[int]:
 
 def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
     """The environments and the learner."""
-    if options.reward == "progress" and options.gamma != SHAPING_GAMMA:
+    if options.reward == "progress" and (options.gamma != SHAPING_GAMMA or not options.bootstrap_time_limits):
         raise SystemExit(
-            f"--reward progress is shaped with a discount of {SHAPING_GAMMA}, and training discounts by "
-            f"{options.gamma}: shaping would change what is optimal. Add --gamma {SHAPING_GAMMA}."
+            f"--reward progress is shaped for gamma={SHAPING_GAMMA} and bootstrap_time_limits=True, and training has "
+            f"gamma={options.gamma} and bootstrap_time_limits={options.bootstrap_time_limits}: shaping would change "
+            f"what is optimal. Add --gamma {SHAPING_GAMMA} --bootstrap-time-limits."
         )
     process: dict[str, Any] = {}
     if options.reward == "process":
@@ -123,6 +124,7 @@ def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
             "mode": options.reward_mode,
             "weight": options.reward_weight,
             "gamma": options.gamma,
+            "bootstrap_time_limits": options.bootstrap_time_limits,
         }
     env = make_vec_env(
         options.env_id,

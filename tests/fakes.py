@@ -265,6 +265,7 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         infos: dict[str, Any] = {
             "is_success": np.zeros(self.num_envs, dtype=bool) if success is None else success.copy(),
             "task_id": self.tasks.copy(),
+            "init_state_id": np.full(self.num_envs, -1),
             "task_name": names,
             "instruction": np.array([INSTRUCTIONS[task] for task in self.tasks], dtype=object),
             "reward_terms": {"success": rewards.copy(), "_success": mask.copy()},

@@ -117,11 +117,12 @@ def test_the_main_job_writes_what_it_promises(tmp_path: Path) -> None:
     assert EvaluationReport.load(tmp_path / "best_report").total.n == 1
 
 
-def test_shaping_by_another_discount_than_the_learners_is_refused(tmp_path: Path) -> None:
-    command = [*TRAIN, "--reward", "progress", "--out", str(tmp_path)]
+@pytest.mark.parametrize("given", [[], ["--gamma", "0.99"]])
+def test_shaping_for_another_learner_is_refused(tmp_path: Path, given: list[str]) -> None:
+    command = [*TRAIN, "--reward", "progress", *given, "--out", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 1
-    assert "Add --gamma 0.99." in result.stderr
+    assert "Add --gamma 0.99 --bootstrap-time-limits." in result.stderr
 
 
 def test_ctrl_c_saves_the_run_which_goes_on_from_there(tmp_path: Path) -> None:

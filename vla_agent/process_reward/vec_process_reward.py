@@ -24,8 +24,8 @@ class VecProcessReward(VecEnvWrapper):
 
     With score phi(s) of the frame after a step, and r the environment's own reward, which is success:
 
-    * ``"potential"``: r + weight * (gamma * phi(s') - phi(s)), with phi = 0 where the episode terminated, which leaves
-      the optimal policy unchanged (Ng, Harada and Russell, 1999, Theorem 1).
+    * ``"potential"``: r + weight * (gamma * phi(s') - phi(s)), with phi = 0 where the episode is over for the learner,
+      which leaves the optimal policy unchanged (Ng, Harada and Russell, 1999, Theorem 1).
     * ``"bonus"``: r + weight * phi(s'), VLA-RL's (arXiv 2505.18719, section 3.3): where the score stays high, not to
       finish pays; see the reward-hacking check of `reports`.
 
@@ -38,6 +38,8 @@ class VecProcessReward(VecEnvWrapper):
         mode: See above.
         weight: Of what is added.
         gamma: The learner's discount factor.
+        bootstrap_time_limits: As the learner's, see `VLAPPO`. A learner that takes running out of time for the end must
+            find no potential there, or a high score without success would pay.
         every: Score every so many steps of an episode, and at its end; in between the last score stands.
         when: "step", or "gripper": only where the fingers have moved by 5 mm since the last score.
 
@@ -54,6 +56,7 @@ class VecProcessReward(VecEnvWrapper):
         mode: Mode = "potential",
         weight: float = 1.0,
         gamma: float = 0.99,
+        bootstrap_time_limits: bool = True,
         every: int = 1,
         when: When = "step",
     ) -> None:
@@ -73,6 +76,7 @@ class VecProcessReward(VecEnvWrapper):
         if when == "gripper" and "state" not in shapes:
             raise ValueError("when='gripper' needs the robot's state, which the observations lack; use 'step'.")
         self.model, self.mode, self.weight, self.gamma = model, mode, weight, gamma
+        self.bootstrap_time_limits = bootstrap_time_limits
         self.every, self.when = every, when
         self._phi = np.zeros(self.num_envs)
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
@@ -147,7 +151,7 @@ class VecProcessReward(VecEnvWrapper):
             **getattr(self.venv, "settings", {}),
             "reward": "process",
             "reward_model": fingerprint() if callable(fingerprint) else type(self.model).__name__,
-            "process_reward": [self.mode, self.weight, self.gamma, self.every, self.when],
+            "process_reward": [self.mode, self.weight, self.gamma, self.bootstrap_time_limits, self.every, self.when],
         }
 
     # ------------------------------------------------------------------------------------------- private
@@ -181,7 +185,8 @@ class VecProcessReward(VecEnvWrapper):
             bonus = np.zeros(self.num_envs)
             bonus[due] = self.weight * phi[due]
             return bonus
-        next_phi = np.where(dones & ~timed_out, 0.0, phi)
+        over = dones & ~timed_out if self.bootstrap_time_limits else dones
+        next_phi = np.where(over, 0.0, phi)
         return np.asarray(self.weight * (self.gamma * next_phi - self._phi))
 
     def _opening_of(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
