@@ -28,7 +28,7 @@ from libero_gym.segments import segment_episode
 from vla_agent import VLAPPO, make_vec_env
 from vla_agent.lora import LoraSettings
 from vla_agent.process_reward import ScorerConfig, TinyScorer, VLMScorer
-from vla_agent.process_reward.episodes import PolicyEpisode, policy_episodes
+from vla_agent.process_reward.episodes import PolicyEpisode, load_episodes, policy_episodes, save_episodes
 from vla_agent.process_reward.labels import contact_sheet, label_episodes
 from vla_agent.process_reward.reports import report, write_report
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
@@ -48,6 +48,7 @@ class Options:
     policy: str = "tiny-libero"  # whose episodes give failures, and frames as PPO will meet them
     n_rollouts: int = 300
     n_heldout_rollouts: int = 160
+    temperature: float = 0.5  # of its actions; PPO's
     image_size: int = 112
     max_episode_steps: int = 0  # of the policy's episodes; 0 for the suite's limit
     n_between: int = 8  # frames between keyframes, per keyframe
@@ -93,8 +94,14 @@ def expert_episodes(options: Options, name: str, states: str, root: str = "") ->
     return [reader[index] for index in range(len(reader))]
 
 
-def rollouts(options: Options, states: str, n_episodes: int) -> list[PolicyEpisode]:
-    """The policy's episodes from those initial states, sampled as PPO samples them."""
+def rollouts(options: Options, name: str, states: str, n_episodes: int) -> list[PolicyEpisode]:
+    """The policy's episodes from those initial states, sampled as PPO samples them, unless they are there already."""
+    about = {"states": states, "n_episodes": n_episodes}
+    made_by = ("env_id", "task_ids", "policy", "temperature", "max_episode_steps", "seed")
+    about |= {key: getattr(options, key) for key in made_by}
+    path = options.out / f"{name}.npz"
+    if (kept := load_episodes(path, about)) is not None:
+        return kept
     env = make_vec_env(
         options.env_id,
         8,
@@ -106,9 +113,11 @@ def rollouts(options: Options, states: str, n_episodes: int) -> list[PolicyEpiso
         max_episode_steps=options.max_episode_steps or None,
         seed=options.seed,
     )
-    model = VLAPPO("VLAPolicy", env, batch_size=8, policy_kwargs={"model": options.policy}, device=options.device)
+    policy_kwargs = {"model": options.policy, "temperature": options.temperature}
+    model = VLAPPO("VLAPolicy", env, batch_size=8, policy_kwargs=policy_kwargs, device=options.device)
     episodes = policy_episodes(env, model, n_episodes)
     env.close()
+    save_episodes(path, episodes, about)
     return episodes
 
 
@@ -140,7 +149,8 @@ def train(options: Options, examples: Any) -> TinyScorer | VLMScorer:
 def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     demonstrations = expert_episodes(options, "demonstrations", options.init_states, options.demonstrations)
-    failures = [e for e in rollouts(options, options.init_states, options.n_rollouts) if not e.success]
+    own = rollouts(options, "rollouts", options.init_states, options.n_rollouts)
+    failures = [episode for episode in own if not episode.success]
     examples = label_episodes([*demonstrations, *failures], keyframes, n_between=options.n_between, seed=options.seed)
     contact_sheet(examples, options.out / "labels.png", seed=options.seed)
     print(f"Examples from {len(demonstrations)} demonstrations and {len(failures)} failures: {examples.counts()}")
@@ -149,7 +159,7 @@ def main(options: Options) -> None:
     scorer.save(options.out / "scorer")
 
     heldout = expert_episodes(options, "heldout", options.evaluate_states)
-    met = rollouts(options, options.evaluate_states, options.n_heldout_rollouts)
+    met = rollouts(options, "heldout_rollouts", options.evaluate_states, options.n_heldout_rollouts)
     unseen = label_episodes([*heldout, *(e for e in met if not e.success)], keyframes, seed=options.seed)
     result = report(scorer, unseen, heldout, met, seed=options.seed)
     drawn = [*heldout[:1], *[e for e in met if e.success][:2], *[e for e in met if not e.success][:3]]

@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import configure
 
 from vla_agent import VLAPPO, make_vec_env
 from vla_agent.process_reward import RewardModelError, VecProcessReward, load_reward_model
+from vla_agent.process_reward.episodes import load_episodes, policy_episodes, save_episodes
 
 GAMMA = 0.9
 
@@ -47,8 +48,10 @@ def run(env: VecProcessReward, n_steps: int, seed: int = 0) -> list[tuple[np.nda
     return [env.step(rng.integers(0, 256, (env.num_envs, 7)))[1:] for _ in range(n_steps)]  # type: ignore[misc]
 
 
-def test_potential_is_what_the_formula_says() -> None:
-    env = VecProcessReward(fake_env(1, max_episode_steps=4), Clock(), weight=2.0, gamma=GAMMA)
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_potential_is_what_the_formula_says(bootstrap: bool) -> None:
+    inner = fake_env(1, max_episode_steps=4)
+    env = VecProcessReward(inner, Clock(), weight=2.0, gamma=GAMMA, bootstrap_time_limits=bootstrap)
     env.reset()  # phi = 0.01
     wrong_side = np.full((1, 7), 0 if env.venv.venv.tasks[0] == 1 else 255)  # type: ignore[attr-defined]
     added = []
@@ -58,9 +61,12 @@ def test_potential_is_what_the_formula_says() -> None:
         assert terms["score"] == pytest.approx(expected_phi)
         assert rewards[0] == pytest.approx(terms["success"] + terms["process"])
         added.append(terms["process"])
-    # The episode timed out: what would follow has its potential still.
+    # The episode timed out: what would follow has its potential still, unless that is the end for the learner.
     assert dones[0]
-    assert added == pytest.approx([2 * (GAMMA * (phi + 0.01) - phi) for phi in (0.01, 0.02, 0.03, 0.04)])
+    after = [0.02, 0.03, 0.04, 0.05 if bootstrap else 0.0]
+    assert added == pytest.approx(
+        [2 * (GAMMA * phi - before) for before, phi in zip([0.01, *after], after, strict=False)]
+    )
 
 
 def test_potential_ends_at_zero_where_the_task_is_done_and_telescopes() -> None:
@@ -238,3 +244,35 @@ def test_a_single_environment_scores_its_own_frames() -> None:
     with pytest.raises(ValueError, match="into every worker"):
         gym.make_vec("LIBERO-Spatial-v0", 1, vectorization_mode="vector_entry_point", reward="process")
     env.close()
+
+
+class RandomPolicy:
+    """Draws actions."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(5)
+
+    def predict(self, obs: dict[str, np.ndarray], deterministic: bool = False) -> tuple[np.ndarray, None]:
+        return self.rng.integers(0, 256, (len(obs["image"]), 7)), None
+
+
+def test_a_policys_episodes_are_whole_and_of_every_environment(tmp_path: Path) -> None:
+    env = fake_env(3, max_episode_steps=5)
+    episodes = policy_episodes(env, RandomPolicy(), 7, progress_bar=False)
+    assert len(episodes) == 9  # three of each environment
+    assert {episode.success for episode in episodes} == {True, False}
+    for episode in episodes:
+        n_decisions = len(episode.state) - 1  # the first frame comes before any
+        assert n_decisions == 5 if not episode.success else 1 <= n_decisions <= 5
+        assert len(episode.images["image"]) == len(episode.state)
+
+    save_episodes(tmp_path / "episodes.npz", episodes, {"seed": 5})
+    assert load_episodes(tmp_path / "episodes.npz", {"seed": 6}) is None
+    assert load_episodes(tmp_path / "none.npz", {"seed": 5}) is None
+    again = load_episodes(tmp_path / "episodes.npz", {"seed": 5})
+    assert again is not None
+    assert len(again) == 9
+    for episode, read in zip(episodes, again, strict=True):
+        assert (read.instruction, *read[3:]) == (episode.instruction, *episode[3:])
+        np.testing.assert_array_equal(read.state, episode.state)
+        np.testing.assert_array_equal(read.images["image"], episode.images["image"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from libero_gym.episodes import atomic_write, pack, unpack
 from vla_agent.vec_env import IMAGE_KEYS, VLAVecEnv
 
 
@@ -66,6 +69,41 @@ def policy_episodes(
                 counts[i] += 1
                 running[i] = [_row(obs, i, cameras)]
     return episodes
+
+
+def save_episodes(path: Path, episodes: Sequence[PolicyEpisode], about: dict[str, Any]) -> None:
+    """Keep episodes in one file, which is there as a whole or not at all.
+
+    Args:
+        path: The file, ``*.npz``.
+        episodes: At least one; all with the same cameras.
+        about: What they were made by, as JSON can hold it.
+    """
+    arrays = {"state": np.concatenate([episode.state for episode in episodes])}
+    for camera in episodes[0].images:
+        arrays[camera] = np.concatenate([episode.images[camera] for episode in episodes])
+    rows = [[e.instruction, e.success, e.task_id, e.init_state_id, len(e.state)] for e in episodes]
+    atomic_write(path, pack({"about": about, "episodes": rows}, arrays))
+
+
+def load_episodes(path: Path, about: dict[str, Any]) -> list[PolicyEpisode] | None:
+    """What `save_episodes` kept there; None if it kept nothing, or what something else made.
+
+    Raises:
+        DamagedEpisodeError: If the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    description, arrays = unpack(path)
+    if description["about"] != about:
+        return None
+    ends = np.cumsum([row[-1] for row in description["episodes"]])[:-1]
+    parts = {name: np.split(array, ends) for name, array in arrays.items()}
+    states = parts.pop("state")
+    return [
+        PolicyEpisode(instruction, states[i], {camera: frames[i] for camera, frames in parts.items()}, *rest)
+        for i, (instruction, *rest, _) in enumerate(description["episodes"])
+    ]
 
 
 def _row(obs: dict[str, np.ndarray], index: int, cameras: list[str]) -> dict[str, np.ndarray]:
