@@ -122,26 +122,27 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     steps = (np.arange(N_POINTS) + 0.5) * total_timesteps / N_POINTS
-    for variant, seeds in curves.items():
+    for index, (variant, seeds) in enumerate(curves.items()):
         values = np.array(seeds, dtype=float)
         (line,) = axes.plot(steps, np.nanmean(values, axis=0), label=f"{variant}, seeds: {len(seeds)}")
         low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         if variant in after:
             rate, ends = after[variant]["success_rate"], after[variant]["wilson_95"]
-            label = f"{variant}, after: greedy, unseen states, 95 %"
+            beside = total_timesteps * (1 + 0.02 * index)
             errors = [[rate - ends[0]], [ends[1] - rate]]
-            axes.errorbar([total_timesteps], [rate], errors, fmt="D", color=line.get_color(), capsize=4, label=label)
-    axes.axhline(before, color="0.5", linestyle="--", linewidth=1, label="before, greedy, unseen states")
+            axes.errorbar([beside], [rate], errors, fmt="D", color=line.get_color(), capsize=4)
+    axes.axhline(before, color="0.5", linestyle="--", linewidth=1, label="before, greedy,\nunseen states")
+    axes.plot([], [], "D", color="0.5", label="after, greedy,\nunseen states, 95 %")
     axes.set_xlabel("decisions (chunks of at most 8 control steps)")
     axes.set_ylabel("success rate of training episodes")
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the curves, which may be anywhere
     figure.savefig(path, dpi=120)
 
 
