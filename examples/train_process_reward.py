@@ -51,7 +51,8 @@ class Options:
     temperature: float = 0.5  # of its actions; PPO's
     image_size: int = 112
     max_episode_steps: int = 0  # of the policy's episodes; 0 for the suite's limit
-    n_between: int = 8  # frames between keyframes, per keyframe
+    n_between: int = 8  # frames between keyframes, per keyframe, to learn from
+    n_negatives: int = 4  # per keyframe, to learn from; the report's examples are balanced
     n_epochs: int = 12
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -151,7 +152,13 @@ def main(options: Options) -> None:
     demonstrations = expert_episodes(options, "demonstrations", options.init_states, options.demonstrations)
     own = rollouts(options, "rollouts", options.init_states, options.n_rollouts)
     failures = [episode for episode in own if not episode.success]
-    examples = label_episodes([*demonstrations, *failures], keyframes, n_between=options.n_between, seed=options.seed)
+    examples = label_episodes(
+        [*demonstrations, *failures],
+        keyframes,
+        n_between=options.n_between,
+        n_negatives=options.n_negatives,
+        seed=options.seed,
+    )
     contact_sheet(examples, options.out / "labels.png", seed=options.seed)
     print(f"Examples from {len(demonstrations)} demonstrations and {len(failures)} failures: {examples.counts()}")
 

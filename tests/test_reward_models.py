@@ -86,7 +86,7 @@ def test_labels_are_balanced_and_mean_what_they_say(episodes: list[FakeEpisode],
         assert examples.told[index] == episode.instruction
         if kind in ("keyframe", "before", "between"):
             assert episode.success
-            assert examples.targets[index] == pytest.approx(found[0] / 23)
+            assert examples.targets[index] == pytest.approx(found[0] / 23 / (1 if found[0] >= 12 else 2))
             allowed = {"keyframe": {12, 18, 23}, "before": range(12 - BEFORE_MARGIN), "between": range(13, 23)}
             assert found[0] in allowed[kind]
             assert (found[0] in (12, 18, 23)) == (kind == "keyframe")
@@ -96,6 +96,13 @@ def test_labels_are_balanced_and_mean_what_they_say(episodes: list[FakeEpisode],
         if kind == "failure":
             assert not episode.success
             assert found[0] >= 12  # the gripper has closed
+
+
+def test_more_negatives_come_as_far_as_episodes_give_them(episodes: list[FakeEpisode]) -> None:
+    counts = label_episodes(episodes, middle_and_late, n_negatives=4).counts()
+    assert counts["keyframe"] == 90
+    assert counts["before"] == counts["failure"] == 120
+    assert counts["other instruction"] == 90  # every keyframe once
 
 
 def test_labels_follow_their_seed(episodes: list[FakeEpisode]) -> None:

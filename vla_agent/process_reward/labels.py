@@ -2,7 +2,8 @@
 
 What is positive are keyframes of demonstrations, as in VLA-RL (arXiv 2505.18719); the paper does not say what is
 negative. Here that is a keyframe under another instruction, a frame of a failed episode, and a frame from before the
-demonstration's first keyframe. Frames between keyframes are neither; they show how the target rises.
+demonstration's first keyframe. Frames between keyframes are neither; they show how the target rises. It rises with
+time, and jumps at the first keyframe: how long the way to a grasp is says little, that it is done says much.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Examples:
         instructions: What each is asked about.
         told: What its episode was told.
         targets: float32 (n,), how much of the instruction is done: of a demonstration with T frames, frame t has
-            t / (T - 1); negatives from failures and under another instruction have 0.
+            t / (T - 1), and half of that before the first keyframe; negatives from failures and under another
+            instruction have 0.
         kinds: Index into `KINDS`, int64 (n,).
         episodes: Which episode each is from, int64 (n,).
     """
@@ -92,9 +94,10 @@ def label_episodes(
     *,
     camera: str = "image",
     n_between: int = 2,
+    n_negatives: int = 1,
     seed: int = 0,
 ) -> Examples:
-    """Balanced examples: per keyframe one negative, in equal parts of each kind that the episodes can give.
+    """Examples with so many negatives per keyframe, in equal parts of each kind, as far as the episodes can give them.
 
     Args:
         episodes: Demonstrations, and failed episodes, which need not be expert's.
@@ -102,6 +105,7 @@ def label_episodes(
             `libero_gym.segments.segment_episode`. The last frame of a demonstration is always one.
         camera: Observation key of the frames.
         n_between: Frames between keyframes, per keyframe.
+        n_negatives: Negatives per keyframe; 1 balances them.
         seed: Of which frames and instructions become examples.
 
     Raises:
@@ -115,6 +119,7 @@ def label_episodes(
         if episode.success:
             targets = np.arange(len(frames)) / max(len(frames) - 1, 1)
             found = _positive_frames(episode, keyframes)
+            targets[: found[0]] /= 2
             others = [t for t in range(found[0], len(frames)) if t not in found]
             chosen = {
                 "keyframe": found,
@@ -134,7 +139,8 @@ def label_episodes(
     pools = [rows[kind] for kind in NEGATIVE if rows[kind]]
     examples = [*positives, *rows["between"]]
     for pool in pools:
-        examples += [pool[index] for index in rng.permutation(len(pool))[: len(positives) // len(pools)]]
+        wanted = n_negatives * len(positives) // len(pools)
+        examples += [pool[index] for index in rng.permutation(len(pool))[:wanted]]
     return _to_examples(examples)
 
 
