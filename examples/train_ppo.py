@@ -60,7 +60,7 @@ class Options:
     model: str = "tiny-libero"  # what ships, competent, or "tiny", random; a checkpoint folder, or a hub id
     max_episode_steps: int = 0  # control steps; 0 for the suite's own limit
     reward: str = "sparse"  # success alone, what evaluation counts; or with "progress" (privileged), or "process"
-    reward_model: str = "runs/process_reward/scorer"  # for "process": a folder of train_process_reward.py
+    reward_model: str = "tiny-scorer"  # for "process": what ships, or a folder of train_process_reward.py
     reward_mode: str = "potential"  # for "process": or "bonus", VLA-RL's
     reward_weight: float = 1.0  # for "process"
     renderer: str = "fast"  # "exact" draws stock LIBERO's pixels

@@ -4,6 +4,7 @@
     python examples/train_process_reward.py --demonstrations runs/finetune/demonstrations      # or takes those of SFT
     python examples/train_process_reward.py --task-ids 0 --init-states 20-21 --evaluate-states 0 --n-rollouts 8 \\
         --n-heldout-rollouts 8 --n-epochs 1 --max-episode-steps 48                                    # a look, minutes
+    python examples/train_process_reward.py --evaluate tiny-scorer                            # judges what ships, again
     python examples/train_process_reward.py --scorer HuggingFaceTB/SmolVLM-500M-Instruct --batch-size 8 --n-epochs 1 \\
         --learning-rate 1e-4 --device cuda                                        # a pretrained VLM with LoRA; one GPU
 
@@ -26,8 +27,9 @@ from libero_gym.demonstrations import record
 from libero_gym.lerobot import LeRobotReader
 from libero_gym.segments import segment_episode
 from vla_agent import VLAPPO, make_vec_env
+from vla_agent.evaluation.manifest import provenance
 from vla_agent.lora import LoraSettings
-from vla_agent.process_reward import ScorerConfig, TinyScorer, VLMScorer
+from vla_agent.process_reward import RewardModel, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
 from vla_agent.process_reward.episodes import PolicyEpisode, load_episodes, policy_episodes, save_episodes
 from vla_agent.process_reward.labels import contact_sheet, label_episodes
 from vla_agent.process_reward.reports import report, write_report
@@ -38,7 +40,8 @@ from vla_agent.process_reward.training import TrainingSettings, train_tiny_score
 class Options:
     """What to learn from, and what. Each field is a command-line option."""
 
-    scorer: str = "tiny"  # or the folder or hub id of a vision-language model
+    evaluate: str = ""  # a scorer to judge, such as tiny-scorer or runs/process_reward/scorer; none is trained then
+    scorer: str = "tiny"  # to train; or the folder or hub id of a vision-language model
     demonstrations: str = ""  # a LeRobot dataset of the suite; empty to record the expert
     env_id: str = "LIBERO-Spatial-v0"
     suite: str = "libero_spatial"
@@ -147,8 +150,8 @@ def train(options: Options, examples: Any) -> TinyScorer | VLMScorer:
     return vlm
 
 
-def main(options: Options) -> None:
-    options.out.mkdir(parents=True, exist_ok=True)
+def learn(options: Options) -> RewardModel:
+    """Label episodes, draw some of the examples, and fit a scorer to them."""
     demonstrations = expert_episodes(options, "demonstrations", options.init_states, options.demonstrations)
     own = rollouts(options, "rollouts", options.init_states, options.n_rollouts)
     failures = [episode for episode in own if not episode.success]
@@ -161,19 +164,27 @@ def main(options: Options) -> None:
     )
     contact_sheet(examples, options.out / "labels.png", seed=options.seed)
     print(f"Examples from {len(demonstrations)} demonstrations and {len(failures)} failures: {examples.counts()}")
-
     scorer = train(options, examples)
     scorer.save(options.out / "scorer")
+    return scorer
 
+
+def judge(options: Options, scorer: RewardModel) -> None:
+    """Report how good a scorer is on episodes from initial states that it never saw."""
     heldout = expert_episodes(options, "heldout", options.evaluate_states)
     met = rollouts(options, "heldout_rollouts", options.evaluate_states, options.n_heldout_rollouts)
     unseen = label_episodes([*heldout, *(e for e in met if not e.success)], keyframes, seed=options.seed)
     result = report(scorer, unseen, heldout, met, seed=options.seed)
     drawn = [*heldout[:1], *[e for e in met if e.success][:2], *[e for e in met if not e.success][:3]]
-    about = {"options": {key: str(value) for key, value in dataclasses.asdict(options).items() if key != "out"}}
-    write_report(options.out / "report", result, scorer, unseen, drawn, about)
+    chosen = {key: str(value) for key, value in dataclasses.asdict(options).items() if key != "out"}
+    write_report(options.out / "report", result, scorer, unseen, drawn, {"options": chosen, **provenance()})
     print(result.markdown())
-    print(f"Wrote labels.png, scorer/ and report/ into {options.out}")
+
+
+def main(options: Options) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    judge(options, load_reward_model(options.evaluate, options.device) if options.evaluate else learn(options))
+    print(f"Wrote into {options.out}")
 
 
 def parse_options() -> Options:

@@ -1,11 +1,18 @@
-"""`tiny-libero`, which ships: small, complete, and able to do what it learned."""
+"""`tiny-libero` and `tiny-scorer`, which ship: small, complete, and able to do what they learned."""
 
 from __future__ import annotations
 
+import gymnasium as gym
+import numpy as np
+from scipy.stats import spearmanr
+
+import libero_gym  # noqa: F401 - registers the environments
+from libero_gym.experts import Expert
 from vla_agent.evaluation import evaluate_policy
 from vla_agent.evaluation.manifest import read_training_states
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.folder import SHIPPED_FOLDER, shipped_names
+from vla_agent.process_reward import load_reward_model
 
 
 def test_it_is_small_and_says_what_it_was_trained_on() -> None:
@@ -29,3 +36,26 @@ def test_it_puts_a_bowl_on_the_plate_from_states_that_it_never_saw() -> None:
         "tiny-libero", "LIBERO-Spatial-v0", task_ids=[4], init_state_ids=[0, 1], protocol="training", n_envs=2
     )
     assert report.success_rate >= 0.5
+
+
+def test_the_scorer_follows_an_expert_from_a_state_that_it_never_saw() -> None:
+    assert sum(path.stat().st_size for path in (SHIPPED_FOLDER / "tiny-scorer").iterdir()) < 10e6
+    scorer = load_reward_model("tiny-scorer")
+    env = gym.make(
+        "LIBERO-Spatial-v0", task_id=0, image_size=112, renderer="fast", reward="process", reward_model="tiny-scorer"
+    )
+    obs, _ = env.reset(seed=0, options={"init_state_id": 0})
+    expert = Expert(env.unwrapped.simulator)  # type: ignore[attr-defined]
+    scores, terminated = [], False
+    while not terminated and len(scores) < 220:
+        obs, _, terminated, _, info = env.step(expert.act().astype(np.float32))
+        scores.append(info["reward_terms"]["score"])
+    env.close()
+    assert terminated
+    assert spearmanr(scores, np.arange(len(scores))).statistic > 0.8
+    frame = obs["image"][None]
+    instructions = scorer.config.instructions  # type: ignore[attr-defined]
+    asked = {text: float(scorer.score(frame, [text])[0]) for text in instructions}
+    done = asked.pop(obs["instruction"])
+    assert done > 0.7
+    assert max(asked.values()) < done / 2
