@@ -184,7 +184,12 @@ def test_process_reward_example_trains_and_judges_a_scorer(tmp_path: Path) -> No
     command += ["--n-epochs", "1", "--max-episode-steps", "24"]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
     assert (tmp_path / "labels.png").stat().st_size > 20_000
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["n_examples"]["keyframe"] > 0
+    found = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert found["n_examples"]["keyframe"] > 0
+    judged = [*command, "--evaluate", str(tmp_path / "scorer")]  # on the same episodes, which were kept
+    subprocess.run(judged, check=True, capture_output=True, timeout=600)
+    again = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (again["auc"], again["spearman"]) == (found["auc"], found["spearman"])
     env = make_vec_env(
         "LIBERO-Spatial-v0",
         2,
