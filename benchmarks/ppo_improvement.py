@@ -3,13 +3,16 @@
     python benchmarks/ppo_improvement.py                                        # three seeds of the recipe
     python benchmarks/ppo_improvement.py --variants recipe no-warm-up hot patient hardest frontier   # ablations
     python benchmarks/ppo_improvement.py --variants recipe process --task-ids 0-2    # with and without process rewards
+    python benchmarks/ppo_improvement.py --variants process --task-ids 0-2 \\
+        --beside benchmarks/results/ppo_improvement.json                                     # those without run before
     python benchmarks/ppo_improvement.py --suites LIBERO-Spatial-v0 LIBERO-Spatial-Swap-v0           # other tasks, too
     python benchmarks/ppo_improvement.py --suites LIBERO-Spatial-v0 LIBERO-Spatial-v0:drawn      # other states, too
 
 Trains by ``examples/train_ppo.py`` and evaluates by ``examples/evaluate.py`` (exact frames, greedy, official initial
 states 0 to 19, which neither the demonstrations nor PPO have seen), one after the other; the same command goes on
 where it stopped. Runs are kept in ``--work``; the figures go to ``benchmarks/results/ppo_improvement.json``, the
-learning curves beside them as PNG. Rates come with Wilson's 95 % intervals, over all seeds' episodes together.
+learning curves beside them as PNG. Rates come with Wilson's 95 % intervals, over all seeds' episodes together, and
+differences with Newcombe's. ``--beside`` takes other variants' figures from an earlier result of the same settings.
 """
 
 from __future__ import annotations
@@ -148,18 +151,20 @@ def draw(
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate what is asked for; the figures so far are written after each step."""
+    settings = {name: getattr(args, name) for name in ("task_ids", "init_states", "drawn_states", "total_timesteps")}
     results: dict[str, Any] = {
         "provenance": provenance(),
-        "task_ids": args.task_ids,
-        "init_states": args.init_states,
-        "drawn_states": args.drawn_states,
-        "total_timesteps": args.total_timesteps,
+        **settings,
         "variants": {variant: " ".join(VARIANTS[variant]) for variant in args.variants},
         "before": {},
         "after": {variant: {} for variant in args.variants},
         "improvement": {variant: {} for variant in args.variants},
+        "against": {},
+        "curves": {},
     }
-    curves: dict[str, list[list[float | None]]] = {}
+    if args.beside:
+        take(results, json.loads(args.beside.read_text()), settings)
+    curves: dict[str, list[list[float | None]]] = results["curves"]
     before = {suite: evaluate(args, START, suite, args.work / "before" / suite) for suite in args.suites}
     results["before"] = {suite: describe([report]) for suite, report in before.items()}
     for variant in args.variants:
@@ -172,13 +177,50 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 reports[suite].append(evaluate(args, str(folder / "model"), suite, folder / suite))
                 results["after"][variant][suite] = describe(reports[suite])
                 first, second = count([before[suite]]), count(reports[suite])
-                results["improvement"][variant][suite] = {
-                    "points": round(100 * (second[0] / second[1] - first[0] / first[1]), 2),
-                    "newcombe_95": [round(100 * end, 2) for end in newcombe_interval(first, second)],
-                }
-            results["curves"] = curves
+                results["improvement"][variant][suite] = difference(first, second)
+            results["against"] = against_each_other(results["after"], args.suites)
             write(args, results)
     return results
+
+
+def difference(first: tuple[int, int], second: tuple[int, int]) -> dict[str, Any]:
+    """How many points the second rate lies above the first, each as successes and episodes."""
+    return {
+        "points": round(100 * (second[0] / second[1] - first[0] / first[1]), 2),
+        "newcombe_95": [round(100 * end, 2) for end in newcombe_interval(first, second)],
+    }
+
+
+def against_each_other(after: dict[str, Any], suites: list[str]) -> dict[str, Any]:
+    """Differences of all later variants to the first, by suite."""
+    first, *others = [variant for variant in VARIANTS if variant in after]
+    counts = {
+        variant: {suite: (row["successes"], row["n"]) for suite, row in after[variant].items()} for variant in after
+    }
+    return {
+        f"{other} - {first}": {
+            suite: difference(counts[first][suite], counts[other][suite])
+            for suite in suites
+            if suite in counts[first] and suite in counts[other]
+        }
+        for other in others
+    }
+
+
+def take(results: dict[str, Any], earlier: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Add the variants of an earlier result that are not run now, and say which commit they are of.
+
+    Raises:
+        SystemExit: If it was made with other settings.
+    """
+    differing = [name for name, value in settings.items() if earlier[name] != value]
+    if differing:
+        told = ", ".join(f"{name} is {earlier[name]} there and {settings[name]} here" for name in differing)
+        raise SystemExit(f"--beside was made with other settings: {told}. Give the same, or leave it out.")
+    taken = [variant for variant in earlier["variants"] if variant not in results["variants"]]
+    results["taken"] = {"variants": taken, "provenance": earlier["provenance"]}
+    for part in ("variants", "after", "improvement", "curves"):
+        results[part] |= {variant: earlier[part][variant] for variant in taken}
 
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -198,6 +240,7 @@ def main() -> None:
     parser.add_argument("--init-states", default="0-19", help="unseen ones, to evaluate on")
     parser.add_argument("--drawn-states", default="1000-1019", help=f"placement seeds, for suites that end in {DRAWN}")
     parser.add_argument("--suites", nargs="*", default=["LIBERO-Spatial-v0"], help="to evaluate on")
+    parser.add_argument("--beside", type=Path, help="an earlier result, whose other variants are shown too")
     parser.add_argument("--total-timesteps", type=int, default=37_500, help="decisions; each is up to 8 control steps")
     parser.add_argument("--work", type=Path, default=Path("runs/ppo_improvement"))
     parser.add_argument("--out", type=Path, default=RESULTS / "ppo_improvement.json")

@@ -31,7 +31,8 @@ from vla_agent.evaluation.manifest import provenance
 from vla_agent.lora import LoraSettings
 from vla_agent.process_reward import RewardModel, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
 from vla_agent.process_reward.episodes import PolicyEpisode, load_episodes, policy_episodes, save_episodes
-from vla_agent.process_reward.labels import contact_sheet, label_episodes
+from vla_agent.process_reward.labels import contact_sheet, grasps, label_episodes
+from vla_agent.process_reward.models import check_camera
 from vla_agent.process_reward.reports import report, write_report
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
 
@@ -46,16 +47,17 @@ class Options:
     env_id: str = "LIBERO-Spatial-v0"
     suite: str = "libero_spatial"
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
-    init_states: str = "20-31"  # official ones that are learned from
-    evaluate_states: str = "0-3"  # official ones for the report: of none of these does the scorer see an episode
-    policy: str = "tiny-libero"  # whose episodes give failures, and frames as PPO will meet them
-    n_rollouts: int = 300
+    init_states: str = "20-49"  # official ones that are learned from
+    n_placements: int = 300  # further ones that the policy's episodes start from, drawn from the BDDL's regions; PPO's
+    evaluate_states: str = "0-7"  # official ones for the report: of none of these does the scorer see an episode
+    policy: str = "tiny-libero"  # whose episodes give failures, and successes as PPO will meet them
+    n_rollouts: int = 480
     n_heldout_rollouts: int = 160
     temperature: float = 0.5  # of its actions; PPO's
     image_size: int = 112
     max_episode_steps: int = 0  # of the policy's episodes; 0 for the suite's limit
-    n_between: int = 8  # frames between keyframes, per keyframe, to learn from
-    n_negatives: int = 4  # per keyframe, to learn from; the report's examples are balanced
+    n_between: int = 3  # frames between keyframes, per keyframe, to learn from
+    n_negatives: int = 3  # per keyframe, to learn from; the report's examples are balanced
     n_epochs: int = 12
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -98,9 +100,9 @@ def expert_episodes(options: Options, name: str, states: str, root: str = "") ->
     return [reader[index] for index in range(len(reader))]
 
 
-def rollouts(options: Options, name: str, states: str, n_episodes: int) -> list[PolicyEpisode]:
+def rollouts(options: Options, name: str, states: str, n_episodes: int, n_placements: int = 0) -> list[PolicyEpisode]:
     """The policy's episodes from those initial states, sampled as PPO samples them, unless they are there already."""
-    about = {"states": states, "n_episodes": n_episodes}
+    about = {"states": states, "n_episodes": n_episodes, "n_placements": n_placements}
     made_by = ("env_id", "task_ids", "policy", "temperature", "max_episode_steps", "seed")
     about |= {key: getattr(options, key) for key in made_by}
     path = options.out / f"{name}.npz"
@@ -111,6 +113,7 @@ def rollouts(options: Options, name: str, states: str, n_episodes: int) -> list[
         8,
         task_id=parse_ids(options.task_ids) or None,
         init_state_ids=parse_ids(states),
+        placement_seeds=range(n_placements),
         model=options.policy,
         renderer="fast",
         physics="fast",
@@ -126,6 +129,9 @@ def rollouts(options: Options, name: str, states: str, n_episodes: int) -> list[
 
 
 def keyframes(episode: Any) -> np.ndarray:
+    """Where the hand rests, as VLA-RL; or grasps, in episodes that show one frame a decision."""
+    if isinstance(episode, PolicyEpisode):
+        return grasps(episode)
     return segment_episode(episode.state, episode.actions).keyframes
 
 
@@ -153,17 +159,18 @@ def train(options: Options, examples: Any) -> TinyScorer | VLMScorer:
 def learn(options: Options) -> RewardModel:
     """Label episodes, draw some of the examples, and fit a scorer to them."""
     demonstrations = expert_episodes(options, "demonstrations", options.init_states, options.demonstrations)
-    own = rollouts(options, "rollouts", options.init_states, options.n_rollouts)
-    failures = [episode for episode in own if not episode.success]
+    own = rollouts(options, "rollouts", options.init_states, options.n_rollouts, options.n_placements)
     examples = label_episodes(
-        [*demonstrations, *failures],
+        [*demonstrations, *own],
         keyframes,
         n_between=options.n_between,
         n_negatives=options.n_negatives,
         seed=options.seed,
     )
     contact_sheet(examples, options.out / "labels.png", seed=options.seed)
-    print(f"Examples from {len(demonstrations)} demonstrations and {len(failures)} failures: {examples.counts()}")
+    n_failures = sum(not episode.success for episode in own)
+    print(f"{len(demonstrations)} demonstrations, {len(own)} episodes of the policy, of which {n_failures} failed")
+    print(f"Examples: {examples.counts()}")
     scorer = train(options, examples)
     scorer.save(options.out / "scorer")
     return scorer
@@ -172,8 +179,11 @@ def learn(options: Options) -> RewardModel:
 def judge(options: Options, scorer: RewardModel) -> None:
     """Report how good a scorer is on episodes from initial states that it never saw."""
     heldout = expert_episodes(options, "heldout", options.evaluate_states)
+    shapes = {camera: frames.shape[1:] for camera, frames in heldout[0].images.items()}
+    check_camera(scorer, shapes)
     met = rollouts(options, "heldout_rollouts", options.evaluate_states, options.n_heldout_rollouts)
-    unseen = label_episodes([*heldout, *(e for e in met if not e.success)], keyframes, seed=options.seed)
+    judged = [*heldout, *(episode for episode in met if not episode.success)]
+    unseen = label_episodes(judged, keyframes, n_holding=1, seed=options.seed)
     result = report(scorer, unseen, heldout, met, seed=options.seed)
     drawn = [*heldout[:1], *[e for e in met if e.success][:2], *[e for e in met if not e.success][:3]]
     chosen = {key: str(value) for key, value in dataclasses.asdict(options).items() if key != "out"}

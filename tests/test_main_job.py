@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -19,6 +21,7 @@ from stable_baselines3 import PPO
 
 from vla_agent import VLAPPO, EvaluationReport, VLAVecEnv, make_vec_env
 from vla_agent.openvla import load_processor
+from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TRAIN = [
@@ -178,18 +181,33 @@ def test_a_model_for_other_environments_is_refused(env: VLAVecEnv) -> None:
         make_vec_env("LIBERO-Spatial-v0", 1, chunk_size=8)
 
 
-def test_process_reward_example_trains_and_judges_a_scorer(tmp_path: Path) -> None:
+def load_example(name: str) -> Any:
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_process_reward_example_trains_and_judges_a_scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, str(EXAMPLES / "train_process_reward.py"), "--out", str(tmp_path), "--task-ids", "0"]
     command += ["--init-states", "20", "--evaluate-states", "0", "--n-rollouts", "8", "--n-heldout-rollouts", "8"]
-    command += ["--n-epochs", "1", "--max-episode-steps", "24"]
+    command += ["--n-placements", "1", "--n-epochs", "1", "--max-episode-steps", "24"]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
     assert (tmp_path / "labels.png").stat().st_size > 20_000
     found = json.loads((tmp_path / "report" / "report.json").read_text())
     assert found["n_examples"]["keyframe"] > 0
-    judged = [*command, "--evaluate", str(tmp_path / "scorer")]  # on the same episodes, which were kept
-    subprocess.run(judged, check=True, capture_output=True, timeout=600)
+    # Judged on the same episodes, which were kept.
+    example = load_example("train_process_reward")
+    monkeypatch.setattr(sys, "argv", [*command[1:], "--evaluate", str(tmp_path / "scorer")])
+    example.main(example.parse_options())
     again = json.loads((tmp_path / "report" / "report.json").read_text())
     assert (again["auc"], again["spearman"]) == (found["auc"], found["spearman"])
+    for_others = TinyScorer(ScorerConfig(("pick up the bowl",), 64))
+    with pytest.raises(RewardModelError, match=r"for frames of 64 x 64 pixels, but 'image' has shape \(112, 112, 3\)"):
+        example.judge(example.parse_options(), for_others)
     env = make_vec_env(
         "LIBERO-Spatial-v0",
         2,

@@ -265,6 +265,7 @@ def test_a_policys_episodes_are_whole_and_of_every_environment(tmp_path: Path) -
         n_decisions = len(episode.state) - 1  # the first frame comes before any
         assert n_decisions == 5 if not episode.success else 1 <= n_decisions <= 5
         assert len(episode.images["image"]) == len(episode.state)
+        assert episode.fps == 20  # one action a decision
 
     save_episodes(tmp_path / "episodes.npz", episodes, {"seed": 5})
     assert load_episodes(tmp_path / "episodes.npz", {"seed": 6}) is None

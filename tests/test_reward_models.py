@@ -13,15 +13,23 @@ import torch as th
 from vla_agent.lora import LoraSettings
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
 from vla_agent.process_reward.labels import (
-    BEFORE_MARGIN,
+    HOLDING,
     KINDS,
     NEGATIVE,
     Examples,
     contact_sheet,
+    grasps,
     label_episodes,
     split_by_episode,
 )
-from vla_agent.process_reward.reports import check_hacking, report, roc_auc, time_correlation, write_report
+from vla_agent.process_reward.reports import (
+    auc_interval,
+    check_hacking,
+    report,
+    roc_auc,
+    time_correlation,
+    write_report,
+)
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
 
 SIZE = 32
@@ -35,6 +43,7 @@ class FakeEpisode(NamedTuple):
     state: np.ndarray
     images: dict[str, np.ndarray]
     success: bool
+    fps: float = 20.0
 
 
 def make_episode(seed: int, success: bool = True, n_frames: int = 24) -> FakeEpisode:
@@ -47,7 +56,7 @@ def make_episode(seed: int, success: bool = True, n_frames: int = 24) -> FakeEpi
         if not success:
             images[t, :, :, 2] = 150
     state = np.zeros((n_frames, 8), dtype=np.float32)
-    state[:, 6] = np.where(np.arange(n_frames) < n_frames // 2, 0.08, 0.02)
+    state[:, 6] = np.where(np.arange(n_frames) < n_frames // 2, 0.08, 0.02 if success else 0.0)
     return FakeEpisode((RED, GREEN)[channel], state, {"image": images}, success)
 
 
@@ -87,7 +96,7 @@ def test_labels_are_balanced_and_mean_what_they_say(episodes: list[FakeEpisode],
         if kind in ("keyframe", "before", "between"):
             assert episode.success
             assert examples.targets[index] == pytest.approx(found[0] / 23 / (1 if found[0] >= 12 else 2))
-            allowed = {"keyframe": {12, 18, 23}, "before": range(12 - BEFORE_MARGIN), "between": range(13, 23)}
+            allowed = {"keyframe": {12, 18, 23}, "before": range(12 - 5), "between": range(13, 23)}
             assert found[0] in allowed[kind]
             assert (found[0] in (12, 18, 23)) == (kind == "keyframe")
         else:
@@ -103,6 +112,46 @@ def test_more_negatives_come_as_far_as_episodes_give_them(episodes: list[FakeEpi
     assert counts["keyframe"] == 90
     assert counts["before"] == counts["failure"] == 120
     assert counts["other instruction"] == 90  # every keyframe once
+
+
+# Distances of the fingers in mm over an episode of 2.5 frames a second, and where it can be seen to have failed.
+FAILURES = {
+    "closes on nothing": ([80, 80, 40, 1, 1, 1, 80, 80], range(2, 8)),
+    "drops what it held": ([80, 30, 5, 5, 5, 1, 1, 1], range(5, 8)),
+    "holds it to the end": ([80, 80, 5, 6, 5, 4, 5, 5], range(7, 8)),
+    "lets go elsewhere": ([80, 5, 5, 5, 80, 80, 80, 80], range(4, 8)),
+    "opens and closes": ([80, 20, 20, 60, 20, 60, 20, 20], range(1, 8)),
+    "never closes": ([80, 80, 80, 80, 80, 80, 80, 80], range(7, 8)),
+}
+
+
+@pytest.mark.parametrize(("fingers", "expected"), FAILURES.values(), ids=FAILURES.keys())
+def test_failures_are_negative_where_they_can_be_seen(fingers: list[int], expected: range) -> None:
+    failure = make_episode(0, success=False, n_frames=8)._replace(fps=2.5)
+    failure.state[:, 6] = np.array(fingers) / 1000
+    found = label_episodes([make_episode(1), failure], middle_and_late, n_negatives=20, n_holding=20)
+    frames = {kind: found.images[found.of_kinds([kind])] for kind in ("failure", HOLDING)}
+    times = {
+        kind: sorted(t for image in images for t in range(8) if (failure.images["image"][t] == image).all())
+        for kind, images in frames.items()
+    }
+    assert times["failure"] == list(expected)
+    closed = [t for t in range(8) if fingers[t] < 70]
+    assert times[HOLDING] == (list(range(closed[0], expected[0])) if closed else [])
+    assert not found.negative[found.of_kinds([HOLDING])].any()
+
+
+def test_grasps_are_those_that_hold() -> None:
+    episode = make_episode(1, n_frames=12)._replace(fps=2.5)
+    episode.state[:, 6] = np.array([80, 80, 30, 1, 80, 30, 6, 6, 6, 6, 80, 80]) / 1000  # on nothing first
+    np.testing.assert_array_equal(grasps(episode), [6])
+    np.testing.assert_array_equal(grasps(episode._replace(fps=20.0)), [])  # four frames are too short a time
+
+
+def test_what_a_slow_camera_sees_is_before_by_time(episodes: list[FakeEpisode]) -> None:
+    slow = [episode._replace(fps=2.5) for episode in episodes if episode.success]
+    before = label_episodes(slow, middle_and_late, n_negatives=20)
+    assert before.targets[before.of_kinds(["before"])].max() == pytest.approx(10 / 23 / 2)  # the grasp is frame 12
 
 
 def test_labels_follow_their_seed(episodes: list[FakeEpisode]) -> None:
@@ -145,16 +194,19 @@ def test_scorer_learns_progress_and_tells_instructions_apart(scorer: TinyScorer)
 
 def test_report_measures_it(scorer: TinyScorer, tmp_path: Path) -> None:
     unseen = [make_episode(seed, success=seed % 2 > 0) for seed in range(200, 220)]
-    labelled = label_episodes(unseen, middle_and_late)
+    for episode in unseen[::4]:  # these failures hold something for a while
+        episode.state[6:23, 6] = 0.02
+    labelled = label_episodes(unseen, middle_and_late, n_holding=1)
     successes = [episode for episode in unseen if episode.success]
     result = report(scorer, labelled, successes, unseen)
     assert result.auc > 0.9
-    assert set(result.auc_by_kind) == set(NEGATIVE)
+    assert result.auc_interval.low <= result.auc == result.auc_interval.mean <= result.auc_interval.high
+    assert set(result.auc_by_kind) == {*NEGATIVE, HOLDING}
     assert result.spearman.mean > 0.8
     assert result.spearman.low <= result.spearman.mean <= result.spearman.high
     assert result.separation is not None
     assert result.separation > 0.9
-    assert sum(n for _, _, n in result.calibration) == len(labelled)
+    assert sum(n for _, _, n in result.calibration) == len(labelled) - result.n_examples[HOLDING] < len(labelled)
     write_report(tmp_path / "report", result, scorer, labelled, unseen[:2], {"seed": 0})
     written = json.loads((tmp_path / "report" / "report.json").read_text())
     assert written["auc"] == result.auc
@@ -183,6 +235,18 @@ def test_a_score_that_rises_without_success_is_suspicious(tmp_path: Path, gain: 
 def test_auc_counts_pairs() -> None:
     assert roc_auc(np.array([0.9, 0.5]), np.array([0.1, 0.5, 0.6])) == pytest.approx((3 + 1.5) / 6)
     assert np.isnan(roc_auc(np.array([]), np.array([0.1])))
+
+
+def test_auc_interval_is_of_episodes_not_of_frames(examples: Examples) -> None:
+    """Frames of an episode that go wrong together make the interval as wide as one frame each would."""
+    rng = np.random.default_rng(0)
+    wrong = set(np.unique(examples.episodes)[::4])  # every fourth episode is scored the wrong way round
+    right = ~np.isin(examples.episodes, sorted(wrong))
+    together = auc_interval(np.where(right == examples.positive, 0.9, 0.1), examples, rng)
+    alone = auc_interval(np.where((rng.random(len(examples)) < 0.75) == examples.positive, 0.9, 0.1), examples, rng)
+    assert together.low < together.mean < together.high
+    assert together.n == len(np.unique(examples.episodes))
+    assert together.high - together.low > 1.3 * (alone.high - alone.low)
 
 
 def test_saved_scorer_is_the_same(scorer: TinyScorer, examples: Examples, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from libero_gym.episodes import atomic_write, pack, unpack
+from libero_gym.episodes import ACTION_DIM, atomic_write, pack, unpack
+from libero_gym.simulator import CONTROL_FREQ
 from vla_agent.vec_env import IMAGE_KEYS, VLAVecEnv
 
 
@@ -23,6 +24,7 @@ class PolicyEpisode(NamedTuple):
         success: Whether the goal held at the end.
         task_id: The task.
         init_state_id: The official initial state, -1 for another.
+        fps: Frames per second of the simulator's time.
     """
 
     instruction: str
@@ -31,6 +33,7 @@ class PolicyEpisode(NamedTuple):
     success: bool
     task_id: int
     init_state_id: int
+    fps: float
 
 
 def policy_episodes(
@@ -49,6 +52,7 @@ def policy_episodes(
     """
     cameras = [key for key in IMAGE_KEYS if key in env.observation_space.spaces]  # type: ignore[attr-defined]
     wanted = -(-n_episodes // env.num_envs)
+    chunk_size = len(env.action_space.nvec) // ACTION_DIM  # type: ignore[attr-defined]
     obs = env.reset()
     running: list[list[dict[str, np.ndarray]]] = [[_row(obs, i, cameras)] for i in range(env.num_envs)]
     counts = np.zeros(env.num_envs, dtype=int)
@@ -64,7 +68,7 @@ def policy_episodes(
                 last = info["terminal_observation"]
                 running[i].append({key: np.array(last[key]) for key in (*cameras, "state")})
                 if counts[i] < wanted:
-                    episodes.append(_episode(running[i], cameras, info))
+                    episodes.append(_episode(running[i], cameras, info, CONTROL_FREQ / chunk_size))
                     bar.update()
                 counts[i] += 1
                 running[i] = [_row(obs, i, cameras)]
@@ -82,7 +86,7 @@ def save_episodes(path: Path, episodes: Sequence[PolicyEpisode], about: dict[str
     arrays = {"state": np.concatenate([episode.state for episode in episodes])}
     for camera in episodes[0].images:
         arrays[camera] = np.concatenate([episode.images[camera] for episode in episodes])
-    rows = [[e.instruction, e.success, e.task_id, e.init_state_id, len(e.state)] for e in episodes]
+    rows = [[e.instruction, e.success, e.task_id, e.init_state_id, e.fps, len(e.state)] for e in episodes]
     atomic_write(path, pack({"about": about, "episodes": rows}, arrays))
 
 
@@ -110,7 +114,7 @@ def _row(obs: dict[str, np.ndarray], index: int, cameras: list[str]) -> dict[str
     return {key: np.array(obs[key][index]) for key in (*cameras, "state")}
 
 
-def _episode(rows: list[dict[str, np.ndarray]], cameras: list[str], info: dict[str, Any]) -> PolicyEpisode:
+def _episode(rows: list[dict[str, np.ndarray]], cameras: list[str], info: dict[str, Any], fps: float) -> PolicyEpisode:
     return PolicyEpisode(
         str(info["instruction"]),
         np.stack([row["state"] for row in rows]),
@@ -118,4 +122,5 @@ def _episode(rows: list[dict[str, np.ndarray]], cameras: list[str], info: dict[s
         bool(info["is_success"]),
         int(info["task_id"]),
         int(info["init_state_id"]),
+        fps,
     )

@@ -1,13 +1,17 @@
 """Training examples for process reward models: frames of episodes, each with an instruction and a target in [0, 1].
 
 What is positive are keyframes of demonstrations, as in VLA-RL (arXiv 2505.18719); the paper does not say what is
-negative. Here that is a keyframe under another instruction, a frame of a failed episode, and a frame from before the
-demonstration's first keyframe. Frames between keyframes are neither; they show how the target rises. It rises with
-time, and jumps at the first keyframe: how long the way to a grasp is says little, that it is done says much.
+negative. Here that is a keyframe under another instruction, a frame from before the demonstration's first keyframe and
+first grasp, and a frame of a failed episode in which it can be seen to have failed: behind the last one in which the
+hand held something, and the last of all. While it holds something a failure may be on its way as a success is; such
+frames are no labels, and are there to be reported on. Frames between keyframes are neither positive nor negative; they
+show how the target rises. It rises with time, and jumps at the first keyframe: how long the way to a grasp is says
+little, that it is done says much.
 """
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,13 +20,17 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-# What an example is: positive, negative, or neither.
-KINDS = ("keyframe", "before", "other instruction", "failure", "between")
-POSITIVE, NEGATIVE = KINDS[:1], KINDS[1:4]
-# A frame is "before" a keyframe if so many frames lie between them: nearer ones look alike.
-BEFORE_MARGIN = 5
-# Frames of a failed episode count from where the gripper has closed this far: before, it may have been on its way.
+# What an example is: positive, negative, neither, or a failure's that holds something still.
+KINDS = ("keyframe", "before", "other instruction", "failure", "between", "holding failure")
+POSITIVE, NEGATIVE, HOLDING = KINDS[:1], KINDS[1:4], KINDS[5]
+# A frame is "before" a keyframe if so much time lies between them: nearer ones look alike.
+BEFORE_MARGIN = 0.25  # s
+# A gripper that has closed this far from where it was at first is closing, or closed.
 CLOSED_BY = 0.01  # m
+# It holds something if its fingers stay apart by more than what is left when they close on nothing, and so much time
+# goes by in which they hardly move from frame to frame: a policy that is lost opens and closes them again and again.
+EMPTY, STEADY = 0.003, 0.003  # m
+HELD_FOR = 0.8  # s
 
 
 class Recorded(Protocol):
@@ -32,6 +40,7 @@ class Recorded(Protocol):
     state: np.ndarray  # float32 (T, 8), the last two the finger joints in m
     images: dict[str, np.ndarray]  # uint8 (T, H, W, 3) by observation key
     success: bool
+    fps: float
 
 
 KeyframeFinder = Callable[[Any], np.ndarray]
@@ -46,8 +55,8 @@ class Examples:
         instructions: What each is asked about.
         told: What its episode was told.
         targets: float32 (n,), how much of the instruction is done: of a demonstration with T frames, frame t has
-            t / (T - 1), and half of that before the first keyframe; negatives from failures and under another
-            instruction have 0.
+            t / (T - 1), and half of that before the first keyframe; frames of failures and under another instruction
+            have 0.
         kinds: Index into `KINDS`, int64 (n,).
         episodes: Which episode each is from, int64 (n,).
     """
@@ -95,6 +104,7 @@ def label_episodes(
     camera: str = "image",
     n_between: int = 2,
     n_negatives: int = 1,
+    n_holding: int = 0,
     seed: int = 0,
 ) -> Examples:
     """Examples with so many negatives per keyframe, in equal parts of each kind, as far as the episodes can give them.
@@ -106,6 +116,7 @@ def label_episodes(
         camera: Observation key of the frames.
         n_between: Frames between keyframes, per keyframe.
         n_negatives: Negatives per keyframe; 1 balances them.
+        n_holding: Frames per keyframe of failures that hold something; to report on, not to learn from.
         seed: Of which frames and instructions become examples.
 
     Raises:
@@ -121,13 +132,15 @@ def label_episodes(
             found = _positive_frames(episode, keyframes)
             targets[: found[0]] /= 2
             others = [t for t in range(found[0], len(frames)) if t not in found]
+            first = min(found[0], _first_closed(episode.state))
             chosen = {
                 "keyframe": found,
-                "before": range(max(found[0] - BEFORE_MARGIN, 0)),
+                "before": range(max(first - math.ceil(BEFORE_MARGIN * episode.fps), 0)),
                 "between": rng.permutation(others)[: n_between * len(found)],
             }
         else:
-            chosen = {"failure": range(_first_closed(episode.state), len(frames))}
+            lost = _lost_for_good(episode)
+            chosen = {"failure": range(lost, len(frames)), HOLDING: range(_first_closed(episode.state), lost)}
         for kind, times in chosen.items():
             rows[kind] += [_Row(frames[t], told, told, targets[t], kind, index) for t in times]
     positives = rows["keyframe"]
@@ -137,11 +150,19 @@ def label_episodes(
     if len(instructions) > 1:
         rows["other instruction"] = [_asked_otherwise(row, instructions, rng) for row in positives]
     pools = [rows[kind] for kind in NEGATIVE if rows[kind]]
+    wanted = [(pool, n_negatives * len(positives) // len(pools)) for pool in pools]
     examples = [*positives, *rows["between"]]
-    for pool in pools:
-        wanted = n_negatives * len(positives) // len(pools)
-        examples += [pool[index] for index in rng.permutation(len(pool))[:wanted]]
+    for pool, number in [*wanted, (rows[HOLDING], n_holding * len(positives))]:
+        examples += [pool[index] for index in rng.permutation(len(pool))[:number]]
     return _to_examples(examples)
+
+
+def grasps(episode: Recorded) -> np.ndarray:
+    """Frames at which the hand begins to hold something, int64 (n,).
+
+    Finds keyframes of episodes that show one frame a chunk of actions, too few for the rests of the hand.
+    """
+    return np.array([hold[0] for hold in _holds(episode)], dtype=np.int64)
 
 
 def split_by_episode(examples: Examples, share: float, seed: int = 0) -> tuple[Examples, Examples]:
@@ -221,9 +242,35 @@ def _positive_frames(episode: Recorded, keyframes: KeyframeFinder) -> list[int]:
 
 def _first_closed(state: np.ndarray) -> int:
     """The first frame at which the gripper has closed by `CLOSED_BY`, or the number of frames."""
-    opening = state[:, 6] - state[:, 7]
-    closed = np.flatnonzero(opening < opening[0] - CLOSED_BY)
+    closed = np.flatnonzero(_closed(state))
     return int(closed[0]) if len(closed) else len(state)
+
+
+def _lost_for_good(episode: Recorded) -> int:
+    """The frame behind the last one in which the hand holds something, or has closed on nothing; or the last frame."""
+    holds = _holds(episode)
+    lost = int(holds[-1][-1]) + 1 if holds else _first_closed(episode.state)
+    return min(lost, len(episode.state) - 1)
+
+
+def _holds(episode: Recorded) -> list[np.ndarray]:
+    """Runs of frames in which the hand holds something."""
+    opening = _opening(episode.state)
+    frames = np.flatnonzero(_closed(episode.state) & (opening > EMPTY))
+    breaks = (np.diff(frames) > 1) | (np.abs(np.diff(opening[frames])) > STEADY)
+    runs = np.split(frames, np.flatnonzero(breaks) + 1)
+    return [run for run in runs if len(run) > HELD_FOR * episode.fps]
+
+
+def _closed(state: np.ndarray) -> np.ndarray:
+    """Whether the gripper has closed by `CLOSED_BY` since the first frame, bool (T,)."""
+    opening = _opening(state)
+    return np.asarray(opening < opening[0] - CLOSED_BY)
+
+
+def _opening(state: np.ndarray) -> np.ndarray:
+    """Distance between the fingers in m, (T,)."""
+    return np.asarray(state[:, 6] - state[:, 7])
 
 
 def _asked_otherwise(row: _Row, instructions: Sequence[str], rng: np.random.Generator) -> _Row:

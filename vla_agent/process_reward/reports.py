@@ -13,15 +13,15 @@ import numpy as np
 from scipy.stats import rankdata, spearmanr
 
 from vla_agent.folders import writing
-from vla_agent.process_reward.labels import NEGATIVE, Examples, Recorded
-from vla_agent.process_reward.models import RewardModel, checked_scores
+from vla_agent.process_reward.labels import HOLDING, NEGATIVE, Examples, Recorded
+from vla_agent.process_reward.models import CAMERA, RewardModel, checked_scores
 
 _BATCH = 64
 _N_BOOTSTRAP = 2000
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % interval, by bootstrap over episodes."""
+    """A mean, or another statistic, and its 95 % interval, by bootstrap over episodes."""
 
     mean: float
     low: float
@@ -35,7 +35,9 @@ class RewardReport:
 
     Attributes:
         auc: Area under the ROC curve of keyframes against all negatives: the chance that a keyframe scores higher.
-        auc_by_kind: The same against each kind of negatives.
+        auc_interval: The same with its interval.
+        auc_by_kind: The same against each kind of negatives, and against frames of failures that hold something still,
+            which are no negatives: a success may look just so.
         calibration: Ten bins of scores: mean score, mean target, number of examples.
         calibration_error: Mean distance of target from score over those bins, weighted by their size.
         spearman: Rank correlation of score with time along each success of the expert, averaged.
@@ -47,6 +49,7 @@ class RewardReport:
     """
 
     auc: float
+    auc_interval: Interval
     auc_by_kind: dict[str, float]
     calibration: list[tuple[float, float, int]]
     calibration_error: float
@@ -65,8 +68,8 @@ class RewardReport:
 
     def markdown(self) -> str:
         """The numbers as a table."""
-        rows = [("AUC, keyframe against not", f"{self.auc:.3f}")]
-        rows += [(f"AUC, keyframe against {kind}", f"{value:.3f}") for kind, value in self.auc_by_kind.items()]
+        rows = [("AUC, keyframe against not", _describe(self.auc_interval))]
+        rows += [(f"AUC, keyframe against {_called(kind)}", f"{auc:.3f}") for kind, auc in self.auc_by_kind.items()]
         rows += [("calibration error", f"{self.calibration_error:.3f}")]
         rows += [("Spearman with time, expert's successes", _describe(self.spearman))]
         rows += [("Spearman with time, policy's successes", _describe(self.policy_spearman))]
@@ -92,7 +95,7 @@ def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 def episode_scores(model: RewardModel, episode: Recorded) -> np.ndarray:
     """Scores of an episode's frames, float64 (T,)."""
-    images = episode.images[getattr(model, "camera", "image")]
+    images = episode.images[getattr(model, "camera", CAMERA)]
     return _scores(model, images, [episode.instruction] * len(images))
 
 
@@ -115,19 +118,21 @@ def report(
     rng = np.random.default_rng(seed)
     scores = _scores(model, examples.images, examples.instructions)
     positive = scores[examples.positive]
-    calibration = _calibration(scores, examples.targets)
+    labelled = ~examples.of_kinds([HOLDING])
+    calibration = _calibration(scores[labelled], examples.targets[labelled])
     curves = [(episode.success, episode_scores(model, episode)) for episode in rollouts]
     ends = {success: np.array([curve[-1] for ended, curve in curves if ended == success]) for success in (True, False)}
     of_successes = [time_correlation(curve) for success, curve in curves if success]
     return RewardReport(
         auc=roc_auc(positive, scores[examples.negative]),
+        auc_interval=auc_interval(scores, examples, rng),
         auc_by_kind={
             kind: roc_auc(positive, scores[examples.of_kinds([kind])])
-            for kind in NEGATIVE
+            for kind in (*NEGATIVE, HOLDING)
             if examples.of_kinds([kind]).any()
         },
         calibration=calibration,
-        calibration_error=sum(n * abs(score - target) for score, target, n in calibration) / len(scores),
+        calibration_error=sum(n * abs(score - target) for score, target, n in calibration) / labelled.sum(),
         spearman=bootstrap([time_correlation(episode_scores(model, e)) for e in demonstrations if e.success], rng),
         policy_spearman=bootstrap(of_successes, rng) if of_successes else None,
         final_score_success=bootstrap(ends[True], rng) if len(ends[True]) else None,
@@ -136,6 +141,19 @@ def report(
         n_examples=examples.counts(),
         scores=scores,
     )
+
+
+def auc_interval(scores: np.ndarray, examples: Examples, rng: np.random.Generator) -> Interval:
+    """AUC of keyframes against all negatives by their scores (n,), with episodes drawn anew for its interval."""
+    of_episode = [np.flatnonzero(examples.episodes == index) for index in np.unique(examples.episodes)]
+
+    def auc(rows: np.ndarray) -> float:
+        return roc_auc(scores[rows[examples.positive[rows]]], scores[rows[examples.negative[rows]]])
+
+    n = len(of_episode)
+    drawn = [auc(np.concatenate([of_episode[i] for i in rng.integers(0, n, n)])) for _ in range(_N_BOOTSTRAP)]
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return Interval(auc(np.arange(len(scores))), float(low), float(high), n)
 
 
 def time_correlation(scores: np.ndarray) -> float:
@@ -237,7 +255,7 @@ def draw_quality(result: RewardReport, examples: Examples, path: str | Path) -> 
         negative = scores[examples.of_kinds([kind])]
         thresholds = np.concatenate([[np.inf], np.sort(np.concatenate([positive, negative]))[::-1]])
         share = [[float(np.mean(part >= threshold)) for threshold in thresholds] for part in (negative, positive)]
-        roc.plot(*share, label=f"{kind}: {auc:.3f}")
+        roc.plot(*share, label=f"{_called(kind)}: {auc:.3f}", linestyle=":" if kind == HOLDING else "-")
     roc.plot([0, 1], [0, 1], color="0.7", linestyle=":")
     roc.set(xlabel="negatives above threshold", ylabel="keyframes above threshold", title=f"ROC, all: {result.auc:.3f}")
     roc.legend(loc="lower right")
@@ -256,7 +274,7 @@ def draw_episodes(model: RewardModel, episodes: Sequence[Recorded], path: str | 
     for index, episode in enumerate(episodes):
         strip, panel = axes[2 * index], axes[2 * index + 1]
         scores = episode_scores(model, episode)
-        images = episode.images[getattr(model, "camera", "image")]
+        images = episode.images[getattr(model, "camera", CAMERA)]
         shown = np.linspace(0, len(images) - 1, min(n_frames, len(images))).round().astype(int)
         strip.imshow(np.concatenate([images[frame] for frame in shown], axis=1))
         strip.axis("off")
@@ -286,6 +304,11 @@ def _calibration(scores: np.ndarray, targets: np.ndarray, n_bins: int = 10) -> l
     bins = np.minimum((scores * n_bins).astype(int), n_bins - 1)
     chosen = [bins == index for index in range(n_bins) if (bins == index).any()]
     return [(float(scores[rows].mean()), float(targets[rows].mean()), int(rows.sum())) for rows in chosen]
+
+
+def _called(kind: str) -> str:
+    """What a kind of examples is called in a report."""
+    return f"{kind} (not counted)" if kind == HOLDING else kind
 
 
 def _describe(interval: Interval | None) -> str:
