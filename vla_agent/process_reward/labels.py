@@ -194,10 +194,11 @@ def contact_sheet(examples: Examples, path: str | Path, *, per_kind: int = 8, se
     from matplotlib.figure import Figure
 
     rng = np.random.default_rng(seed)
-    figure = Figure(figsize=(1.9 * per_kind, 2.5 * len(KINDS)), layout="constrained")
+    kinds = [kind for kind, n in examples.counts().items() if n]
+    figure = Figure(figsize=(1.9 * per_kind, 2.5 * len(kinds)), layout="constrained")
     FigureCanvasAgg(figure)
-    for row, (kind, panels) in enumerate(zip(KINDS, figure.subplots(len(KINDS), per_kind, squeeze=False), strict=True)):
-        shown = rng.permutation(np.flatnonzero(examples.kinds == row))[:per_kind]
+    for kind, panels in zip(kinds, figure.subplots(len(kinds), per_kind, squeeze=False), strict=True):
+        shown = rng.permutation(np.flatnonzero(examples.of_kinds([kind])))[:per_kind]
         for panel in panels:
             panel.axis("off")
         for panel, index in zip(panels, shown, strict=False):
