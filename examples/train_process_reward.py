@@ -1,9 +1,9 @@
 """Train a process reward model: label demonstrations, fit a scorer, report how good it is on unseen initial states.
 
-    python examples/train_process_reward.py                                   # two CPU cores; records its own episodes
+    python examples/train_process_reward.py                # two CPU cores, an hour, most of it to record its episodes
     python examples/train_process_reward.py --demonstrations runs/finetune/demonstrations      # or takes those of SFT
     python examples/train_process_reward.py --task-ids 0 --init-states 20-21 --evaluate-states 0 --n-rollouts 8 \\
-        --n-heldout-rollouts 8 --n-epochs 1 --max-episode-steps 48                                    # a look, minutes
+        --n-dropped 8 --n-heldout-rollouts 8 --n-placements 1 --n-epochs 1 --max-episode-steps 48      # a look, minutes
     python examples/train_process_reward.py --evaluate tiny-scorer                            # judges what ships, again
     python examples/train_process_reward.py --scorer HuggingFaceTB/SmolVLM-500M-Instruct --batch-size 8 --n-epochs 1 \\
         --learning-rate 1e-4 --device cuda                                        # a pretrained VLM with LoRA; one GPU
@@ -52,13 +52,15 @@ class Options:
     evaluate_states: str = "0-7"  # official ones for the report: of none of these does the scorer see an episode
     policy: str = "tiny-libero"  # whose episodes give failures, and successes as PPO will meet them
     n_rollouts: int = 480
+    n_dropped: int = 240  # further ones, of which the failures are taken: in each the hand may open when it should not
+    drop_prob: float = 0.1  # with this probability a decision
     n_heldout_rollouts: int = 160
     temperature: float = 0.5  # of its actions; PPO's
     image_size: int = 112
     max_episode_steps: int = 0  # of the policy's episodes; 0 for the suite's limit
     n_between: int = 3  # frames between keyframes, per keyframe, to learn from
-    n_negatives: int = 3  # per keyframe, to learn from; the report's examples are balanced
-    n_epochs: int = 12
+    n_negatives: int = 5  # per keyframe, to learn from; the report's examples are balanced
+    n_epochs: int = 10
     batch_size: int = 64
     learning_rate: float = 1e-3
     lora_rank: int = 16  # of a vision-language model
@@ -100,9 +102,11 @@ def expert_episodes(options: Options, name: str, states: str, root: str = "") ->
     return [reader[index] for index in range(len(reader))]
 
 
-def rollouts(options: Options, name: str, states: str, n_episodes: int, n_placements: int = 0) -> list[PolicyEpisode]:
+def rollouts(
+    options: Options, name: str, states: str, n_episodes: int, n_placements: int = 0, drop_prob: float = 0.0
+) -> list[PolicyEpisode]:
     """The policy's episodes from those initial states, sampled as PPO samples them, unless they are there already."""
-    about = {"states": states, "n_episodes": n_episodes, "n_placements": n_placements}
+    about = {"states": states, "n_episodes": n_episodes, "n_placements": n_placements, "drop_prob": drop_prob}
     made_by = ("env_id", "task_ids", "policy", "temperature", "max_episode_steps", "seed")
     about |= {key: getattr(options, key) for key in made_by}
     path = options.out / f"{name}.npz"
@@ -122,7 +126,7 @@ def rollouts(options: Options, name: str, states: str, n_episodes: int, n_placem
     )
     policy_kwargs = {"model": options.policy, "temperature": options.temperature}
     model = VLAPPO("VLAPolicy", env, batch_size=8, policy_kwargs=policy_kwargs, device=options.device)
-    episodes = policy_episodes(env, model, n_episodes)
+    episodes = policy_episodes(env, model, n_episodes, drop_prob=drop_prob, seed=options.seed)
     env.close()
     save_episodes(path, episodes, about)
     return episodes
@@ -160,8 +164,11 @@ def learn(options: Options) -> RewardModel:
     """Label episodes, draw some of the examples, and fit a scorer to them."""
     demonstrations = expert_episodes(options, "demonstrations", options.init_states, options.demonstrations)
     own = rollouts(options, "rollouts", options.init_states, options.n_rollouts, options.n_placements)
+    others = dataclasses.replace(options, seed=options.seed + 1)  # that the same states are not drawn again
+    found = rollouts(others, "dropped", options.init_states, options.n_dropped, options.n_placements, options.drop_prob)
+    dropped = [episode for episode in found if not episode.success]
     examples = label_episodes(
-        [*demonstrations, *own],
+        [*demonstrations, *own, *dropped],
         keyframes,
         n_between=options.n_between,
         n_negatives=options.n_negatives,
@@ -169,7 +176,8 @@ def learn(options: Options) -> RewardModel:
     )
     contact_sheet(examples, options.out / "labels.png", seed=options.seed)
     n_failures = sum(not episode.success for episode in own)
-    print(f"{len(demonstrations)} demonstrations, {len(own)} episodes of the policy, of which {n_failures} failed")
+    print(f"{len(demonstrations)} demonstrations, {len(own)} episodes of the policy, of which {n_failures} failed,")
+    print(f"and {len(dropped)} failures in which the hand was opened")
     print(f"Examples: {examples.counts()}")
     scorer = train(options, examples)
     scorer.save(options.out / "scorer")

@@ -277,3 +277,15 @@ def test_a_policys_episodes_are_whole_and_of_every_environment(tmp_path: Path) -
         assert (read.instruction, *read[3:]) == (episode.instruction, *episode[3:])
         np.testing.assert_array_equal(read.state, episode.state)
         np.testing.assert_array_equal(read.images["image"], episode.images["image"])
+
+
+def test_the_hand_is_opened_now_and_then() -> None:
+    env = fake_env(4, max_episode_steps=5)
+    taken: list[np.ndarray] = []
+    send = env.step_async
+    env.step_async = lambda actions: (taken.append(actions.copy()), send(actions))  # type: ignore[method-assign]
+    policy_episodes(env, RandomPolicy(), 40, drop_prob=0.4, seed=1, progress_bar=False)
+    actions = np.concatenate(taken)
+    shares = (actions == 255).mean(axis=0)
+    assert shares[:6].max() < 0.05  # as the policy draws them
+    assert shares[6] == pytest.approx(0.4, abs=0.1)

@@ -13,6 +13,9 @@ from libero_gym.episodes import ACTION_DIM, atomic_write, pack, unpack
 from libero_gym.simulator import CONTROL_FREQ
 from vla_agent.vec_env import IMAGE_KEYS, VLAVecEnv
 
+# The bin that opens the gripper furthest.
+_OPEN = 255
+
 
 class PolicyEpisode(NamedTuple):
     """What a policy met with, from the first frame to the last.
@@ -37,7 +40,14 @@ class PolicyEpisode(NamedTuple):
 
 
 def policy_episodes(
-    env: VLAVecEnv, model: Any, n_episodes: int, *, deterministic: bool = False, progress_bar: bool = True
+    env: VLAVecEnv,
+    model: Any,
+    n_episodes: int,
+    *,
+    deterministic: bool = False,
+    drop_prob: float = 0.0,
+    seed: int = 0,
+    progress_bar: bool = True,
 ) -> list[PolicyEpisode]:
     """Whole episodes of a policy, in the order in which they end.
 
@@ -48,11 +58,15 @@ def policy_episodes(
         model: Acts by ``predict(obs, deterministic=)``.
         n_episodes: At least so many; rounded up to a multiple of the environments.
         deterministic: Take the likeliest actions.
+        drop_prob: Probability of every decision that the fingers open instead, whatever the policy wants of them. What
+            it held falls, and most policies are lost then: failures to learn from.
+        seed: Of these.
         progress_bar: Show one, on a terminal.
     """
     cameras = [key for key in IMAGE_KEYS if key in env.observation_space.spaces]  # type: ignore[attr-defined]
     wanted = -(-n_episodes // env.num_envs)
     chunk_size = len(env.action_space.nvec) // ACTION_DIM  # type: ignore[attr-defined]
+    rng = np.random.default_rng(seed)
     obs = env.reset()
     running: list[list[dict[str, np.ndarray]]] = [[_row(obs, i, cameras)] for i in range(env.num_envs)]
     counts = np.zeros(env.num_envs, dtype=int)
@@ -60,6 +74,7 @@ def policy_episodes(
     with tqdm(total=wanted * env.num_envs, unit="episode", disable=None if progress_bar else True) as bar:
         while (counts < wanted).any():
             actions, _ = model.predict(obs, deterministic=deterministic)
+            actions[rng.random(env.num_envs) < drop_prob, ACTION_DIM - 1 :: ACTION_DIM] = _OPEN
             obs, _, dones, infos = env.step(actions)  # type: ignore[assignment]
             for i, (done, info) in enumerate(zip(dones, infos, strict=True)):
                 if not done:
