@@ -3,7 +3,7 @@
     python examples/train_process_reward.py                # two CPU cores, an hour, most of it to record its episodes
     python examples/train_process_reward.py --demonstrations runs/finetune/demonstrations      # or takes those of SFT
     python examples/train_process_reward.py --task-ids 0 --init-states 20-21 --evaluate-states 0 --n-rollouts 8 \\
-        --n-dropped 8 --n-heldout-rollouts 8 --n-placements 1 --n-epochs 1 --max-episode-steps 48      # a look, minutes
+        --n-dropped 8 --n-heldout-rollouts 8 --n-epochs 1 --max-episode-steps 48      # a look, minutes
     python examples/train_process_reward.py --evaluate tiny-scorer                            # judges what ships, again
     python examples/train_process_reward.py --scorer HuggingFaceTB/SmolVLM-500M-Instruct --batch-size 8 --n-epochs 1 \\
         --learning-rate 1e-4 --device cuda                                        # a pretrained VLM with LoRA; one GPU
@@ -48,11 +48,10 @@ class Options:
     suite: str = "libero_spatial"
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official ones that are learned from
-    n_placements: int = 300  # further ones that the policy's episodes start from, drawn from the BDDL's regions; PPO's
     evaluate_states: str = "0-7"  # official ones for the report: of none of these does the scorer see an episode
     policy: str = "tiny-libero"  # whose episodes give failures, and successes as PPO will meet them
-    n_rollouts: int = 480
-    n_dropped: int = 240  # further ones, of which the failures are taken: in each the hand may open when it should not
+    n_rollouts: int = 240
+    n_dropped: int = 320  # further ones, of which the failures are taken: in each the hand may open when it should not
     drop_prob: float = 0.1  # with this probability a decision
     n_heldout_rollouts: int = 160
     temperature: float = 0.5  # of its actions; PPO's
@@ -60,7 +59,7 @@ class Options:
     max_episode_steps: int = 0  # of the policy's episodes; 0 for the suite's limit
     n_between: int = 3  # frames between keyframes, per keyframe, to learn from
     n_negatives: int = 5  # per keyframe, to learn from; the report's examples are balanced
-    n_epochs: int = 10
+    n_epochs: int = 8
     batch_size: int = 64
     learning_rate: float = 1e-3
     lora_rank: int = 16  # of a vision-language model
@@ -102,11 +101,12 @@ def expert_episodes(options: Options, name: str, states: str, root: str = "") ->
     return [reader[index] for index in range(len(reader))]
 
 
-def rollouts(
-    options: Options, name: str, states: str, n_episodes: int, n_placements: int = 0, drop_prob: float = 0.0
-) -> list[PolicyEpisode]:
-    """The policy's episodes from those initial states, sampled as PPO samples them, unless they are there already."""
-    about = {"states": states, "n_episodes": n_episodes, "n_placements": n_placements, "drop_prob": drop_prob}
+def rollouts(options: Options, name: str, states: str, n_episodes: int, drop_prob: float = 0.0) -> list[PolicyEpisode]:
+    """The policy's episodes from those initial states, sampled as PPO samples them, unless they are there already.
+
+    To learn from, they start where the demonstrations do: a failure whose layout no success shares is known by that.
+    """
+    about = {"states": states, "n_episodes": n_episodes, "drop_prob": drop_prob}
     made_by = ("env_id", "task_ids", "policy", "temperature", "max_episode_steps", "seed")
     about |= {key: getattr(options, key) for key in made_by}
     path = options.out / f"{name}.npz"
@@ -117,7 +117,6 @@ def rollouts(
         8,
         task_id=parse_ids(options.task_ids) or None,
         init_state_ids=parse_ids(states),
-        placement_seeds=range(n_placements),
         model=options.policy,
         renderer="fast",
         physics="fast",
@@ -163,9 +162,9 @@ def train(options: Options, examples: Any) -> TinyScorer | VLMScorer:
 def learn(options: Options) -> RewardModel:
     """Label episodes, draw some of the examples, and fit a scorer to them."""
     demonstrations = expert_episodes(options, "demonstrations", options.init_states, options.demonstrations)
-    own = rollouts(options, "rollouts", options.init_states, options.n_rollouts, options.n_placements)
+    own = rollouts(options, "rollouts", options.init_states, options.n_rollouts)
     others = dataclasses.replace(options, seed=options.seed + 1)  # that the same states are not drawn again
-    found = rollouts(others, "dropped", options.init_states, options.n_dropped, options.n_placements, options.drop_prob)
+    found = rollouts(others, "dropped", options.init_states, options.n_dropped, options.drop_prob)
     dropped = [episode for episode in found if not episode.success]
     examples = label_episodes(
         [*demonstrations, *own, *dropped],

@@ -194,7 +194,7 @@ def load_example(name: str) -> Any:
 def test_process_reward_example_trains_and_judges_a_scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, str(EXAMPLES / "train_process_reward.py"), "--out", str(tmp_path), "--task-ids", "0"]
     command += ["--init-states", "20", "--evaluate-states", "0", "--n-rollouts", "8", "--n-heldout-rollouts", "8"]
-    command += ["--n-placements", "1", "--n-dropped", "8", "--n-epochs", "1", "--max-episode-steps", "24"]
+    command += ["--n-dropped", "8", "--n-epochs", "1", "--max-episode-steps", "24"]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
     assert (tmp_path / "labels.png").stat().st_size > 20_000
     found = json.loads((tmp_path / "report" / "report.json").read_text())
