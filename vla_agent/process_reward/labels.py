@@ -248,7 +248,7 @@ def _first_closed(state: np.ndarray) -> int:
 
 
 def _lost_for_good(episode: Recorded) -> int:
-    """The frame behind the last one in which the hand holds something, or has closed on nothing; or the last frame."""
+    """The frame behind the hand's last hold; without any, that of its first closing; the last frame at most."""
     holds = _holds(episode)
     lost = int(holds[-1][-1]) + 1 if holds else _first_closed(episode.state)
     return min(lost, len(episode.state) - 1)
