@@ -12,13 +12,15 @@ Trains by ``examples/train_ppo.py`` and evaluates by ``examples/evaluate.py`` (e
 states 0 to 19, which neither the demonstrations nor PPO have seen), one after the other; the same command goes on
 where it stopped. Runs are kept in ``--work``; the figures go to ``benchmarks/results/ppo_improvement.json``, the
 learning curves beside them as PNG. Rates come with Wilson's 95 % intervals, over all seeds' episodes together, and
-differences with Newcombe's. ``--beside`` takes other variants' figures from an earlier result of the same settings.
+differences with Newcombe's; runs with process rewards are checked for reward hacking. ``--beside`` takes other
+variants' figures from an earlier result of the same settings.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from measuring import provenance
 
 from vla_agent import EvaluationReport, RunError, latest_run
 from vla_agent.checkpointing import STATE
+from vla_agent.process_reward.reports import check_hacking
 from vla_agent.statistics import newcombe_interval, wilson_interval
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -160,6 +163,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "after": {variant: {} for variant in args.variants},
         "improvement": {variant: {} for variant in args.variants},
         "against": {},
+        "hacking": {},
         "curves": {},
     }
     if args.beside:
@@ -178,6 +182,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 results["after"][variant][suite] = describe(reports[suite])
                 first, second = count([before[suite]]), count(reports[suite])
                 results["improvement"][variant][suite] = difference(first, second)
+            if "process" in VARIANTS[variant]:
+                results["hacking"].setdefault(variant, []).append(hacking(folder, before, reports))
             results["against"] = against_each_other(results["after"], args.suites)
             write(args, results)
     return results
@@ -189,6 +195,14 @@ def difference(first: tuple[int, int], second: tuple[int, int]) -> dict[str, Any
         "points": round(100 * (second[0] / second[1] - first[0] / first[1]), 2),
         "newcombe_95": [round(100 * end, 2) for end in newcombe_interval(first, second)],
     }
+
+
+def hacking(folder: Path, before: dict[str, EvaluationReport], reports: dict[str, Any]) -> dict[str, Any]:
+    """Whether a run with process rewards raised the score without succeeding more often, by the first suite."""
+    suite = next(iter(before))
+    rates = [successes / n for successes, n in (count([before[suite]]), count(reports[suite][-1:]))]
+    check = check_hacking(folder, (rates[0], rates[1]))
+    return dataclasses.asdict(check) | {"suspicious": check.suspicious}
 
 
 def against_each_other(after: dict[str, Any], suites: list[str]) -> dict[str, Any]:
@@ -221,6 +235,7 @@ def take(results: dict[str, Any], earlier: dict[str, Any], settings: dict[str, A
     results["taken"] = {"variants": taken, "provenance": earlier["provenance"]}
     for part in ("variants", "after", "improvement", "curves"):
         results[part] |= {variant: earlier[part][variant] for variant in taken}
+    results["hacking"] |= {variant: found for variant, found in earlier.get("hacking", {}).items() if variant in taken}
 
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,32 @@ def test_potential_ends_at_zero_where_the_task_is_done_and_telescopes() -> None:
 
 
 def test_bonus_is_the_score_itself() -> None:
-    env = VecProcessReward(fake_env(3), Brightness(), mode="bonus", weight=0.5)
+    env = VecProcessReward(fake_env(3), Brightness(), mode="bonus", weight=0.5, gamma=0.5)
     for rewards, _, infos in run(env, 9):
         for reward, info in zip(rewards, infos, strict=True):
             terms = info["reward_terms"]
             assert terms["process"] == pytest.approx(0.5 * terms["score"])
             assert reward == pytest.approx(terms["success"] + terms["process"])
+
+
+@pytest.mark.parametrize(("gamma", "every"), [(0.5, 1), (0.9, 1), (0.9, 3)])
+def test_a_bonus_that_pays_for_waiting_is_warned_of(gamma: float, every: int) -> None:
+    """Over all lengths of waiting, to the digit: the highest weight under which succeeding at once is best."""
+
+    def worth(weight: float, n_waits: int) -> float:
+        bonuses = sum(weight * gamma ** (every * i) for i in range(n_waits))
+        return bonuses + gamma ** (every * n_waits) * (1 + weight)
+
+    highest = (1 - gamma**every) / gamma**every
+    kwargs: dict[str, Any] = {"mode": "bonus", "gamma": gamma, "every": every}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        VecProcessReward(fake_env(1), Brightness(), weight=0.99 * highest, **kwargs)
+        VecProcessReward(fake_env(1), Brightness(), weight=9.0, gamma=gamma)  # no bonus
+    assert max(range(9), key=lambda n_waits: worth(0.99 * highest, n_waits)) == 0
+    with pytest.warns(UserWarning, match=f"pays a policy that waits.*weight of at most {highest:.2g}"):
+        VecProcessReward(fake_env(1), Brightness(), weight=1.01 * highest, **kwargs)
+    assert max(range(9), key=lambda n_waits: worth(1.01 * highest, n_waits)) == 8
 
 
 def test_last_frames_are_scored_under_their_own_instruction() -> None:
@@ -135,7 +156,7 @@ def test_gripper_events_alone_are_scored() -> None:
 
 
 def test_returns_of_episodes_are_what_the_learner_sees() -> None:
-    env = VecProcessReward(fake_env(2), Brightness(), mode="bonus")
+    env = VecProcessReward(fake_env(2), Brightness(), mode="bonus", gamma=0.5)
     totals = np.zeros(2)
     for rewards, dones, infos in run(env, 12):
         totals += rewards

@@ -226,6 +226,10 @@ def test_a_score_that_rises_without_success_is_suspicious(tmp_path: Path, gain: 
     assert check.score == pytest.approx((0.33, 0.57))
     assert check.suspicious == suspicious
     assert ("may be fooled" in str(check)) == suspicious
+    assert check_hacking(tmp_path, (0.6, 0.7)).suspicious == suspicious
+    fooled = check_hacking(tmp_path, (0.68, 0.22))
+    assert fooled.suspicious
+    assert "greedy success 0.68 to 0.22: the score rose" in str(fooled)
     (tmp_path / "progress.csv").unlink()
     (tmp_path / "progress_from_800.csv").write_text("\n".join([names, *lines[:3]]))
     with pytest.raises(ValueError, match="logs 3 iterations"):

@@ -178,27 +178,35 @@ class HackingCheck:
     Attributes:
         score: Mean score per step in the first and the last quarter of the run.
         success: Success rate of training episodes in the same.
+        evaluated: Success rate of greedy episodes before and after the run, if they were evaluated.
     """
 
     score: tuple[float, float]
     success: tuple[float, float]
+    evaluated: tuple[float, float] | None = None
 
     @property
     def suspicious(self) -> bool:
-        """Whether the score rose by at least 0.05 and success did not rise by 0.02."""
-        return self.score[1] - self.score[0] >= 0.05 and self.success[1] - self.success[0] < 0.02
+        """Whether the score rose by at least 0.05, and success, of either kind, did not rise by 0.02."""
+        rates = (self.success, self.evaluated) if self.evaluated else (self.success,)
+        return self.score[1] - self.score[0] >= 0.05 and any(last - first < 0.02 for first, last in rates)
 
     def __str__(self) -> str:
         verdict = "the score rose without success: the model may be fooled" if self.suspicious else "nothing suspicious"
-        score, success = ("{:.2f} to {:.2f}".format(*pair) for pair in (self.score, self.success))
-        return f"score {score}, success {success}: {verdict}"
+        pairs = {"score": self.score, "success": self.success, "greedy success": self.evaluated}
+        told = ", ".join(f"{name} {pair[0]:.2f} to {pair[1]:.2f}" for name, pair in pairs.items() if pair)
+        return f"{told}: {verdict}"
 
 
-def check_hacking(run: str | Path) -> HackingCheck:
-    """Compare the first and the last quarter of a run's log.
+def check_hacking(run: str | Path, evaluated: tuple[float, float] | None = None) -> HackingCheck:
+    """Compare the first and the last quarter of a run's log, and evaluations before and after it.
+
+    Give evaluations where there are any: a policy that has learned to wait where the score is high still succeeds now
+    and then in training, by the noise of its sampled actions, and waits for ever when it is greedy.
 
     Args:
         run: A folder with SB3's ``progress*.csv`` of a training with process rewards.
+        evaluated: Greedy success rates in [0, 1], of the policy it started from and of the one it made.
 
     Raises:
         ValueError: If there is no such log, or it holds too little.
@@ -214,7 +222,7 @@ def check_hacking(run: str | Path) -> HackingCheck:
     values = np.array(sorted(rows))[:, 1:]
     quarter = len(values) // 4
     (score_first, success_first), (score_last, success_last) = values[:quarter].mean(0), values[-quarter:].mean(0)
-    return HackingCheck((float(score_first), float(score_last)), (float(success_first), float(success_last)))
+    return HackingCheck((float(score_first), float(score_last)), (float(success_first), float(success_last)), evaluated)
 
 
 def write_report(

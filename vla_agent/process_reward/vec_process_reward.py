@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, cast, get_args
 
@@ -26,8 +27,9 @@ class VecProcessReward(VecEnvWrapper):
 
     * ``"potential"``: r + weight * (gamma * phi(s') - phi(s)), with phi = 0 where the episode is over for the learner,
       which leaves the optimal policy unchanged (Ng, Harada and Russell, 1999, Theorem 1).
-    * ``"bonus"``: r + weight * phi(s'), VLA-RL's (arXiv 2505.18719, section 3.3): where the score stays high, not to
-      finish pays; see the reward-hacking check of `reports`.
+    * ``"bonus"``: r + weight * phi(s'), VLA-RL's (arXiv 2505.18719, section 3.3): where the score stays near 1, not to
+      finish pays if weight > (1 - gamma^every) / gamma^every, of which a warning tells; see the reward-hacking check
+      of `reports`.
 
     ``info["reward_terms"]`` gets ``process``, what was added, and ``score``, phi(s') itself, beside ``success``. The
     ``r`` of ``info["episode"]`` is the sum of what the learner sees; ``is_success`` stays what evaluations count.
@@ -78,6 +80,7 @@ class VecProcessReward(VecEnvWrapper):
         self.model, self.mode, self.weight, self.gamma = model, mode, weight, gamma
         self.bootstrap_time_limits = bootstrap_time_limits
         self.every, self.when = every, when
+        self._warn_where_waiting_pays()
         self._phi = np.zeros(self.num_envs)
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
         self._opening = np.zeros(self.num_envs)
@@ -155,6 +158,22 @@ class VecProcessReward(VecEnvWrapper):
         }
 
     # ------------------------------------------------------------------------------------------- private
+
+    def _warn_where_waiting_pays(self) -> None:
+        """Whether a bonus is worth more than what it costs to succeed that much later.
+
+        Success now is worth 1 + weight. A score of 1 first, and success then, is worth
+        weight + gamma^every * (1 + weight), which is more if weight > (1 - gamma^every) / gamma^every.
+        """
+        kept = self.gamma**self.every
+        if self.mode == "bonus" and self.when == "step" and self.weight * kept > 1 - kept:
+            cure = f"a weight of at most {(1 - kept) / kept:.2g}" if kept < 1 else "gamma below 1"
+            warnings.warn(
+                f"mode='bonus' with weight={self.weight:g} and gamma={self.gamma:g} pays a policy that waits where the "
+                f"score is high for not succeeding. Use mode='potential', or {cure}.",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _score_and_begin(self, obs: Mapping[str, np.ndarray], indices: np.ndarray) -> None:
         """Score the first frames of new episodes."""
