@@ -183,7 +183,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 first, second = count([before[suite]]), count(reports[suite])
                 results["improvement"][variant][suite] = difference(first, second)
             if "process" in VARIANTS[variant]:
-                results["hacking"].setdefault(variant, []).append(hacking(folder, before, reports))
+                results["hacking"].setdefault(variant, []).append(
+                    hacking(folder, before[args.suites[0]], reports[args.suites[0]][-1])
+                )
             results["against"] = against_each_other(results["after"], args.suites)
             write(args, results)
     return results
@@ -197,11 +199,9 @@ def difference(first: tuple[int, int], second: tuple[int, int]) -> dict[str, Any
     }
 
 
-def hacking(folder: Path, before: dict[str, EvaluationReport], reports: dict[str, Any]) -> dict[str, Any]:
-    """Whether a run with process rewards raised the score without succeeding more often, by the first suite."""
-    suite = next(iter(before))
-    rates = [successes / n for successes, n in (count([before[suite]]), count(reports[suite][-1:]))]
-    check = check_hacking(folder, (rates[0], rates[1]))
+def hacking(folder: Path, before: EvaluationReport, after: EvaluationReport) -> dict[str, Any]:
+    """Whether a run with process rewards raised the score without succeeding more often."""
+    check = check_hacking(folder, (before.total.rate, after.total.rate))
     return dataclasses.asdict(check) | {"suspicious": check.suspicious}
 
 

@@ -160,7 +160,7 @@ class VecProcessReward(VecEnvWrapper):
     # ------------------------------------------------------------------------------------------- private
 
     def _warn_where_waiting_pays(self) -> None:
-        """Whether a bonus is worth more than what it costs to succeed that much later.
+        """Warn if a bonus is worth more than what it costs to succeed that much later.
 
         Success now is worth 1 + weight. A score of 1 first, and success then, is worth
         weight + gamma^every * (1 + weight), which is more if weight > (1 - gamma^every) / gamma^every.
