@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch as th
+from peft import LoraConfig
+from peft.tuners import lora
 
+from vla_agent.adapted_linear import AdaptedLinear
 from vla_agent.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.openvla import OpenVLA
 
@@ -54,3 +57,79 @@ def test_merged_weights_say_the_same_and_save_as_a_plain_checkpoint(tmp_path: Pa
     th.testing.assert_close(scores(OpenVLA.from_pretrained(tmp_path / "merged")), expected, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="no adapters to merge"):
         merge_lora(model)
+
+
+# --- What adapters compute in --------------------------------------------------------------------------------------
+
+
+def layer_pair(dtype: th.dtype, dropout: float = 0.0) -> tuple[AdaptedLinear, lora.Linear]:
+    """One layer of our kind and one of peft's, the same weights in both."""
+    layers = []
+    for kind in (AdaptedLinear, lora.Linear):
+        th.manual_seed(0)
+        base = th.nn.Linear(24, 40, dtype=dtype)
+        layer = kind(base, "default", r=4, lora_alpha=2, config=LoraConfig(r=4, lora_alpha=2, lora_dropout=dropout))
+        layer.requires_grad_(False)
+        for half in (layer.lora_A, layer.lora_B):
+            half.to(th.float32).requires_grad_(True)
+            th.nn.init.normal_(half["default"].weight, std=0.3)
+        layers.append(layer)
+    return layers[0], layers[1]
+
+
+def run(layer: lora.Linear, dtype: th.dtype) -> list[th.Tensor]:
+    """The output, and the gradients of input and adapter."""
+    x = th.randn(3, 5, 24, generator=th.Generator().manual_seed(1)).to(dtype).requires_grad_()
+    th.manual_seed(2)  # of the dropout
+    y = layer(x)
+    (y.float() * th.linspace(-1, 1, 40)).sum().backward()
+    gradients = [half["default"].weight.grad for half in (layer.lora_A, layer.lora_B)]
+    assert x.grad is not None
+    assert all(gradient is not None and gradient.dtype == th.float32 for gradient in gradients)
+    return [y, x.grad, *gradients]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(("dtype", "atol"), [(th.float32, 1e-5), (th.bfloat16, 0.06)])
+def test_an_adapter_computes_what_pefts_does(dtype: th.dtype, atol: float, dropout: float) -> None:
+    ours, theirs = layer_pair(dtype, dropout)
+    assert (run(ours, dtype)[0] - theirs.base_layer(th.zeros(24, dtype=dtype))).abs().max() > 1
+    for layer in (ours, theirs):
+        layer.zero_grad()
+    for mine, other in zip(run(ours, dtype), run(theirs, dtype), strict=True):
+        scale = float(other.detach().abs().max())
+        th.testing.assert_close(mine.float() / scale, other.float() / scale, atol=atol, rtol=0)
+        assert mine.dtype == other.dtype
+
+
+def test_no_float32_copies_of_inputs_are_kept_beside_a_bfloat16_layer() -> None:
+    kept: dict[str, list[th.Tensor]] = {}
+    for name, layer in zip(("ours", "peft"), layer_pair(th.bfloat16), strict=True):
+        tensors = kept.setdefault(name, [])
+        with th.autograd.graph.saved_tensors_hooks(lambda x, tensors=tensors: tensors.append(x) or x, lambda x: x):
+            layer(th.ones(3, 5, 24, dtype=th.bfloat16, requires_grad=True))
+
+    def count_copies(tensors: list[th.Tensor]) -> int:
+        return sum(x.dtype == th.float32 and x.numel() == 3 * 5 * 24 for x in tensors)
+
+    assert count_copies(kept["peft"]) > 0
+    assert count_copies(kept["ours"]) == 0
+
+
+def test_adapted_models_have_such_layers() -> None:
+    layers = [module for module in adapted(lm_head=True).modules() if isinstance(module, lora.LoraLayer)]
+    assert layers
+    assert all(isinstance(layer, AdaptedLinear) for layer in layers)
+
+
+def test_steps_too_small_for_bfloat16_add_up_in_an_adapter() -> None:
+    layer, _ = layer_pair(th.bfloat16)
+    weight = layer.lora_B["default"].weight
+    with th.no_grad():
+        weight.fill_(1.0)
+    x = th.ones(1, 24, dtype=th.bfloat16)
+    before = layer(x)
+    for _ in range(100):
+        with th.no_grad():
+            weight.add_(1e-4)  # 1 + 1e-4 is 1 in bfloat16
+    assert not th.equal(layer(x), before)

@@ -79,13 +79,15 @@ def target_modules(backbone: nn.Module, unused: list[str], settings: LoraSetting
 def add_lora(backbone: nn.Module, settings: LoraSettings, unused: list[str]) -> None:
     """Freezes a backbone and puts trainable adapters beside its linear layers, in place.
 
-    The adapters are float32 even where the backbone is not: steps of 1e-5 are lost in bfloat16. They start as zero, so
-    that the policy is unchanged.
+    The adapters are float32 even where the backbone is not, since steps of 1e-5 are lost in bfloat16; they compute in
+    the backbone's type all the same (`AdaptedLinear`). They start as zero, so that the policy is unchanged.
 
     Raises:
         ValueError: If the backbone has adapters already.
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
+
+    from vla_agent.adapted_linear import AdaptedLinear
 
     if any("lora_" in name for name, _ in backbone.named_parameters()):
         raise ValueError("The model has adapters already; give each policy a model of its own, or a checkpoint's name.")
@@ -93,6 +95,7 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, unused: list[str]) -> 
     config = LoraConfig(
         r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names, bias="none"
     )
+    config._register_custom_module({nn.Linear: AdaptedLinear})
     inject_adapter_in_model(config, backbone)
     for name, parameter in backbone.named_parameters():
         is_adapter = "lora_" in name
