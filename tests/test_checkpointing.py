@@ -53,11 +53,15 @@ def fake() -> dict[str, Any]:
     return {"policy_kwargs": {"model": FakeBackbone(seed=1)}}
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 2}], ids=["weights", "adapters"])
-def test_loaded_run_acts_the_same(tmp_path: Path, lora: dict[str, Any] | None) -> None:
-    model = tiny_model(lora=lora, temperature=1.5, optimizer_class=th.optim.AdamW).learn(16)
+@pytest.mark.parametrize(
+    "policy_kwargs", [{}, {"lora": {"r": 2}}, {"autocast": th.bfloat16}], ids=["weights", "adapters", "autocast"]
+)
+def test_loaded_run_acts_the_same(tmp_path: Path, policy_kwargs: dict[str, Any]) -> None:
+    model = tiny_model(temperature=1.5, optimizer_class=th.optim.AdamW, **policy_kwargs).learn(16)
     model.save(tmp_path / "a")
     loaded = VLAPPO.load(tmp_path / "a", device="cpu")
+    assert loaded.policy.compute_dtype == model.policy.compute_dtype
+    assert loaded._monitor.tolerance == model._monitor.tolerance
     obs = tiny_env().reset()
     np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
     th.manual_seed(4)

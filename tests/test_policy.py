@@ -1,5 +1,6 @@
 """VLAPolicy on the fake backbone, and the same checks on the real tiny model."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -248,6 +249,36 @@ def test_cuda_graphs_can_be_turned_off_where_the_backbone_has_any() -> None:
     assert make_tiny()[0].backbone.graphs.enabled
     assert not make_tiny(cuda_graphs=False)[0].backbone.graphs.enabled
     make_fake(cuda_graphs=False)
+
+
+# ------------------------------------------------------------------------------------------------- types
+
+
+def test_autocast_computes_in_bfloat16_over_float32_weights() -> None:
+    exact, env = make_tiny()
+    policy, _ = make_tiny(autocast="bfloat16")
+    assert exact.compute_dtype == th.float32
+    assert policy.compute_dtype == th.bfloat16
+    assert {parameter.dtype for parameter in policy.parameters()} == {th.float32}
+    for each in (exact, policy):
+        perturb(each)
+    obs = tensors(env)
+    th.manual_seed(0)
+    actions, _, drawn = policy(obs)
+    _, scored, _ = policy.evaluate_actions(obs, actions)
+    assert (drawn - scored).abs().max() < 0.1
+    assert 1e-4 < (exact.evaluate_actions(obs, actions)[1] - scored).abs().max() < 1
+    with pytest.raises(ValueError, match="FakeBackbone has no autocast"):
+        make_fake(autocast="bfloat16")
+
+
+def test_training_bfloat16_weights_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="trained are bfloat16, in which steps of less than"):
+        make_tiny(dtype="bfloat16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_tiny(dtype="bfloat16", lora={"r": 2})
+        make_tiny(autocast="bfloat16")
 
 
 # --------------------------------------------------------------------------------------------------- LoRA

@@ -85,7 +85,7 @@ def advice_on_memory() -> Iterator[None]:
 
 
 def ratio_tolerance(dtype: th.dtype) -> float:
-    """Mean |ratio - 1| that rounding explains in weights of this type."""
+    """Mean |ratio - 1| that rounding explains in passes of this type."""
     return RATIO_TOLERANCE.get(dtype, RATIO_TOLERANCE[th.float32])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -70,7 +71,10 @@ class VLAPolicy(ActorCriticPolicy):
         value_hidden: Hidden layers of the value head.
         detach_value: Keep the value loss out of the backbone.
         frozen: Children of the backbone that are not trained, such as ("vision_backbone",).
-        dtype: Type of the backbone's weights ("bfloat16", ...); float32 on a CPU and bfloat16 elsewhere by default.
+        dtype: Type of the backbone's weights ("bfloat16", ...). By default float32 where all weights are trained, since
+            small steps are lost in bfloat16, and on a CPU; bfloat16 with ``lora`` on a GPU.
+        autocast: "bfloat16" computes in that type over float32 weights, in rollouts and updates alike; None in the
+            weights' own. The default "auto" does so on a GPU, where neither ``dtype`` nor ``lora`` is given.
         device: Where the backbone is loaded to; `VLAPPO` gives its own.
         gradient_checkpointing: Recompute the backbone's blocks in the backward pass: slower, and much smaller.
         cuda_graphs: Replay decoding on a GPU as CUDA graphs, where the backbone can; results are the same.
@@ -98,6 +102,7 @@ class VLAPolicy(ActorCriticPolicy):
         detach_value: bool = False,
         frozen: Sequence[str] = (),
         dtype: str | th.dtype | None = None,
+        autocast: str | th.dtype | None = "auto",
         device: th.device | str | None = None,
         gradient_checkpointing: bool = False,
         cuda_graphs: bool = True,
@@ -125,7 +130,12 @@ class VLAPolicy(ActorCriticPolicy):
         self.unnorm_key = unnorm_key
         self.backbone_frozen = False
         self.model_id = model if isinstance(model, str) else str(model) if isinstance(model, Path) else None
-        backbone = load_backbone(model, dtype, device)
+        chosen, autocast = choose_types(model, dtype, autocast, device, trains_all=lora is None)
+        backbone = load_backbone(model, chosen, device)
+        if autocast is not None:
+            if not hasattr(backbone, "set_autocast"):
+                raise ValueError(f"{type(backbone).__name__} has no autocast; leave it out.")
+            backbone.set_autocast(autocast)
         if not cuda_graphs and hasattr(backbone, "set_cuda_graphs"):
             backbone.set_cuda_graphs(False)
         check_fit(backbone, cast(spaces.Dict, observation_space), cast(spaces.MultiDiscrete, action_space))
@@ -134,11 +144,17 @@ class VLAPolicy(ActorCriticPolicy):
         self.lora = None if lora is None else LoraSettings.from_dict(lora)
         self._build_networks(backbone, frozen, value_hidden, gradient_checkpointing)
         self._build_optimizer(lr_schedule)
+        self._warn_of_lost_steps()
 
     @property
     def backbone(self) -> VLABackbone:
         """The vision-language-action model, with its adapters where there are any."""
         return cast(VLABackbone, self._backbone)
+
+    @property
+    def compute_dtype(self) -> th.dtype:
+        """Type that the backbone computes in."""
+        return getattr(self._backbone, "autocast_dtype", None) or next(self._backbone.parameters()).dtype
 
     @property
     def temperature(self) -> float:
@@ -267,6 +283,18 @@ class VLAPolicy(ActorCriticPolicy):
             **self.optimizer_kwargs,
         )
 
+    def _warn_of_lost_steps(self) -> None:
+        kinds = {parameter.dtype for parameter in self._backbone.parameters() if parameter.requires_grad}
+        coarse = [kind for kind in kinds if th.finfo(kind).eps > th.finfo(th.float32).eps]
+        if coarse:
+            warnings.warn(
+                f"The weights that are trained are {str(coarse[0]).removeprefix('torch.')}, in which steps of less "
+                "than a few thousandths of a weight are lost, as most of PPO's are: use dtype='float32' with "
+                "autocast='bfloat16', or lora.",
+                UserWarning,
+                stacklevel=3,
+            )
+
     def _forced_pass(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Logits (B, N, 256) and hidden states (B, D)."""
         ids = self.backbone.action_token_ids[actions.long()]
@@ -295,19 +323,58 @@ class VLAPolicy(ActorCriticPolicy):
         return self._bin_of_id[action_ids]
 
 
+def choose_types(
+    model: str | Path | VLABackbone,
+    dtype: str | th.dtype | None,
+    autocast: str | th.dtype | None,
+    device: th.device | str | None,
+    *,
+    trains_all: bool,
+) -> tuple[th.dtype | None, th.dtype | None]:
+    """Type of the weights (None: as they come), and what to compute in over them (None: the same).
+
+    Args:
+        model: A name, or a model whose weights have a type already.
+        dtype: What was asked for, by name or not.
+        autocast: What was asked for; "auto" leaves it to this function.
+        device: Where the weights will be; None is the CPU.
+        trains_all: Whether the weights themselves are trained, not adapters beside them.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    weights = parse_dtype(dtype)
+    if autocast != "auto":
+        computed = parse_dtype(autocast)
+        return (th.float32 if computed is not None and weights is None else weights), computed
+    on_cpu = th.device(device or "cpu").type == "cpu"
+    if weights is None and trains_all and not on_cpu and isinstance(model, (str, Path)):
+        return th.float32, th.bfloat16
+    return weights, None
+
+
+def parse_dtype(dtype: str | th.dtype | None) -> th.dtype | None:
+    """A type by its name.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if not isinstance(dtype, str):
+        return dtype
+    found = getattr(th, dtype.removeprefix("torch."), None)
+    if not isinstance(found, th.dtype):
+        raise ValueError(f"Unknown dtype '{dtype}'. Choices: 'float32', 'bfloat16', 'float16'.")
+    return found
+
+
 def load_backbone(
-    model: str | Path | VLABackbone, dtype: str | th.dtype | None, device: th.device | str | None
+    model: str | Path | VLABackbone, dtype: th.dtype | None, device: th.device | str | None
 ) -> VLABackbone:
     """The model itself, or the checkpoint of that name.
 
     Raises:
-        ValueError: If the type is unknown, or there is no such checkpoint.
+        ValueError: If there is no such checkpoint.
     """
-    if isinstance(dtype, str):
-        found = getattr(th, dtype.removeprefix("torch."), None)
-        if not isinstance(found, th.dtype):
-            raise ValueError(f"Unknown dtype '{dtype}'. Choices: 'float32', 'bfloat16', 'float16'.")
-        dtype = found
     if isinstance(model, (str, Path)):
         from vla_agent.openvla import OpenVLA  # brings transformers, which takes seconds
 

@@ -262,8 +262,9 @@ class VLAPPO(PPO):
     def _tolerance(self) -> float:
         if self.ratio_tolerance is not None:
             return self.ratio_tolerance
-        module = cast(VLAPolicy, self.policy).backbone if self.is_vla else self.policy
-        return health.ratio_tolerance(next(iter(cast(th.nn.Module, module).parameters())).dtype)
+        if self.is_vla:
+            return health.ratio_tolerance(cast(VLAPolicy, self.policy).compute_dtype)
+        return health.ratio_tolerance(next(self.policy.parameters()).dtype)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         """As SB3's, but the parameter group "value" keeps a rate of its own, and the other's may have to rise first."""

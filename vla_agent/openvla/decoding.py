@@ -114,9 +114,10 @@ def _draw(
     noise: th.Tensor | None,
 ) -> Draw:
     layout = PromptLayout(bos, rest, padding, is_padded)
-    prefix = model.embed_prefix(layout, pixel_values, state)
     draw = draw_parallel if model.config.decoding == "parallel" else draw_chain
-    return draw(model, layout, prefix, sampling, noise)
+    with model.autocast():
+        prefix = model.embed_prefix(layout, pixel_values, state)
+        return draw(model, layout, prefix, sampling, noise)
 
 
 def _regress(
@@ -130,8 +131,9 @@ def _regress(
 ) -> tuple[th.Tensor]:
     layout = PromptLayout(bos, rest, padding, is_padded)
     assert model.action_head is not None
-    hidden = parallel_hidden(model, layout, model.embed_prefix(layout, pixel_values, state))
-    return (model.action_head(hidden).float(),)
+    with model.autocast():
+        hidden = parallel_hidden(model, layout, model.embed_prefix(layout, pixel_values, state))
+        return (model.action_head(hidden).float(),)
 
 
 def forced_hidden(model: "OpenVLA", layout: PromptLayout, prefix: th.Tensor, action_ids: th.Tensor) -> th.Tensor:

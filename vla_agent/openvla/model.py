@@ -10,7 +10,7 @@ import numpy as np
 import torch as th
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, LlamaModel
 
 from vla_agent.action_tokens import unnormalize
 from vla_agent.openvla.action_head import L1ActionHead
@@ -26,7 +26,7 @@ from vla_agent.openvla.vision import Projector, StateProjector, VisionBackbone, 
 class ActionOutput(NamedTuple):
     """Scores of given action tokens. B observations, N action tokens, V vocabulary (or 256 bins), D width."""
 
-    logits: th.Tensor  # (B, N, V), predict each action token, the earlier ones given
+    logits: th.Tensor  # (B, N, V), or float32 (B, N, 256): predict each action token, the earlier ones given
     hidden: th.Tensor  # (B, D), behind the final norm, where the first action token is predicted
 
 
@@ -70,7 +70,9 @@ class OpenVLA(nn.Module):
             nn.Embedding(self.n_action_tokens, llama.hidden_size) if config.learned_placeholders else None
         )
         self.language_model = LlamaForCausalLM(llama)
+        _fuse_norms(self.language_model.model)
         self.gradient_checkpointing = False
+        self.autocast_dtype: th.dtype | None = None
         self.graphs = GraphCache()
 
     @classmethod
@@ -130,6 +132,28 @@ class OpenVLA(nn.Module):
         for module in self.vision_backbone.children():
             if isinstance(module, VisionTower):
                 module.gradient_checkpointing = enabled
+
+    def set_autocast(self, dtype: th.dtype | None) -> None:
+        """Lets passes, of decoding and scoring alike, compute in bfloat16 over float32 weights; None turns it off.
+
+        For training all weights: small steps add up in float32, and products run at bfloat16's rate.
+
+        Raises:
+            ValueError: If the weights are not float32, or the type is another than bfloat16.
+        """
+        if dtype is not None and (dtype != th.bfloat16 or self.dtype != th.float32):
+            raise ValueError(
+                f"autocast computes in bfloat16 over float32 weights; got {dtype} over {self.dtype}. Load the model "
+                "with dtype=torch.float32, or leave autocast out to compute in the type of the weights."
+            )
+        self.autocast_dtype = dtype
+        self.graphs.clear()
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """What passes run in; see `set_autocast`."""
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return th.autocast(self.device.type, self.autocast_dtype)
 
     def set_cuda_graphs(self, enabled: bool) -> None:
         """Whether decoding on a GPU is recorded at the second batch of a shape, and replayed from then on (default).
@@ -220,7 +244,7 @@ class OpenVLA(nn.Module):
             bins_only: Compute the 256 action logits alone, by bin, instead of the whole vocabulary's.
 
         Returns:
-            Logits of shape (B, N, V), or (B, N, 256) by bin, and the hidden state (B, D).
+            Logits of shape (B, N, V), or float32 (B, N, 256) by bin, and the hidden state (B, D).
 
         Raises:
             ValueError: If shapes do not fit, or the sequence exceeds the model's context.
@@ -231,12 +255,13 @@ class OpenVLA(nn.Module):
                 f"action_ids must have shape ({len(input_ids)}, {self.n_action_tokens}), got {tuple(action_ids.shape)}."
             )
         layout = self._lay_out(input_ids, attention_mask)
-        prefix = self.embed_prefix(layout, pixel_values, state)
-        if self.config.decoding == "parallel":
-            hidden = parallel_hidden(self, layout, prefix)
-        else:
-            hidden = forced_hidden(self, layout, prefix, action_ids)
-        logits = self.bin_logits(hidden) if bins_only else self.language_model.lm_head(hidden)
+        with self.autocast():
+            prefix = self.embed_prefix(layout, pixel_values, state)
+            if self.config.decoding == "parallel":
+                hidden = parallel_hidden(self, layout, prefix)
+            else:
+                hidden = forced_hidden(self, layout, prefix, action_ids)
+            logits = self.bin_logits(hidden) if bins_only else self.language_model.lm_head(hidden)
         return ActionOutput(logits, hidden[:, 0])
 
     def generate_actions(
@@ -439,12 +464,18 @@ class OpenVLA(nn.Module):
         return llama.norm(x[:, -n_last:])
 
     def bin_logits(self, hidden: th.Tensor) -> th.Tensor:
-        """Logits by bin (..., 256) of hidden states (..., D)."""
+        """Logits by bin (..., 256) of hidden states (..., D), float32 in a bfloat16 model, too.
+
+        Rounded to bfloat16, the best two of a few hundred logits are often equal.
+        """
         head = self.language_model.lm_head
+        dtype = th.promote_types(hidden.dtype, th.float32)
         if type(head) is not nn.Linear:  # an adapter around it has to see the whole product
-            return head(hidden)[..., self.action_token_ids]
+            return head(hidden)[..., self.action_token_ids].to(dtype)
         end = self.config.vocab_size
-        return F.linear(hidden, head.weight[end - self.config.n_action_bins : end].flip(0))
+        weight = head.weight[end - self.config.n_action_bins : end].flip(0)
+        with th.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.to(dtype), weight.to(dtype))
 
     def _check_speaks_tokens(self) -> None:
         if self.action_head is not None:
@@ -470,6 +501,19 @@ class OpenVLA(nn.Module):
         """Computes the rotary frequencies, which no checkpoint stores, anew in float32 on the model's device."""
         rotary = type(self.language_model.model.rotary_emb)(self.language_model.config)
         self.language_model.model.rotary_emb = rotary._apply(lambda buffer: buffer.to(self.device))
+
+
+def _fuse_norms(llama: LlamaModel) -> None:
+    """Puts torch's RMS norms in the place of transformers': one kernel on a GPU instead of ten, same names and numbers.
+
+    In bfloat16 they multiply by their weights before rounding, not after.
+    """
+    eps = llama.config.rms_norm_eps
+    for parent, name in [(llama, "norm")] + [
+        (layer, name) for layer in llama.layers for name in ("input_layernorm", "post_attention_layernorm")
+    ]:
+        weight = getattr(parent, name).weight
+        setattr(parent, name, nn.RMSNorm(weight.shape, eps, device=weight.device, dtype=weight.dtype))
 
 
 @contextlib.contextmanager
