@@ -86,6 +86,7 @@ class Options:
     bootstrap_time_limits: bool = False  # evaluations count success within the limit: running out of time is a failure
     lora_rank: int = 0  # 0 trains all weights
     lora_target: str = "all-linear"  # or "language": the language model alone
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass: for a large model on a small GPU
     kl_ref_coef: float = 0.0  # pulls back to the model that it started from; needs LoRA
     detach_value: bool = True  # keep the critic's gradient out of the backbone
     seed: int = 0
@@ -144,6 +145,8 @@ def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
     )
     policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
     policy_kwargs["detach_value"] = options.detach_value
+    if options.gradient_checkpointing:
+        policy_kwargs["gradient_checkpointing"] = True
     if options.lora_rank:
         lora = {"r": options.lora_rank, "alpha": options.lora_rank // 2, "target": options.lora_target}
         policy_kwargs["lora"] = lora

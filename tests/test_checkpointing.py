@@ -83,6 +83,7 @@ def test_a_run_with_adapters_holds_adapters_and_critic_alone(tmp_path: Path) -> 
     base = json.loads((tmp_path / "a" / "hyperparameters.json").read_text())["base_model"]
     assert base["id"] == "tiny"
     assert base["fingerprint"] == load_processor("tiny").fingerprint()
+    assert base["norm_stats"] == load_processor("tiny").config.norm_stats
 
 
 def test_nothing_in_a_run_is_pickled_or_machine_dependent(tmp_path: Path) -> None:

@@ -128,8 +128,9 @@ def test_shaping_for_another_learner_is_refused(tmp_path: Path, given: list[str]
     assert "Add --gamma 0.99 --bootstrap-time-limits." in result.stderr
 
 
-def test_ctrl_c_saves_the_run_which_goes_on_from_there(tmp_path: Path) -> None:
-    command = [*TRAIN, "--total-timesteps", "100000", "--out", str(tmp_path)]
+def test_ctrl_c_saves_a_run_of_adapters_which_goes_on_from_there(tmp_path: Path) -> None:
+    train = [*TRAIN, "--lora-rank", "2", "--gradient-checkpointing", "--out", str(tmp_path)]
+    command = [*train, "--total-timesteps", "100000"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -141,9 +142,12 @@ def test_ctrl_c_saves_the_run_which_goes_on_from_there(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output[-2000:]
     assert f"Stopped. The same command with --resume {tmp_path} goes on" in output
-    saved = VLAPPO.load(tmp_path / "interrupted", device="cpu").num_timesteps
+    interrupted = VLAPPO.load(tmp_path / "interrupted", device="cpu")
+    assert interrupted.policy.lora.r == 2
+    assert interrupted.policy.backbone.gradient_checkpointing
+    saved = interrupted.num_timesteps
     assert saved > 0
-    more = [*TRAIN, "--resume", str(tmp_path), "--total-timesteps", str(saved + 16), "--out", str(tmp_path)]
+    more = [*train, "--resume", str(tmp_path), "--total-timesteps", str(saved + 16)]
     subprocess.run(more, check=True, capture_output=True, timeout=300)
     assert VLAPPO.load(tmp_path / "model", device="cpu").num_timesteps == saved + 16
     assert (tmp_path / f"progress_from_{saved}.csv").is_file()

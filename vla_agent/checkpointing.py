@@ -2,7 +2,7 @@
 
 | file | content |
 | --- | --- |
-| `hyperparameters.json` | constructor arguments, spaces, the base model's id and fingerprint |
+| `hyperparameters.json` | constructor arguments, spaces, the base model's id, fingerprint and action statistics |
 | `policy.safetensors` | adapters and value head; without adapters, all weights |
 | `optimizer.safetensors`, `optimizer.json` | the optimizer's moments by parameter name, and its groups |
 | `state.json` | what else going on depends on: counters, random generators, environments, callbacks |
@@ -162,11 +162,17 @@ def _hyperparameters(model: VLAPPO) -> dict[str, Any]:
             "id": policy.model_id,
             "class": type(policy.backbone).__name__,
             "fingerprint": policy.backbone.processor.fingerprint(),
+            "norm_stats": _action_statistics(policy),
         },
         "n_envs": model.n_envs,
         "observation_space": space_to_json(model.observation_space),
         "action_space": space_to_json(model.action_space),
     }
+
+
+def _action_statistics(policy: VLAPolicy) -> dict[str, Any] | None:
+    """What the model's actions are scaled by, as its `config.json` says it: whoever runs the adapters needs it."""
+    return getattr(getattr(policy.backbone.processor, "config", None), "norm_stats", None)
 
 
 def _pack_optimizer(policy: VLAPolicy) -> tuple[dict[str, th.Tensor], dict[str, Any]]:
