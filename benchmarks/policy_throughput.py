@@ -32,6 +32,7 @@ from tqdm import tqdm
 from vla_agent.bins import bin_log_probs
 from vla_agent.lora import LoraSettings, add_lora
 from vla_agent.openvla import OpenVLA, OpenVLAConfig
+from vla_agent.openvla.decoding import Sampling, draw_chain
 from vla_agent.openvla.sequence import KeyValueCache, causal_mask, lay_out_prompts
 
 PROMPT_LENGTH = 32  # tokens; LIBERO's are 25 to 40
@@ -106,7 +107,7 @@ def operations(run: Callable[[], Any]) -> int:
 
 @th.no_grad()
 def measure_parts(model: OpenVLA, batch: int, repeats: int, rate: float) -> dict[str, Any]:
-    """Milliseconds of vision and prefill, which with the single-token steps make up a batch's decoding."""
+    """Milliseconds of vision, prefill and the single-token steps behind it, of which parallel decoding has none."""
     inputs, device = make_inputs(model, batch), model.device
     vision = measure(lambda: model.project(model.encode_images(inputs[2])), repeats, device)
     layout = lay_out_prompts(*inputs[:2], model.config.empty_piece_id)
@@ -119,13 +120,17 @@ def measure_parts(model: OpenVLA, batch: int, repeats: int, rate: float) -> dict
         mask = causal_mask(None if visible is None else visible[:, :length], length)
         model.decode(prefix, positions[:, :length], mask, cache=cache, n_last=1)
 
-    prefills = measure(prefill, repeats, device)
-    share = operations(prefill) / statistics.median(prefills) * 1e3 / rate
+    runs = {"prefill": prefill}
+    if model.config.decoding == "autoregressive":
+        runs["chain"] = lambda: draw_chain(model, layout, prefix, Sampling(deterministic=True), None)
+    times = measure_in_turn(runs, repeats, device)
+    share = operations(prefill) / statistics.median(times["prefill"]) * 1e3 / rate
+    steps = [chain - first for chain, first in zip(times.get("chain", []), times["prefill"], strict=False)]
     return {
         "vision_ms": summary(vision),
-        "prefill_ms": summary(prefills),
+        "prefill_ms": summary(times["prefill"]),
         "prefill_share_of_matrix_rate": round(share, 3),
-    }
+    } | ({"steps_ms": summary(steps)} if steps else {})
 
 
 @th.no_grad()

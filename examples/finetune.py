@@ -103,7 +103,8 @@ def record_demonstrations(options: Options) -> Path:
 def load_model(options: Options) -> OpenVLA:
     """The checkpoint asked for, or a new tiny one."""
     if options.model:
-        return OpenVLA.from_pretrained(options.model, device=options.device)
+        dtype = None if options.lora_rank else th.float32  # in bfloat16, a GPU's default, small steps would be lost
+        return OpenVLA.from_pretrained(options.model, dtype=dtype, device=options.device)
     write_tiny(options.out / "initial", options.seed, chunked_config())
     return OpenVLA.from_pretrained(options.out / "initial", dtype=th.float32, device=options.device)
 

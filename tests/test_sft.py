@@ -299,3 +299,9 @@ def test_equal_generators_vary_alike() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(settings))}="):
         Augmentation(**settings)
+
+
+def test_training_bfloat16_weights_is_warned_of(tmp_path: Path, data: ActionChunks) -> None:
+    model = small_model(tmp_path).to(th.bfloat16)
+    with pytest.warns(UserWarning, match=r"trained are bfloat16, in which steps .* load the model with dtype"):
+        SupervisedTrainer(model, data)

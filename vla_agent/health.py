@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -87,6 +87,23 @@ def advice_on_memory() -> Iterator[None]:
 def ratio_tolerance(dtype: th.dtype) -> float:
     """Mean |ratio - 1| that rounding explains in passes of this type."""
     return RATIO_TOLERANCE.get(dtype, RATIO_TOLERANCE[th.float32])
+
+
+def warn_of_lost_steps(trained: Iterable[th.nn.Parameter], way_out: str) -> None:
+    """Says so where weights that are trained are of a type in which most steps round to nothing.
+
+    Args:
+        trained: Parameters that an optimizer steps.
+        way_out: What to do instead, for the message.
+    """
+    coarse = [p.dtype for p in trained if th.finfo(p.dtype).eps > th.finfo(th.float32).eps]
+    if coarse:
+        warnings.warn(
+            f"The weights that are trained are {str(coarse[0]).removeprefix('torch.')}, in which steps of less than a "
+            f"few thousandths of a weight are lost, as most are: {way_out}.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 class Monitor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,6 +24,7 @@ from vla_agent.distributions import (
     bin_entropy,
     gather_bins,
 )
+from vla_agent.health import warn_of_lost_steps
 from vla_agent.lora import LoraSettings, add_lora, disable_adapter
 
 CAMERA_KEYS = ("image", "wrist_image")
@@ -144,7 +144,8 @@ class VLAPolicy(ActorCriticPolicy):
         self.lora = None if lora is None else LoraSettings.from_dict(lora)
         self._build_networks(backbone, frozen, value_hidden, gradient_checkpointing)
         self._build_optimizer(lr_schedule)
-        self._warn_of_lost_steps()
+        trained = (parameter for parameter in self._backbone.parameters() if parameter.requires_grad)
+        warn_of_lost_steps(trained, "use dtype='float32' with autocast='bfloat16', or lora")
 
     @property
     def backbone(self) -> VLABackbone:
@@ -282,18 +283,6 @@ class VLAPolicy(ActorCriticPolicy):
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
-
-    def _warn_of_lost_steps(self) -> None:
-        kinds = {parameter.dtype for parameter in self._backbone.parameters() if parameter.requires_grad}
-        coarse = [kind for kind in kinds if th.finfo(kind).eps > th.finfo(th.float32).eps]
-        if coarse:
-            warnings.warn(
-                f"The weights that are trained are {str(coarse[0]).removeprefix('torch.')}, in which steps of less "
-                "than a few thousandths of a weight are lost, as most of PPO's are: use dtype='float32' with "
-                "autocast='bfloat16', or lora.",
-                UserWarning,
-                stacklevel=3,
-            )
 
     def _forced_pass(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Logits (B, N, 256) and hidden states (B, D)."""

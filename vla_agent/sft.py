@@ -30,6 +30,7 @@ from vla_agent.action_tokens import bin_centers
 from vla_agent.augmentation import Augmentation
 from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.folders import writing
+from vla_agent.health import warn_of_lost_steps
 from vla_agent.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.openvla import OpenVLA
 
@@ -148,6 +149,7 @@ class SupervisedTrainer:
         self._keyframe_head = _keyframe_head(model, self.settings)
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._trained |= {f"keyframe_head.{name}": p for name, p in self._keyframe_head.named_parameters()}
+        warn_of_lost_steps(self._trained.values(), "load the model with dtype=torch.float32, or give lora")
         self._average = (
             {name: p.detach().clone() for name, p in self._trained.items()} if self.settings.ema_decay else {}
         )
