@@ -121,7 +121,8 @@ def test_what_is_trained_decides_the_types() -> None:
     assert chosen(None, "auto", "cuda:0", False) == (None, None)  # bfloat16, as checkpoints load on a GPU
     assert chosen(None, "auto", "cpu", True) == chosen(None, "auto", None, True) == (None, None)
     assert chosen("bfloat16", "auto", "cuda", True) == (th.bfloat16, None)
-    assert chosen(None, None, "cuda", True) == (None, None)
+    assert chosen(None, None, "cuda", True) == (th.float32, None)
+    assert chosen(None, None, "cuda", False) == (None, None)
     assert chosen(None, "bfloat16", "cpu", True) == (th.float32, th.bfloat16)
     with pytest.raises(ValueError, match="Unknown dtype 'bf15'"):
         chosen(None, "bf15", "cpu", True)

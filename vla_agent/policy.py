@@ -333,13 +333,12 @@ def choose_types(
         ValueError: If a name is unknown.
     """
     weights = parse_dtype(dtype)
-    if autocast != "auto":
-        computed = parse_dtype(autocast)
-        return (th.float32 if computed is not None and weights is None else weights), computed
-    on_cpu = th.device(device or "cpu").type == "cpu"
-    if weights is None and trains_all and not on_cpu and isinstance(model, (str, Path)):
-        return th.float32, th.bfloat16
-    return weights, None
+    on_gpu = th.device(device or "cpu").type != "cpu"
+    is_open = weights is None and trains_all and on_gpu and isinstance(model, (str, Path))
+    if autocast == "auto":
+        return (th.float32, th.bfloat16) if is_open else (weights, None)
+    computed = parse_dtype(autocast)
+    return (th.float32 if is_open or (weights is None and computed) else weights), computed
 
 
 def parse_dtype(dtype: str | th.dtype | None) -> th.dtype | None:
