@@ -267,6 +267,25 @@ def test_autocast_decodes_eagerly(decoder: OpenVLA, inputs: Prompts) -> None:
     assert len(decoder.graphs) == 0
 
 
+def test_the_models_own_autocast_is_recorded_and_sees_steps(decoder: OpenVLA, inputs: Prompts) -> None:
+    def first_logits() -> th.Tensor:  # those of later tokens depend on the tokens before
+        return decoder.sample_actions(*inputs, deterministic=True).logits[:, 0]
+
+    exact = first_logits()
+    decoder.set_autocast(th.bfloat16)
+    for step in range(4):
+        assert_decodes_as_eagerly(decoder, inputs, times=2, deterministic=True)
+        with th.no_grad():  # weights are float32, and what they are rounded to must not be kept
+            decoder.projector.fc1.weight.mul_(1 + 0.2 * (step + 1))
+    assert len(decoder.graphs) == 1
+    rounded = first_logits()
+    decoder.set_autocast(None)
+    assert len(decoder.graphs) == 0, "what was recorded computes in bfloat16"
+    changed = first_logits()
+    assert (exact - changed).abs().max() > 0.1
+    assert 1e-4 < (rounded - changed).abs().max() < 0.2
+
+
 @pytest.mark.parametrize("recorded_in_inference_mode", [True, False])
 def test_inference_mode_and_none_use_the_same_graph(
     decoder: OpenVLA, inputs: Prompts, recorded_in_inference_mode: bool
