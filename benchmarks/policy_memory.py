@@ -21,8 +21,7 @@ from unittest import mock
 
 import torch as th
 from measuring import commit, report
-from peft.tuners import lora
-from policy_throughput import PROMPT_LENGTH, build
+from policy_throughput import PROMPT_LENGTH, build, pefts_layers
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,7 +29,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 from tqdm import tqdm
 
-from vla_agent.adapted_linear import AdaptedLinear
 from vla_agent.bins import bin_log_probs
 from vla_agent.lora import LoraSettings, add_lora
 from vla_agent.openvla import OpenVLA
@@ -121,7 +119,7 @@ def make_inputs(model: OpenVLA, batch: int) -> tuple[PromptLayout, th.Tensor]:
     return PromptLayout(empty[:, :1], empty[:, 1:], empty[:, 0], False), pixels
 
 
-def count_update(batch: int, rank: int, *, checkpointing: bool = False, pefts_layers: bool = False) -> dict[str, Any]:
+def count_update(batch: int, rank: int, *, checkpointing: bool = False, with_pefts: bool = False) -> dict[str, Any]:
     """Two optimizer steps of adapters, of one micro-batch each."""
     model = build("7b", th.device("meta"), th.bfloat16)
     add_lora(model, LoraSettings(r=rank), model.unused_parameter_names())
@@ -137,10 +135,9 @@ def count_update(batch: int, rank: int, *, checkpointing: bool = False, pefts_la
         optimizer.step()
         optimizer.zero_grad()
 
-    layers = mock.patch.object(AdaptedLinear, "forward", lora.Linear.forward) if pefts_layers else None
-    with layers or contextlib.nullcontext():
+    with pefts_layers() if with_pefts else contextlib.nullcontext():
         counts = _count(model, step, n_runs=2)
-    settings = {"micro_batch": batch, "gradient_checkpointing": checkpointing, "pefts_layers": pefts_layers}
+    settings = {"micro_batch": batch, "gradient_checkpointing": checkpointing, "pefts_layers": with_pefts}
     return settings | counts
 
 
@@ -188,7 +185,7 @@ def main() -> None:
         for checkpointing in (False, True)
         for batch in args.micro_batches
     ]
-    updates.append({"batch": 16, "pefts_layers": True})
+    updates.append({"batch": 16, "with_pefts": True})
     results: dict[str, Any] = {"commit": commit(), "torch": th.__version__, "lora_rank": args.lora_rank}
     results["updates"] = [count_update(rank=args.lora_rank, **settings) for settings in tqdm(updates, desc="updates")]
     results["decoding"] = [count_decoding(batch) for batch in tqdm(args.decoding_batches, desc="decoding")]

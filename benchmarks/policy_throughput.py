@@ -21,6 +21,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -128,12 +129,15 @@ def measure_parts(model: OpenVLA, batch: int, repeats: int, rate: float) -> dict
         runs["chain"] = lambda: draw_chain(model, layout, prefix, Sampling(deterministic=True), None)
     times = measure_in_turn(runs, repeats, device)
     share = operations(prefill) / statistics.median(times["prefill"]) * 1e3 / rate
-    steps = [chain - first for chain, first in zip(times.get("chain", []), times["prefill"], strict=False)]
-    return {
+    results = {
         "vision_ms": summary(vision),
         "prefill_ms": summary(times["prefill"]),
         "prefill_share_of_matrix_rate": round(share, 3),
-    } | ({"steps_ms": summary(steps)} if steps else {})
+    }
+    if "chain" in times:
+        steps = [chain - first for chain, first in zip(times["chain"], times["prefill"], strict=True)]
+        results["steps_ms"] = summary(steps)
+    return results
 
 
 @th.no_grad()
@@ -207,7 +211,7 @@ def measure_update(model: OpenVLA, batch: int, repeats: int, rate: float) -> dic
         model.zero_grad(set_to_none=True)
 
     def with_pefts_forward() -> None:
-        with mock.patch.object(AdaptedLinear, "forward", lora.Linear.forward):
+        with pefts_layers():
             update()
 
     reset_memory(device)
@@ -223,6 +227,11 @@ def measure_update(model: OpenVLA, batch: int, repeats: int, rate: float) -> dic
         "ms_with_pefts_layers": ratios["stock"],
         "times_faster_than_with_pefts_layers": ratios["stock_by_ours"],
     }
+
+
+def pefts_layers() -> AbstractContextManager[Any]:
+    """Inside, adapted layers compute as peft's do."""
+    return mock.patch.object(AdaptedLinear, "forward", lora.Linear.forward)
 
 
 def reset_memory(device: th.device) -> None:

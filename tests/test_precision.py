@@ -114,7 +114,7 @@ def test_a_model_keeps_the_type_it_has(model: OpenVLA) -> None:
 # --- What stays float32 in a bfloat16 model -------------------------------------------------------------------------
 
 
-def test_scores_of_bins_are_not_rounded(model: OpenVLA, batch: dict[str, th.Tensor]) -> None:
+def test_scores_of_bins_are_not_rounded(model: OpenVLA) -> None:
     hidden = th.randn(500, model.hidden_size, generator=th.Generator().manual_seed(0))
     exact = model.bin_logits(hidden)
     model.to(th.bfloat16)

@@ -508,12 +508,11 @@ def _fuse_norms(llama: LlamaModel) -> None:
 
     In bfloat16 they multiply by their weights before rounding, not after.
     """
-    eps = llama.config.rms_norm_eps
-    for parent, name in [(llama, "norm")] + [
-        (layer, name) for layer in llama.layers for name in ("input_layernorm", "post_attention_layernorm")
-    ]:
-        weight = getattr(parent, name).weight
-        setattr(parent, name, nn.RMSNorm(weight.shape, eps, device=weight.device, dtype=weight.dtype))
+    kind, eps = type(llama.norm), llama.config.rms_norm_eps
+    for name, module in list(llama.named_modules()):
+        if isinstance(module, kind):
+            weight = module.weight
+            llama.set_submodule(name, nn.RMSNorm(weight.shape, eps, device=weight.device, dtype=weight.dtype))
 
 
 @contextlib.contextmanager
