@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from libero_gym import rendering, videos
+from libero_gym.atomic import write_bytes
 from libero_gym.env import LiberoEnv, check_task_ids
-from libero_gym.episodes import DamagedEpisodeError, Episode, atomic_write, unpack
+from libero_gym.episodes import DamagedEpisodeError, Episode, unpack
 from libero_gym.lerobot import INFO_PATH, LeRobotWriter, require_pyarrow
 from libero_gym.observations import IMAGE_KEYS
 from libero_gym.recording import EpisodeKey, PolicyFactory, RecordingOptions, record_missing
@@ -256,7 +257,7 @@ def _check_same_options(path: Path, options: RecordingOptions) -> None:
     """Note a new recording's options, and hold a continued one to its own."""
     now = json.loads(json.dumps(asdict(options)))
     if not path.is_file():
-        atomic_write(path, json.dumps(now, indent=4).encode())
+        write_bytes(path, json.dumps(now, indent=4).encode())
         return
     before = json.loads(path.read_text())
     changed = [name for name in now if now[name] != before.get(name)]

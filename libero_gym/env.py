@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from libero_gym import rendering
+from libero_gym.checks import did_you_mean
 from libero_gym.compile import compile_task, fixture_draw
 from libero_gym.observations import IMAGE_KEYS, PRIVILEGED_KEY, Observation, observation_space, proprioception
 from libero_gym.placements import check_placement_seed, sampled_state
@@ -20,7 +21,7 @@ from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_p
 from libero_gym.scene import CAMERAS
 from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, Physics, SimState, Simulator
 from libero_gym.snapshots import generator_from_json, state_from_json, state_to_json
-from libero_gym.tasks import Task, did_you_mean, get_suite, get_tasks, initial_states
+from libero_gym.tasks import Task, get_suite, get_tasks, initial_states
 
 _RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_draw")
 ACTION_DIM = 7

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 import zipfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -97,27 +94,6 @@ def check_episode(episode: Episode, name: str) -> None:
             raise ValueError(
                 f"{name} has frames of {key!r} as {frames.dtype} {frames.shape}; expected uint8 ({n_frames}, H, W, 3)."
             )
-
-
-def atomic_write(path: Path, body: bytes) -> None:
-    """Write a file so that, whatever happens, it is there as a whole or not at all.
-
-    Raises:
-        OSError: If it cannot be written, as on a full disk; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".write-")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(body)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)  # `mkstemp` lets nobody else read
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def pack(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from libero_gym import videos
-from libero_gym.episodes import ACTION_DIM, STATE_DIM, DamagedEpisodeError, Episode, atomic_write, check_episode
+from libero_gym.atomic import write_bytes
+from libero_gym.episodes import ACTION_DIM, STATE_DIM, DamagedEpisodeError, Episode, check_episode
 from libero_gym.simulator import CONTROL_FREQ
 
 CODEBASE_VERSION = "v3.0"
@@ -163,10 +164,10 @@ class LeRobotWriter:
         self._check_fits(f"Episode {index} ({episode.task_name or episode.instruction})", episode.fps, shapes)
         chunk, file = divmod(index, CHUNK_SIZE)
         columns = self._frame_columns(episode, index)
-        atomic_write(self.root / DATA_PATH.format(chunk_index=chunk, file_index=file), _data_parquet(columns))
+        write_bytes(self.root / DATA_PATH.format(chunk_index=chunk, file_index=file), _data_parquet(columns))
         for key in self.cameras:
             path = VIDEO_PATH.format(video_key=IMAGE_PREFIX + key, chunk_index=chunk, file_index=file)
-            atomic_write(self.root / path, encoded[key])
+            write_bytes(self.root / path, encoded[key])
             self._image_stats[key].append(stats[key])
         self._rows.append(self._episode_row(episode, index, columns, stats))
         self._columns.append(columns)
@@ -182,14 +183,14 @@ class LeRobotWriter:
 
         if not self._rows:
             raise ValueError(f"No episode was added to {self.root}; a dataset needs one at least.")
-        atomic_write(self.root / TASKS_PATH, _tasks_parquet(self._tasks))
-        atomic_write(self.root / EPISODES_PATH, _parquet(pa.Table.from_pylist(self._rows)))
+        write_bytes(self.root / TASKS_PATH, _tasks_parquet(self._tasks))
+        write_bytes(self.root / EPISODES_PATH, _parquet(pa.Table.from_pylist(self._rows)))
         names = self._columns[0]
         stats = {name: vector_stats(_two_dims(np.concatenate([c[name] for c in self._columns]))) for name in names}
         stats |= {IMAGE_PREFIX + key: pooled_stats(self._image_stats[key]) for key in self.cameras}
-        atomic_write(self.root / STATS_PATH, json.dumps(stats, indent=4).encode())
+        write_bytes(self.root / STATS_PATH, json.dumps(stats, indent=4).encode())
         self._remove_leftovers()
-        atomic_write(self.root / INFO_PATH, json.dumps(self._info(), indent=4).encode())
+        write_bytes(self.root / INFO_PATH, json.dumps(self._info(), indent=4).encode())
 
     def _check_fits(self, name: str, fps: int, shapes: dict[str, tuple[int, ...]]) -> None:
         if fps != self.fps:

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from libero_gym import rendering, videos
+from libero_gym.atomic import write_bytes
 from libero_gym.env import ACTION_DIM, LiberoEnv
-from libero_gym.episodes import Episode, atomic_write, check_episode, pack
+from libero_gym.episodes import Episode, check_episode, pack
 from libero_gym.lerobot import image_stats
 from libero_gym.observations import IMAGE_KEYS
 
@@ -197,7 +198,7 @@ class _Recorder:
                 arrays["video_" + name] = np.frombuffer(video, np.uint8)
                 description["shapes"][name] = frames.shape[1:]
                 description["stats"][name] = image_stats(frames)
-        atomic_write(self.staging / key.file_name, pack(description, arrays))
+        write_bytes(self.staging / key.file_name, pack(description, arrays))
         return episode.success
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from libero_gym.checks import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,6 @@ def initial_states(task: Task) -> np.ndarray:
         states = np.asarray(archive["states"], dtype=np.float64)
     states.setflags(write=False)
     return states
-
-
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for a word close to one of the choices, else an empty string."""
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _file_name_instruction(task_name: str) -> str:

@@ -20,9 +20,10 @@ from scripted import soup_into_basket
 
 from libero_gym import demonstrations
 from libero_gym import recording as recording_module
+from libero_gym.atomic import write_bytes
 from libero_gym.demonstrations import RECORDING_FOLDER, RecordingSummary, record
 from libero_gym.env import LiberoEnv
-from libero_gym.episodes import DamagedEpisodeError, Episode, atomic_write
+from libero_gym.episodes import DamagedEpisodeError, Episode
 from libero_gym.lerobot import LeRobotReader, LeRobotWriter, pooled_stats, vector_stats
 from libero_gym.libero_hdf5 import read_libero_hdf5
 from libero_gym.recording import EpisodeKey
@@ -243,14 +244,14 @@ def test_an_episode_that_does_not_fit_is_told(tmp_path: Path, change: dict[str, 
 
 
 def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    atomic_write(tmp_path / "file", b"old")
+    write_bytes(tmp_path / "file", b"old")
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        atomic_write(tmp_path / "file", b"new")
+        write_bytes(tmp_path / "file", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
 

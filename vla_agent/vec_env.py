@@ -510,7 +510,8 @@ def describe_suite(env_id: str) -> SuiteDescription:
         ValueError: If there is none; the message offers the nearest id.
     """
     import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
-    from libero_gym.tasks import SUITES, did_you_mean, get_tasks
+    from libero_gym.checks import did_you_mean
+    from libero_gym.tasks import SUITES, get_tasks
 
     known = {spec.id: spec.kwargs["suite"] for spec in gym.registry.values() if spec.kwargs.get("suite") in SUITES}
     if env_id not in known:

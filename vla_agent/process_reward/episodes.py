@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from libero_gym.episodes import ACTION_DIM, atomic_write, pack, unpack
+from libero_gym.atomic import write_bytes
+from libero_gym.episodes import ACTION_DIM, pack, unpack
 from libero_gym.simulator import CONTROL_FREQ
 from vla_agent.vec_env import IMAGE_KEYS, VLAVecEnv
 
@@ -102,7 +103,7 @@ def save_episodes(path: Path, episodes: Sequence[PolicyEpisode], about: dict[str
     for camera in episodes[0].images:
         arrays[camera] = np.concatenate([episode.images[camera] for episode in episodes])
     rows = [[e.instruction, e.success, e.task_id, e.init_state_id, e.fps, len(e.state)] for e in episodes]
-    atomic_write(path, pack({"about": about, "episodes": rows}, arrays))
+    write_bytes(path, pack({"about": about, "episodes": rows}, arrays))
 
 
 def load_episodes(path: Path, about: dict[str, Any]) -> list[PolicyEpisode] | None:

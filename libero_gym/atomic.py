@@ -1,0 +1,55 @@
+"""Files that appear on disk as a whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write into; it takes `path`'s place at the end, and vanishes after an error.
+
+    The temporary name keeps the suffix, by which image writers tell the format.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk; the message names `path`, and what was there stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)  # `mkstemp` lets nobody else read
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _naming(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, body: bytes) -> None:
+    """Write a file so that, whatever happens, it is there as a whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk; the message names `path`, and what was there stays.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(body)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """As `write_bytes`, of UTF-8 text."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def _naming(error: OSError, path: Path) -> OSError:
+    """The same error, of the file that was asked for instead of a temporary one."""
+    return type(error)(error.errno, f"{error.strerror or error}; '{path}' was not written", str(path))

@@ -1,0 +1,116 @@
+"""Checks of what a caller gives: each returns the value in its proper type, or raises one sentence that says what came.
+
+Imports nothing slow, so every module of both packages can use it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+
+def whole_number(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
+    """The value as an int. Booleans, floats (also ``2.0``) and strings are refused.
+
+    Args:
+        name: What the message calls it.
+        value: What came.
+        minimum: Smallest value that is allowed.
+        maximum: Largest value that is allowed.
+
+    Raises:
+        ValueError: If it is no whole number, or out of range.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name}={value!r}; expected a whole number{_range(minimum, maximum)}.")
+    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
+        raise ValueError(f"{name}={value!r} is out of range; expected a whole number{_range(minimum, maximum)}.")
+    return int(value)
+
+
+def real_number(
+    name: str,
+    value: Any,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    *,
+    above: float | None = None,
+) -> float:
+    """The value as a float. Booleans, strings, NaN and infinity are refused.
+
+    Args:
+        name: What the message calls it.
+        value: What came.
+        minimum: Smallest value that is allowed.
+        maximum: Largest value that is allowed.
+        above: Largest value that is not allowed any more, where the range is open.
+
+    Raises:
+        ValueError: If it is no finite number, or out of range.
+    """
+    wanted = f"a number above {above:g}" if above is not None else "a number"
+    wanted += _range(minimum, maximum)
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r}; expected {wanted}.")
+    too_low = (minimum is not None and value < minimum) or (above is not None and value <= above)
+    if too_low or (maximum is not None and value > maximum):
+        raise ValueError(f"{name}={value!r} is out of range; expected {wanted}.")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """The value as a bool; anything else, also ``"no"`` and 1, is refused.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}={value!r}; expected True or False.")
+    return bool(value)
+
+
+def choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """The value, one of the choices.
+
+    Raises:
+        ValueError: If it is none of them; the message lists them and offers the nearest.
+    """
+    choices = tuple(choices)
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"Unknown {name} {value!r}.{did_you_mean(str(value), choices)} Choices: {listed}.")
+    return value
+
+
+def sequence(name: str, value: Any) -> list[Any]:
+    """The value's elements. A single number, a string, a dict and None are refused.
+
+    Raises:
+        ValueError: If it is no sequence of several.
+    """
+    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
+        raise ValueError(f"{name}={value!r}; expected a sequence, such as {name}=({_example(value)},).")
+    return list(value)
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for a word close to one of the choices, else an empty string."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _example(value: Any) -> str:
+    return repr(value) if isinstance(value, (str, int)) else "0"
+
+
+def _range(minimum: float | None, maximum: float | None) -> str:
+    if minimum is not None and maximum is not None:
+        return f" from {minimum:g} to {maximum:g}"
+    if minimum is not None:
+        return f" of at least {minimum:g}"
+    return "" if maximum is None else f" of at most {maximum:g}"
