@@ -14,7 +14,7 @@ from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, LearningCurve, SaveOnSignal, SuccessCallback, safe_learn
-from vla_agent.callbacks import Episode, moving_average
+from vla_agent.callbacks import Episode, Evaluated
 
 
 def fake() -> dict[str, Any]:
@@ -132,21 +132,58 @@ def test_learning_curve_is_a_picture_of_every_episode(tmp_path: Path) -> None:
     model.learn(96, curve)
     with Image.open(tmp_path / "plots" / "curve.png") as picture:
         assert picture.format == "PNG"
-        assert picture.size == (1080, 420)
+        assert picture.size == (1080, 504)
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["curve.png"]
     assert [episode.episode_return for episode in curve.history] == [info["r"] for info in model.ep_info_buffer or ()]
     steps = [episode.num_timesteps for episode in curve.history]
     assert steps == sorted(steps)
 
 
+def test_a_curve_shows_evaluations_before_any_episode_has_ended(tmp_path: Path) -> None:
+    curve = LearningCurve(tmp_path / "curve.png", evaluations=lambda: [Evaluated(0, 0.5, 0.3, 0.7)])
+    curve.draw()
+    with Image.open(tmp_path / "curve.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    blue = (pixels[:, 2] > 150) & (pixels[:, 0] < 80)  # matplotlib's first colour
+    assert blue.sum() > 50
+
+
+def test_training_success_of_a_policy_that_never_changes_is_level_from_the_first_batch_on() -> None:
+    """Successes take 4 steps and failures 40. Counted where episodes end, the first ones are all successes."""
+    rng, n_envs = np.random.default_rng(0), 20
+    curve = LearningCurve("curve.png", window=20)
+    left, fate = np.zeros(n_envs, dtype=int), np.zeros(n_envs, dtype=bool)
+    for i in range(n_envs):
+        fate[i] = rng.random() < 0.5
+        left[i] = 4 if fate[i] else 40
+    lengths = left.copy()
+    for _ in range(400):
+        left -= 1
+        dones = left == 0
+        infos = [
+            {"episode": {"r": float(fate[i]), "l": int(lengths[i])}, "is_success": bool(fate[i])} if dones[i] else {}
+            for i in range(n_envs)
+        ]
+        curve.locals = {"infos": infos, "dones": dones}
+        curve.num_timesteps += n_envs
+        curve._on_step()
+        for i in np.flatnonzero(dones):
+            fate[i] = rng.random() < 0.5
+            lengths[i] = left[i] = 4 if fate[i] else 40
+    assert np.mean([episode.success for episode in curve.history[:8]]) == 1  # where they end: the bias
+    batches = curve.batches(20)
+    assert len(batches[0]) == 20
+    assert {episode.began for episode in batches[0]} == {0}  # one of each environment
+    first = np.mean([episode.success for batch in batches[:5] for episode in batch])
+    last = np.mean([episode.success for batch in batches[-5:] for episode in batch])
+    assert abs(first - last) < 0.2
+    under_way = min(curve.began)
+    assert max(episode.began for batch in batches for episode in batch) < under_way
+
+
 def test_a_curve_without_episodes_is_not_drawn(tmp_path: Path) -> None:
     LearningCurve(tmp_path / "curve.png").draw()
     assert not list(tmp_path.iterdir())
-
-
-def test_moving_average_by_hand() -> None:
-    np.testing.assert_allclose(moving_average([1, 2, 3, 6], 2), [1, 1.5, 2.5, 4.5])
-    np.testing.assert_allclose(moving_average([1, 2], 10), [1, 1.5])
 
 
 @pytest.mark.filterwarnings("ignore:rich is experimental")

@@ -241,24 +241,50 @@ def test_failures_are_filmed_as_the_model_saw_them(small: Evaluator, tmp_path: P
 
 
 def test_learning_is_the_same_with_an_evaluation_beside_it(tmp_path: Path) -> None:
-    plain = fake_model().learn(64)
+    plain = fake_model().learn(96)
     model = fake_model()
     callback = EvaluationCallback(
         "LIBERO-Spatial-v0", eval_freq=30, folder=tmp_path, task_ids=[2], init_state_ids=[5], **_without_bar(SMALL)
     )
-    model.learn(64, callback, log_interval=None)  # type: ignore[arg-type]
+    model.learn(96, callback, log_interval=None)  # type: ignore[arg-type]
     for name, value in plain.policy.state_dict().items():
         assert value.equal(model.policy.state_dict()[name]), name
-    assert list(callback.reports) == [30, 60]
+    assert list(callback.reports) == [32, 64]  # between iterations of 32
     assert callback.best_success_rate == 0
     logged = model.logger.name_to_value
     assert logged["eval/success_rate"] == logged["eval/success_task_2"] == 0
-    assert logged["eval/success_high"] == pytest.approx(callback.reports[60].total.high)
+    assert logged["eval/success_high"] == pytest.approx(callback.reports[64].total.high)
     assert logged["eval/mean_ep_length"] == 3
-    # The first of two equal ones is kept, as it was before the rollout that it was evaluated in.
+    # The first of two equal ones is kept, with the weights that were evaluated.
     best = VLAPPO.load(tmp_path / "best", device="cpu", policy_kwargs={"model": _named_backbone()})
-    assert best.num_timesteps == 16
+    assert best.num_timesteps == 32
     assert EvaluationReport.load(tmp_path / "best_report").conditions["task_ids"] == [2]
+
+
+def test_evaluations_come_before_and_after_the_training_where_asked_for() -> None:
+    callback = EvaluationCallback(
+        "LIBERO-Spatial-v0", eval_freq=64, at_start=True, at_end=True, task_ids=[2], init_state_ids=[5],
+        **_without_bar(SMALL),
+    )  # fmt: skip
+    model = fake_model()
+    weights: list[dict[str, Any]] = []
+    run = Evaluator.run
+
+    def noting(self: Evaluator, **kwargs: Any) -> EvaluationReport:
+        weights.append({name: value.clone() for name, value in model.policy.state_dict().items()})
+        return run(self, **kwargs)
+
+    initial = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "run", noting)
+        model.learn(96, callback)
+    assert [done.num_timesteps for done in callback.history] == [0, 64, 96]
+    assert all(weights[0][name].equal(value) for name, value in initial.items())
+    assert all(weights[-1][name].equal(value) for name, value in model.policy.state_dict().items())
+    assert [point.num_timesteps for point in callback.curve] == [0, 64, 96]
+    again = EvaluationCallback("LIBERO-Spatial-v0", eval_freq=64)
+    again.load_state_dict(json.loads(json.dumps(callback.state_dict())))
+    assert again.history == callback.history
 
 
 def test_the_example_evaluates_a_checkpoint_where_it_was_not_trained(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +11,29 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from libero_gym.atomic import replacing
+from libero_gym.checks import whole_number
+from vla_agent.statistics import wilson_interval
+
 
 class Episode(NamedTuple):
-    """An episode that ended during training."""
+    """An episode that ended during training.
+
+    Attributes:
+        num_timesteps: When it ended.
+        task_id: Its task.
+        success: Whether its goal held.
+        episode_return: Sum of its rewards.
+        length: Its steps.
+        began: Timestep at which it began; 0 for runs saved before this was kept.
+    """
 
     num_timesteps: int
     task_id: int
     success: bool
     episode_return: float
     length: int
+    began: int = 0
 
 
 def ended_episodes(infos: Sequence[dict[str, Any]], num_timesteps: int) -> list[Episode]:
@@ -33,6 +45,7 @@ def ended_episodes(infos: Sequence[dict[str, Any]], num_timesteps: int) -> list[
             bool(info.get("is_success", False)),
             float(info["episode"]["r"]),
             int(info["episode"]["l"]),
+            max(0, num_timesteps - int(info["episode"]["l"]) * len(infos)),
         )
         for info in infos
         if "episode" in info
@@ -44,25 +57,43 @@ class EpisodeHistory(BaseCallback):
 
     Attributes:
         history: Every ended episode.
+        began: Timestep at which the episode under way began, by environment.
     """
 
     def __init__(self, verbose: int = 0) -> None:
         super().__init__(verbose)
         self.history: list[Episode] = []
+        self.began: list[int] = []
 
     def _on_step(self) -> bool:
-        self._add(ended_episodes(self.locals["infos"], self.num_timesteps))
+        infos, dones = self.locals["infos"], self.locals["dones"]
+        if len(self.began) != len(dones):  # at the beginning, or with another number of environments than before
+            self.began = [self.num_timesteps - len(dones)] * len(dones)
+        self._add(ended_episodes(infos, self.num_timesteps))
+        self.began = [self.num_timesteps if done else began for done, began in zip(dones, self.began, strict=True)]
         return True
 
     def _add(self, episodes: Sequence[Episode]) -> None:
         self.history += episodes
 
+    def batches(self, size: int) -> list[list[Episode]]:
+        """Ended episodes in the order in which they began, in batches of ``size``.
+
+        Counted when they end, short episodes come first, and with them successes: a curve then starts too high and
+        sinks while nothing gets worse. Counted where they began, a batch is whole once all its episodes have ended; those
+        that began after one that is still under way are left out.
+        """
+        under_way = min(self.began, default=0)
+        whole = sorted((e for e in self.history if e.began < under_way or not self.began), key=lambda e: e.began)
+        return [whole[i : i + size] for i in range(0, len(whole) - size + 1, size)]
+
     def state_dict(self) -> dict[str, Any]:
         """The history, as JSON can hold it."""
-        return {"history": list(self.history)}
+        return {"history": list(self.history), "began": list(self.began)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a history of `state_dict`."""
+        self.began = list(state.get("began", ()))
         self._add([Episode(*episode) for episode in state["history"]])
 
 
@@ -75,7 +106,7 @@ class SuccessCallback(EpisodeHistory):
 
     def __init__(self, window: int = 50, verbose: int = 0) -> None:
         super().__init__(verbose)
-        self.window = window
+        self.window = whole_number("window", window, minimum=1)
         self._recent: dict[int, deque[bool]] = defaultdict(lambda: deque(maxlen=window))
 
     @property
@@ -93,18 +124,49 @@ class SuccessCallback(EpisodeHistory):
             self.logger.record(f"rollout/success_task_{task_id}", rate)
 
 
+class Evaluated(NamedTuple):
+    """What an evaluation on the way found, for a curve.
+
+    Attributes:
+        num_timesteps: When it was.
+        rate: Success rate.
+        low: Lower end of its interval.
+        high: Upper end.
+    """
+
+    num_timesteps: int
+    rate: float
+    low: float
+    high: float
+
+
 class LearningCurve(EpisodeHistory):
-    """Draws success rate and return against environment steps, as moving averages, into a PNG.
+    """Draws how success rises into a PNG: evaluations on the way with their intervals, and the training's episodes.
+
+    Training episodes are counted in batches by where they *began* (see `EpisodeHistory.batches`), each with Wilson's
+    95 % interval. Where the reward is more than success, the mean return is drawn beside it.
 
     Args:
         path: The picture; replaced after every rollout.
-        window: Episodes that an average is over.
+        window: Training episodes of a batch.
+        evaluations: Gives the evaluations so far; `EvaluationCallback.curve` does. None draws training alone.
+        label: What the evaluations are of, for the legend.
     """
 
-    def __init__(self, path: str | Path, window: int = 50, verbose: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        window: int = 32,
+        verbose: int = 0,
+        *,
+        evaluations: Callable[[], Sequence[Evaluated]] | None = None,
+        label: str = "evaluated greedily on unseen states",
+    ) -> None:
         super().__init__(verbose)
         self.path = Path(path)
-        self.window = window
+        self.window = whole_number("window", window, minimum=1)
+        self.evaluations = evaluations
+        self.label = label
 
     def _on_rollout_end(self) -> None:
         self.draw()
@@ -113,46 +175,60 @@ class LearningCurve(EpisodeHistory):
         self.draw()
 
     def draw(self) -> None:
-        """Write the picture, if an episode has ended."""
-        if not self.history:
+        """Write the picture, if an episode has ended or an evaluation was run."""
+        evaluated = list(self.evaluations()) if self.evaluations is not None else []
+        if not self.history and not evaluated:
             return
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
         from matplotlib.figure import Figure
 
-        steps = np.array([episode.num_timesteps for episode in self.history])
-        last_of_step = np.append(np.diff(steps) > 0, True)  # environments in step end together: one point of the line
-        curves = {
-            "success rate": [float(episode.success) for episode in self.history],
-            "return": [episode.episode_return for episode in self.history],
-        }
-        figure = Figure(figsize=(9, 3.5), layout="constrained")
+        batches = self.batches(self.window)
+        shaped = any(episode.episode_return != float(episode.success) for episode in self.history)
+        figure = Figure(figsize=(9, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, (name, values) in zip(figure.subplots(1, 2), curves.items(), strict=True):
-            axes.plot(steps, values, ".", color="0.8", markersize=3)
-            axes.plot(steps[last_of_step], moving_average(values, self.window)[last_of_step], ".-")
-            axes.set_xlabel("environment steps")
-            axes.set_ylabel(f"{name} (mean of {self.window} episodes)")
-            axes.grid(alpha=0.3)
+        panels = figure.subplots(1, 2 if shaped else 1, squeeze=False)[0]
+        self._draw_success(panels[0], batches, evaluated)
+        if shaped:
+            self._draw_returns(panels[1], batches)
+        for axes in panels:
+            axes.set_xlabel("decisions of the policy (timesteps)")
+            axes.grid(alpha=0.25)
             axes.set_xlim(left=0)
-            if name == "success rate":
-                axes.set_ylim(-0.02, 1.02)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=".png", prefix=f".{self.path.name}.", dir=self.path.parent)
-        os.close(handle)
-        try:
+            axes.spines[["top", "right"]].set_visible(False)
+        with replacing(self.path) as temporary:
             figure.savefig(temporary, dpi=120)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+
+    def _draw_success(self, axes: Any, batches: list[list[Episode]], evaluated: list[Evaluated]) -> None:
+        if batches:
+            rates = np.array([np.mean([episode.success for episode in batch]) for batch in batches])
+            ends = np.array([wilson_interval(sum(e.success for e in batch), len(batch)) for batch in batches])
+            label = f"training, drawn actions (batches of {self.window} episodes, by where they began)"
+            axes.plot(_middles(batches), rates, "o-", color="0.6", markersize=3, linewidth=1, label=label, zorder=2)
+            axes.fill_between(_middles(batches), ends[:, 0], ends[:, 1], color="0.85", linewidth=0, zorder=1)
+        if evaluated:
+            steps, rates, low, high = np.array(evaluated, dtype=float).T
+            errors = np.stack([rates - low, high - rates])
+            label = f"{self.label} (95 % interval)"
+            axes.errorbar(steps, rates, errors, fmt="o-", color="C0", linewidth=2.5, capsize=4, label=label, zorder=3)
+            for step, rate in ((steps[0], rates[0]), (steps[-1], rates[-1])):
+                axes.annotate(
+                    f"{rate:.0%}", (step, rate), (6, -14), textcoords="offset points", color="C0", weight="bold"
+                )
+        axes.set_ylabel("success rate")
+        axes.set_ylim(-0.02, 1.02)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        if batches or evaluated:
+            axes.legend(loc="lower right", fontsize=8, framealpha=0.9)
+
+    def _draw_returns(self, axes: Any, batches: list[list[Episode]]) -> None:
+        means = [np.mean([episode.episode_return for episode in batch]) for batch in batches]
+        axes.plot(_middles(batches), means, "o-", color="C1", markersize=3)
+        axes.set_ylabel(f"mean return of {self.window} episodes")
 
 
-def moving_average(values: Sequence[float], window: int) -> np.ndarray:
-    """Mean of the last ``window`` values at each place, of fewer at the beginning. Shape (len(values),)."""
-    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+def _middles(batches: Sequence[Sequence[Episode]]) -> list[float]:
+    """Where each batch is drawn: at the mean of its beginnings."""
+    return [float(np.mean([episode.began for episode in batch])) for batch in batches]
 
 
 def as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
+from libero_gym.checks import flag, whole_number
+from vla_agent.callbacks import Evaluated
 from vla_agent.evaluation.evaluator import Evaluator
-from vla_agent.evaluation.reports import EvaluationReport
+from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, SuccessRow
+
+
+class EvaluatedEpisodes(NamedTuple):
+    """When an evaluation was, in timesteps, and its episodes."""
+
+    num_timesteps: int
+    episodes: list[EpisodeResult]
 
 
 class EvaluationCallback(EventCallback):
@@ -20,9 +29,13 @@ class EvaluationCallback(EventCallback):
     ``eval/success_task_<id>``, ``eval/mean_ep_length`` (control steps), ``eval/best_success_rate``, and
     ``time/eval_s``.
 
+    An evaluation is of the policy between two iterations: after the update of the timesteps before it.
+
     Args:
         env_id: What to evaluate on, such as "LIBERO-Spatial-v0".
         eval_freq: Timesteps from one evaluation to the next; the first comes after so many.
+        at_start: Evaluate before the first update, too.
+        at_end: Evaluate after the last update, too, where training was not stopped before its end.
         folder: The best model is saved in ``<folder>/best``, and its report in ``<folder>/best_report``; None keeps
             none.
         deterministic: Decode greedily.
@@ -33,11 +46,12 @@ class EvaluationCallback(EventCallback):
         **kwargs: Further arguments of `Evaluator`: tasks, initial states, protocol, renderer, number of environments.
 
     Attributes:
-        reports: One per evaluation, by timestep.
+        history: Every evaluation's timestep and episodes, also those before a run was loaded and went on.
+        reports: The reports of this process's evaluations, by timestep.
         best_success_rate: Of all so far, -1 before the first.
 
     Raises:
-        ValueError: If ``eval_freq`` is less than 1.
+        ValueError: If ``eval_freq`` is no whole number of at least 1.
     """
 
     def __init__(
@@ -45,6 +59,8 @@ class EvaluationCallback(EventCallback):
         env_id: str,
         *,
         eval_freq: int = 10_000,
+        at_start: bool = False,
+        at_end: bool = False,
         folder: str | Path | None = None,
         deterministic: bool = True,
         seed: int = 0,
@@ -54,17 +70,25 @@ class EvaluationCallback(EventCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(callback_after_eval, verbose=verbose)
-        if eval_freq < 1:
-            raise ValueError(f"eval_freq={eval_freq}; expected at least 1 timestep.")
         self.env_id, self.kwargs = env_id, kwargs
-        self.eval_freq = eval_freq
+        self.eval_freq = whole_number("eval_freq", eval_freq, minimum=1)
+        self.at_start, self.at_end = flag("at_start", at_start), flag("at_end", at_end)
         self.folder = None if folder is None else Path(folder)
         self.run_kwargs: dict[str, Any] = {"deterministic": deterministic, "seed": seed}
         self.callback_on_new_best = callback_on_new_best
+        self.history: list[EvaluatedEpisodes] = []
         self.reports: dict[int, EvaluationReport] = {}
         self.best_success_rate = -1.0
         self._evaluator: Evaluator | None = None
         self._next = 0
+        self._go_on = True
+        self._rollout_is_whole = False
+
+    @property
+    def curve(self) -> list[Evaluated]:
+        """Every evaluation's rate and interval, for `LearningCurve`."""
+        rows = [(steps, SuccessRow.of(episodes)) for steps, episodes in self.history]
+        return [Evaluated(steps, row.rate, row.low, row.high) for steps, row in rows]
 
     def _init_callback(self) -> None:
         super()._init_callback()
@@ -74,24 +98,41 @@ class EvaluationCallback(EventCallback):
     def _on_training_start(self) -> None:
         # Made now and not at the first evaluation: a wrong argument should not cost hours.
         self._evaluator = Evaluator(self.model, self.env_id, **self.kwargs)
+        self._go_on = True
+        self.history = [done for done in self.history if done.num_timesteps <= self.num_timesteps]
         if not 0 < self._next - self.num_timesteps <= self.eval_freq:  # unless a loaded run goes on
-            self._next = self.num_timesteps + self.eval_freq
+            self._next = self.num_timesteps if self.at_start and not self.history else self._following()
+
+    def _following(self) -> int:
+        return self.eval_freq * (1 + self.num_timesteps // self.eval_freq)
 
     def state_dict(self) -> dict[str, Any]:
-        """When the next evaluation comes, and how good the best was."""
-        return {"next": self._next, "best_success_rate": self.best_success_rate}
+        """When the next evaluation comes, how good the best was, and what all before found."""
+        return {"next": self._next, "best_success_rate": self.best_success_rate, "history": list(self.history)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of `state_dict`."""
         self._next, self.best_success_rate = state["next"], state["best_success_rate"]
+        self.history = [
+            EvaluatedEpisodes(steps, [EpisodeResult(*episode) for episode in episodes])
+            for steps, episodes in state.get("history", ())
+        ]
+
+    def _on_rollout_start(self) -> None:
+        self._rollout_is_whole = False
+        if self.num_timesteps >= self._next:
+            self._next = self._following()
+            self._go_on = self._evaluate()
+
+    def _on_rollout_end(self) -> None:
+        self._rollout_is_whole = True
 
     def _on_step(self) -> bool:
-        if self.num_timesteps < self._next:
-            return True
-        self._next += self.eval_freq * (1 + (self.num_timesteps - self._next) // self.eval_freq)
-        return self._evaluate()
+        return self._go_on
 
     def _on_training_end(self) -> None:
+        if self.at_end and self._rollout_is_whole:
+            self._evaluate()
         self.close()
 
     def close(self) -> None:
@@ -105,6 +146,7 @@ class EvaluationCallback(EventCallback):
         start = time.perf_counter()
         report = self._evaluator.run(progress_bar=self.verbose > 0, **self.run_kwargs)
         self.reports[self.num_timesteps] = report
+        self.history.append(EvaluatedEpisodes(self.num_timesteps, list(report.episodes)))
         improved = report.success_rate > self.best_success_rate
         self.best_success_rate = max(self.best_success_rate, report.success_rate)
         self._log(report, time.perf_counter() - start)

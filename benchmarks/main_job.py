@@ -1,0 +1,136 @@
+"""Whether the first command of the README shows learning: three seeds of exactly it, judged on states nobody chose.
+
+    python benchmarks/main_job.py                    # three seeds, an hour of two cores; goes on where it stopped
+    python benchmarks/main_job.py --seeds 0
+
+Runs ``python examples/train_ppo.py --seed S --out FOLDER`` with no other option, then evaluates the model that it
+started from and each that it ended with (exact frames, greedy) on the official initial states 0 to 19 and on drawn
+ones that neither training nor its own evaluations see, the same for all. Differences are paired by state: McNemar's
+exact test for each seed, and a bootstrap over states (all seeds of a state together) for their mean. Writes
+``benchmarks/results/main_job.json``, and the curve of each seed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import provenance
+
+from vla_agent import EvaluationReport
+from vla_agent.checkpointing import STATE
+from vla_agent.commands.train import Options
+from vla_agent.statistics import mcnemar_exact, wilson_interval
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+RESULTS = Path(__file__).parent / "results"
+Outcomes = dict[tuple[str, int, int], bool]  # by suite, task and state
+
+
+def run(script: str, *arguments: str) -> float:
+    """Seconds that an example took; ends if it fails."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, str(EXAMPLES / script), *arguments], check=True)
+    return time.perf_counter() - start
+
+
+def train(args: argparse.Namespace, seed: int) -> tuple[Path, float]:
+    """The folder of a seed's run and the seconds that it took; what is there already is not run again."""
+    folder = args.work / f"seed_{seed}"
+    note = args.work / f"seed_{seed}.json"
+    if not (folder / "model" / STATE).is_file():
+        seconds = run("train_ppo.py", "--seed", str(seed), "--out", str(folder))
+        note.write_text(json.dumps({"seconds": round(seconds, 1)}))
+    return folder, json.loads(note.read_text())["seconds"]
+
+
+def evaluate(args: argparse.Namespace, model: str, folder: Path) -> Outcomes:
+    """Success from every unseen initial state, official and drawn."""
+    options = Options()
+    kinds = {"official": ["--init-states", args.init_states], "drawn": ["--placement-seeds", args.drawn_states]}
+    outcomes: Outcomes = {}
+    for kind, states in kinds.items():
+        command = ["--model", model, "--env-id", options.env_id, "--task-ids", options.task_ids, *states]
+        command += ["--protocol", "training", "--n-envs", "8", "--out", str(folder / kind)]
+        run("evaluate.py", *command)
+        for episode in EvaluationReport.load(folder / kind).episodes:
+            outcomes[kind, episode.task_id, episode.init_state_id] = episode.success
+    return outcomes
+
+
+def describe(before: Outcomes, after: Outcomes) -> dict[str, Any]:
+    """A seed beside what it started from."""
+    gained = sum(after[key] and not before[key] for key in before)
+    lost = sum(before[key] and not after[key] for key in before)
+    kinds = sorted({(kind, task_id) for kind, task_id, _ in before})
+    return {
+        **rate(after),
+        "points": round(100 * (np.mean(list(after.values())) - np.mean(list(before.values()))), 2),
+        "gained": gained,
+        "lost": lost,
+        "mcnemar_p": mcnemar_exact(lost, gained),
+        "by_kind_and_task": {
+            f"{kind}, task {task_id}": [
+                sum(outcomes[key] for key in outcomes if key[:2] == (kind, task_id)) for outcomes in (before, after)
+            ]
+            for kind, task_id in kinds
+        },
+    }
+
+
+def rate(outcomes: Outcomes) -> dict[str, Any]:
+    successes, n = sum(outcomes.values()), len(outcomes)
+    return {"successes": successes, "n": n, "wilson_95": [round(end, 4) for end in wilson_interval(successes, n)]}
+
+
+def mean_gain(before: Outcomes, after: list[Outcomes]) -> dict[str, Any]:
+    """Mean over seeds, in points, and its interval by a bootstrap over states."""
+    gains = np.array([np.mean([seed[key] for seed in after]) - before[key] for key in before])
+    rng = np.random.default_rng(0)
+    means = gains[rng.integers(len(gains), size=(10_000, len(gains)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"points": round(100 * gains.mean(), 2), "bootstrap_95": [round(100 * low, 2), round(100 * high, 2)]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--init-states", default="0-19", help="official ones to judge by")
+    parser.add_argument("--drawn-states", default="1000-1039", help="placement seeds to judge by")
+    parser.add_argument("--work", type=Path, default=Path("runs/main_job"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "main_job.json")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    options = Options()
+    results: dict[str, Any] = {
+        "provenance": provenance(),
+        "command": "python examples/train_ppo.py --seed S",
+        "env_id": options.env_id,
+        "task_ids": options.task_ids,
+        "init_states": args.init_states,
+        "drawn_states": args.drawn_states,
+    }
+    trained = {seed: train(args, seed) for seed in args.seeds}
+    before = evaluate(args, options.model, args.work / "before")
+    after = {seed: evaluate(args, str(folder / "model"), folder / "judged") for seed, (folder, _) in trained.items()}
+    results["before"] = rate(before)
+    results["seeds"] = {
+        str(seed): {"seconds": trained[seed][1], **describe(before, outcomes)} for seed, outcomes in after.items()
+    }
+    results["mean_gain"] = mean_gain(before, list(after.values()))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
+    for seed, (folder, _) in trained.items():
+        shutil.copyfile(folder / "curve.png", args.out.with_name(f"{args.out.stem}_seed_{seed}.png"))
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Train a vision-language-action model by PPO, and show whether it got better: ``libero-vla train``.
+
+`main` is the whole job in the order in which it happens; `build` makes the environments and the learner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger, make_output_format
+
+from libero_gym.rewards import SHAPING_GAMMA
+from vla_agent import (
+    VLAPPO,
+    Curriculum,
+    EvaluationCallback,
+    LearningCurve,
+    RunCheckpoints,
+    VLAVecEnv,
+    latest_run,
+    make_vec_env,
+    safe_learn,
+)
+from vla_agent.commands.options import parse_options
+from vla_agent.evaluation.before_after import describe_change, film_change, telling_trial
+from vla_agent.evaluation.manifest import read_training_states, write_training_states
+from vla_agent.openvla.folder import resolve_folder
+from vla_agent.process_reward import VecProcessReward
+from vla_agent.vec_env import describe_suite
+
+
+@dataclasses.dataclass
+class Options:
+    """What to train, on what, and where to. Each field is a command-line option."""
+
+    env_id: str = "LIBERO-Spatial-Task-v0"  # what tiny-libero was not taught: another bowl in scenes that it knows
+    task_ids: str = "1,2"  # such as "0,3-5"; all tasks of the suite if empty
+    init_states: str = "20-49"  # official initial states to train on; keep others for evaluation
+    n_placements: int = 300  # further initial states per task to train on, drawn from the BDDL's regions
+    model: str = "tiny-libero"  # what ships, competent, or "tiny", random; a checkpoint folder, or a hub id
+    max_episode_steps: int = 0  # control steps; 0 for the suite's own limit
+    reward: Literal["sparse", "progress", "process"] = (
+        "sparse"  # success alone; with privileged progress; with a scorer
+    )
+    reward_model: str = "tiny-scorer"  # for "process": what ships, or a folder of train_process_reward.py
+    reward_mode: Literal["potential", "bonus"] = "potential"  # for "process"; "bonus" is VLA-RL's
+    reward_weight: float = 1.0  # for "process": weight of its term
+    renderer: Literal["fast", "exact"] = "fast"  # of training frames; "exact" draws stock LIBERO's pixels
+    physics: Literal["fast", "exact"] = "fast"  # "exact" gives stock LIBERO's states to the bit
+    n_envs: int = 8  # environments side by side
+    n_steps: int = 32  # decisions per environment and iteration; tiny-libero decides 8 control steps at a time
+    total_timesteps: int = 4096  # decisions of the whole training
+    batch_size: int = 128  # decisions per minibatch
+    n_epochs: int = 2  # passes over each rollout
+    gradient_accumulation_steps: int = 1  # parts of a minibatch that go through the network one after the other
+    learning_rate: float = 5e-5  # of the policy
+    value_learning_rate: float = 1e-3  # of the critic
+    gamma: float = 0.95  # of a decision, here 8 control steps: a grasp that fails and is tried again costs something
+    gae_lambda: float = 0.9  # of the advantages
+    value_gae_lambda: float = 0.95  # of the critic's returns
+    n_value_epochs: int = 10  # further passes for the value head alone
+    ratio_level: Literal["token", "action"] = "token"  # clip each of a chunk's 56 ratios on its own, or their product
+    target_kl: float = 0.0  # stop an update beyond 1.5 times this divergence of whole actions; 0 never does
+    temperature: float = 0.5  # of training's draws: near greedy decoding, by which evaluations decide
+    critic_warmup_iterations: int = 6  # first iterations in which only the critic learns
+    policy_warmup_iterations: int = 0  # iterations over which the policy's learning rate rises
+    privileged_critic: bool = True  # the critic knows from the simulator where the objects are
+    bootstrap_time_limits: bool = False  # evaluations count success within the limit: running out of time is a failure
+    lora_rank: int = 0  # 0 trains all weights
+    lora_target: str = "all-linear"  # or "language": the language model alone
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass: for a large model on a small GPU
+    kl_ref_coef: float = 0.0  # pulls back to the model that it started from; needs LoRA
+    detach_value: bool = True  # keep the critic's gradient out of the backbone
+    seed: int = 0  # of everything that is drawn
+    device: str = "auto"  # torch's name, such as "cuda:0"
+    out: Path = Path("runs/ppo")  # folder of the run
+    curriculum: Literal["uniform", "hardest", "frontier"] = "uniform"  # how tasks are drawn; "hardest" is VLA-RL's
+    curriculum_tau: float = 0.5  # temperature of the curriculum
+    checkpoint_every: int = 10  # iterations
+    eval_freq: int = 1024  # evaluate greedily every so many decisions, before and after; 0 never does
+    eval_states: str = "0-19"  # official initial states to evaluate on; training must not see them
+    n_eval_placements: int = 0  # further initial states per task to evaluate on, drawn; none is trained on
+    eval_renderer: Literal["exact", "fast"] = "exact"  # of evaluations
+    resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
+    allow_changes: bool = False  # resume with other options than the run was made with
+    long: bool = False  # three tasks and three times as many decisions, 21 minutes
+
+
+# What ``--long`` stands for; options that are given win.
+LONG = {"env_id": "LIBERO-Spatial-v0", "task_ids": "0-2", "total_timesteps": 12288, "eval_freq": 4096}
+
+
+def main(options: Options) -> None:
+    """The whole job: build the environments and the learner, then `learn`."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    env, model = build(options)
+    with contextlib.closing(env):  # its workers would outlive an error
+        learn(options, model, start)
+
+
+def learn(options: Options, model: VLAPPO, start: float) -> None:
+    """Evaluate, learn, evaluate, report."""
+    model.set_logger(make_logger(options.out, model.num_timesteps))
+    print(f"Ready after {time.perf_counter() - start:.0f} s; training on {model.device}, logs in {options.out}")
+    success = Curriculum(options.curriculum, options.curriculum_tau)
+    evaluation = make_evaluation(options) if options.eval_freq else None
+    curve = LearningCurve(options.out / "curve.png", evaluations=lambda: evaluation.curve if evaluation else [])
+    callbacks: list[BaseCallback] = [success, RunCheckpoints(options.out, every=options.checkpoint_every)]
+    callbacks += [evaluation] if evaluation else []
+    callbacks.append(curve)  # last: it shows what the others found
+    ended = safe_learn(
+        model,
+        options.total_timesteps - model.num_timesteps,
+        options.out,
+        callbacks,
+        progress_bar=True,
+        reset_num_timesteps=options.resume is None,
+    )
+    if not ended:
+        print(f"Stopped. The same command with --resume {options.out} goes on as if it had not been.")
+        return
+    model.save(options.out / "model")
+    note_training_states(options)
+    if evaluation is not None:
+        film_the_change(options, model, evaluation)
+    report(options, success, evaluation)
+
+
+def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
+    """The environments and the learner."""
+    if options.reward == "progress" and (options.gamma != SHAPING_GAMMA or not options.bootstrap_time_limits):
+        raise ValueError(
+            f"--reward progress is shaped for gamma={SHAPING_GAMMA} and bootstrap_time_limits=True, and training has "
+            f"gamma={options.gamma} and bootstrap_time_limits={options.bootstrap_time_limits}: shaping would change "
+            f"what is optimal. Add --gamma {SHAPING_GAMMA} --bootstrap-time-limits."
+        )
+    process: dict[str, Any] = {}
+    if options.reward == "process":
+        process = {"reward_model": options.reward_model}
+        process["reward_kwargs"] = {
+            "mode": options.reward_mode,
+            "weight": options.reward_weight,
+            "gamma": options.gamma,
+            "bootstrap_time_limits": options.bootstrap_time_limits,
+        }
+    env = make_vec_env(
+        options.env_id,
+        options.n_envs,
+        task_id=parse_ids(options.task_ids) or None,
+        init_state_ids=parse_ids(options.init_states) or None,
+        placement_seeds=range(options.n_placements),
+        model=options.model,
+        reward=options.reward,
+        **process,
+        renderer=options.renderer,
+        physics=options.physics,
+        max_episode_steps=options.max_episode_steps or None,
+        privileged=options.privileged_critic,
+        seed=options.seed,
+    )
+    policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
+    policy_kwargs["detach_value"] = options.detach_value
+    if options.gradient_checkpointing:
+        policy_kwargs["gradient_checkpointing"] = True
+    if options.lora_rank:
+        lora = {"r": options.lora_rank, "alpha": options.lora_rank // 2, "target": options.lora_target}
+        policy_kwargs["lora"] = lora
+    arguments: dict[str, Any] = {
+        "learning_rate": options.learning_rate,
+        "value_learning_rate": options.value_learning_rate,
+        "n_steps": options.n_steps,
+        "batch_size": options.batch_size,
+        "n_epochs": options.n_epochs,
+        "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "gamma": options.gamma,
+        "gae_lambda": options.gae_lambda,
+        "value_gae_lambda": options.value_gae_lambda,
+        "n_value_epochs": options.n_value_epochs,
+        "ratio_level": options.ratio_level,
+        "target_kl": options.target_kl or None,
+        "kl_ref_coef": options.kl_ref_coef,
+        "critic_warmup_iterations": options.critic_warmup_iterations,
+        "policy_warmup_iterations": options.policy_warmup_iterations,
+        "bootstrap_time_limits": options.bootstrap_time_limits,
+        "policy_kwargs": policy_kwargs,
+        "seed": options.seed,
+    }
+    try:
+        if options.resume is None:
+            return env, VLAPPO("VLAPolicy", env, device=options.device, **arguments)
+        path = latest_run(options.resume)
+        model = VLAPPO.load(path, env, options.device, allow_changes=options.allow_changes, **arguments)
+    except BaseException:
+        env.close()  # its workers would outlive the error
+        raise
+    print(f"Going on from {path}, {model.num_timesteps} of {options.total_timesteps} steps done")
+    return env, model
+
+
+def make_evaluation(options: Options) -> EvaluationCallback:
+    """Greedy evaluations on unseen initial states: before, on the way, and after."""
+    first = options.n_placements  # placement seeds behind those that training draws from
+    evaluation = EvaluationCallback(
+        options.env_id,
+        eval_freq=options.eval_freq,
+        at_start=True,
+        at_end=True,
+        folder=options.out,
+        task_ids=parse_ids(options.task_ids) or None,
+        init_state_ids=parse_ids(options.eval_states),
+        placement_seeds=range(first, first + options.n_eval_placements),
+        protocol="training",
+        renderer=options.eval_renderer,
+        max_episode_steps=options.max_episode_steps or None,
+        n_envs=options.n_envs,
+        verbose=1,
+    )
+    return evaluation
+
+
+def make_logger(folder: Path, num_timesteps: int) -> Logger:
+    """Where metrics go; a resumed run writes new files beside those before."""
+    suffix = f"_from_{num_timesteps}" if num_timesteps else ""
+    formats = ("stdout", "csv", "tensorboard")
+    return Logger(str(folder), [make_output_format(name, str(folder), suffix) for name in formats])
+
+
+def note_training_states(options: Options) -> None:
+    """So that evaluations of the run can tell seen initial states from unseen ones."""
+    suite, states = describe_suite(options.env_id).name, parse_ids(options.init_states) or range(50)
+    started_from = read_training_states(resolve_folder(options.model, weights=False))
+    write_training_states(options.out / "model", suite, states, started_from)
+
+
+def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallback) -> None:
+    """One unseen initial state as an MP4, the start on the left and the trained policy on the right."""
+    before, after = evaluation.history[0].episodes, evaluation.history[-1].episodes
+    film_change(options.model, model, options.env_id, telling_trial(before, after), options.out / "episode.mp4")
+
+
+def report(options: Options, success: Curriculum, evaluation: EvaluationCallback | None) -> None:
+    """What came of it, in the last lines."""
+    returns = [episode.episode_return for episode in success.history]
+    print(f"{len(returns)} training episodes, mean return {np.mean(returns):.3f}" if returns else "No episode ended.")
+    film = ", episode.mp4" if evaluation else ""
+    print(f"Wrote model/, curve.png{film} and logs into {options.out}")
+    if evaluation is not None:
+        names = dict(enumerate(describe_suite(options.env_id).instructions))
+        print(f"Greedy, {options.eval_renderer} frames, initial states that training never saw:")
+        print(describe_change(evaluation.history[0].episodes, evaluation.history[-1].episodes, names))
+
+
+def parse_ids(text: str) -> list[int]:
+    """Such as [0, 3, 4, 5] for "0,3-5"; none for an empty text."""
+    ids: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        ids += range(int(first), int(last or first) + 1)
+    return ids
+
+
+def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:
+    """The options of a command line; ``--long`` changes the defaults, and what is given wins."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    default = dataclasses.replace(Options(), **LONG) if "--long" in given else Options()
+    return parse_options(Options, description, given, default)
+
+
+def command(arguments: Sequence[str]) -> None:
+    """``libero-vla train``."""
+    main(parse_arguments(arguments))

@@ -1,0 +1,151 @@
+"""What a training changed, told and shown: two evaluations of the same episodes side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vla_agent.evaluation.actors import as_policy, load_subject
+from vla_agent.evaluation.reports import EpisodeResult, SuccessRow
+from vla_agent.evaluation.trials import Trial
+from vla_agent.statistics import mcnemar_exact
+from vla_agent.vec_env import make_vec_env
+
+CONTROL_FREQ = 20  # Hz
+FILM_SIZE = 256  # pixels of each side's frame
+FILM_SPEED = 2  # times as fast as the robot
+MARGIN = 64  # pixels of text above the frames
+
+
+def describe_change(
+    before: Sequence[EpisodeResult], after: Sequence[EpisodeResult], instructions: Mapping[int, str]
+) -> str:
+    """Such as "before: 13 of 20 (43 to 82 %), after: 18 of 20 (70 to 97 %)", then the paired test and each task.
+
+    Args:
+        before: Episodes of the first evaluation.
+        after: Episodes of the second, from the same initial states.
+        instructions: By task id.
+    """
+    second = {episode[:2]: episode for episode in after}
+    pairs = [(episode, second[episode[:2]]) for episode in before if episode[:2] in second]
+    gained = sum(not one.success and two.success for one, two in pairs)
+    lost = sum(one.success and not two.success for one, two in pairs)
+    test = f"paired: {gained} gained, {lost} lost, p = {mcnemar_exact(lost, gained):.2g} (McNemar, exact)"
+    lines = []
+    tasks = sorted({episode.task_id for episode in before})
+    for task_id in tasks if len(tasks) > 1 else []:
+        one, two = ([e for e in episodes if e.task_id == task_id] for episodes in (before, after))
+        lines.append(f"  task {task_id}: {_count(one)} -> {_count(two)}  {instructions[task_id]}")
+    if len(tasks) == 1:
+        lines.append(f"  task {tasks[0]}: {instructions[tasks[0]]}")
+    return "\n".join([*lines, f"before: {_share(before)}, after: {_share(after)}", test])
+
+
+def _count(episodes: Sequence[EpisodeResult]) -> str:
+    return f"{sum(episode.success for episode in episodes)} of {len(episodes)}"
+
+
+def _share(episodes: Sequence[EpisodeResult]) -> str:
+    row = SuccessRow.of(episodes)
+    return f"{row.successes} of {row.n} ({100 * row.low:.0f} to {100 * row.high:.0f} %)"
+
+
+def telling_trial(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> Trial:
+    """The trial that shows the change best: failed before and succeeded after; else a success, else the first."""
+    failed = {episode[:2] for episode in before if not episode.success}
+    ranked = sorted(after, key=lambda e: (not (e.success and e[:2] in failed), not e.success, e.steps))
+    return Trial(*ranked[0][:2])
+
+
+class _Side(NamedTuple):
+    """One policy's episode."""
+
+    frames: list[np.ndarray]  # uint8 (FILM_SIZE, FILM_SIZE, 3) each
+    success: bool
+    steps: int
+
+
+def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, **env_kwargs: Any) -> None:
+    """One trial as an MP4, twice as fast as the robot: one policy on the left, another on the right.
+
+    Args:
+        before: What acts on the left; anything that `Evaluator` takes.
+        after: What acts on the right.
+        env_id: Such as "LIBERO-Spatial-v0".
+        trial: Where both begin.
+        path: The MP4.
+        **env_kwargs: Further arguments of the environments.
+    """
+    import imageio.v3 as iio  # finds ffmpeg, which takes a moment
+
+    subjects = [load_subject(model, "auto").model for model in (before, after)]
+    processor = subjects[1].policy.backbone.processor if hasattr(subjects[1], "policy") else subjects[1].processor
+    env = make_vec_env(
+        env_id,
+        1,
+        model=processor,
+        task_id=trial.task_id,
+        render_mode="rgb_array",
+        render_size=FILM_SIZE,
+        n_workers=1,
+        **env_kwargs,
+    )
+    try:
+        env.venv.set_autoreset(False)
+        sides = [_play(as_policy(model, env, None), env, trial) for model in subjects]
+        instruction = env.reset_infos[0]["instruction"]
+        chunk = env.action_space.shape[0] // 7
+    finally:
+        env.close()
+    frames = compose(sides, instruction)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    iio.imwrite(path, frames, fps=FILM_SPEED * CONTROL_FREQ / chunk, macro_block_size=2)
+
+
+def _play(policy: Any, env: Any, trial: Trial) -> _Side:
+    """A greedy episode's frames."""
+    obs = env.begin_episodes({0: trial.options})
+    frames = [env.get_images()[0]]
+    while True:
+        actions, _ = policy.predict(obs, deterministic=True)
+        obs, _, dones, infos = env.step(actions)
+        frames.append(env.get_images()[0])
+        if dones[0]:
+            return _Side(frames, bool(infos[0]["is_success"]), int(infos[0]["elapsed_steps"]))
+
+
+def compose(sides: Sequence[_Side], instruction: str) -> np.ndarray:
+    """Two episodes side by side under their captions, uint8 (T, H, W, 3); the shorter one waits at its last frame."""
+    length = max(len(side.frames) for side in sides) + 3
+    video = []
+    for index in range(length):
+        row = [side.frames[min(index, len(side.frames) - 1)] for side in sides]
+        captions = []
+        for name, side in zip(("before", "after"), sides, strict=True):
+            ended = index >= len(side.frames) - 1
+            outcome = f"succeeded in {side.steps / CONTROL_FREQ:.1f} s" if side.success else "failed: out of time"
+            captions.append(f"{name}: {outcome}" if ended else name)
+        video.append(_captioned(np.concatenate(row, axis=1), instruction, captions, [s.success for s in sides]))
+    return np.stack(video)
+
+
+def _captioned(frame: np.ndarray, title: str, captions: Sequence[str], good: Sequence[bool]) -> np.ndarray:
+    """A pair of frames under an instruction and a caption each."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    width = frame.shape[1]
+    page = Image.new("RGB", (width, frame.shape[0] + MARGIN), "white")
+    page.paste(Image.fromarray(frame), (0, MARGIN))
+    draw = ImageDraw.Draw(page)
+    size = 16
+    while draw.textlength(title, ImageFont.load_default(size)) > width - 16 and size > 8:
+        size -= 1
+    draw.text((8, 8), title, "black", ImageFont.load_default(size))
+    for column, (caption, success) in enumerate(zip(captions, good, strict=True)):
+        colour = "black" if ":" not in caption else "darkgreen" if success else "firebrick"
+        draw.text((8 + column * width // 2, MARGIN - 26), caption, colour, ImageFont.load_default(16))
+    return np.asarray(page)
