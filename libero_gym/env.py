@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,22 +13,44 @@ import numpy as np
 from gymnasium import spaces
 
 from libero_gym import rendering
-from libero_gym.checks import did_you_mean
+from libero_gym.checks import choice, flag, whole_number
 from libero_gym.compile import compile_task, fixture_draw
-from libero_gym.observations import IMAGE_KEYS, PRIVILEGED_KEY, Observation, observation_space, proprioception
-from libero_gym.placements import check_placement_seed, sampled_state
+from libero_gym.env_arguments import (
+    check_action,
+    check_cameras,
+    check_init_state_ids,
+    check_options,
+    check_placement_seeds,
+    check_render_mode,
+    check_reward_model,
+    check_task_ids,
+    check_task_weights,
+    limit_of_gym_make,
+    refuse_unknown_arguments,
+)
+from libero_gym.observations import (
+    IMAGE_KEYS,
+    INSTRUCTION_KINDS,
+    PRIVILEGED_KEY,
+    Observation,
+    add_instruction,
+    observation_space,
+    proprioception,
+)
+from libero_gym.placements import sampled_state
 from libero_gym.privileged import PrivilegedState
-from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_potential, find_scorer, score_frame
-from libero_gym.scene import CAMERAS
+from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_potential, score_frame
 from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, Physics, SimState, Simulator
-from libero_gym.snapshots import generator_from_json, state_from_json, state_to_json
+from libero_gym.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
 from libero_gym.tasks import Task, get_suite, get_tasks, initial_states
+from libero_gym.uncopyable import Uncopyable
 
-_RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_draw")
+__all__ = ["ACTION_DIM", "LiberoEnv", "check_task_ids", "check_task_weights"]
+
 ACTION_DIM = 7
 
 
-class LiberoEnv(gym.Env[Observation, np.ndarray]):
+class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
     """A Panda arm manipulates household objects as an instruction says: one suite of LIBERO or LIBERO-PRO.
 
     ## Observation space
@@ -41,8 +64,12 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     | ``state[0:3]`` | float32 | m | end-effector position, world frame |
     | ``state[3:6]`` | float32 | rad | end-effector orientation, axis-angle |
     | ``state[6:8]`` | float32 | m | the two gripper joints |
-    | ``instruction`` | str | | what to do |
+    | ``instruction`` | str | | what to do; or its number, or left out (see the argument) |
     | ``privileged`` | float32 (51,) | | with ``privileged=True``: what no camera shows, for critics |
+
+    Gymnasium's ``AsyncVectorEnv`` shows other text than the environments' (Gymnasium 1.4 reads ``Text`` from shared
+    memory once, at its start): rows of U+FFFD. Three ways out: `gym.make_vec`'s own default for these ids,
+    ``vectorization_mode="vector_entry_point"``; ``vector_kwargs=dict(shared_memory=False)``; ``instruction="id"``.
 
     ## Action space
 
@@ -66,8 +93,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     ## Episode end
 
     ``terminated`` when the goal holds. ``truncated`` by Gymnasium's ``TimeLimit`` at the suite's limit (220 control
-    steps for Spatial, 280 Object, 300 Goal, 520 LIBERO-10, 400 LIBERO-90); an environment with chunks counts its
-    control steps itself.
+    steps for Spatial, 280 Object, 300 Goal, 520 LIBERO-10, 400 LIBERO-90) or at ``max_episode_steps``. The wrapper
+    counts calls of `step`; an environment with chunks counts its control steps itself, up to the same limit.
 
     ## Reset
 
@@ -76,6 +103,11 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1).
     Fixtures stand where stock LIBERO puts them at its first reset after ``seed(0)`` unless ``fixture_draw`` asks for
     the n-th. Objects then settle for ``settle_steps`` control steps.
+
+    ## Copies
+
+    ``copy.deepcopy`` gives an environment of its own at the same moment; the reward model is shared. ``copy.copy`` and
+    ``pickle`` raise a TypeError: `snapshot` and `restore` move an episode to another process or into a file.
 
     ## Info
 
@@ -109,15 +141,20 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         settle_steps: Control steps with an open gripper before the first observation.
         chunk_size: Control steps per `step`, executed open-loop, stopped by success; one frame at their end.
         privileged: Whether observations hold what only the simulator knows; see `libero_gym.privileged`.
+        instruction: What observations hold under that key: ``"text"``; ``"id"``, the task's index in the suite as
+            ``Discrete(n_tasks)``, for policies that read numbers (such as SB3's); ``"none"``, nothing.
         render_device: EGL device index; None lets EGL choose.
         render_mode: ``"rgb_array"`` or None.
+        render_size: Side of `render`'s frames in pixels; None takes ``image_size``.
         max_episode_steps: Truncate after so many control steps. None leaves that to Gymnasium's ``TimeLimit``, except
-            with chunks, which it cannot count.
+            with chunks, which it cannot count. `gym.make` keeps this argument for the wrapper; with chunks the
+            environment takes it from there.
 
     Raises:
         ValueError: If an argument is out of range; the message names the choices.
     """
 
+    copy_instead = "copy.deepcopy() gives one of its own; snapshot() and restore() move its episode to another one."
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": CONTROL_FREQ}
 
     def __init__(
@@ -136,37 +173,53 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         settle_steps: int = 10,
         chunk_size: int = 1,
         privileged: bool = False,
+        instruction: str = "text",
         render_device: int | None = None,
         render_mode: str | None = None,
+        render_size: int | None = None,
         max_episode_steps: int | None = None,
+        **unknown: Any,
     ) -> None:
+        refuse_unknown_arguments(unknown, LiberoEnv.__init__)
         self.suite = get_suite(suite)
         self.tasks = get_tasks(suite)
         self.task_ids = check_task_ids(task_id, self.suite.n_tasks, suite)
-        self.placement_seeds = tuple(check_placement_seed(seed) for seed in placement_seeds)
-        self.init_state_ids = None if init_state_ids is None else self._check_init_states(init_state_ids)
+        self.placement_seeds = check_placement_seeds(placement_seeds)
+        self.init_state_ids = check_init_state_ids(init_state_ids, [self.tasks[index] for index in self.task_ids])
+        if self.init_state_ids == () and not self.placement_seeds:
+            raise ValueError("init_state_ids is empty; name official initial states, or None for all.")
         self.image_size = rendering.check_image_size(image_size)
-        self.cameras = _check_cameras(cameras)
-        self.reward_type = _check_choice("reward", reward, tuple(TERMS))
-        self.reward_model = _check_reward_model(self.reward_type, reward_model, self.cameras)
-        self.renderer = _check_choice("renderer", renderer, rendering.RENDERERS)
-        self.physics = cast(Physics, _check_choice("physics", physics, get_args(Physics)))
-        self.settle_steps = _check_count("settle_steps", settle_steps, minimum=0)
-        self.chunk_size = _check_count("chunk_size", chunk_size, minimum=1)
-        if render_mode is not None:
-            _check_choice("render_mode", render_mode, tuple(self.metadata["render_modes"]))
-        self.render_mode = render_mode
-        self.render_device = render_device
-        self.max_episode_steps = max_episode_steps
-        if max_episode_steps is None and self.chunk_size > 1:
-            self.max_episode_steps = self.suite.max_steps
-        self.privileged = bool(privileged)
-        self.observation_space = observation_space(self.cameras, self.image_size, self.privileged)
+        self.cameras = check_cameras(cameras)
+        self.reward_type = choice("reward", reward, TERMS)
+        self.reward_model = check_reward_model(self.reward_type, reward_model, self.cameras)
+        self.renderer = choice("renderer", renderer, rendering.RENDERERS)
+        self.physics = cast(Physics, choice("physics", physics, get_args(Physics)))
+        self.settle_steps = whole_number("settle_steps", settle_steps, minimum=0)
+        self.chunk_size = whole_number("chunk_size", chunk_size, minimum=1)
+        self.privileged = flag("privileged", privileged)
+        self.instruction_kind = choice("instruction", instruction, INSTRUCTION_KINDS)
+        self.render_device = None if render_device is None else whole_number("render_device", render_device, minimum=0)
+        self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
+        self.render_size = _render_size(self.image_size, render_size)
+        self._set_limits(max_episode_steps)
+        self.observation_space = observation_space(
+            self.cameras, self.image_size, self.privileged, self.instruction_kind, self.suite.n_tasks
+        )
         shape = (ACTION_DIM,) if self.chunk_size == 1 else (self.chunk_size, ACTION_DIM)
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
         self.task: Task | None = None
         self.set_task_weights(np.ones(len(self.task_ids)))
         self._simulators: dict[tuple[int, int], Simulator] = {}
+        self._closed = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LiberoEnv:
+        """An environment of its own at the same moment; the reward model, which can be large, is shared."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        for shared in (self.reward_model, self.suite, self.tasks):
+            memo[id(shared)] = shared
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
 
     @property
     def instructions(self) -> list[str]:
@@ -203,7 +256,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
         Raises:
             gym.error.ResetNeeded: Before the first `reset`.
+            gym.error.ClosedEnvironmentError: After `close`.
         """
+        self._check_open()
         if self.task is None:
             raise gym.error.ResetNeeded("Call reset() first: it chooses the task.")
         return self._simulator
@@ -218,14 +273,15 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             options: Any of ``task_id``, ``init_state_id`` or ``placement_seed``, ``fixture_draw``.
 
         Raises:
-            ValueError: If an option is unknown or out of range.
+            ValueError: If the seed or an option is unknown or out of range.
+            gym.error.ClosedEnvironmentError: After `close`.
         """
-        super().reset(seed=seed)
-        options = _check_options(options)
+        self._check_open()
+        options = check_options(options, self.task_ids, self.tasks)
+        super().reset(seed=None if seed is None else whole_number("seed", seed, minimum=0))
         task_id = options.get("task_id")
         if task_id is None:
             task_id = self.np_random.choice(self.task_ids, p=self._task_weights)
-        (task_id,) = check_task_ids(int(task_id), self.suite.n_tasks, self.suite.name)
         task = self.tasks[task_id]
         state = self._initial_state(task, options)
         self._begin(task, options.get("fixture_draw", 1))
@@ -243,10 +299,11 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         Raises:
             ValueError: If the action has another shape, or is not finite.
             gym.error.ResetNeeded: Before the first `reset`.
+            gym.error.ClosedEnvironmentError: After `close`.
         """
         simulator = self.simulator
         truncated = False
-        for single in self._check_action(action):
+        for single in check_action(action, cast(tuple[int, ...], self.action_space.shape)).reshape(-1, ACTION_DIM):
             simulator.step(single)
             self._elapsed_steps += 1
             truncated = self.max_episode_steps is not None and self._elapsed_steps >= self.max_episode_steps
@@ -258,10 +315,10 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         return observation, reward, simulator.success, truncated, self._info(terms)
 
     def render(self) -> np.ndarray | None:
-        """The agentview frame of the last observation, uint8 (image_size, image_size, 3), with ``rgb_array``."""
+        """The agentview frame of the last observation, uint8 (render_size, render_size, 3), with ``rgb_array``."""
         if self.render_mode is None:
             return None
-        (frame,) = rendering.render(self.simulator, ("agentview",), self.image_size, self.render_device, self.renderer)
+        (frame,) = rendering.render(self.simulator, ("agentview",), self.render_size, self.render_device, self.renderer)
         return frame
 
     def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:
@@ -277,14 +334,26 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         return self.simulator.get_state()
 
     def set_state(self, state: np.ndarray) -> Observation:
-        """Return to a state of `get_state`, or start from a plain LIBERO state; gives the observation there."""
+        """Return to a state of `get_state`, or start from a plain LIBERO state; gives the observation there.
+
+        Raises:
+            ValueError: If the state is of another task, or not finite.
+
+        Warns:
+            UserWarning: If the state is of mid-episode and has lost the controller's memory.
+        """
         self.simulator.set_state(state)
         observation = self._observe()
         self._phi = self._potential(observation)
         return observation
 
     def snapshot(self) -> dict[str, Any]:
-        """All that the future depends on (simulator, episode, random generator), as JSON can hold it; for `restore`."""
+        """All that the future depends on (simulator, episode, random generator), as JSON can hold it; for `restore`.
+
+        Raises:
+            gym.error.ResetNeeded: Before the first `reset`.
+        """
+        state = self.simulator.get_state()
         return {
             "task_id": self._current_task().task_id,
             "fixture_draw": self._fixture_draw,
@@ -293,39 +362,53 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             "phi": self._phi,
             "privileged": self._privileged.tolist() if self.privileged else None,
             "generator": self.np_random.bit_generator.state,
-            "simulator": state_to_json(self.simulator.get_state()),
+            "simulator": state_to_json(state),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
-        """Go on where `snapshot` was taken; gives the observation there, and its info without the step's rewards."""
-        self._begin(self.tasks[snapshot["task_id"]], snapshot["fixture_draw"])
-        self._simulator.set_state(state_from_json(snapshot["simulator"]))
+        """Go on where `snapshot` was taken; gives the observation there, and its info without the step's rewards.
+
+        Raises:
+            ValueError: If it is no snapshot of such an environment; nothing is changed then.
+        """
+        self._check_open()
+        check_snapshot(snapshot, self.privileged)
+        (task_id,) = check_task_ids(snapshot["task_id"], self.suite.n_tasks, self.suite.name)
+        generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
+        self._get_simulator(self.tasks[task_id], snapshot["fixture_draw"]).set_state(state)
+        self._begin(self.tasks[task_id], snapshot["fixture_draw"])
         self._init_state_id = snapshot["init_state_id"]
         self._elapsed_steps = snapshot["elapsed_steps"]
         self._phi = snapshot["phi"]
-        self.np_random = generator_from_json(snapshot["generator"])
+        self.np_random = generator
         observation = self._observe()
         if self.privileged:  # as it was: its kinematics are from before the last substep's end
             observation[PRIVILEGED_KEY] = self._privileged = np.array(snapshot["privileged"], dtype=np.float32)
         return observation, self._info({"success": 0.0})
 
     def close(self) -> None:
+        """Free the simulators; nothing can be asked of this environment any more."""
         self._simulators.clear()
+        self._closed = True
 
-    def _check_init_states(self, init_state_ids: Sequence[int]) -> tuple[int, ...]:
-        if not len(init_state_ids) and not self.placement_seeds:
-            raise ValueError("init_state_ids is empty; name official initial states, or None for all.")
-        tasks = [self.tasks[task_id] for task_id in self.task_ids]
-        return tuple(
-            min(_check_init_state_id(index, len(initial_states(task)), task) for task in tasks)
-            for index in init_state_ids
-        )
+    def _check_open(self) -> None:
+        if self._closed:
+            raise gym.error.ClosedEnvironmentError("The environment is closed; make another one.")
+
+    def _set_limits(self, max_episode_steps: int | None) -> None:
+        """What this environment truncates at by itself, and what its episodes are limited to."""
+        if max_episode_steps is not None:
+            self.max_episode_steps: int | None = whole_number("max_episode_steps", max_episode_steps, minimum=1)
+            self._limit = max_episode_steps
+            return
+        wrapper = limit_of_gym_make(type(self))
+        limit = self.suite.max_steps if wrapper is None else wrapper
+        self.max_episode_steps = limit if self.chunk_size > 1 and limit != -1 else None
+        self._limit = limit if limit != -1 else self.suite.max_steps
 
     def _initial_state(self, task: Task, options: dict[str, Any]) -> np.ndarray:
         """The state that a reset starts from, as its options say; notes its id."""
         placement_seed, init_state_id = options.get("placement_seed"), options.get("init_state_id")
-        if placement_seed is not None and init_state_id is not None:
-            raise ValueError("Give either 'init_state_id' or 'placement_seed', not both.")
         states = initial_states(task)
         if placement_seed is None and init_state_id is None:
             official = range(len(states)) if self.init_state_ids is None else self.init_state_ids
@@ -337,7 +420,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         if placement_seed is not None:
             self._init_state_id = -1
             return sampled_state(task, placement_seed)
-        self._init_state_id = _check_init_state_id(init_state_id, len(states), task)
+        assert init_state_id is not None  # one of the two is given or was drawn
+        self._init_state_id = init_state_id
         return states[self._init_state_id]
 
     def _begin(self, task: Task, fixture_draw: int) -> None:
@@ -355,25 +439,13 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             self._simulators[key] = Simulator(compile_task(task), fixture_draw(task, draw), self.physics)
         return self._simulators[key]
 
-    def _check_action(self, action: np.ndarray) -> np.ndarray:
-        """The action as float64 (chunk_size, 7).
-
-        Raises:
-            ValueError: If it has another shape, or is not finite.
-        """
-        values = np.asarray(action, dtype=np.float64)
-        if values.shape != self.action_space.shape:
-            raise ValueError(f"The action has shape {values.shape}; expected {self.action_space.shape}.")
-        if not np.isfinite(values).all():
-            raise ValueError(f"The action holds NaN or infinity: {values.tolist()}; expected values in [-1, 1].")
-        return values.reshape(-1, ACTION_DIM)
-
     def _potential(self, observation: Observation) -> float:
         """What shaping is the difference of, in [0, 1]; 0 where there is none."""
         if self.reward_type == "progress":
             return self._progress(self._simulator.data, self._simulator.eef_pos())
         if self.reward_model is not None:
-            return score_frame(self.reward_model, observation[IMAGE_KEYS[self.cameras[0]]], observation["instruction"])
+            frame = observation[IMAGE_KEYS[self.cameras[0]]]
+            return score_frame(self.reward_model, frame, self._current_task().instruction)
         return 0.0
 
     def _reward_terms(self, observation: Observation) -> dict[str, float]:
@@ -394,12 +466,10 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             observation = {IMAGE_KEYS[camera]: frame for camera, frame in zip(self.cameras, frames, strict=True)}
         observation["state"] = proprioception(self._simulator)
         if self.privileged:
-            limit = self.max_episode_steps or self.suite.max_steps
-            time_left = 1 - self._elapsed_steps / limit
+            time_left = 1 - self._elapsed_steps / self._limit
             self._privileged = self._privileged_state(self._simulator.data, observation["state"], time_left)
             observation[PRIVILEGED_KEY] = self._privileged
-        observation["instruction"] = self._current_task().instruction
-        return observation
+        return add_instruction(observation, self._current_task(), self.instruction_kind)
 
     def _info(self, terms: dict[str, float]) -> dict[str, Any]:
         task = self._current_task()
@@ -421,86 +491,5 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         return self.task
 
 
-def check_task_ids(task_id: int | Sequence[int] | None, n_tasks: int, suite: str) -> tuple[int, ...]:
-    """The chosen task ids as a tuple; all of them for None.
-
-    Raises:
-        ValueError: If one is out of range, or none is left.
-    """
-    if task_id is None:
-        return tuple(range(n_tasks))
-    ids = (task_id,) if isinstance(task_id, (int, np.integer)) else tuple(task_id)
-    for index in ids:
-        if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < n_tasks:
-            raise ValueError(f"task_id={index!r} is out of range; {suite} has tasks 0 to {n_tasks - 1}.")
-    if not ids:
-        raise ValueError(
-            f"task_id={task_id!r} names no task; give one of 0 to {n_tasks - 1}, several, or None for all."
-        )
-    return tuple(int(index) for index in ids)
-
-
-def check_task_weights(weights: Sequence[float] | np.ndarray, n_tasks: int) -> np.ndarray:
-    """Weights as probabilities, (n_tasks,).
-
-    Raises:
-        ValueError: If there is not one finite, non-negative weight per task, or all are zero.
-    """
-    values = np.asarray(weights, dtype=np.float64)
-    if values.shape != (n_tasks,) or not np.isfinite(values).all() or (values < 0).any() or values.sum() == 0:
-        raise ValueError(f"task weights {weights!r}: expected {n_tasks} finite weights >= 0, not all zero.")
-    return values / values.sum()
-
-
-def _check_init_state_id(init_state_id: Any, n_states: int, task: Task) -> int:
-    whole = isinstance(init_state_id, (int, np.integer)) and not isinstance(init_state_id, bool)
-    if not whole or not 0 <= init_state_id < n_states:
-        raise ValueError(
-            f"init_state_id={init_state_id!r} is out of range; task {task.task_id} of {task.suite} has official "
-            f"initial states 0 to {n_states - 1}."
-        )
-    return int(init_state_id)
-
-
-def _check_options(options: dict[str, Any] | None) -> dict[str, Any]:
-    options = options or {}
-    for name in options:
-        if name not in _RESET_OPTIONS:
-            raise ValueError(
-                f"Unknown reset option {name!r}.{did_you_mean(name, _RESET_OPTIONS)} "
-                f"Options: {', '.join(_RESET_OPTIONS)}."
-            )
-    return options
-
-
-def _check_reward_model(reward: str, model: Scorer | str | Path | None, cameras: tuple[str, ...]) -> Scorer | None:
-    """The scorer of a process reward; None for other rewards."""
-    if reward != "process":
-        if model is not None:
-            raise ValueError(f"reward_model is for reward='process', and reward is {reward!r}.")
-        return None
-    if not cameras:
-        raise ValueError("reward='process' scores frames; give a camera.")
-    return find_scorer(model)
-
-
-def _check_cameras(cameras: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(cameras, str):
-        raise ValueError(f"cameras={cameras!r} is one string; give a sequence, such as cameras=({cameras!r},).")
-    for camera in cameras:
-        _check_choice("camera", camera, tuple(CAMERAS))
-    return tuple(dict.fromkeys(cameras))
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(
-            f"Unknown {name} {value!r}.{did_you_mean(str(value), choices)} Choices: {', '.join(map(repr, choices))}."
-        )
-    return value
-
-
-def _check_count(name: str, value: int, minimum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(f"{name}={value!r}; expected an integer of at least {minimum}.")
-    return int(value)
+def _render_size(image_size: int, render_size: Any) -> int:
+    return image_size if render_size is None else rendering.check_image_size(render_size, "render_size")

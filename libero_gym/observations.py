@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
 from libero_gym.simulator import Simulator
+from libero_gym.tasks import Task
 
 Observation: TypeAlias = dict[str, Any]
 
@@ -19,22 +20,47 @@ IMAGE_KEYS = {"agentview": "image", "wrist": "wrist_image"}
 # What only the simulator knows, see `privileged`.
 PRIVILEGED_KEY = "privileged"
 MAX_INSTRUCTION_LENGTH = 256
-# Printable ASCII, and the typographic marks that LIBERO-PRO's instructions use.
-INSTRUCTION_CHARSET = "".join(
+# What stands for the instruction: its words, its task's index, or nothing.
+INSTRUCTION_KINDS = ("text", "id", "none")
+# Printable ASCII, and the typographic marks that LIBERO-PRO's instructions use. The first character is what zeroed
+# shared memory reads as (Gymnasium's AsyncVectorEnv shows that): a space would look like an empty instruction.
+INSTRUCTION_CHARSET = "\ufffd" + "".join(
     sorted(set(string.printable) - set("\t\n\r\x0b\x0c")) + ["\u2018", "\u2019", "\u201c", "\u201d", "\u2013", "\u2014"]
 )
 
 
-def observation_space(cameras: tuple[str, ...], image_size: int, privileged: bool = False) -> spaces.Dict:
-    """The space of an environment's observations."""
+def observation_space(
+    cameras: tuple[str, ...], image_size: int, privileged: bool = False, instruction: str = "text", n_tasks: int = 1
+) -> spaces.Dict:
+    """The space of an environment's observations.
+
+    Args:
+        cameras: Names from `IMAGE_KEYS`.
+        image_size: Side of their frames in pixels.
+        privileged: Whether there is what only the simulator knows.
+        instruction: One of `INSTRUCTION_KINDS`.
+        n_tasks: Tasks of the suite, for ``"id"``.
+    """
     parts: dict[str, spaces.Space[Any]] = {
         IMAGE_KEYS[camera]: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for camera in cameras
     }
     parts["state"] = spaces.Box(-np.inf, np.inf, (8,), np.float32)
     if privileged:
         parts[PRIVILEGED_KEY] = spaces.Box(-np.inf, np.inf, (PRIVILEGED_SIZE,), np.float32)
-    parts["instruction"] = spaces.Text(MAX_INSTRUCTION_LENGTH, charset=INSTRUCTION_CHARSET)
+    if instruction == "text":
+        parts["instruction"] = spaces.Text(MAX_INSTRUCTION_LENGTH, charset=INSTRUCTION_CHARSET)
+    elif instruction == "id":
+        parts["instruction"] = spaces.Discrete(n_tasks)
     return spaces.Dict(parts)
+
+
+def add_instruction(observation: Observation, task: Task, kind: str) -> Observation:
+    """The observation with the task's instruction, as `observation_space` has it."""
+    if kind == "text":
+        observation["instruction"] = task.instruction
+    elif kind == "id":
+        observation["instruction"] = np.int64(task.task_id)
+    return observation
 
 
 def proprioception(simulator: Simulator) -> np.ndarray:

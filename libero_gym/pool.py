@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from libero_gym import worker as protocol
 from libero_gym.shared_arrays import Layout
+from libero_gym.uncopyable import Uncopyable
 
 # Seconds for the template to compile a task or to fork, whatever a step may take.
 _TEMPLATE_TIMEOUT = 300.0
@@ -48,7 +49,7 @@ class _Worker:
         self.crash_log.close()
 
 
-class WorkerPool:
+class WorkerPool(Uncopyable):
     """A template process and the workers forked from it, by number.
 
     A worker that died or hangs is ended, remembered in `failures` and passed over by `send` and `gather`, until

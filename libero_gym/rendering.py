@@ -21,6 +21,7 @@ import numpy as np
 from libero_gym.compile import MAX_SCENES, CompiledTask
 from libero_gym.scene import LayeredScene, Scene
 from libero_gym.simulator import Simulator
+from libero_gym.uncopyable import Uncopyable
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class RenderingError(RuntimeError):
     """No OpenGL back end works on this machine."""
 
 
-def check_image_size(image_size: int) -> int:
+def check_image_size(image_size: int, name: str = "image_size") -> int:
     """The size as an int, if such an image can be rendered.
 
     Raises:
@@ -46,7 +47,7 @@ def check_image_size(image_size: int) -> int:
     whole = isinstance(image_size, (int, np.integer)) and not isinstance(image_size, bool)
     if not whole or not MIN_IMAGE_SIZE <= image_size <= MAX_IMAGE_SIZE:
         raise ValueError(
-            f"image_size={image_size!r} cannot be rendered; expected an integer from {MIN_IMAGE_SIZE} to "
+            f"{name}={image_size!r} cannot be rendered; expected an integer from {MIN_IMAGE_SIZE} to "
             f"{MAX_IMAGE_SIZE} pixels, for a square image."
         )
     return int(image_size)
@@ -86,7 +87,7 @@ def _forget_opengl() -> None:
             del sys.modules[name]
 
 
-class _ProcessRenderer:
+class _ProcessRenderer(Uncopyable):
     """The GL context of this process and the scenes uploaded to it."""
 
     def __init__(self, device: int | None) -> None:

@@ -60,7 +60,10 @@ def score_frame(scorer: Scorer, frame: np.ndarray, instruction: str) -> float:
     Raises:
         ValueError: If it is no number in [0, 1].
     """
-    (score,) = scorer.score(frame[None], [instruction])
+    scores = np.asarray(scorer.score(frame[None], [instruction]))
+    if scores.shape != (1,):
+        raise ValueError(f"{type(scorer).__name__}.score gave shape {scores.shape} for one frame; expected (1,).")
+    (score,) = scores
     if not 0 <= score <= 1:
         raise ValueError(f"{type(scorer).__name__}.score gave {score} for '{instruction}'; expected a score in [0, 1].")
     return float(score)

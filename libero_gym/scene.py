@@ -15,6 +15,7 @@ from scipy.ndimage import minimum_filter
 
 from libero_gym.compile import CompiledTask, visual_model
 from libero_gym.simulator import Simulator
+from libero_gym.uncopyable import Uncopyable
 
 # The observation's name of a camera, and LIBERO's.
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
@@ -29,7 +30,7 @@ _MAX_BACKGROUND_BYTES = 64 * 2**20
 _DEPTH_TOLERANCE = 1e-6
 
 
-class Scene:
+class Scene(Uncopyable):
     """The uploaded meshes and textures of one scene, drawn as stock LIBERO draws them.
 
     Args:

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from libero_gym.uncopyable import Uncopyable
+
 # Name -> (shape, dtype string); small enough to send to a worker as text.
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
 _ALIGNMENT = 64
 
 
-class SharedArrays:
+class SharedArrays(Uncopyable):
     """Arrays over an anonymous file; whoever holds its descriptor maps the same bytes.
 
     Args:

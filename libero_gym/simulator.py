@@ -12,7 +12,10 @@ What stock LIBERO does that is easy to miss, and is reproduced here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import logging
+import warnings
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import mujoco
@@ -20,6 +23,9 @@ import numpy as np
 
 from libero_gym import controller
 from libero_gym.compile import CompiledTask, FixtureDraw, model_from_bytes, model_to_bytes
+from libero_gym.uncopyable import Uncopyable
+
+logger = logging.getLogger(__name__)
 
 Physics = Literal["exact", "fast"]
 
@@ -29,6 +35,11 @@ N_SUBSTEPS = 25
 SAMPLED_SUBSTEP = 23
 # Opens the gripper and holds still; the evaluation protocol settles objects with it.
 SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+_LOST_MEMORY = (
+    "The state is of mid-episode (time {time:g} s) and has lost the controller's memory, so what follows differs from "
+    "what followed it. Keep what get_state() gave, or a copy or a pickle of it with the same values; or use snapshot() "
+    "and restore()."
+)
 
 
 @dataclass(frozen=True)
@@ -62,24 +73,36 @@ class Memory:
 class SimState(np.ndarray):
     """A simulator's state: float64 ``[time, qpos, qvel]`` as LIBERO flattens it, and the controller's memory.
 
-    It is an array, so LIBERO's tools can use it as it is. What was computed from it (a slice, a sum) has no memory.
+    It is an array, so LIBERO's tools can use it as it is. Copies of the whole array carry the memory, by whichever way
+    they were made; what was computed from it or changed in place (a slice, a sum, a moved object) has none.
     """
 
-    memory: Memory | None
+    # What `get_state` gave: the values, and the memory that belongs to them.
+    _origin: tuple[np.ndarray, Memory] | None
 
     def __new__(cls, values: np.ndarray, memory: Memory | None = None) -> SimState:
         state = np.asarray(values, dtype=np.float64).copy().view(cls)
-        state.memory = memory
+        state._origin = None if memory is None else (np.array(state), memory)
         return state
 
     def __array_finalize__(self, source: Any) -> None:
-        self.memory = None
+        self._origin = getattr(source, "_origin", None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (SimState, (np.asarray(self), self.memory))
 
+    def __deepcopy__(self, memo: dict[int, Any] | None) -> SimState:  # NumPy's own makes an array without attributes
+        return SimState(self, self.memory)
 
-class Simulator:
+    @property
+    def memory(self) -> Memory | None:
+        """The controller's memory, as long as the values are those that it belongs to."""
+        if self._origin is None or not np.array_equal(self, self._origin[0]):
+            return None
+        return self._origin[1]
+
+
+class Simulator(Uncopyable):
     """One instance of a task: an ``MjData`` over the task's shared model, and a few arrays.
 
     Args:
@@ -90,6 +113,8 @@ class Simulator:
             so that what follows differs from stock's within the solver's tolerance, and after contacts beyond it.
     """
 
+    copy_instead = "copy.deepcopy() gives one of its own; get_state() and set_state() move its state to another one."
+
     def __init__(self, compiled: CompiledTask, fixtures: FixtureDraw | None = None, physics: Physics = "exact") -> None:
         self.compiled = compiled
         self.physics = physics
@@ -97,8 +122,8 @@ class Simulator:
         self.model = _model_with_fixtures(compiled, self.fixtures)
         self.data = mujoco.MjData(self.model)
         self.success = False
-        self.burners_on: tuple[bool, ...] = ()
-        self.burners_shown: tuple[bool, ...] = ()
+        self.burners_on: tuple[bool, ...] = (False,) * len(compiled.burners)
+        self.burners_shown = self.burners_on
         self.kinematics_qpos = np.zeros(self.model.nq)
         self._checks = [predicate.bind(self.model) for predicate in compiled.goal]
         self._burner_checks = [burner.knob.bind(self.model) for burner in compiled.burners]
@@ -107,6 +132,15 @@ class Simulator:
         self._goal_ori = np.array(compiled.arm.stale["goal_ori"])
         self._stale = True
         self._bind_kernel()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Simulator:
+        """A simulator of its own in the same state; the compiled task is shared."""
+        twin = Simulator(self.compiled, self.fixtures, self.physics)
+        twin.set_state(self.get_state())
+        # With the kinematics of the last substep's start, which no state has.
+        twin.model, twin.data = self.model, copy.copy(self.data)
+        twin._bind_kernel()
+        return twin
 
     @property
     def state_size(self) -> int:
@@ -120,14 +154,15 @@ class Simulator:
             state: ``[time, qpos, qvel]``, float64 of shape (1 + nq + nv,).
 
         Raises:
-            ValueError: If the state has another length.
+            ValueError: If the state has another length, or holds what MuJoCo would answer with a reset of its own.
         """
+        values = self._check_state(state)
         mujoco.mj_resetData(self.model, self.data)
         self.data.qacc_warmstart[:] = self.fixtures.warmstart
         self._gripper[:] = 0.0
         self._goal_ori = np.array(self.compiled.arm.stale["goal_ori"])
         self._stale = True
-        self._write(state)
+        self._write(values)
         mujoco.mj_forward(self.model, self.data)
         self._finish_control_step()
         self._sample_now()
@@ -193,10 +228,21 @@ class Simulator:
         return SimState(np.concatenate([[self.data.time], self.data.qpos, self.data.qvel]), memory)
 
     def set_state(self, state: np.ndarray) -> None:
-        """Return to a state of `get_state`; a plain array is taken as an initial state (see `reset`)."""
+        """Return to a state of `get_state`; a plain array is taken as an initial state (see `reset`).
+
+        Raises:
+            ValueError: If the state is of another task, or not finite.
+
+        Warns:
+            UserWarning: If the state is of mid-episode and has lost the controller's memory.
+        """
         memory = getattr(state, "memory", None)
-        self.reset(np.asarray(state))
+        if memory is not None:
+            self._check_memory(memory)
+        self.reset(state)
         if memory is None:
+            if self.data.time > 0:  # official initial states are of time 0
+                warnings.warn(_LOST_MEMORY.format(time=self.data.time), stacklevel=3)
             return
         self._gripper[:] = memory.gripper
         self._goal_ori = memory.goal_ori.copy()
@@ -213,12 +259,36 @@ class Simulator:
         """Whether each predicate of the goal holds now."""
         return [check(self.data) for check in self._checks]
 
-    def _write(self, state: np.ndarray) -> None:
-        if np.shape(state) != (self.state_size,):
+    def _check_state(self, state: Any) -> np.ndarray:
+        """The state as float64 (1 + nq + nv,)."""
+        needs = f"{self.compiled.task.name!r} needs ({self.state_size},): time, qpos, qvel."
+        try:
+            values = np.asarray(state, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            kind = type(state).__name__
+            raise ValueError(f"The state is a {kind} that is no array of numbers ({error}); {needs}") from None
+        if values.shape != (self.state_size,):
+            raise ValueError(f"The state has shape {values.shape}; {needs}")
+        bad = np.flatnonzero(~(np.abs(values) <= mujoco.mjMAXVAL))  # NaN compares as False
+        if bad.size:
             raise ValueError(
-                f"The state has shape {np.shape(state)}; {self.compiled.task.name!r} needs ({self.state_size},): "
-                "time, qpos, qvel."
+                f"The state holds {values[bad[0]]} at index {bad[0]}; expected finite numbers of at most "
+                f"{mujoco.mjMAXVAL:g}, for MuJoCo resets itself at others."
             )
+        return values
+
+    def _check_memory(self, memory: Memory) -> None:
+        own = self.get_state().memory
+        for field in fields(Memory):
+            given, expected = (np.asarray(getattr(holder, field.name)) for holder in (memory, own))
+            if given.shape != expected.shape or given.dtype != expected.dtype or not np.isfinite(given).all():
+                raise ValueError(
+                    f"The state's memory has {field.name} of shape {given.shape}, or not finite; "
+                    f"{self.compiled.task.name!r} needs {expected.dtype} {expected.shape}. It is damaged, or of "
+                    "another task."
+                )
+
+    def _write(self, state: np.ndarray) -> None:
         nq = self.model.nq
         self.data.time = state[0]
         self.data.qpos[:] = state[1 : 1 + nq]
@@ -268,3 +338,11 @@ def _model_with_fixtures(compiled: CompiledTask, fixtures: FixtureDraw) -> mujoc
     model.body_pos[fixtures.body_ids] = fixtures.pos
     model.body_quat[fixtures.body_ids] = fixtures.quat
     return model
+
+
+def _log_warning(message: str) -> None:
+    logger.warning("MuJoCo: %s", message)
+
+
+if mujoco.get_mju_user_warning() is None:  # else MuJoCo appends to MUJOCO_LOG.TXT in the current folder
+    mujoco.set_mju_user_warning(_log_warning)

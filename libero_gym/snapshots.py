@@ -7,7 +7,24 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym.checks import real_number, whole_number
+from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
 from libero_gym.simulator import Memory, SimState
+
+_BIT_GENERATORS = {
+    kind.__name__: kind
+    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+}
+_SNAPSHOT_KEYS = (
+    "task_id",
+    "fixture_draw",
+    "init_state_id",
+    "elapsed_steps",
+    "phi",
+    "privileged",
+    "generator",
+    "simulator",
+)
 
 
 def state_to_json(state: SimState) -> dict[str, Any]:
@@ -19,17 +36,55 @@ def state_to_json(state: SimState) -> dict[str, Any]:
 
 
 def state_from_json(data: dict[str, Any]) -> SimState:
-    """The state that `state_to_json` wrote."""
-    memory = dict(data["memory"])
-    for name in ("gripper", "goal_ori", "warmstart", "ctrl", "kinematics_qpos", "sample"):
-        memory[name] = np.array(memory[name], dtype=np.float64)
-    for name in ("burners_on", "burners_shown"):
-        memory[name] = tuple(memory[name])
-    return SimState(np.array(data["values"]), Memory(**memory))
+    """The state that `state_to_json` wrote.
+
+    Raises:
+        ValueError: If it is another thing.
+    """
+    try:
+        memory = dict(data["memory"])
+        for name in ("gripper", "goal_ori", "warmstart", "ctrl", "kinematics_qpos", "sample"):
+            memory[name] = np.array(memory[name], dtype=np.float64)
+        for name in ("burners_on", "burners_shown"):
+            memory[name] = tuple(memory[name])
+        return SimState(np.array(data["values"], dtype=np.float64), Memory(**memory))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The snapshot's 'simulator' is damaged: {error!r}.") from None
 
 
 def generator_from_json(data: dict[str, Any]) -> np.random.Generator:
-    """The generator whose ``bit_generator.state`` was written."""
-    generator = np.random.Generator(getattr(np.random, data["bit_generator"])())
-    generator.bit_generator.state = data
+    """The generator whose ``bit_generator.state`` was written.
+
+    Raises:
+        ValueError: If it is another thing.
+    """
+    try:
+        generator = np.random.Generator(_BIT_GENERATORS[data["bit_generator"]]())
+        generator.bit_generator.state = data
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"The snapshot's 'generator' is damaged: {error!r}.") from None
     return generator
+
+
+def check_snapshot(snapshot: Any, privileged: bool) -> None:
+    """Whether this can be a snapshot of `LiberoEnv`, as far as one can tell without its parts.
+
+    Args:
+        snapshot: What came.
+        privileged: Whether the environment shows privileged observations.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(snapshot, dict):
+        raise ValueError(f"The snapshot is a {type(snapshot).__name__}; expected the dict that snapshot() gave.")
+    missing = [key for key in _SNAPSHOT_KEYS if key not in snapshot]
+    if missing:
+        raise ValueError(f"The snapshot lacks {', '.join(map(repr, missing))}; expected the dict that snapshot() gave.")
+    for key, minimum in {"fixture_draw": 1, "init_state_id": -1, "elapsed_steps": 0}.items():
+        whole_number(f"The snapshot's {key}", snapshot[key], minimum=minimum)
+    real_number("The snapshot's phi", snapshot["phi"])
+    if privileged and np.shape(snapshot["privileged"]) != (PRIVILEGED_SIZE,):
+        raise ValueError(
+            "The snapshot is of an environment without privileged=True, and this one has it; make it without."
+        )

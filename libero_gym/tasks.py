@@ -90,7 +90,7 @@ def get_suite(name: str) -> Suite:
     Raises:
         ValueError: If there is none; the message offers the nearest name.
     """
-    if name not in SUITES:
+    if not isinstance(name, str) or name not in SUITES:
         raise ValueError(f"Unknown suite {name!r}.{did_you_mean(str(name), SUITES)} Suites: {', '.join(SUITES)}.")
     return SUITES[name]
 

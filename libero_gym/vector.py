@@ -23,6 +23,7 @@ from libero_gym.env import LiberoEnv, check_task_weights
 from libero_gym.pool import WorkerError, WorkerPool
 from libero_gym.rewards import TERMS
 from libero_gym.shared_arrays import Layout, SharedArrays
+from libero_gym.uncopyable import Uncopyable
 
 __all__ = ["LiberoVectorEnv", "WorkerError"]
 
@@ -36,7 +37,7 @@ _ResetRequests = dict[int, tuple[int | None, dict[str, Any]]]
 _INFO_KEYS = ("is_success", "task_id", "init_state_id", "elapsed_steps")
 
 
-class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]):
+class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]):
     """`LiberoEnv` times ``num_envs``: the same spaces, batched; a task of its own for each environment.
 
     The environments live in worker processes, forked from one template process (see `libero_gym.worker`); each serves
@@ -91,6 +92,9 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
         WorkerError: If a worker fails; the message holds its traceback.
     """
 
+    copy_instead = (
+        "its worker processes are its own. make_vec(...) another one, and move snapshot() there with restore()."
+    )
     metadata: dict[str, Any] = {**LiberoEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(
@@ -122,7 +126,7 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
         self.settings = example.settings | {"max_episode_steps": self.max_episode_steps}
         self._tasks = example.tasks
         self._terms = TERMS[example.reward_type]
-        self._renderer = example.renderer
+        self._renderer, self._instruction_kind = example.renderer, example.instruction_kind
         self._draws_frames = bool(example.cameras)
         self._array_keys = [key for key in cast(spaces.Dict, example.observation_space).spaces if key != "instruction"]
         self.single_observation_space = example.observation_space
@@ -395,7 +399,10 @@ class LiberoVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarra
     def _observations(self, prefix: str) -> dict[str, Any]:
         observations: dict[str, Any] = {key: self._shared[prefix + key].copy() for key in self._array_keys}
         task_ids = self._shared[prefix + "task_id"]
-        observations["instruction"] = tuple(self._tasks[task_id].instruction for task_id in task_ids)
+        if self._instruction_kind == "text":
+            observations["instruction"] = tuple(self._tasks[task_id].instruction for task_id in task_ids)
+        elif self._instruction_kind == "id":
+            observations["instruction"] = task_ids.copy()
         return observations
 
     def _infos(self, prefix: str, mask: np.ndarray) -> dict[str, Any]:

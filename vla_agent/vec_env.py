@@ -15,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from libero_gym.uncopyable import Uncopyable
 from vla_agent.backbone import BackboneProcessor
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ PUBLISHED_IMAGE_SIZE, PUBLISHED_RENDER_SIZE = 224, 256
 PROMPT_MULTIPLE = 64
 
 
-class VLAVecEnv(VecEnv):
+class VLAVecEnv(Uncopyable, VecEnv):
     """A Gymnasium vector environment with instructions and continuous actions, for agents with tokens and bins.
 
     | observation | space | |
@@ -57,6 +58,10 @@ class VLAVecEnv(VecEnv):
     Raises:
         ValueError: If the environments' spaces or autoreset are other ones.
     """
+
+    copy_instead = (
+        "its worker processes are its own. make_vec_env(...) another one, and move snapshot() with restore()."
+    )
 
     def __init__(
         self,

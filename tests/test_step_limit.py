@@ -1,0 +1,91 @@
+"""max_episode_steps counts control steps, whoever makes the environment and however many a chunk has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+
+from libero_gym.env import LiberoEnv
+
+KWARGS: dict[str, Any] = {"cameras": (), "task_id": 0, "settle_steps": 0}
+
+
+def _elapsed_at_truncation(env: gym.Env[Any, Any]) -> int:
+    env.reset(seed=0, options={"init_state_id": 0})
+    truncated = False
+    while not truncated:
+        *_, terminated, truncated, info = env.step(np.zeros(env.action_space.shape, dtype=np.float32))
+        assert not terminated
+    return int(info["elapsed_steps"])
+
+
+MAKERS: dict[str, Callable[..., gym.Env[Any, Any]]] = {
+    "gym.make": lambda **kwargs: gym.make("LIBERO-Spatial-v0", **kwargs),
+    "gym.make of a spec": lambda **kwargs: gym.make(gym.make("LIBERO-Spatial-v0", **kwargs).spec),
+    "LiberoEnv": lambda **kwargs: LiberoEnv("libero_spatial", **kwargs),
+    "sync": lambda **kwargs: gym.make_vec("LIBERO-Spatial-v0", num_envs=1, vectorization_mode="sync", **kwargs).envs[0],  # type: ignore[attr-defined]
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("chunk_size", [1, 8])
+def test_an_episode_ends_after_the_control_steps_asked_for(make: Callable[..., Any], chunk_size: int) -> None:
+    assert _elapsed_at_truncation(make(chunk_size=chunk_size, max_episode_steps=40, **KWARGS)) == 40
+
+
+def test_a_limit_within_a_chunk_cuts_it_short() -> None:
+    assert _elapsed_at_truncation(MAKERS["gym.make"](chunk_size=8, max_episode_steps=13, **KWARGS)) == 13
+
+
+def test_make_vec_agrees() -> None:
+    envs = gym.make_vec("LIBERO-Spatial-v0", num_envs=1, chunk_size=8, max_episode_steps=13, **KWARGS)
+    envs.reset(seed=0)
+    actions = np.zeros((1, 8, 7), dtype=np.float32)
+    assert not envs.step(actions)[3][0]
+    *_, truncated, infos = envs.step(actions)
+    assert truncated[0]
+    assert infos["final_info"]["elapsed_steps"][0] == 13
+    envs.close()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 8])
+def test_the_spec_holds_the_limit_as_gymnasium_has_it(chunk_size: int) -> None:
+    spec = gym.make("LIBERO-Spatial-v0", chunk_size=chunk_size, max_episode_steps=40, **KWARGS).spec
+    assert isinstance(spec, EnvSpec)
+    assert spec.max_episode_steps == 40
+    assert "max_episode_steps" not in spec.kwargs
+
+
+def test_the_suites_limit_holds_by_default_and_minus_one_is_gymnasiums_word_for_none() -> None:
+    chunked = {"chunk_size": 8, **KWARGS}
+    assert gym.make("LIBERO-Goal-v0", **chunked).unwrapped.max_episode_steps == 300  # type: ignore[attr-defined]
+    endless = gym.make("LIBERO-Goal-v0", max_episode_steps=-1, **chunked)
+    assert endless.unwrapped.max_episode_steps is None  # type: ignore[attr-defined]
+    assert not isinstance(endless, gym.wrappers.TimeLimit)
+
+
+def test_a_limit_of_another_environment_around_is_not_taken() -> None:
+    class Around(gym.Env[Any, Any]):
+        def __init__(self) -> None:
+            self.inner = LiberoEnv("libero_spatial", chunk_size=8, **KWARGS)
+
+    gym.register("Around-v0", entry_point=Around)
+    try:
+        around = gym.make("Around-v0", max_episode_steps=5, disable_env_checker=True)
+        assert around.unwrapped.inner.max_episode_steps == 220  # type: ignore[attr-defined]
+    finally:
+        del gym.registry["Around-v0"]
+
+
+def test_privileged_time_is_the_share_of_the_limit_asked_for() -> None:
+    """The same through gym.make as through make_vec, which hands the limit to the environments."""
+    env = gym.make("LIBERO-Spatial-v0", privileged=True, max_episode_steps=40, **KWARGS)
+    env.reset(seed=0)
+    for _ in range(10):
+        observation = env.step(np.zeros(7, dtype=np.float32))[0]
+    assert observation["privileged"][0] == pytest.approx(1 - 10 / 40)
