@@ -107,6 +107,13 @@ class _ProcessRenderer:
         self._scenes.move_to_end(key)
         return self._scenes[key]
 
+    def name(self) -> str:
+        """GL's name of what draws."""
+        from OpenGL import GL  # bound to the context's platform, so only after that exists
+
+        self._gl.make_current()
+        return str(GL.glGetString(GL.GL_RENDERER).decode())
+
     def close(self) -> None:
         """Free everything, in the order GL needs."""
         if self.pid != os.getpid():
@@ -156,9 +163,15 @@ def release() -> None:
         _renderer = None
 
 
-def backend_in_use() -> str | None:
-    """The back end of this process, None before the first frame."""
-    return None if _renderer is None else _renderer.backend
+def gl_renderer() -> str:
+    """What draws this process's frames, as OpenGL names it, such as ``"llvmpipe (LLVM 15.0.6, 256 bits)"``.
+
+    Makes the process's GL context if there is none.
+
+    Raises:
+        RenderingError: If no OpenGL back end works.
+    """
+    return _process_renderer(None).name()
 
 
 def _process_renderer(device: int | None) -> _ProcessRenderer:
