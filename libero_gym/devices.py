@@ -16,20 +16,17 @@ import subprocess
 import sys
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from libero_gym.egl import DEVICE_VARIABLE, Egl, load
+
 logger = logging.getLogger(__name__)
 
-# Constants of EGL and of its extensions EXT_device_query, EXT_device_drm, EXT_device_persistent_id, NV_device_cuda.
-_EGL_EXTENSIONS = 0x3055
-_EGL_PLATFORM_DEVICE_EXT = 0x313F
-_EGL_DRM_DEVICE_FILE_EXT = 0x3233
-_EGL_CUDA_DEVICE_NV = 0x323A
-_EGL_DEVICE_UUID_EXT = 0x335C
-_MAX_DEVICES = 64
+# Constants of EGL's extensions EXT_device_persistent_id and NV_device_cuda.
+_DEVICE_UUID_EXT = 0x335C
+_CUDA_DEVICE_NV = 0x323A
 _QUERY_TIMEOUT = 60.0  # seconds; a driver that wakes sleeping GPUs takes a few
 
 
@@ -43,7 +40,6 @@ class EglDevice:
         software: Whether it is a software renderer.
         cuda_device: CUDA's number for it, without regard to ``CUDA_VISIBLE_DEVICES``; None if it has none.
         uuid: As CUDA and ``nvidia-smi`` write it, such as ``"GPU-01234567-89ab-..."``; None if not told.
-        drm_file: Such as ``"/dev/dri/card0"``; None if it has none.
     """
 
     index: int
@@ -51,7 +47,6 @@ class EglDevice:
     software: bool = False
     cuda_device: int | None = None
     uuid: str | None = None
-    drm_file: str | None = None
 
 
 @functools.lru_cache(maxsize=1)
@@ -131,7 +126,7 @@ def spread(sizes: Sequence[int], gpus: Sequence[int]) -> list[int | None]:
 
 def default_gpus() -> list[int]:
     """EGL indices of this machine's GPUs to spread over; none if ``MUJOCO_EGL_DEVICE_ID`` has chosen already."""
-    if "MUJOCO_EGL_DEVICE_ID" in os.environ:
+    if DEVICE_VARIABLE in os.environ:
         return []
     return visible_gpus(egl_devices(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
@@ -169,72 +164,34 @@ def _warn_of_unknown(entry: str) -> None:
     )
 
 
-class _Egl:
-    """EGL's functions that describe devices; None where the library lacks one.
+def _describe(egl: Egl, index: int, handle: int | None) -> EglDevice:
+    extensions = egl.extensions(handle)
+    return EglDevice(
+        index,
+        usable=egl.open(handle) is not None,
+        software=egl.software(handle),
+        cuda_device=_cuda_device(egl, handle) if "EGL_NV_device_cuda" in extensions else None,
+        uuid=_uuid(egl, handle) if "EGL_EXT_device_persistent_id" in extensions else None,
+    )
 
-    Raises:
-        OSError: If there is no EGL.
-    """
 
-    def __init__(self) -> None:
-        library = ctypes.CDLL("libEGL.so.1")
-        library.eglGetProcAddress.restype = ctypes.c_void_p
-        pointer, integer = ctypes.c_void_p, ctypes.c_int
+def _cuda_device(egl: Egl, handle: int | None) -> int | None:
+    value = ctypes.c_ssize_t(-1)
+    asked = egl.query_attribute and egl.query_attribute(handle, _CUDA_DEVICE_NV, ctypes.byref(value))
+    return value.value if asked and value.value >= 0 else None
 
-        def find(name: str, result: Any, *arguments: Any) -> Callable[..., Any] | None:
-            address = library.eglGetProcAddress(name.encode())
-            return ctypes.CFUNCTYPE(result, *arguments)(address) if address else None
 
-        self.query_devices = find("eglQueryDevicesEXT", integer, integer, pointer, pointer)
-        self.query_string = find("eglQueryDeviceStringEXT", ctypes.c_char_p, pointer, integer)
-        self.query_attribute = find("eglQueryDeviceAttribEXT", integer, pointer, integer, pointer)
-        self.query_binary = find("eglQueryDeviceBinaryEXT", integer, pointer, integer, integer, pointer, pointer)
-        self.get_display = find("eglGetPlatformDisplayEXT", pointer, integer, pointer, pointer)
-        self.initialize = find("eglInitialize", integer, pointer, pointer, pointer)
-
-    def devices(self) -> list[EglDevice]:
-        handles, count = (ctypes.c_void_p * _MAX_DEVICES)(), ctypes.c_int(0)
-        if self.query_devices is None or not self.query_devices(_MAX_DEVICES, handles, ctypes.byref(count)):
-            return []
-        return [self._describe(index, handles[index]) for index in range(count.value)]
-
-    def _describe(self, index: int, handle: int | None) -> EglDevice:
-        extensions = (self._string(handle, _EGL_EXTENSIONS) or "").split()
-        drm = "EGL_EXT_device_drm" in extensions
-        return EglDevice(
-            index,
-            usable=self._initializes(handle),
-            software="EGL_MESA_device_software" in extensions,
-            cuda_device=self._cuda_device(handle) if "EGL_NV_device_cuda" in extensions else None,
-            uuid=self._uuid(handle) if "EGL_EXT_device_persistent_id" in extensions else None,
-            drm_file=self._string(handle, _EGL_DRM_DEVICE_FILE_EXT) if drm else None,
-        )
-
-    def _string(self, handle: int | None, name: int) -> str | None:
-        value = self.query_string(handle, name) if self.query_string else None
-        return None if value is None else value.decode()
-
-    def _cuda_device(self, handle: int | None) -> int | None:
-        value = ctypes.c_ssize_t(-1)
-        asked = self.query_attribute and self.query_attribute(handle, _EGL_CUDA_DEVICE_NV, ctypes.byref(value))
-        return value.value if asked and value.value >= 0 else None
-
-    def _uuid(self, handle: int | None) -> str | None:
-        value, size = (ctypes.c_ubyte * 16)(), ctypes.c_int(0)
-        asked = self.query_binary and self.query_binary(handle, _EGL_DEVICE_UUID_EXT, 16, value, ctypes.byref(size))
-        return f"GPU-{uuid.UUID(bytes=bytes(value))}" if asked and size.value == 16 else None
-
-    def _initializes(self, handle: int | None) -> bool:
-        if self.get_display is None or self.initialize is None:
-            return False
-        display = self.get_display(_EGL_PLATFORM_DEVICE_EXT, handle, None)
-        return bool(display and self.initialize(display, None, None))
+def _uuid(egl: Egl, handle: int | None) -> str | None:
+    value, size = (ctypes.c_ubyte * 16)(), ctypes.c_int(0)
+    asked = egl.query_binary and egl.query_binary(handle, _DEVICE_UUID_EXT, 16, value, ctypes.byref(size))
+    return f"GPU-{uuid.UUID(bytes=bytes(value))}" if asked and size.value == 16 else None
 
 
 def main() -> None:
     """Print the devices as JSON; the process that `egl_devices` starts."""
     try:
-        devices = _Egl().devices()
+        egl = load()
+        devices = [_describe(egl, index, handle) for index, handle in enumerate(egl.devices())]
     except OSError:
         devices = []
     print(json.dumps([dataclasses.asdict(device) for device in devices]))

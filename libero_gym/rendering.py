@@ -1,29 +1,30 @@
-"""Camera frames, pixel for pixel those of stock LIBERO, from one GL context per process.
+"""Camera frames, pixel for pixel those of stock LIBERO, from one GL context per process and device.
 
-The context is made at the first frame, never before: a process that has had one must not be forked, for the child's
-first frame would hang. Meshes and textures are uploaded once per scene and shared by all environments of the process.
+Any thread may draw; one at a time does. The context is current only while a frame is drawn: what was current before, of
+this or another library, is so again afterwards. It is made at the first frame, never before: a process that has used GL
+must not be forked, for the child's first frame would hang. Meshes and textures are uploaded once per scene and shared
+by all environments of the process.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes.util
-import importlib
-import logging
+import gc
 import os
 import sys
+import threading
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from libero_gym import egl, osmesa
 from libero_gym.compile import MAX_SCENES, CompiledTask
+from libero_gym.gl import ContextLostError, GLContext, RenderingError
 from libero_gym.scene import LayeredScene, Scene
 from libero_gym.simulator import Simulator
 from libero_gym.uncopyable import Uncopyable
-
-logger = logging.getLogger(__name__)
 
 # "exact" draws stock LIBERO's pixels; "fast" decimated meshes and smaller textures (see `decimation`), and what stands
 # still only once (see `scene`).
@@ -31,11 +32,8 @@ RENDERERS = ("exact", "fast")
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
 DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libglib2.0-0"
 
-_BACKENDS = {"egl": "EGL", "osmesa": "OSMesa"}
-
-
-class RenderingError(RuntimeError):
-    """No OpenGL back end works on this machine."""
+_LIBRARIES: dict[str, Callable[[], object]] = {"egl": egl.load, "osmesa": osmesa.load}
+_PACKAGES = {"egl": DEBIAN_PACKAGES, "osmesa": "libosmesa6"}
 
 
 def check_image_size(image_size: int, name: str = "image_size") -> int:
@@ -55,74 +53,67 @@ def check_image_size(image_size: int, name: str = "image_size") -> int:
 
 def available_backends() -> list[str]:
     """Back ends to try, best first: ``$MUJOCO_GL`` if it names one of them, else EGL and OSMesa if installed."""
-    chosen = os.environ.get("MUJOCO_GL", "").lower()
-    if chosen in _BACKENDS:
+    chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if chosen in _LIBRARIES:
         return [chosen]
-    return [name for name, library in _BACKENDS.items() if ctypes.util.find_library(library)]
+    found = []
+    for name, load in _LIBRARIES.items():
+        with contextlib.suppress(OSError):
+            load()
+            found.append(name)
+    return found
 
 
-def make_gl_context(backend: str, device: int | None = None) -> Any:
-    """A GL context of that back end, made current in this thread.
+def make_gl_context(backend: str, device: int | None = None) -> GLContext:
+    """A GL context of that back end that has been current once, and is no more.
 
     Args:
         backend: ``"egl"`` or ``"osmesa"``.
-        device: EGL device index; None lets EGL choose.
+        device: EGL device index; None for the one that ``$MUJOCO_EGL_DEVICE_ID`` names, else EGL's first that works.
+
+    Raises:
+        RenderingError: If the device does not exist or cannot be opened, or the context cannot be made current.
+        OSError: If the back end is not installed, or gives no context.
     """
-    if os.environ.get("PYOPENGL_PLATFORM", backend) != backend or f"mujoco.{backend}" not in sys.modules:
-        _forget_opengl()
-        os.environ["PYOPENGL_PLATFORM"] = backend
-    if backend == "egl" and device is not None:
-        os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)
-    context = importlib.import_module(f"mujoco.{backend}").GLContext(MAX_IMAGE_SIZE, MAX_IMAGE_SIZE)
-    context.make_current()
-    return context
-
-
-def _forget_opengl() -> None:
-    """PyOpenGL binds to one platform when it is imported; drop it so that another can be tried."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "OpenGL"]:
-        del sys.modules[name]
-    for backend in _BACKENDS:
-        for name in [name for name in sys.modules if name.startswith(f"mujoco.{backend}")]:
-            del sys.modules[name]
+    context: GLContext = egl.EglContext(device) if backend == "egl" else osmesa.OSMesaContext()
+    with context.current():
+        return context
 
 
 class _ProcessRenderer(Uncopyable):
-    """The GL context of this process and the scenes uploaded to it."""
+    """A GL context of this process and the scenes uploaded to it. Its context must be current, except for `abandon`."""
 
-    def __init__(self, device: int | None) -> None:
-        self.pid = os.getpid()
-        self.device = device
-        self.backend, self._gl = _first_working_context(device)
+    def __init__(self, context: GLContext) -> None:
+        self.context = context
         self._scenes: OrderedDict[str, Scene] = OrderedDict()
 
     def scene(self, compiled: CompiledTask, size: int, renderer: str) -> Scene:
         """The uploaded scene of a task; the least recently used one makes room where there are too many."""
-        self._gl.make_current()
         key = f"{compiled.visual_key}-{renderer}"
         if key not in self._scenes:
             while len(self._scenes) >= MAX_SCENES:
                 self._scenes.popitem(last=False)[1].free()
             kind = Scene if renderer == "exact" else LayeredScene
-            self._scenes[key] = kind(compiled, size, renderer)
+            self._scenes[key] = kind(self.context.calls, compiled, size, renderer)
         self._scenes.move_to_end(key)
         return self._scenes[key]
 
-    def close(self) -> None:
-        """Free everything, in the order GL needs."""
-        if self.pid != os.getpid():
-            return  # the parent's context is not ours to free
-        with contextlib.suppress(Exception):
-            self._gl.make_current()
-            for scene in self._scenes.values():
-                scene.free()
-            self._scenes.clear()
-            self._gl.free()
-        # Where another library has ended the display before us, the context's own finaliser would complain.
-        self._gl._context = None
+    def free_scenes(self) -> None:
+        """Give all meshes and textures back to GL."""
+        while self._scenes:
+            self._scenes.popitem()[1].free()
+
+    def abandon(self) -> None:
+        """Never free the scenes: their context is lost, and in another they would delete what is not theirs."""
+        _abandoned.extend(self._scenes.values())
+        self._scenes.clear()
 
 
-_renderer: _ProcessRenderer | None = None
+# One frame is drawn at a time in a process: scenes are shared, and a context can be current in one thread only.
+_lock = threading.RLock()
+_renderers: dict[int | None, _ProcessRenderer] = {}  # by the device that was asked for
+_abandoned: list[Scene] = []
+_gl_process: int | None = None  # id of the process that has used GL: this one, or one that this was forked from
 
 
 def render(
@@ -130,11 +121,13 @@ def render(
 ) -> list[np.ndarray]:
     """Frames of a simulator's sampled state, as published LIBERO policies expect them.
 
+    Any thread may call this. The GL context that is current in it stays so.
+
     Args:
         simulator: What to draw.
         cameras: Names from `scene.CAMERAS`.
         size: Side in pixels.
-        device: EGL device index for this process; the first call decides.
+        device: EGL device index; None for the one in use already, or else as `make_gl_context` has it.
         renderer: One of `RENDERERS`.
 
     Returns:
@@ -142,48 +135,122 @@ def render(
         data sets turned those by 180 degrees; so these frames are stock's ``[::-1, ::-1]``.
 
     Raises:
-        RenderingError: If no OpenGL back end works; the message names the packages that cure it.
+        RenderingError: If no OpenGL back end works; the message says what cures it.
     """
-    scene = _process_renderer(device).scene(simulator.compiled, size, renderer)
-    scene.pose(simulator)
-    return [np.ascontiguousarray(scene.draw(camera, size)[::-1, ::-1]) for camera in cameras]
+    with _drawing(device) as process_renderer:
+        scene = process_renderer.scene(simulator.compiled, size, renderer)
+        scene.pose(simulator)
+        return [np.ascontiguousarray(scene.draw(camera, size)[::-1, ::-1]) for camera in cameras]
 
 
 def release() -> None:
-    """Free this process's GL context and scenes; the next frame makes new ones."""
-    global _renderer
-    if _renderer is not None:
-        _renderer.close()
-        _renderer = None
+    """Free this process's GL contexts and scenes; the next frame makes new ones."""
+    if _gl_process != os.getpid():
+        return  # nothing was drawn, or what there is belongs to the process that this was forked from
+    with _lock:
+        renderers = set(_renderers.values())
+        _renderers.clear()
+        for renderer in renderers:
+            try:
+                with _collection_paused(), renderer.context.current():
+                    renderer.free_scenes()
+            except ContextLostError:  # another library has ended EGL's display before us
+                renderer.abandon()
+            else:
+                renderer.context.free()
 
 
-def backend_in_use() -> str | None:
-    """The back end of this process, None before the first frame."""
-    return None if _renderer is None else _renderer.backend
+def gl_renderer() -> str:
+    """What draws this process's frames, as OpenGL names it, such as ``"llvmpipe (LLVM 15.0.6, 256 bits)"``.
+
+    Makes the process's GL context if there is none.
+
+    Raises:
+        RenderingError: If no OpenGL back end works.
+    """
+    with _drawing(None) as process_renderer:
+        return process_renderer.context.calls.renderer()
+
+
+@contextlib.contextmanager
+def _drawing(device: int | None) -> Iterator[_ProcessRenderer]:
+    """This process's renderer on a device, with its context current in this thread, for no other thread to disturb."""
+    if _gl_process not in (None, os.getpid()):
+        raise RenderingError(
+            "This process was forked from one that had already used OpenGL, with which it would hang. Start worker "
+            "processes before the first frame, or with the 'spawn' or 'forkserver' method."
+        )
+    with _lock, contextlib.ExitStack() as stack:
+        renderer = _process_renderer(device)
+        try:
+            stack.enter_context(renderer.context.current())
+        except ContextLostError:  # another library has ended EGL's display, which is one for all
+            renderer.abandon()
+            for alias in [key for key, value in _renderers.items() if value is renderer]:
+                del _renderers[alias]
+            renderer = _process_renderer(device)
+            stack.enter_context(renderer.context.current())
+        stack.enter_context(_collection_paused())
+        yield renderer
 
 
 def _process_renderer(device: int | None) -> _ProcessRenderer:
-    global _renderer
-    if _renderer is not None and _renderer.pid != os.getpid():
-        raise RenderingError(
-            "This process was forked from one that had already rendered; OpenGL would hang. Start worker processes "
-            "before the first frame, or with the 'spawn' or 'forkserver' method."
-        )
-    if _renderer is None:
-        _renderer = _ProcessRenderer(device)
-        atexit.register(release)
-    return _renderer
+    global _gl_process
+    if device is None and _renderers:
+        return next(iter(_renderers.values()))
+    if device not in _renderers:
+        if _gl_process is None:
+            _gl_process = os.getpid()
+            atexit.register(release)
+        context = _first_working_context(device)
+        same = [renderer for renderer in _renderers.values() if renderer.context.display == context.display]
+        if same:
+            context.free()
+        _renderers[device] = same[0] if same else _ProcessRenderer(context)
+    return _renderers[device]
 
 
-def _first_working_context(device: int | None) -> tuple[str, Any]:
+@contextlib.contextmanager
+def _collection_paused() -> Iterator[None]:
+    """No garbage collection: it may run another library's finalisers, which free GL's names in the current context.
+
+    MuJoCo's own ``MjrContext`` does so, and robosuite's and Gymnasium's viewers hold one each.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _first_working_context(device: int | None) -> GLContext:
     failures = []
-    for backend in available_backends():
+    backends = available_backends()
+    for backend in backends:
         try:
-            return backend, make_gl_context(backend, device)
-        except Exception as error:  # PyOpenGL and the drivers raise whatever they like
+            return make_gl_context(backend, device)
+        except (OSError, ContextLostError) as error:
             failures.append(f"{backend}: {error}")
     tried = "; ".join(failures) if failures else "neither EGL nor OSMesa is installed"
+    packages, other = DEBIAN_PACKAGES, ""
+    if backends and os.environ.get("MUJOCO_GL", "").lower().strip() == backends[0]:
+        packages = _PACKAGES[backends[0]]
+        other = f"MUJOCO_GL={backends[0]} rules out the other back end; unset it to try both. "
     raise RenderingError(
-        f"No OpenGL back end can render here ({tried}). On Debian or Ubuntu: apt-get install {DEBIAN_PACKAGES}. "
+        f"No OpenGL back end can render here ({tried}). {other}On Debian or Ubuntu: apt-get install {packages}. "
         "Environments without cameras (cameras=()) need none."
     )
+
+
+def _note_fork() -> None:
+    """In a forked child: forget the parent's lock, and remember if the parent has used GL, through us or others."""
+    global _lock, _gl_process
+    _lock = threading.RLock()
+    displays = (("mujoco.egl", "EGL_DISPLAY"), ("robosuite.renderers.context.egl_context", "EGL_DISPLAY"))
+    if _gl_process is None and any(getattr(sys.modules.get(module), name, None) for module, name in displays):
+        _gl_process = os.getppid()
+
+
+os.register_at_fork(after_in_child=_note_fork)

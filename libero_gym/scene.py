@@ -14,6 +14,7 @@ import numpy as np
 from scipy.ndimage import minimum_filter
 
 from libero_gym.compile import CompiledTask, visual_model
+from libero_gym.gl import GLCalls
 from libero_gym.simulator import Simulator
 from libero_gym.uncopyable import Uncopyable
 
@@ -33,13 +34,20 @@ _DEPTH_TOLERANCE = 1e-6
 class Scene(Uncopyable):
     """The uploaded meshes and textures of one scene, drawn as stock LIBERO draws them.
 
+    Non-obvious behaviours:
+
+    * MuJoCo's ``MjrContext`` frees its names in whatever GL context is current when it is dropped, which may be that of
+      another library. So it is the last thing that is made here, and `free` must be called in the context of ours.
+
     Args:
+        calls: OpenGL's functions in the context that is current.
         compiled: The task.
         buffer_size: Side of the first frames in pixels; larger ones are possible later.
         renderer: Which of the task's visual models to draw.
     """
 
-    def __init__(self, compiled: CompiledTask, buffer_size: int, renderer: str) -> None:
+    def __init__(self, calls: GLCalls, compiled: CompiledTask, buffer_size: int, renderer: str) -> None:
+        self.calls = calls
         self.model = visual_model(compiled, renderer)
         self.model.vis.global_.offwidth = self.model.vis.global_.offheight = buffer_size
         self.buffer_size = buffer_size
@@ -54,9 +62,9 @@ class Scene(Uncopyable):
         self.camera_ids = {
             name: mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, stock) for name, stock in CAMERAS.items()
         }
-        self.context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_150)
         # LIBERO toggles a burner's alpha between its value in the file and one minus that.
         self._alpha = {burner.site: self.model.site(burner.site).rgba[3] for burner in compiled.burners}
+        self.context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_150)
 
     def pose(self, simulator: Simulator) -> None:
         """Put every body, light and camera where the simulator's last sampled substep had it."""
@@ -117,10 +125,10 @@ class LayeredScene(Scene):
     alone, never on earlier frames.
     """
 
-    def __init__(self, compiled: CompiledTask, buffer_size: int, renderer: str) -> None:
-        super().__init__(compiled, buffer_size, renderer)
+    def __init__(self, calls: GLCalls, compiled: CompiledTask, buffer_size: int, renderer: str) -> None:
         self._backgrounds: OrderedDict[tuple[Any, ...], _Background] = OrderedDict()
         self._static_key: tuple[Any, ...] = ()
+        super().__init__(calls, compiled, buffer_size, renderer)
 
     def pose(self, simulator: Simulator) -> None:
         """As `Scene.pose`, and remember what decides how the static part looks."""
@@ -163,20 +171,12 @@ class LayeredScene(Scene):
 
     def _has_alpha(self) -> bool:
         """Whether the frame buffer tells how much of a pixel was drawn to."""
-        from OpenGL import GL
-
-        return int(GL.glGetIntegerv(GL.GL_ALPHA_BITS)) > 0
+        return self.calls.alpha_bits() > 0
 
     def _read_rgba(self, size: int) -> np.ndarray:
         """Colours and coverage of what `_read` has just read, uint8 (size, size, 4)."""
-        from OpenGL import GL  # bound to the context's platform, so only after that exists
-
         # `mjr_readPixels` has averaged the samples into this buffer, where there are samples.
-        averaged = self.context.offFBO_r if self.context.offSamples else self.context.offFBO
-        GL.glBindFramebuffer(GL.GL_READ_FRAMEBUFFER, averaged)
-        pixels = np.empty((size, size, 4), dtype=np.uint8)
-        GL.glReadPixels(0, 0, size, size, GL.GL_RGBA, GL.GL_UNSIGNED_BYTE, pixels)
-        return pixels
+        return self.calls.read_rgba(self.context.offFBO_r if self.context.offSamples else self.context.offFBO, size)
 
 
 def _composite(background: _Background, pixels: np.ndarray, depth: np.ndarray) -> np.ndarray:

@@ -67,7 +67,8 @@ def test_stored_backgrounds_are_bounded_and_those_in_use_stay(monkeypatch: pytes
         simulator = Simulator(compile_task(task), fixture_draw(task, draw))
         simulator.reset(initial_states(task)[0])
         fast_frame(simulator)
-    scene = rendering._process_renderer(None).scene(compile_task(task), 64, "fast")
+    with rendering._drawing(None) as process_renderer:
+        scene = process_renderer.scene(compile_task(task), 64, "fast")
     kept = [key[0][0] for key in scene._backgrounds]  # type: ignore[attr-defined]
     assert kept == [fixture_draw(task, draw).pos.tobytes() for draw in (1, 3)]
 
