@@ -13,17 +13,17 @@ from gymnasium import spaces
 
 from libero_gym import rendering
 from libero_gym.checks import did_you_mean
-from libero_gym.compile import compile_task, fixture_draw
 from libero_gym.observations import IMAGE_KEYS, PRIVILEGED_KEY, Observation, observation_space, proprioception
 from libero_gym.placements import check_placement_seed, sampled_state
 from libero_gym.privileged import PrivilegedState
 from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_potential, find_scorer, score_frame
 from libero_gym.scene import CAMERAS
 from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, Physics, SimState, Simulator
+from libero_gym.simulators import Simulators
 from libero_gym.snapshots import generator_from_json, state_from_json, state_to_json
 from libero_gym.tasks import Task, get_suite, get_tasks, initial_states
 
-_RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_draw")
+_RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_seed", "fixture_draw")
 ACTION_DIM = 7
 
 
@@ -74,8 +74,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     ``reset(seed=, options={"task_id": i, "init_state_id": j, "fixture_draw": n})``. What the options leave open is
     drawn from the environment's own generator, the state among the official ones that ``init_state_ids`` names;
     ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1).
-    Fixtures stand where stock LIBERO puts them at its first reset after ``seed(0)`` unless ``fixture_draw`` asks for
-    the n-th. Objects then settle for ``settle_steps`` control steps.
+    Fixtures stand where stock LIBERO puts them at its first reset after ``seed(0)``, unless ``fixture_draw`` asks for
+    the n-th, or ``fixture_seed`` for another seed. Objects then settle for ``settle_steps`` control steps.
 
     ## Info
 
@@ -166,7 +166,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
         self.task: Task | None = None
         self.set_task_weights(np.ones(len(self.task_ids)))
-        self._simulators: dict[tuple[int, int], Simulator] = {}
+        self._simulators = Simulators(self.physics)
 
     @property
     def instructions(self) -> list[str]:
@@ -215,7 +215,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
         Args:
             seed: Of the environment's generator, which draws what the options leave open.
-            options: Any of ``task_id``, ``init_state_id`` or ``placement_seed``, ``fixture_draw``.
+            options: Any of ``task_id``, ``init_state_id`` or ``placement_seed``, ``fixture_seed``, ``fixture_draw``.
 
         Raises:
             ValueError: If an option is unknown or out of range.
@@ -228,7 +228,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         (task_id,) = check_task_ids(int(task_id), self.suite.n_tasks, self.suite.name)
         task = self.tasks[task_id]
         state = self._initial_state(task, options)
-        self._begin(task, options.get("fixture_draw", 1))
+        draw, fixture_seed = options.get("fixture_draw"), options.get("fixture_seed")
+        self._begin(task, 1 if draw is None else draw, 0 if fixture_seed is None else fixture_seed)
         self._simulator.reset(state)
         for _ in range(self.settle_steps):
             self._simulator.step(SETTLE_ACTION)
@@ -288,6 +289,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         return {
             "task_id": self._current_task().task_id,
             "fixture_draw": self._fixture_draw,
+            "fixture_seed": self._fixture_seed,
             "init_state_id": self._init_state_id,
             "elapsed_steps": self._elapsed_steps,
             "phi": self._phi,
@@ -298,7 +300,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
         """Go on where `snapshot` was taken; gives the observation there, and its info without the step's rewards."""
-        self._begin(self.tasks[snapshot["task_id"]], snapshot["fixture_draw"])
+        self._begin(self.tasks[snapshot["task_id"]], snapshot["fixture_draw"], snapshot.get("fixture_seed", 0))
         self._simulator.set_state(state_from_json(snapshot["simulator"]))
         self._init_state_id = snapshot["init_state_id"]
         self._elapsed_steps = snapshot["elapsed_steps"]
@@ -340,20 +342,14 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self._init_state_id = _check_init_state_id(init_state_id, len(states), task)
         return states[self._init_state_id]
 
-    def _begin(self, task: Task, fixture_draw: int) -> None:
+    def _begin(self, task: Task, fixture_draw: int, fixture_seed: int) -> None:
         """Turn to a task; what is left is to give its simulator a state."""
-        self._simulator = self._get_simulator(task, fixture_draw)
-        self.task, self._fixture_draw = task, fixture_draw
+        self._simulator = self._simulators.get(task, fixture_draw, fixture_seed)
+        self.task, self._fixture_draw, self._fixture_seed = task, int(fixture_draw), int(fixture_seed)
         if self.reward_type == "progress":
             self._progress = bind_progress(self._simulator.compiled.goal, self._simulator.model)
         if self.privileged:
             self._privileged_state = PrivilegedState(self._simulator.compiled.goal, self._simulator.model)
-
-    def _get_simulator(self, task: Task, draw: int) -> Simulator:
-        key = (task.task_id, draw)
-        if key not in self._simulators:
-            self._simulators[key] = Simulator(compile_task(task), fixture_draw(task, draw), self.physics)
-        return self._simulators[key]
 
     def _check_action(self, action: np.ndarray) -> np.ndarray:
         """The action as float64 (chunk_size, 7).
