@@ -14,7 +14,6 @@ from gymnasium import spaces
 
 from libero_gym import rendering
 from libero_gym.checks import choice, flag, whole_number
-from libero_gym.compile import compile_task, fixture_draw
 from libero_gym.env_arguments import (
     check_action,
     check_cameras,
@@ -41,6 +40,7 @@ from libero_gym.placements import sampled_state
 from libero_gym.privileged import PrivilegedState
 from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_potential, score_frame
 from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, Physics, SimState, Simulator
+from libero_gym.simulators import Simulators
 from libero_gym.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
 from libero_gym.tasks import Task, get_suite, get_tasks, initial_states
 from libero_gym.uncopyable import Uncopyable
@@ -101,8 +101,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
     ``reset(seed=, options={"task_id": i, "init_state_id": j, "fixture_draw": n})``. What the options leave open is
     drawn from the environment's own generator, the state among the official ones that ``init_state_ids`` names;
     ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1).
-    Fixtures stand where stock LIBERO puts them at its first reset after ``seed(0)`` unless ``fixture_draw`` asks for
-    the n-th. Objects then settle for ``settle_steps`` control steps.
+    Fixtures stand where stock LIBERO puts them at its first reset after ``seed(0)``, unless ``fixture_draw`` asks for
+    the n-th, or ``fixture_seed`` for another seed. Objects then settle for ``settle_steps`` control steps.
 
     ## Copies
 
@@ -209,7 +209,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
         self.task: Task | None = None
         self.set_task_weights(np.ones(len(self.task_ids)))
-        self._simulators: dict[tuple[int, int], Simulator] = {}
+        self._simulators = Simulators(self.physics)
         self._closed = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LiberoEnv:
@@ -270,7 +270,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
         Args:
             seed: Of the environment's generator, which draws what the options leave open.
-            options: Any of ``task_id``, ``init_state_id`` or ``placement_seed``, ``fixture_draw``.
+            options: Any of ``task_id``, ``init_state_id`` or ``placement_seed``, ``fixture_seed``, ``fixture_draw``.
 
         Raises:
             ValueError: If the seed or an option is unknown or out of range.
@@ -284,7 +284,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             task_id = self.np_random.choice(self.task_ids, p=self._task_weights)
         task = self.tasks[task_id]
         state = self._initial_state(task, options)
-        self._begin(task, options.get("fixture_draw", 1))
+        draw, fixture_seed = options.get("fixture_draw"), options.get("fixture_seed")
+        self._begin(task, 1 if draw is None else draw, 0 if fixture_seed is None else fixture_seed)
         self._simulator.reset(state)
         for _ in range(self.settle_steps):
             self._simulator.step(SETTLE_ACTION)
@@ -357,6 +358,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         return {
             "task_id": self._current_task().task_id,
             "fixture_draw": self._fixture_draw,
+            "fixture_seed": self._fixture_seed,
             "init_state_id": self._init_state_id,
             "elapsed_steps": self._elapsed_steps,
             "phi": self._phi,
@@ -375,8 +377,9 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         check_snapshot(snapshot, self.privileged)
         (task_id,) = check_task_ids(snapshot["task_id"], self.suite.n_tasks, self.suite.name)
         generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
-        self._get_simulator(self.tasks[task_id], snapshot["fixture_draw"]).set_state(state)
-        self._begin(self.tasks[task_id], snapshot["fixture_draw"])
+        fixtures = snapshot["fixture_draw"], snapshot.get("fixture_seed", 0)
+        self._simulators.get(self.tasks[task_id], *fixtures).set_state(state)
+        self._begin(self.tasks[task_id], *fixtures)
         self._init_state_id = snapshot["init_state_id"]
         self._elapsed_steps = snapshot["elapsed_steps"]
         self._phi = snapshot["phi"]
@@ -424,20 +427,14 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self._init_state_id = init_state_id
         return states[self._init_state_id]
 
-    def _begin(self, task: Task, fixture_draw: int) -> None:
+    def _begin(self, task: Task, fixture_draw: int, fixture_seed: int) -> None:
         """Turn to a task; what is left is to give its simulator a state."""
-        self._simulator = self._get_simulator(task, fixture_draw)
-        self.task, self._fixture_draw = task, fixture_draw
+        self._simulator = self._simulators.get(task, fixture_draw, fixture_seed)
+        self.task, self._fixture_draw, self._fixture_seed = task, int(fixture_draw), int(fixture_seed)
         if self.reward_type == "progress":
             self._progress = bind_progress(self._simulator.compiled.goal, self._simulator.model)
         if self.privileged:
             self._privileged_state = PrivilegedState(self._simulator.compiled.goal, self._simulator.model)
-
-    def _get_simulator(self, task: Task, draw: int) -> Simulator:
-        key = (task.task_id, draw)
-        if key not in self._simulators:
-            self._simulators[key] = Simulator(compile_task(task), fixture_draw(task, draw), self.physics)
-        return self._simulators[key]
 
     def _potential(self, observation: Observation) -> float:
         """What shaping is the difference of, in [0, 1]; 0 where there is none."""

@@ -12,11 +12,12 @@ import gymnasium as gym
 import numpy as np
 
 from libero_gym.checks import choice, did_you_mean, sequence, whole_number
+from libero_gym.draws import check_draw, check_seed
 from libero_gym.rewards import Scorer, find_scorer
 from libero_gym.scene import CAMERAS
 from libero_gym.tasks import Task, initial_states
 
-RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_draw")
+RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_seed", "fixture_draw")
 # LIBERO draws with NumPy's old generator, whose seeds have 32 bits; seeds are drawn in blocks of 50.
 _MAX_PLACEMENT_SEED = 2**32 - 51
 # What LIBERO, robosuite and evaluations of published models call it, and we otherwise.
@@ -191,7 +192,9 @@ def check_options(options: Any, task_ids: Sequence[int], tasks: Sequence[Task]) 
     if "placement_seed" in given:
         given["placement_seed"] = check_placement_seed(given["placement_seed"])
     if "fixture_draw" in given:
-        given["fixture_draw"] = whole_number("fixture_draw", given["fixture_draw"], minimum=1)
+        given["fixture_draw"] = check_draw(given["fixture_draw"])
+    if "fixture_seed" in given:
+        given["fixture_seed"] = check_seed(given["fixture_seed"])
     return given
 
 

@@ -332,7 +332,8 @@ class Simulator(Uncopyable):
 
 def _model_with_fixtures(compiled: CompiledTask, fixtures: FixtureDraw) -> mujoco.MjModel:
     """The task's shared model, or a copy with other fixture poses."""
-    if fixtures is compiled.fixtures:
+    own = compiled.fixtures
+    if np.array_equal(fixtures.pos, own.pos) and np.array_equal(fixtures.quat, own.quat):
         return compiled.physics
     model = model_from_bytes(model_to_bytes(compiled.physics))
     model.body_pos[fixtures.body_ids] = fixtures.pos

@@ -286,7 +286,11 @@ def test_bad_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
         ({"init_state_id": 50}, "has official initial states 0 to 49"),
         ({"init_state": 1}, "Unknown reset option 'init_state'. Did you mean 'init_state_id'"),
         ({"init_state_id": 1, "placement_seed": 1}, "either 'init_state_id' or 'placement_seed'"),
-        ({"fixture_draw": 0}, "fixture_draw=0 is out of range; expected a whole number of at least 1"),
+        ({"fixture_draw": 0}, "fixture_draw=0 is out of range; expected a whole number from 1 to 1000"),
+        ({"fixture_draw": 2.0}, "fixture_draw=2.0; expected a whole number"),
+        ({"fixture_draw": True}, "fixture_draw=True; expected a whole number"),
+        ({"fixture_seed": -1}, "fixture_seed=-1 is out of range; expected a whole number from 0"),
+        ({"fixture_seed": "7"}, "fixture_seed='7'; expected a whole number"),
     ],
 )
 def test_bad_reset_options_are_named(state_env: LiberoEnv, options: dict[str, Any], message: str) -> None:

@@ -49,7 +49,13 @@ class SimProcessor(FakeProcessor):
 
 
 # Environments that draw nothing, and episodes of three steps.
-BLIND: dict[str, Any] = {"cameras": (), "max_episode_steps": 3, "processor": SimProcessor(), "progress_bar": False}
+BLIND: dict[str, Any] = {
+    "cameras": (),
+    "max_episode_steps": 3,
+    "processor": SimProcessor(),
+    "protocol": "fixed",
+    "progress_bar": False,
+}
 
 
 def fake_model(chunk_size: int = 1, config: FakeConfig | None = None, **kwargs: Any) -> VLAPPO:
@@ -138,6 +144,7 @@ def test_a_scripted_policy_succeeds_in_as_many_steps_as_alone(soup: tuple[np.nda
         n_envs=2,
         max_episode_steps=len(bins) + 3,
         cameras=(),
+        protocol="fixed",
         processor=SimProcessor(chunk_size),
         progress_bar=False,
     )
@@ -149,9 +156,9 @@ def test_a_scripted_policy_succeeds_in_as_many_steps_as_alone(soup: tuple[np.nda
 
 def test_images_take_the_published_path_or_trainings() -> None:
     frames = {}
-    for size in (256, IMAGE_SIZE):
+    for size, draw in ((256, 7), (IMAGE_SIZE, 1)):
         env = LiberoEnv("libero_spatial", task_id=1, image_size=size, renderer="fast")
-        frames[size] = env.reset(options={"init_state_id": 6})[0]["image"]
+        frames[size] = env.reset(options={"init_state_id": 6, "fixture_draw": draw})[0]["image"]
     published = libero_image(frames[256], rotate=False, size=IMAGE_SIZE)
     options: dict[str, Any] = {"task_ids": [1], "init_state_ids": [6], "processor": SimProcessor()}
     for extra, expected in [
@@ -341,7 +348,8 @@ def test_drawn_initial_states_are_run_once_each() -> None:
         begin = evaluator.env.begin_episodes
         evaluator.env.begin_episodes = lambda options: begun.extend(options.values()) or begin(options)  # type: ignore
         report = evaluator.run(progress_bar=False)
-    assert begun == [{"task_id": 0, "placement_seed": 5}, {"task_id": 0, "placement_seed": 3}]
+    first_draw = {"fixture_seed": 0, "fixture_draw": 1}
+    assert begun == [{"task_id": 0, "placement_seed": seed} | first_draw for seed in (5, 3)]
     assert [episode.init_state_id for episode in report.episodes] == [-6, -4]
 
 

@@ -33,7 +33,7 @@ def report_of(successes: str, first_state: int = 0, **conditions: Any) -> Evalua
     outcomes = zip(pairs, successes, strict=True)
     return EvaluationReport(
         conditions={"suite": "libero_goal", "task_ids": [0, 1], "init_state_ids": list(states), "protocol": "openvla"}
-        | {"renderer": "exact", "settle_steps": 10, "max_steps": 300}
+        | {"fixture_seed": 0, "fixture_draw": "trial", "renderer": "exact", "settle_steps": 10, "max_steps": 300}
         | conditions,
         settings={"seed": 0},
         episodes=[EpisodeResult(*pair, letter == "+", 100 if letter == "+" else 300) for pair, letter in outcomes],
@@ -105,11 +105,15 @@ def test_paired_episodes_are_compared_one_by_one() -> None:
 
 
 def test_other_conditions_are_named() -> None:
-    first, second = report_of("++--"), report_of("++--", renderer="fast", protocol="training", max_steps=64)
+    first, second = (
+        report_of("++--"),
+        report_of("++--", renderer="fast", protocol="training", fixture_draw="first", max_steps=64),
+    )
     comparison = compare_reports(first, second)
     assert not comparison.comparable
     assert comparison.differences == [
         "protocol: 'openvla' against 'training'.",
+        "fixture_draw: 'trial' against 'first'.",
         "renderer: 'exact' against 'fast'.",
         "max_steps: 300 against 64.",
     ]

@@ -80,8 +80,8 @@ class EpisodeHistory(BaseCallback):
         """Ended episodes in the order in which they began, in batches of ``size``.
 
         Counted when they end, short episodes come first, and with them successes: a curve then starts too high and
-        sinks while nothing gets worse. Counted where they began, a batch is whole once all its episodes have ended; those
-        that began after one that is still under way are left out.
+        sinks while nothing gets worse. Counted where they began, a batch is whole once all its episodes have ended;
+        those that began after one that is still under way are left out.
         """
         under_way = min(self.began, default=0)
         whole = sorted((e for e in self.history if e.began < under_way or not self.began), key=lambda e: e.began)

@@ -27,7 +27,7 @@ def usage() -> str:
     rows = "\n".join(f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items())
     return (
         "usage: libero-vla COMMAND [OPTIONS]\n\nReinforcement learning of vision-language-action models in LIBERO.\n\n"
-        f"commands:\n{rows}\n\n`libero-vla COMMAND --help` lists a command's options; `libero-vla --version` the version."
+        f"commands:\n{rows}\n\n`libero-vla COMMAND --help` lists a command's options."
     )
 
 

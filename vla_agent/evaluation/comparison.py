@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import EvaluationReport, SuccessRow, describe_ids, describe_row
 from vla_agent.statistics import mcnemar_exact, newcombe_interval
 
@@ -84,13 +85,14 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
     """Whether two reports can be compared, and whether their success rates differ beyond chance.
 
     Episodes of the same task and initial state are paired, so that what makes some states harder than others cancels.
-    Where the reports share none, all episodes of both are compared.
+    Where the reports share none, all episodes of both are compared. Reports that do not tell draws of fixtures are from
+    when every episode stood on the first.
 
     Args:
         first: The one to compare with, such as a baseline.
         second: The other.
     """
-    differences = _differing(first.conditions, second.conditions)
+    differences = _differing(with_fixtures(first.conditions), with_fixtures(second.conditions))
     choices = _differing(*({**report.settings, "env_id": "", "n_envs": 0} for report in (first, second)))
     for name, report in (("first", first), ("second", second)):
         if not report.complete:

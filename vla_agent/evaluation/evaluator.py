@@ -16,10 +16,12 @@ import numpy as np
 import torch as th
 from tqdm import tqdm
 
+from libero_gym.checks import choice
 from vla_agent.evaluation import manifest
 from vla_agent.evaluation.actors import RegressionPolicy, as_policy, load_subject, processor_of
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
+from vla_agent.evaluation.protocols import PROTOCOLS, Protocol
 from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport
 from vla_agent.evaluation.trials import Trial, held_out_states, plan_trials
 from vla_agent.vec_env import (
@@ -30,9 +32,6 @@ from vla_agent.vec_env import (
     make_vec_env,
     published_transform,
 )
-
-Protocol = Literal["openvla", "training"]
-PROTOCOLS = ("openvla", "training")
 
 
 def evaluate_policy(
@@ -85,11 +84,13 @@ class Evaluator:
         placement_seeds: Further initial states, each once per task: the objects anywhere in the BDDL's regions. In the
             report such a state's id is -1 - seed. For choosing a model: results are reported on official states.
         n_envs: Environments side by side; as many as CPU cores by default, and never more than episodes.
-        protocol: Which way images take. "openvla": rendered at 256 pixels, JPEG, Lanczos resize to the model's size, as
-            published. "training": as `make_vec_env` feeds them in training, which for models that do not take 224
-            pixels is to render at their size.
-        center_crop: Whether protocol "openvla" ends with the centre crop, right for models trained with random crops.
-            None: for models that take 224 pixels, as the published ones do.
+        protocol: How it is run, one of `PROTOCOLS`. "openvla": as OpenVLA's own evaluation, where initial state k
+            stands on draw k + 1 of the fixtures after seed 0. "openpi": the same with seed 7. "fixed": all on draw 1 of
+            seed 0. These three render at 256 pixels; images then take JPEG and a Lanczos resize to the model's size.
+            "training": as `make_vec_env` makes environments to train in, on draw 1; models that do not take 224 pixels
+            are fed frames of their size. A task's first draws take 3 to 8 seconds, and are kept on disk.
+        center_crop: Whether the published path of images ends with the centre crop, right for models trained with
+            random crops. None: for models that take 224 pixels, as the published ones do.
         renderer: "exact" for every reported result, or "fast".
         max_episode_steps: Control steps; the suite's limit by default.
         unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
@@ -116,7 +117,7 @@ class Evaluator:
         init_state_ids: Iterable[int] | Literal["held-out"] = range(50),
         placement_seeds: Iterable[int] = (),
         n_envs: int | None = None,
-        protocol: Protocol = "openvla",
+        protocol: str = "openvla",
         center_crop: bool | None = None,
         renderer: str = "exact",
         max_episode_steps: int | None = None,
@@ -125,8 +126,7 @@ class Evaluator:
         device: th.device | str = "auto",
         **env_kwargs: Any,
     ) -> None:
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"Unknown protocol {protocol!r}. Choices: {', '.join(map(repr, PROTOCOLS))}.")
+        self.protocol = PROTOCOLS[choice("protocol", protocol, PROTOCOLS)]
         if not isinstance(init_state_ids, str):
             init_state_ids, placement_seeds = list(init_state_ids), list(placement_seeds)
             plan_trials(env_id, task_ids, init_state_ids, placement_seeds)  # complains before the weights are read
@@ -141,7 +141,10 @@ class Evaluator:
         model, trained = self.subject.model, getattr(self.subject.model, "policy", None)
         self._processor = processor_of(model, processor)
         unnorm_key = unnorm_key or getattr(trained, "unnorm_key", None)
-        image_options = _image_options(protocol, self._processor.image_size, center_crop, env_kwargs)
+        image_options = _image_options(self.protocol, self._processor.image_size, center_crop, env_kwargs)
+        settle_steps = env_kwargs.setdefault("settle_steps", self.protocol.settle_steps)
+        max_steps = self.protocol.max_steps(self.suite) if max_episode_steps is None else max_episode_steps
+        self.protocol.prepare(self.suite, self.trials)
         self.env = make_vec_env(
             env_id,
             min((os.cpu_count() or 1) if n_envs is None else n_envs, len(self.trials)),
@@ -149,7 +152,7 @@ class Evaluator:
             unnorm_key=unnorm_key,
             task_id=task_ids,
             renderer=renderer,
-            max_episode_steps=max_episode_steps,
+            max_episode_steps=max_steps,
             **{"restart": True} | env_kwargs | image_options,
         )
         try:
@@ -163,10 +166,12 @@ class Evaluator:
             "suite": self.suite.name,
             "task_ids": task_ids,
             "init_state_ids": sorted({trial.init_state_id for trial in self.trials}),
-            "protocol": protocol,
+            "protocol": self.protocol.name,
+            "fixture_seed": self.protocol.fixture_seed,
+            "fixture_draw": self.protocol.fixture_draw,
             "renderer": renderer,
-            "settle_steps": env_kwargs.get("settle_steps", 10),
-            "max_steps": max_episode_steps or self.suite.max_steps,
+            "settle_steps": settle_steps,
+            "max_steps": max_steps,
         }
         self.settings: dict[str, Any] = {
             "env_id": env_id,
@@ -314,10 +319,12 @@ class Evaluator:
         """Begin trials; again those whose worker was replaced meanwhile. Gives all environments' observations."""
         running.update(starting)
         while True:
-            obs = self.env.begin_episodes({i: trial.options for i, trial in starting.items()})
+            before = list(self.env.reset_infos)
+            obs = self.env.begin_episodes({i: self.protocol.options(trial) for i, trial in starting.items()})
             infos = self.env.reset_infos
+            unasked = {i for i in running if infos[i] is not before[i]} - set(starting)  # their worker was replaced
             shown = {i: (infos[i]["task_id"], infos[i]["init_state_id"]) for i in running}
-            starting = {i: trial for i, trial in running.items() if shown[i] != trial.shown}
+            starting = {i: trial for i, trial in running.items() if i in unasked or shown[i] != trial.shown}
             if not starting:
                 return obs
 
@@ -368,13 +375,13 @@ def _image_options(
     protocol: Protocol, size: int, center_crop: bool | None, env_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Arguments of `make_vec_env` that make a protocol's images."""
-    if protocol == "training":
+    if protocol.images == "training":
         return {} if center_crop is None else {"center_crop": center_crop}
     given = env_kwargs.get("image_size", PUBLISHED_RENDER_SIZE)
     if given != PUBLISHED_RENDER_SIZE:
         raise ValueError(
-            f"protocol='openvla' renders {PUBLISHED_RENDER_SIZE} pixels, not image_size={given}; leave image_size out, "
-            "or use protocol='training'."
+            f"protocol={protocol.name!r} renders {PUBLISHED_RENDER_SIZE} pixels, not image_size={given}; leave "
+            "image_size out, or use protocol='training'."
         )
     crop = size == PUBLISHED_IMAGE_SIZE if center_crop is None else center_crop
     transform: Callable[[np.ndarray], np.ndarray] = published_transform(size, crop)

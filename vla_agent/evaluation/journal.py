@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import SCHEMA, EpisodeResult, ReportError
 
 JOURNAL_FILE = "episodes.jsonl"
@@ -31,7 +32,7 @@ class Journal:
         header = json.loads(json.dumps({"schema": SCHEMA, **identity}))
         lines = self._whole_lines()
         if lines:
-            self._check(header, lines[0])
+            self._check(header, with_fixtures(lines[0]))
             self.episodes = [EpisodeResult(**line) for line in lines[1:]]
         else:
             folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vla_agent.evaluation.protocols import describe_protocol
 from vla_agent.evaluation.reports import CHART_FILE, EvaluationReport, SuccessRow, describe_ids, describe_row
 
 _LABEL_LENGTH = 85
@@ -22,7 +23,7 @@ def markdown(report: EvaluationReport) -> str:
     ]
     if not report.complete:
         lines += [f"The evaluation was interrupted after {len(report.episodes)} episodes.", ""]
-    lines += [_training_note(report), "", f"![Success by task]({CHART_FILE})", ""]
+    lines += [describe_protocol(conditions), "", _training_note(report), "", f"![Success by task]({CHART_FILE})", ""]
     lines += [
         "| task | | success | 95 % interval | control steps, all | of successes |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -1,0 +1,134 @@
+"""Fixture draws: stock LIBERO's own to the bit, made once, and few simulators kept of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from libero_gym import draws
+from libero_gym.compile import FixtureDraw, compile_task, read_draw, stock_env
+from libero_gym.draws import fixture_draw
+from libero_gym.env import LiberoEnv
+from libero_gym.simulators import MAX_DRAWN, Simulators
+from libero_gym.tasks import Task, get_tasks
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LIBERO_GYM_CACHE", str(tmp_path))
+    monkeypatch.setattr(draws, "_kept", {})
+    return tmp_path
+
+
+# A cabinet, a stove and a rack; objects alone, which start in contact; a drawer and a knob, whose samplers pile up.
+@pytest.mark.parametrize(
+    ("suite", "task_id", "seed"), [("libero_goal", 0, 7), ("libero_object", 0, 0), ("libero_10", 9, 0)]
+)
+def test_draws_are_those_of_stock_resets_to_the_bit(suite: str, task_id: int, seed: int) -> None:
+    task = get_tasks(suite)[task_id]
+    ours = draws._draw(task, 4, seed)
+    with stock_env(task, seed=seed) as stock:
+        for draw in ours:
+            _assert_equal(draw, read_draw(stock))
+            stock.env.reset()
+    assert len({draw.warmstart.tobytes() for draw in ours}) == 4
+    assert len({draw.pos.tobytes() for draw in ours}) == (1 if suite == "libero_object" else 4)
+
+
+def test_the_first_draw_under_seed_0_is_the_compiled_tasks(spatial_task: Task) -> None:
+    _assert_equal(fixture_draw(spatial_task, 1), compile_task(spatial_task).fixtures)
+    draws.prepare(spatial_task, 1)
+    _assert_equal(draws._kept[draws._key(spatial_task, 0)][0], compile_task(spatial_task).fixtures)
+    assert np.abs(fixture_draw(spatial_task, 1, seed=7).pos - fixture_draw(spatial_task, 1).pos).max() > 1e-3
+
+
+def test_a_block_is_drawn_once_whoever_wants_it(
+    spatial_task: Task, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def slow_draw(task: Task, n: int, seed: int) -> list[FixtureDraw]:
+        asked.append(n)
+        time.sleep(0.2)
+        return [
+            FixtureDraw(np.zeros(1, dtype=np.int64), np.full((1, 3), i), np.ones((1, 4)), np.zeros(2)) for i in range(n)
+        ]
+
+    monkeypatch.setattr(draws, "_draw", slow_draw)
+    found: list[Any] = []
+    for draw in (3, 7):  # as two workers that know nothing of each other
+        draws._kept.clear()
+
+        def want(draw: int = draw) -> None:
+            found.append((draw, fixture_draw(spatial_task, draw).pos[0, 0]))
+
+        threads = [threading.Thread(target=want) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert asked == [50]
+    assert found == [(3, 2), (3, 2), (7, 6), (7, 6)]
+    assert fixture_draw(spatial_task, 51).pos[0, 0] == 50
+    assert asked == [50, 100]
+    assert [path.suffix for path in empty_cache.iterdir()] == [".bin"]  # no lock is left
+
+
+def test_draws_are_made_without_a_cache(spatial_task: Task, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBERO_GYM_CACHE", str(empty_cache / "file" / "cache"))
+    (empty_cache / "file").write_text("no folder")
+    draw = FixtureDraw(np.zeros(1, dtype=np.int64), np.zeros((1, 3)), np.ones((1, 4)), np.zeros(2))
+    monkeypatch.setattr(draws, "_draw", lambda task, n, seed: [draw] * n)
+    with pytest.warns(UserWarning, match="not cached"):
+        assert fixture_draw(spatial_task, 2) is draw
+
+
+def test_few_simulators_are_kept_of_many_draws(spatial_task: Task) -> None:
+    simulators = Simulators("exact")
+    first = simulators.get(spatial_task)
+    made = [simulators.get(spatial_task, draw) for draw in range(2, 12)]
+    assert len(simulators._drawn) == MAX_DRAWN
+    assert simulators.get(spatial_task) is first
+    assert simulators.get(spatial_task, 11) is made[-1]
+    assert simulators.get(spatial_task, 2) is not made[0]
+    assert made[0].model is not first.model
+
+
+def test_tasks_without_fixtures_share_one_model() -> None:
+    task = get_tasks("libero_object")[0]
+    simulators = Simulators("exact")
+    assert simulators.get(task, 2).model is simulators.get(task).model
+    assert simulators.get(task, 2).fixtures is not simulators.get(task).fixtures
+
+
+def test_a_snapshot_remembers_whose_draw_its_fixtures_are() -> None:
+    env, other = (LiberoEnv("libero_goal", task_id=0, cameras=(), settle_steps=0) for _ in range(2))
+    env.reset(options={"init_state_id": 0, "fixture_seed": 7, "fixture_draw": 3})
+    expected = fixture_draw(env.tasks[0], 3, seed=7).pos
+    np.testing.assert_array_equal(env.simulator.model.body_pos[env.simulator.fixtures.body_ids], expected)
+    other.restore(env.snapshot())
+    np.testing.assert_array_equal(other.simulator.fixtures.pos, expected)
+    env.reset(options={"init_state_id": 0, "fixture_seed": None, "fixture_draw": None})
+    assert env.simulator.fixtures is compile_task(env.tasks[0]).fixtures
+
+
+@pytest.mark.parametrize("draw", [0, -1, 1.0, True, "2", 1001])
+def test_what_is_no_draw_is_refused(spatial_task: Task, draw: Any) -> None:
+    with pytest.raises(ValueError, match=r"fixture_draw=.*expected a whole number from 1 to 1000"):
+        fixture_draw(spatial_task, draw)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.0, None])
+def test_what_is_no_seed_is_refused(spatial_task: Task, seed: Any) -> None:
+    with pytest.raises(ValueError, match=r"fixture_seed=.*expected a whole number from 0"):
+        fixture_draw(spatial_task, 1, seed)
+
+
+def _assert_equal(one: FixtureDraw, two: FixtureDraw) -> None:
+    for name, values in vars(one).items():
+        np.testing.assert_array_equal(values, getattr(two, name), err_msg=name)

@@ -1,0 +1,101 @@
+"""How an evaluation is run, by name. A new protocol is one more entry of `PROTOCOLS`.
+
+Cabinets, stoves and racks are no part of LIBERO's initial states. LIBERO draws their poses at every reset, from a
+generator that evaluations seed once per task; so which draw a trial stands on belongs to the protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from vla_agent.evaluation.trials import Trial
+from vla_agent.vec_env import SuiteDescription
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What an evaluation fixes beside model, tasks and initial states.
+
+    Attributes:
+        name: What it is asked for by.
+        source: Whose it is, and where it is written down; for reports.
+        fixture_seed: What fixtures are drawn from.
+        fixture_draw: "trial" puts official initial state j on draw j + 1; "first" puts every trial on draw 1. Initial
+            states that placement seeds draw were drawn around draw 1 and stand on it.
+        images: "published": rendered at 256 pixels, JPEG, Lanczos resize to the model's size. "training": as
+            `make_vec_env` feeds them in training.
+        step_limits: Control steps of an episode by LIBERO's name of the suite; the suites' own where it names none.
+        settle_steps: Control steps with an open gripper before the first observation.
+    """
+
+    name: str
+    source: str
+    fixture_seed: int = 0
+    fixture_draw: Literal["trial", "first"] = "trial"
+    images: Literal["published", "training"] = "published"
+    step_limits: Mapping[str, int] | None = None
+    settle_steps: int = 10
+
+    def draw(self, trial: Trial) -> int:
+        """Which draw of the fixtures a trial stands on, counted from 1."""
+        return trial.init_state_id + 1 if self.fixture_draw == "trial" and trial.init_state_id >= 0 else 1
+
+    def options(self, trial: Trial) -> dict[str, int]:
+        """What a reset needs to begin a trial."""
+        return trial.options | {"fixture_seed": self.fixture_seed, "fixture_draw": self.draw(trial)}
+
+    def max_steps(self, suite: SuiteDescription) -> int:
+        """Control steps that an episode may take."""
+        return (self.step_limits or {}).get(suite.name, suite.max_steps)
+
+    def prepare(self, suite: SuiteDescription, trials: Sequence[Trial]) -> None:
+        """Have the fixtures of these trials drawn and cached, before several workers ask for them."""
+        from libero_gym import draws
+        from libero_gym.tasks import get_tasks
+
+        wanted: dict[int, int] = {}
+        for trial in trials:
+            wanted[trial.task_id] = max(wanted.get(trial.task_id, 1), self.draw(trial))
+        if self.fixture_seed == 0:  # draw 1 comes with the task
+            wanted = {task_id: draw for task_id, draw in wanted.items() if draw > 1}
+        tasks = get_tasks(suite.name)
+        for task_id in tqdm(wanted, desc="Drawing fixtures", unit="task", disable=None, leave=False):
+            draws.prepare(tasks[task_id], wanted[task_id], self.fixture_seed)
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        # Both scripts call env.seed(0) where the environment is made, and env.reset() before each set_init_state().
+        Protocol("openvla", "run_libero_eval.py of OpenVLA and OpenVLA-OFT"),
+        # Its seed, its draws and its step limits, which are OpenVLA's. Its images go through a bilinear resize without
+        # JPEG, for models that are none of ours; they are not built here.
+        Protocol("openpi", "examples/libero/main.py of openpi, but for its images, which are as OpenVLA's", 7),
+        Protocol("fixed", "as openvla, but for one scene per task", fixture_draw="first"),
+        Protocol("training", "as make_vec_env makes environments to train in", fixture_draw="first", images="training"),
+    )
+}
+
+
+def with_fixtures(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions of a report; of an older one, which does not tell draws of fixtures, with the one that it stood on."""
+    if "fixture_draw" in conditions:
+        return dict(conditions)
+    renamed = {"protocol": "fixed"} if conditions.get("protocol") == "openvla" else {}
+    return {**conditions, **renamed, "fixture_seed": 0, "fixture_draw": "first"}
+
+
+def describe_protocol(conditions: Mapping[str, Any]) -> str:
+    """The protocol of a report in words."""
+    stated = with_fixtures(conditions)
+    seed = stated["fixture_seed"]
+    if stated["fixture_draw"] == "trial":
+        where = f"initial state k stands on draw k + 1 of the fixtures after seed {seed}"
+    else:
+        where = f"every initial state stands on draw 1 of the fixtures after seed {seed}"
+    known = PROTOCOLS.get(stated.get("protocol", ""))
+    return f"Protocol {stated.get('protocol')}{f' ({known.source})' if known else ''}: {where}."
