@@ -311,6 +311,7 @@ class VLAPPO(PPO):
         with stopwatch("update"):
             self.policy.set_training_mode(True)
             self._update_learning_rate(self.policy.optimizer)
+            self._monitor.watch(self.policy.optimizer)
             clip_range = cast(FloatSchedule, self.clip_range)(self._current_progress_remaining)
             clip_range_vf = None
             if self.clip_range_vf is not None:
@@ -459,7 +460,7 @@ class VLAPPO(PPO):
                 observations = {key: observations[key] for key in ("image", "input_ids")}
             self._monitor.check_critic(values, returns, observations)
         if not warmup:
-            self._monitor.check_ratio_moves(metrics)
+            self._monitor.check_policy_moves(metrics, self.policy.optimizer)
         if self.critic_warmup_iterations:
             self.logger.record("train/critic_warmup", int(warmup))
         if hasattr(self.policy, "log_std"):
@@ -508,6 +509,7 @@ class VLAPPO(PPO):
             for name in self.callback_states.keys() & self.stateful_callbacks.keys():
                 self.stateful_callbacks[name].load_state_dict(self.callback_states[name])
         self.callback_states = {}
+        self._monitor.check_trainable(self.policy, self.policy.optimizer)
         return result
 
     def _excluded_save_params(self) -> list[str]:
