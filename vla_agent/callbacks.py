@@ -13,6 +13,8 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from libero_gym.checks import whole_number
+
 
 class Episode(NamedTuple):
     """An episode that ended during training."""
@@ -75,7 +77,7 @@ class SuccessCallback(EpisodeHistory):
 
     def __init__(self, window: int = 50, verbose: int = 0) -> None:
         super().__init__(verbose)
-        self.window = window
+        self.window = whole_number("window", window, 1)
         self._recent: dict[int, deque[bool]] = defaultdict(lambda: deque(maxlen=window))
 
     @property
@@ -104,7 +106,7 @@ class LearningCurve(EpisodeHistory):
     def __init__(self, path: str | Path, window: int = 50, verbose: int = 0) -> None:
         super().__init__(verbose)
         self.path = Path(path)
-        self.window = window
+        self.window = whole_number("window", window, 1)
 
     def _on_rollout_end(self) -> None:
         self.draw()
@@ -156,9 +158,24 @@ def moving_average(values: Sequence[float], window: int) -> np.ndarray:
 
 
 def as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:
-    """What `learn` takes as its callback, as a list."""
+    """What `learn` takes as its callback, as a list.
+
+    Raises:
+        ValueError: If it is none.
+    """
     if callback is None:
         return []
-    if isinstance(callback, list):
+    given = callback if isinstance(callback, list) else [callback]
+    return [_as_callback(one) for one in given]
+
+
+def _as_callback(callback: Any) -> BaseCallback:
+    if isinstance(callback, BaseCallback):
         return callback
-    return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
+    if isinstance(callback, type) and issubclass(callback, BaseCallback):
+        raise ValueError(f"callback={callback.__name__} is a class; give an instance, {callback.__name__}(...).")
+    if isinstance(callback, type) or not callable(callback):
+        raise ValueError(
+            f"callback={callback!r}; expected a BaseCallback, a function of (locals, globals), or a list of them."
+        )
+    return ConvertCallback(callback)
