@@ -52,6 +52,8 @@ def check_together(given: Mapping[str, Any], is_vla: bool) -> None:
     Raises:
         ValueError: See the message.
     """
+    if is_vla and given["use_sde"]:
+        raise ValueError("use_sde=True needs continuous actions; VLAPolicy's are bins. Leave it out.")
     parts, batch_size = given["gradient_accumulation_steps"], given["batch_size"]
     if batch_size % parts:
         raise ValueError(f"gradient_accumulation_steps={parts} does not divide batch_size={batch_size}.")

@@ -42,7 +42,7 @@ def check_arguments(
     if not isinstance(env_id, str):
         raise ValueError(f"env_id={env_id!r}; expected a registered id, such as 'LIBERO-Spatial-v0'.")
     spec = gym.registry.get(env_id)
-    if spec is None or spec.vector_entry_point is None:
+    if spec is None or not _takes_chunks(spec):
         known = [name for name, other in gym.registry.items() if "suite" in other.kwargs]
         what = "Unknown id" if spec is None else "No instructions come from"
         raise ValueError(f"{what} {env_id!r}.{did_you_mean(env_id, known)} Ids: {', '.join(known)}.")
@@ -57,6 +57,17 @@ def check_arguments(
     if not (image_transform is None or callable(image_transform) or image_transform == "auto"):
         raise ValueError(f"image_transform={image_transform!r}; expected 'auto', None, or a function of images.")
     flag("center_crop", center_crop)
+
+
+def _takes_chunks(spec: gym.envs.registration.EnvSpec) -> bool:
+    """Whether vector environments of the id take ``chunk_size``, as LIBERO's and those made like them do."""
+    if spec.vector_entry_point is None:
+        return False
+    creator: Any = spec.vector_entry_point
+    creator = gym.envs.registration.load_env_creator(creator) if isinstance(creator, str) else creator
+    parameters = inspect.signature(creator).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return takes_any or "chunk_size" in parameters
 
 
 def check_keywords(env_id: str, env_kwargs: Mapping[str, Any], function: Callable[..., Any]) -> None:

@@ -472,9 +472,8 @@ def check_observation(observation: Any, space: spaces.Dict, read: Sequence[str])
 def _batch_size(key: str, values: np.ndarray, space: spaces.Box) -> int | None:
     """Length of the batch, None for a single observation."""
     shapes = [space.shape]
-    if key in CAMERA_KEYS:  # SB3 takes images in either order
-        height, width, channels = space.shape if space.shape[-1] == 3 else (*space.shape[1:], space.shape[0])
-        shapes = [(height, width, channels), (channels, height, width)]
+    if key in CAMERA_KEYS and space.shape[-1] != 3:  # SB3 turns them where the policy's have channels first
+        shapes.append((*space.shape[1:], space.shape[0]))
     if not np.can_cast(values.dtype, space.dtype, "same_kind") or (
         values.shape not in shapes and values.shape[1:] not in shapes
     ):

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import gymnasium as gym
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
@@ -143,6 +144,8 @@ class VLAPPO(PPO):
         policy_warmup_iterations: int = 0,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        # SB3 takes no NumPy numbers in some places, such as its seed.
+        given = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
         self.is_vla = policy == "VLAPolicy" or (isinstance(policy, type) and issubclass(policy, VLAPolicy))
         arguments.check_policy_class(policy, self.policy_aliases)
         arguments.check_env(env, needed=_init_setup_model)
