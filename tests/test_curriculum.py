@@ -42,7 +42,7 @@ def test_tasks_not_yet_tried_count_as_half() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match=r"Unknown curriculum mode='easy'\. Choices: 'uniform', 'hardest', 'frontier'"):
+    with pytest.raises(ValueError, match=r"Unknown curriculum mode 'easy'\. Choices: 'uniform', 'hardest', 'frontier'"):
         Curriculum("easy")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="tau=0"):
         Curriculum(tau=0)

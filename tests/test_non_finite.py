@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number costs a step, not the run; three in a row end it, with a checkpoint."""
+"""A number that is none is named where it appears; in a loss or gradient it costs a step, not the run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
-from fakes import FakeBackbone
+from fakes import FakeBackbone, fake_env
 from test_checkpointing import fake_model
+from test_ppo import make_model
 
-from vla_agent import VLAPPO, NonFiniteError, safe_learn
+from vla_agent import VLAPPO, NonFiniteError, VLAVecEnv, safe_learn
+from vla_agent.finite import check_observations
 
 
 def poison_losses(model: VLAPPO, numbers: Collection[int]) -> None:
@@ -71,3 +74,91 @@ def test_three_in_a_row_end_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     kept = VLAPPO.load(tmp_path / "interrupted", device="cpu", policy_kwargs={"model": FakeBackbone(seed=1)})
     assert all(th.equal(one, other) for one, other in zip(before, weights(kept), strict=True))
     assert kept.num_timesteps == 64  # before the rollout whose update broke
+
+
+# ------------------------------------------------------------------------------------- from environments
+
+
+def poisoned_env(number: int, change: Any) -> VLAVecEnv:
+    """Two environments whose step of this number, from 1, is changed in place; its episode's end comes later."""
+    env = fake_env(2, max_episode_steps=40)
+    original, calls = env.venv.step, iter(range(1, 10_000))
+
+    def step(actions: np.ndarray) -> Any:
+        result = original(actions)
+        if next(calls) == number:
+            change(result)
+        return result
+
+    env.venv.step = step
+    return env
+
+
+def nan_reward(result: Any) -> None:
+    result[1][1] = math.nan
+    result[4]["reward_terms"] |= {"process": np.array([0.25, math.nan]), "_process": np.array([True, True])}
+
+
+def test_one_nan_reward_names_environment_step_and_term(tmp_path: Path) -> None:
+    model = make_model(poisoned_env(21, nan_reward))  # in the second rollout of 16 steps
+    with pytest.raises(
+        NonFiniteError,
+        match=r"reward of environment 1 \(after 42 timesteps, task \d\) is nan, because of its term 'process' "
+        r"\(terms: success=[01], process=nan\)\. Mend the environment or the reward model",
+    ):
+        safe_learn(model, 320, tmp_path)
+    assert model.n_skipped_steps == 0
+    kept = VLAPPO.load(tmp_path / "interrupted", device="cpu", policy_kwargs={"model": FakeBackbone(seed=1)})
+    assert kept.num_timesteps == 32  # before the rollout that it came in
+    assert all(th.equal(one, other) for one, other in zip(weights(model), weights(kept), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_a_reward_beyond_float32_is_noticed_without_terms() -> None:
+    def huge(result: Any) -> None:
+        result[1][0] = 1e39
+        del result[4]["reward_terms"]
+
+    with pytest.raises(NonFiniteError, match=r"environment 0 \(after 4 timesteps, .*\) is inf \(terms: none given\)"):
+        make_model(poisoned_env(2, huge)).learn(32)
+
+
+def test_a_nan_in_an_observation_names_environment_and_key() -> None:
+    def nan_state(result: Any) -> None:
+        result[0]["state"][1, 3] = math.nan
+
+    with pytest.raises(
+        NonFiniteError, match=r"observation 'state' of environment 1 \(after 10 timesteps, task \d\) is not"
+    ):
+        make_model(poisoned_env(5, nan_state)).learn(32)
+
+
+def test_first_and_last_observations_are_looked_at() -> None:
+    env = fake_env(2, privileged=True)
+    observe = env.venv._observe
+    env.venv._observe = lambda: (lambda obs: obs | {"privileged": obs["privileged"] + np.inf})(observe())
+    with pytest.raises(NonFiniteError, match=r"observation 'privileged' of environment 0 \(after 0 timesteps\)"):
+        make_model(env).learn(32)
+    fine = {"state": np.zeros((2, 8)), "image": np.zeros((2, 4, 4, 3), np.uint8)}
+    last = {"terminal_observation": {"state": np.array([0, math.inf])}, "episode": {"l": 7}, "task_id": 3}
+    with pytest.raises(
+        NonFiniteError, match=r"'state' of environment 1 \(after 8 timesteps, task 3, step 7 of its episode"
+    ):
+        check_observations(fine, [{}, last], 8)
+    check_observations(fine, [{}, {}], 8)
+
+
+def test_a_value_that_is_no_number_names_its_environment() -> None:
+    model = make_model()
+    head = model.policy.value_head
+    head.register_forward_hook(lambda module, inputs, values: values * th.tensor([[1.0], [math.nan]])[: len(values)])
+    with pytest.raises(NonFiniteError, match=r"The critic gives environment 1 \(after 0 timesteps\) the value nan"):
+        model.learn(32)
+
+
+def test_a_value_after_a_time_limit_is_looked_at() -> None:
+    model = make_model(fake_env(2, max_episode_steps=3))
+    predict_values = model.policy.predict_values
+    model.policy.predict_values = lambda obs: predict_values(obs) + math.nan  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteError, match=r"The critic gives environment \d \(after \d+ timesteps\) the value nan"):
+        model.learn(32)

@@ -356,7 +356,7 @@ def test_reference_without_adapters_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"rank": 8}, "Unknown lora settings"), ({"r": 0}, "at least 1"), ({"target": "vision"}, "choices")],
+    [({"rank": 8}, "Unknown lora settings"), ({"r": 0}, "at least 1"), ({"target": "vision"}, "Choices")],
 )
 def test_bad_lora_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

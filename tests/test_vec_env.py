@@ -53,7 +53,7 @@ def test_prompts_of_all_suites_share_a_space() -> None:
 
 def test_unknown_instruction_is_named() -> None:
     env = VLAVecEnv(FakeVectorEnv(4), FakeProcessor(), instructions=["stay"])
-    with pytest.raises(ValueError, match="which is none of the 1 that were tokenised"):
+    with pytest.raises(ValueError, match="of task 1, which is none of the 1 that were tokenised"):
         env.reset()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch as th
 from torch.nn import functional as F
 
+from libero_gym.checks import real_number, whole_number
+
 N_BINS = 256  # per action dimension
 
 # Log-probability of a bin that truncation leaves out: nothing beside the others, but no infinity in sums and products.
@@ -17,10 +19,10 @@ def check_truncation(top_k: int | None, top_p: float | None) -> None:
     Raises:
         ValueError: If ``top_k`` is less than one, or ``top_p`` is not in (0, 1].
     """
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k}; expected at least 1, or None for all bins.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}; expected a share in (0, 1], or None for all bins.")
+    if top_k is not None:
+        whole_number("top_k", top_k, 1)
+    if top_p is not None:
+        real_number("top_p", top_p, above=0, maximum=1)
 
 
 def bin_log_probs(

@@ -232,9 +232,24 @@ def _middles(batches: Sequence[Sequence[Episode]]) -> list[float]:
 
 
 def as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:
-    """What `learn` takes as its callback, as a list."""
+    """What `learn` takes as its callback, as a list.
+
+    Raises:
+        ValueError: If it is none.
+    """
     if callback is None:
         return []
-    if isinstance(callback, list):
+    given = callback if isinstance(callback, list) else [callback]
+    return [_as_callback(one) for one in given]
+
+
+def _as_callback(callback: Any) -> BaseCallback:
+    if isinstance(callback, BaseCallback):
         return callback
-    return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
+    if isinstance(callback, type) and issubclass(callback, BaseCallback):
+        raise ValueError(f"callback={callback.__name__} is a class; give an instance, {callback.__name__}(...).")
+    if isinstance(callback, type) or not callable(callback):
+        raise ValueError(
+            f"callback={callback!r}; expected a BaseCallback, a function of (locals, globals), or a list of them."
+        )
+    return ConvertCallback(callback)

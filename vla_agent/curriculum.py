@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast, get_args
 
 import numpy as np
 
+from libero_gym.checks import choice, real_number
 from vla_agent.callbacks import SuccessCallback
 from vla_agent.vec_env import VLAVecEnv
 
@@ -54,12 +54,8 @@ class Curriculum(SuccessCallback):
 
     def __init__(self, mode: Mode = "hardest", tau: float = 0.5, window: int = 50, verbose: int = 0) -> None:
         super().__init__(window, verbose)
-        if mode not in get_args(Mode):
-            raise ValueError(f"Unknown curriculum mode={mode!r}. Choices: {', '.join(map(repr, get_args(Mode)))}.")
-        if not 0 < tau < math.inf:
-            raise ValueError(f"tau={tau!r}; expected a positive number.")
-        self.mode: Mode = mode
-        self.tau = tau
+        self.mode = cast(Mode, choice("curriculum mode", mode, get_args(Mode)))
+        self.tau = real_number("tau", tau, above=0)
         self.task_ids: Sequence[int] = ()
 
     @property

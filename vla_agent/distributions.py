@@ -7,6 +7,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
 
+from libero_gym.checks import real_number
 from vla_agent.bins import N_BINS, bin_log_probs, check_truncation
 
 
@@ -39,8 +40,9 @@ class ActionTokenDistribution(Distribution):
         self, n_tokens: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}; expected a positive number. deterministic=True is greedy.")
+        if isinstance(temperature, (int, float)) and temperature == 0:
+            raise ValueError("temperature=0; expected a number above 0. Acting with deterministic=True is greedy.")
+        real_number("temperature", temperature, above=0)
         check_truncation(top_k, top_p)
         self.n_tokens = n_tokens
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p

@@ -18,6 +18,8 @@ RATIO_TOLERANCE = {th.float64: 1e-6, th.float32: 1e-3, th.bfloat16: 0.3, th.floa
 CONSTANT_CRITIC = 1e-4
 # So many skipped steps in a row are no accident.
 MAX_SKIPPED = 3
+# Weights of each tensor that show whether it moved: of 7e9, a few million are enough.
+WEIGHTS_WATCHED = 1024
 
 
 class RatioError(RuntimeError):
@@ -25,7 +27,7 @@ class RatioError(RuntimeError):
 
 
 class NonFiniteError(RuntimeError):
-    """Loss or gradient was infinite or no number, again and again."""
+    """A reward, an observation or a value was infinite or no number; or a loss or gradient was, again and again."""
 
 
 class UpdateLog:
@@ -119,6 +121,8 @@ class Monitor:
         self.strict = strict
         self._warned: set[str] = set()
         self._skipped_in_a_row = 0
+        self._weights = th.empty(0)
+        self._has_moved = False
 
     def is_finite(self, loss: th.Tensor, grad_norm: th.Tensor) -> bool:
         """Whether a minibatch's step may be taken; this waits for the device.
@@ -184,19 +188,75 @@ class Monitor:
                 f"{spread:.3g}: it does not see the observation, or does not learn.",
             )
 
-    def check_ratio_moves(self, metrics: dict[str, float]) -> None:
-        """After steps with gradients, the ratio must have left one."""
-        if metrics.get("ratio_deviation") == 0 and metrics.get("grad_norm_policy", 0.0) > 0:
+    def check_trainable(self, module: th.nn.Module, optimizer: th.optim.Optimizer) -> None:
+        """Before training: the optimizer must hold weights that the policy acts with.
+
+        Args:
+            module: The whole policy.
+            optimizer: Its optimizer; the parameter group "value" does not count.
+        """
+        owned = {parameter for parameter in module.parameters() if parameter.requires_grad}
+        if not owned.intersection(_policy_weights(optimizer)):
+            self._warn_once(
+                "nothing to train",
+                "The policy has no weight that is trained, so it will not learn; at most its value head will. All of "
+                "the backbone is frozen, or merge_lora removed the adapters: leave out some of policy_kwargs "
+                "'frozen', or load the run again instead of training what was merged.",
+            )
+
+    def watch(self, optimizer: th.optim.Optimizer) -> None:
+        """Remember the policy's weights, before an update."""
+        self._weights = _sample(_policy_weights(optimizer))
+
+    def check_policy_moves(self, metrics: dict[str, float], optimizer: th.optim.Optimizer) -> None:
+        """After steps with gradients, the policy's weights and the ratio must have moved.
+
+        The ratio alone does not tell: sampling and scoring round differently, so it is never exactly one.
+
+        Args:
+            metrics: Means over the update; without a norm of gradients no step was taken.
+            optimizer: As it was given to `watch`.
+        """
+        had_gradients = metrics.get("grad_norm_policy", metrics.get("grad_norm", 0.0)) > 0
+        weights = _sample(_policy_weights(optimizer))
+        if not had_gradients or not len(weights):
+            return  # without rewards there is nothing to learn; without weights `check_trainable` has warned
+        rate = next(group["lr"] for group in optimizer.param_groups if group.get("name") != "value")
+        if th.equal(weights, self._weights):
+            if rate > 0 or not self._has_moved:  # a schedule may well end at 0
+                self._warn_once(
+                    "frozen weights",
+                    f"The policy's weights did not move in a whole update, though they had gradients; the learning "
+                    f"rate is {rate:g}. Give a learning_rate above 0, and weights of a type in which its steps are not "
+                    "lost (float32).",
+                )
+            return
+        self._has_moved = True
+        if metrics.get("ratio_deviation") == 0:
             self._warn_once(
                 "frozen ratio",
-                "The ratio of new to old probability stayed exactly one during the whole update, so that clipping did "
-                "nothing: the old log-probabilities follow the new ones, or the policy's learning rate is zero.",
+                "The ratio of new to old probability stayed exactly one during the whole update though the weights "
+                "moved, so that clipping did nothing: the old log-probabilities follow the new ones.",
             )
 
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=5)
+
+
+def _policy_weights(optimizer: th.optim.Optimizer) -> list[th.nn.Parameter]:
+    """All that the optimizer steps, but for the value head of a `VLAPolicy`."""
+    return [p for group in optimizer.param_groups if group.get("name") != "value" for p in group["params"]]
+
+
+def _sample(parameters: Iterable[th.nn.Parameter]) -> th.Tensor:
+    """Copies of a few weights of each tensor, evenly spread over it; shape (n,)."""
+    parts = []
+    for parameter in parameters:
+        flat = parameter.detach().flatten()
+        parts.append(flat[:: max(1, len(flat) // WEIGHTS_WATCHED)].float())
+    return th.cat(parts).clone() if parts else th.empty(0)
 
 
 def _vary(observations: np.ndarray | dict[str, np.ndarray]) -> bool:

@@ -3,10 +3,12 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch as th
 from torch import nn
+
+from libero_gym.checks import choice, did_you_mean, flag, real_number, whole_number
 
 Target = Literal["all-linear", "language"]
 
@@ -31,12 +33,12 @@ class LoraSettings:
     lm_head: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
-            raise ValueError(f"lora r={self.r!r}; expected an integer of at least 1.")
-        if not self.alpha > 0 or not 0 <= self.dropout < 1:
-            raise ValueError(f"lora alpha={self.alpha}, dropout={self.dropout}; expected alpha > 0, 0 <= dropout < 1.")
-        if self.target not in ("all-linear", "language"):
-            raise ValueError(f"lora target={self.target!r}; choices: 'all-linear', 'language'.")
+        whole_number("lora r", self.r, 1)
+        real_number("lora alpha", self.alpha, above=0)
+        if real_number("lora dropout", self.dropout, 0, 1) == 1:
+            raise ValueError("lora dropout=1 drops everything; expected a number from 0 to below 1.")
+        choice("lora target", self.target, get_args(Target))
+        flag("lora lm_head", self.lm_head)
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> "LoraSettings":
@@ -45,9 +47,12 @@ class LoraSettings:
         Raises:
             ValueError: If it has another key, or a value is out of range.
         """
-        unknown = sorted(set(settings) - set(cls.__dataclass_fields__))
+        unknown = sorted(set(settings) - set(cls.__dataclass_fields__), key=str)
         if unknown:
-            raise ValueError(f"Unknown lora settings {unknown}. Settings: {', '.join(cls.__dataclass_fields__)}.")
+            guess = did_you_mean(str(unknown[0]), cls.__dataclass_fields__)
+            raise ValueError(
+                f"Unknown lora settings {unknown}.{guess} Settings: {', '.join(cls.__dataclass_fields__)}."
+            )
         return cls(**settings)
 
 

@@ -14,6 +14,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from libero_gym.checks import choice, did_you_mean, flag
+from vla_agent.arguments import check_policy, parse_dtype
 from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.bins import bin_log_probs
 from vla_agent.critic import ValueHead
@@ -111,8 +113,7 @@ class VLAPolicy(ActorCriticPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
     ) -> None:
-        if use_sde:
-            raise ValueError("use_sde=True needs continuous actions; VLAPolicy's are bins. Leave it out.")
+        check_policy({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         if optimizer_kwargs is None:
             optimizer_kwargs = {"eps": 1e-5} if optimizer_class == th.optim.Adam else {}
         check_spaces(observation_space, action_space)
@@ -138,6 +139,9 @@ class VLAPolicy(ActorCriticPolicy):
             backbone.set_autocast(autocast)
         if not cuda_graphs and hasattr(backbone, "set_cuda_graphs"):
             backbone.set_cuda_graphs(False)
+        known = getattr(backbone.processor, "unnorm_keys", None)
+        if unnorm_key is not None and known is not None:
+            choice("unnorm_key", unnorm_key, known)
         check_fit(backbone, cast(spaces.Dict, observation_space), cast(spaces.MultiDiscrete, action_space))
         self._sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         self.action_dist = ActionTokenDistribution(backbone.n_action_tokens, **self._sampling)
@@ -229,6 +233,24 @@ class VLAPolicy(ActorCriticPolicy):
         anything = th.zeros(size, self.backbone.n_action_tokens, dtype=th.int64, device=self.device)
         return self.value_head(self._value_inputs(self._forced_pass(obs, anything)[1], obs))
 
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions of observations, with or without a batch dimension, as SB3's.
+
+        Raises:
+            ValueError: If the observations are not those of the policy's space.
+        """
+        flag("deterministic", deterministic)
+        read = [*CAMERA_KEYS[: self.backbone.config.num_images], "input_ids", "attention_mask"]
+        read += ["state"] if self.backbone.config.use_state else []
+        check_observation(observation, cast(spaces.Dict, self.observation_space), read)
+        return super().predict(observation, state, episode_start, deterministic)
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self.act(observation, deterministic).actions
 
@@ -251,7 +273,10 @@ class VLAPolicy(ActorCriticPolicy):
         children = [name for name, _ in module.named_children()]
         for name in frozen:
             if name not in children:
-                raise ValueError(f"frozen names '{name}', which is no child of the backbone. Children: {children}.")
+                raise ValueError(
+                    f"frozen names {name!r}, which is no child of the backbone.{did_you_mean(name, children)} "
+                    f"Children: {', '.join(children)}."
+                )
         if self.lora is not None:
             add_lora(module, self.lora, unused)
         for name, parameter in module.named_parameters():
@@ -337,22 +362,8 @@ def choose_types(
     is_open = weights is None and trains_all and on_gpu and isinstance(model, (str, Path))
     if autocast == "auto":
         return (th.float32, th.bfloat16) if is_open else (weights, None)
-    computed = parse_dtype(autocast)
+    computed = parse_dtype(autocast, "autocast")
     return (th.float32 if is_open or (weights is None and computed) else weights), computed
-
-
-def parse_dtype(dtype: str | th.dtype | None) -> th.dtype | None:
-    """A type by its name.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
-    if not isinstance(dtype, str):
-        return dtype
-    found = getattr(th, dtype.removeprefix("torch."), None)
-    if not isinstance(found, th.dtype):
-        raise ValueError(f"Unknown dtype '{dtype}'. Choices: 'float32', 'bfloat16', 'float16'.")
-    return found
 
 
 def load_backbone(
@@ -424,6 +435,59 @@ def check_fit(backbone: VLABackbone, observation_space: spaces.Dict, action_spac
                 f"Observation '{key}' is {space.dtype} {space.shape}, but the model takes uint8 ({size}, {size}, 3); "
                 "give make_vec_env the model, an image_size or an image_transform."
             )
+
+
+def check_observation(observation: Any, space: spaces.Dict, read: Sequence[str]) -> None:
+    """Complains about observations of another kind than the policy's.
+
+    Args:
+        observation: What `VLAPolicy.predict` was given.
+        space: The policy's.
+        read: Keys that the model needs; others may be left out, such as what only a critic knows.
+
+    Raises:
+        ValueError: It names the key, what was expected and what came.
+    """
+    if not isinstance(observation, dict):
+        hint = " gymnasium's reset() gives a pair; take its first." if isinstance(observation, tuple) else ""
+        raise ValueError(
+            f"The observation is of type {type(observation).__name__}; expected a dict with {', '.join(read)}.{hint}"
+        )
+    missing = [key for key in read if key not in observation]
+    if missing:
+        raise ValueError(
+            f"The observation lacks {', '.join(missing)}; it has {', '.join(map(str, observation)) or 'nothing'}. Give "
+            "what VLAVecEnv's reset and step return."
+        )
+    sizes: dict[str, int | None] = {}
+    for key, value in observation.items():
+        if key not in space.spaces:
+            raise ValueError(f"The policy knows no observation {key!r}; it knows {', '.join(space.spaces)}.")
+        sizes[key] = _batch_size(key, np.asarray(value), cast(spaces.Box, space.spaces[key]))
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{key}: {'no batch' if size is None else size}" for key, size in sizes.items())
+        raise ValueError(f"The observations differ in their batch ({shown}); give all of them the same.")
+
+
+def _batch_size(key: str, values: np.ndarray, space: spaces.Box) -> int | None:
+    """Length of the batch, None for a single observation."""
+    shapes = [space.shape]
+    if key in CAMERA_KEYS and space.shape[-1] != 3:  # SB3 turns them where the policy's have channels first
+        shapes.append((*space.shape[1:], space.shape[0]))
+    if not np.can_cast(values.dtype, space.dtype, "same_kind") or (
+        values.shape not in shapes and values.shape[1:] not in shapes
+    ):
+        raise ValueError(
+            f"The observation {key!r} is {values.dtype} {values.shape}; expected {space.dtype} {space.shape}, or a "
+            f"batch (n, {', '.join(map(str, space.shape))})."
+        )
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        raise ValueError(f"The observation {key!r} holds numbers that are not finite.")
+    if values.shape in shapes:
+        return None
+    if not len(values):
+        raise ValueError(f"The observation {key!r} is an empty batch; expected at least one.")
+    return len(values)
 
 
 def to_channels_last(images: th.Tensor) -> th.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import pathlib
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
+import gymnasium as gym
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
@@ -19,11 +22,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from vla_agent import checkpointing, health, losses
+from libero_gym.checks import flag, whole_number
+from vla_agent import arguments, checkpointing, health, losses
 from vla_agent.callbacks import SuccessCallback, as_callbacks
 from vla_agent.policy import Evaluation, VLAPolicy
 from vla_agent.rollout import Batch, TokenRolloutBuffer, check_batches, collect_rollouts, split_batch
-from vla_agent.vec_env import VLAVecEnv
+from vla_agent.vec_env import VLAVecEnv, make_vec_env
 
 SelfVLAPPO = TypeVar("SelfVLAPPO", bound="VLAPPO")
 
@@ -40,6 +44,10 @@ VLA_DEFAULTS: dict[str, Any] = {
 }
 # The head starts from nothing and the backbone from a trained model (RL4VLA: 3e-3 against 1e-4).
 VALUE_RATE_FACTOR = 10.0
+# What SB3's constructor takes besides policy and environment.
+SB3_ARGUMENTS = [
+    n for n in inspect.signature(PPO.__init__).parameters if n not in ("self", "policy", "env", "_init_setup_model")
+]
 
 
 class Losses(NamedTuple):
@@ -96,7 +104,7 @@ class VLAPPO(PPO):
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str,
+        env: GymEnv | str | None,
         learning_rate: float | Schedule | None = None,
         n_steps: int | None = None,
         batch_size: int | None = None,
@@ -135,108 +143,78 @@ class VLAPPO(PPO):
         n_value_epochs: int = 0,
         policy_warmup_iterations: int = 0,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        # SB3 takes no NumPy numbers in some places, such as its seed.
+        given = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
         self.is_vla = policy == "VLAPolicy" or (isinstance(policy, type) and issubclass(policy, VLAPolicy))
-        defaults = _defaults(self.is_vla)
-        batch_size = defaults["batch_size"] if batch_size is None else batch_size
-        n_steps = defaults["n_steps"] if n_steps is None else n_steps
+        arguments.check_policy_class(policy, self.policy_aliases)
+        arguments.check_env(env, needed=_init_setup_model)
+        arguments.check_algorithm(given, loaded=not _init_setup_model)
+        given |= {name: value for name, value in _defaults(self.is_vla).items() if given[name] is None}
+        given["policy_kwargs"] = dict(policy_kwargs or {})
+        arguments.check_together(given, self.is_vla)
         if self.is_vla:
-            check_batches(n_steps, getattr(env, "num_envs", None), batch_size)
-        super().__init__(
-            policy,
-            env,
-            learning_rate=defaults["learning_rate"] if learning_rate is None else learning_rate,
-            n_steps=n_steps,
-            batch_size=batch_size,
-            n_epochs=defaults["n_epochs"] if n_epochs is None else n_epochs,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            normalize_advantage=defaults["normalize_advantage"] if normalize_advantage is None else normalize_advantage,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=defaults["max_grad_norm"] if max_grad_norm is None else max_grad_norm,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            target_kl=target_kl,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-        )
-        warmup = critic_warmup_iterations
-        self.gradient_accumulation_steps = gradient_accumulation_steps
-        self.critic_warmup_iterations = defaults["critic_warmup_iterations"] if warmup is None else warmup
-        self.value_loss: losses.ValueLoss = value_loss
-        self.huber_delta = huber_delta
-        self.ratio_level = ratio_level
-        self.value_learning_rate = value_learning_rate
-        self.kl_ref_coef = kl_ref_coef
-        self.ratio_tolerance = ratio_tolerance
-        self.bootstrap_time_limits = bootstrap_time_limits
-        self.value_gae_lambda = value_gae_lambda
-        self.n_value_epochs = n_value_epochs
-        self.policy_warmup_iterations = policy_warmup_iterations
-        self.rollout_value_inputs: th.Tensor | None = None  # (n_steps, n_envs, D + K)
-        self.n_iterations = 0
-        self.n_skipped_steps = 0
-        self.boundary: dict[str, Any] | None = None  # the state before the rollout that is under way
-        self.stateful_callbacks: dict[str, checkpointing.StatefulCallback] = {}
-        self.callback_states: dict[str, Any] = {}  # of a loaded run, for the callbacks that it goes on with
-        self._check_additions()
-        if _init_setup_model:
-            self._setup_model()
+            self._prepare_policy_kwargs(policy, env, given["policy_kwargs"])
+            n_envs = 1 if isinstance(env, (str, gym.Env)) else getattr(env, "num_envs", None)
+            check_batches(given["n_steps"], n_envs, given["batch_size"])
+        with contextlib.ExitStack() as on_error:
+            if self.is_vla and isinstance(env, str):
+                env = _make_env(env, given["policy_kwargs"])
+                on_error.callback(env.close)
+            super().__init__(policy, env, **{name: given[name] for name in SB3_ARGUMENTS}, _init_setup_model=False)
+            self.gradient_accumulation_steps = gradient_accumulation_steps
+            self.critic_warmup_iterations: int = given["critic_warmup_iterations"]
+            self.value_loss: losses.ValueLoss = value_loss
+            self.huber_delta = huber_delta
+            self.ratio_level = ratio_level
+            self.value_learning_rate = value_learning_rate
+            self.kl_ref_coef = kl_ref_coef
+            self.ratio_tolerance = ratio_tolerance
+            self.bootstrap_time_limits = bootstrap_time_limits
+            self.value_gae_lambda = value_gae_lambda
+            self.n_value_epochs = n_value_epochs
+            self.policy_warmup_iterations = policy_warmup_iterations
+            self.rollout_value_inputs: th.Tensor | None = None  # (n_steps, n_envs, D + K)
+            self.n_iterations = 0
+            self.n_skipped_steps = 0
+            self.boundary: dict[str, Any] | None = None  # the state before the rollout that is under way
+            self.stateful_callbacks: dict[str, checkpointing.StatefulCallback] = {}
+            self.callback_states: dict[str, Any] = {}  # of a loaded run, for the callbacks that it goes on with
+            if _init_setup_model:
+                self._setup_model()
+            on_error.pop_all()
 
     # ------------------------------------------------------------------------------------------- set-up
 
-    def _check_additions(self) -> None:
-        k = self.gradient_accumulation_steps
-        if k < 1 or self.batch_size % k:
-            raise ValueError(f"gradient_accumulation_steps={k} does not divide batch_size={self.batch_size}.")
-        if self.value_loss not in ("mse", "huber"):
-            raise ValueError(f"value_loss={self.value_loss!r}; choices: 'mse', 'huber'.")
-        if self.ratio_level not in ("action", "token"):
-            raise ValueError(f"ratio_level={self.ratio_level!r}; choices: 'action', 'token'.")
-        if self.ratio_level == "token" and self.rollout_buffer_class is not None:
-            raise ValueError("ratio_level='token' brings its own rollout buffer; leave rollout_buffer_class out.")
-        if self.critic_warmup_iterations < 0 or self.kl_ref_coef < 0:
-            raise ValueError(
-                f"critic_warmup_iterations={self.critic_warmup_iterations}, kl_ref_coef={self.kl_ref_coef}; "
-                "expected both to be at least 0."
-            )
-        if self.n_value_epochs < 0 or self.policy_warmup_iterations < 0 or not 0 <= (self.value_gae_lambda or 0) <= 1:
-            raise ValueError(
-                f"n_value_epochs={self.n_value_epochs}, policy_warmup_iterations={self.policy_warmup_iterations}, "
-                f"value_gae_lambda={self.value_gae_lambda}; expected at least 0, at least 0, and 0 to 1."
-            )
-        if self.kl_ref_coef > 0 and self.policy_kwargs.get("lora") is None:
-            raise ValueError(
-                f"kl_ref_coef={self.kl_ref_coef} needs adapters, which are switched off to get the reference policy; "
-                "give policy_kwargs=dict(lora={})."
-            )
-        only_vla = {
-            "critic_warmup_iterations": self.critic_warmup_iterations > 0,
-            "ratio_level='token'": self.ratio_level == "token",
-            "value_learning_rate": self.value_learning_rate is not None,
-            "bootstrap_time_limits=False": not self.bootstrap_time_limits,
-            "value_gae_lambda": self.value_gae_lambda is not None,
-            "n_value_epochs": self.n_value_epochs > 0,
-            "policy_warmup_iterations": self.policy_warmup_iterations > 0,
-        }
-        wrong = [name for name, given in only_vla.items() if given and not self.is_vla]
-        if wrong:
-            raise ValueError(
-                f"{', '.join(wrong)}: only for 'VLAPolicy', and the policy is {self.policy_class.__name__}."
-            )
+    def _prepare_policy_kwargs(
+        self, policy: str | type[BasePolicy], env: GymEnv | str | None, own: dict[str, Any]
+    ) -> None:
+        """Checks them, and takes the environments' model where they name none."""
+        arguments.check_names(self.policy_aliases[policy] if isinstance(policy, str) else policy, own)
+        arguments.check_policy(own)
+        environments = env.unwrapped if isinstance(env, VecEnv) else None
+        if "model" not in own and isinstance(environments, VLAVecEnv) and environments.model is not None:
+            own["model"] = environments.model
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """As SB3's, but images of a `VLAVecEnv` stay in the order that the model wants, and uncopied."""
+        """As SB3's, but images of a `VLAVecEnv` stay in the order that the model wants, and uncopied.
+
+        Raises:
+            ValueError: If the observations hold text, which no policy of SB3's interface takes.
+        """
+        space = env.observation_space
+        texts = (
+            [key for key, part in space.spaces.items() if isinstance(part, spaces.Text)]
+            if hasattr(space, "spaces")
+            else []
+        )
+        if texts:
+            raise ValueError(
+                f"The environment shows text ({', '.join(texts)}), which SB3 cannot take. Make it with "
+                "vla_agent.make_vec_env(id, n_envs, model=...), which gives tokens instead; for a policy that needs "
+                "none, leave the text out with gymnasium.wrappers.FilterObservation."
+            )
         if isinstance(env, VecEnv) and isinstance(env.unwrapped, VLAVecEnv):
             check_for_nested_spaces(env.observation_space)
             return env
@@ -251,12 +229,32 @@ class VLAPPO(PPO):
         rate = self.value_learning_rate
         self._value_lr_schedule = None if rate is None else FloatSchedule(rate)
         self._monitor = health.Monitor(self._tolerance(), strict=self.is_vla)
-        if self.is_vla and self.env is not None and isinstance(self.env.unwrapped, VLAVecEnv):
-            ours, theirs = cast(VLAPolicy, self.policy).backbone.processor, self.env.unwrapped.processor
+        self._check_same_model(self.env)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As SB3's.
+
+        Raises:
+            ValueError: If the environments are others than the policy is for.
+        """
+        arguments.check_env(env, needed=True)
+        wrapped = self._wrap_env(env, self.verbose)
+        if wrapped.num_envs != self.n_envs:
+            raise ValueError(
+                f"The environments are {wrapped.num_envs}, but the model has a buffer for {self.n_envs}; give as many, "
+                f"or {type(self).__name__}.load(path, env)."
+            )
+        self._check_same_model(wrapped)
+        super().set_env(wrapped, force_reset)
+
+    def _check_same_model(self, env: VecEnv | None) -> None:
+        """Whether prompts and bins of the environments are those of the policy's model."""
+        if self.is_vla and env is not None and isinstance(env.unwrapped, VLAVecEnv):
+            ours, theirs = cast(VLAPolicy, self.policy).backbone.processor, env.unwrapped.processor
             if ours.fingerprint() != theirs.fingerprint():
                 raise ValueError(
                     "The environment tokenises instructions or decodes actions for another model than the policy's; "
-                    "give make_vec_env and policy_kwargs the same model."
+                    "give make_vec_env the model, and leave it out of policy_kwargs, or give both the same."
                 )
 
     def _tolerance(self) -> float:
@@ -265,6 +263,12 @@ class VLAPPO(PPO):
         if self.is_vla:
             return health.ratio_tolerance(cast(VLAPolicy, self.policy).compute_dtype)
         return health.ratio_tolerance(next(self.policy.parameters()).dtype)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """As SB3's, but not negative: a last rollout goes past the end, where ``lambda p: p * 2e-5`` would climb."""
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        if self.is_vla:
+            self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         """As SB3's, but the parameter group "value" keeps a rate of its own, and the other's may have to rise first."""
@@ -311,6 +315,7 @@ class VLAPPO(PPO):
         with stopwatch("update"):
             self.policy.set_training_mode(True)
             self._update_learning_rate(self.policy.optimizer)
+            self._monitor.watch(self.policy.optimizer)
             clip_range = cast(FloatSchedule, self.clip_range)(self._current_progress_remaining)
             clip_range_vf = None
             if self.clip_range_vf is not None:
@@ -459,7 +464,7 @@ class VLAPPO(PPO):
                 observations = {key: observations[key] for key in ("image", "input_ids")}
             self._monitor.check_critic(values, returns, observations)
         if not warmup:
-            self._monitor.check_ratio_moves(metrics)
+            self._monitor.check_policy_moves(metrics, self.policy.optimizer)
         if self.critic_warmup_iterations:
             self.logger.record("train/critic_warmup", int(warmup))
         if hasattr(self.policy, "log_std"):
@@ -481,7 +486,25 @@ class VLAPPO(PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfVLAPPO:
-        """As SB3's, but the metrics of the last update are logged too."""
+        """As SB3's, but the metrics of the last update are logged too.
+
+        Raises:
+            ValueError: If an argument is out of range, or the model has no environment.
+        """
+        if self.env is None:
+            raise ValueError(
+                "The model has no environment to learn in; give VLAPPO.load(path, env), or call set_env(env)."
+            )
+        if isinstance(total_timesteps, float) and total_timesteps.is_integer():
+            total_timesteps = int(total_timesteps)  # such as 1e6, as SB3 takes it
+        whole_number("total_timesteps", total_timesteps, 0)
+        if log_interval is not None:
+            whole_number("log_interval", log_interval, 1)
+        if not isinstance(tb_log_name, str):
+            raise ValueError(f"tb_log_name={tb_log_name!r}; expected a string.")
+        flag("reset_num_timesteps", reset_num_timesteps)
+        flag("progress_bar", progress_bar)
+        callback = as_callbacks(callback)
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         if log_interval is not None and self.logger.name_to_value:
             self.dump_logs()
@@ -508,6 +531,7 @@ class VLAPPO(PPO):
             for name in self.callback_states.keys() & self.stateful_callbacks.keys():
                 self.stateful_callbacks[name].load_state_dict(self.callback_states[name])
         self.callback_states = {}
+        self._monitor.check_trainable(self.policy, self.policy.optimizer)
         return result
 
     def _excluded_save_params(self) -> list[str]:
@@ -558,6 +582,13 @@ class VLAPPO(PPO):
         if isinstance(path, (str, pathlib.Path)) and not checkpointing.is_zip(pathlib.Path(path)):
             return checkpointing.load(cls, pathlib.Path(path), env, device, allow_changes, **kwargs)
         return super().load(path, env, device, **kwargs)
+
+
+def _make_env(env_id: str, policy_kwargs: dict[str, Any]) -> VLAVecEnv:
+    """One environment of an id, for the policy's model."""
+    model = policy_kwargs.get("model", "tiny")
+    processor = model if isinstance(model, (str, pathlib.Path)) else model.processor
+    return make_vec_env(env_id, model=processor, unnorm_key=policy_kwargs.get("unnorm_key"))
 
 
 def _defaults(is_vla: bool) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Roll
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from libero_gym.checks import whole_number
+from vla_agent.finite import check_observations, check_rewards, check_values
 from vla_agent.health import Stopwatch
 from vla_agent.policy import VLAPolicy
 
@@ -53,6 +55,9 @@ def collect_rollouts(
 
     Returns:
         False if the callback stopped it.
+
+    Raises:
+        NonFiniteError: If a reward, an observation or a value is no finite number.
     """
     policy = cast(VLAPolicy, model.policy)
     last_obs = cast(dict[str, np.ndarray], model._last_obs)
@@ -65,18 +70,22 @@ def collect_rollouts(
     dones = np.zeros(env.num_envs, dtype=bool)
     reward_terms: Counter[str] = Counter()
     value_inputs = []
+    check_observations(last_obs, None, model.num_timesteps)
 
     while n_steps < n_rollout_steps:
         with stopwatch("decode"), th.no_grad():
             decision = policy.act(_to_tensors(last_obs, policy))
             actions = decision.actions.cpu().numpy()  # waits for the device
         values = decision.values
+        check_values(values.flatten().cpu().numpy(), range(env.num_envs), model.num_timesteps)
         if model.n_value_epochs:
             value_inputs.append(decision.value_inputs)
         log_probs = decision.token_log_probs if per_token else decision.token_log_probs.sum(dim=1)
         with stopwatch("env"):
             new_obs, rewards, dones, infos = env.step(actions)
         model.num_timesteps += env.num_envs
+        check_rewards(rewards, infos, model.num_timesteps)
+        check_observations(cast(dict[str, np.ndarray], new_obs), infos, model.num_timesteps)
         callback.update_locals(locals())
         if not callback.on_step():
             return False
@@ -86,7 +95,7 @@ def collect_rollouts(
         n_steps += 1
         if model.bootstrap_time_limits:
             with stopwatch("decode"):
-                bootstrap_time_limits(policy, model.gamma, rewards, dones, infos)
+                bootstrap_time_limits(policy, model.gamma, rewards, dones, infos, model.num_timesteps)
         rollout_buffer.add(
             last_obs,
             actions,
@@ -131,7 +140,12 @@ def compute_targets(
 
 
 def bootstrap_time_limits(
-    policy: VLAPolicy, gamma: float, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
+    policy: VLAPolicy,
+    gamma: float,
+    rewards: np.ndarray,
+    dones: np.ndarray,
+    infos: list[dict[str, Any]],
+    num_timesteps: int = 0,
 ) -> None:
     """Adds gamma * V(last observation) to the reward of each episode that a time limit ended, in place.
 
@@ -143,6 +157,10 @@ def bootstrap_time_limits(
         rewards: Of this step, (n_envs,).
         dones: Of this step, (n_envs,).
         infos: Of this step, with `TimeLimit.truncated` and `terminal_observation`.
+        num_timesteps: Environment steps of the run so far, for messages.
+
+    Raises:
+        NonFiniteError: If such a value is none.
     """
     cut = [
         i
@@ -154,8 +172,9 @@ def bootstrap_time_limits(
     last = [infos[i]["terminal_observation"] for i in cut]
     batch = {key: np.stack([obs[key] for obs in last]) for key in last[0]}
     with th.no_grad():
-        values = policy.predict_values(_to_tensors(batch, policy))
-    rewards[cut] += gamma * values.flatten().cpu().numpy()
+        values = policy.predict_values(_to_tensors(batch, policy)).flatten().cpu().numpy()
+    check_values(values, cut, num_timesteps)
+    rewards[cut] += gamma * values
 
 
 def _to_tensors(obs: dict[str, np.ndarray], policy: VLAPolicy) -> dict[str, th.Tensor]:
@@ -168,6 +187,8 @@ def check_batches(n_steps: int, n_envs: int | None, batch_size: int) -> None:
     Raises:
         ValueError: If they do not; it names the nearest sizes that do.
     """
+    whole_number("n_steps", n_steps, 1)
+    whole_number("batch_size", batch_size, 1)
     size = n_steps * (n_envs or 1)
     if n_envs is None or size % batch_size == 0:
         return

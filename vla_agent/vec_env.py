@@ -15,8 +15,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from libero_gym.checks import did_you_mean, whole_number
 from libero_gym.uncopyable import Uncopyable
 from vla_agent.backbone import BackboneProcessor
+from vla_agent.env_arguments import check_arguments, check_keywords
 
 if TYPE_CHECKING:
     from vla_agent.process_reward import RewardModel, VecProcessReward
@@ -54,6 +56,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         instructions: Every instruction that can occur; ``venv.instructions`` by default.
         unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
         image_transform: Applied to each batch of images, uint8 (n_envs, H, W, 3).
+        model: Name of the checkpoint that the processor is of; `VLAPPO` takes it where its policy names no model.
 
     Raises:
         ValueError: If the environments' spaces or autoreset are other ones.
@@ -71,7 +74,10 @@ class VLAVecEnv(Uncopyable, VecEnv):
         instructions: Sequence[str] | None = None,
         unnorm_key: str | None = None,
         image_transform: ImageTransform | None = None,
+        model: str | Path | None = None,
     ) -> None:
+        self._closed = False
+        self.model = model
         self.venv: Any = venv
         self.processor: BackboneProcessor = processor
         self.unnorm_key = unnorm_key
@@ -95,10 +101,10 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._starts = np.full(self.num_envs, time.monotonic())
-        self._closed = False
 
     def reset(self) -> dict[str, np.ndarray]:
         """First observations; seeds and options given before are used up."""
+        self._check_open()
         seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
         names = sorted({name for options in self._options for name in options})
         options = {name: [options.get(name) for options in self._options] for name in names}
@@ -109,7 +115,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._returns[:] = 0.0
         self._lengths[:] = 0
         self._starts[:] = time.monotonic()
-        return self._observe(obs)
+        return self._observe(obs, infos)
 
     def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """Abandon the episodes of some environments and begin others; the rest go on.
@@ -120,7 +126,13 @@ class VLAVecEnv(Uncopyable, VecEnv):
         Returns:
             Observations of all environments. Infos of those that began are in ``reset_infos``, also of those that were
             not asked to, but whose worker had to be replaced.
+
+        Raises:
+            ValueError: If there is no such environment.
         """
+        self._check_open()
+        for index in options:
+            whole_number("environment", index, 0, self.num_envs - 1)
         mask = np.zeros(self.num_envs, dtype=bool)
         mask[list(options)] = True
         names = sorted({name for given in options.values() for name in given})
@@ -133,7 +145,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._returns[mask] = 0.0
         self._lengths[mask] = 0
         self._starts[mask] = time.monotonic()
-        return self._observe(obs)
+        return self._observe(obs, infos)
 
     def step_async(self, actions: np.ndarray) -> None:
         """Decode bins (n_envs, 7 * chunk) and start the step.
@@ -161,7 +173,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         per_env: list[dict[str, Any]] = unbatch_infos(infos, range(self.num_envs))
         if len(ended):
             self._close_episodes(ended, infos, per_env, truncated & ~terminated)
-        return self._observe(obs), np.asarray(rewards, dtype=np.float32), dones, per_env
+        return self._observe(obs, infos), np.asarray(rewards, dtype=np.float32), dones, per_env
 
     def decode(self, actions: np.ndarray) -> np.ndarray:
         """What the environments are given for bins (n_envs, 7 * chunk): float64 (n_envs, 7) or (n_envs, chunk, 7).
@@ -206,7 +218,17 @@ class VLAVecEnv(Uncopyable, VecEnv):
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Go on where `snapshot` was taken, in this process or another; gives the observations there."""
+        """Go on where `snapshot` was taken, in this process or another; gives the observations there.
+
+        Raises:
+            ValueError: If it is no snapshot of so many environments.
+        """
+        self._check_open()
+        needed = ("venv", "returns", "lengths")
+        if not isinstance(snapshot, Mapping) or any(key not in snapshot for key in needed):
+            raise ValueError(f"Expected what VLAVecEnv.snapshot() gave, a dict with {', '.join(needed)}.")
+        if not len(snapshot["returns"]) == len(snapshot["lengths"]) == self.num_envs:
+            raise ValueError(f"The snapshot is of {len(snapshot['returns'])} environments; these are {self.num_envs}.")
         obs, infos = self.venv.restore(snapshot["venv"])
         self._reset_seeds()
         self._reset_options()
@@ -224,6 +246,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the vector environment, or where it has none, of the environments."""
         chosen = self._indices(indices)
+        self._check_open()
         if hasattr(self.venv, attr_name):
             return [getattr(self.venv, attr_name)] * len(chosen)
         return list(self._call(attr_name, chosen))
@@ -244,20 +267,26 @@ class VLAVecEnv(Uncopyable, VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """The environments' frames, with ``render_mode="rgb_array"``."""
+        self._check_open()
         return list(cast(Sequence[np.ndarray], self.venv.render()))
 
     # ------------------------------------------------------------------------------------------- private
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise gym.error.ClosedEnvironmentError("The environments are closed; make them anew with make_vec_env.")
+
     def _send(self, actions: np.ndarray) -> None:
+        self._check_open()
         self._actions = actions
         if hasattr(self.venv, "step_async"):
             self.venv.step_async(actions)
 
-    def _observe(self, obs: dict[str, Any]) -> dict[str, np.ndarray]:
-        """SB3's observations of Gymnasium's, batched alike."""
+    def _observe(self, obs: dict[str, Any], infos: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """SB3's observations of Gymnasium's, batched alike; the infos name a task whose instruction is unknown."""
         result = {key: self._transform(obs[key]) for key in self._image_keys}
         result |= {key: obs[key] for key in VECTOR_KEYS if key in obs}
-        result["input_ids"], result["attention_mask"] = self._prompts.look_up(obs["instruction"])
+        result["input_ids"], result["attention_mask"] = self._prompts.look_up(obs["instruction"], infos)
         return result
 
     def _transform(self, images: np.ndarray) -> np.ndarray:
@@ -292,9 +321,11 @@ class VLAVecEnv(Uncopyable, VecEnv):
     def _indices(self, indices: VecEnvIndices) -> list[int]:
         if indices is None:
             return list(range(self.num_envs))
-        return list(indices) if isinstance(indices, Iterable) else [indices]
+        chosen = list(indices) if isinstance(indices, Iterable) else [indices]
+        return [whole_number("index", index, 0, self.num_envs - 1) for index in chosen]
 
     def _call(self, name: str, indices: list[int], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        self._check_open()
         if not hasattr(self.venv, "call"):
             raise AttributeError(f"The environments have no '{name}'.")
         if indices != list(range(self.num_envs)):
@@ -313,15 +344,24 @@ class _PromptTable:
         self._mask = np.pad(mask, pad).astype(np.int64)
         self._rows = {instruction: row for row, instruction in enumerate(unique)}
 
-    def look_up(self, instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """`input_ids` and `attention_mask`, int64 (n, L)."""
-        try:
-            rows = [self._rows[instruction] for instruction in instructions]
-        except KeyError as error:
-            raise ValueError(
-                f"The environment shows the instruction {error.args[0]!r}, which is none of the {len(self._rows)} that "
-                "were tokenised; give VLAVecEnv all of them as instructions."
-            ) from error
+    def look_up(
+        self, instructions: Sequence[str], infos: Mapping[str, Any] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`input_ids` and `attention_mask`, int64 (n, L).
+
+        Raises:
+            ValueError: If there is no prompt of an instruction; it names the task, where the infos do.
+        """
+        for row, instruction in enumerate(instructions):
+            if instruction not in self._rows:
+                task_ids = (infos or {}).get("task_id")
+                task = "" if task_ids is None else f" of task {task_ids[row]}"
+                raise ValueError(
+                    f"Environment {row} shows the instruction {instruction!r}{task}, which is none of the "
+                    f"{len(self._rows)} that were tokenised. Name the task in make_vec_env's task_id, or give "
+                    "VLAVecEnv all instructions."
+                )
+        rows = [self._rows[instruction] for instruction in instructions]
         return self._ids[rows], self._mask[rows]
 
     def spaces(self) -> dict[str, spaces.Box]:
@@ -417,10 +457,16 @@ def make_vec_env(
             what the model takes; ``cameras`` are as many as it reads.
 
     Raises:
-        ValueError: If an argument is out of range or does not fit the model.
+        ValueError: If an argument is out of range or does not fit the model; before any worker starts.
+        TypeError: If there is an argument that the environments do not take.
     """
-    process = _process_reward(reward, reward_model, reward_kwargs)
     import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
+
+    check_arguments(env_id, n_envs, model, reward, unnorm_key, seed, image_transform, center_crop)
+    if chunk_size is not None:
+        whole_number("chunk_size", chunk_size, 1)
+    check_keywords(env_id, env_kwargs, make_vec_env)
+    process = _process_reward(reward, reward_model, reward_kwargs)
     from vla_agent.openvla import load_processor
 
     processor: Any = load_processor(model) if isinstance(model, (str, Path)) else model
@@ -445,7 +491,8 @@ def make_vec_env(
         **env_kwargs,
     )
     try:
-        env = VLAVecEnv(venv, processor, unnorm_key=unnorm_key, image_transform=image_transform)
+        name_of_model = model if isinstance(model, (str, Path)) else None
+        env = VLAVecEnv(venv, processor, unnorm_key=unnorm_key, image_transform=image_transform, model=name_of_model)
         wrapped = process(env) if process else env
     except BaseException:
         venv.close()  # its workers would outlive the error
@@ -515,7 +562,6 @@ def describe_suite(env_id: str) -> SuiteDescription:
         ValueError: If there is none; the message offers the nearest id.
     """
     import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
-    from libero_gym.checks import did_you_mean
     from libero_gym.tasks import SUITES, get_tasks
 
     known = {spec.id: spec.kwargs["suite"] for spec in gym.registry.values() if spec.kwargs.get("suite") in SUITES}

@@ -1,0 +1,97 @@
+"""What `make_vec_env` accepts: checked before a model is read or a worker starts, one sentence per fault."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from libero_gym.checks import choice, did_you_mean, flag, whole_number
+
+# Each is a simulator of its own, with frames in shared memory: more is a slip of the keyboard.
+MAX_ENVS = 10_000
+# What other programs call an argument of ours.
+KEYWORDS_ELSEWHERE = {
+    "num_envs": "n_envs",
+    "camera_heights": "image_size",
+    "camera_widths": "image_size",
+    "camera_names": "cameras",
+    "tasks": "task_id",
+    "horizon": "max_episode_steps",
+}
+
+
+def check_arguments(
+    env_id: str,
+    n_envs: int,
+    model: Any,
+    reward: str,
+    unnorm_key: str | None,
+    seed: int | None,
+    image_transform: Any,
+    center_crop: bool,
+) -> None:
+    """Complains about arguments of `make_vec_env` that are out of range.
+
+    Raises:
+        ValueError: See the messages.
+    """
+    if not isinstance(env_id, str):
+        raise ValueError(f"env_id={env_id!r}; expected a registered id, such as 'LIBERO-Spatial-v0'.")
+    spec = gym.registry.get(env_id)
+    if spec is None or not _takes_chunks(spec):
+        known = [name for name, other in gym.registry.items() if "suite" in other.kwargs]
+        what = "Unknown id" if spec is None else "No instructions come from"
+        raise ValueError(f"{what} {env_id!r}.{did_you_mean(env_id, known)} Ids: {', '.join(known)}.")
+    whole_number("n_envs", n_envs, 1, MAX_ENVS)
+    choice("reward", reward, ("sparse", "progress", "process"))
+    if not isinstance(model, (str, Path)) and not hasattr(model, "action_table"):
+        raise ValueError(f"model={model!r}; expected 'tiny', a checkpoint folder, a hub id, or a model's processor.")
+    if unnorm_key is not None and not isinstance(unnorm_key, str):
+        raise ValueError(f"unnorm_key={unnorm_key!r}; expected a string, the name of a data set.")
+    if seed is not None:
+        whole_number("seed", seed, 0)
+    if not (image_transform is None or callable(image_transform) or image_transform == "auto"):
+        raise ValueError(f"image_transform={image_transform!r}; expected 'auto', None, or a function of images.")
+    flag("center_crop", center_crop)
+
+
+def _takes_chunks(spec: gym.envs.registration.EnvSpec) -> bool:
+    """Whether vector environments of the id take ``chunk_size``, as LIBERO's and those made like them do."""
+    if spec.vector_entry_point is None:
+        return False
+    creator: Any = spec.vector_entry_point
+    creator = gym.envs.registration.load_env_creator(creator) if isinstance(creator, str) else creator
+    parameters = inspect.signature(creator).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return takes_any or "chunk_size" in parameters
+
+
+def check_keywords(env_id: str, env_kwargs: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Complains about arguments that LIBERO's environments do not take; of other environments nothing is known.
+
+    Args:
+        env_id: Of the environments.
+        env_kwargs: What goes to them.
+        function: Whose own arguments are offered as well.
+
+    Raises:
+        TypeError: It offers the nearest name.
+    """
+    from libero_gym.env import LiberoEnv
+    from libero_gym.vector import LiberoVectorEnv
+
+    if "suite" not in gym.spec(env_id).kwargs:
+        return
+    classes = (function, LiberoVectorEnv.__init__, LiberoEnv.__init__)
+    parameters = [p for part in classes for p in inspect.signature(part).parameters.values()]
+    named = dict.fromkeys(p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD)
+    known = [name for name in named if name not in ("self", "suite", "num_envs")]
+    for name in env_kwargs:
+        if name not in known:
+            guess = KEYWORDS_ELSEWHERE.get(name)
+            hint = f" Did you mean {guess!r}?" if guess else did_you_mean(name, known)
+            raise TypeError(f"make_vec_env takes no {name!r}.{hint} Arguments: {', '.join(known)}.")
