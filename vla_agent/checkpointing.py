@@ -29,6 +29,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from vla_agent.folders import writing
+from vla_agent.moments import Contents, Moment, own_containers
 from vla_agent.policy import VLAPolicy
 from vla_agent.rollout import check_batches
 from vla_agent.serialization import (
@@ -124,19 +125,33 @@ def is_zip(path: Path) -> bool:
 def save(model: VLAPPO, path: Path) -> None:
     """Writes a run. An existing folder is exchanged for the new one in one step.
 
+    What is written is of one moment: the run as it is, or from a rollout's first step to the end of its update, the run
+    before that rollout, from which going on repeats it exactly.
+
     Raises:
         ValueError: If an argument of the policy cannot be written as JSON.
+        RunError: In the middle of an update of more than the model's ``max_copy_bytes``.
     """
-    policy = cast(VLAPolicy, model.policy)
-    optimizer_tensors, optimizer_groups = _pack_optimizer(policy)
-    state = model.boundary or training_state(model)
-    documents = {HYPERPARAMETERS: _hyperparameters(model), OPTIMIZER_GROUPS: optimizer_groups, STATE: state}
-    tensors = {POLICY: policy_tensors(policy), OPTIMIZER: optimizer_tensors}
+    moment = model.boundary or Moment(training_state(model))
+    if moment.missing is not None:
+        raise RunError(f"{moment.missing} Save before or after the update; checkpoints from before it are whole.")
+    contents = moment.contents or live_contents(cast(VLAPolicy, model.policy))
+    documents = {
+        HYPERPARAMETERS: _hyperparameters(model),
+        OPTIMIZER_GROUPS: contents.optimizer_groups,
+        STATE: moment.state,
+    }
+    tensors = {POLICY: contents.weights, OPTIMIZER: contents.optimizer_tensors}
     with writing(path) as folder:
         for name, content in tensors.items():
             save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / name)
         for name, document in documents.items():
             (folder / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def live_contents(policy: VLAPolicy) -> Contents:
+    """What an update changes, as it is now; the tensors are the policy's own."""
+    return Contents(policy_tensors(policy), *_pack_optimizer(policy))
 
 
 def policy_tensors(policy: VLAPolicy) -> dict[str, th.Tensor]:
@@ -194,14 +209,13 @@ def _pack_optimizer(policy: VLAPolicy) -> tuple[dict[str, th.Tensor], dict[str, 
 
 
 def training_state(model: VLAPPO) -> dict[str, Any]:
-    """All but the weights that going on depends on, as JSON can hold it.
+    """Everything except weights and optimizer that going on depends on, now, as JSON can hold it.
 
-    Between a rollout's first step and the end of its update, what is written is the state before the rollout: the
-    weights are still those, and going on repeats the rollout exactly, whatever cut it short.
+    It shares no dict or list with the run, so it stays what it is while the run goes on.
     """
     starts = model._last_episode_starts
     can_tell = is_restorable(model.env) and model._last_obs is not None
-    return {
+    state = {
         "counters": {name: getattr(model, name) for name in COUNTERS},
         "episodes": list(model.ep_info_buffer or ()),
         "successes": [bool(success) for success in model.ep_success_buffer or ()],
@@ -210,6 +224,7 @@ def training_state(model: VLAPPO) -> dict[str, Any]:
         "episode_starts": None if starts is None else np.asarray(starts, dtype=bool).tolist(),
         "callbacks": {name: callback.state_dict() for name, callback in model.stateful_callbacks.items()},
     }
+    return own_containers(state)
 
 
 def is_restorable(env: GymEnv | None) -> bool:

@@ -149,8 +149,9 @@ def safe_learn(
 ) -> bool:
     """`model.learn` that loses nothing: on a signal or an error the run is saved and the workers are closed.
 
-    What is saved is the run as it was before the rollout that is under way, so that one who goes on from there gets
-    what he would have got without the interruption.
+    What is saved is the run as it was before the rollout or update that is under way, weights and optimizer included,
+    so that going on from there gives what would have come without the interruption. An update that fails half-way
+    leaves no trace in it; see `VLAPPO.max_copy_bytes` for models too large to be copied before each update.
 
     Args:
         model: To train.

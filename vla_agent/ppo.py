@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from libero_gym.checks import flag, whole_number
 from vla_agent import arguments, checkpointing, health, losses
 from vla_agent.callbacks import SuccessCallback, as_callbacks
+from vla_agent.moments import Moment
 from vla_agent.policy import Evaluation, VLAPolicy
 from vla_agent.rollout import Batch, TokenRolloutBuffer, check_batches, collect_rollouts, split_batch
 from vla_agent.vec_env import VLAVecEnv, make_vec_env
@@ -98,6 +99,10 @@ class VLAPPO(PPO):
     Raises:
         ValueError: If an argument is out of range, or is not for this policy.
     """
+
+    max_copy_bytes: int = 16 * 2**30
+    """Weights and optimizer are copied to the host's memory before each update, if they take no more than this, so that
+    a run can be saved in the middle of it. Adapters of a 7B model take 1 GiB, all of its weights 80."""
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**PPO.policy_aliases, "VLAPolicy": VLAPolicy}
 
@@ -177,7 +182,8 @@ class VLAPPO(PPO):
             self.rollout_value_inputs: th.Tensor | None = None  # (n_steps, n_envs, D + K)
             self.n_iterations = 0
             self.n_skipped_steps = 0
-            self.boundary: dict[str, Any] | None = None  # the state before the rollout that is under way
+            self.boundary: Moment | None = None  # the run before the rollout or update that is under way
+            self._past: Moment | None = None  # the boundary before the last update, until there is a new one
             self.stateful_callbacks: dict[str, checkpointing.StatefulCallback] = {}
             self.callback_states: dict[str, Any] = {}  # of a loaded run, for the callbacks that it goes on with
             if _init_setup_model:
@@ -293,7 +299,9 @@ class VLAPPO(PPO):
     ) -> bool:
         """Fill the buffer; False if the callback stopped it. Logs the seconds of each phase."""
         if self.is_vla:
-            self.boundary = checkpointing.training_state(self)
+            # Should the environments fail or a signal come while they are asked, the moment before still counts.
+            self.boundary = self._past
+            self.boundary, self._past = Moment(checkpointing.training_state(self)), None
         stopwatch = health.Stopwatch()
         with stopwatch("rollout"):
             if self.is_vla:
@@ -313,6 +321,7 @@ class VLAPPO(PPO):
         """Update the policy from the rollout buffer."""
         stopwatch, log = health.Stopwatch(), health.UpdateLog()
         with stopwatch("update"):
+            self._copy_what_changes()
             self.policy.set_training_mode(True)
             self._update_learning_rate(self.policy.optimizer)
             self._monitor.watch(self.policy.optimizer)
@@ -343,7 +352,15 @@ class VLAPPO(PPO):
         self._log_update(metrics, warmup, clip_range, clip_range_vf)
         self.logger.record("time/update_s", stopwatch.seconds["update"])
         self.n_iterations += 1
-        self.boundary = None
+        self.boundary, self._past = None, self.boundary
+
+    def _copy_what_changes(self) -> None:
+        """So that a save holds one moment, also in the middle of the update or after one that failed."""
+        if self.boundary is None:
+            return
+        fixed = {name for name, p in self.policy.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        live = checkpointing.live_contents(cast(VLAPolicy, self.policy))
+        self.boundary = self.boundary.before_update(live, fixed, self.max_copy_bytes)
 
     def _fit_value_head(self) -> None:
         """Passes over the rollout that train the value head alone."""
@@ -506,6 +523,7 @@ class VLAPPO(PPO):
         flag("progress_bar", progress_bar)
         callback = as_callbacks(callback)
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        self._past = None
         if log_interval is not None and self.logger.name_to_value:
             self.dump_logs()
         return self
@@ -526,6 +544,7 @@ class VLAPPO(PPO):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        self.boundary = self._past = None  # of an earlier `learn`
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if not reset_num_timesteps:
             for name in self.callback_states.keys() & self.stateful_callbacks.keys():
@@ -535,7 +554,7 @@ class VLAPPO(PPO):
         return result
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["boundary", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
+        own = ["boundary", "_past", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
         return [*super()._excluded_save_params(), *own]
 
     def save(

@@ -1,0 +1,68 @@
+"""One moment of a run: what a save holds, at whatever instant it is asked for."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch as th
+
+
+class Contents(NamedTuple):
+    """What an update changes."""
+
+    weights: dict[str, th.Tensor]  # by parameter name
+    optimizer_tensors: dict[str, th.Tensor]  # by "parameter|name"
+    optimizer_groups: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """The run before a rollout.
+
+    Attributes:
+        state: Everything except weights and optimizer, see `checkpointing.training_state`.
+        contents: Weights and optimizer; None while the model's own are still those of this moment.
+        missing: Why the weights of this moment are no longer known; None if they are.
+    """
+
+    state: dict[str, Any]
+    contents: Contents | None = None
+    missing: str | None = None
+
+    def before_update(self, live: Contents, fixed: Collection[str], max_bytes: int) -> Moment:
+        """This moment with a copy of what the update is about to change, in the host's memory.
+
+        Args:
+            live: The model's own tensors, which are still those of this moment.
+            fixed: Names of weights that no update changes; they are not copied.
+            max_bytes: If the copy would be larger, it is left out, and `missing` says so.
+        """
+        changing = [tensor for name, tensor in live.weights.items() if name not in fixed]
+        size = sum(tensor.nbytes for tensor in [*changing, *live.optimizer_tensors.values()])
+        if size > max_bytes:
+            return Moment(
+                self.state,
+                missing=(
+                    "The run is in the middle of an update, and its weights and moments before it were not kept: they "
+                    f"take {size / 2**30:.3g} GiB, and max_copy_bytes allows {max_bytes / 2**30:.3g} GiB."
+                ),
+            )
+        weights = {name: tensor if name in fixed else _copy(tensor) for name, tensor in live.weights.items()}
+        moments = {name: _copy(tensor) for name, tensor in live.optimizer_tensors.items()}
+        return Moment(self.state, Contents(weights, moments, copy.deepcopy(live.optimizer_groups)))
+
+
+def _copy(tensor: th.Tensor) -> th.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def own_containers(value: Any) -> Any:
+    """The value with dicts and lists of its own, so that whoever made it can go on changing theirs."""
+    if isinstance(value, dict):
+        return {key: own_containers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [own_containers(item) for item in value]
+    return value
