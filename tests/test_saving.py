@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -269,6 +270,21 @@ def test_a_full_disk_is_an_os_error_that_names_the_run(tmp_path: Path, name: str
     assert error.value.errno == errno.ENOSPC
     assert error.value.filename == str(tmp_path / name)
     assert "was not written, and what was there stays. Free space" in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_system_says_of_a_write_reaches_the_caller(tmp_path: Path) -> None:
+    """The library's real message, of a limit on files' sizes: so that its wording is known when it changes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model = fake_model()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**13, hard))
+    try:
+        with pytest.raises(OSError, match="was not written") as error:
+            model.save(tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.EFBIG
+    assert error.value.filename == str(tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 

@@ -46,6 +46,7 @@ from vla_agent.run_files import (
     RUN,
     STATE,
     DamagedRunError,
+    RunError,
     RunFiles,
     check_whole,
     damage,
@@ -57,7 +58,6 @@ from vla_agent.run_files import (
     read_tensors,
     sha256,
 )
-from vla_agent.run_files import RunError as RunError
 from vla_agent.serialization import (
     from_json,
     generator_states,
