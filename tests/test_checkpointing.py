@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from vla_agent import VLAPPO, VLAVecEnv, checkpointing, folders
-from vla_agent.checkpointing import FILES, RunError
+from vla_agent.checkpointing import CHECKSUMS, FILES, RunError
 from vla_agent.openvla import load_processor
 
 
@@ -88,7 +88,7 @@ def test_a_run_with_adapters_holds_adapters_and_critic_alone(tmp_path: Path) -> 
 
 def test_nothing_in_a_run_is_pickled_or_machine_dependent(tmp_path: Path) -> None:
     fake_model().learn(32).save(tmp_path / "a")
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted((*FILES, CHECKSUMS))
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -291,5 +291,5 @@ def test_arguments_without_a_json_form_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"optimizer_kwargs=.* cannot be written"):
         model.save(tmp_path / "a")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(TypeError, match="saved to a folder"):
+    with pytest.raises(TypeError, match="saved to a folder or zip"):
         model.save(open(os.devnull, "wb"))  # noqa: SIM115

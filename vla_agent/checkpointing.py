@@ -1,4 +1,4 @@
-"""Runs on disk: a folder of JSON and safetensors, published in one rename. Nothing in it is ever unpickled.
+"""Runs on disk: a folder or zip of JSON and safetensors, published in one rename. Nothing in it is ever unpickled.
 
 | file | content |
 | --- | --- |
@@ -6,14 +6,17 @@
 | `policy.safetensors` | adapters and value head; without adapters, all weights |
 | `optimizer.safetensors`, `optimizer.json` | the optimizer's moments by parameter name, and its groups |
 | `state.json` | what else going on depends on: counters, random generators, environments, callbacks |
+| `checksums.json` | SHA-256 of the others |
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
+import logging
 import reprlib
 import warnings
-import zipfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,17 +24,41 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkabl
 
 import numpy as np
 import torch as th
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from vla_agent.folders import writing
+from libero_gym.checks import did_you_mean
+from vla_agent.documents import fault
+from vla_agent.folders import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
 from vla_agent.moments import Contents, Moment, own_containers
+from vla_agent.optimizer_state import pack_optimizer, restore_optimizer
 from vla_agent.policy import VLAPolicy
 from vla_agent.rollout import check_batches
+from vla_agent.run_files import (
+    CHECKSUMS,
+    FILES,
+    FORMAT,
+    HYPERPARAMETERS,
+    OPTIMIZER,
+    OPTIMIZER_GROUPS,
+    POLICY,
+    RUN,
+    STATE,
+    DamagedRunError,
+    RunError,
+    RunFiles,
+    check_whole,
+    damage,
+    find,
+    is_foreign_zip,
+    is_run,
+    opened,
+    read_json,
+    read_tensors,
+    sha256,
+)
 from vla_agent.serialization import (
     from_json,
     generator_states,
@@ -47,10 +74,7 @@ if TYPE_CHECKING:
 
 SelfVLAPPO = TypeVar("SelfVLAPPO", bound="VLAPPO")
 
-FORMAT = 2
-HYPERPARAMETERS, POLICY, STATE = "hyperparameters.json", "policy.safetensors", "state.json"
-OPTIMIZER, OPTIMIZER_GROUPS = "optimizer.safetensors", "optimizer.json"
-FILES = (HYPERPARAMETERS, POLICY, OPTIMIZER, OPTIMIZER_GROUPS, STATE)
+logger = logging.getLogger(__name__)
 
 CONSTRUCTOR_ARGUMENTS = (
     "learning_rate",
@@ -94,6 +118,38 @@ COUNTERS = (
 )
 
 
+# What a run's documents must look like; see `documents.fault`.
+_NOTHING = type(None)
+_RATE = (float, bool, _NOTHING, {"LinearSchedule": [float]})
+ARGUMENT_FORMS: dict[str, Any] = {
+    "value_loss": str,
+    "ratio_level": str,
+    "tensorboard_log": (str, _NOTHING),
+    "normalize_advantage": bool,
+    "bootstrap_time_limits": bool,
+}
+_N_ENVS = range(1, 2**16)
+HYPERPARAMETERS_FORM = {
+    "policy": str,
+    "arguments": dict.fromkeys(("n_steps", "batch_size", "n_epochs"), range(1, 2**31)),
+    "policy_kwargs": {},
+    "base_model": {"id": (str, _NOTHING), "class": str, "fingerprint": str},
+    "n_envs": _N_ENVS,
+    "observation_space": {},
+    "action_space": {},
+}
+STATE_FORM = {
+    "counters": {**dict.fromkeys(COUNTERS, int), "_current_progress_remaining": float},
+    "episodes": [{"r": object, "l": object}],
+    "successes": [bool],
+    "generators": {"torch": str, "numpy": [object], "python": [object]},
+    "environments": ({"settings": {}, "lengths": [object]}, _NOTHING),
+    "episode_starts": ([bool], _NOTHING),
+    "callbacks": {},
+}
+# What SB3's zips hold and loaders replace, but a run derives.
+_SB3_ATTRIBUTES = ("policy_class", "lr_schedule", "_last_obs", "_last_episode_starts", "rollout_buffer")
+
 # Arguments that change nothing of what is learned.
 INCONSEQUENTIAL = ("verbose", "tensorboard_log")
 
@@ -109,21 +165,44 @@ class StatefulCallback(Protocol):
         """Go on from a state of `state_dict`; called before the training starts."""
 
 
-class RunError(ValueError):
-    """A saved run that is incomplete, damaged, or does not fit."""
+def is_for_sb3(path: Any, unsafe_sb3_zip: bool) -> bool:
+    """Whether SB3's own loader, which unpickles, is to read what is there.
+
+    Raises:
+        RunError: If only that could read it, and it was not asked for.
+    """
+    is_path = isinstance(path, (str, Path))
+    found = find(path) if is_path else None
+    if found is not None and not is_foreign_zip(found):
+        return False
+    if not unsafe_sb3_zip:
+        what = f"'{found}' is a zip of SB3's" if is_path else f"A {type(path).__name__} would be read as a zip of SB3's"
+        raise RunError(
+            f"{what}, and loading it would unpickle it: whoever wrote it could run any code here. Give "
+            "unsafe_sb3_zip=True if you wrote it yourself, or the folder or zip of a VLAPPO with 'VLAPolicy'."
+        )
+    return True
 
 
-def is_zip(path: Path) -> bool:
-    """Whether SB3 saved there: a zip file, with or without its suffix."""
-    candidates = [path, path.with_name(path.name + ".zip")]
-    return any(candidate.is_file() and zipfile.is_zipfile(candidate) for candidate in candidates)
+def check_free_for_sb3(path: Any) -> None:
+    """Refuses a path at which SB3, which replaces any file, would replace something else than a zip of its own.
+
+    Raises:
+        FileExistsError: If there is such a file.
+    """
+    if isinstance(path, (str, Path)):
+        if not Path(path).name:
+            raise FileExistsError(f"'{path}' is a folder; give the model a file's name.")
+        target = Path(path) if Path(path).suffix else Path(path).with_name(Path(path).name + ZIP)
+        if target.exists() and not is_foreign_zip(target):
+            raise FileExistsError(f"'{target}' is there, and no zip of SB3's; it stays. Give the model another name.")
 
 
 # ------------------------------------------------------------------------------------------------ save
 
 
 def save(model: VLAPPO, path: Path) -> None:
-    """Writes a run. An existing folder is exchanged for the new one in one step.
+    """Writes a run: a folder, or one zip where the path ends in ``.zip``. A run that is there is exchanged in one step.
 
     What is written is of one moment: the run as it is, or from a rollout's first step to the end of its update, the run
     before that rollout, from which going on repeats it exactly.
@@ -131,7 +210,11 @@ def save(model: VLAPPO, path: Path) -> None:
     Raises:
         ValueError: If an argument of the policy cannot be written as JSON.
         RunError: In the middle of an update of more than the model's ``max_copy_bytes``.
+        FileExistsError: If something else than a run is there.
+        OSError: If it cannot be written.
     """
+    is_zip = path.suffix == ZIP
+    (zip_destination if is_zip else destination)(path, RUN)  # before anything is gathered
     moment = model.boundary or Moment(training_state(model))
     if moment.missing is not None:
         raise RunError(f"{moment.missing} Save before or after the update; checkpoints from before it are whole.")
@@ -142,16 +225,26 @@ def save(model: VLAPPO, path: Path) -> None:
         STATE: moment.state,
     }
     tensors = {POLICY: contents.weights, OPTIMIZER: contents.optimizer_tensors}
-    with writing(path) as folder:
+    with (writing_zip if is_zip else writing)(path, RUN) as folder:
         for name, content in tensors.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, folder / name)
+            save_tensors(content, folder / name)
         for name, document in documents.items():
-            (folder / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            _write_json(folder / name, document)
+        _write_json(folder / CHECKSUMS, {"sha256": {name: _sha256_of(folder / name) for name in FILES}})
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return sha256(stream)
 
 
 def live_contents(policy: VLAPolicy) -> Contents:
     """What an update changes, as it is now; the tensors are the policy's own."""
-    return Contents(policy_tensors(policy), *_pack_optimizer(policy))
+    return Contents(policy_tensors(policy), *pack_optimizer(policy))
 
 
 def policy_tensors(policy: VLAPolicy) -> dict[str, th.Tensor]:
@@ -188,24 +281,6 @@ def _hyperparameters(model: VLAPPO) -> dict[str, Any]:
 def _action_statistics(policy: VLAPolicy) -> dict[str, Any] | None:
     """What the model's actions are scaled by, as its `config.json` says it: whoever runs the adapters needs it."""
     return getattr(getattr(policy.backbone.processor, "config", None), "norm_stats", None)
-
-
-def _pack_optimizer(policy: VLAPolicy) -> tuple[dict[str, th.Tensor], dict[str, Any]]:
-    """The optimizer's tensors under "parameter|name", and its groups with parameters by name."""
-    names: dict[th.Tensor, str] = {parameter: name for name, parameter in policy.named_parameters()}
-    tensors, scalars = {}, {}
-    for parameter, state in policy.optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, th.Tensor):
-                tensors[f"{names[parameter]}|{key}"] = value
-            else:
-                scalars[f"{names[parameter]}|{key}"] = value
-    groups = [
-        {key: value for key, value in group.items() if key != "params"}
-        | {"params": [names[parameter] for parameter in group["params"]]}
-        for group in policy.optimizer.param_groups
-    ]
-    return tensors, {"class": type(policy.optimizer).__name__, "groups": groups, "scalars": scalars}
 
 
 def training_state(model: VLAPPO) -> dict[str, Any]:
@@ -262,6 +337,7 @@ def load(
     env: GymEnv | None,
     device: th.device | str,
     allow_changes: bool,
+    custom_objects: dict[str, Any] | None = None,
     **changes: Any,
 ) -> SelfVLAPPO:
     """The run saved at `path`; see `VLAPPO.load`.
@@ -270,20 +346,48 @@ def load(
         RunError: If it is incomplete, damaged, of another format, does not fit ``env`` or the base model, or would go
             on otherwise than it was made, and that is not allowed.
     """
-    saved, state = _read_hyperparameters(path), _read_json(path, STATE)
-    asked = dict(changes)
-    policy_kwargs = from_json(saved["policy_kwargs"]) | changes.pop("policy_kwargs", {})
+    _check_names(algorithm, changes)
+    try:
+        with opened(path) as files:
+            return _load(algorithm, files, env, device, allow_changes, custom_objects or {}, changes)
+    except DamagedRunError as error:
+        raise DamagedRunError(f"{error}{_way_back(find(path))}") from error
+
+
+def _load(
+    algorithm: type[SelfVLAPPO],
+    files: RunFiles,
+    env: GymEnv | None,
+    device: th.device | str,
+    allow_changes: bool,
+    custom_objects: dict[str, Any],
+    changes: dict[str, Any],
+) -> SelfVLAPPO:
+    path = files.path
+    if not check_whole(files):
+        logger.info("'%s' is of before runs had checksums; only what it holds is checked.", path)
+    saved, state = read_json(files, HYPERPARAMETERS, HYPERPARAMETERS_FORM), read_json(files, STATE, STATE_FORM)
+    _check_environments(files, saved, state)
+    _check_arguments(files, saved["arguments"])
+    with _telling(files, HYPERPARAMETERS, ValueError):
+        arguments, policy_kwargs = from_json(saved["arguments"]), from_json(saved["policy_kwargs"])
+        spaces = {name: space_from_json(saved[name]) for name in ("observation_space", "action_space")}
     base = saved["base_model"]
+    policy_kwargs = custom_objects.get("policy_kwargs", policy_kwargs) | (changes.get("policy_kwargs") or {})
     policy_kwargs.setdefault("model", base["id"])
     if policy_kwargs["model"] is None:
         raise RunError(
             f"The run '{path}' was made with a model object ({base['class']}), which no checkpoint names; "
             "give policy_kwargs=dict(model=...)."
         )
-    arguments = from_json(saved["arguments"]) | changes | {"policy_kwargs": policy_kwargs}
-    model = algorithm(saved["policy"], cast(Any, None), device=device, _init_setup_model=False, **arguments)
-    model.observation_space = space_from_json(saved["observation_space"])
-    model.action_space = space_from_json(saved["action_space"])
+    arguments |= {name: value for name, value in custom_objects.items() if name in arguments}
+    arguments |= changes | {"policy_kwargs": policy_kwargs}
+    policy_class = custom_objects.get("policy_class") or _policy_class(algorithm, files, saved["policy"])
+    with _telling(files, HYPERPARAMETERS):
+        model = algorithm(policy_class, cast(Any, None), device=device, _init_setup_model=False, **arguments)
+    _check_custom_objects(model, custom_objects)
+    model.observation_space = custom_objects.get("observation_space", spaces["observation_space"])
+    model.action_space = custom_objects.get("action_space", spaces["action_space"])
     model.n_envs = saved["n_envs"]
     if env is not None:
         model.env = model._wrap_env(env, model.verbose)
@@ -293,19 +397,107 @@ def load(
         except ValueError as error:
             raise RunError(f"The run '{path}' was trained on other spaces than the environment has. {error}") from error
         if not allow_changes:
-            _refuse_changes(path, _changes(saved, state, model.env, asked))
+            _refuse_changes(path, _changes(saved, state, model.env, changes))
     check_batches(model.n_steps, model.n_envs, model.batch_size)
-    model._setup_model()
+    with _telling(files, HYPERPARAMETERS):
+        model._setup_model()
     policy = cast(VLAPolicy, model.policy)
     if policy.backbone.processor.fingerprint() != base["fingerprint"]:
+        given = policy_kwargs["model"]
+        called = repr(str(given)) if isinstance(given, (str, Path)) else f"the {type(given).__name__} given"
         raise RunError(
-            f"The run '{path}' was trained on another base model than '{policy_kwargs['model']}' is now: tokenizer or "
-            "action statistics differ. Give the right one with policy_kwargs=dict(model=...)."
+            f"The run '{path}' was trained on another base model than {called} is now: tokenizer or action statistics "
+            "differ. Give the right one with policy_kwargs=dict(model=...)."
         )
-    _restore_policy(policy, path)
-    _restore_optimizer(policy, path)
-    _restore_state(model, state)
+    _restore_policy(policy, files)
+    restore_optimizer(policy, files)
+    _restore_state(model, files, state)
     return model
+
+
+def _check_names(algorithm: type[VLAPPO], changes: dict[str, Any]) -> None:
+    """Refuses what is no argument, such as a typo, before anything is read."""
+    known = inspect.signature(algorithm.__init__).parameters
+    for name in changes:
+        if name not in known:
+            raise TypeError(f"{algorithm.__name__}.load has no argument {name!r}.{did_you_mean(name, known)}")
+
+
+def _policy_class(algorithm: type[VLAPPO], files: RunFiles, name: str) -> type[VLAPolicy]:
+    found = algorithm.policy_aliases.get(name)
+    if found is None or not issubclass(found, VLAPolicy):
+        raise RunError(
+            f"The run '{files.path}' was made with the policy class {name}, which {algorithm.__name__} does not know; "
+            "give custom_objects=dict(policy_class=...)."
+        )
+    return found
+
+
+def _check_environments(files: RunFiles, saved: dict[str, Any], state: dict[str, Any]) -> None:
+    if state["environments"] is not None:
+        lengths = {len(state["environments"]["lengths"]), len(state["episode_starts"] or ()), saved["n_envs"]}
+        if len(lengths) > 1:
+            raise DamagedRunError(
+                f"'{files.path / STATE}' is damaged: its environments are not the {saved['n_envs']} of the run."
+            )
+
+
+def _check_arguments(files: RunFiles, arguments: dict[str, Any]) -> None:
+    where = f"'{files.path / HYPERPARAMETERS}'"
+    unknown = sorted(set(arguments) - {*CONSTRUCTOR_ARGUMENTS, "stats_window_size"})
+    if unknown:
+        raise DamagedRunError(f"{where} is damaged: it has the argument {unknown[0]!r}, which VLAPPO has not.")
+    for name, value in arguments.items():
+        if wrong := fault(value, ARGUMENT_FORMS.get(name, _RATE), f"arguments.{name}"):
+            raise DamagedRunError(f"{where} is damaged: {wrong}.")
+
+
+def _check_custom_objects(model: VLAPPO, custom_objects: dict[str, Any]) -> None:
+    """Warns of names that stand for nothing; SB3's own, such as ``lr_schedule``, are derived, and so need nothing."""
+    known = inspect.signature(type(model).__init__).parameters
+    for name in custom_objects:
+        if name not in known and not hasattr(model, name) and name not in _SB3_ATTRIBUTES:
+            warnings.warn(
+                f"custom_objects has {name!r}, which no run holds.{did_you_mean(name, known)}",
+                stacklevel=5,
+            )
+
+
+def _way_back(path: Path) -> str:
+    """What else there is to go on from, as further sentences."""
+    run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    found = {*run_dir.iterdir(), *run_dir.glob("checkpoints/*")} - {path}
+    whole = [other for other in found if is_run(other) and damage(other) is None]
+    whole.sort(key=lambda other: other.stat().st_mtime, reverse=True)
+    if not whole:
+        return ""
+    listed = ", ".join(f"'{other}'" for other in whole[:3])
+    return (
+        f" Beside it there are whole runs, newest first: {listed}. Go on from one of them: --resume '{whole[0]}', or "
+        f"VLAPPO.load('{whole[0]}', env)."
+    )
+
+
+@contextlib.contextmanager
+def _telling(files: RunFiles, name: str, *more: type[Exception]) -> Iterator[None]:
+    """Tells what a document's content makes of raw errors, and of ``more``; errors that are sentences already pass."""
+    raw: tuple[type[Exception], ...] = (
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+        MemoryError,
+        *more,
+    )
+    try:
+        yield
+    except raw as error:
+        raise DamagedRunError(
+            f"'{files.path / name}' is damaged, or does not fit what was given with it: {type(error).__name__} "
+            f"({error})."
+        ) from error
 
 
 def _changes(saved: dict[str, Any], state: dict[str, Any], env: VecEnv, given: dict[str, Any]) -> list[str]:
@@ -330,70 +522,30 @@ def _refuse_changes(path: Path, changes: list[str]) -> None:
         )
 
 
-def _read_hyperparameters(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise RunError(f"There is no saved run at '{path}'; expected a folder with {', '.join(FILES)}.")
-    missing = [name for name in FILES if not (path / name).is_file()]
-    if missing:
-        raise RunError(f"The folder '{path}' is no complete run: it lacks {', '.join(missing)}.")
-    saved = _read_json(path, HYPERPARAMETERS)
-    if saved.get("format") != FORMAT:
-        raise RunError(f"The run '{path}' has format {saved.get('format')}; this version reads format {FORMAT}.")
-    return saved
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        return json.loads((path / name).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"'{path / name}' is damaged ({error}).") from error
-
-
-def _read_tensors(path: Path, name: str) -> dict[str, th.Tensor]:
-    try:
-        return load_file(path / name)
-    except SafetensorError as error:
-        raise RunError(f"'{path / name}' is damaged ({error}).") from error
-
-
-def _restore_policy(policy: VLAPolicy, path: Path) -> None:
-    tensors = _read_tensors(path, POLICY)
+def _restore_policy(policy: VLAPolicy, files: RunFiles) -> None:
+    tensors = read_tensors(files, POLICY)
     wanted = policy_tensors(policy)
     wrong = sorted(set(tensors) ^ set(wanted))
     wrong += [name for name in set(tensors) & set(wanted) if tensors[name].shape != wanted[name].shape]
     if wrong:
-        raise RunError(f"The weights in '{path}' are not those of this policy: {', '.join(wrong[:5])} differ.")
+        raise RunError(f"The weights in '{files.path}' are not those of this policy: {', '.join(wrong[:5])} differ.")
     policy.load_state_dict(tensors, strict=False)
 
 
-def _restore_optimizer(policy: VLAPolicy, path: Path) -> None:
-    saved = _read_json(path, OPTIMIZER_GROUPS)
-    optimizer = policy.optimizer
-    if saved["class"] != type(optimizer).__name__:
-        warnings.warn(
-            f"The run used {saved['class']}, and this one {type(optimizer).__name__}: it starts afresh.", stacklevel=4
-        )
-        return
-    parameters = dict(policy.named_parameters())
-    for key, value in (_read_tensors(path, OPTIMIZER) | saved["scalars"]).items():
-        name, _, entry = key.rpartition("|")
-        parameter = parameters[name]
-        if isinstance(value, th.Tensor) and value.ndim:
-            value = value.to(parameter.device)
-        optimizer.state[parameter][entry] = value
-    for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
-        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-        group.update({key: value for key, value in settings.items() if key != "params"})
-
-
-def _restore_state(model: VLAPPO, state: dict[str, Any]) -> None:
-    for name, value in state["counters"].items():
-        setattr(model, name, value)
+def _restore_state(model: VLAPPO, files: RunFiles, state: dict[str, Any]) -> None:
+    for name in COUNTERS:
+        setattr(model, name, state["counters"][name])
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(state["successes"], maxlen=model._stats_window_size)
     model.callback_states = state["callbacks"]
-    _restore_environments(model, state)
-    restore_generators(state["generators"], model.device)  # last: what came before may have drawn
+    with _telling(files, STATE, ValueError):
+        _restore_environments(model, state)
+    try:
+        restore_generators(state["generators"], model.device)  # last: what came before may have drawn
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise DamagedRunError(
+            f"'{files.path / STATE}' is damaged: its generators are no states of random generators ({error})."
+        ) from error
 
 
 def _restore_environments(model: VLAPPO, state: dict[str, Any]) -> None:

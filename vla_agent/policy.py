@@ -263,6 +263,11 @@ class VLAPolicy(ActorCriticPolicy):
         """Not offered: SB3 would pickle the weights."""
         raise NotImplementedError("A VLAPolicy is saved with its algorithm: VLAPPO.save(folder).")
 
+    @classmethod
+    def load(cls, path: str, device: th.device | str = "auto") -> Any:
+        """Not offered: SB3 would unpickle the file, and whoever wrote it could run any code."""
+        raise NotImplementedError("A VLAPolicy is loaded with its algorithm: VLAPPO.load(folder).policy.")
+
     # ------------------------------------------------------------------------------------------- private
 
     def _build_networks(

@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import check_for_nested_spaces
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, get_system_info
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import flag, whole_number
@@ -563,25 +563,44 @@ class VLAPPO(PPO):
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
-        """Save to a folder, see `vla_agent.checkpointing`; with SB3's policies, to SB3's zip."""
+        """Save to a folder, or to a zip of the same files where ``path`` ends in ``.zip``; see `checkpointing`.
+
+        Models with SB3's policies go to SB3's own zip, which holds pickles.
+
+        Args:
+            path: Where to. A saved run that is there is replaced; anything else stays.
+            exclude: SB3's, for its policies only.
+            include: SB3's, for its policies only.
+
+        Raises:
+            FileExistsError: If something else than a saved run is there.
+            OSError: If it cannot be written, as on a full disk; what was there stays.
+        """
         if not self.is_vla:
+            checkpointing.check_free_for_sb3(path)
             super().save(path, exclude, include)
         elif isinstance(path, (str, pathlib.Path)):
             checkpointing.save(self, pathlib.Path(path))
         else:
-            raise TypeError(f"A VLAPPO is saved to a folder, so path must be a str or Path, got {type(path).__name__}.")
+            raise TypeError(
+                f"A VLAPPO is saved to a folder or zip, so path must be a str or Path, got {type(path).__name__}."
+            )
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls: type[SelfVLAPPO],
         path: str | pathlib.Path | io.BufferedIOBase,
         env: GymEnv | None = None,
         device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
         *,
         allow_changes: bool = False,
+        unsafe_sb3_zip: bool = False,
         **kwargs: Any,
     ) -> SelfVLAPPO:
-        """The model saved in a folder by `save`, or in SB3's zip.
+        """The model that `save` wrote to a folder or zip; with or without the suffix ``.zip``. Nothing is unpickled.
 
         With an ``env`` like the one it was trained on, ``learn(n, reset_num_timesteps=False)`` goes on as if the run
         had never stopped: the environments are in the middle of the same episodes, callbacks that have a state
@@ -591,16 +610,28 @@ class VLAPPO(PPO):
             path: Folder or zip.
             env: To train on; not needed to predict.
             device: Where to put it.
+            custom_objects: Stand for what was saved under their names, such as ``{"learning_rate": 1e-5}``, as if the
+                run had been made with them. Names that only SB3's zips hold, such as "lr_schedule", change nothing.
+            print_system_info: Print versions of this system, as SB3 does.
+            force_reset: As SB3's, with its zips. A run of ours has no stale observation: environments go back to where
+                they were, or are reset.
             allow_changes: Train on though ``kwargs`` or ``env`` are not what the run was made with.
+            unsafe_sb3_zip: Let SB3 load a zip that it wrote, as for models with SB3's policies. It unpickles, so that
+                **whoever wrote the file can run any code here**: only for files of your own.
             kwargs: Constructor arguments to change; ``policy_kwargs`` are merged into the saved ones.
 
         Raises:
             RunError: If it is no complete run, does not fit the environment, or would go on otherwise than it was made
-                without ``allow_changes``.
+                without ``allow_changes``; or if it is SB3's zip, without ``unsafe_sb3_zip``.
         """
-        if isinstance(path, (str, pathlib.Path)) and not checkpointing.is_zip(pathlib.Path(path)):
-            return checkpointing.load(cls, pathlib.Path(path), env, device, allow_changes, **kwargs)
-        return super().load(path, env, device, **kwargs)
+        if checkpointing.is_for_sb3(path, unsafe_sb3_zip):
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if print_system_info:
+            print("== CURRENT SYSTEM INFO ==")  # as SB3's load
+            get_system_info()
+        return checkpointing.load(
+            cls, pathlib.Path(cast(str, path)), env, device, allow_changes, custom_objects, **kwargs
+        )
 
 
 def _make_env(env_id: str, policy_kwargs: dict[str, Any]) -> VLAVecEnv:

@@ -10,6 +10,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
+MAX_BOX_SIZE = 2**28  # numbers of an observation: 9000 x 9000 pixels; its bounds are that many numbers in memory
+
 
 def to_json(name: str, value: Any, progress: float) -> Any:
     """A value that JSON can hold, and `from_json` turns back.
@@ -57,7 +59,10 @@ def from_json(value: Any) -> Any:
         if set(value) == {"LinearSchedule"}:
             return LinearSchedule(*value["LinearSchedule"])
         if set(value) == {"optimizer"}:
-            return getattr(th.optim, value["optimizer"])
+            found = getattr(th.optim, str(value["optimizer"]), None)
+            if not (isinstance(found, type) and issubclass(found, th.optim.Optimizer)):
+                raise TypeError(f"torch.optim has no optimizer {value['optimizer']!r}")
+            return found
         return {key: from_json(item) for key, item in value.items()}
     return value
 
@@ -76,12 +81,18 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 def space_from_json(data: dict[str, Any]) -> spaces.Space[Any]:
-    """The space that `space_to_json` wrote."""
+    """The space that `space_to_json` wrote.
+
+    Raises:
+        ValueError: If it is none; TypeError, KeyError or AttributeError, too.
+    """
     ((kind, content),) = data.items()
     if kind == "Dict":
         return spaces.Dict({key: space_from_json(part) for key, part in content.items()})
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(content)
+    if math.prod(content["shape"]) > MAX_BOX_SIZE:
+        raise ValueError(f"a box of shape {content['shape']} is larger than any observation")
     low, high = (float(bound) if isinstance(bound, str) else bound for bound in (content["low"], content["high"]))
     return spaces.Box(low, high, tuple(content["shape"]), np.dtype(content["dtype"]).type)
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch as th
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -29,7 +29,7 @@ from vla_agent.action_chunks import ActionChunks, Examples, to_bins
 from vla_agent.action_tokens import bin_centers
 from vla_agent.augmentation import Augmentation
 from vla_agent.backbone import VLABackbone, model_inputs
-from vla_agent.folders import writing
+from vla_agent.folders import Kind, save_tensors, writing
 from vla_agent.health import warn_of_lost_steps
 from vla_agent.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.openvla import OpenVLA
@@ -37,6 +37,7 @@ from vla_agent.openvla import OpenVLA
 logger = logging.getLogger(__name__)
 
 STATE_FILE, TENSORS_FILE = "trainer.json", "trainer.safetensors"
+TRAINER = Kind("checkpoint of a fine-tuning", (STATE_FILE, TENSORS_FILE))
 
 
 class NonFiniteLossError(RuntimeError):
@@ -233,9 +234,14 @@ class SupervisedTrainer:
     # ------------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, folder: str | Path) -> None:
-        """Write all that resuming needs, in one rename; an interruption leaves the folder as it was."""
-        with writing(folder) as temporary:
-            save_file(self._tensors(), temporary / TENSORS_FILE)
+        """Write all that resuming needs, in one rename; an interruption leaves the folder as it was.
+
+        Raises:
+            FileExistsError: If something else than such a checkpoint is there.
+            OSError: If it cannot be written.
+        """
+        with writing(folder, TRAINER) as temporary:
+            save_tensors(self._tensors(), temporary / TENSORS_FILE)
             document = {"step": self.step, "identity": self._identity()}
             (temporary / STATE_FILE).write_text(json.dumps(document, indent=1) + "\n")
 

@@ -65,13 +65,14 @@ def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
         TypeError: If it cannot act.
     """
     if isinstance(model, (str, Path)):
-        from vla_agent.checkpointing import HYPERPARAMETERS
+        from vla_agent.checkpointing import find, is_run
         from vla_agent.openvla import OpenVLA
         from vla_agent.openvla.folder import resolve_folder
         from vla_agent.ppo import VLAPPO
 
-        if (Path(model) / HYPERPARAMETERS).is_file():
-            return Subject(VLAPPO.load(model, device=device), str(model), Path(model))
+        if is_run(model) or Path(model).is_file():
+            found = find(model)
+            return Subject(VLAPPO.load(found, device=device), str(model), found if found.is_dir() else None)
         folder = resolve_folder(model, weights=True)
         # By its name and not the folder: "v01" in a hub id selects the prompt.
         return Subject(OpenVLA.from_pretrained(model, device=get_device(device)), str(model), folder)

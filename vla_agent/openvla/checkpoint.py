@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch as th
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
+from libero_gym.json_files import read_json
+from vla_agent.folders import naming, save_tensors
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.folder import (
     CONFIG_FILE,
@@ -35,6 +37,7 @@ from vla_agent.openvla.torch_zip import read_state_dict
 
 Shapes = dict[str, tuple[int, ...]]
 
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -79,16 +82,20 @@ def save_pretrained(model: OpenVLA, path: str | Path, *, max_shard_size: int = 5
     """Writes a model in the published layout, which OpenVLA's own code loads too.
 
     Everything is written to a temporary folder beside `path` and then renamed, so that an interruption leaves no half
-    checkpoint. Other files in an existing `path` stay.
+    checkpoint. Where `path` holds an OpenVLA checkpoint already, its files are replaced; all other files stay.
 
     Args:
         model: The model; its weights are written in the type they have.
         path: Folder, made where it does not exist.
         max_shard_size: Bytes per safetensors file.
+
+    Raises:
+        FileExistsError: If a file of one of the checkpoint's names is there that is no part of an OpenVLA checkpoint.
+        OSError: If it cannot be written.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_folder(target) as folder:
+    target = Path(os.path.realpath(path))
+    _check_free(target, {CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, *model.processor.files})
+    with naming(target), _temporary_folder(target) as folder:
         _write_weights(model, folder, max_shard_size)
         for name, content in model.processor.files.items():
             (folder / name).write_bytes(content)
@@ -223,8 +230,7 @@ def _write_weights(model: OpenVLA, folder: Path, max_shard_size: int) -> None:
     weight_map = {}
     for i, shard in enumerate(shards):
         name = WEIGHTS_FILE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in shard.items()}
-        save_file(contiguous, folder / name, metadata={"format": "pt"})
+        save_tensors(shard, folder / name, metadata={"format": "pt"})
         (folder / name).chmod(0o644)  # safetensors leaves it readable by its owner alone
         weight_map.update(dict.fromkeys(shard, name))
     if len(shards) > 1:
@@ -235,6 +241,7 @@ def _write_weights(model: OpenVLA, folder: Path, max_shard_size: int) -> None:
 
 @contextlib.contextmanager
 def _temporary_folder(target: Path) -> Iterator[Path]:
+    target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield folder
@@ -249,8 +256,41 @@ def _publish(folder: Path, target: Path) -> None:
         folder.rename(target)
         return
     written = sorted((path.name for path in folder.iterdir()), key=lambda name: name == CONFIG_FILE)
-    stale = {path.name for path in target.glob("model*.safetensors")} | {INDEX_FILE}
+    _check_free(target, set(written))
+    stale = _weights_files(target)
     for name in written:
         os.replace(folder / name, target / name)
     for name in stale - set(written):
         (target / name).unlink(missing_ok=True)
+
+
+def _check_free(target: Path, names: set[str]) -> None:
+    """Refuses a target in which files of these names would be replaced that are no OpenVLA checkpoint's."""
+    obstacle = None
+    if os.path.lexists(target) and not target.is_dir():
+        obstacle = "is no folder"
+    elif target.is_dir():
+        found = sorted(path.name for path in target.iterdir() if path.name in names or _SHARD.fullmatch(path.name))
+        if found and not _is_openvla(target / CONFIG_FILE):
+            obstacle = f"holds {', '.join(found[:3])}, but no {CONFIG_FILE} of an OpenVLA checkpoint"
+    if obstacle is not None:
+        raise FileExistsError(
+            f"'{target}' {obstacle}; nothing was written, and what is there stays. Give the checkpoint a folder that "
+            "is new or empty."
+        )
+
+
+def _is_openvla(path: Path) -> bool:
+    try:
+        return bool(read_json(path).get("model_type") == "openvla")
+    except (OSError, ValueError):
+        return False
+
+
+def _weights_files(folder: Path) -> set[str]:
+    """The files of the weights that a checkpoint has: those of the usual names, and the shards that its index names."""
+    names = {WEIGHTS_FILE, INDEX_FILE}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        named = read_json(folder / INDEX_FILE)["weight_map"].values()
+        names |= {name for name in named if _SHARD.fullmatch(name)}
+    return names

@@ -11,13 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch as th
-from safetensors.torch import save_file
 
-from vla_agent.folders import writing
+from vla_agent.folders import Kind, save_tensors, writing
 
 # Scorers that ship, beside the policies.
 SHIPPED_FOLDER = Path(__file__).parents[1] / "checkpoints"
 CONFIG_FILE, WEIGHTS_FILE = "scorer.json", "scorer.safetensors"
+SCORER = Kind("saved scorer", (CONFIG_FILE, WEIGHTS_FILE))
 CAMERA = "image"
 
 
@@ -115,10 +115,15 @@ def load_reward_model(path: str | Path, device: Any = "cpu") -> RewardModel:
 
 
 def write_scorer(folder: str | Path, document: dict[str, Any], tensors: dict[str, th.Tensor]) -> None:
-    """Write a scorer's configuration and weights to a folder, completely or not at all."""
-    with writing(folder) as temporary:
+    """Write a scorer's configuration and weights to a folder, completely or not at all.
+
+    Raises:
+        FileExistsError: If something else than a scorer is there.
+        OSError: If it cannot be written.
+    """
+    with writing(folder, SCORER) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS_FILE)
+        save_tensors(tensors, temporary / WEIGHTS_FILE)
 
 
 def digest(tensors: dict[str, th.Tensor], about: str = "") -> str:

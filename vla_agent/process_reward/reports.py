@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
-from vla_agent.folders import writing
+from vla_agent.folders import Kind, writing
 from vla_agent.process_reward.labels import HOLDING, NEGATIVE, Examples, Recorded
 from vla_agent.process_reward.models import CAMERA, RewardModel, checked_scores
 
+REPORT = Kind("report on a reward model", ("report.json", "report.md", "quality.png", "episodes.png"))
 _BATCH = 64
 _N_BOOTSTRAP = 2000
 
@@ -242,9 +243,13 @@ def write_report(
         examples: The labelled frames.
         episodes: To draw, such as two successes and two failures.
         about: What else to say: commands, versions, seeds.
+
+    Raises:
+        FileExistsError: If something else than such a report is there.
+        OSError: If it cannot be written.
     """
     document = {"about": about or {}, **result.to_json()}
-    with writing(folder) as temporary:
+    with writing(folder, REPORT) as temporary:
         (temporary / "report.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         lines = ["# A process reward model", "", result.markdown(), "![ROC and calibration](quality.png)", ""]
         lines += ["![Score over episodes](episodes.png)", ""]

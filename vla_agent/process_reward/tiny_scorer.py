@@ -125,7 +125,7 @@ class TinyScorer(nn.Module):
         return digest(self.state_dict())
 
     def save(self, folder: str | Path) -> None:
-        """Write configuration and weights to a folder, completely or not at all."""
+        """Write configuration and weights to a folder, completely or not at all; only a scorer's folder is replaced."""
         write_scorer(folder, {"class": type(self).__name__, **dataclasses.asdict(self.config)}, self.state_dict())
 
     @classmethod

@@ -132,6 +132,7 @@ class VLMScorer:
 
         Raises:
             ValueError: If the model has no name to refer to.
+            FileExistsError: If something else than a scorer is there.
         """
         if self.name is None:
             raise ValueError("The scorer's model has no name to refer to; give VLMScorer name=, a folder or a hub id.")
