@@ -9,11 +9,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-import mujoco
 import numpy as np
 from scipy.ndimage import minimum_filter
 
 from libero_gym.compile import CompiledTask, visual_model
+from libero_gym.mujoco_import import mujoco
 from libero_gym.simulator import Simulator
 
 # The observation's name of a camera, and LIBERO's.

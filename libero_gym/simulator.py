@@ -15,11 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import mujoco
 import numpy as np
 
 from libero_gym import controller
 from libero_gym.compile import CompiledTask, FixtureDraw, model_from_bytes, model_to_bytes
+from libero_gym.mujoco_import import mujoco
 
 Physics = Literal["exact", "fast"]
 
