@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,14 @@ import gymnasium as gym
 import numba
 import pytest
 
+import libero_gym
+import vla_agent
 from libero_gym import benchmark_files, cache, doctor, numba_cache
 from libero_gym.benchmark_files import BenchmarkError
 from libero_gym.compile import task_files
 from libero_gym.tasks import get_tasks
 
+ROOT = Path(__file__).parent.parent
 # What numba and `pathlib` ask: may a file be made here, and where is this user's home?
 STRANGER = """
 import os, pwd, tempfile
@@ -208,3 +213,21 @@ def test_doctor_warns_of_drawing_on_the_cpu_beside_a_gpu() -> None:
     assert "although there is a GPU" in beside.cure
     assert doctor.judge_renderer("egl", software, gpu=False).level == "ok"
     assert doctor.judge_renderer("egl", "NVIDIA H100/PCIe/SSE2", gpu=True).level == "ok"
+
+
+def test_both_packages_say_the_version_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert libero_gym.__version__ == vla_agent.__version__ == setup["metadata"]["version"]
+    monkeypatch.setattr("libero_gym.version.DISTRIBUTION", "libero-vla-not-installed")
+    assert libero_gym.__version__ == vla_agent.__version__ == "unknown"
+    with pytest.raises(AttributeError, match="module 'libero_gym' has no attribute 'versoin'"):
+        _ = libero_gym.versoin
+
+
+def test_an_old_python_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    build_step = str(ROOT / "libero_gym" / "plugin" / "editable.py")
+    assert "EditableWheel" in runpy.run_path(build_step)
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13, "final", 0))
+    with pytest.raises(SystemExit, match=r"libero-vla needs Python 3.11 or newer; this is Python 3\.10\."):
+        runpy.run_path(build_step)
