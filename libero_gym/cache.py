@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 import warnings
@@ -14,22 +15,39 @@ _CRC_BYTES = 4
 
 
 def cache_dir() -> Path:
-    """``$LIBERO_GYM_CACHE``, else ``$XDG_CACHE_HOME/libero_gym``, else ``~/.cache/libero_gym``."""
+    """``$LIBERO_GYM_CACHE``, else ``$XDG_CACHE_HOME/libero_gym``, else ``~/.cache/libero_gym``.
+
+    Raises:
+        FileNotFoundError: If that is in the home folder, and this user has none.
+    """
     chosen = os.environ.get("LIBERO_GYM_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "libero_gym"
+    folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "libero_gym"
+    try:
+        return folder.expanduser()
+    except RuntimeError:  # `docker run --user` without HOME
+        raise FileNotFoundError(f"no home folder is known, so there is no {folder}") from None
 
 
 def cache_limit_bytes() -> int:
-    """``$LIBERO_GYM_CACHE_GB`` (default 6), as bytes. 0 turns the cache off."""
-    return int(float(os.environ.get("LIBERO_GYM_CACHE_GB", "6")) * 1e9)
+    """``$LIBERO_GYM_CACHE_GB`` (default 6), as bytes. 0 turns the cache off.
+
+    Raises:
+        ValueError: If it is not a number from 0.
+    """
+    given = os.environ.get("LIBERO_GYM_CACHE_GB") or "6"
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < float("inf"):
+        raise ValueError(f"LIBERO_GYM_CACHE_GB={given!r}; expected gigabytes, a number from 0 (no cache).")
+    return int(limit * 1e9)
 
 
 def read(key: str) -> bytes | None:
     """The cached bytes under that key, or None if they are absent or damaged. A damaged entry is removed."""
-    path = cache_dir() / (key + _SUFFIX)
     try:
+        path = cache_dir() / (key + _SUFFIX)
         blob = path.read_bytes()
     except OSError:
         return None
@@ -45,7 +63,10 @@ def read(key: str) -> bytes | None:
 
 def contains(key: str) -> bool:
     """Whether there is an entry under that key; only `read` says whether it is whole."""
-    return (cache_dir() / (key + _SUFFIX)).is_file()
+    try:
+        return (cache_dir() / (key + _SUFFIX)).is_file()
+    except OSError:
+        return False
 
 
 def write(key: str, body: bytes) -> None:
@@ -53,9 +74,9 @@ def write(key: str, body: bytes) -> None:
     limit = cache_limit_bytes()
     if len(body) > limit:
         return
-    folder = cache_dir()
     temporary = None
     try:
+        folder = cache_dir()
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".write-")
         with os.fdopen(descriptor, "wb") as stream:
@@ -66,10 +87,9 @@ def write(key: str, body: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        warnings.warn(
+        _warn_once(
             f"Compiled tasks are not cached, so that each process compiles them again (seconds per task): {error}. "
-            "Set LIBERO_GYM_CACHE to a folder that can be written.",
-            stacklevel=2,
+            "Set LIBERO_GYM_CACHE to a folder that can be written."
         )
         return
     _evict(folder, limit)
@@ -89,3 +109,8 @@ def _evict(folder: Path, limit: int) -> None:
         with contextlib.suppress(OSError):
             path.unlink()
             total -= size
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes.util
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
 import json
 import logging
@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 
-from libero_gym import cache, decimation, goals
+from libero_gym import benchmark_files, cache, decimation, goals, mujoco_import, numba_cache
+from libero_gym.mujoco_import import mujoco
 from libero_gym.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -134,12 +134,19 @@ class CompiledTask:
 
 
 def task_files(suite_name: str) -> list[tuple[str, Path, Path]]:
-    """Name, BDDL file and initial-state file of each task of a suite, in benchmark order."""
-    from libero.libero import get_libero_path
-    from libero.libero.benchmark.libero_suite_task_map import libero_task_map
+    """Name, BDDL file and initial-state file of each task of a suite, in benchmark order.
 
-    bddl = Path(get_libero_path("bddl_files")).resolve() / suite_name
-    states = Path(get_libero_path("init_states")).resolve() / suite_name
+    Raises:
+        BenchmarkError: If the benchmark package is missing, or another LIBERO stands in its place.
+    """
+    benchmark_files.check_installed()
+    with benchmark_files.pinned():
+        try:
+            from libero.libero.benchmark.libero_suite_task_map import libero_task_map
+        except ImportError as error:
+            raise benchmark_files.BenchmarkError(f"LIBERO cannot be imported: {error}") from error
+
+    bddl, states = (benchmark_files.root() / folder / suite_name for folder in ("bddl_files", "init_files"))
     return [(name, bddl / f"{name}.bddl", states / f"{name}.pruned_init.npz") for name in libero_task_map[suite_name]]
 
 
@@ -210,23 +217,51 @@ def warn_untested_mujoco() -> None:
 @functools.cache
 def _import_stock() -> type:
     """Import LIBERO's environment class without its noise: no warnings, no log file, no GL context, no prompts."""
-    if "robosuite" not in sys.modules:
-        # robosuite reads its settings from this module and complains, and logs to a shared file, if there is none.
-        macros = types.ModuleType("robosuite.macros_private")
-        macros.__dict__.update(FILE_LOGGING_LEVEL=None, CONSOLE_LOGGING_LEVEL="ERROR")
-        sys.modules.setdefault("robosuite.macros_private", macros)
+    benchmark_files.check_installed()
     try:
-        with _quiet():
-            if not os.environ.get("MUJOCO_GL") and not ctypes.util.find_library("EGL"):
-                os.environ["MUJOCO_GL"] = "osmesa"  # robosuite binds to one back end when imported, EGL by default
+        with _quiet(), _robosuite_settings(), benchmark_files.pinned():
             from libero.libero.envs.env_wrapper import ControlEnv
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise RuntimeError(
             f"LIBERO's simulator cannot be imported ({error}). On Debian or Ubuntu install what it links to: "
             "apt-get install libegl1 libgl1 libglib2.0-0 libegl-mesa0 libgl1-mesa-dri. "
             "`python -m libero_gym.doctor` tells what is missing."
         ) from error
     return ControlEnv
+
+
+@contextlib.contextmanager
+def _robosuite_settings() -> Iterator[None]:
+    """Have robosuite import anywhere: no log file, a numba cache only where one can be, a GL back end only if there.
+
+    It loads one back end when it is imported, EGL unless ``MUJOCO_GL`` is ``osmesa``; we need none of it. It also
+    asserts that ``MUJOCO_EGL_DEVICE_ID`` is a part of ``CUDA_VISIBLE_DEVICES``, which may name devices otherwise.
+    """
+    if "robosuite" in sys.modules:
+        yield
+        return
+    preferred = ("osmesa", "egl") if os.environ.get("MUJOCO_GL", "").lower() == "osmesa" else ("egl", "osmesa")
+    backend = next((name for name in preferred if mujoco_import.loads(name)), mujoco_import.NO_GL)
+    os.environ["MUJOCO_GL"] = backend  # restored by `_quiet`
+    os.environ.pop("MUJOCO_EGL_DEVICE_ID", None)
+    spec = importlib.util.find_spec("robosuite")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("robosuite is not installed")
+    package = Path(spec.origin).parent
+    with numba_cache.place_for(package / "utils") as cached:
+        # It complains where this module is missing, and reads its settings from `macros`, loaded here before it does:
+        # its log file would be /tmp/robosuite.log, which only the first user of a machine can write.
+        sys.modules["robosuite.macros_private"] = types.ModuleType("robosuite.macros_private")
+        macros_spec = importlib.util.spec_from_file_location("robosuite.macros", package / "macros.py")
+        assert macros_spec is not None
+        assert macros_spec.loader is not None
+        macros = importlib.util.module_from_spec(macros_spec)
+        macros_spec.loader.exec_module(macros)
+        macros.__dict__.update(FILE_LOGGING_LEVEL=None, CONSOLE_LOGGING_LEVEL="ERROR", CACHE_NUMBA=cached)
+        macros.__dict__.update(MUJOCO_GPU_RENDERING=backend != mujoco_import.NO_GL)
+        sys.modules["robosuite.macros"] = macros
+        yield
+        sys.modules["robosuite"].macros = macros  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -238,7 +273,7 @@ def stock_env(task: Task, resets: int = 1, seed: int = 0) -> Iterator[Any]:
     control_env = _import_stock()
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - to restore it
     try:
-        with _quiet():
+        with _quiet(), benchmark_files.pinned():
             env = control_env(bddl_file_name=str(task.bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
             _reset_as_with_renderer(env.env)
             env.seed(seed)
@@ -307,7 +342,7 @@ def _reset_as_with_renderer(domain: Any) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence prints and warnings of the stock code; its import also writes environment variables, undone here."""
-    names = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+    names = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID")
     saved = {name: os.environ.get(name) for name in names}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

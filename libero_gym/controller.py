@@ -13,10 +13,11 @@ import math
 from pathlib import Path
 
 import llvmlite.binding
-import mujoco
-import numba
 import numpy as np
 from numba import types
+
+from libero_gym.mujoco_import import mujoco
+from libero_gym.numba_cache import compiled
 
 # robosuite 1.4, controllers/config/osc_pose.json
 KP = 150.0
@@ -49,7 +50,7 @@ _mj_jac_site = types.ExternalFunction(
 )
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _quat2mat(quaternion):
     """Rotation matrix of an xyzw quaternion, in single precision as robosuite computes it."""
     inds = np.array([3, 0, 1, 2])
@@ -80,7 +81,7 @@ def rotated_goal(rotation: np.ndarray, current: np.ndarray) -> np.ndarray:
     return np.dot(_quat2mat(quaternion), current)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _opspace_matrices(mass_matrix, jac, jac_pos, jac_ori):
     """Task-space inertias for position and orientation, and the nullspace projector."""
     mass_inv = np.linalg.inv(mass_matrix)
@@ -95,14 +96,14 @@ def _opspace_matrices(mass_matrix, jac, jac_pos, jac_ori):
     return lambda_pos, lambda_ori, nullspace
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _nullspace_torques(mass_matrix, nullspace, initial_joint, joint_pos, joint_vel):
     kv = np.sqrt(NULLSPACE_KP) * 2
     pose_torques = np.dot(mass_matrix, (NULLSPACE_KP * (initial_joint - joint_pos) - kv * joint_vel))
     return np.dot(nullspace.transpose(), pose_torques)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _orientation_error(desired, current):
     rc1 = current[0:3, 0]
     rc2 = current[0:3, 1]
@@ -113,7 +114,7 @@ def _orientation_error(desired, current):
     return 0.5 * (np.cross(rc1, rd1) + np.cross(rc2, rd2) + np.cross(rc3, rd3))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def arm_torques(arm, goal_pos, goal_ori, eef_pos, eef_ori, pos_vel, ori_vel, joint_pos, joint_vel, jacs, mass, bias):
     """Joint torques in Nm, shape (7,), that pull the end effector to its goal pose; gravity compensated, clipped.
 
@@ -138,7 +139,7 @@ def arm_torques(arm, goal_pos, goal_ori, eef_pos, eef_ori, pos_vel, ori_vel, joi
     return np.minimum(np.maximum(torques, low), high)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _arm_mass_matrix(qm, madr, parent, dof, out):
     """Copy the arm's block out of MuJoCo's sparse inertia; shape (7, 7)."""
     n = dof.shape[0]
@@ -157,7 +158,7 @@ def _arm_mass_matrix(qm, madr, parent, dof, out):
             j = parent[j]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def run_substeps(
     pointers, ids, constants, views, indices, goal_pos, goal_ori, stale, use_stale, gripper, sign, snapshot, exact
 ):

@@ -6,9 +6,10 @@ a frame several times cheaper at a measured loss (see the README); physics has i
 
 from __future__ import annotations
 
-import mujoco
 import numpy as np
 from scipy.spatial import cKDTree
+
+from libero_gym.mujoco_import import mujoco
 
 # Raise it when decimated models change, for they are cached.
 VERSION = 3

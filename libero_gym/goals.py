@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
-import mujoco
 import numpy as np
+
+from libero_gym.mujoco_import import mujoco
 
 # LIBERO's tolerances: ObjectState.check_ontop, SiteObject.under, SiteObject.in_box, predicates.Up.
 ON_TOP_RADIUS = 0.03

@@ -10,11 +10,11 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from libero_gym import cache
 from libero_gym.compile import stock_env, task_key
+from libero_gym.mujoco_import import mujoco
 from libero_gym.tasks import Task
 
 # Making a stock environment takes seconds and a draw milliseconds, so they are drawn, and kept, in blocks.

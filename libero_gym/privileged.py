@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-import mujoco
 import numpy as np
 
 from libero_gym import goals
+from libero_gym.mujoco_import import mujoco
 from libero_gym.rewards import bind_target
 
 # Goals of LIBERO have at most so many predicates.

@@ -11,7 +11,7 @@ _VECTOR_ENV = "libero_gym.vector:LiberoVectorEnv"
 
 
 def register_envs() -> None:
-    """Register all ids of the README's table. Called by the ``gymnasium.envs`` entry point."""
+    """Register all ids of the README's table. Called by `libero_gym.plugin` and `libero_gym`."""
     for suite in SUITES.values():
         _register(suite.env_id, suite)
     _register("LIBERO-Long-v0", SUITES["libero_10"])

@@ -7,10 +7,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-import mujoco
 import numpy as np
 
 from libero_gym import goals
+from libero_gym.mujoco_import import mujoco
 
 # Names of the terms by reward. The reward is the sum of all but the score, which is there to be watched.
 TERMS = {"sparse": ("success",), "progress": ("success", "progress"), "process": ("success", "process", "score")}

@@ -9,12 +9,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-import mujoco
 import numpy as np
 from scipy.ndimage import minimum_filter
 
 from libero_gym.compile import CompiledTask, visual_model
 from libero_gym.gl import GLCalls
+from libero_gym.mujoco_import import mujoco
 from libero_gym.simulator import Simulator
 from libero_gym.uncopyable import Uncopyable
 

@@ -77,6 +77,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports a public name at its first use: SB3, torch and transformers take seconds."""
+    if name == "__version__":
+        from libero_gym.version import version
+
+        return version()
     if name not in _HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

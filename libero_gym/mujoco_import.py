@@ -1,0 +1,75 @@
+"""MuJoCo, imported so that a missing OpenGL library stops only what draws.
+
+``import mujoco`` loads the back end that ``MUJOCO_GL`` names, and PyOpenGL raises an AttributeError from within where
+its library is not installed. All modules of this package take MuJoCo from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+# What mujoco/gl_context.py takes for "none".
+NO_GL = "disable"
+_BACKENDS = ("egl", "osmesa")
+_VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+
+
+def import_mujoco() -> ModuleType:
+    """The module; without a GL context class of its own where the back end of ``MUJOCO_GL`` cannot be loaded.
+
+    `libero_gym.rendering` makes its contexts itself, and says then what is missing.
+
+    Raises:
+        ImportError: If MuJoCo is not installed.
+    """
+    if "mujoco" not in sys.modules and (backend := os.environ.get("MUJOCO_GL", "").lower().strip()) in _BACKENDS:
+        with gl_variables():
+            if not loads(backend):
+                os.environ["MUJOCO_GL"] = NO_GL
+            return importlib.import_module("mujoco")
+    return importlib.import_module("mujoco")
+
+
+def loads(backend: str) -> bool:
+    """Whether the library of a back end, ``"egl"`` or ``"osmesa"``, can be loaded; makes no context.
+
+    False also where PyOpenGL is bound to the other one: it binds to one, at its first import, even if that fails.
+    """
+    with gl_variables():
+        try:
+            importlib.import_module(f"mujoco.{backend}")
+        except (ImportError, AttributeError):
+            if not any(f"mujoco.{other}" in sys.modules for other in _BACKENDS):
+                forget_gl()
+            return False
+    return True
+
+
+def forget_gl() -> None:
+    """Drop PyOpenGL and MuJoCo's back ends, so that another can be loaded."""
+    for name in list(sys.modules):
+        if name.split(".")[0] == "OpenGL" or name.startswith(tuple(f"mujoco.{backend}" for backend in _BACKENDS)):
+            del sys.modules[name]
+
+
+@contextmanager
+def gl_variables() -> Iterator[None]:
+    """Undoes, at its end, what importing GL back ends writes into the environment."""
+    saved = {name: os.environ.get(name) for name in _VARIABLES}
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+import_mujoco()
+import mujoco as mujoco  # noqa: E402 - what this module is for

@@ -1,0 +1,64 @@
+"""Where numba keeps compiled functions: beside the source, else in our cache folder, else nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numba
+
+from libero_gym import cache
+
+_config: Any = numba.config  # filled from the environment when numba is imported
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """``numba.njit(cache=True, nogil=True)``, but without a cache where it can be written nowhere."""
+    with place_for(Path(__file__).parent) as cached:
+        return numba.njit(cache=cached, nogil=True)(function)
+
+
+@contextlib.contextmanager
+def place_for(package: Path) -> Iterator[bool]:
+    """Functions in this folder that are decorated meanwhile find a place for their cache; False if there is none.
+
+    numba looks for one when it decorates: ``NUMBA_CACHE_DIR``, beside the source, the user's cache folder. For another
+    user than the one who installed the packages, and without a home, none of these can be written, and it raises; or it
+    takes a home folder that is not known for a folder ``~`` here.
+    """
+    saved = _config.CACHE_DIR
+    if saved and is_writable(Path(saved)):
+        folder: Path | None = Path(saved)
+    elif is_writable(package / "__pycache__"):
+        yield True
+        return
+    else:
+        folder = own_folder()
+    if folder is not None:
+        _config.CACHE_DIR = str(folder)
+    try:
+        yield folder is not None
+    finally:
+        _config.CACHE_DIR = saved
+
+
+def own_folder() -> Path | None:
+    """A folder for numba in our cache; None if it cannot be written."""
+    try:
+        folder = cache.cache_dir() / "numba"
+    except OSError:
+        return None
+    return folder if cache.cache_limit_bytes() and is_writable(folder) else None
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether a file can be made there, the folder as well if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
