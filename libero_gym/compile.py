@@ -293,7 +293,7 @@ def stock_reset(env: Any) -> None:
     """
     from robosuite.utils.errors import RandomizationError
 
-    with _quiet():
+    with _quiet(), benchmark_files.pinned():
         while True:
             try:
                 env.env.reset()

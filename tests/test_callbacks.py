@@ -132,7 +132,7 @@ def test_learning_curve_is_a_picture_of_every_episode(tmp_path: Path) -> None:
     model.learn(96, curve)
     with Image.open(tmp_path / "plots" / "curve.png") as picture:
         assert picture.format == "PNG"
-        assert picture.size == (1080, 504)
+        assert picture.size == (1080, 576)
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["curve.png"]
     assert [episode.episode_return for episode in curve.history] == [info["r"] for info in model.ep_info_buffer or ()]
     steps = [episode.num_timesteps for episode in curve.history]

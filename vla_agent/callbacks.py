@@ -151,6 +151,7 @@ class LearningCurve(EpisodeHistory):
         window: Training episodes of a batch.
         evaluations: Gives the evaluations so far; `EvaluationCallback.curve` does. None draws training alone.
         label: What the evaluations are of, for the legend.
+        learns_from: Timestep until which only the critic learns; a dotted line says so. 0 draws none.
     """
 
     def __init__(
@@ -161,12 +162,14 @@ class LearningCurve(EpisodeHistory):
         *,
         evaluations: Callable[[], Sequence[Evaluated]] | None = None,
         label: str = "evaluated greedily on unseen states",
+        learns_from: int = 0,
     ) -> None:
         super().__init__(verbose)
         self.path = Path(path)
         self.window = whole_number("window", window, minimum=1)
         self.evaluations = evaluations
         self.label = label
+        self.learns_from = learns_from
 
     def _on_rollout_end(self) -> None:
         self.draw()
@@ -184,7 +187,7 @@ class LearningCurve(EpisodeHistory):
 
         batches = self.batches(self.window)
         shaped = any(episode.episode_return != float(episode.success) for episode in self.history)
-        figure = Figure(figsize=(9, 4.2), layout="constrained")
+        figure = Figure(figsize=(9, 4.8), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, 2 if shaped else 1, squeeze=False)[0]
         self._draw_success(panels[0], batches, evaluated)
@@ -193,7 +196,6 @@ class LearningCurve(EpisodeHistory):
         for axes in panels:
             axes.set_xlabel("decisions of the policy (timesteps)")
             axes.grid(alpha=0.25)
-            axes.set_xlim(left=0)
             axes.spines[["top", "right"]].set_visible(False)
         with replacing(self.path) as temporary:
             figure.savefig(temporary, dpi=120)
@@ -209,16 +211,21 @@ class LearningCurve(EpisodeHistory):
             steps, rates, low, high = np.array(evaluated, dtype=float).T
             errors = np.stack([rates - low, high - rates])
             label = f"{self.label} (95 % interval)"
-            axes.errorbar(steps, rates, errors, fmt="o-", color="C0", linewidth=2.5, capsize=4, label=label, zorder=3)
-            for step, rate in ((steps[0], rates[0]), (steps[-1], rates[-1])):
+            axes.plot(steps, rates, "o-", color="C0", linewidth=2.5, markersize=7, label=label, zorder=4)
+            axes.errorbar(steps, rates, errors, fmt="none", color="C0", linewidth=1.2, capsize=4, zorder=3)
+            for step, rate in zip(steps, rates, strict=True):
                 axes.annotate(
-                    f"{rate:.0%}", (step, rate), (6, -14), textcoords="offset points", color="C0", weight="bold"
+                    f"{rate:.0%}", (step, rate), (8, -15), textcoords="offset points", color="C0", weight="bold"
                 )
+        if self.learns_from:
+            axes.axvline(self.learns_from, color="0.5", linestyle=":", linewidth=1)
+            place = {"xytext": (4, 6), "textcoords": "offset points", "fontsize": 8, "color": "0.4"}
+            axes.annotate("the policy learns from here on", (self.learns_from, 0), **place)
         axes.set_ylabel("success rate")
         axes.set_ylim(-0.02, 1.02)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         if batches or evaluated:
-            axes.legend(loc="lower right", fontsize=8, framealpha=0.9)
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, frameon=False)
 
     def _draw_returns(self, axes: Any, batches: list[list[Episode]]) -> None:
         means = [np.mean([episode.episode_return for episode in batch]) for batch in batches]

@@ -88,14 +88,14 @@ class Options:
     eval_freq: int = 1024  # evaluate greedily every so many decisions, before and after; 0 never does
     eval_states: str = "0-19"  # official initial states to evaluate on; training must not see them
     n_eval_placements: int = 0  # further initial states per task to evaluate on, drawn; none is trained on
-    eval_renderer: Literal["exact", "fast"] = "exact"  # of evaluations
+    eval_renderer: Literal["fast", "exact"] = "fast"  # of evaluations; "exact" takes three times as long
     resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
     allow_changes: bool = False  # resume with other options than the run was made with
     long: bool = False  # three tasks and three times as many decisions, 21 minutes
 
 
 # What ``--long`` stands for; options that are given win.
-LONG = {"env_id": "LIBERO-Spatial-v0", "task_ids": "0-2", "total_timesteps": 12288, "eval_freq": 4096}
+LONG: dict[str, Any] = {"env_id": "LIBERO-Spatial-v0", "task_ids": "0-2", "total_timesteps": 12288, "eval_freq": 4096}
 
 
 def main(options: Options) -> None:
@@ -113,7 +113,11 @@ def learn(options: Options, model: VLAPPO, start: float) -> None:
     print(f"Ready after {time.perf_counter() - start:.0f} s; training on {model.device}, logs in {options.out}")
     success = Curriculum(options.curriculum, options.curriculum_tau)
     evaluation = make_evaluation(options) if options.eval_freq else None
-    curve = LearningCurve(options.out / "curve.png", evaluations=lambda: evaluation.curve if evaluation else [])
+    curve = LearningCurve(
+        options.out / "curve.png",
+        evaluations=lambda: evaluation.curve if evaluation else [],
+        learns_from=options.critic_warmup_iterations * options.n_steps * options.n_envs,
+    )
     callbacks: list[BaseCallback] = [success, RunCheckpoints(options.out, every=options.checkpoint_every)]
     callbacks += [evaluation] if evaluation else []
     callbacks.append(curve)  # last: it shows what the others found
