@@ -13,6 +13,7 @@ exact test for each seed, and a bootstrap over states (all seeds of a state toge
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shutil
 import subprocess
@@ -49,6 +50,16 @@ def train(args: argparse.Namespace, seed: int) -> tuple[Path, float]:
         seconds = run("train_ppo.py", "--seed", str(seed), "--out", str(folder))
         note.write_text(json.dumps({"seconds": round(seconds, 1)}))
     return folder, json.loads(note.read_text())["seconds"]
+
+
+def times(folder: Path) -> dict[str, float]:
+    """Where a run's seconds went."""
+    seconds = {name: round(spent, 1) for name, spent in json.loads((folder / "times.json").read_text()).items()}
+    with (folder / "progress.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    sums = {name: sum(float(row[f"time/{name}_s"] or 0) for row in rows) for name in ("rollout", "update", "eval")}
+    sums["rollout"] -= sums["eval"]  # which happens between two rollouts, on the clock of the second
+    return seconds | {f"of learning, {name}": round(spent, 1) for name, spent in sums.items()}
 
 
 def evaluate(args: argparse.Namespace, model: str, folder: Path) -> Outcomes:
@@ -122,7 +133,12 @@ def main() -> None:
     after = {seed: evaluate(args, str(folder / "model"), folder / "judged") for seed, (folder, _) in trained.items()}
     results["before"] = rate(before)
     results["seeds"] = {
-        str(seed): {"seconds": trained[seed][1], **describe(before, outcomes)} for seed, outcomes in after.items()
+        str(seed): {
+            "seconds": trained[seed][1],
+            "times": times(trained[seed][0]),
+            **describe(before, outcomes),
+        }
+        for seed, outcomes in after.items()
     }
     results["mean_gain"] = mean_gain(before, list(after.values()))
     args.out.parent.mkdir(parents=True, exist_ok=True)

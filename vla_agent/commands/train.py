@@ -1,14 +1,14 @@
 """Train a vision-language-action model by PPO, and show whether it got better: ``libero-vla train``.
 
-`main` is the whole job in the order in which it happens; `build` makes the environments and the learner.
+`main` and `learn` are the whole job in the order in which it happens.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, make_output_format
 
+from libero_gym.atomic import write_text
 from libero_gym.rewards import SHAPING_GAMMA
 from vla_agent import (
     VLAPPO,
@@ -32,6 +33,7 @@ from vla_agent import (
 from vla_agent.commands.options import parse_options
 from vla_agent.evaluation.before_after import describe_change, film_change, telling_trial
 from vla_agent.evaluation.manifest import read_training_states, write_training_states
+from vla_agent.health import Stopwatch
 from vla_agent.openvla.folder import resolve_folder
 from vla_agent.process_reward import VecProcessReward
 from vla_agent.vec_env import describe_suite
@@ -99,18 +101,22 @@ LONG: dict[str, Any] = {"env_id": "LIBERO-Spatial-v0", "task_ids": "0-2", "total
 
 
 def main(options: Options) -> None:
-    """The whole job: build the environments and the learner, then `learn`."""
+    """The whole job: make the environments and the learner, then `learn`."""
     options.out.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    env, model = build(options)
+    times = Stopwatch()
+    with times("environments"):
+        env = make_environments(options)
     with contextlib.closing(env):  # its workers would outlive an error
-        learn(options, model, start)
+        with times("model"):
+            model = make_learner(options, env)
+        learn(options, model, times)
 
 
-def learn(options: Options, model: VLAPPO, start: float) -> None:
+def learn(options: Options, model: VLAPPO, times: Stopwatch) -> None:
     """Evaluate, learn, evaluate, report."""
     model.set_logger(make_logger(options.out, model.num_timesteps))
-    print(f"Ready after {time.perf_counter() - start:.0f} s; training on {model.device}, logs in {options.out}")
+    seconds = ", ".join(f"{name} {spent:.0f} s" for name, spent in times.seconds.items())
+    print(f"Ready ({seconds}); training on {model.device}, logs in {options.out}")
     success = Curriculum(options.curriculum, options.curriculum_tau)
     evaluation = make_evaluation(options) if options.eval_freq else None
     curve = LearningCurve(
@@ -121,26 +127,29 @@ def learn(options: Options, model: VLAPPO, start: float) -> None:
     callbacks: list[BaseCallback] = [success, RunCheckpoints(options.out, every=options.checkpoint_every)]
     callbacks += [evaluation] if evaluation else []
     callbacks.append(curve)  # last: it shows what the others found
-    ended = safe_learn(
-        model,
-        options.total_timesteps - model.num_timesteps,
-        options.out,
-        callbacks,
-        progress_bar=True,
-        reset_num_timesteps=options.resume is None,
-    )
+    with times("learning, with evaluations"):
+        ended = safe_learn(
+            model,
+            options.total_timesteps - model.num_timesteps,
+            options.out,
+            callbacks,
+            progress_bar=True,
+            reset_num_timesteps=options.resume is None,
+        )
     if not ended:
         print(f"Stopped. The same command with --resume {options.out} goes on as if it had not been.")
         return
     model.save(options.out / "model")
     note_training_states(options)
     if evaluation is not None:
-        film_the_change(options, model, evaluation)
+        with times("film"):
+            film_the_change(options, model, evaluation)
+    write_text(options.out / "times.json", json.dumps(times.seconds, indent=1) + "\n")
     report(options, success, evaluation)
 
 
-def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
-    """The environments and the learner."""
+def make_environments(options: Options) -> VLAVecEnv | VecProcessReward:
+    """The environments to train in."""
     if options.reward == "progress" and (options.gamma != SHAPING_GAMMA or not options.bootstrap_time_limits):
         raise ValueError(
             f"--reward progress is shaped for gamma={SHAPING_GAMMA} and bootstrap_time_limits=True, and training has "
@@ -156,7 +165,7 @@ def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
             "gamma": options.gamma,
             "bootstrap_time_limits": options.bootstrap_time_limits,
         }
-    env = make_vec_env(
+    return make_vec_env(
         options.env_id,
         options.n_envs,
         task_id=parse_ids(options.task_ids) or None,
@@ -171,6 +180,10 @@ def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
         privileged=options.privileged_critic,
         seed=options.seed,
     )
+
+
+def make_learner(options: Options, env: VLAVecEnv | VecProcessReward) -> VLAPPO:
+    """PPO with the options' arguments, new or from where an earlier run stopped."""
     policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
     policy_kwargs["detach_value"] = options.detach_value
     if options.gradient_checkpointing:
@@ -198,16 +211,12 @@ def build(options: Options) -> tuple[VLAVecEnv | VecProcessReward, VLAPPO]:
         "policy_kwargs": policy_kwargs,
         "seed": options.seed,
     }
-    try:
-        if options.resume is None:
-            return env, VLAPPO("VLAPolicy", env, device=options.device, **arguments)
-        path = latest_run(options.resume)
-        model = VLAPPO.load(path, env, options.device, allow_changes=options.allow_changes, **arguments)
-    except BaseException:
-        env.close()  # its workers would outlive the error
-        raise
+    if options.resume is None:
+        return VLAPPO("VLAPolicy", env, device=options.device, **arguments)
+    path = latest_run(options.resume)
+    model = VLAPPO.load(path, env, options.device, allow_changes=options.allow_changes, **arguments)
     print(f"Going on from {path}, {model.num_timesteps} of {options.total_timesteps} steps done")
-    return env, model
+    return model
 
 
 def make_evaluation(options: Options) -> EvaluationCallback:
