@@ -58,7 +58,8 @@ def times(folder: Path) -> dict[str, float]:
     with (folder / "progress.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     sums = {name: sum(float(row[f"time/{name}_s"] or 0) for row in rows) for name in ("rollout", "update", "eval")}
-    sums["rollout"] -= sums["eval"]  # which happens between two rollouts, on the clock of the second
+    last = float(rows[-1]["time/eval_s"] or 0)
+    sums["rollout"] -= sums["eval"] - last  # all but the last are on the clock of the rollout behind them
     return seconds | {f"of learning, {name}": round(spent, 1) for name, spent in sums.items()}
 
 
