@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+from safetensors.torch import load_file, save
 
 from libero_gym.episodes import Episode
 from vla_agent.action_chunks import ActionChunks, moving_frames, next_gripper_change, normalize, to_bins
@@ -191,6 +193,27 @@ def test_resuming_names_what_changed(tmp_path: Path, data: ActionChunks) -> None
         trainer(tmp_path / "b", data, batch_size=4).load(tmp_path / "checkpoint")
     with pytest.raises(ValueError, match="is no checkpoint of a fine-tuning"):
         trainer(tmp_path / "b", data).load(tmp_path / "b")
+
+
+def test_damaged_checkpoints_are_told(tmp_path: Path, data: ActionChunks) -> None:
+    learner = trainer(tmp_path / "a", data)
+    learner.train(1)
+    learner.save(tmp_path / "whole")
+    whole = load_file(tmp_path / "whole" / "trainer.safetensors")
+    moment = next(name for name in whole if name.startswith("exp_avg|"))
+    damage: dict[str, tuple[str, bytes]] = {
+        "no JSON": ("trainer.json", b"{"),
+        "expected an object": ("trainer.json", b"[]"),
+        "step is missing": ("trainer.json", b"{}"),
+        r"trainer\.safetensors' is damaged": ("trainer.safetensors", b"cut"),
+        "is missing or has another shape": ("trainer.safetensors", save({**whole, moment: th.zeros(3)})),
+        "NaN or infinity": ("trainer.safetensors", save({**whole, moment: whole[moment] + float("nan")})),
+    }
+    for match, (name, content) in damage.items():
+        folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / match[:8].strip()))
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=match):
+            learner.load(folder)
 
 
 def test_the_export_is_the_average_and_training_goes_on_unchanged(tmp_path: Path, data: ActionChunks) -> None:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch as th
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -33,10 +32,12 @@ from vla_agent.folders import Kind, save_tensors, writing
 from vla_agent.health import warn_of_lost_steps
 from vla_agent.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.openvla import OpenVLA
+from vla_agent.run_files import FolderFiles, read_json, read_tensors
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE, TENSORS_FILE = "trainer.json", "trainer.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 TRAINER = Kind("checkpoint of a fine-tuning", (STATE_FILE, TENSORS_FILE))
 
 
@@ -249,34 +250,50 @@ class SupervisedTrainer:
         """Go on from `save`.
 
         Raises:
-            ValueError: If there is no such checkpoint, or it belongs to another model, other data or other settings;
-                the message lists what differs.
+            ValueError: If there is no such checkpoint, it is damaged, or it belongs to another model, other data or
+                other settings; the message lists what differs.
         """
         folder = Path(folder)
         if not (folder / STATE_FILE).is_file() or not (folder / TENSORS_FILE).is_file():
             raise ValueError(
                 f"'{folder}' is no checkpoint of a fine-tuning: {STATE_FILE} or {TENSORS_FILE} is missing."
             )
-        saved = json.loads((folder / STATE_FILE).read_text())
+        files = FolderFiles(folder)
+        saved = read_json(files, STATE_FILE, {"step": range(2**62), "identity": {}})
         now, before = self._identity(), saved["identity"]
         changed = [f"{key} {before.get(key)!r} to {now[key]!r}" for key in now if now[key] != before.get(key)]
         if changed:
             raise ValueError(f"'{folder}' was trained otherwise ({', '.join(changed)}); resume with the same.")
-        tensors = load_file(folder / TENSORS_FILE, device=str(self.model.device))
+        tensors = read_tensors(files, TENSORS_FILE)
+        self._check_tensors(folder, tensors)
         self._write({name: tensors[f"weights|{name}"] for name in self._trained})
         for name in self._average:
             self._average[name].copy_(tensors[f"average|{name}"])
         for name, parameter in self._trained.items():
             if f"exp_avg|{name}" in tensors:
-                moments = {key: tensors[f"{key}|{name}"].clone() for key in ("exp_avg", "exp_avg_sq")}
+                moments = {key: tensors[f"{key}|{name}"].to(parameter.device) for key in _MOMENTS}
                 self.optimizer.state[parameter] = {"step": th.tensor(float(saved["step"])), **moments}
         self.step = int(saved["step"])
+
+    def _check_tensors(self, folder: Path, tensors: dict[str, th.Tensor]) -> None:
+        """Refuses tensors that are not those which `_tensors` gives, before any is copied."""
+        shapes = {f"weights|{name}": parameter.shape for name, parameter in self._trained.items()}
+        shapes |= {f"average|{name}": tensor.shape for name, tensor in self._average.items()}
+        for name, parameter in self._trained.items():
+            if any(f"{key}|{name}" in tensors for key in _MOMENTS):
+                shapes |= {f"{key}|{name}": parameter.shape for key in _MOMENTS}
+        wrong = [name for name, shape in shapes.items() if name not in tensors or tensors[name].shape != shape]
+        if wrong:
+            raise ValueError(
+                f"'{folder / TENSORS_FILE}' is damaged, or of another model: {', '.join(wrong[:3])} is missing or has "
+                "another shape."
+            )
 
     def _tensors(self) -> dict[str, th.Tensor]:
         tensors = {f"weights|{name}": parameter.detach() for name, parameter in self._trained.items()}
         tensors |= {f"average|{name}": tensor for name, tensor in self._average.items()}
         for name, parameter in self._trained.items():
-            for key in ("exp_avg", "exp_avg_sq"):
+            for key in _MOMENTS:
                 if key in self.optimizer.state[parameter]:
                     tensors[f"{key}|{name}"] = self.optimizer.state[parameter][key]
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
