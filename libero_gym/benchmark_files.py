@@ -82,7 +82,7 @@ def other_distributions() -> tuple[str, ...]:
     """Installed distributions, beside the benchmark's, that are known to bring a package ``libero``."""
     found = []
     # LIBERO itself (openpi's and OpenVLA-OFT's environments have it), its derivatives, LeRobot's edition.
-    for name in ("libero", "libero-pro", "libero-ood", "hf-libero"):
+    for name in ("libero", "libero-pro", "libero-ood", "hf-libero", "hf-libero-pro"):
         try:
             importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:

@@ -163,7 +163,7 @@ def compile_task(task: Task) -> CompiledTask:
     key = task_key(task)
     record = _load_record(key)
     if record is None:
-        logger.info("Compiling %s", task.name)
+        logger.warning("Compiling task %d of %s: once, some 5 to 10 s.", task.task_id, task.suite)
         with stock_env(task) as env:
             record = _extract(env)
         cache.write(key, _dump_record(record))
@@ -178,14 +178,32 @@ def visual_model(compiled: CompiledTask, renderer: str = "exact") -> mujoco.MjMo
         renderer: ``"exact"`` for stock LIBERO's meshes and textures (30-270 MB), ``"fast"`` for decimated
             ones (40-60 MB).
     """
-    key = f"{compiled.visual_key}-{renderer}"
-    if renderer == "fast":
-        key += f"{decimation.VERSION}"
+    key = _visual_model_key(compiled.visual_key, renderer)
     if key not in _visual_models:
         while len(_visual_models) >= MAX_SCENES:
             del _visual_models[next(iter(_visual_models))]
         _visual_models[key] = _load_visual_model(compiled, key, renderer)
     return _visual_models[key]
+
+
+def prepare_visual_model(compiled: CompiledTask, renderer: str) -> None:
+    """Have the model that cameras see in the cache on disk, without keeping it in memory."""
+    key = _visual_model_key(compiled.visual_key, renderer)
+    if not cache.contains(key):
+        _load_visual_model(compiled, key, renderer)
+
+
+def is_compiled(task: Task, renderer: str | None = None) -> bool:
+    """Whether the cache has a task, and the model that cameras see if a renderer is named."""
+    key = task_key(task)
+    if renderer is None or not cache.contains(key):
+        return cache.contains(key)
+    record = _load_record(key)
+    return record is not None and cache.contains(_visual_model_key(record["visual_key"], renderer))
+
+
+def _visual_model_key(visual_key: str, renderer: str) -> str:
+    return f"{visual_key}-{renderer}" + (f"{decimation.VERSION}" if renderer == "fast" else "")
 
 
 def _load_visual_model(compiled: CompiledTask, key: str, renderer: str) -> mujoco.MjModel:
@@ -315,7 +333,7 @@ def without_visuals(env: Any) -> None:
     def initialize_sim(xml_string: str | None = None) -> None:  # as robosuite's `_initialize_sim`
         xml = domain.model.get_xml()
         if xml not in compiled:
-            compiled[xml] = mujoco.MjModel.from_xml_string(_without_visuals(xml))
+            compiled[xml] = mujoco.MjModel.from_xml_string(physics_xml(xml))
         domain.sim = MjSim(copy.copy(compiled[xml]))  # a reset writes fixture poses into it
         domain.model.generate_id_mappings = lambda sim: None  # of visual geoms, for segmentation
         domain.sim.forward()
@@ -364,7 +382,7 @@ def _extract(env: Any) -> dict[str, Any]:
     domain = env.env
     visual = domain.sim.model._model
     xml = domain.model.get_xml()
-    physics = mujoco.MjModel.from_xml_string(_without_visuals(xml))
+    physics = mujoco.MjModel.from_xml_string(physics_xml(xml))
     same = all(getattr(physics, count) == getattr(visual, count) for count in ("nq", "nv", "nu", "nbody", "nsite"))
     if not same or not np.array_equal(physics.body_inertia, visual.body_inertia):
         raise RuntimeError("The physics-only model differs from the full one; please report this task.")
@@ -384,7 +402,8 @@ def _extract(env: Any) -> dict[str, Any]:
     }
 
 
-def _without_visuals(xml: str) -> str:
+def physics_xml(xml: str) -> str:
+    """A model's XML such that MuJoCo leaves out what only cameras see."""
     return xml.replace("<compiler ", '<compiler discardvisual="true" ', 1)
 
 

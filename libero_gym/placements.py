@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from libero_gym import cache
-from libero_gym.compile import stock_env, task_key
+from libero_gym.compile import physics_xml, stock_env, task_key
 from libero_gym.mujoco_import import mujoco
 from libero_gym.tasks import Task
 
@@ -73,6 +73,11 @@ def prepare(task: Task, placement_seeds: Sequence[int]) -> None:
         _keep(_key(task, block), part)
 
 
+def are_drawn(task: Task, placement_seeds: Sequence[int]) -> bool:
+    """Whether `prepare` would find these seeds' states in the cache."""
+    return all(cache.contains(_key(task, block)) for block in {seed // BLOCK for seed in placement_seeds})
+
+
 def _keep(key: str, states: np.ndarray) -> None:
     states.setflags(write=False)
     _kept[key] = states
@@ -83,23 +88,46 @@ def _key(task: Task, block: int) -> str:
 
 
 def _draw(task: Task, seeds: Sequence[int]) -> np.ndarray:
-    """One soft reset of the stock environment per seed, its fixtures held where the protocol has them."""
-    states = []
+    """Initial states of these seeds, float64 (n, 1 + nq + nv)."""
     with stock_env(task) as env:
-        domain = env.env
-        model = domain.sim.model
-        _hold_fixtures(domain)
-        # Samplers of drawers and shelves add a fixture's pose to where its sites are before fixtures are placed.
-        unplaced = mujoco.MjModel.from_xml_string(domain.model.get_xml())
-        for seed in seeds:
-            np.random.seed(seed)  # noqa: NPY002 - LIBERO and robosuite draw from the global generators
-            random.seed(seed)
-            model.body_pos[:], model.body_quat[:] = unplaced.body_pos, unplaced.body_quat
-            domain.sim.reset()
-            domain.sim.forward()
-            domain._reset_internal()
-            states.append(domain.sim.get_state().flatten())
+        return draw_from(env, seeds)
+
+
+def draw_from(env: Any, seeds: Sequence[int]) -> np.ndarray:
+    """One soft reset of a stock environment per seed, its fixtures held where they stand; that environment is spent.
+
+    Args:
+        env: As `compile.stock_env` gives it; at its first reset, for the poses of the protocol.
+        seeds: What LIBERO's samplers are seeded with, one per state.
+    """
+    domain = env.env
+    model = domain.sim.model
+    _hold_fixtures(domain)
+    _leave_out_what_no_sampler_reads(domain)
+    # Samplers of drawers and shelves add a fixture's pose to where its sites are before fixtures are placed.
+    unplaced = mujoco.MjModel.from_xml_string(physics_xml(domain.model.get_xml()))
+    states = []
+    for seed in seeds:
+        np.random.seed(seed)  # noqa: NPY002 - LIBERO and robosuite draw from the global generators
+        random.seed(seed)
+        model.body_pos[:], model.body_quat[:] = unplaced.body_pos, unplaced.body_quat
+        domain.sim.reset()
+        domain._reset_internal()
+        states.append(domain.sim.get_state().flatten())
     return np.array(states, dtype=np.float64)
+
+
+def _leave_out_what_no_sampler_reads(domain: Any) -> None:
+    """Have resets skip forward passes, contacts, looking up names and making a controller: most of a reset's time.
+
+    LIBERO runs ``mj_step1`` itself before it samples (`BDDLBaseDomain._reset_internal`), and that computes from
+    positions alone all that its samplers look at: where sites are.
+    """
+    domain.sim.forward = lambda: None
+    domain._setup_references = lambda: None
+    domain.sim.model._model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONTACT)
+    for robot in domain.robots:
+        robot._load_controller = lambda: None
 
 
 def _hold_fixtures(domain: Any) -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from libero_gym import devices
 from libero_gym import worker as protocol
 from libero_gym.env import LiberoEnv, check_task_weights
+from libero_gym.first_use import compile_tasks
 from libero_gym.pool import WorkerError, WorkerPool
 from libero_gym.rewards import TERMS
 from libero_gym.shared_arrays import Layout, SharedArrays
@@ -303,8 +304,10 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
     # -------------------------------------------------------------------------------------------- private
 
     def _start(self) -> None:
-        for task_id in tqdm(self.task_ids, desc="Compiling tasks", unit="task", disable=None, leave=False):
-            renderer = self._renderer if self._draws_frames else None
+        renderer = self._renderer if self._draws_frames else None
+        tasks = [self._tasks[task_id] for task_id in self.task_ids]
+        compile_tasks(tasks, renderer=renderer, placement_seeds=self.settings["placement_seeds"])
+        for task_id in tqdm(self.task_ids, desc="Loading tasks", unit="task", disable=None, leave=False):
             self._pool.compile(self.suite.name, task_id, renderer, self.settings["placement_seeds"])
         for (first, last), device in zip(self._shares, self.render_devices, strict=True):
             self._pool.fork(first, last, self._env_kwargs | {"render_device": device})

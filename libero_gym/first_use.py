@@ -1,0 +1,171 @@
+"""Compiles tasks before they are used, several at a time, and says so: what takes seconds per task is no silence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from libero_gym import cache, placements
+from libero_gym.compile import compile_task, is_compiled, prepare_visual_model
+from libero_gym.numba_cache import is_writable
+from libero_gym.tasks import Task, get_tasks
+
+logger = logging.getLogger(__name__)
+
+_Jobs = queue.SimpleQueue[dict[str, Any]]
+# What a process that compiles takes at most, measured; a kitchen scene with decimation.
+_PROCESS_BYTES = 2.5e9
+
+
+def compile_tasks(
+    tasks: Sequence[Task],
+    *,
+    renderer: str | None = None,
+    placement_seeds: Sequence[int] = (),
+    progress: bool = True,
+    max_processes: int | None = None,
+) -> None:
+    """Have these tasks in the cache on disk. What is there already costs nothing.
+
+    The work is done by fresh interpreters, so that the caller may fork later and needs no ``if __name__ ==
+    "__main__"``. They touch no OpenGL. Where one fails, or nothing can be cached, its tasks are left to whoever
+    uses them, who then compiles them, or fails with the reason.
+
+    Args:
+        tasks: What is going to be used.
+        renderer: Also prepare the model that this renderer draws.
+        placement_seeds: Also draw the initial states of these seeds.
+        progress: Show a bar with a rate, or log one line (WARNING) where standard error is no terminal.
+        max_processes: At most so many processes; None for as many as cores and memory allow.
+    """
+    seeds = sorted(set(placement_seeds))
+    missing = [task for task in tasks if not _is_ready(task, renderer, seeds)]
+    if not missing or not _can_cache():
+        return
+    jobs: _Jobs = queue.SimpleQueue()
+    for task in missing:
+        jobs.put({"suite": task.suite, "task_id": task.task_id, "renderer": renderer, "seeds": seeds})
+    n_processes = min(len(missing), max_processes or _processes_that_fit())
+    if progress and not sys.stderr.isatty():
+        logger.warning(
+            "Compiling %d task%s in %d process%s: once, some 5 to 10 s each; kept in %s.",
+            *(len(missing), "s" * (len(missing) > 1), n_processes, "es" * (n_processes > 1), cache.cache_dir()),
+        )
+    hidden = None if progress else True  # None: hidden where there is no terminal
+    with tqdm(total=len(missing), desc="Compiling tasks", unit="task", disable=hidden, leave=False) as bar:
+        for problem in _answers(jobs, len(missing), n_processes):
+            if problem is not None:
+                logger.warning("A task was not compiled in advance: %s", problem)
+            bar.update()
+
+
+def _answers(jobs: _Jobs, n_jobs: int, n_processes: int) -> Iterator[str | None]:
+    """What went wrong with each job, None if nothing did, in the order of their ends."""
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    processes: list[subprocess.Popen[str]] = []
+    stopped = threading.Event()
+    threads = [
+        threading.Thread(target=_do_jobs, args=(jobs, answers, processes, stopped), daemon=True)
+        for _ in range(n_processes)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(n_jobs):
+            yield answers.get()
+    finally:
+        stopped.set()
+        for process in list(processes):
+            process.kill()
+        for thread in threads:
+            thread.join()
+
+
+def _do_jobs(
+    jobs: _Jobs,
+    answers: queue.SimpleQueue[str | None],
+    processes: list[subprocess.Popen[str]],
+    stopped: threading.Event,
+) -> None:
+    """Have one process do jobs until none is left; another takes its place if it ends, as for want of memory."""
+    process = None
+    while not (stopped.is_set() or jobs.empty()):
+        try:
+            job = jobs.get_nowait()
+        except queue.Empty:  # another thread was faster
+            break
+        answer = json.dumps(f"{job['suite']} {job['task_id']}: the process that compiled it ended.")
+        try:
+            if process is None or process.poll() is not None:
+                process = subprocess.Popen(_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                processes.append(process)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline() or answer
+        except OSError as error:
+            answer = json.dumps(f"{job['suite']} {job['task_id']}: {error}")
+        answers.put(json.loads(answer))
+    if process is not None:
+        with contextlib.suppress(OSError):
+            process.communicate()  # closes its input, so that it leaves
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-m", "libero_gym.first_use"]
+
+
+def _is_ready(task: Task, renderer: str | None, seeds: Sequence[int]) -> bool:
+    return is_compiled(task, renderer) and placements.are_drawn(task, seeds)
+
+
+def _can_cache() -> bool:
+    try:
+        return cache.cache_limit_bytes() > 0 and is_writable(cache.cache_dir())
+    except OSError:
+        return False
+
+
+def _processes_that_fit() -> int:
+    """As many as there are cores for this process, and memory for them; at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
+        cores = min(cores, int(int(line.split()[1]) * 1024 / _PROCESS_BYTES))
+    return max(cores, 1)
+
+
+def _serve() -> None:
+    """Do the jobs on standard input, one JSON object a line, and answer each with a line: null or what went wrong."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else is printed is no answer
+    logging.disable(logging.WARNING)  # the parent has said that this takes time
+    for line in sys.stdin:
+        job = json.loads(line)
+        problem = None
+        try:
+            task = get_tasks(job["suite"])[job["task_id"]]
+            compiled = compile_task(task)
+            if job["renderer"] is not None:
+                prepare_visual_model(compiled, job["renderer"])
+            placements.prepare(task, job["seeds"])
+        except Exception as error:
+            problem = f"{job['suite']} {job['task_id']}: {type(error).__name__}: {error}"
+        answers.write(json.dumps(problem) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,94 @@
+"""Tasks are compiled before they are used, in processes of their own, and the user is told."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from libero_gym import cache, first_use
+from libero_gym import compile as compile_module
+from libero_gym.compile import compile_task, is_compiled
+from libero_gym.first_use import compile_tasks
+from libero_gym.placements import sampled_state
+from libero_gym.tasks import get_tasks
+
+TASKS = get_tasks("libero_spatial")[:2]
+
+
+@pytest.fixture
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+
+
+def test_processes_leave_in_the_cache_what_this_one_would_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = [compile_task(task) for task in TASKS]
+    state = sampled_state(TASKS[1], 3).copy()
+    monkeypatch.setenv("LIBERO_GYM_CACHE", str(tmp_path))
+    compile_tasks(TASKS, placement_seeds=[3], max_processes=2)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"Compiling 2 tasks in 2 processes: once, some 5 to 10 s each; kept in {tmp_path}" in caplog.text
+    for task, compiled in zip(TASKS, expected, strict=True):
+        assert is_compiled(task, "exact")
+        assert not is_compiled(task, "fast")
+        loaded = compile_task.__wrapped__(task)
+        assert (loaded.goal, loaded.visual_key) == (compiled.goal, compiled.visual_key)
+        blobs = [compile_module.model_to_bytes(each.physics) for each in (loaded, compiled)]
+        assert blobs[0] == blobs[1]
+        np.testing.assert_array_equal(loaded.fixtures.pos, compiled.fixtures.pos)
+    monkeypatch.setattr("libero_gym.placements._kept", {})
+    np.testing.assert_array_equal(sampled_state(TASKS[1], 3), state)
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_what_is_cached_costs_nothing_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    for task in TASKS:
+        compile_task(task)
+        sampled_state(task, 3)
+    compile_tasks(TASKS, placement_seeds=[3])
+    assert caplog.records == []
+    assert cache.contains(compile_module.task_key(TASKS[0]))
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_without_a_cache_tasks_are_left_to_whoever_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "0")
+    compile_tasks(TASKS)
+
+
+def test_processes_that_end_do_not_stop_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LIBERO_GYM_CACHE", str(tmp_path))
+    monkeypatch.setattr(first_use, "_command", lambda: [sys.executable, "-c", "raise SystemExit(3)"])
+    compile_tasks(TASKS, progress=False, max_processes=2)
+    said = [record.getMessage() for record in caplog.records]
+    assert sorted(said) == [
+        f"A task was not compiled in advance: libero_spatial {task_id}: the process that compiled it ended."
+        for task_id in (0, 1)
+    ]
+
+
+def test_an_uncached_task_is_announced_before_it_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(task: object) -> None:
+        raise Stop
+
+    monkeypatch.setenv("LIBERO_GYM_CACHE", str(tmp_path))
+    monkeypatch.setattr(compile_module, "stock_env", stop)
+    with caplog.at_level(logging.WARNING), pytest.raises(Stop):
+        compile_task.__wrapped__(TASKS[0])
+    assert caplog.messages == ["Compiling task 0 of libero_spatial: once, some 5 to 10 s."]
