@@ -1,4 +1,4 @@
-"""Watch LIBERO: a random policy's episode of every task of a suite, as an MP4 and a contact sheet.
+"""Watch LIBERO: a random policy's episode of every task of a suite, as a captioned MP4 and a contact sheet.
 
     python examples/random_rollout.py --suite LIBERO-Spatial-v0
 
@@ -16,6 +16,7 @@ import gymnasium as gym
 import imageio.v3 as iio
 import matplotlib as mpl
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 mpl.use("Agg")
@@ -30,6 +31,18 @@ def rollout(env: gym.Env, task_id: int, n_steps: int) -> tuple[list[np.ndarray],
         obs, *_ = env.step(env.action_space.sample())
         frames.append(obs["image"])
     return frames, obs["instruction"]
+
+
+def captioned(frame: np.ndarray, caption: str) -> np.ndarray:
+    """The frame over its caption, at least 256 pixels wide; sides are multiples of 16, else imageio stretches them."""
+    side = len(frame) * -(-256 // len(frame))
+    font_size = max(side // 20, 12)
+    font = ImageFont.load_default(font_size)
+    lines = textwrap.wrap(caption, int(side / font.getlength("n")))
+    page = Image.new("RGB", tuple(-(-length // 16) * 16 for length in (side, side + 5 * font_size)))
+    page.paste(Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST))
+    ImageDraw.Draw(page).text((font_size // 2, side + 2), "\n".join(lines), font=font, fill="white")
+    return np.asarray(page)
 
 
 def contact_sheet(images: list[np.ndarray], captions: list[str], path: Path) -> None:
@@ -61,9 +74,9 @@ def main() -> None:
     movie, sheet, captions = [], [], []
     for task_id in tqdm(env.unwrapped.task_ids, unit="task"):
         frames, instruction = rollout(env, task_id, args.steps)
-        movie += frames
-        sheet.append(frames[0])
         captions.append(f"{task_id}: {instruction}")
+        movie += [captioned(frame, captions[-1]) for frame in frames]
+        sheet.append(frames[0])
     env.close()
 
     args.out.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,10 @@ import logging
 import os
 import random
 import sys
+import threading
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,20 @@ def _import_stock() -> type:
     return ControlEnv
 
 
+def _one_at_a_time(manager: Callable[..., contextlib.AbstractContextManager[Any]]) -> Callable[..., Any]:
+    """A context manager that one thread at a time is in: LIBERO's generators, and ``sys.stdout``, are the process's."""
+    lock = threading.RLock()
+
+    @functools.wraps(manager)
+    @contextlib.contextmanager
+    def locked(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with lock, manager(*args, **kwargs) as value:
+            yield value
+
+    return locked
+
+
+@_one_at_a_time
 @contextlib.contextmanager
 def _robosuite_settings() -> Iterator[None]:
     """Have robosuite import anywhere: no log file, a numba cache only where one can be, a GL back end only if there.

@@ -18,8 +18,8 @@ _OPENGL_API = 0x30A2
 _DRAW, _READ = 0x3059, 0x305A
 _MAX_DEVICES = 64
 # What MuJoCo's own EGL context asks for: 8 bits a channel, 24 of depth, 8 of stencil, for OpenGL and a pbuffer.
-_CONFIG = (0x3024, 8, 0x3023, 8, 0x3022, 8, 0x3021, 8, 0x3025, 24, 0x3026, 8, 0x303F, 0x308E)
-_CONFIG += (0x3033, 0x0001, 0x3040, 0x0008, 0x3038)
+_CONFIG = [0x3024, 8, 0x3023, 8, 0x3022, 8, 0x3021, 8, 0x3025, 24, 0x3026, 8, 0x303F, 0x308E]
+_CONFIG += [0x3033, 0x0001, 0x3040, 0x0008, 0x3038]
 
 DEVICE_VARIABLE = "MUJOCO_EGL_DEVICE_ID"
 
@@ -130,11 +130,9 @@ class EglContext:
         OSError: If there is no EGL, or none of its devices gives a context.
     """
 
-    backend = "egl"
-
     def __init__(self, device: int | None = None) -> None:
         self._egl = egl = load()
-        self.display = _open_display(egl, device)
+        self.display: int | None = _open_display(egl, device)
         config, count = ctypes.c_void_p(), ctypes.c_int(0)
         attributes = (ctypes.c_int * len(_CONFIG))(*_CONFIG)
         egl.choose_config(self.display, attributes, ctypes.byref(config), 1, ctypes.byref(count))

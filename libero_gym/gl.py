@@ -32,7 +32,6 @@ class ContextLostError(RenderingError):
 class GLContext(Protocol):
     """A GL context of a back end, current in no thread except within `current`."""
 
-    backend: str
     display: int | None  # tells contexts on different devices apart
     calls: GLCalls
 

@@ -52,8 +52,7 @@ class OSMesaContext:
         OSError: If OSMesa is not installed or gives no context.
     """
 
-    backend = "osmesa"
-    display = None  # there is one
+    display: int | None = None
 
     def __init__(self) -> None:
         self._library = library = load()

@@ -169,12 +169,17 @@ def test_fine_tuning_records_learns_and_evaluates(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "model" / "training.json").read_text()) == {"training": {"libero_spatial": [20, 21]}}
 
 
-def test_random_rollout_writes_a_video_and_a_contact_sheet(tmp_path: Path) -> None:
+def test_random_rollout_writes_a_captioned_video_and_a_contact_sheet(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "random_rollout.py"), "--steps", "1", "--image-size", "64"]
     subprocess.run(
         [*command, "--renderer", "fast", "--out", str(tmp_path)], check=True, capture_output=True, timeout=300
     )
-    assert iio.imread(tmp_path / "LIBERO-Spatial-v0.mp4").shape == (20, 64, 64, 3)
+    movie = iio.imread(tmp_path / "LIBERO-Spatial-v0.mp4")
+    assert movie.shape == (20, 320, 256, 3)
+    captions = movie[:, 256:].max(axis=-1) > 128  # white words on black, two frames a task
+    assert captions.any(axis=(1, 2)).all()
+    assert (captions[0::2] == captions[1::2]).mean() > 0.99
+    assert all((captions[task] != captions[task + 2]).mean() > 0.01 for task in range(0, 18, 2))
     assert (tmp_path / "LIBERO-Spatial-v0.png").stat().st_size > 20_000
 
 
