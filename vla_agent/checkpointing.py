@@ -216,6 +216,7 @@ def training_state(model: VLAPPO) -> dict[str, Any]:
     starts = model._last_episode_starts
     can_tell = is_restorable(model.env) and model._last_obs is not None
     state = {
+        "run": model.run,
         "counters": {name: getattr(model, name) for name in COUNTERS},
         "episodes": list(model.ep_info_buffer or ()),
         "successes": [bool(success) for success in model.ep_success_buffer or ()],
@@ -392,6 +393,7 @@ def _restore_state(model: VLAPPO, state: dict[str, Any]) -> None:
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(state["successes"], maxlen=model._stats_window_size)
     model.callback_states = state["callbacks"]
+    model.run = state.get("run")  # runs saved before there were identities have none
     _restore_environments(model, state)
     restore_generators(state["generators"], model.device)  # last: what came before may have drawn
 

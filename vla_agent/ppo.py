@@ -191,6 +191,7 @@ class VLAPPO(PPO):
         self.n_iterations = 0
         self.n_skipped_steps = 0
         self.boundary: Moment | None = None  # the run before the rollout or update that is under way
+        self.run: dict[str, Any] | None = None  # identity and attempt, see `run_folder.Claim`
         self._past: Moment | None = None  # the boundary before the last update, until there is a new one
         self.stateful_callbacks: dict[str, checkpointing.StatefulCallback] = {}
         self.callback_states: dict[str, Any] = {}  # of a loaded run, for the callbacks that it goes on with
@@ -522,6 +523,8 @@ class VLAPPO(PPO):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self.boundary = self._past = None  # of an earlier `learn`
+        if reset_num_timesteps:
+            self.run = None  # another begins
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if not reset_num_timesteps:
             for name in self.callback_states.keys() & self.stateful_callbacks.keys():
