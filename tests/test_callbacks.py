@@ -149,6 +149,20 @@ def test_a_signal_while_the_environments_are_saved_loses_nothing_of_them(
     assert kept._last_obs is not None  # the environments go on where they were
 
 
+def test_a_signal_that_ends_the_workers_too_is_a_clean_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As one to the whole process group may."""
+
+    def signal_and_fail() -> None:
+        send(signal.SIGTERM)
+        raise BrokenPipeError("worker 0 is gone")
+
+    assert not safe_learn(fake_model(), 10_000, tmp_path, At(20, signal_and_fail))
+    assert "After SIGTERM: BrokenPipeError: worker 0 is gone" in caplog.text
+    kept = VLAPPO.load(tmp_path / "interrupted", fake_env(2), **fake())
+    assert kept.num_timesteps == 32
+    assert kept._last_obs is not None
+
+
 class AtTheEnd(BaseCallback):
     """Sends a signal when training has ended."""
 
@@ -274,3 +288,17 @@ def test_moving_average_by_hand() -> None:
 def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     fake_model().learn(32, progress_bar=True)
     assert "32/32" in "".join(capsys.readouterr()).replace(" ", "")
+
+
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_an_error_closes_the_progress_bar() -> None:
+    """An open one fails when the interpreter ends, long after the error: "sys.meta_path is None"."""
+
+    def fail() -> None:
+        raise RuntimeError("worker died")
+
+    model = fake_model()
+    with pytest.raises(RuntimeError, match="worker died"):
+        model.learn(64, At(5, fail), progress_bar=True)
+    (bar,) = model._progress_bars
+    assert bar.pbar.disable  # what tqdm's `close` sets

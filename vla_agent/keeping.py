@@ -286,20 +286,24 @@ def _learn(
         if keeper.received and not keeper.saved:  # it came after the last step
             keeper.save()
     except BaseException as error:  # the first error is the one to report
-        if keeper.started:
-            _save_what_is_left(model, keeper.path, error)
+        is_saved = keeper.started and _save_what_is_left(model, keeper.path, error)
         _close(model)
-        raise
+        if not (is_saved and keeper.received and isinstance(error, Exception)):
+            raise
+        # The same signal may have ended what this process talks to. It asked for an end, and nothing is lost.
+        logger.warning("After %s: %s: %s", keeper.received.name, type(error).__name__, error)
+        return False
     stopped = any(isinstance(part, SaveOnSignal) and part.received for part in parts(callbacks))
     if stopped:
         _close(model)
     return not stopped
 
 
-def _save_what_is_left(model: VLAPPO, path: Path, error: BaseException) -> None:
-    """Save the run after an error; if that fails, say so and what there is instead."""
+def _save_what_is_left(model: VLAPPO, path: Path, error: BaseException) -> bool:
+    """Save the run after an error; if that fails, say so and what there is instead, and return False."""
     try:
         model.save(path)
+        return True
     except Exception as reason:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -310,6 +314,7 @@ def _save_what_is_left(model: VLAPPO, path: Path, error: BaseException) -> None:
         message = f"The run could not be saved as '{path}' ({type(reason).__name__}: {reason}). {way_out}"
         logger.error(message)
         error.add_note(message)
+        return False
 
 
 def _close(model: VLAPPO) -> None:

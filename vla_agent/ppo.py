@@ -12,7 +12,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import check_for_nested_spaces
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -194,6 +194,7 @@ class VLAPPO(PPO):
         self.run: dict[str, Any] | None = None  # identity and attempt, see `run_folder.Claim`
         self._past: Moment | None = None  # the boundary before the last update, until there is a new one
         self.stateful_callbacks: dict[str, checkpointing.StatefulCallback] = {}
+        self._progress_bars: list[ProgressBarCallback] = []
         self.callback_states: dict[str, Any] = {}  # of a loaded run, for the callbacks that it goes on with
         self._check_additions()
         if _init_setup_model:
@@ -500,7 +501,13 @@ class VLAPPO(PPO):
         progress_bar: bool = False,
     ) -> SelfVLAPPO:
         """As SB3's, but the metrics of the last update are logged too."""
-        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        try:
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        except BaseException:
+            for bar in self._progress_bars:  # SB3 leaves them open, and they fail when the interpreter ends
+                if hasattr(bar, "pbar"):
+                    bar.pbar.close()
+            raise
         self._past = None
         if log_interval is not None and self.logger.name_to_value:
             self.dump_logs()
@@ -512,6 +519,7 @@ class VLAPPO(PPO):
             callbacks = [*callbacks, SuccessCallback()]  # success per task is always in the log
         root = super()._init_callback(callbacks, progress_bar)
         self.stateful_callbacks = checkpointing.stateful_callbacks(root)
+        self._progress_bars = [part for part in checkpointing.parts([root]) if isinstance(part, ProgressBarCallback)]
         return root
 
     def _setup_learn(
@@ -533,7 +541,7 @@ class VLAPPO(PPO):
         return result
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["boundary", "_past", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
+        own = ["boundary", "_past", "_progress_bars", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
         return [*super()._excluded_save_params(), *own]
 
     def save(
