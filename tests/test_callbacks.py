@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from fakes import FakeBackbone, fake_env
 from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
 
-from vla_agent import VLAPPO, LearningCurve, SaveOnSignal, SuccessCallback, safe_learn
+from vla_agent import VLAPPO, LearningCurve, SaveOnSignal, SuccessCallback, keeping, latest_run, safe_learn
 from vla_agent.callbacks import Episode, Evaluated
 
 
@@ -48,7 +49,7 @@ def send(number: signal.Signals) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_the_run_and_close_the_environments(tmp_path: Path, number: signal.Signals) -> None:
     model = fake_model()
     before = signal.getsignal(number)
@@ -82,6 +83,140 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     assert model.env.venv.closed_times == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_comes_twice_at_once_is_one(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`timeout` sends it to the process, and then to its group. Later, it does what it did before."""
+    came: list[int] = []
+    before = signal.signal(number, lambda number, frame: came.append(number))
+
+    def twice() -> None:
+        send(number)
+        os.kill(os.getpid(), number)
+        time.sleep(0.05)
+
+    try:
+        assert not safe_learn(fake_model(), 10_000, tmp_path, At(20, twice))
+        assert came == []
+        monkeypatch.setattr(keeping, "SAME_SIGNAL_S", 0.0)
+        assert not safe_learn(fake_model(), 10_000, tmp_path, At(20, twice), existing="aside")
+        assert came == [number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As ``nohup`` asks for."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert safe_learn(fake_model(), 64, tmp_path, At(20, lambda: os.kill(os.getpid(), signal.SIGHUP)))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_step_saves_the_start(tmp_path: Path, number: signal.Signals) -> None:
+    """It comes while the environments are reset, which may take minutes."""
+    whole = fake_model()
+    whole.learn(64)
+    model = fake_model()
+    reset = model.env.reset  # type: ignore[union-attr]
+    model.env.reset = lambda: (send(number), reset())[1]  # type: ignore[union-attr, method-assign]
+    before = signal.getsignal(number)
+    assert not safe_learn(model, 64, tmp_path, SuccessCallback())
+    assert model.num_timesteps == 0
+    assert model.env.venv.closed_times == 1  # type: ignore[union-attr]
+    assert signal.getsignal(number) is before
+    resumed = VLAPPO.load(latest_run(tmp_path), fake_env(2), **fake())
+    assert safe_learn(resumed, 64, tmp_path, reset_num_timesteps=False)
+    for one, other in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
+        assert th.equal(one, other)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_environments_are_saved_loses_nothing_of_them(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    model = fake_model()
+    venv, calls = model.env.venv, iter(range(100))  # type: ignore[union-attr]
+    snapshot = venv.snapshot
+    venv.snapshot = lambda: (next(calls) == 2 and send(number), snapshot())[1]
+    assert not safe_learn(model, 10_000, tmp_path)
+    kept = VLAPPO.load(tmp_path / "interrupted", fake_env(2), **fake())
+    assert kept.num_timesteps == 64
+    assert kept._last_obs is not None  # the environments go on where they were
+
+
+def test_a_signal_that_ends_the_workers_too_is_a_clean_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As one to the whole process group may."""
+
+    def signal_and_fail() -> None:
+        send(signal.SIGTERM)
+        raise BrokenPipeError("worker 0 is gone")
+
+    assert not safe_learn(fake_model(), 10_000, tmp_path, At(20, signal_and_fail))
+    assert "After SIGTERM: BrokenPipeError: worker 0 is gone" in caplog.text
+    kept = VLAPPO.load(tmp_path / "interrupted", fake_env(2), **fake())
+    assert kept.num_timesteps == 32
+    assert kept._last_obs is not None
+
+
+class AtTheEnd(BaseCallback):
+    """Sends a signal when training has ended."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        send(signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_still_saves(tmp_path: Path) -> None:
+    assert not safe_learn(fake_model(), 64, tmp_path, AtTheEnd())
+    assert VLAPPO.load(tmp_path / "interrupted", **fake()).num_timesteps == 64
+
+
+def test_a_stop_by_another_callback_for_signals_is_no_end_by_itself(tmp_path: Path) -> None:
+    other = SaveOnSignal(tmp_path, "other")
+    before = signal.getsignal(signal.SIGTERM)
+    assert not safe_learn(fake_model(), 10_000, tmp_path, [other, At(20, lambda: send(signal.SIGTERM))])
+    assert VLAPPO.load(tmp_path / "other", **fake()).num_timesteps == 32
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_environments_that_do_not_close_do_not_hide_the_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise RuntimeError("worker died")
+
+    def close() -> None:
+        raise BrokenPipeError("gone")
+
+    model = fake_model()
+    model.env.close = close  # type: ignore[union-attr, method-assign]
+    with pytest.raises(RuntimeError, match="worker died"):
+        safe_learn(model, 10_000, tmp_path, At(5, fail))
+    assert "The environments did not close: BrokenPipeError: gone" in caplog.text
+    assert not safe_learn(fake_model(), 10_000, tmp_path / "b", At(5, lambda: send(signal.SIGTERM)))
+
+
+def test_what_never_started_leaves_the_run_before_it_alone(tmp_path: Path) -> None:
+    """The environments fail at their first reset; `interrupted/`, from which the run was to go on, stays."""
+    assert not safe_learn(fake_model(), 10_000, tmp_path, At(20, lambda: send(signal.SIGTERM)))
+    kept = (tmp_path / "interrupted" / "state.json").read_bytes()
+    model = VLAPPO.load(tmp_path / "interrupted", fake_env(2), **fake())
+    model._last_obs = None
+
+    def fail() -> None:
+        raise RuntimeError("no OpenGL")
+
+    model.env.reset = fail  # type: ignore[union-attr, method-assign]
+    with pytest.raises(RuntimeError, match="no OpenGL"):
+        safe_learn(model, 64, tmp_path, reset_num_timesteps=False)
+    assert (tmp_path / "interrupted" / "state.json").read_bytes() == kept
+
+
 def test_an_error_saves_the_run_too(tmp_path: Path) -> None:
     def fail() -> None:
         raise RuntimeError("worker died")
@@ -99,7 +234,7 @@ def test_an_undisturbed_run_saves_nothing_and_stays_open(tmp_path: Path) -> None
     model = fake_model()
     before = signal.getsignal(signal.SIGTERM)
     assert safe_learn(model, 32, tmp_path, SaveOnSignal(tmp_path, "other"), progress_bar=False)
-    assert not list(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "run.json"}
     assert model.env.venv.closed_times == 0  # type: ignore[union-attr]
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -190,3 +325,17 @@ def test_a_curve_without_episodes_is_not_drawn(tmp_path: Path) -> None:
 def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     fake_model().learn(32, progress_bar=True)
     assert "32/32" in "".join(capsys.readouterr()).replace(" ", "")
+
+
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_an_error_closes_the_progress_bar() -> None:
+    """An open one fails when the interpreter ends, long after the error: "sys.meta_path is None"."""
+
+    def fail() -> None:
+        raise RuntimeError("worker died")
+
+    model = fake_model()
+    with pytest.raises(RuntimeError, match="worker died"):
+        model.learn(64, At(5, fail), progress_bar=True)
+    (bar,) = model._progress_bars
+    assert bar.pbar.disable  # what tqdm's `close` sets

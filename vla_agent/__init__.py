@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from vla_agent.health import RatioError as RatioError
     from vla_agent.keeping import RunCheckpoints as RunCheckpoints
     from vla_agent.keeping import SaveOnSignal as SaveOnSignal
-    from vla_agent.keeping import latest_run as latest_run
     from vla_agent.keeping import safe_learn as safe_learn
     from vla_agent.policy import VLAPolicy as VLAPolicy
     from vla_agent.ppo import VLAPPO as VLAPPO
+    from vla_agent.run_folder import claim_run as claim_run
+    from vla_agent.run_folder import latest_run as latest_run
     from vla_agent.vec_env import VLAVecEnv as VLAVecEnv
     from vla_agent.vec_env import make_vec_env as make_vec_env
 
@@ -43,9 +44,10 @@ _HOMES = {
     "SuccessCallback": "callbacks",
     "VLAPolicy": "policy",
     "VLAVecEnv": "vec_env",
+    "claim_run": "run_folder",
     "compare_reports": "evaluation",
     "evaluate_policy": "evaluation",
-    "latest_run": "keeping",
+    "latest_run": "run_folder",
     "make_vec_env": "vec_env",
     "safe_learn": "keeping",
 }
@@ -67,6 +69,7 @@ __all__ = [
     "SuccessCallback",
     "VLAPolicy",
     "VLAVecEnv",
+    "claim_run",
     "compare_reports",
     "evaluate_policy",
     "latest_run",

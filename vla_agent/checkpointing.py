@@ -291,6 +291,7 @@ def training_state(model: VLAPPO) -> dict[str, Any]:
     starts = model._last_episode_starts
     can_tell = is_restorable(model.env) and model._last_obs is not None
     state = {
+        "run": model.run,
         "counters": {name: getattr(model, name) for name in COUNTERS},
         "episodes": list(model.ep_info_buffer or ()),
         "successes": [bool(success) for success in model.ep_success_buffer or ()],
@@ -538,6 +539,7 @@ def _restore_state(model: VLAPPO, files: RunFiles, state: dict[str, Any]) -> Non
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(state["successes"], maxlen=model._stats_window_size)
     model.callback_states = state["callbacks"]
+    model.run = state.get("run")  # runs saved before there were identities have none
     with _telling(files, STATE, ValueError):
         _restore_environments(model, state)
     try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import re
 import shutil
 import signal
+import tempfile
 import threading
+import time
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -15,93 +18,144 @@ from typing import TYPE_CHECKING, Any
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from libero_gym.checks import whole_number
 from vla_agent.callbacks import as_callbacks
-from vla_agent.checkpointing import STATE, RunError
+from vla_agent.checkpointing import FILES, RunError, parts
+from vla_agent.run_folder import (
+    CHECKPOINTS,
+    INTERRUPTED,
+    Claim,
+    Existing,
+    checked,
+    claim_run,
+    enter,
+    latest_run,
+    saved_by,
+)
 
 if TYPE_CHECKING:
     from vla_agent.ppo import VLAPPO
 
+__all__ = ["RunCheckpoints", "SaveOnSignal", "claim_run", "latest_run", "safe_learn"]
+
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-CHECKPOINTS, INTERRUPTED = "checkpoints", "interrupted"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# `timeout` sends its signal to the process and then to its group, so it comes twice. Ctrl-C comes once per key.
+SAME_SIGNAL_S = 1.0
+# Names that a writer or remover of checkpoints gives to folders for a while, see `folders.writing`.
+_TEMPORARY = re.compile(r"\.\d+(\.old)?(\.\w+)?")
 
 
-class RunCheckpoints(BaseCallback):
+class _RunCallback(BaseCallback):
+    """A callback that writes into a run's folder while it trains."""
+
+    def __init__(self, run_dir: str | Path, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.run_dir = checked(run_dir)
+        self._own_claim: Claim | None = None
+
+    def _on_training_start(self) -> None:
+        fresh = self.model.run is None and self.model._num_timesteps_at_start == 0  # type: ignore[attr-defined]
+        claim, is_new = enter(self.run_dir, self.model, fresh=fresh)  # type: ignore[arg-type]
+        claim.give(self.model)  # type: ignore[arg-type]
+        self._own_claim = claim if is_new else self._own_claim
+
+    def _on_training_end(self) -> None:
+        if self._own_claim is not None:
+            self._own_claim.release()
+            self._own_claim = None
+
+
+class RunCheckpoints(_RunCallback):
     """Saves the run as ``<run_dir>/checkpoints/<timesteps>`` every so many iterations, and removes older ones.
 
     An iteration is a rollout and its update. Each checkpoint appears complete or not at all; `latest_run` finds the
-    newest.
+    newest. Only what this run wrote is removed. `VLAPPO` with a `VLAPolicy` only.
 
     Args:
-        run_dir: Of the run.
-        every: Iterations from one to the next.
-        keep: So many of the newest stay.
+        run_dir: Folder of the run; see `claim_run`.
+        every: Iterations from one checkpoint to the next.
+        keep: Number of the newest that stay.
         keep_every: Those whose timesteps passed another multiple of this stay for good; 0 for none.
 
     Raises:
-        ValueError: If ``every`` or ``keep`` is less than 1.
+        ValueError: If ``every``, ``keep`` or ``keep_every`` is out of range.
     """
 
     def __init__(
         self, run_dir: str | Path, every: int = 10, keep: int = 2, keep_every: int = 0, verbose: int = 0
     ) -> None:
-        super().__init__(verbose)
-        if every < 1 or keep < 1:
-            raise ValueError(f"every={every}, keep={keep}; expected at least 1 each.")
-        self.folder = Path(run_dir) / CHECKPOINTS
-        self.every, self.keep, self.keep_every = every, keep, keep_every
+        super().__init__(run_dir, verbose)
+        self.folder = self.run_dir / CHECKPOINTS
+        self.every = whole_number("every", every, 1)
+        self.keep = whole_number("keep", keep, 1)
+        self.keep_every = whole_number("keep_every", keep_every, 0)
+        self._written: list[Path] = []  # by this run, the oldest first
+
+    def _on_training_start(self) -> None:
+        if not getattr(self.model, "is_vla", False):
+            raise TypeError(
+                f"RunCheckpoints saves a VLAPPO with a VLAPolicy, and this is a {type(self.model).__name__} with "
+                f"{type(self.model.policy).__name__}; use SB3's CheckpointCallback."
+            )
+        super()._on_training_start()
+        try:
+            self.folder.mkdir(exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()  # now, rather than at the first checkpoint
+        except OSError as error:
+            reason = f"{error.strerror}; no checkpoint could be written there, so give another folder"
+            raise type(error)(error.errno, reason, str(self.folder)) from error
+        self._remove_leftovers()
+        self._written = saved_by(self.folder, self.model.run["id"])  # type: ignore[attr-defined]
 
     def _on_rollout_start(self) -> None:
         # The update before is complete, and nothing of the next rollout has happened yet.
         n_iterations = self.model.n_iterations  # type: ignore[attr-defined]
         if n_iterations and n_iterations % self.every == 0:
-            self.model.save(self.folder / f"{self.num_timesteps:010d}")
+            path = self.folder / f"{self.num_timesteps:010d}"
+            self.model.save(path)
+            self._written = [*(other for other in self._written if other != path), path]
             self._remove_old()
 
     def _on_step(self) -> bool:
         return True
 
     def _remove_old(self) -> None:
-        for leftover in self.folder.glob(".*"):  # of a process that was killed while it wrote or removed
-            shutil.rmtree(leftover, ignore_errors=True)
         passed = 0
-        for path in sorted(path for path in self.folder.iterdir() if path.name.isdigit())[: -self.keep]:
+        for path in sorted(self._written[: -self.keep]):
             if self.keep_every and int(path.name) // self.keep_every > passed:
                 passed = int(path.name) // self.keep_every
                 continue
-            shutil.rmtree(path.rename(path.with_name(f".{path.name}")), ignore_errors=True)
+            self._written.remove(path)
+            try:  # under a temporary name, so that nobody meets half of it
+                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=self.folder))
+                path.rename(aside / "run")
+                shutil.rmtree(aside)
+            except OSError as error:
+                logger.warning("The old checkpoint '%s' was not removed: %s", path, error)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a process left that was killed while it wrote or removed a checkpoint."""
+        for path in self.folder.glob(".*"):
+            if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+                continue
+            if all(entry.name in (*FILES, "run") for entry in path.rglob("*")):
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def latest_run(run_dir: str | Path) -> Path:
-    """What to go on from: the folder itself if it is a saved run, or the newest one that `safe_learn` left in it.
-
-    Raises:
-        RunError: If there is none.
-    """
-    run_dir = Path(run_dir)
-    candidates = [run_dir, run_dir / INTERRUPTED, run_dir / "model", *(run_dir / CHECKPOINTS).glob("[0-9]*")]
-    runs = [path for path in candidates if (path / STATE).is_file()]
-    if not runs:
-        raise RunError(f"There is no saved run in '{run_dir}'; expected checkpoints/, interrupted/ or model/.")
-    return max(runs, key=_progress)
+class StoppedBeforeStart(Exception):
+    """A signal came before the first step; the run as it begins is saved."""
 
 
-def _progress(path: Path) -> tuple[int, int, float]:
-    try:
-        counters = json.loads((path / STATE).read_text(encoding="utf-8"))["counters"]
-    except (ValueError, KeyError):
-        return 0, 0, 0.0  # damaged: loading it says so, if there is nothing better
-    return counters["num_timesteps"], counters["n_iterations"], path.stat().st_mtime
+class SaveOnSignal(_RunCallback):
+    """Ends training at the next step when SIGINT (Ctrl-C), SIGTERM or SIGHUP comes, and saves the run.
 
-
-class SaveOnSignal(BaseCallback):
-    """Ends training at the next step when SIGINT (Ctrl-C) or SIGTERM comes, and saves the run.
-
-    A second signal does what it did before. Handlers are set for the time of `learn`, in the main thread only.
+    A second signal does what it did before. Handlers are set for the time of `learn`, in the main thread only. SIGHUP
+    stays ignored where it is, as under ``nohup``.
 
     Args:
-        run_dir: The run is saved as ``<run_dir>/interrupted``.
+        run_dir: The run is saved as ``<run_dir>/interrupted``; see `claim_run`.
         name: Another name.
 
     Attributes:
@@ -109,43 +163,85 @@ class SaveOnSignal(BaseCallback):
     """
 
     def __init__(self, run_dir: str | Path, name: str = INTERRUPTED, verbose: int = 0) -> None:
-        super().__init__(verbose)
-        self.path = Path(run_dir) / name
+        super().__init__(run_dir, verbose)
+        if not isinstance(name, str) or not name or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"name={name!r}; expected the name of a folder in '{run_dir}', such as {INTERRUPTED!r}.")
+        self.path = self.run_dir / name
         self.received: signal.Signals | None = None
+        self.started = False  # the first step may have been taken
+        self.saved = False  # after a signal
+        self._since = 0.0
+        self._early = False  # whether handlers were set before training started
         self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Set the handlers; `learn` does it by itself."""
-        if threading.current_thread() is threading.main_thread() and not self._previous:
-            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        """Set the handlers before training starts, and until `remove`; `learn` sets them by itself."""
+        self._early = True
+        self._install()
+
+    def _install(self) -> None:
+        if threading.current_thread() is not threading.main_thread() or self._previous:
+            return
+        for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            self._previous[number] = signal.signal(number, self._handle)
 
     def remove(self) -> None:
         """Put the previous handlers back, where nobody has set others since; safe to call twice."""
         for number, handler in list(self._previous.items()):
-            if signal.getsignal(number) == self._handle:
+            if signal.getsignal(number) in (self._handle, self._handle_again):
                 signal.signal(number, handler)
                 del self._previous[number]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        logger.warning("%s: saving to '%s' after this step. Again to stop at once.", self.received.name, self.path)
+        self.received, self._since = signal.Signals(number), time.monotonic()
+        for other in self._previous:
+            if signal.getsignal(other) == self._handle:
+                signal.signal(other, self._handle_again)
+        when = "after this step" if self.started else "before the first step"
+        logger.warning("%s: saving to '%s' %s. Again to stop at once.", self.received.name, self.path, when)
+
+    def _handle_again(self, number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGINT and time.monotonic() - self._since < SAME_SIGNAL_S:
+            return
         self.remove()
+        signal.raise_signal(number)
 
     def _on_training_start(self) -> None:
-        self.received = None
-        self.install()
+        super()._on_training_start()
+        if not self._early:
+            self.received = None
+            self._install()
+        if self.received is not None:
+            self.save()
+            raise StoppedBeforeStart(f"{self.received.name} came before the first step.")
+        self.started = True
 
     def _on_step(self) -> bool:
         return self.received is None
 
     def _on_training_end(self) -> None:
-        self.remove()
         if self.received is not None:
-            self.model.save(self.path)
+            self.save()
+        if not self._early:
+            self.remove()
+        super()._on_training_end()
+
+    def save(self) -> None:
+        """Save the run, as after a signal."""
+        self.model.save(self.path)
+        self.saved = True
 
 
 def safe_learn(
-    model: VLAPPO, total_timesteps: int, run_dir: str | Path, callback: MaybeCallback = None, **learn_kwargs: Any
+    model: VLAPPO,
+    total_timesteps: int,
+    run_dir: str | Path,
+    callback: MaybeCallback = None,
+    *,
+    existing: Existing = "refuse",
+    **learn_kwargs: Any,
 ) -> bool:
     """`model.learn` that loses nothing: on a signal or an error the run is saved and the workers are closed.
 
@@ -156,28 +252,75 @@ def safe_learn(
     Args:
         model: To train.
         total_timesteps: As for `learn`.
-        run_dir: The run is saved as ``<run_dir>/interrupted`` if it does not end by itself.
+        run_dir: The run is saved as ``<run_dir>/interrupted`` if it does not end by itself; see `claim_run`.
         callback: As for `learn`.
+        existing: What becomes of another run in ``run_dir``, see `claim_run`.
         learn_kwargs: Other arguments of `learn`.
 
     Returns:
         True if it ended by itself, False after a signal.
+
+    Raises:
+        RunError: If ``run_dir`` holds another run, or another process is writing into it.
     """
     keeper = SaveOnSignal(run_dir)
+    keeper.install()
+    own_claim = None
     try:
-        model.learn(total_timesteps, CallbackList([keeper, *as_callbacks(callback)]), **learn_kwargs)
-    except BaseException:
-        with contextlib.suppress(Exception):  # the first error is the one to report
-            model.save(keeper.path)
-        _close(model)
-        raise
+        fresh = learn_kwargs.get("reset_num_timesteps", True)
+        claim, is_new = enter(run_dir, model, fresh=fresh, existing=existing)
+        own_claim = claim if is_new else None
+        return _learn(model, total_timesteps, keeper, [keeper, *as_callbacks(callback)], learn_kwargs)
     finally:
+        if own_claim is not None:
+            own_claim.release()
         keeper.remove()
-    if keeper.received is not None:
+
+
+def _learn(
+    model: VLAPPO, total_timesteps: int, keeper: SaveOnSignal, callbacks: list[BaseCallback], kwargs: dict[str, Any]
+) -> bool:
+    try:
+        with contextlib.suppress(StoppedBeforeStart):
+            model.learn(total_timesteps, CallbackList(callbacks), **kwargs)
+        if keeper.received and not keeper.saved:  # it came after the last step
+            keeper.save()
+    except BaseException as error:  # the first error is the one to report
+        is_saved = keeper.started and _save_what_is_left(model, keeper.path, error)
         _close(model)
-    return keeper.received is None
+        if not (is_saved and keeper.received and isinstance(error, Exception)):
+            raise
+        # The same signal may have ended what this process talks to. It asked for an end, and nothing is lost.
+        logger.warning("After %s: %s: %s", keeper.received.name, type(error).__name__, error)
+        return False
+    stopped = any(isinstance(part, SaveOnSignal) and part.received for part in parts(callbacks))
+    if stopped:
+        _close(model)
+    return not stopped
+
+
+def _save_what_is_left(model: VLAPPO, path: Path, error: BaseException) -> bool:
+    """Save the run after an error; if that fails, say so and what there is instead, and return False."""
+    try:
+        model.save(path)
+        return True
+    except Exception as reason:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                way_out = f"The newest run that is saved is '{latest_run(path.parent)}': go on from there."
+            except (RunError, OSError):
+                way_out = "Nothing of this run is saved."
+        message = f"The run could not be saved as '{path}' ({type(reason).__name__}: {reason}). {way_out}"
+        logger.error(message)
+        error.add_note(message)
+        return False
 
 
 def _close(model: VLAPPO) -> None:
+    """Close the environments; a failure is no more than a line in the log, for there is an error or a signal before."""
     if model.env is not None:
-        model.env.close()
+        try:
+            model.env.close()
+        except Exception as error:
+            logger.warning("The environments did not close: %s: %s", type(error).__name__, error)

@@ -15,7 +15,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import check_for_nested_spaces
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -183,8 +183,10 @@ class VLAPPO(PPO):
             self.n_iterations = 0
             self.n_skipped_steps = 0
             self.boundary: Moment | None = None  # the run before the rollout or update that is under way
+            self.run: dict[str, Any] | None = None  # identity and attempt, see `run_folder.Claim`
             self._past: Moment | None = None  # the boundary before the last update, until there is a new one
             self.stateful_callbacks: dict[str, checkpointing.StatefulCallback] = {}
+            self._progress_bars: list[ProgressBarCallback] = []
             self.callback_states: dict[str, Any] = {}  # of a loaded run, for the callbacks that it goes on with
             if _init_setup_model:
                 self._setup_model()
@@ -522,7 +524,13 @@ class VLAPPO(PPO):
         flag("reset_num_timesteps", reset_num_timesteps)
         flag("progress_bar", progress_bar)
         callback = as_callbacks(callback)
-        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        try:
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        except BaseException:
+            for bar in self._progress_bars:  # SB3 leaves them open, and they fail when the interpreter ends
+                if hasattr(bar, "pbar"):
+                    bar.pbar.close()
+            raise
         self._past = None
         if log_interval is not None and self.logger.name_to_value:
             self.dump_logs()
@@ -534,6 +542,7 @@ class VLAPPO(PPO):
             callbacks = [*callbacks, SuccessCallback()]  # success per task is always in the log
         root = super()._init_callback(callbacks, progress_bar)
         self.stateful_callbacks = checkpointing.stateful_callbacks(root)
+        self._progress_bars = [part for part in checkpointing.parts([root]) if isinstance(part, ProgressBarCallback)]
         return root
 
     def _setup_learn(
@@ -545,6 +554,8 @@ class VLAPPO(PPO):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self.boundary = self._past = None  # of an earlier `learn`
+        if reset_num_timesteps:
+            self.run = None  # another begins
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if not reset_num_timesteps:
             for name in self.callback_states.keys() & self.stateful_callbacks.keys():
@@ -554,7 +565,7 @@ class VLAPPO(PPO):
         return result
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["boundary", "_past", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
+        own = ["boundary", "_past", "_progress_bars", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
         return [*super()._excluded_save_params(), *own]
 
     def save(
