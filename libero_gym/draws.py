@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,8 @@ from libero_gym.tasks import Task
 BLOCK = 50  # trials a task of the evaluation protocol
 MAX_DRAW = 1000
 MAX_SEED = 2**32 - 1  # of NumPy's global generator
+
+logger = logging.getLogger(__name__)
 
 _kept: dict[str, list[FixtureDraw]] = {}
 
@@ -68,6 +72,7 @@ def prepare(task: Task, draws: int, seed: int = 0) -> None:
 
 def _draw(task: Task, draws: int, seed: int) -> list[FixtureDraw]:
     """The first draws of a seed, from one stock environment: its samplers use more of the generator at each reset."""
+    logger.info("Drawing fixtures of %s, %d times after seed %d", task.name, draws, seed)
     with stock_env(task, seed=seed) as env:
         found = [read_draw(env)]
         without_visuals(env)
@@ -84,7 +89,8 @@ def _key(task: Task, seed: int) -> str:
 def _to_bytes(draws: list[FixtureDraw]) -> bytes:
     """The arrays of `FixtureDraw`, each stacked over draws."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.stack([getattr(draw, name) for draw in draws]) for name in vars(draws[0])})
+    stacked: dict[str, Any] = {name: np.stack([getattr(draw, name) for draw in draws]) for name in vars(draws[0])}
+    np.savez(buffer, **stacked)
     return buffer.getvalue()
 
 

@@ -99,3 +99,29 @@ def test_a_file_that_cannot_be_written_keeps_the_old_one_and_is_named(
     assert caught.value.errno == errno.ENOSPC
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_ids_are_numbers_and_ranges() -> None:
+    assert checks.parse_ids("--task-ids", "0,3-5") == [0, 3, 4, 5]
+    assert checks.parse_ids("--task-ids", " 7 , 2-2") == [7, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3-1", r"'3-1' runs backwards; did you mean '1-3'\?"),
+        ("x", r"'x' is no id; expected ids from 0, such as '0,3-5'"),
+        ("", "'' is no id"),
+        ("1,,2", "'' is no id"),
+        ("-1", "'-1' is no id"),
+        ("1.0", "'1.0' is no id"),
+        ("0-", "'0-' is no id"),
+        ("1-2-3", "'1-2-3' is no id"),
+        ("\u0663", "is no id"),
+        ("1" * 5000, "is no id"),
+        ("0-999999999", "names more than 100,000 ids"),
+    ],
+)
+def test_what_is_no_list_of_ids_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"--task-ids .*{message}"):
+        checks.parse_ids("--task-ids", text)

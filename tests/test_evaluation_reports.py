@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,19 @@ def test_a_report_comes_back_from_its_files(tmp_path: Path) -> None:
     assert content["tasks"]["0"]["wilson_95"] == [0.300642, 0.954413]
 
 
+def test_what_fails_while_it_is_written_leaves_the_older_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report_of("++").save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full_disk(source: Any, target: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device; '.*report\.json' was not written"):
+        report_of("--").save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_files_that_are_no_report_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="There is no report at"):
         EvaluationReport.load(tmp_path)
@@ -73,7 +88,7 @@ def test_files_that_are_no_report_are_refused(tmp_path: Path) -> None:
         EvaluationReport.load(tmp_path)
     del content["episodes"]
     (tmp_path / "report.json").write_text(json.dumps(content))
-    with pytest.raises(ReportError, match="is no report of an evaluation"):
+    with pytest.raises(ReportError, match="is damaged: it has no 'episodes'"):
         EvaluationReport.load(tmp_path)
 
 
@@ -168,7 +183,7 @@ def test_training_states_are_read_and_damage_is_named(tmp_path: Path) -> None:
     assert overlap({"libero_spatial": [1, 3]}, "libero_goal", range(3)) == []
     assert overlap(None, "libero_goal", range(3)) is None
     path.write_text('{"trained": {}}')
-    with pytest.raises(ValueError, match=r"training\.json' is damaged \(KeyError"):
+    with pytest.raises(ValueError, match=r"training\.json' is damaged; expected"):
         read_training_states(tmp_path)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from libero_gym.checks import whole_number
+
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
@@ -17,8 +19,9 @@ def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, flo
         z: Quantile of the normal distribution; 95 % by default.
 
     Raises:
-        ValueError: Unless 0 <= successes <= n.
+        ValueError: Unless 0 <= successes <= n, both whole.
     """
+    successes, n = whole_number("successes", successes), whole_number("n", n, 0)
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} trials; expected 0 to {n}.")
     if n == 0:
@@ -39,7 +42,11 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     Args:
         only_first: Episodes in which the first succeeded and the second failed.
         only_second: The other way round.
+
+    Raises:
+        ValueError: If one is no number of episodes.
     """
+    only_first, only_second = whole_number("only_first", only_first, 0), whole_number("only_second", only_second, 0)
     n = only_first + only_second
     tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2**n)

@@ -91,7 +91,16 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
     Args:
         first: The one to compare with, such as a baseline.
         second: The other.
+
+    Raises:
+        TypeError: If one is no report.
     """
+    for name, report in (("first", first), ("second", second)):
+        if not isinstance(report, EvaluationReport):
+            raise TypeError(
+                f"The {name} is a {type(report).__name__}; expected an EvaluationReport, such as of "
+                "EvaluationReport.load(folder)."
+            )
     differences = _differing(with_fixtures(first.conditions), with_fixtures(second.conditions))
     choices = _differing(*({**report.settings, "env_id": "", "n_envs": 0} for report in (first, second)))
     for name, report in (("first", first), ("second", second)):

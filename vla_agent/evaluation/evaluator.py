@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import os
 import time
 import warnings
@@ -16,13 +17,13 @@ import numpy as np
 import torch as th
 from tqdm import tqdm
 
-from libero_gym.checks import choice
+from libero_gym.checks import choice, flag, sequence, whole_number
 from vla_agent.evaluation import manifest
 from vla_agent.evaluation.actors import RegressionPolicy, as_policy, load_subject, processor_of
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.protocols import PROTOCOLS, Protocol
-from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport
+from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, as_folder
 from vla_agent.evaluation.trials import Trial, held_out_states, plan_trials
 from vla_agent.vec_env import (
     IMAGE_KEYS,
@@ -32,6 +33,11 @@ from vla_agent.vec_env import (
     make_vec_env,
     published_transform,
 )
+
+logger = logging.getLogger(__name__)
+
+MAX_SEED = 2**63 - 1
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def evaluate_policy(
@@ -127,8 +133,14 @@ class Evaluator:
         **env_kwargs: Any,
     ) -> None:
         self.protocol = PROTOCOLS[choice("protocol", protocol, PROTOCOLS)]
+        n_envs = (os.cpu_count() or 1) if n_envs is None else whole_number("n_envs", n_envs, 1)
+        if center_crop is not None:
+            center_crop = flag("center_crop", center_crop)
+        if max_episode_steps is not None:
+            max_episode_steps = whole_number("max_episode_steps", max_episode_steps, 1)
         if not isinstance(init_state_ids, str):
-            init_state_ids, placement_seeds = list(init_state_ids), list(placement_seeds)
+            init_state_ids = sequence("init_state_ids", init_state_ids)  # it may be an iterator
+            placement_seeds = sequence("placement_seeds", placement_seeds)
             plan_trials(env_id, task_ids, init_state_ids, placement_seeds)  # complains before the weights are read
         with _own_randomness(0):
             self.subject = load_subject(model, device)
@@ -145,9 +157,10 @@ class Evaluator:
         settle_steps = env_kwargs.setdefault("settle_steps", self.protocol.settle_steps)
         max_steps = self.protocol.max_steps(self.suite) if max_episode_steps is None else max_episode_steps
         self.protocol.prepare(self.suite, self.trials)
+        logger.info("Starting environments for %d episodes of %s", len(self.trials), self.suite.name)
         self.env = make_vec_env(
             env_id,
-            min((os.cpu_count() or 1) if n_envs is None else n_envs, len(self.trials)),
+            min(n_envs, len(self.trials)),
             model=self._processor,
             unnorm_key=unnorm_key,
             task_id=task_ids,
@@ -211,14 +224,19 @@ class Evaluator:
         Args:
             deterministic: Decode greedily, as the protocol does.
             seed: Of torch's generators, for sampling; they are left as they were found.
-            progress_bar: Show episodes and successes so far, on a terminal.
+            progress_bar: Show episodes and successes so far, on a terminal. They are logged in any case, at level INFO,
+                every ten seconds.
             out: Folder for ``episodes.jsonl``, ``report.json``, ``report.md`` and ``success.png``.
             film_failures: Film so many failures of each task as the model saw them, into ``<out>/failures``.
 
         Raises:
-            ValueError: If failures are to be filmed without a folder or a camera.
-            ReportError: If ``out`` holds an evaluation of another model, or with other settings.
+            ValueError: If an argument is out of range, or failures are to be filmed without a folder or a camera.
+            ReportError: If ``out`` holds an evaluation of another model, or with other settings, or is no folder.
         """
+        deterministic, seed = flag("deterministic", deterministic), whole_number("seed", seed, 0, MAX_SEED)
+        progress_bar = flag("progress_bar", progress_bar)
+        film_failures = whole_number("film_failures", film_failures, 0)
+        out = None if out is None else as_folder("out", out)
         filmer = self._filmer(film_failures, out)
         description = manifest.describe_model(self.subject.model, self.subject.name, self.subject.folder)
         settings = self.settings | {"deterministic": deterministic, "seed": seed}
@@ -239,7 +257,7 @@ class Evaluator:
         if out is not None:
             parallel = ("n_envs",)  # does not decide the episodes
             identity = self.conditions | {name: settings[name] for name in settings if name not in parallel}
-            journal = Journal(Path(out), identity | {"model": description})
+            journal = Journal(out, identity | {"model": description})
         clock = _Clock()
         try:
             self._run(report, journal, filmer, clock, progress_bar)
@@ -272,6 +290,7 @@ class Evaluator:
             ) as bar,
         ):
             report.episodes = [results[trial] for trial in self.trials if trial in results]
+            told = time.monotonic() - _SECONDS_BETWEEN_LINES
             for episode in self._episodes(trials, report.settings["deterministic"], filmer, clock):
                 results[Trial(*episode[:2])] = episode
                 if journal is not None:
@@ -279,6 +298,10 @@ class Evaluator:
                 report.episodes = [results[trial] for trial in self.trials if trial in results]
                 bar.set_postfix_str(f"success {report.success_rate:.1%}", refresh=False)
                 bar.update()
+                done = len(report.episodes)
+                if time.monotonic() - told >= _SECONDS_BETWEEN_LINES or done == len(self.trials):
+                    logger.info("%d of %d episodes, success %.1f %%", done, len(self.trials), 100 * report.success_rate)
+                    told = time.monotonic()
 
     def _episodes(
         self, trials: Sequence[Trial], deterministic: bool, filmer: Filmer | None, clock: _Clock
@@ -328,12 +351,12 @@ class Evaluator:
             if not starting:
                 return obs
 
-    def _filmer(self, film_failures: int, out: str | Path | None) -> Filmer | None:
+    def _filmer(self, film_failures: int, out: Path | None) -> Filmer | None:
         if not film_failures:
             return None
         if out is None or IMAGE_KEYS[0] not in self.settings["cameras"]:
-            raise ValueError("film_failures needs an out folder, and environments with the agentview filmer.")
-        return Filmer(Path(out) / "failures", film_failures, self.settings["chunk_size"])
+            raise ValueError("film_failures needs an out folder, and environments with the agentview camera.")
+        return Filmer(out / "failures", film_failures, self.settings["chunk_size"])
 
     def _warn_of_overlap(self) -> None:
         seen = manifest.overlap(self.training_states, self.suite.name, self.conditions["init_state_ids"])

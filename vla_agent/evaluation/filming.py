@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from libero_gym.atomic import replacing
 from vla_agent.evaluation.reports import EpisodeResult
 
 CONTROL_FREQ = 20
@@ -49,10 +50,10 @@ class Filmer:
         import imageio.v3 as iio  # finds ffmpeg, which takes a moment
 
         self._filmed[episode.task_id] += 1
-        self.folder.mkdir(parents=True, exist_ok=True)
         video = np.stack(frames)
         enlarge = -(-_MIN_SIDE // video.shape[1])
         enlarge += (enlarge * video.shape[1]) % 2  # H.264 wants even sides
         video = video.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
         path = self.folder / f"task{episode.task_id:02d}_init{episode.init_state_id:02d}.mp4"
-        iio.imwrite(path, video, fps=self.fps, macro_block_size=2)
+        with replacing(path) as temporary:
+            iio.imwrite(temporary, video, fps=self.fps, macro_block_size=2)

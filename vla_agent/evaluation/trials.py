@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from libero_gym.checks import sequence, whole_number
 from vla_agent.evaluation.manifest import TRAINING_FILE, TrainingStates
 from vla_agent.vec_env import SuiteDescription, describe_suite
 
@@ -43,10 +44,13 @@ def plan_trials(
 
     Raises:
         ValueError: If a task or a state does not exist, is asked for twice, or there is none.
+        TypeError: If ``env_id`` is no text.
     """
+    if not isinstance(env_id, str):
+        raise TypeError(f"env_id={env_id!r}; expected a registered id, such as 'LIBERO-Spatial-v0'.")
     suite = describe_suite(env_id)
-    tasks = list(range(len(suite.task_names))) if task_ids is None else list(task_ids)
-    states, placements = list(init_state_ids), list(placement_seeds)
+    tasks = list(range(len(suite.task_names))) if task_ids is None else _ids("task_ids", task_ids)
+    states, placements = _ids("init_state_ids", init_state_ids), _ids("placement_seeds", placement_seeds)
     for name, ids in (("task_ids", tasks), ("init_state_ids", states + placements)):
         if not ids:
             raise ValueError(f"{name} is empty; give at least one.")
@@ -66,7 +70,11 @@ def plan_trials(
     if any(seed < 0 for seed in placements):
         raise ValueError(f"placement_seeds has {min(placements)}; expected integers from 0.")
     states += [-1 - seed for seed in placements]
-    return [Trial(int(task_id), int(state)) for task_id in tasks for state in states]
+    return [Trial(task_id, state) for task_id in tasks for state in states]
+
+
+def _ids(name: str, values: Any) -> list[int]:
+    return [whole_number(f"an id of {name}", value) for value in sequence(name, values)]
 
 
 def held_out_states(suite: SuiteDescription, training: TrainingStates | None, split: str) -> list[int]:
