@@ -162,3 +162,11 @@ def test_a_value_after_a_time_limit_is_looked_at() -> None:
     model.policy.predict_values = lambda obs: predict_values(obs) + math.nan  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError, match=r"The critic gives environment \d \(after \d+ timesteps\) the value nan"):
         model.learn(32)
+
+
+def test_weights_that_are_no_numbers_are_told_from_the_scores() -> None:
+    model = make_model()
+    with th.no_grad():
+        model.policy.backbone.lm_head.weight.fill_(math.nan)  # type: ignore[union-attr, operator]
+    with pytest.raises(NonFiniteError, match="The model's scores of actions are not finite"):
+        model.learn(32)

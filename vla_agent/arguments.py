@@ -171,7 +171,7 @@ def check_device(name: str, value: Any) -> None:
         device = th.device(value)
         if device.type == "cuda":  # nothing is put there: workers may still have to be forked
             if not th.cuda.is_available():
-                warnings.warn(f"{name}={str(value)!r}, but torch finds no GPU: going on with the CPU.", stacklevel=5)
+                warnings.warn(f"{name}={str(value)!r}, but torch finds no GPU: going on with the CPU.", stacklevel=4)
             elif (device.index or 0) >= th.cuda.device_count():
                 raise RuntimeError(f"There are {th.cuda.device_count()} GPUs")
         else:

@@ -23,7 +23,7 @@ def check_rewards(rewards: np.ndarray, infos: Sequence[Mapping[str, Any]], num_t
     Raises:
         NonFiniteError: It names environment, step and term.
     """
-    for index in np.flatnonzero(~np.isfinite(rewards)):
+    for index in np.flatnonzero(~np.isfinite(rewards)).tolist():
         terms = infos[index].get("reward_terms", {})
         wrong = [name for name, value in terms.items() if not np.isfinite(value)]
         shown = ", ".join(f"{name}={value:g}" for name, value in terms.items()) or "none given"
@@ -52,7 +52,7 @@ def check_observations(
             raise _observation_error(key, index, (infos or {index: {}})[index], num_timesteps)
     for index, info in enumerate(infos or ()):
         for key, value in (info.get("terminal_observation") or {}).items():
-            if len(_rows_with_faults(np.asarray(value)[None])):
+            if _rows_with_faults(np.asarray(value)[None]):
                 raise _observation_error(key, index, info, num_timesteps)
 
 
@@ -67,7 +67,7 @@ def check_values(values: np.ndarray, indices: Sequence[int], num_timesteps: int)
     Raises:
         NonFiniteError: It names environment and step.
     """
-    for row in np.flatnonzero(~np.isfinite(values)):
+    for row in np.flatnonzero(~np.isfinite(values)).tolist():
         raise NonFiniteError(
             f"The critic gives {_place(indices[row], {}, num_timesteps)} the value {values[row]:g}, though the "
             "observation is finite: weights of the model are not, or its type overflows. Load an earlier checkpoint, "
@@ -75,10 +75,10 @@ def check_values(values: np.ndarray, indices: Sequence[int], num_timesteps: int)
         )
 
 
-def _rows_with_faults(values: np.ndarray) -> np.ndarray:
+def _rows_with_faults(values: np.ndarray) -> list[int]:
     if not np.issubdtype(values.dtype, np.floating):
-        return np.zeros(0, dtype=np.int64)
-    return np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        return []
+    return np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)).tolist()
 
 
 def _observation_error(key: str, index: int, info: Mapping[str, Any], num_timesteps: int) -> NonFiniteError:

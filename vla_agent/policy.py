@@ -26,7 +26,7 @@ from vla_agent.distributions import (
     bin_entropy,
     gather_bins,
 )
-from vla_agent.health import warn_of_lost_steps
+from vla_agent.health import NonFiniteError, warn_of_lost_steps
 from vla_agent.lora import LoraSettings, add_lora, disable_adapter
 
 CAMERA_KEYS = ("image", "wrist_image")
@@ -167,9 +167,21 @@ class VLAPolicy(ActorCriticPolicy):
         return float(self._sampling["temperature"])
 
     def act(self, obs: PyTorchObs, deterministic: bool = False) -> Decision:
-        """Draws actions, and values them, in one prefill and a pass over a single token for each further one."""
+        """Draws actions, and values them, in one prefill and a pass over a single token for each further one.
+
+        Raises:
+            NonFiniteError: If the model's scores are no finite numbers (on a GPU, torch itself ends the process).
+        """
         prompt = self._model_inputs(obs)
-        sample = self.backbone.sample_actions(**prompt, deterministic=deterministic, **self._sampling)
+        try:
+            sample = self.backbone.sample_actions(**prompt, deterministic=deterministic, **self._sampling)
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            raise NonFiniteError(
+                "The model's scores of actions are not finite: its weights are not, or its type overflows. Load an "
+                "earlier checkpoint, or use float32."
+            ) from error
         actions = self._to_bins(sample.action_ids)
         log_probs = bin_log_probs(sample.logits, **self._sampling, drawn=actions)
         inputs = self._value_inputs(sample.hidden, obs)

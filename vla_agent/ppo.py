@@ -72,6 +72,9 @@ class VLAPPO(PPO):
     | critic_warmup_iterations | 0 | 5 |
 
     Args:
+        policy: "VLAPolicy", or one of SB3's.
+        env: What `make_vec_env` gives. With `VLAPolicy`, an id such as "LIBERO-Spatial-v0" makes one environment of it.
+        policy_kwargs: Arguments of the policy; for `VLAPolicy` without ``model``, it is that of the environments.
         gradient_accumulation_steps: Each minibatch goes through the network in so many parts; the gradient is that of
             the whole.
         critic_warmup_iterations: For so many first iterations only the value head learns. `VLAPolicy` only.
@@ -97,7 +100,7 @@ class VLAPPO(PPO):
     The other arguments are SB3's.
 
     Raises:
-        ValueError: If an argument is out of range, or is not for this policy.
+        ValueError: If an argument is out of range, or is not for this policy; before anything starts.
     """
 
     max_copy_bytes: int = 16 * 2**30
@@ -166,7 +169,9 @@ class VLAPPO(PPO):
             if self.is_vla and isinstance(env, str):
                 env = _make_env(env, given["policy_kwargs"])
                 on_error.callback(env.close)
-            super().__init__(policy, env, **{name: given[name] for name in SB3_ARGUMENTS}, _init_setup_model=False)
+            super().__init__(
+                policy, cast(Any, env), **{name: given[name] for name in SB3_ARGUMENTS}, _init_setup_model=False
+            )
             self.gradient_accumulation_steps = gradient_accumulation_steps
             self.critic_warmup_iterations: int = given["critic_warmup_iterations"]
             self.value_loss: losses.ValueLoss = value_loss
@@ -211,12 +216,8 @@ class VLAPPO(PPO):
         Raises:
             ValueError: If the observations hold text, which no policy of SB3's interface takes.
         """
-        space = env.observation_space
-        texts = (
-            [key for key, part in space.spaces.items() if isinstance(part, spaces.Text)]
-            if hasattr(space, "spaces")
-            else []
-        )
+        parts = env.observation_space.spaces if isinstance(env.observation_space, spaces.Dict) else {}
+        texts = [key for key, part in parts.items() if isinstance(part, spaces.Text)]
         if texts:
             raise ValueError(
                 f"The environment shows text ({', '.join(texts)}), which SB3 cannot take. Make it with "
@@ -514,9 +515,10 @@ class VLAPPO(PPO):
             raise ValueError(
                 "The model has no environment to learn in; give VLAPPO.load(path, env), or call set_env(env)."
             )
-        if isinstance(total_timesteps, float) and total_timesteps.is_integer():
-            total_timesteps = int(total_timesteps)  # such as 1e6, as SB3 takes it
-        whole_number("total_timesteps", total_timesteps, 0)
+        steps: Any = total_timesteps
+        if isinstance(steps, float) and steps.is_integer():
+            steps = int(steps)  # such as 1e6, as SB3 takes it
+        total_timesteps = whole_number("total_timesteps", steps, 0)
         if log_interval is not None:
             whole_number("log_interval", log_interval, 1)
         if not isinstance(tb_log_name, str):

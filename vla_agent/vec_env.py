@@ -131,8 +131,8 @@ class VLAVecEnv(Uncopyable, VecEnv):
             ValueError: If there is no such environment.
         """
         self._check_open()
-        for index in options:
-            whole_number("environment", index, 0, self.num_envs - 1)
+        for chosen in options:
+            whole_number("environment", chosen, 0, self.num_envs - 1)
         mask = np.zeros(self.num_envs, dtype=bool)
         mask[list(options)] = True
         names = sorted({name for given in options.values() for name in given})
