@@ -33,7 +33,7 @@ CHECKPOINTS, INTERRUPTED, MODEL, BEST, EARLIER = "checkpoints", "interrupted", "
 RUN, LOCK = "run.json", ".lock"
 # What a run leaves in its folder. It is put aside in this order: the identity last, as what is left is the old run's.
 LEFT_BY_RUNS = (
-    *(CHECKPOINTS, INTERRUPTED, MODEL, BEST, "best_report", "curve.png", "episode.mp4"),
+    *(CHECKPOINTS, INTERRUPTED, MODEL, BEST, "best_report", "curve.png", "episode.mp4", "times.json"),
     *("progress*.csv", "events.out.tfevents.*", RUN),
 )
 

@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, make_output_format
 
 from libero_gym.atomic import write_text
+from libero_gym.checks import parse_ids, whole_number
 from libero_gym.rewards import SHAPING_GAMMA
 from vla_agent import (
     VLAPPO,
@@ -26,13 +27,14 @@ from vla_agent import (
     LearningCurve,
     RunCheckpoints,
     VLAVecEnv,
-    latest_run,
+    claim_run,
     make_vec_env,
     safe_learn,
 )
 from vla_agent.commands.options import parse_options
 from vla_agent.evaluation.before_after import describe_change, film_change, telling_trial
 from vla_agent.evaluation.manifest import read_training_states, write_training_states
+from vla_agent.evaluation.reports import describe_ids
 from vla_agent.health import Stopwatch
 from vla_agent.openvla.folder import resolve_folder
 from vla_agent.process_reward import VecProcessReward
@@ -91,6 +93,9 @@ class Options:
     eval_states: str = "0-19"  # official initial states to evaluate on; training must not see them
     n_eval_placements: int = 0  # further initial states per task to evaluate on, drawn; none is trained on
     eval_renderer: Literal["fast", "exact"] = "fast"  # of evaluations; "exact" takes three times as long
+    existing: Literal["refuse", "aside"] = (
+        "refuse"  # another run in --out; "aside" moves it to earlier/
+    )
     resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
     allow_changes: bool = False  # resume with other options than the run was made with
     long: bool = False  # three tasks and three times as many decisions, 21 minutes
@@ -102,14 +107,15 @@ LONG: dict[str, Any] = {"env_id": "LIBERO-Spatial-v0", "task_ids": "0-2", "total
 
 def main(options: Options) -> None:
     """The whole job: make the environments and the learner, then `learn`."""
-    options.out.mkdir(parents=True, exist_ok=True)
+    check(options)
     times = Stopwatch()
-    with times("environments"):
-        env = make_environments(options)
-    with contextlib.closing(env):  # its workers would outlive an error
-        with times("model"):
-            model = make_learner(options, env)
-        learn(options, model, times)
+    with claim_run(options.out, options.resume, existing=options.existing) as claim:
+        with times("environments"):
+            env = make_environments(options)
+        with contextlib.closing(env):  # its workers would outlive an error
+            with times("model"):
+                model = make_learner(options, env, claim.resumed_from)
+            learn(options, model, times)
 
 
 def learn(options: Options, model: VLAPPO, times: Stopwatch) -> None:
@@ -148,14 +154,33 @@ def learn(options: Options, model: VLAPPO, times: Stopwatch) -> None:
     report(options, success, evaluation)
 
 
-def make_environments(options: Options) -> VLAVecEnv | VecProcessReward:
-    """The environments to train in."""
+def check(options: Options) -> None:
+    """Complain of what options cannot mean, before anything slow.
+
+    Raises:
+        ValueError: If one is out of range, or two do not fit each other.
+    """
+    for name in ("n_placements", "n_eval_placements", "max_episode_steps", "eval_freq", "lora_rank", "total_timesteps"):
+        whole_number(f"--{name.replace('_', '-')}", getattr(options, name), minimum=0)
+    for name in ("n_envs", "n_steps", "batch_size", "checkpoint_every"):
+        whole_number(f"--{name.replace('_', '-')}", getattr(options, name), minimum=1)
+    trained, evaluated = ids("--init-states", options.init_states), ids("--eval-states", options.eval_states)
+    both = sorted(set(trained or range(50)) & set(evaluated or range(50)))
+    if options.eval_freq and both:
+        raise ValueError(
+            f"--init-states and --eval-states share {describe_ids(both)}: an evaluation on states that were trained on "
+            "says little. Keep them apart, or --eval-freq 0 to evaluate on none."
+        )
     if options.reward == "progress" and (options.gamma != SHAPING_GAMMA or not options.bootstrap_time_limits):
         raise ValueError(
             f"--reward progress is shaped for gamma={SHAPING_GAMMA} and bootstrap_time_limits=True, and training has "
             f"gamma={options.gamma} and bootstrap_time_limits={options.bootstrap_time_limits}: shaping would change "
             f"what is optimal. Add --gamma {SHAPING_GAMMA} --bootstrap-time-limits."
         )
+
+
+def make_environments(options: Options) -> VLAVecEnv | VecProcessReward:
+    """The environments to train in."""
     process: dict[str, Any] = {}
     if options.reward == "process":
         process = {"reward_model": options.reward_model}
@@ -168,8 +193,8 @@ def make_environments(options: Options) -> VLAVecEnv | VecProcessReward:
     return make_vec_env(
         options.env_id,
         options.n_envs,
-        task_id=parse_ids(options.task_ids) or None,
-        init_state_ids=parse_ids(options.init_states) or None,
+        task_id=ids("--task-ids", options.task_ids),
+        init_state_ids=ids("--init-states", options.init_states),
         placement_seeds=range(options.n_placements),
         model=options.model,
         reward=options.reward,
@@ -182,8 +207,8 @@ def make_environments(options: Options) -> VLAVecEnv | VecProcessReward:
     )
 
 
-def make_learner(options: Options, env: VLAVecEnv | VecProcessReward) -> VLAPPO:
-    """PPO with the options' arguments, new or from where an earlier run stopped."""
+def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path | None) -> VLAPPO:
+    """PPO with the options' arguments, new or from an earlier run at a path."""
     policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
     policy_kwargs["detach_value"] = options.detach_value
     if options.gradient_checkpointing:
@@ -211,9 +236,8 @@ def make_learner(options: Options, env: VLAVecEnv | VecProcessReward) -> VLAPPO:
         "policy_kwargs": policy_kwargs,
         "seed": options.seed,
     }
-    if options.resume is None:
+    if path is None:
         return VLAPPO("VLAPolicy", env, device=options.device, **arguments)
-    path = latest_run(options.resume)
     model = VLAPPO.load(path, env, options.device, allow_changes=options.allow_changes, **arguments)
     print(f"Going on from {path}, {model.num_timesteps} of {options.total_timesteps} steps done")
     return model
@@ -228,8 +252,8 @@ def make_evaluation(options: Options) -> EvaluationCallback:
         at_start=True,
         at_end=True,
         folder=options.out,
-        task_ids=parse_ids(options.task_ids) or None,
-        init_state_ids=parse_ids(options.eval_states),
+        task_ids=ids("--task-ids", options.task_ids),
+        init_state_ids=ids("--eval-states", options.eval_states) or (),
         placement_seeds=range(first, first + options.n_eval_placements),
         protocol="training",
         renderer=options.eval_renderer,
@@ -249,7 +273,7 @@ def make_logger(folder: Path, num_timesteps: int) -> Logger:
 
 def note_training_states(options: Options) -> None:
     """So that evaluations of the run can tell seen initial states from unseen ones."""
-    suite, states = describe_suite(options.env_id).name, parse_ids(options.init_states) or range(50)
+    suite, states = describe_suite(options.env_id).name, ids("--init-states", options.init_states) or range(50)
     started_from = read_training_states(resolve_folder(options.model, weights=False))
     write_training_states(options.out / "model", suite, states, started_from)
 
@@ -272,13 +296,9 @@ def report(options: Options, success: Curriculum, evaluation: EvaluationCallback
         print(describe_change(evaluation.history[0].episodes, evaluation.history[-1].episodes, names))
 
 
-def parse_ids(text: str) -> list[int]:
-    """Such as [0, 3, 4, 5] for "0,3-5"; none for an empty text."""
-    ids: list[int] = []
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        ids += range(int(first), int(last or first) + 1)
-    return ids
+def ids(name: str, text: str) -> list[int] | None:
+    """Such as [0, 3, 4, 5] for "0,3-5"; None for an empty text, which leaves it to the suite."""
+    return parse_ids(name, text) if text else None
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:
