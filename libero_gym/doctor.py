@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from libero_gym import benchmark_files, cache
@@ -264,6 +264,21 @@ def main() -> int:
     verdict = "Everything needed works." if not failed else f"{failed} of {len(findings)} checks failed."
     sys.stdout.write("\n".join([*map(str, findings), verdict, ""]))
     return 1 if failed else 0
+
+
+def command(arguments: Sequence[str] = ()) -> None:
+    """``libero-vla doctor``.
+
+    Raises:
+        SystemExit: With status 1 if something fails, 2 if it is given an argument, as it takes none.
+    """
+    if list(arguments) in (["-h"], ["--help"]):
+        sys.stdout.write(f"usage: libero-vla doctor\n\n{__doc__}\n")
+        return
+    if arguments:
+        sys.stderr.write(f"Error: doctor takes no argument, got {' '.join(arguments)}.\n")
+        raise SystemExit(2)
+    raise SystemExit(main())
 
 
 if __name__ == "__main__":

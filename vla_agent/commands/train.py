@@ -51,9 +51,7 @@ class Options:
     n_placements: int = 300  # further initial states per task to train on, drawn from the BDDL's regions
     model: str = "tiny-libero"  # what ships, competent, or "tiny", random; a checkpoint folder, or a hub id
     max_episode_steps: int = 0  # control steps; 0 for the suite's own limit
-    reward: Literal["sparse", "progress", "process"] = (
-        "sparse"  # success alone; with privileged progress; with a scorer
-    )
+    reward: Literal["sparse", "progress", "process"] = "sparse"  # success; with the simulator's progress, or a scorer
     reward_model: str = "tiny-scorer"  # for "process": what ships, or a folder of train_process_reward.py
     reward_mode: Literal["potential", "bonus"] = "potential"  # for "process"; "bonus" is VLA-RL's
     reward_weight: float = 1.0  # for "process": weight of its term
@@ -93,9 +91,7 @@ class Options:
     eval_states: str = "0-19"  # official initial states to evaluate on; training must not see them
     n_eval_placements: int = 0  # further initial states per task to evaluate on, drawn; none is trained on
     eval_renderer: Literal["fast", "exact"] = "fast"  # of evaluations; "exact" takes three times as long
-    existing: Literal["refuse", "aside"] = (
-        "refuse"  # another run in --out; "aside" moves it to earlier/
-    )
+    existing: Literal["refuse", "aside"] = "refuse"  # another run in --out; "aside" moves it to earlier/
     resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
     allow_changes: bool = False  # resume with other options than the run was made with
     long: bool = False  # three tasks and three times as many decisions, 21 minutes

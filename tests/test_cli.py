@@ -1,0 +1,109 @@
+"""The program: its commands, their help, and what it says of mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from vla_agent.commands import cli
+from vla_agent.commands.options import parse_options, run_command
+
+
+def options_of(command: str) -> Any:
+    return importlib.import_module(cli.COMMANDS[command][0]).Options
+
+
+WITH_OPTIONS = [name for name in cli.COMMANDS if name != "doctor"]
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main([])
+    without = capsys.readouterr().out
+    cli.main(["--help"])
+    assert capsys.readouterr().out == without
+    for name, (_, what) in cli.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(what)}$", without, re.MULTILINE)
+
+
+def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["trian"])
+    assert caught.value.code == 2
+    assert "Unknown command 'trian'. Did you mean 'train'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", WITH_OPTIONS)
+def test_every_option_has_its_help_and_default(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the comment behind each field says."""
+    options = options_of(name)
+    with pytest.raises(SystemExit) as caught:
+        parse_options(options, "What it does.", ["--help"])
+    assert caught.value.code == 0
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    lines = {
+        match[1]: match[2]
+        for match in re.finditer(r"^    (\w+): [^\n]*?  # (.+)$", inspect.getsource(options), re.MULTILINE)
+    }
+    for field in dataclasses.fields(options):
+        assert f"--{field.name.replace('_', '-')}" in shown, field.name
+        assert field.name in lines, f"{field.name} has no comment"
+        assert " ".join(lines[field.name].split()) in shown, field.name
+    assert "(default:" in shown
+
+
+def test_errors_are_one_sentence_and_the_status_tells(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        error = ValueError("n=0; expected a whole number of at least 1.")
+        error.add_note("Another note.")
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(fail)
+    assert caught.value.code == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Error: n=0; expected a whole number of at least 1.\nAnother note.\n")
+    assert "Traceback" not in shown
+    monkeypatch.setenv("LIBERO_VLA_DEBUG", "1")
+    with pytest.raises(ValueError, match="n=0"):
+        run_command(fail)
+
+
+def test_faults_of_ours_keep_their_traceback() -> None:
+    def fail() -> None:
+        raise AssertionError("cannot be")
+
+    with pytest.raises(AssertionError):
+        run_command(fail)
+
+
+def test_the_installed_program_starts_without_torch() -> None:
+    code = "import sys; from vla_agent.commands.cli import main; main(['--help']); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "False"
+
+
+def test_train_checks_its_options_before_anything_slow(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {
+        ("--task-ids", "3-1"): "--task-ids '3-1': '3-1' runs backwards; did you mean '1-3'?",
+        ("--init-states", "3-1"): "--init-states '3-1'",
+        ("--task-ids", "x"): "--task-ids 'x': 'x' is no id",
+        ("--n-placements", "-1"): "--n-placements=-1 is out of range",
+        ("--total-timesteps", "-5"): "--total-timesteps=-5 is out of range",
+        ("--max-episode-steps", "-4"): "--max-episode-steps=-4 is out of range",
+        ("--n-envs", "0"): "--n-envs=0 is out of range",
+        ("--eval-states", "15-25"): "--init-states and --eval-states share 20-25",
+    }
+    for given, message in rows.items():
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["train", *given])
+        assert caught.value.code == 1, given
+        assert message in capsys.readouterr().err, given

@@ -1,0 +1,58 @@
+"""Record a scripted expert's demonstrations as a LeRobot dataset: ``libero-vla record``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from libero_gym.checks import parse_ids, whole_number
+from libero_gym.demonstrations import record
+from vla_agent.commands.options import parse_options
+
+
+@dataclasses.dataclass
+class Options:
+    """What to record, and where to. Each field is a command-line option."""
+
+    suite: str = "libero_spatial"  # LIBERO's name of the suite
+    policy: str = "libero_gym.demonstrations:expert_policy"  # "module:function"; a scripted expert by default
+    task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
+    init_states: str = "20-49"  # official initial states; keep others for evaluation
+    n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
+    cameras: str = "agentview,wrist"  # of agentview and wrist
+    image_size: int = 256  # side of the frames in pixels, even
+    renderer: Literal["exact", "fast"] = "exact"  # "exact" draws stock LIBERO's pixels
+    action_noise: float = 0.0  # standard deviation of disturbances; the recorded actions are the policy's own
+    keep_failures: bool = False  # failed episodes enter the dataset, marked
+    seed: int = 0  # of everything that is drawn
+    n_workers: int = 2  # processes
+    out: Path = Path("runs/demonstrations")  # folder of the dataset; the same command goes on or extends it
+
+
+def main(options: Options) -> None:
+    """Record what is missing."""
+    whole_number("--n-placements", options.n_placements, minimum=0)
+    summary = record(
+        options.out,
+        options.suite,
+        options.policy,
+        task_ids=parse_ids("--task-ids", options.task_ids) if options.task_ids else None,
+        init_state_ids=parse_ids("--init-states", options.init_states) if options.init_states else None,
+        placement_seeds=range(options.n_placements),
+        cameras=tuple(filter(None, options.cameras.split(","))),
+        image_size=options.image_size,
+        renderer=options.renderer,
+        action_noise=options.action_noise,
+        record_intended=options.action_noise > 0,
+        keep_failures=options.keep_failures,
+        seed=options.seed,
+        n_workers=options.n_workers,
+    )
+    print(f"{summary.n_written} of {summary.n_planned} episodes are in {options.out}")
+
+
+def command(arguments: Sequence[str]) -> None:
+    """``libero-vla record``."""
+    main(parse_options(Options, __doc__, arguments))
