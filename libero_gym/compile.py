@@ -38,7 +38,10 @@ logger = logging.getLogger(__name__)
 # The MuJoCo versions under which LIBERO's states, contacts and pixels are those of the published results.
 TESTED_MUJOCO = ("3.3.2",)
 # Scenes that a process keeps in memory to draw them; each takes 100-600 MB without a GPU.
-MAX_SCENES = int(os.environ.get("LIBERO_GYM_MAX_SCENES", "4"))
+_scenes = os.environ.get("LIBERO_GYM_MAX_SCENES") or "4"
+if not _scenes.isdecimal() or not int(_scenes):
+    raise ValueError(f"LIBERO_GYM_MAX_SCENES={_scenes!r}; expected a number of scenes, an integer from 1.")
+MAX_SCENES = int(_scenes)
 _visual_models: dict[str, mujoco.MjModel] = {}
 # Raise it when what is cached changes.
 _CACHE_SCHEMA = 4
