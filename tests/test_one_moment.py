@@ -16,6 +16,7 @@ from test_callbacks import interruptible as interruptible
 from test_non_finite import poison_losses
 from test_resume import assert_equal_runs, callbacks, learner, load
 
+from libero_gym.pool import WorkerError
 from vla_agent import VLAPPO, NonFiniteError, RatioError, RunError, safe_learn
 
 TOTAL, PER_ITERATION, MINIBATCHES = 160, 32, 8  # five iterations; each update has two epochs of four minibatches
@@ -118,6 +119,16 @@ def ctrl_c_twice_while_environments_are_saved(model: VLAPPO) -> None:
     do_at(model.env.venv, "snapshot", 4, throw(AssertionError("asked again in the middle of an answer")))  # type: ignore[union-attr]
 
 
+def workers_are_gone_when_environments_are_saved(model: VLAPPO) -> None:
+    do_at(model.env.venv, "snapshot", 3, throw(WorkerError("killed")))  # type: ignore[union-attr]
+    do_at(model.env, "step_wait", 33, throw(WorkerError("killed")))  # the step after it
+
+
+def workers_are_replaced_after_environments_were_to_be_saved(model: VLAPPO) -> None:
+    do_at(model.env.venv, "snapshot", 3, throw(WorkerError("killed")))  # type: ignore[union-attr]
+    do_at(model, "_losses", SECOND_MINIBATCH, throw(MemoryError()))
+
+
 @pytest.mark.filterwarnings("ignore:A minibatch gave")
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
@@ -133,6 +144,8 @@ def ctrl_c_twice_while_environments_are_saved(model: VLAPPO) -> None:
         (metrics_cannot_be_logged, OSError, 64),
         (environments_fail, OSError, 64),
         (ctrl_c_twice_while_environments_are_saved, KeyboardInterrupt, 32),
+        (workers_are_gone_when_environments_are_saved, WorkerError, 32),
+        (workers_are_replaced_after_environments_were_to_be_saved, MemoryError, 32),
     ],
 )
 def test_what_an_error_leaves_goes_on_as_if_nothing_had_happened(

@@ -302,9 +302,7 @@ class VLAPPO(PPO):
     ) -> bool:
         """Fill the buffer; False if the callback stopped it. Logs the seconds of each phase."""
         if self.is_vla:
-            # Should the environments fail or a signal come while they are asked, the moment before still counts.
-            self.boundary = self._past
-            self.boundary, self._past = Moment(checkpointing.training_state(self)), None
+            self._take_boundary()
         stopwatch = health.Stopwatch()
         with stopwatch("rollout"):
             if self.is_vla:
@@ -317,6 +315,16 @@ class VLAPPO(PPO):
         rate = n_rollout_steps * env.num_envs / max(stopwatch.seconds["rollout"], 1e-9)
         self.logger.record("time/env_steps_per_s", rate)
         return go_on
+
+    def _take_boundary(self) -> None:
+        # An error may come while the environments are asked for their state, or a signal have ended them: then the
+        # moment before the last update, of which everything is known, goes on to count.
+        self.boundary = past = self._past
+        now = Moment(checkpointing.training_state(self))
+        known = past is not None and past.contents is not None and past.state["environments"] is not None
+        if not known or now.state["environments"] is not None:
+            self.boundary = now
+        self._past = None
 
     # --------------------------------------------------------------------------------------------- update
 
@@ -359,7 +367,7 @@ class VLAPPO(PPO):
 
     def _copy_what_changes(self) -> None:
         """So that a save holds one moment, also in the middle of the update or after one that failed."""
-        if self.boundary is None:
+        if self.boundary is None or self.boundary.contents is not None:
             return
         fixed = {name for name, p in self.policy.named_parameters(remove_duplicate=False) if not p.requires_grad}
         live = checkpointing.live_contents(cast(VLAPolicy, self.policy))
