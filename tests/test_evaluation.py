@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from scripted import soup_into_basket
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import get_tasks
 from vla_agent import VLAPPO, EvaluationCallback, EvaluationReport, Evaluator, evaluate_policy
+from vla_agent.commands import cli
 from vla_agent.evaluation import ReportError, Trial, plan_trials
 from vla_agent.evaluation.actors import RegressionPolicy
 from vla_agent.openvla import OpenVLA, load_processor
@@ -299,9 +298,8 @@ def test_evaluations_come_before_and_after_the_training_where_asked_for() -> Non
     assert again.history == callback.history
 
 
-def test_the_example_evaluates_a_checkpoint_where_it_was_not_trained(
+def test_the_command_evaluates_a_checkpoint_where_it_was_not_trained(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -311,15 +309,8 @@ def test_the_example_evaluates_a_checkpoint_where_it_was_not_trained(
     checkpoint, out = tmp_path / "checkpoint", tmp_path / "out"
     shutil.copytree(TINY_FOLDER, checkpoint)
     (checkpoint / "training.json").write_text(json.dumps({"training": {"libero_spatial": list(range(49))}}))
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "examples" / "evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "evaluate", example)
-    spec.loader.exec_module(example)
     arguments = ["--model", str(checkpoint), "--init-states", "held-out", "--task-ids", "0", "--max-episode-steps", "1"]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments, "--renderer", "fast", "--out", str(out)])
-    example.main()
+    cli.main(["evaluate", *arguments, "--renderer", "fast", "--out", str(out)])
     assert "1 of 1 episodes, success 0.0 %" in caplog.messages  # pytest's output is no terminal
     report = EvaluationReport.load(out)
     assert [episode[:2] for episode in report.episodes] == [(0, 49)]
@@ -329,8 +320,7 @@ def test_the_example_evaluates_a_checkpoint_where_it_was_not_trained(
     )
     with Image.open(out / "success.png") as chart:
         assert chart.format == "PNG"
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--compare", str(out), str(out)])
-    example.main()
+    cli.main(["evaluate", "--compare", str(out), str(out)])
     printed = capsys.readouterr().out
     assert "All 0/1" in printed
     assert "Comparable: yes." in printed

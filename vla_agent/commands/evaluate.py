@@ -1,0 +1,92 @@
+"""Success rates by protocol, and comparisons of two evaluations: ``libero-vla evaluate``."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from libero_gym.checks import parse_ids, whole_number
+from vla_agent import EvaluationReport, compare_reports, evaluate_policy
+from vla_agent.commands.options import parse_options
+
+CROPS = {"auto": None, "yes": True, "no": False}
+
+
+@dataclasses.dataclass
+class Options:
+    """What to evaluate, on what, and where to. Each field is a command-line option."""
+
+    model: str = "tiny"  # the tiny model that ships, a checkpoint folder, a run saved by VLAPPO, or a hub id
+    env_id: str = "LIBERO-Spatial-v0"  # environments to evaluate on
+    task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
+    init_states: str = "0-49"  # official ones, or "held-out": those that the model was not trained on
+    placement_seeds: str = ""  # such as "1000-1019": drawn initial states instead, each once per task
+    protocol: Literal["openvla", "openpi", "fixed", "training"] = "openvla"  # fixtures and images; see the README
+    center_crop: Literal["auto", "yes", "no"] = "auto"  # "yes" for models trained with random crops
+    renderer: Literal["exact", "fast"] = "exact"  # "fast" is for a look, not for a reported result
+    max_episode_steps: int = 0  # control steps; 0 for the protocol's limit
+    sample: bool = False  # draw actions instead of taking the likeliest
+    n_envs: int | Literal["auto"] = "auto"  # environments side by side; "auto" for as many as CPU cores
+    unnorm_key: str = ""  # which action statistics, where the checkpoint has several
+    film_failures: int = 0  # MP4s of so many failures of each task
+    seed: int = 0  # of sampling
+    device: str = "auto"  # torch's name, such as "cuda:0"
+    out: Path = Path("runs/evaluation")  # folder of the report; the same command goes on where it stopped
+    compare: tuple[Path, Path] | None = None  # evaluate nothing: print what two finished evaluations say
+
+
+def evaluate(options: Options) -> EvaluationReport:
+    """Run what is missing in ``out``."""
+    held_out = options.init_states == "held-out"
+    states: list[int] | str = "held-out" if held_out else parse_ids("--init-states", options.init_states)
+    drawn = parse_ids("--placement-seeds", options.placement_seeds) if options.placement_seeds else []
+    return evaluate_policy(
+        options.model,
+        options.env_id,
+        task_ids=parse_ids("--task-ids", options.task_ids) if options.task_ids else None,
+        init_state_ids=() if drawn else states,
+        placement_seeds=drawn,
+        protocol=options.protocol,
+        center_crop=CROPS[options.center_crop],
+        renderer=options.renderer,
+        max_episode_steps=whole_number("--max-episode-steps", options.max_episode_steps, 0) or None,
+        deterministic=not options.sample,
+        n_envs=None if options.n_envs == "auto" else whole_number("--n-envs", options.n_envs, 1),
+        unnorm_key=options.unnorm_key or None,
+        film_failures=whole_number("--film-failures", options.film_failures, 0),
+        seed=options.seed,
+        device=options.device,
+        out=options.out,
+    )
+
+
+def main(options: Options) -> None:
+    """Evaluate, or compare."""
+    if options.compare:
+        print(compare_reports(*(EvaluationReport.load(folder) for folder in options.compare)))
+        return
+    if not sys.stderr.isatty():  # where bars are quiet
+        logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        for package in ("vla_agent", "libero_gym"):
+            logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        report = evaluate(options)
+    except KeyboardInterrupt:
+        print(f"\nStopped. Episodes so far are in {options.out}; the same command goes on from there.")
+        return
+    print(report)
+    print(f"{report.timing.get('ms_per_action', 0):.1f} ms of model per action. Wrote report.md into {options.out}")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:
+    """The options of a command line."""
+    return parse_options(Options, description, arguments)
+
+
+def command(arguments: Sequence[str]) -> None:
+    """``libero-vla evaluate``."""
+    main(parse_arguments(arguments))
