@@ -1,9 +1,10 @@
 """Whatever is wrong in an evaluation's arguments or files is told in one sentence, before any worker starts."""
 
-from __future__ import re
+from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
