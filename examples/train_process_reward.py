@@ -15,7 +15,6 @@ Needs `pip install -c constraints.txt -e ".[data]"`.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,13 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from libero_gym.checks import parse_ids
 from libero_gym.demonstrations import record
 from libero_gym.lerobot import LeRobotReader
 from libero_gym.segments import segment_episode
 from vla_agent import VLAPPO, make_vec_env
+from vla_agent.commands.options import parse_options as parse
+from vla_agent.commands.options import run_command
 from vla_agent.evaluation.manifest import provenance
 from vla_agent.lora import LoraSettings
 from vla_agent.process_reward import RewardModel, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
@@ -44,37 +46,28 @@ class Options:
     evaluate: str = ""  # a scorer to judge, such as tiny-scorer or runs/process_reward/scorer; none is trained then
     scorer: str = "tiny"  # to train; or the folder or hub id of a vision-language model
     demonstrations: str = ""  # a LeRobot dataset of the suite; empty to record the expert
-    env_id: str = "LIBERO-Spatial-v0"
-    suite: str = "libero_spatial"
+    env_id: str = "LIBERO-Spatial-v0"  # environments of the policy's episodes
+    suite: str = "libero_spatial"  # LIBERO's name of the suite
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official ones that are learned from
     evaluate_states: str = "0-7"  # official ones for the report: of none of these does the scorer see an episode
     policy: str = "tiny-libero"  # whose episodes give failures, and successes as PPO will meet them
-    n_rollouts: int = 240
+    n_rollouts: int = 240  # episodes of the policy to learn from
     n_dropped: int = 320  # further ones, of which the failures are taken: in each the hand may open when it should not
     drop_prob: float = 0.1  # with this probability a decision
-    n_heldout_rollouts: int = 160
+    n_heldout_rollouts: int = 160  # episodes of the policy to judge by
     temperature: float = 0.5  # of its actions; PPO's
-    image_size: int = 112
+    image_size: int = 112  # side of the frames in pixels
     max_episode_steps: int = 0  # of the policy's episodes; 0 for the suite's limit
     n_between: int = 3  # frames between keyframes, per keyframe, to learn from
     n_negatives: int = 5  # per keyframe, to learn from; the report's examples are balanced
-    n_epochs: int = 8
-    batch_size: int = 64
-    learning_rate: float = 1e-3
+    n_epochs: int = 8  # passes over the examples
+    batch_size: int = 64  # examples of a step
+    learning_rate: float = 1e-3  # of the scorer
     lora_rank: int = 16  # of a vision-language model
-    seed: int = 0
-    device: str = "cuda" if th.cuda.is_available() else "cpu"
-    out: Path = Path("runs/process_reward")
-
-
-def parse_ids(text: str) -> list[int]:
-    """Such as [0, 3, 4, 5] for "0,3-5"; none for an empty text."""
-    ids: list[int] = []
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        ids += range(int(first), int(last or first) + 1)
-    return ids
+    seed: int = 0  # of everything that is drawn
+    device: str = "cuda" if th.cuda.is_available() else "cpu"  # torch's name
+    out: Path = Path("runs/process_reward")  # folder of all that is written
 
 
 def expert_episodes(options: Options, name: str, states: str, root: str = "") -> list[Any]:
@@ -85,8 +78,8 @@ def expert_episodes(options: Options, name: str, states: str, root: str = "") ->
             root,
             options.suite,
             "libero_gym.demonstrations:expert_policy",
-            task_ids=parse_ids(options.task_ids) or None,
-            init_state_ids=parse_ids(states),
+            task_ids=parse_ids("--task-ids", options.task_ids) if options.task_ids else None,
+            init_state_ids=parse_ids("initial states", states),
             cameras=("agentview",),
             image_size=options.image_size,
             renderer="fast",
@@ -115,8 +108,8 @@ def rollouts(options: Options, name: str, states: str, n_episodes: int, drop_pro
     env = make_vec_env(
         options.env_id,
         8,
-        task_id=parse_ids(options.task_ids) or None,
-        init_state_ids=parse_ids(states),
+        task_id=parse_ids("--task-ids", options.task_ids) if options.task_ids else None,
+        init_state_ids=parse_ids("initial states", states),
         model=options.policy,
         renderer="fast",
         physics="fast",
@@ -205,12 +198,9 @@ def main(options: Options) -> None:
 
 
 def parse_options() -> Options:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in dataclasses.fields(Options):
-        kind = Path if "Path" in str(field.type) else type(field.default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, type=kind)
-    return Options(**vars(parser.parse_args()))
+    """The options of the command line."""
+    return parse(Options, __doc__)
 
 
 if __name__ == "__main__":
-    main(parse_options())
+    run_command(lambda: main(parse_options()))
