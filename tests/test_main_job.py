@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,13 +21,14 @@ import pytest
 from stable_baselines3 import PPO
 
 from vla_agent import VLAPPO, EvaluationReport, VLAVecEnv, make_vec_env
+from vla_agent.commands.train import check, parse_arguments
 from vla_agent.openvla import load_processor
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TRAIN = [
     sys.executable, str(EXAMPLES / "train_ppo.py"), "--task-ids", "0", "--n-envs", "2", "--n-steps", "8",
-    "--batch-size", "8", "--max-episode-steps", "20", "--n-placements", "5", "--device", "cpu",
+    "--batch-size", "8", "--max-episode-steps", "20", "--n-placements", "5", "--device", "cpu", "--eval-freq", "0",
 ]  # fmt: skip
 
 
@@ -105,27 +107,45 @@ def test_same_seed_trains_the_same_model(tmp_path: Path) -> None:
 
 def test_the_main_job_writes_what_it_promises(tmp_path: Path) -> None:
     command = [*TRAIN, "--total-timesteps", "32", "--out", str(tmp_path)]
-    command += ["--eval-freq", "32", "--n-eval-placements", "1"]
+    command += ["--eval-freq", "16", "--eval-states", "0", "--critic-warmup-iterations", "0"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "Traceback" not in result.stderr
     assert "ep_rew_mean" in result.stdout
     assert "success_rate" in result.stdout
+    last = result.stdout.splitlines()[-2:]
+    assert re.fullmatch(r"before: [01] of 1 \(.* %\), after: [01] of 1 \(.* %\)", last[0])
+    assert last[1].startswith("paired: ")
     assert iio.imread(tmp_path / "curve.png").std() > 0
-    assert iio.imread(tmp_path / "episode.mp4").shape[1:] == (224, 224, 3)
+    assert iio.imread(tmp_path / "episode.mp4").shape[1:] == (320, 512, 3)
     assert list(tmp_path.glob("events.out.tfevents.*"))
-    assert VLAPPO.load(tmp_path / "model", device="cpu").num_timesteps == 32
-    best = VLAPPO.load(tmp_path / "best", device="cpu")
-    assert best.num_timesteps == 16  # where the iteration began in which it was evaluated: its update comes later
+    assert json.loads((tmp_path / "times.json").read_text()).keys() >= {"environments", "model", "film"}
+    model = VLAPPO.load(tmp_path / "model", device="cpu")
+    assert model.num_timesteps == 32
+    evaluations = model.callback_states["EvaluationCallback"]["history"]
+    assert [steps for steps, _ in evaluations] == [0, 16, 32]
+    assert VLAPPO.load(tmp_path / "best", device="cpu").num_timesteps == 0  # the first of equals, as it was evaluated
     assert EvaluationReport.load(tmp_path / "best_report").total.n == 1
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 1
+    assert "already holds a run" in again.stderr
+    assert f"--resume {tmp_path}" in again.stderr
+    assert "--existing aside" in again.stderr
+    assert "Traceback" not in again.stderr
 
 
 @pytest.mark.parametrize("given", [[], ["--gamma", "0.99"]])
-def test_shaping_for_another_learner_is_refused(tmp_path: Path, given: list[str]) -> None:
-    command = [*TRAIN, "--reward", "progress", *given, "--out", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 1
-    assert "Add --gamma 0.99 --bootstrap-time-limits." in result.stderr
+def test_shaping_for_another_learner_is_refused(given: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"Add --gamma 0\.99 --bootstrap-time-limits\."):
+        check(parse_arguments(["--reward", "progress", *given]))
+
+
+def test_long_changes_defaults_and_what_is_given_wins() -> None:
+    assert parse_arguments(["--long"]).total_timesteps == 12288
+    assert parse_arguments(["--long"]).env_id == "LIBERO-Spatial-v0"
+    assert parse_arguments(["--long", "--total-timesteps", "5"]).total_timesteps == 5
+    assert parse_arguments(["--long", "--env-id", "LIBERO-Goal-v0"]).task_ids == "0-2"
 
 
 def test_ctrl_c_saves_a_run_of_adapters_which_goes_on_from_there(tmp_path: Path) -> None:
