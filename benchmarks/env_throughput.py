@@ -45,7 +45,7 @@ def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
     states = initial_states(task)
     actions = np.random.default_rng(0).uniform(-1, 1, (STEPS, 7))
     result: dict[str, list[float]] = {"step": [], "fast_step": [], "stock_step": [], "reset": [], "stock_reset": []}
-    with compile_module._stock_env(task) as stock:
+    with compile_module.stock_env(task) as stock:
         for repeat in range(repeats + 1):  # the first warms up
             state = states[repeat % len(states)]
             timings = {

@@ -101,7 +101,7 @@ def count_equal_frames(obs: dict[str, Any], simulator: Simulator) -> int:
 
 def compare_predicates(task: Task) -> Row:
     """Every goal predicate in both, at the official states and at ones planted around where predicates flip."""
-    with compile_module._stock_env(task) as stock:
+    with compile_module.stock_env(task) as stock:
         record = compile_module._extract(stock)  # compile_task would build stock a second time
         compiled = compile_module._compiled_from_record(task, record)
         simulator = Simulator(compiled)
