@@ -281,6 +281,7 @@ def test_the_example_evaluates_a_checkpoint_where_it_was_not_trained(
 ) -> None:
     for package in ("vla_agent", "libero_gym"):
         caplog.set_level(logging.WARNING, package)  # as it is after this test, too
+    caplog.handler.setLevel(logging.NOTSET)
     checkpoint, out = tmp_path / "checkpoint", tmp_path / "out"
     shutil.copytree(TINY_FOLDER, checkpoint)
     (checkpoint / "training.json").write_text(json.dumps({"training": {"libero_spatial": list(range(49))}}))

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
+from PIL import Image, ImageColor
 
 from vla_agent import EvaluationReport, compare_reports
 from vla_agent.evaluation import EpisodeResult, ReportError, SuccessRow
@@ -23,7 +25,7 @@ from vla_agent.evaluation.manifest import (
     read_training_states,
     write_training_states,
 )
-from vla_agent.evaluation.pages import markdown
+from vla_agent.evaluation.pages import _TASK_COLOR, _TRACK_COLOR, draw_chart, markdown
 from vla_agent.evaluation.reports import describe_ids
 from vla_agent.statistics import mcnemar_exact, newcombe_interval, wilson_interval
 
@@ -63,6 +65,18 @@ def test_a_report_comes_back_from_its_files(tmp_path: Path) -> None:
     assert content["schema"] == 1
     assert content["episodes"][2] == {"task_id": 0, "init_state_id": 2, "success": False, "steps": 300}
     assert content["tasks"]["0"]["wilson_95"] == [0.300642, 0.954413]
+
+
+def test_the_chart_shows_successes_in_colour_beside_wide_intervals(tmp_path: Path) -> None:
+    draw_chart(report_of("+-" + "--"), tmp_path / "success.png")
+    pixels = np.asarray(Image.open(tmp_path / "success.png").convert("RGB"))
+    assert pixels.shape[1] == 1000
+    bar, track = ((pixels == ImageColor.getrgb(color)).all(axis=-1) for color in (_TASK_COLOR, _TRACK_COLOR))
+    row = bar.sum(axis=1).argmax()  # above the interval's line
+    assert track[row].sum() + bar[row].sum() > 800  # the names take no width
+    assert bar[row].sum() / (track[row].sum() + bar[row].sum()) == pytest.approx(0.5, abs=0.02)  # track ends blurred
+    empty = track.sum(axis=1).argmax()  # of the task without a success
+    assert not bar[empty, :850].any()
 
 
 def test_what_fails_while_it_is_written_leaves_the_older_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

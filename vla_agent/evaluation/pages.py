@@ -8,7 +8,11 @@ from typing import Any
 from vla_agent.evaluation.protocols import describe_protocol
 from vla_agent.evaluation.reports import CHART_FILE, EvaluationReport, SuccessRow, describe_ids, describe_row
 
-_LABEL_LENGTH = 85
+_LABEL_LENGTH = 95
+# Inches and dots that a README shows at about this size, so that 9.5 points stay readable.
+_CHART_WIDTH, _ROW_HEIGHT, _DPI = 8.0, 0.5, 125
+_BAR = 0.45  # of a row; the label stands above
+_TASK_COLOR, _TOTAL_COLOR, _TRACK_COLOR = "#2a78b5", "#c7562b", "#e9eef3"
 
 
 def markdown(report: EvaluationReport) -> str:
@@ -39,28 +43,35 @@ def markdown(report: EvaluationReport) -> str:
 
 
 def draw_chart(report: EvaluationReport, path: Path) -> None:
-    """Write a PNG with a bar per task and Wilson's 95 % interval."""
+    """Write a PNG with a bar per task, successes and episodes beside it, and Wilson's 95 % interval as a line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
     from matplotlib.figure import Figure
 
-    rows = report.tasks
-    figure = Figure(figsize=(9, 1.4 + 0.32 * len(rows)), layout="constrained")
+    rows = [(_label(task_id, report.task_names[task_id]), row) for task_id, row in report.tasks.items()]
+    colors = [_TASK_COLOR] * len(rows)
+    if len(rows) > 1:
+        rows.append(("all tasks", report.total))
+        colors.append(_TOTAL_COLOR)
+    figure = Figure(figsize=(_CHART_WIDTH, 0.9 + _ROW_HEIGHT * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    rates = [row.rate for row in rows.values()]
-    low = [row.rate - row.low for row in rows.values()]
-    high = [row.high - row.rate for row in rows.values()]
-    axes.barh(range(len(rows)), rates, color="0.75")
-    axes.errorbar(rates, range(len(rows)), xerr=[low, high], fmt="none", ecolor="0.2", capsize=3)
-    total = report.total
-    axes.axvline(total.rate, color="C0", linewidth=1)
-    axes.axvspan(total.low, total.high, color="C0", alpha=0.15, linewidth=0)
-    axes.set_yticks(range(len(rows)), [_label(i, report.task_names[i]) for i in rows], fontsize=6)
-    axes.invert_yaxis()
+    for place, ((label, row), color) in enumerate(zip(rows, colors, strict=True)):
+        axes.barh(place, 1, height=_BAR, color=_TRACK_COLOR)
+        axes.barh(place, row.rate, height=_BAR, color=color)
+        axes.errorbar(
+            (row.low + row.high) / 2, place, xerr=(row.high - row.low) / 2, fmt="none", ecolor="0.15", capsize=3, lw=1.2
+        )
+        axes.text(0, place - 0.3, label, fontsize=9.5, va="bottom")
+        axes.text(1.015, place, f"{row.successes}/{row.n}", fontsize=11, weight="bold", va="center", color=color)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("success rate; bars: tasks, line: all, each with Wilson's 95 % interval")
-    axes.set_title(f"{report.conditions['suite']}: {describe_row(total)}", fontsize=9)
-    figure.savefig(path, dpi=120)
+    axes.set_ylim(len(rows) - 0.6, -0.75)
+    axes.set_yticks([])
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"], fontsize=9.5)
+    axes.spines[["left", "right", "top"]].set_visible(False)
+    axes.set_xlabel("success; lines are 95 % intervals (Wilson)", fontsize=9.5)
+    title = f"{report.conditions['suite']}, {100 * report.success_rate:.1f} % of {report.total.n} episodes"
+    axes.set_title(title, fontsize=10.5, loc="left")
+    figure.savefig(path, dpi=_DPI)
 
 
 def _training_note(report: EvaluationReport) -> str:
@@ -86,7 +97,7 @@ def _task_line(task_id: int, name: str, row: SuccessRow) -> str:
 
 def _label(task_id: int, name: str) -> str:
     words = name.replace("_", " ")
-    return f"{words if len(words) <= _LABEL_LENGTH else words[: _LABEL_LENGTH - 1] + '…'}  {task_id}"
+    return f"{task_id}  {words if len(words) <= _LABEL_LENGTH else words[: _LABEL_LENGTH - 1] + '…'}"
 
 
 def _cell(value: Any) -> str:
