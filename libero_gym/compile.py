@@ -338,7 +338,7 @@ def stock_reset(env: Any) -> None:
                 continue
 
 
-def without_visuals(env: Any) -> None:
+def reset_without_visuals(env: Any) -> None:
     """Have the resets of a stock environment compile what collides alone, and once: ten times as fast.
 
     What a reset draws and leaves stays the same to the bit; cameras would see nothing.
@@ -351,7 +351,7 @@ def without_visuals(env: Any) -> None:
     def initialize_sim(xml_string: str | None = None) -> None:  # as robosuite's `_initialize_sim`
         xml = domain.model.get_xml()
         if xml not in compiled:
-            compiled[xml] = mujoco.MjModel.from_xml_string(physics_xml(xml))
+            compiled[xml] = mujoco.MjModel.from_xml_string(without_visuals(xml))
         domain.sim = MjSim(copy.copy(compiled[xml]))  # a reset writes fixture poses into it
         domain.model.generate_id_mappings = lambda sim: None  # of visual geoms, for segmentation
         domain.sim.forward()
@@ -400,7 +400,7 @@ def _extract(env: Any) -> dict[str, Any]:
     domain = env.env
     visual = domain.sim.model._model
     xml = domain.model.get_xml()
-    physics = mujoco.MjModel.from_xml_string(physics_xml(xml))
+    physics = mujoco.MjModel.from_xml_string(without_visuals(xml))
     same = all(getattr(physics, count) == getattr(visual, count) for count in ("nq", "nv", "nu", "nbody", "nsite"))
     if not same or not np.array_equal(physics.body_inertia, visual.body_inertia):
         raise RuntimeError("The physics-only model differs from the full one; please report this task.")
@@ -420,7 +420,7 @@ def _extract(env: Any) -> dict[str, Any]:
     }
 
 
-def physics_xml(xml: str) -> str:
+def without_visuals(xml: str) -> str:
     """A model's XML such that MuJoCo leaves out what only cameras see."""
     return xml.replace("<compiler ", '<compiler discardvisual="true" ', 1)
 

@@ -17,7 +17,15 @@ import numpy as np
 
 from libero_gym import cache
 from libero_gym.checks import whole_number
-from libero_gym.compile import FixtureDraw, compile_task, read_draw, stock_env, stock_reset, task_key, without_visuals
+from libero_gym.compile import (
+    FixtureDraw,
+    compile_task,
+    read_draw,
+    reset_without_visuals,
+    stock_env,
+    stock_reset,
+    task_key,
+)
 from libero_gym.tasks import Task
 
 BLOCK = 50  # trials a task of the evaluation protocol
@@ -75,7 +83,7 @@ def _draw(task: Task, draws: int, seed: int) -> list[FixtureDraw]:
     logger.info("Drawing fixtures of %s, %d times after seed %d", task.name, draws, seed)
     with stock_env(task, seed=seed) as env:
         found = [read_draw(env)]
-        without_visuals(env)
+        reset_without_visuals(env)
         for _ in range(draws - 1):
             stock_reset(env)
             found.append(read_draw(env))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from libero_gym import cache
-from libero_gym.compile import physics_xml, stock_env, task_key
+from libero_gym.compile import stock_env, task_key, without_visuals
 from libero_gym.mujoco_import import mujoco
 from libero_gym.tasks import Task
 
@@ -105,7 +105,7 @@ def draw_from(env: Any, seeds: Sequence[int]) -> np.ndarray:
     _hold_fixtures(domain)
     _leave_out_what_no_sampler_reads(domain)
     # Samplers of drawers and shelves add a fixture's pose to where its sites are before fixtures are placed.
-    unplaced = mujoco.MjModel.from_xml_string(physics_xml(domain.model.get_xml()))
+    unplaced = mujoco.MjModel.from_xml_string(without_visuals(domain.model.get_xml()))
     states = []
     for seed in seeds:
         np.random.seed(seed)  # noqa: NPY002 - LIBERO and robosuite draw from the global generators

@@ -74,7 +74,7 @@ def test_the_chart_shows_successes_in_colour_beside_wide_intervals(tmp_path: Pat
     bar, track = ((pixels == ImageColor.getrgb(color)).all(axis=-1) for color in (_TASK_COLOR, _TRACK_COLOR))
     row = bar.sum(axis=1).argmax()  # above the interval's line
     assert track[row].sum() + bar[row].sum() > 800  # the names take no width
-    assert bar[row].sum() / (track[row].sum() + bar[row].sum()) == pytest.approx(0.5, abs=0.01)
+    assert bar[row].sum() / (track[row].sum() + bar[row].sum()) == pytest.approx(0.5, abs=0.02)  # track ends blurred
     empty = track.sum(axis=1).argmax()  # of the task without a success
     assert not bar[empty, :850].any()
 
