@@ -8,21 +8,23 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import IO, Any
+from typing import Any, cast
 
+from libero_gym import messages
 from libero_gym import worker as protocol
-from libero_gym.shared_arrays import Layout
+from libero_gym.shared_arrays import Layout, anonymous_file
 from libero_gym.uncopyable import Uncopyable
 
 # Seconds for the template to compile a task or to fork, whatever a step may take.
 _TEMPLATE_TIMEOUT = 300.0
 # Seconds for a hung worker to write where it is.
 _STACK_PATIENCE = 2.0
+# Seconds for workers to leave, and for the template once they have.
+_CLOSE_PATIENCE, _TEMPLATE_PATIENCE = 5.0, 10.0
 
 
 class WorkerError(RuntimeError):
@@ -33,20 +35,20 @@ class WorkerError(RuntimeError):
 class _Worker:
     """One worker process, and why it can no longer be used, if so."""
 
-    arguments: tuple[int, int, dict[str, Any]]  # of `WorkerPool.fork`
+    arguments: tuple[int, int]  # of `WorkerPool.fork`
     pid: int
-    connection: Connection
-    crash_log: IO[bytes]
+    channel: messages.Channel
+    crash_log: int
     failure: str | None = None
+    answers: dict[int, tuple[str, Any]] = field(default_factory=dict)  # that came before they were waited for
 
     def trace(self) -> str:
         """What the worker wrote about its end. Reads without moving the offset, which the two processes share."""
-        size = os.fstat(self.crash_log.fileno()).st_size
-        return os.pread(self.crash_log.fileno(), size, 0).decode(errors="replace")
+        return os.pread(self.crash_log, os.fstat(self.crash_log).st_size, 0).decode(errors="replace")
 
     def close(self) -> None:
-        self.connection.close()
-        self.crash_log.close()
+        self.channel.connection.close()
+        os.close(self.crash_log)
 
 
 class WorkerPool(Uncopyable):
@@ -66,14 +68,16 @@ class WorkerPool(Uncopyable):
         self._layout, self._memory_fd = dict(layout), memory_fd
         self._workers: list[_Worker] = []
         self._closed = False
+        self._owner = os.getpid()
+        self._template_is_busy = False
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "libero_gym.worker", str(theirs.fileno())]
         # One thread each: the workers are as many as the cores.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self._template = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
-        theirs.close()
+        with theirs, _blocked(protocol.IGNORED_SIGNALS):  # the template inherits that: no signal comes too early for it
+            self._template = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
         self._control_socket = ours
-        self._control = Connection(os.dup(ours.fileno()))
+        self._control = messages.Channel(Connection(os.dup(ours.fileno())))
 
     @property
     def failures(self) -> dict[int, str]:
@@ -84,33 +88,58 @@ class WorkerPool(Uncopyable):
         """Have the template compile a task, its visual model if a renderer is named, and draw these placements."""
         self._ask_template(protocol.COMPILE, suite, task_id, renderer, placement_seeds)
 
-    def fork(self, first: int, last: int, env_kwargs: dict[str, Any]) -> None:
-        """Start a worker for the environments ``[first, last)``; its first answer says that it is ready."""
-        self._workers.append(self._fork(first, last, env_kwargs))
+    def fork(self, first: int, last: int) -> None:
+        """Start a worker for the environments ``[first, last)``."""
+        self._workers.append(self._fork(first, last))
 
     def replace(self, number: int) -> None:
         """Start a worker in the place of a failed one, and close what was kept of that; see `fork`."""
         failed = self._workers[number]
         assert failed.failure is not None
+        successor = self._fork(*failed.arguments)
         failed.close()
-        self._workers[number] = self._fork(*failed.arguments)
+        self._workers[number] = successor
 
-    def send(self, number: int, request: str, *args: Any) -> None:
-        """Ask a worker for something. One that is gone is noticed by `gather`."""
-        worker = self._workers[number]
-        if worker.failure is None:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                worker.connection.send((request, args))
+    def send(self, request: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, int]:
+        """Ask workers for something; one that is gone is noticed by `gather`.
 
-    def gather(self, numbers: Iterable[int]) -> dict[int, Any]:
-        """One answer from each of these workers, by number; `failures` says why others are missing.
+        Args:
+            request: What for.
+            arguments: By worker.
+
+        Returns:
+            The request's number by worker, for `gather`.
 
         Raises:
-            WorkerError: If a worker answers with an exception; after all have answered, so that they can go on.
+            TypeError: If some arguments cannot be pickled; nothing has been sent then.
         """
-        chosen = {number: self._workers[number] for number in numbers}
-        pending = {worker.connection: number for number, worker in chosen.items() if worker.failure is None}
-        answers: dict[int, tuple[str, Any]] = {}
+        contents = {number: messages.pickled(request, args) for number, args in arguments.items()}
+        for number, content in contents.items():
+            worker = self._workers[number]
+            if worker.failure is None:
+                with self._whole_messages(number), contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    worker.channel.send(content)
+        return {number: self._workers[number].channel.asked for number in contents}
+
+    def gather(self, requests: Mapping[int, int]) -> dict[int, Any]:
+        """One answer from each of these workers, by number; `failures` says why others are missing.
+
+        Answers to requests that nobody gathered are kept, so an interrupted `gather` can be repeated.
+
+        Args:
+            requests: By worker, what `send` gave.
+
+        Raises:
+            Exception: As an environment raised it, from a `WorkerError` with the traceback there; after all have
+                answered, so that they can go on.
+            WorkerError: In place of an exception that cannot be sent.
+        """
+        workers = {number: self._workers[number] for number in requests}
+        pending = {
+            worker.channel.connection: number
+            for number, worker in workers.items()
+            if worker.failure is None and requests[number] not in worker.answers
+        }
         deadline = time.monotonic() + self.timeout
         while pending:
             ready = wait(list(pending), timeout=max(deadline - time.monotonic(), 0.0))
@@ -120,42 +149,103 @@ class WorkerPool(Uncopyable):
                 break
             for connection in ready:
                 assert isinstance(connection, Connection)
-                number = pending.pop(connection)
-                try:
-                    answers[number] = connection.recv()
-                except (EOFError, OSError):
-                    self._end_dead(number)
-        errors = [
-            f"Worker {number} failed:\n{content}" for number, (kind, content) in answers.items() if kind == "error"
-        ]
-        if errors:
-            raise WorkerError("\n".join(errors))
+                number = pending[connection]
+                self._receive(number)
+                if workers[number].failure is not None or requests[number] in workers[number].answers:
+                    del pending[connection]
+        answers = {
+            number: worker.answers.pop(requests[number])
+            for number, worker in workers.items()
+            if requests[number] in worker.answers
+        }
+        _raise({f"Worker {number}": content for number, (kind, content) in answers.items() if kind == messages.FAILED})
         return {number: content for number, (_, content) in answers.items()}
 
     def close(self) -> None:
-        """Ask the workers to leave, and end the template; safe to call twice."""
+        """Ask the workers to leave, make those that do not, and end the template; safe to call twice.
+
+        In a process forked from the one that made the pool, only what that process holds is closed.
+        """
         if self._closed:
             return
         self._closed = True
-        for number, worker in enumerate(self._workers):
-            self.send(number, protocol.CLOSE)
+        is_ours = os.getpid() == self._owner
+        if is_ours:
+            self._dismiss()
+        for worker in self._workers:
             worker.close()
-        self._control.close()
+        self._control.connection.close()
         self._control_socket.close()
+        if is_ours:
+            self._end_template()
+
+    def _end_template(self) -> None:
+        if self._template_is_busy:  # interrupted: it would finish its task first
+            self._template.kill()
         try:
-            self._template.wait(timeout=10)
+            self._template.wait(timeout=_TEMPLATE_PATIENCE)
         except subprocess.TimeoutExpired:
             self._template.kill()
             self._template.wait()
 
-    def _fork(self, first: int, last: int, env_kwargs: dict[str, Any]) -> _Worker:
+    def _dismiss(self) -> None:
+        """Wait for the workers to free their GL contexts and leave, and kill those that do not."""
+        leaving: dict[Connection, _Worker] = {}
+        for worker in self._workers:
+            if worker.failure is None:
+                with contextlib.suppress(OSError):
+                    messages.close(worker.channel.connection)
+                    leaving[worker.channel.connection] = worker
+        deadline = time.monotonic() + _CLOSE_PATIENCE
+        while leaving and (ready := wait(list(leaving), timeout=max(deadline - time.monotonic(), 0.0))):
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                try:
+                    connection.recv_bytes()  # an answer that nobody waited for
+                except (EOFError, OSError):
+                    del leaving[connection]
+        for worker in leaving.values():
+            _kill(worker)
+
+    def _fork(self, first: int, last: int) -> _Worker:
         ours, theirs = socket.socketpair()
-        crash_log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        with theirs, contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_await_template` notices
-            self._control.send((protocol.FORK, first, last, env_kwargs, self._layout))
-            socket.send_fds(self._control_socket, [b"."], [theirs.fileno(), self._memory_fd, crash_log.fileno()])
-        pid = self._await_template()
-        return _Worker((first, last, env_kwargs), pid, Connection(ours.detach()), crash_log)
+        crash_log = anonymous_file()
+        try:
+            with theirs:
+                request = self._send_template(protocol.FORK, first, last, self._layout)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_await_template` notices
+                    descriptors = [theirs.fileno(), self._memory_fd, crash_log]
+                    socket.send_fds(self._control_socket, [b"."], descriptors)
+            pid = self._await_template(request)
+        except BaseException:
+            ours.close()
+            os.close(crash_log)
+            raise
+        return _Worker((first, last), pid, messages.Channel(Connection(ours.detach())), crash_log)
+
+    def _receive(self, number: int) -> None:
+        """Take one answer of a worker, or record its end."""
+        worker = self._workers[number]
+        try:
+            with self._whole_messages(number):
+                request, kind, content = worker.channel.receive()
+                worker.answers[request] = kind, content
+        except (EOFError, OSError):
+            self._end_dead(number)
+
+    @contextlib.contextmanager
+    def _whole_messages(self, number: int) -> Iterator[None]:
+        """End the worker if Ctrl-C stops us within a message to or from it: what follows could not be told apart."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            worker = self._workers[number]
+            worker.failure = f"Worker {number} was ended: an exception here cut a message to or from it short."
+            _kill(worker)
+            self._end(worker)
+            raise
 
     def _end_dead(self, number: int) -> None:
         """Record the end of a worker that closed its connection."""
@@ -169,6 +259,7 @@ class WorkerPool(Uncopyable):
         """Ask a worker that does not answer where it is, and end it."""
         worker = self._workers[number]
         stack = _stack(worker).strip() or "It did not say where."
+        _kill(worker)
         self._end(worker)
         worker.failure = (
             f"Worker {number} hung: no answer within {self.timeout:g} s, so it was ended. "
@@ -176,29 +267,70 @@ class WorkerPool(Uncopyable):
         )
 
     def _end(self, worker: _Worker) -> int | None:
-        """Kill a worker if it still lives; gives how it ended, as `subprocess.Popen.returncode` does, if known."""
-        worker.connection.close()
+        """Have the template end and reap a worker; gives how it ended, as `Popen.returncode` does, if known."""
+        worker.channel.connection.close()
         try:
             return self._ask_template(protocol.END, worker.pid)
         except WorkerError:
             return None  # the template is gone: what the worker has to say matters more
 
-    def _ask_template(self, *request: Any) -> Any:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._control.send(request)
-        return self._await_template()
+    def _ask_template(self, request: str, *args: Any) -> Any:
+        return self._await_template(self._send_template(request, *args))
 
-    def _await_template(self) -> Any:
+    def _send_template(self, request: str, *args: Any) -> int:
+        self._template_is_busy = True
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._control.send(messages.pickled(request, args))
+        return self._control.asked
+
+    def _await_template(self, request: int) -> Any:
         timeout = max(self.timeout, _TEMPLATE_TIMEOUT)
-        if not self._control.poll(timeout):
-            raise WorkerError(f"The template process did not answer within {timeout:g} s.")
-        try:
-            kind, content = self._control.recv()
-        except (EOFError, ConnectionResetError):
-            raise WorkerError("The template process died; its last words are on standard error.") from None
-        if kind == "error":
-            raise WorkerError(f"The template process failed:\n{content}")
+        deadline = time.monotonic() + timeout
+        answered, kind, content = 0, messages.DONE, cast(Any, None)
+        while answered != request:
+            if not self._control.connection.poll(max(deadline - time.monotonic(), 0.0)):
+                raise WorkerError(f"The template process did not answer within {timeout:g} s.")
+            try:
+                answered, kind, content = self._control.receive()
+            except (EOFError, ConnectionResetError):
+                raise WorkerError("The template process died; its last words are on standard error.") from None
+        self._template_is_busy = False
+        if kind == messages.FAILED:
+            _raise({"The template process": content})
         return content
+
+
+def _raise(failures: Mapping[str, messages.Failure]) -> None:
+    """Raise the first exception of other processes, from a `WorkerError` that has the tracebacks of all.
+
+    Raises:
+        WorkerError: If none of the exceptions could be sent.
+    """
+    if not failures:
+        return
+    cause = WorkerError(
+        "\n".join(f"{name} failed: {failure.summary}\n{failure.traceback}" for name, failure in failures.items())
+    )
+    for failure in failures.values():
+        if failure.error is not None:
+            raise failure.error from cause
+    raise cause
+
+
+@contextlib.contextmanager
+def _blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Let these signals wait; a process started meanwhile never gets them, unless it asks for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill(worker: _Worker) -> None:
+    """Kill a worker whose connection is open: its process id is still its own, even where the template is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(worker.pid, signal.SIGKILL)
 
 
 def _stack(worker: _Worker) -> str:

@@ -22,6 +22,9 @@ class SharedArrays(Uncopyable):
     Args:
         layout: Shape and dtype per name, the same in every process.
         descriptor: An open file descriptor to map; None makes a new, zeroed file.
+
+    Raises:
+        OSError: If the system does not give the memory.
     """
 
     def __init__(self, layout: Layout, descriptor: int | None = None) -> None:
@@ -30,7 +33,7 @@ class SharedArrays(Uncopyable):
             offsets[name] = size
             n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
             size += -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
-        self.descriptor = _anonymous_file(size) if descriptor is None else descriptor
+        self.descriptor = _reserved_file(size) if descriptor is None else descriptor
         self._memory = mmap.mmap(self.descriptor, size)
         self.arrays: dict[str, np.ndarray] = {
             name: np.ndarray(shape, dtype, buffer=self._memory, offset=offsets[name])
@@ -40,17 +43,43 @@ class SharedArrays(Uncopyable):
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
     def close(self) -> None:
         """Close the descriptor. The mapping lives on while arrays refer to it."""
         os.close(self.descriptor)
         self.arrays.clear()
 
 
-def _anonymous_file(size: int) -> int:
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("libero_gym")
-    else:  # macOS
-        with tempfile.TemporaryFile() as stream:
-            descriptor = os.dup(stream.fileno())
-    os.ftruncate(descriptor, size)
+def anonymous_file() -> int:
+    """The descriptor of an empty file without a name, in memory where the system can."""
+    if hasattr(os, "memfd_create"):  # Linux: not in /dev/shm, whose size does not matter therefore
+        return os.memfd_create("libero_gym")
+    with tempfile.TemporaryFile() as stream:
+        return os.dup(stream.fileno())
+
+
+def _reserved_file(size: int) -> int:
+    """An anonymous file with all its memory taken now: taken later, what is missing would kill the process (SIGBUS).
+
+    Raises:
+        OSError: If there is too little; the message says what to do.
+    """
+    descriptor = -1
+    try:
+        descriptor = anonymous_file()
+        os.ftruncate(descriptor, size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        where = "of RAM" if hasattr(os, "memfd_create") else f"in {tempfile.gettempdir()}"
+        raise OSError(
+            error.errno,
+            f"The environments' shared memory needs {size / 2**20:.1f} MiB {where}, and the system refuses "
+            f"({os.strerror(error.errno or 0)}); make fewer environments or smaller images, or give the container more "
+            "memory (docker run --memory, and --shm-size where it limits /dev/shm)",
+        ) from error
     return descriptor

@@ -21,13 +21,21 @@ from typing import Any
 from libero_gym import placements, rendering
 from libero_gym.compile import compile_task, visual_model
 from libero_gym.env import LiberoEnv
-from libero_gym.shared_arrays import SharedArrays
+from libero_gym.messages import serve
+from libero_gym.shared_arrays import Layout, SharedArrays
 from libero_gym.tasks import get_tasks
 
 # What a worker is asked to do; everything else about a step is in the shared arrays.
-STEP, RESET, RESTORE, CALL, CLOSE = "step", "reset", "restore", "call", "close"
+MAKE, STEP, RESET, RESTORE, CALL = "make", "step", "reset", "restore", "call"
 # What the template is asked to do.
 COMPILE, FORK, END = "compile", "fork", "end"
+# What becomes of an environment whose episode ends, in the shared array "autoreset": Gymnasium's three modes, and
+# DISABLED with steps that leave it as it is.
+SAME_STEP, NEXT_STEP, DISABLED, REST = range(4)
+# Where each environment is, in the shared array "phase".
+IDLE, RUNNING, ENDED = range(3)
+# The trainer's to handle, which closes its workers: Ctrl-C, a batch system's end of job, a terminal that closes.
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Makes a worker write the stacks of its threads to its crash log.
 STACK_SIGNAL = signal.SIGUSR1
 # Seconds that workers get to free their GL contexts.
@@ -37,35 +45,48 @@ _PATIENCE = 5.0
 class Worker:
     """Steps the environments ``[first, last)`` of a vector environment, reading and writing the shared arrays."""
 
-    def __init__(self, first: int, last: int, env_kwargs: dict[str, Any], shared: SharedArrays) -> None:
+    def __init__(self, first: int, last: int, shared: SharedArrays) -> None:
         self.indices = range(first, last)
         self.shared = shared
+        self.envs: dict[int, LiberoEnv] = {}
+        self.requests: dict[str, Callable[..., Any]] = {
+            MAKE: self.make,
+            STEP: self.step,
+            RESET: self.reset,
+            RESTORE: self.restore,
+            CALL: self.call,
+        }
+
+    def make(self, env_kwargs: dict[str, Any]) -> None:
+        """Make the environments."""
         self.envs = {index: LiberoEnv(**env_kwargs) for index in self.indices}
-        self.resting: set[int] = set()  # their episode has ended, and nobody asked for another
 
     def step(self) -> None:
-        """Step each environment, and reset it where its episode ends, or let it rest there.
+        """Step each environment; where its episode ends, or had ended before, do as the autoreset mode says.
 
-        The flags are written between the two: should the process die, they tell whether the last observation of an
+        The flags are written before a reset: should the process die, they tell whether the last observation of an
         environment is the current one, or the final one.
         """
+        mode = int(self.shared["autoreset"][0])
         for index in self.indices:
-            if index in self.resting:
+            if self.shared["phase"][index] == ENDED:
                 self.shared["rewards"][index] = 0.0
+                if mode in (SAME_STEP, NEXT_STEP):  # SAME_STEP: where autoreset was off when it ended
+                    self._reset(index, None, {})
                 continue
-            env = self.envs[index]
-            obs, reward, terminated, truncated, info = env.step(self.shared["actions"][index])
+            obs, reward, terminated, truncated, info = self.envs[index].step(self.shared["actions"][index])
             ended = terminated or truncated
-            prefix = "final_" if ended else ""
-            self._write(prefix, index, obs, info)
+            self._write("final_" if ended else "", index, obs, info)
             self.shared["rewards"][index] = reward
             self.shared["terminated"][index] = terminated
             self.shared["truncated"][index] = truncated
-            if ended and self.shared["rest_at_end"][0]:
-                self._write("", index, obs, info)
-                self.resting.add(index)
-            elif ended:
+            if not ended:
+                continue
+            self.shared["phase"][index] = ENDED
+            if mode == SAME_STEP:
                 self._reset(index, None, {})
+            else:
+                self._write("", index, obs, info)
 
     def reset(self, requests: dict[int, tuple[int | None, dict[str, Any]]]) -> None:
         """Reset some environments, each with its seed and options."""
@@ -76,6 +97,7 @@ class Worker:
         """Put environments back to where `LiberoEnv.snapshot` found them."""
         for index, snapshot in snapshots.items():
             self._write("", index, *self.envs[index].restore(snapshot))
+            self.shared["phase"][index] = RUNNING
 
     def call(self, name: str, indices: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Results of a method, or values of an attribute, of some environments."""
@@ -91,41 +113,18 @@ class Worker:
         rendering.release()
 
     def _reset(self, index: int, seed: int | None, options: dict[str, Any]) -> None:
-        self.resting.discard(index)
         env = self.envs[index]
         env.set_task_weights(self.shared["task_weights"])
         self._write("", index, *env.reset(seed=seed, options=options))
+        self.shared["phase"][index] = RUNNING
 
     def _write(self, prefix: str, index: int, obs: dict[str, Any], info: dict[str, Any]) -> None:
         for key, value in obs.items():
-            if key != "instruction":
+            if key in self.shared:  # texts are not: the trainer knows them by their task
                 self.shared[prefix + key][index] = value
         for key in ("is_success", "task_id", "init_state_id", "elapsed_steps"):
             self.shared[prefix + key][index] = info[key]
         self.shared[prefix + "reward_terms"][index] = list(info["reward_terms"].values())
-
-
-def serve(connection: Connection, worker: Worker) -> None:
-    """Answer requests until the other side closes. Each answer is ("done", result) or ("error", traceback)."""
-    requests: dict[str, Callable[..., Any]] = {
-        STEP: worker.step,
-        RESET: worker.reset,
-        RESTORE: worker.restore,
-        CALL: worker.call,
-    }
-    while True:
-        try:
-            name, args = connection.recv()
-        except (EOFError, ConnectionResetError):
-            break
-        if name == CLOSE:
-            break
-        try:
-            answer = ("done", requests[name](*args))
-        except Exception:
-            answer = ("error", traceback.format_exc())
-        connection.send(answer)
-    worker.close()
 
 
 def _run_template(control: socket.socket) -> None:
@@ -149,22 +148,11 @@ def _run_template(control: socket.socket) -> None:
         children.remove(pid)
         return _kill(pid)
 
-    requests: dict[str, Callable[..., Any]] = {COMPILE: compile_, FORK: fork, END: end}
-    while True:
-        try:
-            name, *args = connection.recv()
-        except (EOFError, ConnectionResetError):
-            break
-        try:
-            connection.send(("done", requests[name](*args)))
-        except Exception:
-            connection.send(("error", traceback.format_exc()))
+    serve(connection, {COMPILE: compile_, FORK: fork, END: end})
     _end(children)
 
 
-def _fork_worker(
-    inherited: tuple[Any, ...], descriptors: list[int], first: int, last: int, env_kwargs: dict[str, Any], layout: Any
-) -> int:
+def _fork_worker(inherited: tuple[Any, ...], descriptors: list[int], first: int, last: int, layout: Layout) -> int:
     """Fork a worker over (its connection, the shared arrays, its crash log); gives its process id."""
     connection_fd, memory_fd, crash_fd = descriptors
     pid = os.fork()
@@ -178,14 +166,10 @@ def _fork_worker(
             handle.close()
         faulthandler.enable(file=crash_fd)
         faulthandler.register(STACK_SIGNAL, file=crash_fd)
-        connection = Connection(connection_fd)
-        try:
-            worker = Worker(first, last, env_kwargs, SharedArrays(layout, memory_fd))
-            connection.send(("done", None))
-        except Exception:
-            connection.send(("error", traceback.format_exc()))
-        else:
-            serve(connection, worker)
+        worker = Worker(first, last, SharedArrays(layout, memory_fd))
+        with Connection(connection_fd) as connection:
+            serve(connection, worker.requests)
+            worker.close()
         status = 0
     except BaseException:
         os.write(crash_fd, traceback.format_exc().encode())
@@ -222,7 +206,8 @@ def _wait(pid: int, deadline: float) -> int | None:
 
 def main() -> None:
     """Entry point of the template process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to handle: it closes its workers
+    for signum in IGNORED_SIGNALS:  # blocked until here, and in case that another library sets a handler
+        signal.signal(signum, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as control:
         _run_template(control)
 

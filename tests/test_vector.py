@@ -156,15 +156,6 @@ def test_bad_input_is_named(vector: LiberoVectorEnv) -> None:
     actions[1, 2] = np.nan
     with pytest.raises(ValueError, match=r"environments \[1\] hold NaN"):
         vector.step(actions)
-    with pytest.raises(ValueError, match="num_envs=0"):
-        LiberoVectorEnv(0, suite="libero_spatial")
-    with pytest.raises(ValueError, match="n_workers=0; expected an integer of at least 1"):
-        LiberoVectorEnv(2, suite="libero_spatial", n_workers=0)
-    with pytest.raises(ValueError, match="timeout=0; expected seconds"):
-        LiberoVectorEnv(2, suite="libero_spatial", timeout=0)
-    with pytest.raises(WorkerError, match="task_id=99 is out of range"):
-        vector.reset(options={"task_id": 99})
-    vector.reset(seed=0)  # and the workers are still there
 
 
 @pytest.fixture(scope="module")
@@ -218,14 +209,15 @@ def test_a_killed_worker_is_reported_with_its_traceback() -> None:
 
 
 def test_a_hung_worker_is_reported_in_time_with_its_stack() -> None:
-    env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, cameras=(), n_workers=2, timeout=5)
-    env.reset(seed=0)
+    env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, cameras=(), n_workers=2)
+    env.reset(seed=0)  # which may take longer on a busy machine
+    env._processes.pool.timeout = 5
     pids = env.call("process_id")
     os.kill(pids[0], signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"(?s)Worker 0 hung: no answer within 5 s.*in serve"):
         env.step(np.zeros((2, 7)))
-    with pytest.raises(WorkerError, match=r"(?s)Worker 1 hung: .*connection.py.*in serve"):
+    with pytest.raises(WorkerError, match=r"(?s)Worker 1 hung: .*messages.py.*in serve"):
         env.call("set_task_weights", Sleep(), indices=[1])
     assert time.monotonic() - start < 2 * 5 + 8
     assert not any(map(is_alive, pids))
@@ -309,14 +301,16 @@ def test_call_cannot_answer_for_a_dead_worker_but_the_next_step_replaces_it(rest
 def test_an_exception_in_a_worker_is_raised_and_replaces_nothing(restarting: LiberoVectorEnv) -> None:
     restarting.reset(seed=0)
     before = restarting.call("process_id"), restarting.n_restarts
-    with pytest.raises(WorkerError, match="task_id=99 is out of range"):
-        restarting.reset(options={"task_id": 99})
+    with pytest.raises(ValueError, match="expected 2 finite weights") as caught:
+        restarting.call("set_task_weights", [1.0])
+    assert isinstance(caught.value.__cause__, WorkerError)
+    assert "in check_task_weights" in str(caught.value.__cause__)
     assert (restarting.call("process_id"), restarting.n_restarts) == before
 
 
 def test_many_restarts_leak_nothing(restarting: LiberoVectorEnv) -> None:
     def held() -> list[int]:
-        template = restarting._pool._template.pid
+        template = restarting._processes.pool._template.pid
         children = Path(f"/proc/{template}/task/{template}/children").read_text().split()
         return [len(os.listdir(f"/proc/{pid}/fd")) for pid in ("self", template)] + [len(children)]
 
@@ -338,7 +332,7 @@ def test_a_worker_that_keeps_dying_ends_the_run() -> None:
         pytest.warns(UserWarning, match="Worker 1 died") as warned,
         pytest.raises(WorkerError, match=r"(?s)Worker 1 was replaced 5 times without completing a step.*Aborted"),
     ):
-        env.reset(options={"init_state_id": [0, Abort()]})
+        env._processes.reset({0: (None, {}), 1: (None, {"init_state_id": Abort()})})
     assert len(warned) == env.n_restarts == MAX_REPLACEMENTS == 5
     env.close()
 
@@ -368,9 +362,9 @@ def test_a_hung_worker_is_replaced_in_the_middle_of_a_chunk() -> None:
         max_episode_steps=30,
         n_workers=1,
         restart=True,
-        timeout=5,
     )
     first, _ = env.reset(seed=5)
+    env._processes.pool.timeout = 5
     pid = env.call("process_id")[0]
     env.step_async(np.stack([chunk, chunk]))
     while not env._shared["truncated"][0]:
@@ -399,9 +393,10 @@ def test_what_ended_an_episode_is_written_before_the_reset(
     vector: LiberoVectorEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a worker that dies in the reset leaves the episode's result behind."""
-    shared = SharedArrays(vector._layout)
+    shared = SharedArrays(vector._make_layout())
     shared["task_weights"][:] = 0.5
-    worker = Worker(0, 1, {"suite": "libero_spatial", "task_id": [0, 1], "cameras": (), "max_episode_steps": 1}, shared)
+    worker = Worker(0, 1, shared)
+    worker.make({"suite": "libero_spatial", "task_id": [0, 1], "cameras": (), "max_episode_steps": 1})
     worker.reset({0: (0, {})})
     flags: list[bool] = []
     monkeypatch.setattr(worker, "_reset", lambda *args: flags.append(bool(shared["truncated"][0])))
@@ -416,7 +411,7 @@ def test_what_ended_an_episode_is_written_before_the_reset(
 def test_a_lost_template_is_named() -> None:
     env = LiberoVectorEnv(1, suite="libero_spatial", task_id=0, cameras=(), restart=True)
     env.reset(seed=0)
-    os.kill(env._pool._template.pid, signal.SIGKILL)
+    os.kill(env._processes.pool._template.pid, signal.SIGKILL)
     env.step(np.zeros((1, 7)))  # the worker lives
     kill(env, 0)
     with (

@@ -1,0 +1,167 @@
+"""Checks of what `LiberoVectorEnv` is given: each returns the value in its proper type, or raises one sentence."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from libero_gym.checks import choice, did_you_mean, sequence, whole_number
+
+# What an environment takes beside its observations: measured, 1.2 MB for Spatial's task 0 without cameras.
+_SIMULATOR_BYTES = 1_200_000
+# Arrays of the size of the observations: the current and the final ones, and the bounds of their space.
+_COPIES = 4
+# Longer waits than this (eleven days) overflow what the system takes.
+MAX_TIMEOUT = 1e6
+
+
+def refuse_misspelt_arguments(given: Iterable[str], function: Callable[..., Any], inner: Callable[..., Any]) -> None:
+    """Raise if a keyword that ``inner`` does not have is nearly one of ``function``; others are left to ``inner``."""
+    own = [name for name, kind in inspect.signature(function).parameters.items() if kind.kind != kind.VAR_KEYWORD]
+    known = inspect.signature(inner).parameters
+    for name in given:
+        if name not in known and (hint := did_you_mean(name, [*own, *known])) and did_you_mean(name, own) == hint:
+            raise ValueError(f"Unknown argument {name!r}.{hint}")
+
+
+def check_autoreset_mode(mode: Any) -> AutoresetMode:
+    """One of Gymnasium's modes, given as that or by its value (``"NextStep"``)."""
+    if isinstance(mode, AutoresetMode):
+        return mode
+    return AutoresetMode(choice("autoreset_mode", mode, [known.value for known in AutoresetMode]))
+
+
+def check_num_envs(num_envs: Any, observation_space: spaces.Dict) -> int:
+    """How many environments; as many as memory may hold.
+
+    Raises:
+        ValueError: If it is no number of at least 1, or the machine's free memory is less than they need.
+    """
+    n = whole_number("num_envs", num_envs, minimum=1)
+    sizes = [
+        int(np.prod(space.shape)) * space.dtype.itemsize
+        for space in observation_space.spaces.values()
+        if isinstance(space, spaces.Box)
+    ]
+    needed = n * (_SIMULATOR_BYTES + _COPIES * sum(sizes))
+    available = _available_memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"num_envs={n} needs at least {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} GiB are "
+            "free; make fewer environments, or smaller images (image_size, cameras)."
+        )
+    return n
+
+
+def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Finite actions as float64 of this shape.
+
+    Raises:
+        ValueError: If they are no numbers, have another shape, or are not finite; that names the environments.
+    """
+    try:
+        values = np.asarray(actions)
+    except (TypeError, ValueError) as error:  # rows of different lengths, a tensor on a GPU
+        raise ValueError(f"The actions are no array of numbers ({error}); expected shape {shape}.") from None
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"The actions are no array of numbers, but of {values.dtype}; expected shape {shape}.")
+    if values.shape != shape:
+        raise ValueError(f"The actions have shape {values.shape}; expected {shape}.")
+    if not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)).tolist()
+        raise ValueError(f"The actions of environments {bad} hold NaN or infinity; expected values in [-1, 1].")
+    return values.astype(np.float64)
+
+
+def split_options(options: Any, n: int) -> tuple[np.ndarray, dict[str, list[Any]]]:
+    """The mask of environments to reset, bool (n,), and of each further option the value of every environment.
+
+    Raises:
+        ValueError: If an option is given for another number of environments, or the mask is none.
+    """
+    if options is None:
+        options = {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"options={options!r}; expected a dict, such as options={{'task_id': 0, 'init_state_id': 3}}.")
+    mask = np.ones(n, dtype=bool)
+    if options.get("reset_mask") is not None:
+        mask = np.asarray(options["reset_mask"])
+        if mask.shape != (n,) or mask.dtype != bool:
+            raise ValueError(
+                f"reset_mask has shape {mask.shape} and type {mask.dtype}; expected ({n},) booleans, True for each "
+                "environment to reset."
+            )
+    others = {name: value for name, value in options.items() if name != "reset_mask"}
+    return mask, {name: per_env(name, value, n) for name, value in others.items()}
+
+
+def check_seeds(seed: Any, n: int) -> list[int | None]:
+    """A seed for each environment: ``seed + i``, or its own.
+
+    Raises:
+        ValueError: If one is no whole number of at least 0, or there are not as many as environments.
+    """
+    if seed is None:
+        return [None] * n
+    if np.ndim(seed) == 0:
+        first = whole_number("seed", seed, minimum=0)
+        return [first + index for index in range(n)]
+    seeds = per_env("seed", seed, n)
+    return [None if value is None else whole_number("seed", value, minimum=0) for value in seeds]
+
+
+def per_env(name: str, value: Any, n: int) -> list[Any]:
+    """One value for each environment, of one for all or a sequence.
+
+    Raises:
+        ValueError: If the sequence has another length.
+    """
+    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)) or np.ndim(value) == 0:
+        return [value] * n
+    if len(value) != n:
+        raise ValueError(f"{name} has {len(value)} values; expected one, or one for each of {n}.")
+    return list(value)
+
+
+def check_indices(indices: Any, n: int) -> list[int]:
+    """The environments that are meant; all for None.
+
+    Raises:
+        ValueError: If there is none of that number.
+    """
+    if indices is None:
+        return list(range(n))
+    return [whole_number("indices", index, 0, n - 1) for index in sequence("indices", indices)]
+
+
+def check_snapshot(snapshot: Any, n: int, n_tasks: int) -> dict[str, Any]:
+    """What `LiberoVectorEnv.snapshot` gave.
+
+    Raises:
+        ValueError: If it is something else, or of other environments.
+    """
+    needed = ("environments", "task_weights", "seeds", "restarts")
+    missing = [name for name in needed if not isinstance(snapshot, Mapping) or name not in snapshot]
+    if missing:
+        raise ValueError(f"This is no snapshot of a LiberoVectorEnv: it lacks {', '.join(missing)}.")
+    for name in ("environments", "seeds", "restarts"):
+        if len(sequence(name, snapshot[name])) != n:
+            raise ValueError(f"The snapshot is of {len(snapshot[name])} environments; here are {n}.")
+    if len(sequence("task_weights", snapshot["task_weights"])) != n_tasks:
+        raise ValueError(f"The snapshot is of {len(snapshot['task_weights'])} tasks; here are {n_tasks}.")
+    return dict(snapshot)
+
+
+def _available_memory() -> int | None:
+    """Bytes that new programs may take without swapping; None where the system does not say (as Linux does)."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            lines = dict(line.split(":", 1) for line in stream)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
