@@ -182,6 +182,7 @@ def test_runs_from_before_there_were_identities_go_on(tmp_path: Path) -> None:
         state = json.loads((path / "state.json").read_text())
         del state["run"]
         (path / "state.json").write_text(json.dumps(state))
+        (path / "checksums.json").unlink()
     with pytest.raises(RunError, match=r"already holds a run \(checkpoints/, model/\)"):
         safe_learn(fake_model(), 32, tmp_path)
     model = load(latest_run(tmp_path))

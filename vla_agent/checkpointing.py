@@ -384,7 +384,8 @@ def _load(
     arguments |= {name: value for name, value in custom_objects.items() if name in arguments}
     arguments |= changes | {"policy_kwargs": policy_kwargs}
     policy_class = custom_objects.get("policy_class") or _policy_class(algorithm, files, saved["policy"])
-    with _telling(files, HYPERPARAMETERS):
+    from_the_file = () if changes or custom_objects else (ValueError,)  # else the caller may have given what is wrong
+    with _telling(files, HYPERPARAMETERS, *from_the_file):
         model = algorithm(policy_class, cast(Any, None), device=device, _init_setup_model=False, **arguments)
     _check_custom_objects(model, custom_objects)
     model.observation_space = custom_objects.get("observation_space", spaces["observation_space"])

@@ -11,7 +11,6 @@ import math
 import os
 import shlex
 import socket
-import struct
 import sys
 import uuid
 import warnings
@@ -21,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from libero_gym.atomic import write_text
 from libero_gym.checks import choice, whole_number
-from libero_gym.json_files import parse_json, read_json
-from vla_agent.checkpointing import FILES, OPTIMIZER, POLICY, STATE, RunError
+from libero_gym.json_files import read_json
+from vla_agent import checkpointing
+from vla_agent.checkpointing import FILES, STATE, RunError
 
 if TYPE_CHECKING:
     from vla_agent.ppo import VLAPPO
@@ -337,39 +337,13 @@ def _saved_in(run_dir: Path) -> list[Saved]:
 
 
 def damage(path: Path) -> str | None:
-    """Why a saved run cannot be loaded, as far as can be told without reading its tensors; None if it seems whole."""
-    missing = [name for name in FILES if not (path / name).is_file()]
-    if missing:
-        return f"it lacks {', '.join(missing)}."
+    """Why a saved run cannot be gone on from, as one sentence; None if it is whole and has its place in the order."""
     try:
-        for name in FILES:
-            if name.endswith(".json"):
-                read_json(path / name, error=RunError)
-        _read_order(path)
-        for name in (POLICY, OPTIMIZER):
-            _check_length(path / name)
+        if (found := checkpointing.damage(path)) is None:
+            _read_order(path)
+        return found
     except (RunError, OSError) as error:
         return str(error)
-    return None
-
-
-def _check_length(path: Path) -> None:
-    """Complain if a file of safetensors is not as long as its header says: a length, JSON, then the tensors."""
-    with path.open("rb") as stream:
-        start = stream.read(8)
-        if len(start) < 8:
-            raise RunError(f"'{path}' is cut off.")
-        (length,) = struct.unpack("<Q", start)
-        size = os.fstat(stream.fileno()).st_size
-        if length > size:
-            raise RunError(f"'{path}' is cut off.")
-        header = parse_json(stream.read(length), f"the header of '{path}'", error=RunError)
-    try:
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (TypeError, KeyError, IndexError) as error:
-        raise RunError(f"The header of '{path}' is damaged.") from error
-    if 8 + length + end != size:
-        raise RunError(f"'{path}' has {size} bytes, and its header asks for {8 + length + end}.")
 
 
 def _look_at(path: Path) -> Saved | None:
