@@ -40,6 +40,14 @@ class At(BaseCallback):
         return True
 
 
+@pytest.fixture(autouse=True)
+def hang_up_is_heard() -> Iterator[None]:
+    """SIGHUP ends a process, also where the tests were started with it ignored, as `nohup` does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def send(number: signal.Signals) -> None:
     """Signals this process, and waits until the handler, which removes itself, has run: another thread may get it."""
     handler = signal.getsignal(number)
@@ -244,7 +252,8 @@ def test_success_is_counted_per_task() -> None:
     callback.model = fake_model()
     for task_id, success in [(0, True), (4, False), (0, False), (0, False), (0, False), (4, True)]:
         episode = {"r": 1.0, "l": 5, "t": 0.1}
-        callback.locals = {"infos": [{"task_id": task_id, "is_success": success, "episode": episode}, {"task_id": 9}]}
+        infos = [{"task_id": task_id, "is_success": success, "episode": episode}, {"task_id": 9}]
+        callback.locals = {"infos": infos, "dones": [True, False]}
         callback._on_step()
     assert callback.success_rates == {0: 0.0, 4: 0.5}
     assert len(callback.history) == 6

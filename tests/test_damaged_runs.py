@@ -274,7 +274,7 @@ def test_another_base_model_is_told_in_one_line(run: Path) -> None:
 
 def test_learning_without_an_environment_says_how_to_get_one(run: Path) -> None:
     model = VLAPPO.load(run, device="cpu", **fake())
-    with pytest.raises(ValueError, match=r"give load an env, or call set_env\(env\)"):
+    with pytest.raises(ValueError, match=r"give VLAPPO\.load\(path, env\), or call set_env\(env\)"):
         model.learn(32)
     model.set_env(fake_env(2))
     model.learn(32)

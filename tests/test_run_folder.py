@@ -378,21 +378,21 @@ def test_checkpoints_that_cannot_be_written_are_found_before_training(
 def test_who_cannot_save_the_last_state_says_so_and_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = fake_model()
-    save, act = model.save, model.policy.act
-
-    def full(path: Any, *args: Any) -> None:
-        if "interrupted" in str(path):
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        save(path, *args)
-
-    monkeypatch.setattr(model, "save", full)
     for calls, way_out in [(10, "Nothing of this run is saved"), (40, "0000000064': go on from there")]:
-        monkeypatch.setattr(model.policy, "act", count_down(act, calls))
+        model, folder = fake_model(), tmp_path / str(calls)
+        save = model.save
+
+        def full(path: Any, *args: Any, save: Any = save) -> None:
+            if "interrupted" in str(path):
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            save(path, *args)
+
+        monkeypatch.setattr(model, "save", full)
+        monkeypatch.setattr(model.policy, "act", count_down(model.policy.act, calls))
         with pytest.raises(RuntimeError, match="the first error") as caught:
-            safe_learn(model, 160, tmp_path, RunCheckpoints(tmp_path, every=1))
+            safe_learn(model, 160, folder, RunCheckpoints(folder, every=1))
         (note,) = caught.value.__notes__
-        assert f"The run could not be saved as '{tmp_path / 'interrupted'}' (OSError: " in note
+        assert f"The run could not be saved as '{folder / 'interrupted'}' (OSError: " in note
         assert "No space left on device" in note
         assert way_out in note
         assert note in caplog.text

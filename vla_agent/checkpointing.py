@@ -30,6 +30,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import did_you_mean
+from vla_agent.arguments import check_names
 from vla_agent.documents import fault
 from vla_agent.folders import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
 from vla_agent.moments import Contents, Moment, own_containers
@@ -384,8 +385,10 @@ def _load(
     arguments |= {name: value for name, value in custom_objects.items() if name in arguments}
     arguments |= changes | {"policy_kwargs": policy_kwargs}
     policy_class = custom_objects.get("policy_class") or _policy_class(algorithm, files, saved["policy"])
-    from_the_file = () if changes or custom_objects else (ValueError,)  # else the caller may have given what is wrong
-    with _telling(files, HYPERPARAMETERS, *from_the_file):
+    with _telling(files, HYPERPARAMETERS, ValueError):
+        taken_by = algorithm.policy_aliases[policy_class] if isinstance(policy_class, str) else policy_class
+        check_names(taken_by, saved["policy_kwargs"])
+    with _telling(files, HYPERPARAMETERS):
         model = algorithm(policy_class, cast(Any, None), device=device, _init_setup_model=False, **arguments)
     _check_custom_objects(model, custom_objects)
     model.observation_space = custom_objects.get("observation_space", spaces["observation_space"])

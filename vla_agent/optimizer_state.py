@@ -19,6 +19,8 @@ def pack_optimizer(policy: VLAPolicy) -> tuple[dict[str, th.Tensor], dict[str, A
     names: dict[th.Tensor, str] = {parameter: name for name, parameter in policy.named_parameters()}
     tensors, scalars = {}, {}
     for parameter, state in policy.optimizer.state.items():
+        if parameter not in names:  # its adapter was merged into the model meanwhile
+            continue
         for key, value in state.items():
             if isinstance(value, th.Tensor):
                 tensors[f"{names[parameter]}|{key}"] = value
@@ -26,7 +28,7 @@ def pack_optimizer(policy: VLAPolicy) -> tuple[dict[str, th.Tensor], dict[str, A
                 scalars[f"{names[parameter]}|{key}"] = value
     groups = [
         {key: value for key, value in group.items() if key != "params"}
-        | {"params": [names[parameter] for parameter in group["params"]]}
+        | {"params": [names[parameter] for parameter in group["params"] if parameter in names]}
         for group in policy.optimizer.param_groups
     ]
     return tensors, {"class": type(policy.optimizer).__name__, "groups": groups, "scalars": scalars}
