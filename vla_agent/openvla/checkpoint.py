@@ -33,7 +33,7 @@ from vla_agent.openvla.folder import (
 )
 from vla_agent.openvla.model import OpenVLA
 from vla_agent.openvla.processor import read_processor
-from vla_agent.openvla.torch_zip import read_state_dict
+from vla_agent.openvla.torch_file import read_state_dict
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -31,7 +31,7 @@ EXTRA_MODULES = ("proprio_projector", "action_head")
 # What its checkpoints for LIBERO are, which no file of theirs says.
 _OFT_CHUNK_SIZE, _OFT_NUM_IMAGES = 8, 2
 
-# What a download is restricted to. Nothing in these is ever run: OFT's files are read by `torch_zip`.
+# What a download is restricted to. Nothing in these is ever run: OFT's files are read by `torch_file`.
 _METADATA_PATTERNS = [CONFIG_FILE, PREPROCESSOR_FILE, STATISTICS_FILE, *TOKENIZER_FILES]
 _WEIGHTS_PATTERNS = ["*.safetensors", INDEX_FILE, *(f"{module}--*" for module in EXTRA_MODULES)]
 
