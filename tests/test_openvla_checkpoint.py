@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from vla_agent.openvla import CheckpointError, OpenVLA, OpenVLAConfig, load_processor
 from vla_agent.openvla.checkpoint import _check_memory
-from vla_agent.openvla.folder import TINY_FOLDER
-from vla_agent.openvla.tiny import write_tiny
+from vla_agent.openvla.folder import SHIPPED_FOLDER, TINY_FOLDER
+from vla_agent.openvla.published import published_fields
+from vla_agent.openvla.tiny import tiny_config, write_tiny
 
 
 def test_names_and_shapes_are_those_of_the_published_7b():
@@ -102,6 +103,50 @@ def test_published_config_survives_a_round_trip():
         "use_fused_vision_backbone": True,
     }
     assert OpenVLAConfig.from_dict(published).to_dict() == published
+
+
+# Ids of the tables in OpenVLA's configuration_prismatic.py, which its PrismaticConfig looks up and refuses others of.
+PUBLISHED_TOWERS = {
+    "dinosiglip-vit-so-224px": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+    "dinosiglip-vit-so-384px": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_384"],
+    "dinov2-vit-l": ["vit_large_patch14_reg4_dinov2.lvd142m"],
+    "siglip-vit-so400m": ["vit_so400m_patch14_siglip_224"],
+    "siglip-vit-so400m-384px": ["vit_so400m_patch14_siglip_384"],
+}
+PUBLISHED_LLAMAS = {"llama2-7b-pure", "llama2-13b-pure", "llama2-7b-chat", "vicuna-v15-7b", "vicuna-v15-13b"}
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-libero", "saved"])
+def test_config_names_what_openvlas_own_code_looks_up(tmp_path, name):
+    folder = SHIPPED_FOLDER / name
+    if name == "saved":  # as from a checkpoint that this project made before it wrote them
+        folder, model = tmp_path, OpenVLA.from_pretrained("tiny")
+        model.config.extra.clear()
+        model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert PUBLISHED_TOWERS[config["vision_backbone_id"]] == config["timm_model_ids"]
+    assert config["llm_backbone_id"] in PUBLISHED_LLAMAS
+    assert config["arch_specifier"] == "no-align+fused-gelu-mlp"
+    assert config["image_resize_strategy"] == "resize-naive"
+    assert config["timm_override_act_layers"] == [None, None]
+    assert config["llm_max_length"] == config["text_config"]["max_position_embeddings"]
+
+
+@pytest.mark.parametrize("towers", PUBLISHED_TOWERS)
+def test_published_towers_are_found_by_their_names(towers):
+    ids = PUBLISHED_TOWERS[towers]
+    size = 384 if "384" in towers else 224
+    sizes = [{"embed_dim": 96, "depth": 4, "num_heads": 3}] * len(ids)
+    change = {"timm_model_ids": ids, "image_sizes": [size // 14 * 14] * len(ids), "vision_tower_sizes": sizes}
+    config = OpenVLAConfig.from_dict({**tiny_config().to_dict(), **change, "use_fused_vision_backbone": len(ids) > 1})
+    assert published_fields(config)["vision_backbone_id"] == towers
+
+
+def test_fields_that_a_checkpoint_has_are_kept(tmp_path):
+    model = OpenVLA.from_pretrained("tiny")
+    model.config.extra["llm_backbone_id"] = "vicuna-v15-7b"
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["llm_backbone_id"] == "vicuna-v15-7b"
 
 
 def test_dataset_statistics_replace_those_of_the_config(tmp_path):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch as th
+from safetensors.torch import save_file
 
-from vla_agent.lora import LoraSettings
+from vla_agent.lora import LoraSettings, target_modules
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
 from vla_agent.process_reward.labels import (
     HOLDING,
@@ -22,6 +26,7 @@ from vla_agent.process_reward.labels import (
     label_episodes,
     split_by_episode,
 )
+from vla_agent.process_reward.models import SHIPPED_FOLDER
 from vla_agent.process_reward.reports import (
     auc_interval,
     check_hacking,
@@ -375,6 +380,73 @@ def test_vlm_learns_by_its_adapters_alone_and_comes_back(vlm_folder: Path, examp
         again.score(part.images[:1], ["take the cup"])
     with pytest.raises(ValueError, match="no adapters to train"):
         train_vlm_scorer(load_vlm(vlm_folder), part)
+
+
+def test_adapters_find_the_language_model_wherever_it_is(vlm_folder: Path) -> None:
+    scorer = load_vlm(vlm_folder, lora=LoraSettings(r=4, target="language"))
+    adapted = scorer._adapters()
+    assert {name.split(".layers.")[0] for name in adapted} == {"model.language_model"}
+    assert len(adapted) == 2 * 2 * 7  # two layers of seven matrices, two factors each
+    with pytest.raises(ValueError, match=r"finds no language model in a ModuleDict .* it has vision"):
+        target_modules(th.nn.ModuleDict({"vision": th.nn.Linear(2, 2)}), [], LoraSettings(target="language"))
+
+
+def test_a_lone_space_is_no_answer() -> None:
+    """Tokenizers of Llama-2's kind, LLaVA-1.5's among them, begin every text with one."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED_FOLDER / "tiny", trust_remote_code=False)
+    assert tokenizer.encode(" yes", add_special_tokens=False)[0] == tokenizer.encode(" no", add_special_tokens=False)[0]
+    scorer = VLMScorer(th.nn.Linear(1, 1), SimpleNamespace(tokenizer=tokenizer))
+    no, yes = ({tokenizer.decode([token]).lower() for token in ids} for ids in scorer._answer_ids)
+    assert no
+    assert yes
+    assert all("no".startswith(text) for text in no)
+    assert all("yes".startswith(text) for text in yes)
+
+
+def test_answers_that_nothing_tells_apart_are_refused() -> None:
+    tokenizer = SimpleNamespace(
+        pad_token="", unk_token_id=0, encode=lambda text, add_special_tokens: [7, 8], decode=lambda ids: "x"
+    )
+    with pytest.raises(RewardModelError, match="no first token that tells 'yes' from 'no'"):
+        VLMScorer(th.nn.Linear(1, 1), SimpleNamespace(tokenizer=tokenizer))
+
+
+@pytest.mark.parametrize("stdin", ["closed", "y"])
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_scorers_model_has_no_code_of_its_own_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdin: str, checked: bool
+) -> None:
+    """Not even without the check of the folder, which a model of the hub does not go through."""
+    terminal = io.StringIO("y\n" * 20)
+    if stdin == "closed":
+        terminal.close()
+    monkeypatch.setattr(sys, "stdin", terminal)
+    if not checked:
+        monkeypatch.setattr("vla_agent.process_reward.vlm_scorer.check_model_folder", lambda path: None)
+    code = f"""
+from pathlib import Path
+Path({str(tmp_path / "ran")!r}).mkdir()
+from transformers import PretrainedConfig, PreTrainedModel
+class Config(PretrainedConfig):
+    model_type = "foreign"
+class Model(PreTrainedModel):
+    config_class = Config
+"""
+    folder = tmp_path / "scorer" / "model"
+    folder.mkdir(parents=True)
+    (folder / "foreign.py").write_text(code)
+    auto_map = {"AutoConfig": "foreign.Config", "AutoModelForImageTextToText": "foreign.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": auto_map}))
+    processor = {"processor_class": "Foreign", "auto_map": {"AutoProcessor": "foreign.Config"}}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    scorer = {"class": "VLMScorer", "model": "model", "question": "{instruction}?", "camera": "image"}
+    (tmp_path / "scorer" / "scorer.json").write_text(json.dumps({**scorer, "instructions": None, "lora": None}))
+    save_file({}, tmp_path / "scorer" / "scorer.safetensors")
+    with pytest.raises(RewardModelError, match="never run here" if checked else "no vision-language model"):
+        load_reward_model(tmp_path / "scorer")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_no_vlm_is_told_so(tmp_path: Path) -> None:

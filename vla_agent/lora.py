@@ -60,25 +60,47 @@ def target_modules(backbone: nn.Module, unused: list[str], settings: LoraSetting
     """Names of the linear layers to adapt.
 
     Args:
-        backbone: The model; its language model is the child ``language_model``, where there is such a child.
+        backbone: The model.
         unused: Names of parameters that no output depends on.
         settings: Its ``target`` and ``lm_head`` are asked.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or no language model where one is asked for.
     """
-    target = settings.target
+    language = "" if settings.target == "all-linear" else _language_prefix(backbone)
     names = [
         name
         for name, module in backbone.named_modules()
         if isinstance(module, nn.Linear)
         and (settings.lm_head or name.rsplit(".", 1)[-1] != "lm_head")
         and f"{name}.weight" not in unused
-        and (target == "all-linear" or name.startswith("language_model."))
+        and (name.startswith(language) or name == "lm_head")
     ]
     if not names:
-        raise ValueError(f"The backbone has no linear layers for lora target={target!r}.")
+        raise ValueError(f"The backbone has no linear layers for lora target={settings.target!r}.")
     return names
+
+
+def _language_prefix(backbone: nn.Module) -> str:
+    """How the names of the language model's layers begin.
+
+    It is a child of OpenVLA's and lies deeper in those of transformers 5, which call it one of two names; others say
+    which it is by ``get_decoder()``.
+    """
+    modules = dict(backbone.named_modules())
+    for child in ("language_model", "text_model"):
+        found = [name for name in modules if name.rsplit(".", 1)[-1] == child]
+        if found:
+            return f"{min(found, key=lambda name: name.count('.'))}."
+    decoder = backbone.get_decoder() if hasattr(backbone, "get_decoder") else None
+    for name, module in modules.items():
+        if module is decoder and name:
+            return f"{name}."
+    children = ", ".join(name for name, _ in backbone.named_children()) or "no parts"
+    raise ValueError(
+        f"lora target='language' finds no language model in a {type(backbone).__name__} (no language_model, text_model "
+        f"or get_decoder()); it has {children}. Take target='all-linear'."
+    )
 
 
 def add_lora(backbone: nn.Module, settings: LoraSettings, unused: list[str]) -> None:

@@ -32,8 +32,9 @@ from vla_agent.openvla.folder import (
     resolve_folder,
 )
 from vla_agent.openvla.model import OpenVLA
-from vla_agent.openvla.processor import read_processor
-from vla_agent.openvla.torch_zip import read_state_dict
+from vla_agent.openvla.processor import Processor, read_processor
+from vla_agent.openvla.published import published_fields
+from vla_agent.openvla.torch_file import read_state_dict
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -65,8 +66,7 @@ def from_pretrained(
     found = _read_shapes(shards) | {name: tuple(tensor.shape) for name, tensor in extras.items()}
     _complete_tower_sizes(config, found)
     processor = read_processor(folder, config, str(path_or_id))
-    with th.device("meta"):
-        model = OpenVLA(config, processor)
+    model = _build(config, processor, folder)
     _check_tensors(found, model, folder)
     _check_memory(found, dtype, target)
     quiet = not sys.stderr.isatty() or len(shards) < 2
@@ -99,15 +99,27 @@ def save_pretrained(model: OpenVLA, path: str | Path, *, max_shard_size: int = 5
         _write_weights(model, folder, max_shard_size)
         for name, content in model.processor.files.items():
             (folder / name).write_bytes(content)
-        text = json.dumps(model.config.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        content = {**published_fields(model.config), **model.config.to_dict()}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         _publish(folder, target)
+
+
+def _build(config: OpenVLAConfig, processor: Processor, folder: Path) -> OpenVLA:
+    """The model without weights."""
+    try:
+        with th.device("meta"):
+            return OpenVLA(config, processor)
+    except Exception as error:  # transformers and torch raise many kinds
+        raise CheckpointError(
+            f"The {CONFIG_FILE} of '{folder}' describes no model that can be built ({error!r:.300})."
+        ) from error
 
 
 def _find_shards(folder: Path) -> list[Path]:
     """Weight files: those of the index where there is one, else the single file."""
     if (folder / INDEX_FILE).is_file():
-        names = sorted(set(json.loads((folder / INDEX_FILE).read_text())["weight_map"].values()))
+        names = _read_index(folder / INDEX_FILE)
         absent = [name for name in names if not (folder / name).is_file()]
         if absent:
             raise CheckpointError(f"Checkpoint folder '{folder}' lacks the shards {', '.join(absent)} of its index.")
@@ -123,6 +135,18 @@ def _find_shards(folder: Path) -> list[Path]:
     raise CheckpointError(
         f"Checkpoint folder '{folder}' has no weights: expected {WEIGHTS_FILE}, or shards with {INDEX_FILE}."
     )
+
+
+def _read_index(path: Path) -> list[str]:
+    """Names of the shards of an index, which are files beside it."""
+    weight_map = read_json(path, error=CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
+        raise CheckpointError(f"'{path}' is damaged: expected 'weight_map', an object of file names by tensor.")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if re.fullmatch(r"[^/\\\0]+\.safetensors", name) is None:
+            raise CheckpointError(f"'{path}' names {name!r:.80}; expected safetensors files in its own folder.")
+    return names
 
 
 def _read_shapes(shards: list[Path]) -> Shapes:
@@ -198,11 +222,10 @@ def _listing(names: list[str], limit: int = 20) -> str:
 @contextlib.contextmanager
 def _open(shard: Path, device: str = "cpu") -> Iterator[Any]:
     try:
-        file = safe_open(str(shard), framework="pt", device=device)
+        with safe_open(str(shard), framework="pt", device=device) as file:
+            yield file
     except SafetensorError as error:
         raise CheckpointError(f"'{shard}' is damaged or not a safetensors file ({error}); fetch it anew.") from error
-    with file as opened:
-        yield opened
 
 
 def _read_shard(shard: Path, dtype: th.dtype, device: th.device) -> dict[str, th.Tensor]:

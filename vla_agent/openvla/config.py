@@ -2,12 +2,15 @@
 
 import copy
 import itertools
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from libero_gym.checks import whole_number
+from libero_gym.json_files import read_json
+from vla_agent.openvla.config_checks import check_depth, check_fields
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -76,14 +79,14 @@ class TowerConfig:
         missing = [key for key in ("embed_dim", "depth", "num_heads") if key not in sizes]
         if missing:
             raise ValueError(f"'vision_tower_sizes' of '{timm_id}' lacks {', '.join(missing)}.")
-        patch, registers = re.search(r"patch(\d+)", timm_id), re.search(r"reg(\d+)", timm_id)
+        patch, registers = re.search(r"patch(\d{1,4})", timm_id), re.search(r"reg(\d{1,2})", timm_id)
         tower = cls(
             embed_dim=sizes["embed_dim"],
             depth=sizes["depth"],
             num_heads=sizes["num_heads"],
             mlp_dim=sizes.get("mlp_dim", 4 * sizes["embed_dim"]),
             image_size=image_size,
-            patch_size=int(patch[1]) if patch else 14,
+            patch_size=whole_number(f"patch size of '{timm_id:.80}'", int(patch[1]), 1, 256) if patch else 14,
             n_registers=int(registers[1]) if registers else 0,
             is_dinov2="dinov2" in timm_id,
         )
@@ -141,6 +144,7 @@ class OpenVLAConfig:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(vars(self))
         n_towers = 2 if self.use_fused_vision_backbone else 1
         sizes = self.vision_tower_sizes
         if len(self.timm_model_ids) != n_towers or len(self.image_sizes) != n_towers:
@@ -154,8 +158,6 @@ class OpenVLAConfig:
             raise ValueError(f"The towers see different numbers of patches: image_sizes {self.image_sizes}.")
         if self.n_action_bins != 256:
             raise ValueError(f"n_action_bins must be 256, got {self.n_action_bins}.")
-        if self.action_chunk_size < 1:
-            raise ValueError(f"action_chunk_size must be at least 1, got {self.action_chunk_size}.")
         if self.decoding not in ("autoregressive", "parallel"):
             raise ValueError(f"decoding must be 'autoregressive' or 'parallel', got '{self.decoding}'.")
         if self.action_head not in (None, "l1"):
@@ -164,8 +166,6 @@ class OpenVLAConfig:
             raise ValueError("action_head 'l1' reads all action tokens at once: it needs decoding 'parallel'.")
         if self.learned_placeholders and self.decoding != "parallel":
             raise ValueError("learned_placeholders are part of parallel decoding: they need decoding 'parallel'.")
-        if self.num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {self.num_images}.")
         if self.vocab_size < self.n_action_bins:
             raise ValueError(f"The vocabulary has {self.vocab_size} entries; 256 action tokens do not fit.")
 
@@ -176,13 +176,15 @@ class OpenVLAConfig:
         Raises:
             ValueError: If it describes another kind of model or lacks what OpenVLA needs.
         """
+        check_depth("config.json", data)
         kind = data.get("model_type", "openvla")
         if kind not in ("openvla", "prismatic"):
             raise ValueError(f"The checkpoint's model_type is '{kind}', but 'openvla' is needed; choose another one.")
         missing = [key for key in ("timm_model_ids", "image_sizes", "text_config") if key not in data]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}, so it does not describe an OpenVLA model.")
-        text_type = data["text_config"].get("model_type", "llama")
+        text = data["text_config"]
+        text_type = text.get("model_type", "llama") if isinstance(text, dict) else "llama"  # `check_fields` refuses it
         if text_type != "llama":
             raise ValueError(f"The checkpoint's language model is '{text_type}', but only 'llama' is supported.")
         known = {key: copy.deepcopy(data[key]) for key in cls.__dataclass_fields__ if key in data and key != "extra"}
@@ -195,13 +197,9 @@ class OpenVLAConfig:
         """Reads a `config.json`.
 
         Raises:
-            ValueError: As `from_dict`, or if the file is not JSON.
+            ValueError: As `from_dict`, or if the file is no JSON object.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}).") from error
-        return cls.from_dict(data)
+        return cls.from_dict(read_json(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Content for a `config.json`; the project's own keys appear only where they differ from the published."""
@@ -221,10 +219,17 @@ class OpenVLAConfig:
 
     @property
     def llama(self) -> "LlamaConfig":
-        """Language model configuration with its defaults filled in."""
+        """Language model configuration with its defaults filled in.
+
+        Raises:
+            ValueError: If `text_config` is none of a Llama.
+        """
         from transformers import LlamaConfig
 
-        return LlamaConfig(**{**self.text_config, "attn_implementation": "sdpa"})
+        try:
+            return LlamaConfig(**{**self.text_config, "attn_implementation": "sdpa"})
+        except Exception as error:  # its validators have types of their own
+            raise ValueError(f"text_config describes no Llama ({error!r:.300}).") from error
 
     @property
     def vocab_size(self) -> int:

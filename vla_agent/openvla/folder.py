@@ -1,11 +1,12 @@
 """Finding a checkpoint's folder and reading its configuration; knows neither torch nor transformers."""
 
-import json
 import logging
 import re
 from pathlib import Path
 
+from libero_gym.json_files import read_json
 from vla_agent.openvla.config import OpenVLAConfig
+from vla_agent.openvla.config_checks import check_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ EXTRA_MODULES = ("proprio_projector", "action_head")
 # What its checkpoints for LIBERO are, which no file of theirs says.
 _OFT_CHUNK_SIZE, _OFT_NUM_IMAGES = 8, 2
 
-# What a download is restricted to. Nothing in these is ever run: OFT's files are read by `torch_zip`.
+# What a download is restricted to. Nothing in these is ever run: OFT's files are read by `torch_file`.
 _METADATA_PATTERNS = [CONFIG_FILE, PREPROCESSOR_FILE, STATISTICS_FILE, *TOKENIZER_FILES]
 _WEIGHTS_PATTERNS = ["*.safetensors", INDEX_FILE, *(f"{module}--*" for module in EXTRA_MODULES)]
 
@@ -83,7 +84,9 @@ def read_config(folder: Path) -> OpenVLAConfig:
     try:
         config = OpenVLAConfig.from_json(folder / CONFIG_FILE)
         if (folder / STATISTICS_FILE).is_file():
-            config.norm_stats = json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))
+            norm_stats = read_json(folder / STATISTICS_FILE)
+            check_statistics(norm_stats, STATISTICS_FILE)
+            config.norm_stats = norm_stats
     except ValueError as error:
         raise CheckpointError(f"Checkpoint folder '{folder}': {error}") from error
     _describe_oft(config, folder)
@@ -94,7 +97,8 @@ def extra_files(folder: Path) -> dict[str, Path]:
     """Files of `EXTRA_MODULES` that a folder has, by module; of several steps the last."""
     found: dict[str, Path] = {}
     for module in EXTRA_MODULES:
-        files = [path for path in folder.glob(f"{module}--*") if path.suffix in (".pt", ".safetensors")]
+        paths = folder.glob(f"{module}--*")
+        files = [path for path in paths if path.suffix in (".pt", ".safetensors") and path.is_file()]
         if files:
             found[module] = max(files, key=lambda path: (_step(path), path.suffix))
     return found
@@ -102,7 +106,7 @@ def extra_files(folder: Path) -> dict[str, Path]:
 
 def _step(path: Path) -> int:
     """Training step in a file's name, -1 where there is none."""
-    match = re.search(r"--(\d+)", path.name)
+    match = re.search(r"--(\d{1,18})", path.name)
     return int(match[1]) if match else -1
 
 

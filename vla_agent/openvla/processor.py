@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym.json_files import MAX_BYTES, parse_json
 from vla_agent.action_tokens import ActionTokenizer, action_table, unnormalize
 from vla_agent.openvla.config import OpenVLAConfig
+from vla_agent.openvla.config_checks import check_numbers, finite
 from vla_agent.openvla.folder import (
     PREPROCESSOR_FILE,
     STATISTICS_FILE,
@@ -42,6 +44,9 @@ class Processor:
         encode: Token ids of a text, BOS included.
         files: Tokenizer and preprocessor files of the checkpoint, by name, to be written back as they were read.
         prompt: Prompt with `{}` for the instruction.
+
+    Raises:
+        CheckpointError: If the preprocessor's file is damaged or does not fit the configuration.
     """
 
     def __init__(
@@ -52,11 +57,15 @@ class Processor:
         self.prompt = prompt
         self.action_tokenizer = ActionTokenizer(config.vocab_size)
         self._encode = encode
-        image_settings = json.loads(self.files.get(PREPROCESSOR_FILE, b"{}"))
+        settings = parse_json(self.files.get(PREPROCESSOR_FILE, b"{}"), PREPROCESSOR_FILE, error=CheckpointError)
         kinds = [tower.is_dinov2 for tower in config.towers]
         # Published files hold the means as bfloat16 rounded them, and the published processor uses those.
-        self.image_means: list[list[float]] = image_settings.get("means") or [IMAGE_MEANS[kind] for kind in kinds]
-        self.image_stds: list[list[float]] = image_settings.get("stds") or [IMAGE_STDS[kind] for kind in kinds]
+        self.image_means = _image_numbers(settings, "means") or [IMAGE_MEANS[kind] for kind in kinds]
+        self.image_stds = _image_numbers(settings, "stds") or [IMAGE_STDS[kind] for kind in kinds]
+        if not len(self.image_means) == len(self.image_stds) == len(kinds) or 0 in np.ravel(self.image_stds):
+            raise CheckpointError(
+                f"{PREPROCESSOR_FILE} must give 'means' and 'stds' of {len(kinds)} vision towers, the latter not 0."
+            )
 
     @property
     def image_size(self) -> int:
@@ -116,7 +125,8 @@ class Processor:
             unnorm_key: Name of the data set; may be left out where there is a single one.
 
         Raises:
-            ValueError: If the checkpoint lacks the key, has none at all, or has several and none is named.
+            ValueError: If the checkpoint lacks the key, has none at all, or has several and none is named; or if its
+                statistics are no numbers.
         """
         keys = self.unnorm_keys
         if not keys:
@@ -129,7 +139,9 @@ class Processor:
             close = difflib.get_close_matches(unnorm_key, keys, n=1)
             guess = f" Did you mean '{close[0]}'?" if close else ""
             raise ValueError(f"The checkpoint has no statistics for unnorm_key '{unnorm_key}'.{guess} It has: {keys}.")
-        return self.config.norm_stats[unnorm_key]["action"]
+        stats: dict[str, Any] = self.config.norm_stats[unnorm_key]["action"]
+        check_numbers(stats, f"Action statistics of '{unnorm_key}'")
+        return stats
 
     def action_table(self, unnorm_key: str | None = None) -> np.ndarray:
         """What a LIBERO environment is given for each bin, float64 (7, 256); see `vla_agent.action_tokens`."""
@@ -150,6 +162,7 @@ class Processor:
         """
         self.action_stats(unnorm_key)  # names an unknown key
         stats = self.config.norm_stats[unnorm_key or self.unnorm_keys[0]].get("proprio", {})
+        check_numbers(stats, "State statistics")
         q01, q99 = (np.asarray(stats.get(name, ()), dtype=np.float64) for name in ("q01", "q99"))
         values = np.asarray(state, dtype=np.float64)
         if values.shape[-1:] != q01.shape or q01.shape != q99.shape:
@@ -205,29 +218,72 @@ def read_processor(folder: Path, config: OpenVLAConfig, name: str = "") -> Proce
         name: What the user called it; "v01" in it selects the prompt of those checkpoints, as in the published code.
 
     Raises:
-        CheckpointError: If the folder has no tokenizer.
+        CheckpointError: If the folder has no tokenizer, or a file is damaged or belongs to another model.
     """
     names = [*TOKENIZER_FILES, PREPROCESSOR_FILE, STATISTICS_FILE]
-    files = {file: (folder / file).read_bytes() for file in names if (folder / file).is_file()}
-    return Processor(config, _read_encoder(folder), files, PROMPT_V01 if "v01" in name else PROMPT)
+    files = {file: _read_bytes(folder / file) for file in names if (folder / file).is_file()}
+    try:
+        return Processor(config, _read_encoder(files, config), files, PROMPT_V01 if "v01" in name else PROMPT)
+    except CheckpointError as error:
+        raise CheckpointError(f"Checkpoint folder '{folder}': {error}") from error
 
 
-def _read_encoder(folder: Path) -> EncodeFn:
-    if (folder / "tokenizer.json").is_file():
+def _read_bytes(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        content = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise CheckpointError(f"'{path}' is larger than {MAX_BYTES / 2**20:.0f} MiB; no tokenizer's files are.")
+    return content
+
+
+def _image_numbers(settings: dict[str, Any], key: str) -> list[list[float]]:
+    """Means or deviations by tower and colour; empty where the file leaves them out."""
+    rows = settings.get(key) or []
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 3 for row in rows):
+        raise CheckpointError(f"{PREPROCESSOR_FILE} must give '{key}' as three numbers for each vision tower.")
+    try:
+        return [[finite(f"{PREPROCESSOR_FILE} '{key}'", value) for value in row] for row in rows]
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _read_encoder(files: dict[str, bytes], config: OpenVLAConfig) -> EncodeFn:
+    if "tokenizer.json" in files:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        parse_json(files["tokenizer.json"], "tokenizer.json", error=CheckpointError)  # its sentences say what is wrong
+        try:
+            tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        except BaseException as error:  # tokenizers raises Exception itself, and on a panic what is not even that
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise CheckpointError(f"tokenizer.json describes no tokenizer ({error!s:.300}).") from error
+        _check_vocabulary(max(tokenizer.get_vocab().values(), default=-1), config)
         return lambda text: tokenizer.encode(text).ids
-    if (folder / "tokenizer.model").is_file():
+    if "tokenizer.model" in files:
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:
             raise CheckpointError(
-                f"Checkpoint folder '{folder}' has a tokenizer.model but no tokenizer.json, which takes the package "
-                "sentencepiece to read: pip install sentencepiece."
+                "It has a tokenizer.model but no tokenizer.json, which takes the package sentencepiece to read: "
+                "pip install sentencepiece."
             ) from error
-        pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        try:
+            pieces = SentencePieceProcessor(model_proto=files["tokenizer.model"])
+            _check_vocabulary(pieces.vocab_size() - 1, config)
+        except (RuntimeError, OSError) as error:
+            raise CheckpointError(f"tokenizer.model is damaged or no sentencepiece model ({error!s:.300}).") from error
         return lambda text: list(pieces.encode(text))
-    raise CheckpointError(f"Checkpoint folder '{folder}' has no tokenizer: expected tokenizer.json or tokenizer.model.")
+    raise CheckpointError("It has no tokenizer: expected tokenizer.json or tokenizer.model.")
+
+
+def _check_vocabulary(largest: int, config: OpenVLAConfig) -> None:
+    """Refuse the tokenizer of another model: ids that the model has no embedding for, or none at all."""
+    n_rows = config.vocab_size + config.pad_to_multiple_of
+    if not 0 <= largest < n_rows:
+        raise CheckpointError(
+            f"The tokenizer's ids reach {largest}, but the model has embeddings for 0 to {n_rows - 1}; it belongs to "
+            "another model."
+        )

@@ -11,7 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch as th
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from libero_gym.json_files import read_json
 from vla_agent.folders import Kind, save_tensors, writing
 
 # Scorers that ship, beside the policies.
@@ -109,9 +112,11 @@ def load_reward_model(path: str | Path, device: Any = "cpu") -> RewardModel:
     folder = SHIPPED_FOLDER / path if str(path) in shipped else Path(path).expanduser()
     config = read_config(folder, shipped)
     kinds: dict[str, Any] = {"TinyScorer": TinyScorer, "VLMScorer": VLMScorer}
-    if config.get("class") not in kinds:
-        raise RewardModelError(f"'{folder}' holds a {config.get('class')}; known are {', '.join(kinds)}.")
-    return kinds[config["class"]].load(folder, device)
+    kind = config.get("class")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise RewardModelError(f"'{folder}' holds a {kind!r:.80}; known are {', '.join(kinds)}.")
+    scorer: RewardModel = kinds[kind].load(folder, device)
+    return scorer
 
 
 def write_scorer(folder: str | Path, document: dict[str, Any], tensors: dict[str, th.Tensor]) -> None:
@@ -143,7 +148,33 @@ def read_config(folder: Path, shipped: Sequence[str] = ()) -> dict[str, Any]:
     if not (folder / CONFIG_FILE).is_file():
         choice = f", or one that ships: {', '.join(map(repr, shipped))}" if shipped else ""
         raise RewardModelError(f"There is no reward model at '{folder}'; give a folder with {CONFIG_FILE}{choice}.")
+    config: dict[str, Any] = read_json(folder / CONFIG_FILE, error=RewardModelError)
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, th.Tensor]:
+    """The tensors of a scorer's folder.
+
+    Raises:
+        RewardModelError: If they are missing or damaged.
+    """
     try:
-        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RewardModelError(f"'{folder / CONFIG_FILE}' is damaged ({error}).") from error
+        return load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise RewardModelError(f"The scorer in '{folder}' is incomplete or damaged: {error}") from error
+
+
+def check_weights(folder: Path, tensors: dict[str, th.Tensor], wanted: dict[str, th.Tensor]) -> None:
+    """Compare the names and shapes of a folder's tensors with the model's.
+
+    Raises:
+        RewardModelError: If they differ.
+    """
+    wrong = sorted(set(tensors) ^ set(wanted)) or sorted(
+        name for name, tensor in wanted.items() if tensors[name].shape != tensor.shape
+    )
+    if wrong:
+        raise RewardModelError(
+            f"The tensors in '{folder}' do not fit the model that its {CONFIG_FILE} describes: "
+            f"{', '.join(wrong[:5])} differ."
+        )

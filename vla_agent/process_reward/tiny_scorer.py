@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from libero_gym.checks import sequence, whole_number
 from vla_agent.process_reward.models import (
     CAMERA,
-    WEIGHTS_FILE,
     RewardModelError,
+    check_weights,
     digest,
     read_config,
+    read_weights,
     warn_of_unseen,
     write_scorer,
 )
@@ -46,6 +46,21 @@ class ScorerConfig:
     channels: tuple[int, ...] = (32, 64, 128, 128)
     feature_dim: int = 128
     word_dim: int = 64
+
+    def __post_init__(self) -> None:
+        for instruction in sequence("instructions", self.instructions):
+            if not isinstance(instruction, str):
+                raise ValueError(f"instructions must be strings, got {instruction!r:.80}.")
+        whole_number("image_size", self.image_size, 1, 4096)
+        if not isinstance(self.camera, str):
+            raise ValueError(f"camera={self.camera!r:.80}; expected the name of an observation.")
+        if not 1 <= len(sequence("channels", self.channels)) <= 12:
+            raise ValueError(f"channels must be those of 1 to 12 stages, got {len(self.channels)}.")
+        for width in self.channels:
+            if whole_number("channels", width, 8, 4096) % 8:
+                raise ValueError(f"channels must be multiples of 8, got {width}.")
+        whole_number("feature_dim", self.feature_dim, 1, 2**16)
+        whole_number("word_dim", self.word_dim, 1, 2**16)
 
 
 class TinyScorer(nn.Module):
@@ -137,12 +152,15 @@ class TinyScorer(nn.Module):
         """
         folder = Path(folder)
         fields = {key: value for key, value in read_config(folder).items() if key != "class"}
+        lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
         try:
-            lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-            scorer = cls(ScorerConfig(**(fields | lists)))
-            scorer.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except (OSError, SafetensorError, TypeError, RuntimeError) as error:
+            with th.device("meta"):  # nothing is allocated before the file's own tensors have the same shapes
+                scorer = cls(ScorerConfig(**(fields | lists)))
+        except (TypeError, ValueError, RuntimeError) as error:
             raise RewardModelError(f"The scorer in '{folder}' is incomplete or damaged: {error}") from error
+        tensors = read_weights(folder)
+        check_weights(folder, tensors, scorer.state_dict())
+        scorer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
         return scorer.to(device).eval()
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from libero_gym.checks import sequence
 from vla_agent.lora import LoraSettings, add_lora
+from vla_agent.process_reward.model_folders import check_model_folder
 from vla_agent.process_reward.models import (
     CAMERA,
-    WEIGHTS_FILE,
     RewardModelError,
+    check_weights,
     digest,
     read_config,
+    read_weights,
     warn_of_unseen,
     write_scorer,
 )
@@ -45,7 +48,7 @@ class VLMScorer:
         lora: Train adapters of these settings beside the frozen model; None scores as it is.
 
     Raises:
-        RewardModelError: If yes and no begin with the same token.
+        RewardModelError: If no token tells yes from no, or the question is no template of an instruction.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class VLMScorer:
         name: str | None = None,
         lora: LoraSettings | None = None,
     ) -> None:
+        _check_question(question)
         self.model, self.processor = model.eval(), processor
         self.question, self.camera, self.name, self.lora = question, camera, name, lora
         self.instructions = None if instructions is None else tuple(instructions)
@@ -66,10 +70,11 @@ class VLMScorer:
         processor.tokenizer.padding_side = "left"  # so that every row's answer follows its last position
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
-        self._answer_ids = [_first_tokens(processor.tokenizer, answer) for answer in ANSWERS]
-        if set(self._answer_ids[0]) & set(self._answer_ids[1]) or not all(self._answer_ids):
+        first = [_first_tokens(processor.tokenizer, answer) for answer in ANSWERS]
+        self._answer_ids = [sorted(own - other) for own, other in (first, first[::-1])]
+        if not all(self._answer_ids):
             raise RewardModelError(
-                "The model's tokenizer begins 'yes' and 'no' with the same token; ask another model."
+                "The model's tokenizer has no first token that tells 'yes' from 'no'; ask another model."
             )
         if lora is not None:
             add_lora(model, lora, [])
@@ -92,15 +97,21 @@ class VLMScorer:
             kwargs: Further arguments of the constructor.
 
         Raises:
-            RewardModelError: If there is no such model.
+            RewardModelError: If there is no such model, or it comes with code of its own.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        check_model_folder(path_or_id)
         try:
-            processor = AutoProcessor.from_pretrained(path_or_id)
-            model = AutoModelForImageTextToText.from_pretrained(path_or_id, dtype=dtype, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise RewardModelError(f"'{path_or_id}' is no vision-language model that can be loaded: {error}") from error
+            # False, since transformers asks on the terminal where it is left out.
+            processor = AutoProcessor.from_pretrained(path_or_id, trust_remote_code=False)
+            model = AutoModelForImageTextToText.from_pretrained(
+                path_or_id, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+        except Exception as error:  # transformers raises many kinds of a damaged folder
+            raise RewardModelError(
+                f"'{path_or_id}' is no vision-language model that can be loaded: {error!s:.500}"
+            ) from error
         return cls(model.to(device), processor, name=str(path_or_id), **kwargs)
 
     def answer_logits(self, images: np.ndarray, instructions: Sequence[str]) -> th.Tensor:
@@ -138,7 +149,7 @@ class VLMScorer:
             raise ValueError("The scorer's model has no name to refer to; give VLMScorer name=, a folder or a hub id.")
         document = {
             "class": type(self).__name__,
-            "model": self.name,
+            "model": str(Path(self.name).absolute()) if Path(self.name).is_dir() else self.name,
             "question": self.question,
             "camera": self.camera,
             "instructions": self.instructions,
@@ -155,17 +166,22 @@ class VLMScorer:
         """
         folder = Path(folder)
         config = read_config(folder)
+        tensors = read_weights(folder)
+        missing = [key for key in ("model", "question", "camera", "instructions", "lora") if key not in config]
+        if missing:
+            raise RewardModelError(f"The scorer in '{folder}' is incomplete: its scorer.json lacks {missing[0]!r}.")
         try:
             lora = None if config["lora"] is None else LoraSettings.from_dict(config["lora"])
-            kwargs = {key: config[key] for key in ("question", "camera", "instructions")}
-            dtype = th.float32 if th.device(device).type == "cpu" else th.bfloat16
-            scorer = cls.from_pretrained(config["model"], dtype=dtype, device=device, lora=lora, **kwargs)
-            tensors = load_file(folder / WEIGHTS_FILE)
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise RewardModelError(f"The scorer in '{folder}' is incomplete or damaged: {error!r}") from error
-        wrong = sorted(set(tensors) ^ set(scorer._adapters()))
-        if wrong:
-            raise RewardModelError(f"The adapters in '{folder}' do not fit the model: {', '.join(wrong[:5])} differ.")
+            kwargs = _checked_arguments(config)
+            name = _find_model(config["model"], folder)
+        except (TypeError, ValueError) as error:
+            raise RewardModelError(f"The scorer in '{folder}' is incomplete or damaged: {error!s:.300}") from error
+        ranks = {len(tensor) for key, tensor in tensors.items() if "lora_A" in key and tensor.ndim}
+        if ranks != (set() if lora is None else {lora.r}):  # before adapters of any rank are made
+            raise RewardModelError(f"The adapters in '{folder}' are not of the rank that its scorer.json says.")
+        dtype = th.float32 if th.device(device).type == "cpu" else th.bfloat16
+        scorer = cls.from_pretrained(name, dtype=dtype, device=device, lora=lora, **kwargs)
+        check_weights(folder, tensors, scorer._adapters())
         scorer.model.load_state_dict(tensors, strict=False)
         return scorer
 
@@ -191,8 +207,51 @@ class VLMScorer:
         return f"{getattr(self.processor, 'image_token', '<image>')}{question}"
 
 
-def _first_tokens(tokenizer: Any, answer: str) -> list[int]:
-    """First token ids of an answer's spellings; unknown words have none."""
+def _first_tokens(tokenizer: Any, answer: str) -> set[int]:
+    """First tokens of an answer's spellings that are more than space; unknown words have none.
+
+    Tokenizers of Llama-2's kind put a lone space before each text, which tells no answer from another.
+    """
     spellings = [space + word for space in ("", " ") for word in (answer, answer.capitalize())]
-    ids = [tokenizer.encode(spelling, add_special_tokens=False) for spelling in spellings]
-    return sorted({found[0] for found in ids if found and found[0] != tokenizer.unk_token_id})
+    first = set()
+    for spelling in spellings:
+        ids = tokenizer.encode(spelling, add_special_tokens=False)
+        first |= set([token for token in ids if tokenizer.decode([token]).strip()][:1])
+    return first - {tokenizer.unk_token_id}
+
+
+def _check_question(question: Any) -> None:
+    """Refuse a question that would fill in anything else than the instruction, as it is."""
+    try:
+        fields = [part[1:] for part in string.Formatter().parse(question) if part[1] is not None]
+    except (TypeError, ValueError):
+        fields = []
+    if not fields or any(field != ("instruction", "", None) for field in fields):
+        raise RewardModelError(f"question={question!r:.200}; expected a text with {{instruction}} in it.")
+
+
+def _checked_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """What a scorer.json says of the constructor's arguments."""
+    question, camera, instructions = config["question"], config["camera"], config["instructions"]
+    _check_question(question)
+    if not isinstance(camera, str):
+        raise ValueError(f"camera={camera!r:.80}; expected the name of an observation.")
+    for instruction in [] if instructions is None else sequence("instructions", instructions):
+        if not isinstance(instruction, str):
+            raise ValueError(f"instructions must be strings, got {instruction!r:.80}.")
+    return {"question": question, "camera": camera, "instructions": instructions}
+
+
+def _find_model(name: Any, folder: Path) -> str:
+    """Where the model of a scorer.json is: in the scorer's folder, at an absolute path, or on the hub."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"model={name!r:.80}; expected a folder or a hub id.")
+    if ".." in Path(name).parts or name.startswith("~"):
+        raise ValueError(f"model={name!r:.200} reaches outside the scorer's folder; give an absolute path or a hub id.")
+    if Path(name).is_absolute():
+        return name
+    if (folder / name).is_dir():
+        return str(folder / name)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is None:
+        raise ValueError(f"model={name!r:.200} is no folder in the scorer's folder, no absolute path and no hub id.")
+    return name
