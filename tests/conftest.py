@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import data_equivalence
 
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import Task, get_tasks
@@ -63,4 +63,4 @@ def random_actions(n: int, seed: int = 0) -> np.ndarray:
 
 
 def equal_observations(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return gym.utils.env_checker.data_equivalence(first, second, exact=True)
+    return data_equivalence(first, second, exact=True)

@@ -208,7 +208,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
             return None
         try:
             saved = self.venv.snapshot()
-        except WorkerError:
+        except (WorkerError, gym.error.ClosedEnvironmentError):
             return None  # the next step replaces the worker, or raises
         return {
             "venv": saved,
