@@ -10,9 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym.json_files import parse_json
 from libero_gym.simulator import CONTROL_FREQ
 
 STATE_DIM, ACTION_DIM = 8, 7
+# More than any demonstration has; what a file states beyond is damage, and no memory is asked for it.
+MAX_FRAMES = 100_000
+MAX_SIDE = 8192  # pixels
+MAX_PIXEL_BYTES = 16 * 2**30  # of one camera's frames in an episode
 
 
 class DamagedEpisodeError(ValueError):
@@ -115,7 +120,7 @@ def unpack(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        description = json.loads(arrays.pop("description").tobytes())
+        description = parse_json(arrays.pop("description").tobytes(), "its description")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DamagedEpisodeError(f"{path} is damaged ({error}).") from error
     return description, arrays

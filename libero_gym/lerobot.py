@@ -28,7 +28,23 @@ import numpy as np
 
 from libero_gym import videos
 from libero_gym.atomic import write_bytes
+from libero_gym.checks import real_number, sequence
 from libero_gym.episodes import ACTION_DIM, STATE_DIM, DamagedEpisodeError, Episode, check_episode
+from libero_gym.gripper_commands import GripperCommands
+from libero_gym.json_files import read_json
+from libero_gym.lerobot_fields import (
+    Feature,
+    camera_feature,
+    check_info,
+    file_path,
+    instruction_of,
+    length_of,
+    own_cells,
+    seconds_cell,
+    versions_of,
+    whole_cell,
+)
+from libero_gym.lerobot_frames import from_cells, from_video
 from libero_gym.simulator import CONTROL_FREQ
 
 CODEBASE_VERSION = "v3.0"
@@ -49,7 +65,16 @@ _SCALARS = {
     "index": "int64",
     "task_index": "int64",
 }
-_OURS = ("success", "suite", "task_id", "task_name", "init_state_id", "placement_seed", "seed")
+_OURS: dict[str, type] = {
+    "success": bool,
+    "suite": str,
+    "task_id": int,
+    "task_name": str,
+    "init_state_id": int,
+    "placement_seed": int,
+    "seed": int,
+}
+_MAX_ROWS, _MAX_TABLE_BYTES = 10**7, 16 * 2**30  # of one parquet file; LeRobot begins another at 100 MB
 
 Stats = dict[str, dict[str, Any]]
 
@@ -291,18 +316,22 @@ class LeRobotWriter:
 class LeRobotReader:
     """A dataset in LeRobot's format v3.0, of ours or others'; frames are decoded an episode at a time.
 
-    ``len(reader)``, ``reader[i]``, and iteration, which names damaged episodes in a warning and skips them.
+    ``len(reader)``, ``reader[i]``, and iteration, which names damaged episodes in a warning and skips them. Frames are
+    read from videos, and from PNG or JPEG bytes in the data files ("dtype": "image").
 
     Args:
         root: The dataset's folder.
         cameras: Keys to decode, the part after ``observation.images.``; None for all, ``()`` for none.
-        fps: Frames per second that the caller needs, None for any.
+        fps: Frames per second that the caller needs, None for any. Nothing is resampled.
 
     Raises:
         FileNotFoundError: If the folder holds no finished dataset.
         ImportError: If pyarrow is missing.
         ValueError: If version, frame rate, dimensions or cameras do not fit.
         DamagedEpisodeError: If the ``meta`` folder is damaged.
+
+    Warns:
+        UserWarning: If the gripper's commands are of another convention, or cameras are of a kind that is not read.
     """
 
     def __init__(
@@ -310,15 +339,17 @@ class LeRobotReader:
     ) -> None:
         require_pyarrow()
         self.root = Path(root)
+        if fps is not None:
+            real_number("fps", fps, above=0)
         if not (self.root / INFO_PATH).is_file():
             raise FileNotFoundError(f"{self.root} has no {INFO_PATH}: it is empty, half-written or no LeRobot dataset.")
-        try:
-            self.info = json.loads((self.root / INFO_PATH).read_text())
-            self._check_info(fps)
-            self._rows = self._read_rows()
-        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DamagedEpisodeError(f"{self.root / 'meta'} is damaged ({error!r}).") from error
+        self.info = read_json(self.root / INFO_PATH, error=DamagedEpisodeError)
+        check_info(self.info, self.root, fps)
+        self._rows = self._read_rows()
+        self._features = self._find_cameras(all_of_them=cameras is None)
         self.cameras = self._check_cameras(cameras)
+        if fault := self._stated_gripper().fault:
+            warnings.warn(f"{self.root}: {fault}", stacklevel=2)
 
     @property
     def fps(self) -> int:
@@ -335,16 +366,16 @@ class LeRobotReader:
             DamagedEpisodeError: If its files are damaged or missing; the message names them.
         """
         row = self._rows[index]
-        columns = self._read_data(row)
-        versions = row.get("libero/versions")
+        path = self._data_path(row)
+        columns = self._read_data(row, path)
         episode = Episode(
-            instruction=row["tasks"][0] if row.get("tasks") else "",
+            instruction=instruction_of(row),
             state=columns["observation.state"],
             actions=columns["action"],
-            images={key: self._decode(row, key) for key in self.cameras},
+            images={key: self._read_frames(row, key, columns, path) for key in self.cameras},
             fps=self.fps,
-            versions=json.loads(versions) if versions else {},
-            **{name: row["libero/" + name] for name in _OURS if "libero/" + name in row},
+            versions=versions_of(row),
+            **own_cells(row, _OURS),
         )
         try:
             check_episode(episode, f"Episode {row['episode_index']} of {self.root}")
@@ -361,24 +392,37 @@ class LeRobotReader:
                 continue
             yield episode
 
-    def _check_info(self, fps: float | None) -> None:
-        version = self.info["codebase_version"]
-        if not str(version).startswith("v3."):
-            raise ValueError(f"{self.root} has LeRobot's format {version}; this reads v3.0. LeRobot converts it.")
-        if fps is not None and self.info["fps"] != fps:
-            raise ValueError(f"{self.root} has {self.info['fps']} frames per second; {fps} were expected.")
-        for name, dim in (("action", ACTION_DIM), ("observation.state", STATE_DIM)):
-            shape = self.info["features"].get(name, {}).get("shape")
-            if list(shape or ()) != [dim]:
-                raise ValueError(f"{self.root} has {name!r} of shape {shape}; LIBERO's has [{dim}].")
+    def _find_cameras(self, all_of_them: bool) -> dict[str, Feature]:
+        """The cameras by key; those of other kinds are named in a warning if all were asked for."""
+        features: dict[str, Feature] = {}
+        for name, feature in self.info["features"].items():
+            kind = feature.get("dtype")
+            if kind in ("video", "image"):
+                features[name.removeprefix(IMAGE_PREFIX)] = camera_feature(name, feature, self.root)
+            elif name.startswith(IMAGE_PREFIX) and all_of_them:
+                warnings.warn(
+                    f"{self.root} keeps {name!r} as {kind!r}, which is not read; 'video' and 'image' are.", stacklevel=3
+                )
+        return features
 
     def _check_cameras(self, cameras: Sequence[str] | None) -> tuple[str, ...]:
-        features = self.info["features"].items()
-        present = [name.removeprefix(IMAGE_PREFIX) for name, feature in features if feature["dtype"] == "video"]
-        for key in cameras or ():
-            if key not in present:
-                raise ValueError(f"{self.root} has no camera {key!r}; it has {present}.")
-        return tuple(present if cameras is None else cameras)
+        wanted = list(self._features) if cameras is None else sequence("cameras", cameras)
+        for key in wanted:
+            if key in self._features:
+                continue
+            other = self.info["features"].get(f"{IMAGE_PREFIX}{key}")
+            kind = f" It keeps {key!r} as {other.get('dtype')!r}, which is not read." if other else ""
+            raise ValueError(f"{self.root} has no camera {key!r}; it has {list(self._features)}.{kind}")
+        return tuple(wanted)
+
+    def _stated_gripper(self) -> GripperCommands:
+        """The gripper's commands as ``meta/stats.json`` states their range; nothing where it states none."""
+        try:
+            stats = read_json(self.root / STATS_PATH)
+            low, high = (float(stats["action"][name][ACTION_DIM - 1]) for name in ("min", "max"))
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return GripperCommands()  # reading needs no statistics
+        return GripperCommands(low, high, has_zero=0 in (low, high))
 
     def _read_rows(self) -> list[dict[str, Any]]:
         import pyarrow as pa
@@ -388,6 +432,7 @@ class LeRobotReader:
         paths = sorted((self.root / "meta" / "episodes").glob("*/*.parquet"))
         for path in paths:
             try:
+                _check_parquet(path)
                 schema = pq.read_schema(path)
                 wanted = [name for name in schema.names if not name.startswith("stats/")]
                 rows += pq.read_table(path, columns=wanted).to_pylist()
@@ -395,40 +440,52 @@ class LeRobotReader:
                 raise DamagedEpisodeError(f"{path} is damaged ({error}).") from error
         if not rows:
             raise DamagedEpisodeError(f"{self.root / 'meta' / 'episodes'} lists no episodes.")
-        return sorted(rows, key=lambda row: int(row["episode_index"]))
+        try:
+            return sorted(rows, key=lambda row: whole_cell(row, "episode_index"))
+        except DamagedEpisodeError as error:
+            raise DamagedEpisodeError(
+                f"{self.root / 'meta' / 'episodes'} is damaged: of an episode, {error}"
+            ) from error
 
-    def _read_data(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
-        """States and actions of an episode, checked for gaps."""
+    def _data_path(self, row: dict[str, Any]) -> Path:
+        numbers = {name: whole_cell(row, f"data/{name}") for name in ("chunk_index", "file_index")}
+        return file_path(self.root, self.info["data_path"], **numbers)
+
+    def _read_data(self, row: dict[str, Any], path: Path) -> dict[str, Any]:
+        """States, actions and image cells of an episode, checked for gaps."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        name = self.info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        images = [self._features[key].name for key in self.cameras if self._features[key].kind == "image"]
+        numbers = ("observation.state", "action")
+        length = length_of(row)
         try:
+            _check_parquet(path)
             table = pq.read_table(
-                self.root / name,
-                columns=["observation.state", "action", "frame_index"],
+                path,
+                columns=[*numbers, "frame_index", *images],
                 filters=[("episode_index", "=", row["episode_index"])],
             )
-        except (OSError, pa.ArrowException) as error:
-            raise DamagedEpisodeError(f"{self.root / name} is damaged or missing ({error}).") from error
-        if table["frame_index"].to_pylist() != list(range(row["length"])):
-            raise DamagedEpisodeError(
-                f"{self.root / name} holds {len(table)} of {row['length']} frames, or disordered."
-            )
-        return {key: np.array(table[key].to_pylist(), dtype=np.float32) for key in ("observation.state", "action")}
+            if len(table) != length or table["frame_index"].to_pylist() != list(range(length)):
+                raise DamagedEpisodeError(f"{path} holds {len(table)} of {length} frames, or disordered.")
+            columns = {name: np.array(table[name].to_pylist(), dtype=np.float32) for name in numbers}
+        except DamagedEpisodeError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+            raise DamagedEpisodeError(f"{path} is damaged or missing ({error}).") from error
+        return {**columns, **{name: table[name].to_pylist() for name in images}}
 
-    def _decode(self, row: dict[str, Any], key: str) -> np.ndarray:
-        video_key = IMAGE_PREFIX + key if IMAGE_PREFIX + key in self.info["features"] else key
-        prefix = f"videos/{video_key}/"
-        name = self.info["video_path"].format(
-            video_key=video_key, chunk_index=row[prefix + "chunk_index"], file_index=row[prefix + "file_index"]
-        )
-        height, width, channels = _hwc(self.info["features"][video_key])
-        start_s = row[prefix + "from_timestamp"]
-        try:
-            return videos.decode(self.root / name, (height, width, channels), row["length"], start_s, self.fps)
-        except RuntimeError as error:
-            raise DamagedEpisodeError(f"{self.root / name} is damaged or missing ({error}).") from error
+    def _read_frames(self, row: dict[str, Any], key: str, columns: dict[str, Any], data_path: Path) -> np.ndarray:
+        feature = self._features[key]
+        if feature.kind == "image":
+            return from_cells(columns[feature.name], feature, data_path)
+        template = self.info.get("video_path")
+        if not isinstance(template, str):
+            raise DamagedEpisodeError(f"{self.root / INFO_PATH} is damaged: it has videos, but no 'video_path'.")
+        prefix = f"videos/{feature.name}/"
+        numbers = {name: whole_cell(row, prefix + name) for name in ("chunk_index", "file_index")}
+        path = file_path(self.root, template, video_key=feature.name, **numbers)
+        return from_video(path, feature, length_of(row), seconds_cell(row, prefix + "from_timestamp"), self.fps)
 
 
 def require_pyarrow() -> None:
@@ -439,11 +496,14 @@ def require_pyarrow() -> None:
         raise ImportError("LeRobot's format needs pyarrow: pip install 'libero-vla[data]'") from error
 
 
-def _hwc(feature: dict[str, Any]) -> tuple[int, int, int]:
-    """Height, width and channels of a video feature; some datasets state the channels first."""
-    shape = tuple(feature["shape"])
-    height, width, channels = (shape[1], shape[2], shape[0]) if shape[0] == 3 and shape[2] != 3 else shape
-    return height, width, channels
+def _check_parquet(path: Path) -> None:
+    """Refuse a file that states more than any dataset's has, before it is read."""
+    import pyarrow.parquet as pq
+
+    stated = pq.read_metadata(path)
+    size = sum(stated.row_group(index).total_byte_size for index in range(stated.num_row_groups))
+    if stated.num_rows > _MAX_ROWS or not 0 <= size <= _MAX_TABLE_BYTES:
+        raise DamagedEpisodeError(f"{path} is damaged: it states {stated.num_rows} rows of {size} bytes in all.")
 
 
 def _two_dims(values: np.ndarray) -> np.ndarray:

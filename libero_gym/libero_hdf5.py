@@ -8,7 +8,6 @@ published file.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.episodes import DamagedEpisodeError, Episode, check_episode
-from libero_gym.tasks import get_suite, get_tasks
+from libero_gym.checks import did_you_mean, sequence
+from libero_gym.episodes import (
+    ACTION_DIM,
+    MAX_FRAMES,
+    MAX_PIXEL_BYTES,
+    MAX_SIDE,
+    DamagedEpisodeError,
+    Episode,
+    check_episode,
+)
+from libero_gym.json_files import parse_json
+from libero_gym.tasks import file_name_instruction, get_suite, get_tasks
 
 # The file's name of each of our observation keys.
 HDF5_KEYS = {"image": "agentview_rgb", "wrist_image": "eye_in_hand_rgb"}
+_STATE_WIDTHS = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
+# What h5py raises for damaged files.
+_DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError)
+_MAX_RATIO = 1100  # of compression: deflate's limit is 1032
 
 
 def read_libero_hdf5(
@@ -42,6 +55,9 @@ def read_libero_hdf5(
         FileNotFoundError: If there is no such file.
         ImportError: If h5py is missing.
         ValueError: If a camera or the suite is unknown.
+
+    Warns:
+        UserWarning: If a file's task is not in the suite.
     """
     try:
         import h5py
@@ -51,7 +67,7 @@ def read_libero_hdf5(
     files = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{path} holds no .hdf5 demonstrations.")
-    for key in cameras:
+    for key in sequence("cameras", cameras):
         if key not in HDF5_KEYS:
             raise ValueError(f"Unknown camera {key!r}. Cameras: {', '.join(map(repr, HDF5_KEYS))}.")
     tasks = {} if suite is None else {task.name: task for task in get_tasks(get_suite(suite).name)}
@@ -60,45 +76,101 @@ def read_libero_hdf5(
         about: dict[str, Any] = {"task_name": name}
         if name in tasks:
             about |= {"suite": suite, "task_id": tasks[name].task_id, "instruction": tasks[name].instruction}
+        elif suite is not None:
+            guess = did_you_mean(name, tasks)
+            warnings.warn(f"{file}: {suite} has no task {name!r}; its episodes have task_id -1.{guess}", stacklevel=2)
         try:
             with h5py.File(file, "r") as archive:
                 yield from _read_file(archive, file, about, tuple(cameras))
-        except (OSError, KeyError, RuntimeError) as error:
+        except _DAMAGE as error:
             warnings.warn(f"{file} is damaged ({error}) and skipped.", stacklevel=2)
 
 
 def _read_file(archive: Any, file: Path, about: dict[str, Any], cameras: tuple[str, ...]) -> Iterator[Episode]:
-    data = archive["data"]
+    data = _group(archive, "data")
     about = {"instruction": _instruction(data, about["task_name"]), **about}
-    for name in sorted(data, key=lambda name: int(name.rpartition("_")[2])):
+    for name in sorted(data, key=_demo_order):
         try:
-            episode = _read_demo(data[name], about, cameras)
+            episode = _read_demo(_group(data, name), about, cameras)
             check_episode(episode, f"{name} of {file}")
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
+        except _DAMAGE as error:
             warnings.warn(f"{name} of {file} is damaged ({error}) and skipped.", stacklevel=3)
             continue
         yield episode
 
 
 def _read_demo(demo: Any, about: dict[str, Any], cameras: tuple[str, ...]) -> Episode:
-    obs = demo["obs"]
-    actions = np.asarray(demo["actions"], dtype=np.float32)
-    state = [np.asarray(obs[key], dtype=np.float32) for key in ("ee_pos", "ee_ori", "gripper_states")]
-    if any(len(part) != len(actions) for part in state):
-        raise DamagedEpisodeError(f"{len(actions)} actions, but {[len(part) for part in state]} states")
+    obs = _group(demo, "obs")
+    actions = _array(demo, "actions", (None, ACTION_DIM))
+    n_frames = len(actions)
+    state = [_array(obs, key, (n_frames, width)) for key, width in _STATE_WIDTHS.items()]
     return Episode(
-        state=np.concatenate(state, axis=1),
-        actions=actions,
-        images={key: np.ascontiguousarray(np.asarray(obs[HDF5_KEYS[key]])[:, ::-1, ::-1]) for key in cameras},
-        success=bool(demo["dones"][-1]) if "dones" in demo else True,
+        state=np.concatenate(state, axis=1).astype(np.float32),
+        actions=actions.astype(np.float32),
+        images={key: _frames(obs, HDF5_KEYS[key], n_frames) for key in cameras},
+        success=bool(_array(demo, "dones", (n_frames,))[-1]) if "dones" in demo else True,
         **about,
     )
 
 
+def _frames(obs: Any, name: str, n_frames: int) -> np.ndarray:
+    """Frames uint8 (T, H, W, 3), turned by 180 degrees."""
+    frames = _array(obs, name, (n_frames, None, None, 3))
+    if frames.dtype != np.uint8:
+        raise DamagedEpisodeError(f"{name!r} is {frames.dtype}; expected uint8")
+    return np.ascontiguousarray(frames[:, ::-1, ::-1])
+
+
+def _array(group: Any, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """A dataset of numbers, whose shape and size are checked before memory is asked for.
+
+    Args:
+        group: Where it is.
+        name: Its name.
+        shape: What it must have; None for any number of frames, of which the first axis may have the most, or pixels.
+    """
+    import h5py
+
+    dataset = group.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise DamagedEpisodeError(f"{name!r} is missing, or no dataset")
+    got = dataset.shape or ()
+    if len(got) != len(shape) or any(want not in (None, size) for want, size in zip(shape, got, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise DamagedEpisodeError(f"{name!r} has shape {got}; expected ({wanted})")
+    if not 1 <= got[0] <= MAX_FRAMES or max(got[1:], default=0) > MAX_SIDE or 0 in got:
+        raise DamagedEpisodeError(f"{name!r} has shape {got}; expected 1 to {MAX_FRAMES} frames of at most {MAX_SIDE}")
+    if dataset.dtype.kind not in "biuf":
+        raise DamagedEpisodeError(f"{name!r} holds {dataset.dtype}; expected numbers")
+    # A shape is cheap to state: what it promises must be in the file, compressed at most. Data that lie in other files
+    # (external, virtual) are never followed.
+    stored, compressed = dataset.id.get_storage_size(), dataset.compression is not None
+    if dataset.is_virtual or dataset.external or dataset.nbytes > stored * (_MAX_RATIO if compressed else 1):
+        raise DamagedEpisodeError(f"{name!r} states {dataset.nbytes} bytes, and the file holds {stored} for it")
+    if dataset.nbytes > MAX_PIXEL_BYTES:
+        raise DamagedEpisodeError(f"{name!r} states {dataset.nbytes} bytes; at most {MAX_PIXEL_BYTES} are read")
+    return np.asarray(dataset)
+
+
+def _group(parent: Any, name: str) -> Any:
+    """A group of the file itself; a link that leads into another file is not followed."""
+    import h5py
+
+    if not isinstance(parent.get(name, getlink=True), h5py.HardLink) or parent.get(name, getclass=True) != h5py.Group:
+        raise DamagedEpisodeError(f"{name!r} is missing, or no group")
+    return parent[name]
+
+
+def _demo_order(name: str) -> tuple[float, str]:
+    """Demonstrations by number; others, which nobody writes, behind them."""
+    number = name.removeprefix("demo_")
+    return (int(number), "") if number.isascii() and number.isdecimal() and len(number) < 10 else (np.inf, name)
+
+
 def _instruction(data: Any, task_name: str) -> str:
-    """What the file says that the robot was told."""
+    """What the file says that the robot was told, else what its name says: regenerated files have no attributes."""
     try:
-        text = json.loads(data.attrs["problem_info"])["language_instruction"]
-    except (KeyError, ValueError, TypeError):
-        return task_name.replace("_", " ")
-    return "".join(text).strip().strip('"')
+        words = parse_json(data.attrs["problem_info"], "problem_info")["language_instruction"]
+        return "".join(words).strip().strip('"')
+    except (KeyError, ValueError, TypeError, OSError):
+        return file_name_instruction(task_name)

@@ -106,7 +106,7 @@ def get_tasks(suite_name: str) -> tuple[Task, ...]:
             suite=suite.name,
             task_id=task_id,
             name=name,
-            instruction=_bddl_instruction(bddl_file) if suite.instruction_from_bddl else _file_name_instruction(name),
+            instruction=_bddl_instruction(bddl_file) if suite.instruction_from_bddl else file_name_instruction(name),
             bddl_file=bddl_file,
             init_states_file=init_states_file,
         )
@@ -123,7 +123,7 @@ def initial_states(task: Task) -> np.ndarray:
     return states
 
 
-def _file_name_instruction(task_name: str) -> str:
+def file_name_instruction(task_name: str) -> str:
     """Instruction as the benchmark reads it from a file name; LIBERO-100 names start with the scene in capitals."""
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", task_name).replace("_", " ")
 

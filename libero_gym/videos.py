@@ -60,9 +60,10 @@ def decode(path: Path, shape: tuple[int, int, int], n_frames: int, start_s: floa
     # Seeking discards frames before the time asked for; half a frame earlier is safe from rounding.
     seek = ["-ss", f"{max(0.0, start_s - 0.5 / fps):.6f}"]
     strict = ["-xerror", "-err_detect", "explode"]
-    target = ["-frames:v", str(n_frames), "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    raw = _ffmpeg([*strict, *seek, "-i", str(path), "-map", "0:v:0", *target])
     expected = n_frames * int(np.prod(shape))
+    target = ["-frames:v", str(n_frames), "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    target += ["-fs", str(expected + 1)]  # a video of larger frames than stated does not fill the memory
+    raw = _ffmpeg([*strict, *seek, "-i", str(path), "-map", "0:v:0", *target, "-"])
     if len(raw) != expected:
         raise RuntimeError(f"it holds {len(raw)} bytes of pixels where {n_frames} frames of {shape} are {expected}")
     return np.frombuffer(raw, np.uint8).reshape(n_frames, *shape)

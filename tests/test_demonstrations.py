@@ -201,7 +201,7 @@ def test_damaged_and_missing_meta_is_told(dataset: Path, tmp_path: Path) -> None
     with pytest.raises(DamagedEpisodeError, match=r"file-000\.parquet is damaged"):
         LeRobotReader(dataset)
     (dataset / "meta/info.json").write_text("{")
-    with pytest.raises(DamagedEpisodeError, match="meta is damaged"):
+    with pytest.raises(DamagedEpisodeError, match=r"meta/info\.json' is damaged: it is no JSON"):
         LeRobotReader(dataset)
 
 

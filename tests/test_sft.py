@@ -132,6 +132,42 @@ def test_an_empty_dataset_is_refused() -> None:
         ActionChunks([], image_size=SIZE)
 
 
+def with_gripper(*values: float) -> list[Episode]:
+    """Two episodes whose gripper commands run through some values."""
+    commands = np.resize(np.repeat(values, 2), 20)
+    pushes = [episode("push", 0.5), episode("push", -0.5)]
+    for push in pushes:
+        push.actions[:, 6] = commands
+    return pushes
+
+
+@pytest.mark.parametrize(
+    ("commands", "message"),
+    [
+        ((1, 0), "never negative: the hand would never open"),
+        ((0.98, 0.02), "lies in 0.02 to 0.98 and is never negative"),
+        ((0.3, 0), "never open"),
+        ((0, -1), "never positive: the hand would never close"),
+        ((0,), "is 0 in every frame, which neither opens nor closes"),
+    ],
+)
+def test_commands_of_another_convention_are_refused(commands: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message + r".*-1 opens the gripper and \+1 closes it.*1 - 2 \* actions"):
+        ActionChunks(with_gripper(*commands), image_size=SIZE)
+
+
+@pytest.mark.parametrize(("command", "never"), [(-1, "closes"), (1, "opens")])
+def test_a_hand_that_never_moves_is_warned_of_and_learned(command: int, never: str) -> None:
+    with pytest.warns(UserWarning, match=f"the hand never {never}"):
+        data = ActionChunks(with_gripper(command), image_size=SIZE)
+    assert set(data.actions[:, 6]) == {float(command < 0)}
+
+
+def test_one_episode_without_a_grasp_among_others_is_no_matter(recwarn: pytest.WarningsRecorder) -> None:
+    ActionChunks([*with_gripper(-1), *demonstrations()], image_size=SIZE)
+    assert not recwarn.list
+
+
 # ------------------------------------------------------------------------------------------------------------ loss
 
 
@@ -274,6 +310,14 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path, data: ActionChunks) ->
     two = small_model(tmp_path / "two", num_images=2)
     with pytest.raises(ValueError, match="the model reads 2 camera"):
         SupervisedTrainer(two, data)
+
+
+def test_very_few_frames_are_not_taken_for_other_data(tmp_path: Path) -> None:
+    few = ActionChunks([episode("push", 0.5, 4)], image_size=SIZE, chunk_size=2)
+    learner = trainer(tmp_path / "a", few, batch_size=2)
+    assert learner.statistics == few.statistics()
+    with pytest.raises(ValueError, match=r"50% of the data lies outside .* of the statistics given"):  # of other data
+        trainer(tmp_path / "b", few, statistics=few.statistics())
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path, data: ActionChunks) -> None:

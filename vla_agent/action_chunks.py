@@ -1,17 +1,21 @@
 """Demonstrations as training examples: what the robot saw, and the chunk of actions that followed."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
+from libero_gym.checks import flag, sequence, whole_number
+from libero_gym.gripper_commands import GripperCommands
 from vla_agent.action_tokens import ActionTokenizer
 from vla_agent.openvla.config import ACTION_DIM, STATE_DIM
 from vla_agent.openvla.image import libero_image
 from vla_agent.policy import CAMERA_KEYS
 
 GRIPPER_DIM = ACTION_DIM - 1
+MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024
 
 
 class Demonstration(Protocol):
@@ -52,7 +56,10 @@ class ActionChunks:
 
     Raises:
         ValueError: If there are no episodes, an episode lacks a camera, its actions or states have another width or are
-            not finite, or frame rates differ.
+            not finite, frame rates differ, or the gripper's commands are of another convention (0 to 1).
+
+    Warns:
+        UserWarning: If the gripper is only ever told to open, or only to close.
     """
 
     def __init__(
@@ -66,22 +73,35 @@ class ActionChunks:
         pad_chunks: bool = True,
         progress_bar: bool = True,
     ) -> None:
-        self.cut_waiting, self.pad_chunks = cut_waiting, pad_chunks
-        self.cameras, self.image_size, self.chunk_size = tuple(cameras), image_size, chunk_size
+        self.cut_waiting, self.pad_chunks = flag("cut_waiting", cut_waiting), flag("pad_chunks", pad_chunks)
+        self.cameras = _check_cameras(cameras)
+        self.image_size = whole_number("image_size", image_size, 1, MAX_IMAGE_SIZE)
+        self.chunk_size = whole_number("chunk_size", chunk_size, 1, MAX_CHUNK_SIZE)
+        progress_bar = flag("progress_bar", progress_bar)
+        if isinstance(episodes, (str, bytes, dict)) or not isinstance(episodes, Iterable):
+            raise ValueError(f"episodes={episodes!r}; expected episodes, such as LeRobotReader('data/mine').")
         read: list[dict[str, Any]] = []
-        fps: dict[int, str] = {}
+        fps: dict[float, str] = {}
+        gripper = GripperCommands()
         for index, episode in enumerate(
             tqdm(episodes, "reading", unit="episode", disable=None if progress_bar else True)
         ):
+            if not all(hasattr(episode, part) for part in ("instruction", "state", "actions", "images", "fps")):
+                raise ValueError(f"Episode {index} is a {type(episode).__name__}; expected an `Episode`.")
             name = f"Episode {index} ('{episode.instruction}')"
             _check(episode, self.cameras, name)
             fps.setdefault(episode.fps, name)
+            gripper |= GripperCommands.of(episode.actions[:, GRIPPER_DIM])
             read.append(self._read(episode))
         if not read:
             raise ValueError("There are no demonstrations to learn from: the dataset is empty, or all were skipped.")
         if len(fps) > 1:
             rates = ", ".join(f"{name} has {rate}" for rate, name in fps.items())
             raise ValueError(f"The demonstrations mix frame rates ({rates} frames per second); train on one at a time.")
+        if gripper.fault:
+            raise ValueError(f"These demonstrations cannot be learned from. {gripper.fault}")
+        if gripper.doubt:
+            warnings.warn(gripper.doubt, stacklevel=2)
         lengths = [len(episode["state"]) for episode in read]
         self.n_episodes = len(read)
         self.episode_ids = np.repeat(np.arange(len(read)), lengths)
@@ -196,6 +216,13 @@ def to_bins(actions: np.ndarray, stats: dict[str, Any], tokenizer: ActionTokeniz
     return tokenizer.ids_to_bins(tokenizer.encode(normalize(actions, stats)))
 
 
+def _check_cameras(cameras: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(sequence("cameras", cameras))
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"cameras={cameras!r}; expected observation keys, such as {CAMERA_KEYS[:1]}, each once.")
+    return names
+
+
 def _check(episode: Demonstration, cameras: Sequence[str], name: str) -> None:
     for array, width, what in ((episode.actions, ACTION_DIM, "actions"), (episode.state, STATE_DIM, "states")):
         if array.ndim != 2 or array.shape[1] != width or len(array) != len(episode.actions) or not len(array):
@@ -206,6 +233,12 @@ def _check(episode: Demonstration, cameras: Sequence[str], name: str) -> None:
         if key not in episode.images:
             found = ", ".join(map(repr, episode.images)) or "none"
             raise ValueError(f"{name} has no frames of {key!r}, which the model reads; it has {found}.")
+        frames = np.asarray(episode.images[key])
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) != len(episode.actions):
+            raise ValueError(
+                f"{name} has frames of {key!r} as {frames.dtype} {frames.shape}; expected uint8 "
+                f"({len(episode.actions)}, H, W, 3)."
+            )
 
 
 def _describe(values: np.ndarray) -> dict[str, list[float]]:

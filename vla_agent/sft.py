@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from libero_gym.checks import did_you_mean, real_number, whole_number
 from vla_agent.action_chunks import ActionChunks, Examples, to_bins
 from vla_agent.action_tokens import bin_centers
 from vla_agent.augmentation import Augmentation
@@ -80,15 +81,34 @@ class SFTSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        micro = self.micro_batch_size or self.batch_size
-        if micro < 1 or self.batch_size % micro:
-            raise ValueError(f"micro_batch_size={micro} does not divide batch_size={self.batch_size}.")
-        if self.n_steps < 1 or not self.learning_rate > 0:
-            raise ValueError(f"n_steps={self.n_steps}, learning_rate={self.learning_rate}; expected more than 0.")
-        if not (0 <= self.ema_decay < 1 and 0 <= self.validation_share < 1):
-            raise ValueError(
-                f"ema_decay={self.ema_decay}, validation_share={self.validation_share}; expected 0 to below 1."
-            )
+        for name in ("n_steps", "batch_size"):
+            whole_number(name, getattr(self, name), 1)
+        for name in ("warmup_steps", "seed"):
+            whole_number(name, getattr(self, name), 0)
+        for name in ("learning_rate", "max_grad_norm"):
+            real_number(name, getattr(self, name), above=0)
+        for name in ("weight_decay", "bin_sigma", "keyframe_coef"):
+            real_number(name, getattr(self, name), 0)
+        for name in ("ema_decay", "validation_share"):
+            if real_number(name, getattr(self, name), 0) >= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} is out of range; expected a number of 0 to below 1.")
+        if self.micro_batch_size is not None:
+            micro = whole_number("micro_batch_size", self.micro_batch_size, 1)
+            if self.batch_size % micro:
+                raise ValueError(f"micro_batch_size={micro} does not divide batch_size={self.batch_size}.")
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> SFTSettings:
+        """Settings of a dictionary.
+
+        Raises:
+            ValueError: If it has another key, or a value is out of range.
+        """
+        for name in settings:
+            if name not in cls.__dataclass_fields__:
+                guess = did_you_mean(name, cls.__dataclass_fields__)
+                raise ValueError(f"Unknown setting {name!r}.{guess} Settings: {', '.join(cls.__dataclass_fields__)}.")
+        return cls(**settings)
 
 
 class Metrics(NamedTuple):
@@ -134,9 +154,10 @@ class SupervisedTrainer:
         augmentation: Augmentation | None = None,
         **settings: Any,
     ) -> None:
-        self.settings = SFTSettings(**settings)
+        self.settings = SFTSettings.from_dict(settings)
+        _check_arguments(model, data, unnorm_key, statistics, lora, augmentation)
+        check_fit(model, data, statistics)
         self.statistics = data.statistics() if statistics is None else statistics
-        check_fit(model, data, self.statistics)
         self.model, self.data, self.unnorm_key = model, data, unnorm_key
         self.augmentation = augmentation
         self.lora = None if lora is None else LoraSettings.from_dict(lora)
@@ -189,7 +210,9 @@ class SupervisedTrainer:
         Raises:
             NonFiniteLossError: If the loss is NaN or infinite. The weights are those before that step.
         """
-        end = self.settings.n_steps if n_steps is None else min(self.step + n_steps, self.settings.n_steps)
+        end = self.settings.n_steps
+        if n_steps is not None:
+            end = min(self.step + whole_number("n_steps", n_steps, 0), end)
         metrics = None
         bar = tqdm(
             total=end, initial=self.step, unit="step", desc="fine-tuning", disable=None if progress_bar else True
@@ -210,6 +233,7 @@ class SupervisedTrainer:
     @th.no_grad()
     def validate(self, max_examples: int = 512) -> Metrics | None:
         """Metrics of held-out episodes, of the weights as they are trained; None if no episode is held out."""
+        whole_number("max_examples", max_examples, 1)
         if not len(self.validation_frames):
             return None
         chosen = np.linspace(0, len(self.validation_frames) - 1, min(max_examples, len(self.validation_frames)))
@@ -409,9 +433,7 @@ def bin_targets(sigma: float, n_bins: int = 256) -> th.Tensor:
         sigma: Width of a Gaussian around the right bin, in bins; 0 for the right bin alone.
         n_bins: Number of bins.
     """
-    if sigma < 0:
-        raise ValueError(f"bin_sigma={sigma}; expected at least 0.")
-    if sigma == 0:
+    if real_number("bin_sigma", sigma, 0) == 0:
         return th.eye(n_bins)
     distance = th.arange(n_bins)[:, None] - th.arange(n_bins)
     return th.softmax(-0.5 * (distance / sigma) ** 2, dim=1)
@@ -424,8 +446,14 @@ def learning_rate_at(step: int, settings: SFTSettings) -> float:
     return settings.learning_rate * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def check_fit(model: OpenVLA, data: ActionChunks, statistics: dict[str, Any], max_clipped: float = 0.25) -> None:
+def check_fit(model: OpenVLA, data: ActionChunks, statistics: dict[str, Any] | None, max_clipped: float = 0.25) -> None:
     """Complain about data that the model cannot learn from.
+
+    Args:
+        model: The model.
+        data: The data.
+        statistics: Statistics that the user gives; None for the data's own, which fit however few the frames are.
+        max_clipped: Share of the data that may lie outside of given statistics.
 
     Raises:
         ValueError: If cameras, image size, chunk length or statistics do not fit, or the tokenizer uses ids of actions.
@@ -447,13 +475,10 @@ def check_fit(model: OpenVLA, data: ActionChunks, statistics: dict[str, Any], ma
             f"The tokenizer gives token id {largest}, which the model's vocabulary of {config.vocab_size} "
             "uses for actions or does not have: checkpoint and tokenizer belong to different vocabularies."
         )
+    if statistics is None:
+        return
     for name, values in (("action", data.actions), ("proprio", data.state)):
-        stats = statistics.get(name, {})
-        if len(stats.get("q01", ())) != values.shape[1] or len(stats.get("q99", ())) != values.shape[1]:
-            raise ValueError(
-                f"The statistics of '{name}' do not describe {values.shape[1]} dimensions; take the data's."
-            )
-        low, high = (np.asarray(stats[key]) for key in ("q01", "q99"))
+        low, high = (_quantiles(statistics.get(name), key, values.shape[1], name) for key in ("q01", "q99"))
         slack = 0.01 * (high - low) + 1e-6
         outside = ((values < low - slack) | (values > high + slack)).mean(0)
         if outside.max() > max_clipped:
@@ -461,6 +486,40 @@ def check_fit(model: OpenVLA, data: ActionChunks, statistics: dict[str, Any], ma
                 f"{outside.max():.0%} of the data lies outside q01..q99 of the statistics given for '{name}', in "
                 f"dimension {int(outside.argmax())}: they belong to other data. Leave them out to take the data's own."
             )
+
+
+def _quantiles(stats: Any, key: str, n_dims: int, name: str) -> np.ndarray:
+    """A quantile of given statistics, float64 (n_dims,)."""
+    try:
+        values = np.asarray(stats[key], dtype=np.float64)
+    except (KeyError, TypeError, ValueError):
+        values = np.zeros(0)
+    if values.shape != (n_dims,) or not np.isfinite(values).all():
+        raise ValueError(
+            f"The statistics of '{name}' do not describe {n_dims} dimensions: expected as many finite numbers in "
+            f"{key!r}. Leave the statistics out to take the data's own."
+        )
+    return values
+
+
+def _check_arguments(model: Any, data: Any, unnorm_key: Any, statistics: Any, lora: Any, augmentation: Any) -> None:
+    """One sentence for arguments of another kind."""
+    kinds: dict[str, tuple[Any, type, str]] = {
+        "model": (model, OpenVLA, "an `OpenVLA`, of OpenVLA.from_pretrained"),
+        "data": (
+            data,
+            ActionChunks,
+            "`ActionChunks`, such as ActionChunks(LeRobotReader('mine'), image_size=224)",
+        ),
+        "unnorm_key": (unnorm_key, str, "a name, such as 'libero'"),
+        "statistics": (statistics, dict, "None, or a dictionary with 'action' and 'proprio'"),
+        "lora": (lora, dict, "None, or a dictionary such as {'r': 32}"),
+        "augmentation": (augmentation, Augmentation, "None, or an `Augmentation`"),
+    }
+    for name, (value, kind, expected) in kinds.items():
+        left_out = value is None and name in ("statistics", "lora", "augmentation")
+        if not (left_out or isinstance(value, kind)) or value == "":
+            raise ValueError(f"{name} is {value!r:.80}; expected {expected}.")
 
 
 def _keyframe_head(model: OpenVLA, settings: SFTSettings) -> nn.Module:

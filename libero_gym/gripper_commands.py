@@ -1,0 +1,67 @@
+"""The gripper's convention in demonstrations, and how data of another are told from it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+CONVENTION = (
+    "Here -1 opens the gripper and +1 closes it. If 1 is open and 0 is closed in the data, as in OpenVLA's pipeline, "
+    "convert them first: actions[:, 6] = 1 - 2 * actions[:, 6]."
+)
+
+
+class GripperCommands(NamedTuple):
+    """What the gripper is told in a data set.
+
+    Attributes:
+        low: Smallest command.
+        high: Largest command.
+        has_zero: Whether a command is exactly 0, which neither opens nor closes.
+    """
+
+    low: float = math.inf
+    high: float = -math.inf
+    has_zero: bool = False
+
+    @classmethod
+    def of(cls, commands: np.ndarray) -> GripperCommands:
+        """Those of some commands (T,), T > 0."""
+        return cls(float(np.min(commands)), float(np.max(commands)), bool(np.any(commands == 0)))
+
+    def __or__(self, other: GripperCommands) -> GripperCommands:
+        """Those of both."""
+        return GripperCommands(min(self.low, other.low), max(self.high, other.high), self.has_zero or other.has_zero)
+
+    @property
+    def fault(self) -> str:
+        """What is certainly wrong with them, a sentence and the convention; empty if nothing is.
+
+        Commands of 0 to 1 would be learned as a hand that never opens, those of -1 to 0 as one that never closes.
+        """
+        if self.low == self.high == 0:
+            return f"The gripper's command is 0 in every frame, which neither opens nor closes it. {CONVENTION}"
+        # Without a zero, a clear 0 and a clear 1 may still come as 0.02 and 0.98.
+        if self.low >= 0 and (self.has_zero or self.low < 0.5 <= self.high):
+            return (
+                f"The gripper's command lies in {self.low:g} to {self.high:g} and is never negative: the hand would "
+                f"never open. {CONVENTION}"
+            )
+        if self.high <= 0 and self.has_zero:
+            return (
+                f"The gripper's command lies in {self.low:g} to {self.high:g} and is never positive: the hand would "
+                f"never close. {CONVENTION}"
+            )
+        return ""
+
+    @property
+    def doubt(self) -> str:
+        """What may be right, as in a task of pushing, and is worth a look; empty if nothing is."""
+        if self.fault or self.low < 0 < self.high:
+            return ""
+        never = "open" if self.low > 0 else "close"
+        return (
+            f"The gripper's command is {self.low:g} to {self.high:g} throughout: the hand never {never}s. {CONVENTION}"
+        )
