@@ -5,6 +5,9 @@
     python examples/finetune.py --model openvla/openvla-7b --demonstrations data/mine --lora-rank 32 --image-size 256 \\
         --batch-size 16 --learning-rate 5e-4 --bin-sigma 0 --keyframe-coef 0 --ema-decay 0 --crop-area 0.9      # a GPU
 
+`--fps 0` takes demonstrations of any stated rate. The model learns one action per frame and the environment executes 20
+a second, so that is right where the frames are control steps of 20 Hz after all (conversions of LIBERO that state 10).
+
 Without `--demonstrations` a scripted expert records them first. The same command again goes on where it stopped.
 Needs `pip install -c constraints.txt -e ".[data]"`.
 """
@@ -21,17 +24,21 @@ import numpy as np
 import torch as th
 from tqdm import tqdm
 
+from libero_gym.atomic import write_text
+from libero_gym.checks import parse_ids, real_number, whole_number
 from libero_gym.demonstrations import record
+from libero_gym.json_files import parse_json
 from libero_gym.lerobot import LeRobotReader
-from libero_gym.tasks import SUITES
+from libero_gym.tasks import SUITES, get_suite
 from vla_agent.action_chunks import ActionChunks
 from vla_agent.augmentation import Augmentation
+from vla_agent.commands.options import run_command
 from vla_agent.evaluation import evaluate_policy
 from vla_agent.evaluation.manifest import write_training_states
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.tiny import chunked_config, write_tiny
 from vla_agent.policy import CAMERA_KEYS
-from vla_agent.sft import Metrics, SupervisedTrainer
+from vla_agent.sft import Metrics, SFTSettings, SupervisedTrainer
 
 
 @dataclasses.dataclass
@@ -40,6 +47,7 @@ class Options:
 
     model: str = ""  # a checkpoint folder or a hub id; empty for a new tiny model
     demonstrations: str = ""  # a LeRobot dataset; empty to record one
+    fps: int = 20  # frames per second that the demonstrations must state; 0 takes theirs, and resamples nothing
     suite: str = "libero_spatial"
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official ones that are recorded; keep others for evaluation
@@ -66,13 +74,56 @@ class Options:
     out: Path = Path("runs/finetune")
 
 
-def parse_ids(text: str) -> list[int]:
+def check_options(options: Options) -> None:
+    """Complain about options before anything slow begins.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    n_tasks = get_suite(options.suite).n_tasks
+    for index in ids("--task-ids", options.task_ids):
+        whole_number("--task-ids", index, 0, n_tasks - 1)
+    for name in ("init_states", "evaluate_states"):
+        ids(option_name(name), getattr(options, name))
+    for name in ("fps", "n_placements", "n_workers", "micro_batch_size", "lora_rank", "seed"):
+        whole_number(option_name(name), getattr(options, name), 0)
+    real_number("--grasp-radius", options.grasp_radius, 0)
+    if not options.demonstrations and not options.init_states and not options.n_placements:
+        raise ValueError("There is nothing to record: give --init-states, such as '20-49', or --n-placements.")
+    if options.demonstrations and not Path(options.demonstrations).is_dir():
+        raise ValueError(f"--demonstrations '{options.demonstrations}' is no folder; expected a LeRobot dataset.")
+    sft_settings(options)
+    augmentation(options)
+    th.device(options.device)
+
+
+def option_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def ids(option: str, text: str) -> list[int]:
     """Such as [0, 3, 4, 5] for "0,3-5"; none for an empty text."""
-    ids: list[int] = []
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        ids += range(int(first), int(last or first) + 1)
-    return ids
+    return parse_ids(option, text) if text.strip() else []
+
+
+def sft_settings(options: Options) -> SFTSettings:
+    return SFTSettings(
+        n_steps=options.n_steps,
+        batch_size=options.batch_size,
+        micro_batch_size=options.micro_batch_size or None,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        bin_sigma=options.bin_sigma,
+        keyframe_coef=options.keyframe_coef,
+        ema_decay=options.ema_decay,
+        seed=options.seed,
+    )
+
+
+def augmentation(options: Options) -> Augmentation:
+    return Augmentation(
+        crop_area=options.crop_area, shift=options.shift, brightness=0.1, contrast=0.15, saturation=0.15, hue=0.02
+    )
 
 
 def record_demonstrations(options: Options) -> Path:
@@ -82,8 +133,8 @@ def record_demonstrations(options: Options) -> Path:
         root,
         options.suite,
         "libero_gym.demonstrations:expert_policy",
-        task_ids=parse_ids(options.task_ids) or None,
-        init_state_ids=parse_ids(options.init_states),
+        task_ids=ids("--task-ids", options.task_ids) or None,
+        init_state_ids=ids("--init-states", options.init_states),
         placement_seeds=range(options.n_placements),
         cameras=("agentview",),
         image_size=options.image_size,
@@ -109,16 +160,15 @@ def load_model(options: Options) -> OpenVLA:
     return OpenVLA.from_pretrained(options.out / "initial", dtype=th.float32, device=options.device)
 
 
-def commonest_grasps(root: str | Path, radius: float) -> list[int]:
+def commonest_grasps(root: str | Path, radius: float, fps: int | None) -> list[int]:
     """Episodes whose first grasp lies within a radius, in m, of the median over their instruction's episodes.
 
     The expert takes a bowl by either side of its rim, whichever scores a hair better; a policy that cannot tell which
     learns the middle of the two, where there is nothing to take.
     """
-    reader = LeRobotReader(root, cameras=())
+    reader = LeRobotReader(root, cameras=(), fps=fps)
     grasps: dict[str, dict[int, np.ndarray]] = {}
-    for index in range(len(reader)):
-        episode = reader[index]
+    for index, episode in reader.enumerate():
         closing = np.flatnonzero(np.diff(np.sign(episode.actions[:, 6])) > 0)
         frame = closing[0] if len(closing) else len(episode) - 1
         grasps.setdefault(episode.instruction, {})[index] = episode.state[frame, :3]
@@ -131,16 +181,24 @@ def commonest_grasps(root: str | Path, radius: float) -> list[int]:
 
 def load_data(options: Options, root: str | Path, model: OpenVLA) -> ActionChunks:
     cameras = CAMERA_KEYS[: model.config.num_images]
-    reader = LeRobotReader(root, cameras=cameras)
-    kept = commonest_grasps(root, options.grasp_radius) if options.grasp_radius else range(len(reader))
+    fps = options.fps or None
+    reader = LeRobotReader(root, cameras=cameras, fps=fps)
+    kept = commonest_grasps(root, options.grasp_radius, fps) if options.grasp_radius else range(len(reader))
     print(f"Learning from {len(kept)} of {len(reader)} episodes")
     return ActionChunks(
-        tqdm((reader[index] for index in kept), "reading", len(kept), unit="episode", disable=None),
+        tqdm((episode for _, episode in reader.enumerate(kept)), "reading", len(kept), unit="episode", disable=None),
         cameras=cameras,
         image_size=model.processor.image_size,
         chunk_size=model.config.action_chunk_size,
         cut_waiting=options.cut_waiting,
     )
+
+
+def note_metrics(path: Path, row: dict[str, Any]) -> None:
+    """Add a line to a file of metrics; those of its step and later are of a run that was cut off, and go."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = [line for line in lines if parse_json(line, f"'{path}'").get("step", 0) < row["step"]]
+    write_text(path, "\n".join([*kept, json.dumps(row)]) + "\n")
 
 
 def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
@@ -149,18 +207,8 @@ def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
         model,
         data,
         lora={"r": options.lora_rank, "alpha": max(1, options.lora_rank // 2)} if options.lora_rank else None,
-        augmentation=Augmentation(
-            crop_area=options.crop_area, shift=options.shift, brightness=0.1, contrast=0.15, saturation=0.15, hue=0.02
-        ),
-        n_steps=options.n_steps,
-        batch_size=options.batch_size,
-        micro_batch_size=options.micro_batch_size or None,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        bin_sigma=options.bin_sigma,
-        keyframe_coef=options.keyframe_coef,
-        ema_decay=options.ema_decay,
-        seed=options.seed,
+        augmentation=augmentation(options),
+        **dataclasses.asdict(sft_settings(options)),
     )
     folder = options.out / "trainer"
     if folder.exists():
@@ -172,8 +220,7 @@ def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
             row = {"step": step, **{f"train/{name}": value for name, value in metrics._asdict().items()}}
             if held_out is not None:
                 row |= {f"held_out/{name}": value for name, value in held_out._asdict().items()}
-            with open(options.out / "metrics.jsonl", "a") as stream:
-                stream.write(json.dumps(row) + "\n")
+            note_metrics(options.out / "metrics.jsonl", row)
             tqdm.write(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
             trainer.save(folder)
 
@@ -182,6 +229,7 @@ def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
 
 
 def main(options: Options) -> None:
+    check_options(options)
     options.out.mkdir(parents=True, exist_ok=True)
     root = options.demonstrations or record_demonstrations(options)
     model = load_model(options)
@@ -189,14 +237,14 @@ def main(options: Options) -> None:
     checkpoint = options.out / "model"
     model.to(th.bfloat16).save_pretrained(checkpoint)
     if not options.demonstrations:  # so that evaluations can tell seen initial states from unseen ones
-        write_training_states(checkpoint, options.suite, parse_ids(options.init_states))
+        write_training_states(checkpoint, options.suite, ids("--init-states", options.init_states))
     print(f"Wrote {checkpoint}; use it as --model {checkpoint}")
     if options.evaluate_states:
         report = evaluate_policy(
             str(checkpoint),
             SUITES[options.suite].env_id,
-            task_ids=parse_ids(options.task_ids) or None,
-            init_state_ids=parse_ids(options.evaluate_states),
+            task_ids=ids("--task-ids", options.task_ids) or None,
+            init_state_ids=ids("--evaluate-states", options.evaluate_states),
             protocol="training",
             out=options.out / "evaluation",
         )
@@ -213,4 +261,4 @@ def parse_options() -> Options:
 
 
 if __name__ == "__main__":
-    main(parse_options())
+    run_command(lambda: main(parse_options()))

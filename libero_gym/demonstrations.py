@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import importlib
 import json
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -25,14 +26,21 @@ from tqdm import tqdm
 
 from libero_gym import rendering, videos
 from libero_gym.atomic import write_bytes
+from libero_gym.checks import choice, flag, real_number, sequence, whole_number
 from libero_gym.env import LiberoEnv, check_task_ids
 from libero_gym.episodes import DamagedEpisodeError, Episode, unpack
+from libero_gym.json_files import read_json
+from libero_gym.leftovers import foreign_data
 from libero_gym.lerobot import INFO_PATH, LeRobotWriter, require_pyarrow
 from libero_gym.observations import IMAGE_KEYS
 from libero_gym.recording import EpisodeKey, PolicyFactory, RecordingOptions, record_missing
 from libero_gym.tasks import get_suite, get_tasks, initial_states
 
 RECORDING_FOLDER = ".recording"
+# What `atomic.replacing` leaves of a killed process, by `EpisodeKey.file_name`.
+_TEMPORARY = re.compile(
+    r"\.(task\d{3,}_(init|place)\d{3,}_repeat\d{3,}\.[a-z0-9_]{8}\.npz|options\.[a-z0-9_]{8}\.json)"
+)
 
 
 class RecordingSummary(NamedTuple):
@@ -124,29 +132,31 @@ def record(
         OSError: If the disk is full. What was complete is kept.
     """
     require_pyarrow()
+    progress_bar = flag("progress_bar", progress_bar)
+    if not isinstance(policy, str) and not callable(policy):
+        raise ValueError(f"policy={policy!r}; expected a factory, or its name as 'module:function'.")
     n_tasks = get_suite(suite).n_tasks
     keys = _plan(suite, check_task_ids(task_ids, n_tasks, suite), init_state_ids, placement_seeds, episodes_per_state)
     options = RecordingOptions(
         suite=suite,
         policy=policy if isinstance(policy, str) else _policy_name(policy),
-        cameras=tuple(cameras),
+        cameras=tuple(sequence("cameras", cameras)),
         image_size=rendering.check_image_size(image_size),
         renderer=renderer,
         settle_steps=settle_steps,
         max_steps=get_suite(suite).max_steps if max_steps is None else max_steps,
-        action_noise=float(action_noise),
+        action_noise=action_noise,
         noise_steps=noise_steps,
         record_intended=record_intended,
         random_prefix=random_prefix,
-        random_action_prob=float(random_action_prob),
+        random_action_prob=random_action_prob,
         keep_failures=keep_failures,
         seed=seed,
         crf=crf,
     )
     _check_options(options, n_workers)
     staging = Path(root) / RECORDING_FOLDER
-    if (Path(root) / INFO_PATH).exists() and not (staging / "options.json").exists():
-        raise FileExistsError(f"{root} holds a dataset, but not what recorded it ({RECORDING_FOLDER}); choose another.")
+    _check_folder(Path(root))
     staging.mkdir(parents=True, exist_ok=True)
     with _lock(staging):
         _check_same_options(staging / "options.json", options)
@@ -218,10 +228,9 @@ def _plan(
     episodes_per_state: int,
 ) -> list[EpisodeKey]:
     """The episodes to record, in the dataset's order."""
-    if episodes_per_state < 1:
-        raise ValueError(f"episodes_per_state={episodes_per_state}; expected at least 1.")
-    wanted = None if init_state_ids is None else [int(index) for index in init_state_ids]
-    seeds = [int(seed) for seed in placement_seeds]
+    whole_number("episodes_per_state", episodes_per_state, 1)
+    wanted = None if init_state_ids is None else _numbers("init_state_ids", init_state_ids)
+    seeds = _numbers("placement_seeds", placement_seeds)
     keys = []
     for task_id in task_ids:
         n_states = len(initial_states(get_tasks(suite)[task_id]))
@@ -232,25 +241,41 @@ def _plan(
         keys += [EpisodeKey(task_id, -1, repeat, seed) for seed in seeds for repeat in range(episodes_per_state)]
     if not keys:
         raise ValueError("The plan has no episodes: init_state_ids and placement_seeds are empty.")
-    if min(seeds, default=0) < 0:
-        raise ValueError(f"placement_seeds={seeds}; expected integers from 0.")
     return sorted(set(keys))
+
+
+def _numbers(name: str, values: Iterable[int]) -> list[int]:
+    return [whole_number(f"{name}[{index}]", value, 0) for index, value in enumerate(sequence(name, values))]
 
 
 def _check_options(options: RecordingOptions, n_workers: int) -> None:
     if options.image_size % 2:
         raise ValueError(f"image_size={options.image_size} cannot become H.264; choose an even size.")
-    for name in ("max_steps", "noise_steps", "settle_steps", "random_prefix", "action_noise"):
-        value, least = getattr(options, name), 1 if name in ("max_steps", "noise_steps") else 0
-        if value < least:
-            raise ValueError(f"{name}={value}; expected at least {least}.")
-    if not 0 <= options.random_action_prob <= 1:
-        raise ValueError(f"random_action_prob={options.random_action_prob}; expected 0 to 1.")
-    if n_workers < 0:
-        raise ValueError(f"n_workers={n_workers}; expected at least 0.")
+    for name in ("max_steps", "noise_steps"):
+        whole_number(name, getattr(options, name), 1)
+    for name in ("settle_steps", "random_prefix", "seed"):
+        whole_number(name, getattr(options, name), 0)
+    real_number("action_noise", options.action_noise, 0)
+    real_number("random_action_prob", options.random_action_prob, 0, 1)
+    whole_number("crf", options.crf, 0, videos.MAX_CRF)
+    whole_number("n_workers", n_workers, 0)
+    choice("renderer", options.renderer, rendering.RENDERERS)
+    for name in ("record_intended", "keep_failures"):
+        flag(name, getattr(options, name))
     for camera in options.cameras:
-        if camera not in IMAGE_KEYS:
-            raise ValueError(f"Unknown camera {camera!r}. Cameras: {', '.join(map(repr, IMAGE_KEYS))}.")
+        choice("camera", camera, IMAGE_KEYS)
+
+
+def _check_folder(root: Path) -> None:
+    """Refuse a folder with something where a dataset goes that was not recorded there."""
+    if root.exists() and not root.is_dir():
+        raise FileExistsError(f"{root} is a file; choose a folder for the dataset.")
+    if (root / RECORDING_FOLDER / "options.json").exists():
+        return
+    if (root / INFO_PATH).exists():
+        raise FileExistsError(f"{root} holds a dataset, but not what recorded it ({RECORDING_FOLDER}); choose another.")
+    if (other := foreign_data(root)) is not None:
+        raise FileExistsError(f"{other} is in the way of a dataset, and was not recorded there; choose another folder.")
 
 
 def _check_same_options(path: Path, options: RecordingOptions) -> None:
@@ -259,7 +284,7 @@ def _check_same_options(path: Path, options: RecordingOptions) -> None:
     if not path.is_file():
         write_bytes(path, json.dumps(now, indent=4).encode())
         return
-    before = json.loads(path.read_text())
+    before = read_json(path)
     changed = [name for name in now if now[name] != before.get(name)]
     if changed:
         differences = ", ".join(f"{name} {before.get(name)!r} to {now[name]!r}" for name in changed)
@@ -277,8 +302,9 @@ def _lock(staging: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(f"Another process records to {staging.parent}; wait for it, or end it.") from error
-        for leftover in staging.glob(".write-*"):
-            leftover.unlink(missing_ok=True)  # of a killed worker
+        for leftover in list(staging.iterdir()):
+            if _TEMPORARY.fullmatch(leftover.name):  # of a killed worker
+                leftover.unlink(missing_ok=True)
         yield
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,14 @@ import numpy as np
 
 from libero_gym import videos
 from libero_gym.atomic import write_bytes
-from libero_gym.checks import real_number, sequence
+from libero_gym.checks import flag, real_number, sequence, whole_number
+from libero_gym.dataset_card import write_card
 from libero_gym.episodes import ACTION_DIM, STATE_DIM, DamagedEpisodeError, Episode, check_episode
 from libero_gym.gripper_commands import GripperCommands
 from libero_gym.json_files import read_json
+from libero_gym.leftovers import MARK, foreign_data, remove_leftovers
 from libero_gym.lerobot_fields import (
+    MAX_FPS,
     Feature,
     camera_feature,
     check_info,
@@ -130,10 +133,12 @@ class LeRobotWriter:
         cameras: Observation keys of the frames to write, such as ``("image", "wrist_image")``.
         fps: Frames per second of every episode.
         crf: See `videos.encode`.
-        overwrite: Whether a dataset in the folder may be replaced.
+        overwrite: Whether a dataset in the folder may be replaced. Files that we did not write, and whose names are not
+            needed, stay in any case; so does a ``README.md``.
 
     Raises:
-        FileExistsError: If there is one, and it may not.
+        FileExistsError: If there is one, and it may not, or something else is in the way.
+        ValueError: If a number is out of range.
         ImportError: If pyarrow is missing.
     """
 
@@ -148,17 +153,22 @@ class LeRobotWriter:
     ) -> None:
         require_pyarrow()
         self.root = Path(root)
-        self.cameras = tuple(cameras)
-        self.fps = fps
-        self.crf = crf
+        self.cameras = tuple(sequence("cameras", cameras))
+        self.fps = whole_number("fps", fps, 1, MAX_FPS)
+        self.crf = whole_number("crf", crf, 0, videos.MAX_CRF)
+        overwrite = flag("overwrite", overwrite)
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []
         self._columns: list[dict[str, np.ndarray]] = []
         self._image_stats: dict[str, list[dict[str, Any]]] = {key: [] for key in self.cameras}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._n_frames = 0
+        if self.root.exists() and not self.root.is_dir():
+            raise FileExistsError(f"{self.root} is a file; choose a folder for the dataset.")
         if (self.root / INFO_PATH).exists() and not overwrite:
             raise FileExistsError(f"{self.root} holds a dataset; choose another folder, or overwrite=True.")
+        if not overwrite and (other := foreign_data(self.root)) is not None:
+            raise FileExistsError(f"{other} is in the way of a dataset, and is none of ours; choose another folder.")
         (self.root / INFO_PATH).unlink(missing_ok=True)
 
     def add(self, episode: Episode) -> None:
@@ -214,7 +224,9 @@ class LeRobotWriter:
         stats = {name: vector_stats(_two_dims(np.concatenate([c[name] for c in self._columns]))) for name in names}
         stats |= {IMAGE_PREFIX + key: pooled_stats(self._image_stats[key]) for key in self.cameras}
         write_bytes(self.root / STATS_PATH, json.dumps(stats, indent=4).encode())
-        self._remove_leftovers()
+        wanted = {tuple(divmod(index, CHUNK_SIZE)) for index in range(len(self._rows))}
+        remove_leftovers(self.root, wanted, [IMAGE_PREFIX + key for key in self.cameras])
+        write_card(self.root)
         write_bytes(self.root / INFO_PATH, json.dumps(self._info(), indent=4).encode())
 
     def _check_fits(self, name: str, fps: int, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -305,13 +317,6 @@ class LeRobotWriter:
             features[name] = {"dtype": dtype, "shape": [1], "names": None}
         return features
 
-    def _remove_leftovers(self) -> None:
-        """Remove the files of an earlier, longer dataset; other tools read whatever lies in ``data``."""
-        wanted = {tuple(divmod(index, CHUNK_SIZE)) for index in range(len(self._rows))}
-        for path in [*self.root.glob("data/chunk-*/file-*"), *self.root.glob("videos/*/chunk-*/file-*")]:
-            if (int(path.parent.name.split("-")[1]), int(path.stem.split("-")[1])) not in wanted:
-                path.unlink()
-
 
 class LeRobotReader:
     """A dataset in LeRobot's format v3.0, of ours or others'; frames are decoded an episode at a time.
@@ -384,13 +389,21 @@ class LeRobotReader:
         return episode
 
     def __iter__(self) -> Iterator[Episode]:
-        for index in range(len(self)):
+        return (episode for _, episode in self.enumerate())
+
+    def enumerate(self, indices: Iterable[int] | None = None) -> Iterator[tuple[int, Episode]]:
+        """Episodes with their indices; damaged ones are named in a warning and skipped.
+
+        Args:
+            indices: Which to read; None for all.
+        """
+        for index in range(len(self)) if indices is None else indices:
             try:
                 episode = self[index]
             except DamagedEpisodeError as error:
                 warnings.warn(f"Episode {index} of {self.root} is skipped: {error}", stacklevel=2)
                 continue
-            yield episode
+            yield index, episode
 
     def _find_cameras(self, all_of_them: bool) -> dict[str, Feature]:
         """The cameras by key; those of other kinds are named in a warning if all were asked for."""
@@ -519,7 +532,7 @@ def _data_parquet(columns: dict[str, np.ndarray]) -> bytes:
         else pa.array(values)
         for name, values in columns.items()
     }
-    return _parquet(pa.table(arrays))
+    return _parquet(pa.table(arrays).replace_schema_metadata({MARK: b"data"}))
 
 
 def _tasks_parquet(tasks: dict[str, int]) -> bytes:

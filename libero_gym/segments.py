@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from libero_gym.atomic import replacing
+
 CONTROL_FREQ = 20  # Hz, as in `simulator`, which this file does not need otherwise
 # The fingers of the Panda are 0 to 8 cm apart. A grasp of a can changes that by 16 mm; of its release, the 4 mm remain
 # that pass before the goal holds and the episode ends.
@@ -191,7 +193,8 @@ def plot_segments(
         panel.set_ylabel(label)
         panel.margins(x=0)
     panels[-1].set_xlabel("time (s); red: cut, green: keyframe")
-    figure.savefig(path, dpi=100)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
 
 
 def _segment_ids(n_frames: int, cuts: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 # Every second frame is a key frame, so that single frames are read quickly.
 _KEY_FRAME_EVERY = 2
 DEFAULT_CRF = 18
+MAX_CRF = 51
 
 
 def encode(frames: np.ndarray, fps: int, crf: int = DEFAULT_CRF) -> bytes:

@@ -283,19 +283,22 @@ def test_a_killed_recording_continues_to_the_dataset_of_an_undisturbed_one(recor
     process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path})
     staging = tmp_path / RECORDING_FOLDER
     deadline = time.monotonic() + 40
-    while not list(staging.glob("*.npz")) and time.monotonic() < deadline and process.poll() is None:
+    while not list(staging.glob("task*.npz")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    done = len(list(staging.glob("*.npz")))
+    done = len(list(staging.glob("task*.npz")))
     assert 1 <= done < 3
-    (staging / ".write-left").write_bytes(b"half an episode")
+    left, other = staging / ".task000_init002_repeat000.abcd_123.npz", staging / "notes.npz"
+    for path in (left, other):
+        path.write_bytes(b"half an episode")
     with pytest.raises(FileNotFoundError, match="half-written"):
         LeRobotReader(tmp_path)
     summary = record_pushes(tmp_path, "test_demonstrations:slow_push")
     assert (summary.n_resumed, summary.n_recorded, summary.n_written) == (done, 3 - done, 3)
     assert same_episodes(recording, tmp_path)
-    assert not (staging / ".write-left").exists()
+    assert not left.exists()
+    assert other.exists()
 
 
 def test_a_worker_that_dies_is_replaced(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_sft import SIZE, demonstrations, episode, small_model
 
+from libero_gym.demonstrations import record
+from libero_gym.lerobot import LeRobotWriter
 from vla_agent.action_chunks import ActionChunks
 from vla_agent.openvla import OpenVLA
 from vla_agent.sft import SFTSettings, SupervisedTrainer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import finetune
 
 NAN = float("nan")
 
@@ -116,3 +123,104 @@ def test_a_wrong_number_of_steps_is_told(tmp_path: Path, data: ActionChunks) -> 
         learner.train(-1)
     with pytest.raises(ValueError, match="max_examples=0 is out of range"):
         learner.validate(0)
+
+
+# ----------------------------------------------------------------------------------------------- recording and reading
+
+RECORD: list[tuple[dict[str, Any], str]] = [
+    ({"max_steps": 0}, r"max_steps=0 is out of range; expected a whole number of at least 1\."),
+    ({"max_steps": 2.5}, r"max_steps=2\.5; expected a whole number"),
+    ({"noise_steps": 0}, r"noise_steps=0 is out of range"),
+    ({"settle_steps": -1}, r"settle_steps=-1 is out of range"),
+    ({"settle_steps": True}, r"settle_steps=True; expected a whole number"),
+    ({"random_prefix": "8"}, r"random_prefix='8'; expected a whole number"),
+    ({"seed": -1}, r"seed=-1 is out of range"),
+    ({"seed": 1.0}, r"seed=1\.0; expected a whole number"),
+    ({"action_noise": -0.1}, r"action_noise=-0\.1 is out of range"),
+    ({"action_noise": NAN}, r"action_noise=nan; expected a number"),
+    ({"action_noise": "0.1"}, r"action_noise='0\.1'; expected a number"),
+    ({"random_action_prob": 1.5}, r"random_action_prob=1\.5 is out of range; expected a number from 0 to 1\."),
+    ({"random_action_prob": True}, r"random_action_prob=True; expected a number"),
+    ({"crf": -1}, r"crf=-1 is out of range"),
+    ({"crf": 99}, r"crf=99 is out of range; expected a whole number from 0 to 51\."),
+    ({"n_workers": -1}, r"n_workers=-1 is out of range"),
+    ({"n_workers": True}, r"n_workers=True; expected a whole number"),
+    ({"renderer": "quick"}, r"Unknown renderer 'quick'"),
+    ({"record_intended": "yes"}, r"record_intended='yes'; expected True or False"),
+    ({"keep_failures": 1}, r"keep_failures=1; expected True or False"),
+    ({"progress_bar": "no"}, r"progress_bar='no'; expected True or False"),
+    ({"cameras": "wrist"}, r"cameras='wrist'; expected a sequence, such as cameras=\('wrist',\)"),
+    ({"cameras": ("wirst",)}, r"Unknown camera 'wirst'\. Did you mean 'wrist'\?"),
+    ({"init_state_ids": 5}, r"init_state_ids=5; expected a sequence, such as init_state_ids=\(5,\)"),
+    ({"init_state_ids": [1.5]}, r"init_state_ids\[0\]=1\.5; expected a whole number"),
+    ({"init_state_ids": [True]}, r"init_state_ids\[0\]=True; expected a whole number"),
+    ({"placement_seeds": [-1]}, r"placement_seeds\[0\]=-1 is out of range"),
+    ({"placement_seeds": 3}, r"placement_seeds=3; expected a sequence"),
+    ({"episodes_per_state": 0}, r"episodes_per_state=0 is out of range"),
+    ({"policy": 3}, r"policy=3; expected a factory, or its name as 'module:function'"),
+    ({"suite": "libero_spatail"}, r"Unknown suite 'libero_spatail'\. Did you mean 'libero_spatial'\?"),
+    ({"task_ids": [99]}, r"task_id=99 is out of range"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), RECORD)
+def test_a_wrong_argument_of_record_is_told(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    options: dict[str, Any] = {
+        "suite": "libero_spatial",
+        "policy": "nowhere:make",
+        "task_ids": 0,
+        "init_state_ids": [0],
+    }
+    with pytest.raises(ValueError, match=message):
+        record(tmp_path / "dataset", **options | arguments)
+    assert not (tmp_path / "dataset").exists()
+
+
+WRITER: list[tuple[dict[str, Any], str]] = [
+    ({"fps": 0}, r"fps=0 is out of range"),
+    ({"fps": 20.0}, r"fps=20\.0; expected a whole number"),
+    ({"crf": "good"}, r"crf='good'; expected a whole number"),
+    ({"cameras": "image"}, r"cameras='image'; expected a sequence"),
+    ({"overwrite": "no"}, r"overwrite='no'; expected True or False"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRITER)
+def test_a_wrong_argument_of_the_writer_is_told(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LeRobotWriter(tmp_path, **{"cameras": ()} | arguments)
+
+
+# ------------------------------------------------------------------------------------------------- examples/finetune.py
+
+OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"task_ids": "3-1"}, r"--task-ids '3-1': '3-1' runs backwards"),
+    ({"task_ids": "x"}, r"--task-ids 'x': 'x' is no id"),
+    ({"task_ids": "10"}, r"--task-ids=10 is out of range; expected a whole number from 0 to 9\."),
+    ({"init_states": "1,,2"}, r"--init-states '1,,2': '' is no id"),
+    ({"init_states": ""}, r"nothing to record: give --init-states"),
+    ({"evaluate_states": "-1"}, r"--evaluate-states '-1': '-1' is no id"),
+    ({"fps": -1}, r"--fps=-1 is out of range"),
+    ({"n_workers": -1}, r"--n-workers=-1 is out of range"),
+    ({"grasp_radius": NAN}, r"--grasp-radius=nan; expected a number"),
+    ({"batch_size": 0}, r"batch_size=0 is out of range"),
+    ({"crop_area": 0.0}, r"crop_area=0\.0; expected more than 0"),
+    ({"suite": "libero"}, r"Unknown suite 'libero'"),
+    ({"demonstrations": "nowhere"}, r"--demonstrations 'nowhere' is no folder"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_a_wrong_option_of_fine_tuning_is_told_before_anything_begins(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        finetune.main(finetune.Options(out=tmp_path / "out", **options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_metrics_of_a_run_that_was_cut_off_are_replaced(tmp_path: Path) -> None:
+    for step in (250, 500, 750, 500):
+        finetune.note_metrics(tmp_path / "metrics.jsonl", {"step": step, "train/loss": 1.0})
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [250, 500]

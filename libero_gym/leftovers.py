@@ -1,0 +1,61 @@
+"""Which files of a dataset's folder are our own: only those are ever replaced unasked, or removed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+# In the schema of every data file that we write. The videos beside one are written after it.
+MARK = b"libero_gym"
+_FILE = re.compile(r"file-(\d{3,})\.parquet")
+# What `atomic.replacing` leaves of a killed process.
+_TEMPORARY = re.compile(r"\.file-\d{3,}\.[a-z0-9_]{8}\.(parquet|mp4)")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a data file has our mark."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return MARK in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def foreign_data(root: Path) -> Path | None:
+    """A file where a dataset's data and descriptions go that we did not write; None if there is none."""
+    for path in _files(root / "data"):
+        if not _TEMPORARY.fullmatch(path.name) and not is_ours(path):
+            return path
+    ours = any(_files(root / "data"))  # then the other folders are of the same writer
+    return None if ours else next(iter([*_files(root / "meta"), *_files(root / "videos")]), None)
+
+
+def remove_leftovers(root: Path, wanted: set[tuple[int, int]], video_keys: list[str]) -> None:
+    """Remove the files of an earlier, longer dataset of ours; other tools read whatever lies in ``data``.
+
+    Args:
+        root: The dataset's folder.
+        wanted: Chunk and file index of what stays.
+        video_keys: The folders of videos that we write.
+    """
+    for path in list(root.glob("data/chunk-*/*")):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink()
+            continue
+        match, chunk = _FILE.fullmatch(path.name), path.parent.name.removeprefix("chunk-")
+        if match is None or not chunk.isdecimal() or (int(chunk), int(match[1])) in wanted or not is_ours(path):
+            continue
+        for key in video_keys:  # before the data file, whose mark says that they are ours
+            (root / "videos" / key / path.parent.name / f"{path.stem}.mp4").unlink(missing_ok=True)
+        path.unlink()
+    for key in video_keys:
+        for path in list((root / "videos" / key).glob("chunk-*/*")):
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
