@@ -27,6 +27,11 @@ from vla_agent.process_reward import VecProcessReward
 NAN = float("nan")
 
 
+def short(part: Any, length: int) -> str:
+    """A test's name for a value; without addresses, which differ between processes."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(part))[:length]
+
+
 def falling(value: Any) -> Callable[[float], Any]:
     """A schedule that gives a value in the second half of training."""
     return lambda remaining: 0.1 if remaining > 0.5 else value
@@ -103,7 +108,7 @@ ALGORITHM: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kwargs", "sentence"), ALGORITHM, ids=lambda part: str(part)[:50])
+@pytest.mark.parametrize(("kwargs", "sentence"), ALGORITHM, ids=lambda part: short(part, 50))
 def test_wrong_arguments_of_vlappo(kwargs: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_model(**kwargs)
@@ -196,7 +201,7 @@ POLICY: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kwargs", "sentence"), POLICY, ids=lambda part: str(part)[:50])
+@pytest.mark.parametrize(("kwargs", "sentence"), POLICY, ids=lambda part: short(part, 50))
 def test_wrong_policy_kwargs(kwargs: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_model(policy_kwargs=kwargs)
@@ -243,7 +248,7 @@ def test_environments_with_text_are_told_of_make_vec_env(policy: str) -> None:
         ("LIBERO-Spatail-v0", r"Unknown id 'LIBERO-Spatail-v0'\. Did you mean 'LIBERO-Spatial-v0'\?"),
         ("CartPole-v1", r"No instructions come from 'CartPole-v1'\. Ids: LIBERO-"),
     ],
-    ids=lambda part: str(part)[:20],
+    ids=lambda part: short(part, 20),
 )
 def test_wrong_environments(env: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
@@ -330,7 +335,7 @@ LEARN: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kwargs", "sentence"), LEARN, ids=lambda part: str(part)[:50])
+@pytest.mark.parametrize(("kwargs", "sentence"), LEARN, ids=lambda part: short(part, 50))
 def test_wrong_arguments_of_learn(kwargs: dict[str, Any], sentence: str) -> None:
     model = make_model()
     with pytest.raises(ValueError, match=sentence):
@@ -407,7 +412,7 @@ PREDICT: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("obs", "sentence"), PREDICT, ids=lambda part: str(part)[:30])
+@pytest.mark.parametrize(("obs", "sentence"), PREDICT, ids=lambda part: short(part, 30))
 def test_wrong_observations_of_predict(obs: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_model().predict(obs)
@@ -464,7 +469,7 @@ MAKE: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kwargs", "error", "sentence"), MAKE, ids=lambda part: str(part)[:40])
+@pytest.mark.parametrize(("kwargs", "error", "sentence"), MAKE, ids=lambda part: short(part, 40))
 def test_wrong_arguments_of_make_vec_env_are_told_before_workers_start(
     kwargs: dict[str, Any], error: type[Exception], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
