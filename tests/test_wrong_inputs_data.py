@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from test_sft import SIZE, demonstrations, episode, small_model
 from libero_gym.demonstrations import record
 from libero_gym.lerobot import LeRobotWriter
 from vla_agent.action_chunks import ActionChunks
+from vla_agent.commands import finetune
 from vla_agent.openvla import OpenVLA
 from vla_agent.sft import SFTSettings, SupervisedTrainer
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-import finetune
 
 NAN = float("nan")
 
@@ -191,7 +188,7 @@ def test_a_wrong_argument_of_the_writer_is_told(tmp_path: Path, arguments: dict[
         LeRobotWriter(tmp_path, **{"cameras": ()} | arguments)
 
 
-# ------------------------------------------------------------------------------------------------- examples/finetune.py
+# ------------------------------------------------------------------------------------------------- finetune
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"task_ids": "3-1"}, r"--task-ids '3-1': '3-1' runs backwards"),

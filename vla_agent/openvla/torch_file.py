@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch as th
 
@@ -117,7 +117,7 @@ def _check_pickle(pickled: bytes, sizes: dict[str, int], path: Path) -> None:
     memo: dict[int, _Op] = {}
     n_tuples = 0
     for opcode, argument, _ in pickletools.genops(pickled):
-        name = opcode.name
+        name, argument = opcode.name, cast(Any, argument)
         if name == "PROTO" and argument != 2:
             raise CheckpointError(
                 f"'{path}' is a pickle of protocol {argument}; expected 2, torch.save's own. Convert the file to "

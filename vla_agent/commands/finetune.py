@@ -1,0 +1,249 @@
+"""Teach a model by demonstrations: record them, fine-tune, evaluate: ``libero-vla finetune``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch as th
+from tqdm import tqdm
+
+from libero_gym.atomic import write_text
+from libero_gym.checks import parse_ids, real_number, whole_number
+from libero_gym.demonstrations import record
+from libero_gym.json_files import parse_json
+from libero_gym.lerobot import LeRobotReader
+from libero_gym.tasks import SUITES, get_suite
+from vla_agent.action_chunks import ActionChunks
+from vla_agent.augmentation import Augmentation
+from vla_agent.commands.options import parse_options
+from vla_agent.evaluation import evaluate_policy
+from vla_agent.evaluation.manifest import write_training_states
+from vla_agent.openvla import OpenVLA
+from vla_agent.openvla.tiny import chunked_config, write_tiny
+from vla_agent.policy import CAMERA_KEYS
+from vla_agent.sft import Metrics, SFTSettings, SupervisedTrainer
+
+
+@dataclasses.dataclass
+class Options:
+    """What to learn, from what, and where to. Each field is a command-line option."""
+
+    model: str = ""  # a checkpoint folder or a hub id; empty for a new tiny model
+    demonstrations: str = ""  # a LeRobot dataset; empty to record one
+    fps: int = 20  # frames per second that the demonstrations must state; 0 takes theirs, and resamples nothing
+    suite: str = "libero_spatial"  # LIBERO's name of the suite
+    task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
+    init_states: str = "20-49"  # official ones that are recorded; keep others for evaluation
+    n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
+    image_size: int = 112  # of recorded frames
+    renderer: Literal["fast", "exact"] = "fast"  # of recorded frames
+    n_workers: int = 2  # processes that record
+    grasp_radius: float = 0.05  # m; episodes that grasp farther from the task's median are left out; 0 keeps all
+    cut_waiting: bool = True  # leave out frames in which the hand waits before it closes or opens
+    n_steps: int = 2500  # optimizer steps
+    batch_size: int = 32  # examples of a step
+    micro_batch_size: int = 0  # examples per forward pass; 0 for the whole batch
+    learning_rate: float = 1e-3  # highest of the schedule
+    bin_sigma: float = 2.0  # bins by which a target is smeared; 0 for the plain next-token loss
+    keyframe_coef: float = 0.5  # weight of a loss on where the hand will be at the gripper's next change
+    ema_decay: float = 0.998  # of the average of the weights that is kept; 0 keeps the last
+    weight_decay: float = 0.02  # of AdamW
+    crop_area: float = 1.0  # 0.9 as OpenVLA, evaluated with the centre crop; or none, but shifts
+    shift: int = 4  # pixels by which images are shifted at most
+    lora_rank: int = 0  # 0 trains all weights
+    evaluate_states: str = "0-19"  # official initial states to run at the end; empty for none
+    seed: int = 0  # of everything that is drawn
+    device: str = "cuda" if th.cuda.is_available() else "cpu"  # torch's name
+    out: Path = Path("runs/finetune")  # folder of all that is written
+
+
+def check_options(options: Options) -> None:
+    """Complain about options before anything slow begins.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    n_tasks = get_suite(options.suite).n_tasks
+    for index in ids("--task-ids", options.task_ids):
+        whole_number("--task-ids", index, 0, n_tasks - 1)
+    for name in ("init_states", "evaluate_states"):
+        ids(option_name(name), getattr(options, name))
+    for name in ("fps", "n_placements", "n_workers", "micro_batch_size", "lora_rank", "seed"):
+        whole_number(option_name(name), getattr(options, name), 0)
+    real_number("--grasp-radius", options.grasp_radius, 0)
+    if not options.demonstrations and not options.init_states and not options.n_placements:
+        raise ValueError("There is nothing to record: give --init-states, such as '20-49', or --n-placements.")
+    if options.demonstrations and not Path(options.demonstrations).is_dir():
+        raise ValueError(f"--demonstrations '{options.demonstrations}' is no folder; expected a LeRobot dataset.")
+    sft_settings(options)
+    augmentation(options)
+    th.device(options.device)
+
+
+def option_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def ids(option: str, text: str) -> list[int]:
+    """Such as [0, 3, 4, 5] for "0,3-5"; none for an empty text."""
+    return parse_ids(option, text) if text.strip() else []
+
+
+def sft_settings(options: Options) -> SFTSettings:
+    return SFTSettings(
+        n_steps=options.n_steps,
+        batch_size=options.batch_size,
+        micro_batch_size=options.micro_batch_size or None,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        bin_sigma=options.bin_sigma,
+        keyframe_coef=options.keyframe_coef,
+        ema_decay=options.ema_decay,
+        seed=options.seed,
+    )
+
+
+def augmentation(options: Options) -> Augmentation:
+    return Augmentation(
+        crop_area=options.crop_area, shift=options.shift, brightness=0.1, contrast=0.15, saturation=0.15, hue=0.02
+    )
+
+
+def record_demonstrations(options: Options) -> Path:
+    """The expert's demonstrations: disturbed, so that they show how to come back, with its own actions as labels."""
+    root = options.out / "demonstrations"
+    summary = record(
+        root,
+        options.suite,
+        "libero_gym.demonstrations:expert_policy",
+        task_ids=ids("--task-ids", options.task_ids) or None,
+        init_state_ids=ids("--init-states", options.init_states),
+        placement_seeds=range(options.n_placements),
+        cameras=("agentview",),
+        image_size=options.image_size,
+        renderer=options.renderer,
+        action_noise=0.12,
+        noise_steps=5,
+        record_intended=True,
+        random_prefix=8,
+        seed=options.seed,
+        crf=15,
+        n_workers=options.n_workers,
+    )
+    print(f"{summary.n_written} of {summary.n_planned} episodes succeeded, in {root}")
+    return root
+
+
+def load_model(options: Options) -> OpenVLA:
+    """The checkpoint asked for, or a new tiny one."""
+    if options.model:
+        dtype = None if options.lora_rank else th.float32  # in bfloat16, a GPU's default, small steps would be lost
+        return OpenVLA.from_pretrained(options.model, dtype=dtype, device=options.device)
+    write_tiny(options.out / "initial", options.seed, chunked_config())
+    return OpenVLA.from_pretrained(options.out / "initial", dtype=th.float32, device=options.device)
+
+
+def commonest_grasps(root: str | Path, radius: float, fps: int | None) -> list[int]:
+    """Episodes whose first grasp lies within a radius, in m, of the median over their instruction's episodes.
+
+    The expert takes a bowl by either side of its rim, whichever scores a hair better; a policy that cannot tell which
+    learns the middle of the two, where there is nothing to take.
+    """
+    reader = LeRobotReader(root, cameras=(), fps=fps)
+    grasps: dict[str, dict[int, np.ndarray]] = {}
+    for index, episode in reader.enumerate():
+        closing = np.flatnonzero(np.diff(np.sign(episode.actions[:, 6])) > 0)
+        frame = closing[0] if len(closing) else len(episode) - 1
+        grasps.setdefault(episode.instruction, {})[index] = episode.state[frame, :3]
+    kept = []
+    for places in grasps.values():
+        median = np.median(list(places.values()), axis=0)
+        kept += [index for index, place in places.items() if np.linalg.norm(place - median) < radius]
+    return sorted(kept)
+
+
+def load_data(options: Options, root: str | Path, model: OpenVLA) -> ActionChunks:
+    cameras = CAMERA_KEYS[: model.config.num_images]
+    fps = options.fps or None
+    reader = LeRobotReader(root, cameras=cameras, fps=fps)
+    kept = commonest_grasps(root, options.grasp_radius, fps) if options.grasp_radius else range(len(reader))
+    print(f"Learning from {len(kept)} of {len(reader)} episodes")
+    return ActionChunks(
+        tqdm((episode for _, episode in reader.enumerate(kept)), "reading", len(kept), unit="episode", disable=None),
+        cameras=cameras,
+        image_size=model.processor.image_size,
+        chunk_size=model.config.action_chunk_size,
+        cut_waiting=options.cut_waiting,
+    )
+
+
+def note_metrics(path: Path, row: dict[str, Any]) -> None:
+    """Add a line to a file of metrics; those of its step and later are of a run that was cut off, and go."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = [line for line in lines if parse_json(line, f"'{path}'").get("step", 0) < row["step"]]
+    write_text(path, "\n".join([*kept, json.dumps(row)]) + "\n")
+
+
+def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
+    """Fine-tune, with a line of metrics and a checkpoint every 250 steps."""
+    trainer = SupervisedTrainer(
+        model,
+        data,
+        lora={"r": options.lora_rank, "alpha": max(1, options.lora_rank // 2)} if options.lora_rank else None,
+        augmentation=augmentation(options),
+        **dataclasses.asdict(sft_settings(options)),
+    )
+    folder = options.out / "trainer"
+    if folder.exists():
+        trainer.load(folder)
+
+    def look(step: int, metrics: Metrics) -> None:
+        if step % 250 == 0 or step == options.n_steps:
+            held_out = trainer.validate()
+            row = {"step": step, **{f"train/{name}": value for name, value in metrics._asdict().items()}}
+            if held_out is not None:
+                row |= {f"held_out/{name}": value for name, value in held_out._asdict().items()}
+            note_metrics(options.out / "metrics.jsonl", row)
+            tqdm.write(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            trainer.save(folder)
+
+    trainer.train(callback=look, progress_bar=True)
+    return trainer.export()
+
+
+def main(options: Options) -> None:
+    check_options(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    root = options.demonstrations or record_demonstrations(options)
+    model = load_model(options)
+    model = train(options, model, load_data(options, root, model))
+    checkpoint = options.out / "model"
+    model.to(th.bfloat16).save_pretrained(checkpoint)
+    if not options.demonstrations:  # so that evaluations can tell seen initial states from unseen ones
+        write_training_states(checkpoint, options.suite, ids("--init-states", options.init_states))
+    print(f"Wrote {checkpoint}; use it as --model {checkpoint}")
+    if options.evaluate_states:
+        report = evaluate_policy(
+            str(checkpoint),
+            SUITES[options.suite].env_id,
+            task_ids=ids("--task-ids", options.task_ids) or None,
+            init_state_ids=ids("--evaluate-states", options.evaluate_states),
+            protocol="training",
+            out=options.out / "evaluation",
+        )
+        print(report)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:
+    """The options of a command line."""
+    return parse_options(Options, description, arguments)
+
+
+def command(arguments: Sequence[str]) -> None:
+    """``libero-vla finetune``."""
+    main(parse_arguments(arguments))
