@@ -99,8 +99,8 @@ def save_pretrained(model: OpenVLA, path: str | Path, *, max_shard_size: int = 5
         _write_weights(model, folder, max_shard_size)
         for name, content in model.processor.files.items():
             (folder / name).write_bytes(content)
-        content = {**published_fields(model.config), **model.config.to_dict()}
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        fields = {**published_fields(model.config), **model.config.to_dict()}
+        text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         _publish(folder, target)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickletools
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,7 +117,8 @@ def _check_pickle(pickled: bytes, sizes: dict[str, int], path: Path) -> None:
     done: list[_Op] = []  # as the stack saw them: without PUT, and for GET what was put
     memo: dict[int, _Op] = {}
     n_tuples = 0
-    for opcode, argument, _ in pickletools.genops(pickled):
+    instructions: Iterator[tuple[Any, Any, Any]] = pickletools.genops(pickled)
+    for opcode, argument, _ in instructions:
         name = opcode.name
         if name == "PROTO" and argument != 2:
             raise CheckpointError(
