@@ -58,7 +58,11 @@ def real_number(
     wanted = f"a number above {above:g}" if above is not None else "a number"
     wanted += _range(minimum, maximum)
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
+    try:
+        is_finite = is_number and math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        raise ValueError(f"{name} is a number of {len(str(value))} digits; expected {wanted}.") from None
+    if not is_finite:
         raise ValueError(f"{name}={value!r}; expected {wanted}.")
     too_low = (minimum is not None and value < minimum) or (above is not None and value <= above)
     if too_low or (maximum is not None and value > maximum):

@@ -34,6 +34,11 @@ def test_real_numbers_are_finite_and_in_range(value: Any) -> None:
         checks.real_number("gamma", value, 0, 1)
 
 
+def test_a_number_that_no_float_can_hold_is_told_by_its_length() -> None:
+    with pytest.raises(ValueError, match=r"gamma is a number of 401 digits; expected a number from 0 to 1\."):
+        checks.real_number("gamma", 10**400, 0, 1)
+
+
 def test_an_open_range_leaves_its_end_out() -> None:
     assert checks.real_number("lr", 1e-9, above=0) == 1e-9
     with pytest.raises(ValueError, match=r"lr=0 is out of range; expected a number above 0\."):

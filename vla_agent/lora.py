@@ -92,8 +92,8 @@ def _language_prefix(backbone: nn.Module) -> str:
         found = [name for name in modules if name.rsplit(".", 1)[-1] == child]
         if found:
             return f"{min(found, key=lambda name: name.count('.'))}."
-    get_decoder: Any = getattr(backbone, "get_decoder", None)
-    decoder = None if get_decoder is None else get_decoder()
+    get_decoder: Any = getattr(backbone, "get_decoder", lambda: None)
+    decoder = get_decoder()
     for name, module in modules.items():
         if module is decoder and name:
             return f"{name}."

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import pickletools
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch as th
 
@@ -116,8 +117,9 @@ def _check_pickle(pickled: bytes, sizes: dict[str, int], path: Path) -> None:
     done: list[_Op] = []  # as the stack saw them: without PUT, and for GET what was put
     memo: dict[int, _Op] = {}
     n_tuples = 0
-    for opcode, argument, _ in pickletools.genops(pickled):
-        name, argument = opcode.name, cast(Any, argument)
+    instructions: Iterator[tuple[Any, Any, Any]] = pickletools.genops(pickled)
+    for opcode, argument, _ in instructions:
+        name = opcode.name
         if name == "PROTO" and argument != 2:
             raise CheckpointError(
                 f"'{path}' is a pickle of protocol {argument}; expected 2, torch.save's own. Convert the file to "
