@@ -224,7 +224,7 @@ class LeRobotWriter:
         stats = {name: vector_stats(_two_dims(np.concatenate([c[name] for c in self._columns]))) for name in names}
         stats |= {IMAGE_PREFIX + key: pooled_stats(self._image_stats[key]) for key in self.cameras}
         write_bytes(self.root / STATS_PATH, json.dumps(stats, indent=4).encode())
-        wanted = {tuple(divmod(index, CHUNK_SIZE)) for index in range(len(self._rows))}
+        wanted = {divmod(index, CHUNK_SIZE) for index in range(len(self._rows))}
         remove_leftovers(self.root, wanted, [IMAGE_PREFIX + key for key in self.cameras])
         write_card(self.root)
         write_bytes(self.root / INFO_PATH, json.dumps(self._info(), indent=4).encode())
