@@ -134,7 +134,7 @@ def _array(group: Any, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
     dataset = group.get(name)
     if not isinstance(dataset, h5py.Dataset):
         raise DamagedEpisodeError(f"{name!r} is missing, or no dataset")
-    got: tuple[int, ...] = tuple(dataset.shape or ())
+    got: tuple[int, ...] = dataset.shape or ()
     if len(got) != len(shape) or any(want not in (None, size) for want, size in zip(shape, got, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise DamagedEpisodeError(f"{name!r} has shape {got}; expected ({wanted})")
