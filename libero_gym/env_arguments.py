@@ -119,7 +119,10 @@ def check_placement_seeds(placement_seeds: Any) -> tuple[int, ...]:
 
 def check_placement_seed(seed: Any) -> int:
     """The seed of one such state."""
-    return whole_number("placement_seed", seed, minimum=0, maximum=_MAX_PLACEMENT_SEED)
+    seed = whole_number("placement_seed", seed, minimum=0)
+    if seed > _MAX_PLACEMENT_SEED:
+        raise ValueError(f"placement_seed={seed} is out of range; LIBERO's generator takes 0 to {_MAX_PLACEMENT_SEED}.")
+    return seed
 
 
 def check_cameras(cameras: Any) -> tuple[str, ...]:

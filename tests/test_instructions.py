@@ -57,6 +57,8 @@ def test_the_vector_environment_shows_the_same(kind: str) -> None:
         np.testing.assert_array_equal(obs["instruction"], [7, 4])
     assert ("instruction" in obs) == (kind == "id")
     assert list(infos["task_id"]) == [7, 4]
+    with pytest.raises(ValueError, match="VLAVecEnv needs a Dict of observations with 'instruction', a Text"):
+        VLAVecEnv(envs, processor=None)  # which would have tokenised words
     envs.close()
 
 

@@ -94,5 +94,5 @@ def test_resets_draw_placements_as_often_as_official_states() -> None:
     assert set(LiberoEnv("libero_spatial", init_state_ids=(), placement_seeds=[3]).settings["placement_seeds"]) == {3}
     with pytest.raises(ValueError, match="init_state_ids is empty"):
         LiberoEnv("libero_spatial", init_state_ids=())
-    with pytest.raises(ValueError, match=r"placement_seed=-2; expected"):
+    with pytest.raises(ValueError, match=r"placement_seed=-2 is out of range; expected"):
         LiberoEnv("libero_spatial", placement_seeds=[-2])

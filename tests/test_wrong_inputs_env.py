@@ -39,8 +39,11 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"placement_seeds": 5}, r"placement_seeds=5; expected a sequence, such as placement_seeds=\(5,\)"),
     ({"placement_seeds": None}, "placement_seeds=None; expected a sequence"),
     ({"placement_seeds": (-1,)}, "placement_seed=-1 is out of range"),
-    ({"placement_seeds": (1.5,)}, f"placement_seed=1.5; {WHOLE} from 0 to"),
-    ({"placement_seeds": (2**32,)}, "placement_seed=4294967296 is out of range"),
+    ({"placement_seeds": (1.5,)}, f"placement_seed=1.5; {WHOLE} of at least 0"),
+    (
+        {"placement_seeds": (2**32,)},
+        "placement_seed=4294967296 is out of range; LIBERO's generator takes 0 to 4294967245",
+    ),
     ({"image_size": 0}, "image_size=0 cannot be rendered; expected an integer from 8 to 2048"),
     ({"image_size": 3.5}, "image_size=3.5 cannot be rendered"),
     ({"image_size": True}, "image_size=True cannot be rendered"),

@@ -396,8 +396,10 @@ def unbatch_infos(infos: dict[str, Any], indices: Iterable[int]) -> list[dict[st
 def _checked_spaces(venv: VectorEnv[Any, Any, Any]) -> tuple[spaces.Dict, tuple[int, ...]]:
     """The observation space of one environment, and the shape of its actions."""
     observation_space, action_space = venv.single_observation_space, venv.single_action_space
-    if not isinstance(observation_space, spaces.Dict) or "instruction" not in observation_space.spaces:
-        raise ValueError(f"VLAVecEnv needs a Dict of observations with 'instruction', got {observation_space}.")
+    if not isinstance(observation_space, spaces.Dict) or not isinstance(
+        observation_space.spaces.get("instruction"), spaces.Text
+    ):
+        raise ValueError(f"VLAVecEnv needs a Dict of observations with 'instruction', a Text; got {observation_space}.")
     shape = action_space.shape
     if not isinstance(action_space, spaces.Box) or not shape or shape[-1] != ACTION_DIM or len(shape) > 2:
         raise ValueError(f"VLAVecEnv needs actions Box({ACTION_DIM},) or Box(k, {ACTION_DIM}), got {action_space}.")
