@@ -38,6 +38,7 @@ from vla_agent.statistics import newcombe_interval, wilson_interval
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULTS = Path(__file__).parent / "results"
 START = "tiny-libero"
+ENV_ID = "LIBERO-Spatial-v0"  # to train on
 DRAWN = ":drawn"  # behind a suite: from initial states that are drawn, and that nobody looked at to find the recipe
 # Each changes one thing of the recipe, which is what the example does by default.
 VARIANTS: dict[str, list[str]] = {
@@ -64,7 +65,7 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> Path:
     folder = args.work / variant / f"seed_{seed}"
     if not (folder / "model" / STATE).is_file():
         command = ["--seed", str(seed), "--total-timesteps", str(args.total_timesteps), "--out", str(folder)]
-        command += ["--task-ids", args.task_ids, *VARIANTS[variant]]
+        command += ["--env-id", ENV_ID, "--task-ids", args.task_ids, "--eval-freq", "0", *VARIANTS[variant]]
         with contextlib.suppress(RunError):  # it has not begun
             latest_run(folder)
             command += ["--resume", str(folder)]
@@ -100,9 +101,12 @@ def describe(reports: list[EvaluationReport]) -> dict[str, Any]:
 
 
 def learning_curve(folder: Path, total_timesteps: int) -> list[float | None]:
-    """Share of successful episodes of the training (sampled actions, fast frames) in each of `N_POINTS` spans."""
+    """Share of successful episodes of the training (sampled actions, fast frames) that began in each of `N_POINTS` spans.
+
+    Where they end, short episodes come first, and with them successes.
+    """
     callbacks = json.loads((folder / "model" / STATE).read_text())["callbacks"]
-    history = np.array([(episode[0], episode[2]) for episode in callbacks["Curriculum"]["history"]], dtype=float)
+    history = np.array([(episode[5], episode[2]) for episode in callbacks["Curriculum"]["history"]], dtype=float)
     spans = np.minimum((history[:, 0] / total_timesteps * N_POINTS).astype(int), N_POINTS - 1)
     return [
         round(float(history[spans == span, 1].mean()), 4) if (spans == span).any() else None for span in range(N_POINTS)
