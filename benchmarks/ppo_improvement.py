@@ -101,7 +101,7 @@ def describe(reports: list[EvaluationReport]) -> dict[str, Any]:
 
 
 def learning_curve(folder: Path, total_timesteps: int) -> list[float | None]:
-    """Share of successful episodes of the training (sampled actions, fast frames) that began in each of `N_POINTS` spans.
+    """Success of the training (sampled actions, fast frames) over episodes that began in each of `N_POINTS` spans.
 
     Where they end, short episodes come first, and with them successes.
     """
