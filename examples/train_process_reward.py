@@ -91,7 +91,7 @@ def expert_episodes(options: Options, name: str, states: str, root: str = "") ->
             n_workers=2,
         )
     reader = LeRobotReader(root, cameras=("image",))
-    return [reader[index] for index in range(len(reader))]
+    return [episode for _, episode in reader.enumerate()]  # damaged ones are named and skipped
 
 
 def rollouts(options: Options, name: str, states: str, n_episodes: int, drop_prob: float = 0.0) -> list[PolicyEpisode]:
