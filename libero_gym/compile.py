@@ -265,7 +265,6 @@ def _one_at_a_time(manager: Callable[..., contextlib.AbstractContextManager[Any]
     return locked
 
 
-@_one_at_a_time
 @contextlib.contextmanager
 def _robosuite_settings() -> Iterator[None]:
     """Have robosuite import anywhere: no log file, a numba cache only where one can be, a GL back end only if there.
@@ -300,6 +299,7 @@ def _robosuite_settings() -> Iterator[None]:
         sys.modules["robosuite"].macros = macros  # type: ignore[attr-defined]
 
 
+@_one_at_a_time
 @contextlib.contextmanager
 def stock_env(task: Task, resets: int = 1, seed: int = 0) -> Iterator[Any]:
     """A stock environment without renderer, reset ``resets`` times after ``seed(seed)``; closed on exit.
