@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import importlib.metadata
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from libero_gym.atomic import write_text
 from libero_gym.checks import choice, whole_number
 from libero_gym.json_files import read_json
+from libero_gym.version import version
 from vla_agent import checkpointing
 from vla_agent.checkpointing import FILES, STATE, RunError
 
@@ -207,11 +207,7 @@ def _put_aside(run_dir: Path) -> None:
 
 
 def _this_process() -> dict[str, Any]:
-    try:
-        version = importlib.metadata.version("libero-vla")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
-    return {"date": _now(), "version": version, "pid": os.getpid(), "command": list(sys.argv)}
+    return {"date": _now(), "version": version(), "pid": os.getpid(), "command": list(sys.argv)}
 
 
 def _now() -> str:
