@@ -168,6 +168,17 @@ def test_from_another_folder_another_run_begins(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
+def test_a_zip_is_gone_on_from(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    train(tmp_path / "a").save(path)
+    with claim_run(tmp_path / "b", resume=path) as claim:
+        assert claim.resumed_from == latest_run(path) == path
+        assert load(path).num_timesteps == 96
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"The saved run '.*model\.zip' is damaged: .* cannot be read as a zip"):
+        latest_run(path)
+
+
 def test_a_run_that_was_put_aside_is_another_one(tmp_path: Path) -> None:
     train(tmp_path)
     train(tmp_path, existing="aside")
