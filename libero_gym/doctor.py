@@ -31,12 +31,12 @@ _SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "swr ")
 # Seconds for a control step with a 128-pixel frame: a few dozen ms on a GPU or with renderer="fast".
 _SLOW_STEP, _HOPELESS_STEP = 0.5, 5.0
 _TRY_TIMEOUT = 300.0  # s, for what is tried in a process of its own
-# Prints the renderer's name. The OpenGL of the back end in the environment is loaded before anything else can choose.
+# Prints the renderer's name.
 _GL_CODE = """
 from libero_gym.rendering import make_gl_context
 context = make_gl_context({backend!r})
-from OpenGL import GL
-print(GL.glGetString(GL.GL_RENDERER).decode())
+with context.current():
+    print(context.calls.renderer())
 context.free()
 """
 _FRAME_CODE = """

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from libero_gym import cache, placements
 from libero_gym.compile import compile_task, is_compiled, prepare_visual_model
+from libero_gym.memory import available_memory
 from libero_gym.numba_cache import is_writable
 from libero_gym.tasks import Task, get_tasks
 
@@ -141,9 +141,9 @@ def _can_cache() -> bool:
 def _processes_that_fit() -> int:
     """As many as there are cores for this process, and memory for them; at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
-        cores = min(cores, int(int(line.split()[1]) * 1024 / _PROCESS_BYTES))
+    memory = available_memory()
+    if memory is not None:
+        cores = min(cores, int(memory / _PROCESS_BYTES))
     return max(cores, 1)
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
+
+from libero_gym.environment_variables import restored
 
 # What mujoco/gl_context.py takes for "none".
 NO_GL = "disable"
 _BACKENDS = ("egl", "osmesa")
-_VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+_VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")  # importing a back end writes them
 
 
 def import_mujoco() -> ModuleType:
@@ -28,7 +28,7 @@ def import_mujoco() -> ModuleType:
         ImportError: If MuJoCo is not installed.
     """
     if "mujoco" not in sys.modules and (backend := os.environ.get("MUJOCO_GL", "").lower().strip()) in _BACKENDS:
-        with gl_variables():
+        with restored(*_VARIABLES):
             if not loads(backend):
                 os.environ["MUJOCO_GL"] = NO_GL
             return importlib.import_module("mujoco")
@@ -40,7 +40,7 @@ def loads(backend: str) -> bool:
 
     False also where PyOpenGL is bound to the other one: it binds to one, at its first import, even if that fails.
     """
-    with gl_variables():
+    with restored(*_VARIABLES):
         try:
             importlib.import_module(f"mujoco.{backend}")
         except (ImportError, AttributeError):
@@ -55,20 +55,6 @@ def forget_gl() -> None:
     for name in list(sys.modules):
         if name.split(".")[0] == "OpenGL" or name.startswith(tuple(f"mujoco.{backend}" for backend in _BACKENDS)):
             del sys.modules[name]
-
-
-@contextmanager
-def gl_variables() -> Iterator[None]:
-    """Undoes, at its end, what importing GL back ends writes into the environment."""
-    saved = {name: os.environ.get(name) for name in _VARIABLES}
-    try:
-        yield
-    finally:
-        for name, value in saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 import_mujoco()

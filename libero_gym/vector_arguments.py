@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from libero_gym.checks import choice, did_you_mean, sequence, whole_number
+from libero_gym.memory import available_memory
 
 # What an environment takes beside its observations: measured, 1.2 MB for Spatial's task 0 without cameras.
 _SIMULATOR_BYTES = 1_200_000
@@ -49,7 +50,7 @@ def check_num_envs(num_envs: Any, observation_space: spaces.Dict) -> int:
         if isinstance(space, spaces.Box)
     ]
     needed = n * (_SIMULATOR_BYTES + _COPIES * sum(sizes))
-    available = _available_memory()
+    available = available_memory()
     if available is not None and needed > available:
         raise ValueError(
             f"num_envs={n} needs at least {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} GiB are "
@@ -155,13 +156,3 @@ def check_snapshot(snapshot: Any, n: int, n_tasks: int) -> dict[str, Any]:
     if len(sequence("task_weights", snapshot["task_weights"])) != n_tasks:
         raise ValueError(f"The snapshot is of {len(snapshot['task_weights'])} tasks; here are {n_tasks}.")
     return dict(snapshot)
-
-
-def _available_memory() -> int | None:
-    """Bytes that new programs may take without swapping; None where the system does not say (as Linux does)."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as stream:
-            lines = dict(line.split(":", 1) for line in stream)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None

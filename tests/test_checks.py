@@ -58,7 +58,7 @@ def test_choices_are_listed_and_the_nearest_offered() -> None:
         checks.choice("mode", 3, ("fast", "exact"))
 
 
-@pytest.mark.parametrize("value", [5, "agentview", None, {"a": 1}])
+@pytest.mark.parametrize("value", [5, "agentview", None, {"a": 1}, np.array(5)])
 def test_sequences_are_no_single_values(value: Any) -> None:
     with pytest.raises(ValueError, match=r"cameras=.*expected a sequence, such as"):
         checks.sequence("cameras", value)
@@ -104,6 +104,19 @@ def test_a_file_that_cannot_be_written_keeps_the_old_one_and_is_named(
     assert caught.value.errno == errno.ENOSPC
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_told_by_the_files_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "report.json"
+    with pytest.raises(OSError, match=r"; '.*/file/report\.json' was not written"):
+        atomic.write_text(path, "new")
+    path = tmp_path / "report.json"
+    with pytest.raises(PermissionError, match=r"denied; '.*report\.json' was not written"), atomic.replacing(path):
+        raise PermissionError(errno.EACCES, "Permission denied", "/tmp/other")
+    with pytest.raises(OSError, match=r"^no image; '.*report\.json' was not written$"), atomic.replacing(path):
+        raise OSError("no image")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_ids_are_numbers_and_ranges() -> None:

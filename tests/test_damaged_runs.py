@@ -85,6 +85,7 @@ DOCUMENTS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("hyperparameters", put("arguments", value=[]), r"arguments is \[\]; expected an object"),
     ("hyperparameters", put("arguments", "learning_rate", value="fast"), r"arguments\.learning_rate is 'fast'"),
     ("hyperparameters", put("arguments", "learning_rate", value=float("nan")), r"arguments\.learning_rate is nan"),
+    ("hyperparameters", put("arguments", "learning_rate", value=10**400), r"arguments\.learning_rate is 1000"),
     ("hyperparameters", put("arguments", "learning_rate", value={"LinearSchedule": [1]}), "damaged"),
     ("hyperparameters", put("arguments", "learning_rate", value={"LinearSchedule": "x"}), "expected a list"),
     ("hyperparameters", put("arguments", "gamma", value=[0.9]), r"arguments\.gamma is \[0\.9\]"),

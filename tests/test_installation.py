@@ -30,9 +30,15 @@ def unknown(uid):
     raise KeyError(uid)
 tempfile.TemporaryFile, pwd.getpwuid = refuse, unknown
 """
-# As PyOpenGL fails where a library is missing.
+# As PyOpenGL and ctypes fail where a library is missing.
 WITHOUT_OPENGL = """
-import sys
+import ctypes, sys
+class WithoutLibraries(ctypes.CDLL):
+    def __init__(self, name, *args, **kwargs):
+        if "EGL" in str(name) or "OSMesa" in str(name):
+            raise OSError(f"{name}: cannot open shared object file")
+        super().__init__(name, *args, **kwargs)
+ctypes.CDLL = WithoutLibraries
 class WithoutOpenGL:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "OpenGL":

@@ -122,7 +122,7 @@ def test_close_ends_a_hung_worker_without_its_template() -> None:
     os.kill(pids[1], signal.SIGSTOP)
     start = time.monotonic()
     env.close()
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 60  # and not for ever
     assert wait_until(lambda: all(map(is_gone, pids)))
 
 
@@ -177,7 +177,7 @@ def test_ctrl_c_while_tasks_compile_leaves_no_process(monkeypatch: pytest.Monkey
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         LiberoVectorEnv(2, **ARGUMENTS)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # and not for as long as a template may take
     assert all(map(is_gone, templates))
     assert len(templates) == 1
 

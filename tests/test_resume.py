@@ -16,6 +16,8 @@ from test_checkpointing import fake_model
 from vla_agent import (
     VLAPPO,
     Curriculum,
+    EvaluationCallback,
+    EvaluationReport,
     LearningCurve,
     RunCheckpoints,
     RunError,
@@ -25,6 +27,7 @@ from vla_agent import (
     make_vec_env,
     safe_learn,
 )
+from vla_agent.evaluation.reports import EpisodeResult
 
 
 class StopAt(BaseCallback):
@@ -167,3 +170,31 @@ def test_the_learning_curve_goes_on(tmp_path: Path) -> None:
     fresh = LearningCurve(tmp_path / "fresh.png")
     load(tmp_path / "a").learn(32, fresh)  # from zero: a run of its own
     assert all(episode.num_timesteps <= 32 for episode in fresh.history)
+
+
+class InstantEvaluator:
+    """Stands for `Evaluator` where only the moments of evaluations matter."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def run(self, **kwargs: Any) -> EvaluationReport:
+        return EvaluationReport({}, {}, [EpisodeResult(2, 5, False, 3)], {2: "a task"}, {}, {}, True)
+
+    def close(self) -> None: ...
+
+
+def test_an_evaluation_that_was_due_where_a_run_was_saved_comes_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vla_agent.evaluation.callback.Evaluator", InstantEvaluator)
+    kwargs: dict[str, Any] = {"env_id": "LIBERO-Spatial-v0", "eval_freq": 30, "at_start": True, "at_end": True}
+    checkpoints = RunCheckpoints(tmp_path, every=1, keep=9)
+    fake_model().learn(128, [EvaluationCallback(**kwargs), checkpoints])
+    for path in sorted((tmp_path / "checkpoints").iterdir()):
+        callback, model = EvaluationCallback(**kwargs), load(path)
+        model.learn(128 - model.num_timesteps, callback, reset_num_timesteps=False)
+        assert [done.num_timesteps for done in callback.history] == [0, 32, 64, 96, 128], path
+    model.save(tmp_path / "model")
+    callback, model = EvaluationCallback(**kwargs), load(tmp_path / "model")
+    model.learn(32, callback, reset_num_timesteps=False)
+    assert [done.num_timesteps for done in callback.history] == [0, 32, 64, 96, 128, 160]

@@ -130,6 +130,30 @@ def test_going_back_to_an_older_checkpoint_counts_as_newer_than_what_was_left(tm
     assert load(latest_run(tmp_path)).num_timesteps == 96
 
 
+def test_an_old_checkpoint_that_holds_a_file_of_the_users_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path)
+    notes = tmp_path / "checkpoints" / "0000000032" / "notes.txt"
+    notes.write_text("the best one")
+    train(tmp_path, 64, model=load(latest_run(tmp_path)), reset_num_timesteps=False)
+    assert checkpoints(tmp_path) == [32, 96, 128]
+    assert notes.read_text() == "the best one"
+    assert "0000000032' was not removed" in caplog.text
+    assert "holds 'notes.txt', which no saved run has" in caplog.text
+
+
+def test_what_a_killed_process_left_of_a_checkpoint_is_removed(tmp_path: Path) -> None:
+    train(tmp_path)
+    folder = tmp_path / "checkpoints"
+    for name in (".0000000032.ab_12cde", ".0000000064.old.ab_12cde/run", ".0000000064.with_not"):
+        shutil.copytree(tmp_path / "model", folder / name)
+    assert (folder / ".0000000032.ab_12cde" / "checksums.json").is_file()
+    (folder / ".0000000064.with_not" / "notes.txt").write_text("not ours")
+    train(tmp_path, 32, model=load(latest_run(tmp_path)), reset_num_timesteps=False)
+    assert [path.name for path in folder.glob(".*")] == [".0000000064.with_not"]
+
+
 def test_from_another_folder_another_run_begins(tmp_path: Path) -> None:
     first = train(tmp_path / "a")
     claim = claim_run(tmp_path / "b", resume=tmp_path / "a")
@@ -142,6 +166,17 @@ def test_from_another_folder_another_run_begins(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="There is no saved run in"):
         claim_run(tmp_path / "c", resume=tmp_path / "nowhere")
     assert not (tmp_path / "c").exists()
+
+
+def test_a_zip_is_gone_on_from(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    train(tmp_path / "a").save(path)
+    with claim_run(tmp_path / "b", resume=path) as claim:
+        assert claim.resumed_from == latest_run(path) == path
+        assert load(path).num_timesteps == 96
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"The saved run '.*model\.zip' is damaged: .* cannot be read as a zip"):
+        latest_run(path)
 
 
 def test_a_run_that_was_put_aside_is_another_one(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_memory_that_the_system_refuses_is_told_with_the_way_out(monkeypatch: py
 
 def test_as_many_as_memory_holds_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     space = LiberoEnv("libero_spatial", task_id=0, image_size=256).observation_space
-    monkeypatch.setattr(vector_arguments, "_available_memory", lambda: 2**30)
+    monkeypatch.setattr(vector_arguments, "available_memory", lambda: 2**30)
     assert vector_arguments.check_num_envs(500, space) == 500
     with pytest.raises(ValueError, match=r"num_envs=600 needs at least 1.1 GiB of memory, and 1.0 GiB are free"):
         vector_arguments.check_num_envs(600, space)

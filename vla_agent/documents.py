@@ -65,7 +65,10 @@ def _fits(value: Any, form: Any) -> bool:
     if isinstance(value, bool):
         return form is bool
     if form is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
+        try:
+            return isinstance(value, (int, float)) and math.isfinite(value)
+        except OverflowError:  # an integer that no float can hold
+            return False
     if isinstance(form, range):
         return isinstance(value, int) and value in form
     return isinstance(value, form)

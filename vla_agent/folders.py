@@ -132,6 +132,23 @@ def writing_zip(target: str | Path, kind: Kind) -> Iterator[Path]:
         _flush(path.parent)
 
 
+def remove(path: Path, kind: Kind) -> None:
+    """Remove a folder of this kind, and nothing else. It loses its name first, so that nobody meets half of it.
+
+    Raises:
+        FileExistsError: If it holds anything else, or is a link; it stays then.
+        OSError: If it cannot be removed.
+    """
+    obstacle = "is a symbolic link" if path.is_symlink() else _obstacle(path, kind)
+    if obstacle is not None:
+        raise FileExistsError(f"'{path}' {obstacle}.")
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    os.replace(path, aside / "run")
+    _discard(aside / "run", kind)
+    with contextlib.suppress(OSError):
+        aside.rmdir()
+
+
 def zip_destination(target: str | Path, kind: Kind) -> Path:
     """As `destination`, for a zip of such a folder's files.
 

@@ -20,7 +20,9 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from libero_gym.checks import whole_number
 from vla_agent.callbacks import as_callbacks
-from vla_agent.checkpointing import FILES, RunError, parts
+from vla_agent.checkpointing import RunError, parts
+from vla_agent.folders import remove
+from vla_agent.run_files import RUN
 from vla_agent.run_folder import (
     CHECKPOINTS,
     INTERRUPTED,
@@ -71,7 +73,8 @@ class RunCheckpoints(_RunCallback):
     """Saves the run as ``<run_dir>/checkpoints/<timesteps>`` every so many iterations, and removes older ones.
 
     An iteration is a rollout and its update. Each checkpoint appears complete or not at all; `latest_run` finds the
-    newest. Only what this run wrote is removed. `VLAPPO` with a `VLAPolicy` only.
+    newest. Only what this run wrote is removed: a checkpoint that holds a file of the user's stays. `VLAPPO` with a
+    `VLAPolicy` only.
 
     Args:
         run_dir: Folder of the run; see `claim_run`.
@@ -128,10 +131,8 @@ class RunCheckpoints(_RunCallback):
                 passed = int(path.name) // self.keep_every
                 continue
             self._written.remove(path)
-            try:  # under a temporary name, so that nobody meets half of it
-                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=self.folder))
-                path.rename(aside / "run")
-                shutil.rmtree(aside)
+            try:
+                remove(path, RUN)
             except OSError as error:
                 logger.warning("The old checkpoint '%s' was not removed: %s", path, error)
 
@@ -140,7 +141,7 @@ class RunCheckpoints(_RunCallback):
         for path in self.folder.glob(".*"):
             if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
                 continue
-            if all(entry.name in (*FILES, "run") for entry in path.rglob("*")):
+            if all(entry.name in (*RUN.files, *RUN.optional, "run") for entry in path.rglob("*")):
                 shutil.rmtree(path, ignore_errors=True)
 
 

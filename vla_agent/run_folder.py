@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import importlib.metadata
 import json
 import math
 import os
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from libero_gym.atomic import write_text
 from libero_gym.checks import choice, whole_number
 from libero_gym.json_files import read_json
-from vla_agent import checkpointing
+from libero_gym.version import version
+from vla_agent import checkpointing, run_files
 from vla_agent.checkpointing import FILES, STATE, RunError
 
 if TYPE_CHECKING:
@@ -207,11 +207,7 @@ def _put_aside(run_dir: Path) -> None:
 
 
 def _this_process() -> dict[str, Any]:
-    try:
-        version = importlib.metadata.version("libero-vla")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
-    return {"date": _now(), "version": version, "pid": os.getpid(), "command": list(sys.argv)}
+    return {"date": _now(), "version": version(), "pid": os.getpid(), "command": list(sys.argv)}
 
 
 def _now() -> str:
@@ -286,7 +282,7 @@ class Saved(NamedTuple):
 
 
 def latest_run(run_dir: str | Path) -> Path:
-    """What to go on from: the folder itself if it is a saved run, else the newest whole one of the run in it.
+    """What to go on from: the folder or zip itself if it is a saved run, else the newest whole one of the run in it.
 
     A newer one that is damaged or incomplete is skipped, with a warning that names it.
 
@@ -294,7 +290,7 @@ def latest_run(run_dir: str | Path) -> Path:
         RunError: If there is none, or none is whole.
     """
     run_dir = checked(run_dir)
-    if any((run_dir / name).is_file() for name in FILES):
+    if run_dir.is_file() or any((run_dir / name).is_file() for name in FILES):
         if (why := damage(run_dir)) is not None:
             raise RunError(f"The saved run '{run_dir}' is damaged: {why} Give an older one to go on from.")
         return run_dir
@@ -358,7 +354,8 @@ def _look_at(path: Path) -> Saved | None:
 
 
 def _read_order(path: Path) -> Saved:
-    state = read_json(path / STATE, error=RunError)
+    with run_files.opened(path) as files:
+        state = run_files.read_json(files, STATE)
     try:
         run = state.get("run") or {"id": None, "attempt": 0}
         numbers = [run["attempt"], state["counters"]["num_timesteps"], state["counters"]["n_iterations"]]

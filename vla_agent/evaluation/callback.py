@@ -81,6 +81,7 @@ class EvaluationCallback(EventCallback):
         self.best_success_rate = -1.0
         self._evaluator: Evaluator | None = None
         self._next = 0
+        self._is_loaded = False
         self._go_on = True
         self._rollout_is_whole = False
 
@@ -100,7 +101,10 @@ class EvaluationCallback(EventCallback):
         self._evaluator = Evaluator(self.model, self.env_id, **self.kwargs)
         self._go_on = True
         self.history = [done for done in self.history if done.num_timesteps <= self.num_timesteps]
-        if not 0 < self._next - self.num_timesteps <= self.eval_freq:  # unless a loaded run goes on
+        # A run is saved as it was before a rollout, and so before the evaluation that was due then.
+        is_due = self._is_loaded and self._next <= self.num_timesteps
+        self._is_loaded = False
+        if not is_due and not 0 < self._next - self.num_timesteps <= self.eval_freq:  # unless a loaded run goes on
             self._next = self.num_timesteps if self.at_start and not self.history else self._following()
 
     def _following(self) -> int:
@@ -112,6 +116,7 @@ class EvaluationCallback(EventCallback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of `state_dict`."""
+        self._is_loaded = True
         self._next, self.best_success_rate = state["next"], state["best_success_rate"]
         self.history = [
             EvaluatedEpisodes(steps, [EpisodeResult(*episode) for episode in episodes])
@@ -132,6 +137,7 @@ class EvaluationCallback(EventCallback):
 
     def _on_training_end(self) -> None:
         if self.at_end and self._rollout_is_whole:
+            self._next = self._following()
             self._evaluate()
         self.close()
 

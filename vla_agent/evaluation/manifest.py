@@ -18,6 +18,7 @@ import torch as th
 
 from libero_gym.atomic import write_text
 from libero_gym.json_files import read_json
+from vla_agent.run_files import sha256
 
 PACKAGES = (
     "libero-vla",
@@ -33,7 +34,6 @@ PACKAGES = (
 # What training leaves beside a checkpoint: {"training": {"libero_spatial": [0, 1, ...]}}, states by suite.
 TRAINING_FILE = "training.json"
 UNKNOWN = "unknown"
-_BLOCK = 1 << 20
 
 TrainingStates = dict[str, list[int]]
 
@@ -89,11 +89,8 @@ def hash_files(folder: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):
-            digest = hashlib.sha256()
             with path.open("rb") as stream:
-                while block := stream.read(_BLOCK):
-                    digest.update(block)
-            hashes[path.name] = digest.hexdigest()
+                hashes[path.name] = sha256(stream)
     return hashes
 
 

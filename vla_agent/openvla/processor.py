@@ -1,6 +1,5 @@
 """Everything a checkpoint says besides its weights: words to tokens, image sizes, action statistics."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym.checks import did_you_mean
 from libero_gym.json_files import MAX_BYTES, parse_json
 from vla_agent.action_tokens import ActionTokenizer, action_table, unnormalize
 from vla_agent.openvla.config import OpenVLAConfig
@@ -136,8 +136,7 @@ class Processor:
                 raise ValueError(f"The checkpoint has statistics of several data sets; give unnorm_key, one of {keys}.")
             unnorm_key = keys[0]
         if unnorm_key not in keys:
-            close = difflib.get_close_matches(unnorm_key, keys, n=1)
-            guess = f" Did you mean '{close[0]}'?" if close else ""
+            guess = did_you_mean(unnorm_key, keys)
             raise ValueError(f"The checkpoint has no statistics for unnorm_key '{unnorm_key}'.{guess} It has: {keys}.")
         stats: dict[str, Any] = self.config.norm_stats[unnorm_key]["action"]
         check_numbers(stats, f"Action statistics of '{unnorm_key}'")
