@@ -103,7 +103,7 @@ def test_what_is_trained_decides_the_types() -> None:
     assert chosen(None, None, "cuda", True) == (th.float32, None)
     assert chosen(None, None, "cuda", False) == (None, None)
     assert chosen(None, "bfloat16", "cpu", True) == (th.float32, th.bfloat16)
-    with pytest.raises(ValueError, match="Unknown dtype 'bf15'"):
+    with pytest.raises(ValueError, match="Unknown autocast 'bf15'"):
         chosen(None, "bf15", "cpu", True)
 
 
