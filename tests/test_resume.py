@@ -198,3 +198,15 @@ def test_an_evaluation_that_was_due_where_a_run_was_saved_comes_when_it_goes_on(
     callback, model = EvaluationCallback(**kwargs), load(tmp_path / "model")
     model.learn(32, callback, reset_num_timesteps=False)
     assert [done.num_timesteps for done in callback.history] == [0, 32, 64, 96, 128, 160]
+
+
+def test_what_the_best_model_cannot_replace_is_found_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vla_agent.evaluation.callback.Evaluator", InstantEvaluator)
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "notes.txt").write_text("mine")
+    model = fake_model()
+    with pytest.raises(FileExistsError, match=r"holds 'notes\.txt', which no saved run has"):
+        model.learn(64, EvaluationCallback("LIBERO-Spatial-v0", eval_freq=30, folder=tmp_path))
+    assert model.num_timesteps == 0

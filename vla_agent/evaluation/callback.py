@@ -12,6 +12,8 @@ from libero_gym.checks import flag, whole_number
 from vla_agent.callbacks import Evaluated
 from vla_agent.evaluation.evaluator import Evaluator
 from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, SuccessRow
+from vla_agent.folders import destination
+from vla_agent.run_files import RUN
 
 
 class EvaluatedEpisodes(NamedTuple):
@@ -52,6 +54,7 @@ class EvaluationCallback(EventCallback):
 
     Raises:
         ValueError: If ``eval_freq`` is no whole number of at least 1.
+        FileExistsError: When training starts, if ``<folder>/best`` is something else than a saved run.
     """
 
     def __init__(
@@ -97,7 +100,9 @@ class EvaluationCallback(EventCallback):
             self.callback_on_new_best.init_callback(self.model)
 
     def _on_training_start(self) -> None:
-        # Made now and not at the first evaluation: a wrong argument should not cost hours.
+        # Now and not at the first evaluation: a wrong argument should not cost hours.
+        if self.folder is not None and getattr(self.model, "is_vla", False):
+            destination(self.folder / "best", RUN)
         self._evaluator = Evaluator(self.model, self.env_id, **self.kwargs)
         self._go_on = True
         self.history = [done for done in self.history if done.num_timesteps <= self.num_timesteps]
