@@ -8,6 +8,7 @@ import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,7 +92,10 @@ def test_the_installed_program_starts_without_torch() -> None:
     assert result.stdout.splitlines()[-1] == "False"
 
 
-def test_train_checks_its_options_before_anything_slow(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_checks_its_options_before_anything_slow(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     rows = {
         ("--task-ids", "3-1"): "--task-ids '3-1': '3-1' runs backwards; did you mean '1-3'?",
         ("--init-states", "3-1"): "--init-states '3-1'",
@@ -101,9 +105,11 @@ def test_train_checks_its_options_before_anything_slow(capsys: pytest.CaptureFix
         ("--max-episode-steps", "-4"): "--max-episode-steps=-4 is out of range",
         ("--n-envs", "0"): "--n-envs=0 is out of range",
         ("--eval-states", "15-25"): "--init-states and --eval-states share 20-25",
+        ("--eval-states", ""): "There is nothing to evaluate on: give --eval-states, --n-eval-placements",
     }
     for given, message in rows.items():
         with pytest.raises(SystemExit) as caught:
             cli.main(["train", *given])
         assert caught.value.code == 1, given
         assert message in capsys.readouterr().err, given
+    assert not list(tmp_path.iterdir())  # no folder is claimed

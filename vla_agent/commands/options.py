@@ -31,14 +31,14 @@ def parse_options(
 def run_command(command: Callable[[], object]) -> None:
     """Run a command as a program does: what went wrong is one sentence, and the exit status 1.
 
-    The traceback is shown where ``LIBERO_VLA_DEBUG`` is set, and for errors that only a fault of ours raises.
+    The traceback is shown where ``LIBERO_VLA_DEBUG`` is set, and for errors of types that no check raises.
     """
     try:
         command()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
         if os.environ.get(DEBUG):
             raise
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))

@@ -132,7 +132,7 @@ def learn(options: Options, model: VLAPPO, times: Stopwatch) -> None:
     with times("learning, with evaluations"):
         ended = safe_learn(
             model,
-            options.total_timesteps - model.num_timesteps,
+            max(0, options.total_timesteps - model.num_timesteps),
             options.out,
             callbacks,
             progress_bar=True,
@@ -160,8 +160,13 @@ def check(options: Options) -> None:
         whole_number(f"--{name.replace('_', '-')}", getattr(options, name), minimum=0)
     for name in ("n_envs", "n_steps", "batch_size", "checkpoint_every"):
         whole_number(f"--{name.replace('_', '-')}", getattr(options, name), minimum=1)
+    ids("--task-ids", options.task_ids)
     trained, evaluated = ids("--init-states", options.init_states), ids("--eval-states", options.eval_states)
-    both = sorted(set(trained or range(50)) & set(evaluated or range(50)))
+    both = sorted(set(trained or range(50)) & set(evaluated or ()))
+    if options.eval_freq and not evaluated and not options.n_eval_placements:
+        raise ValueError(
+            "There is nothing to evaluate on: give --eval-states or --n-eval-placements, or --eval-freq 0."
+        )
     if options.eval_freq and both:
         raise ValueError(
             f"--init-states and --eval-states share {describe_ids(both)}: an evaluation on states that were trained on "
