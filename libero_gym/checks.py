@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,9 @@ def real_number(
     Raises:
         ValueError: If it is no finite number, or out of range.
     """
-    wanted = f"a number above {above:g}" if above is not None else "a number"
-    wanted += _range(minimum, maximum)
+    wanted = "a number" + _range(minimum, maximum)
+    if above is not None:
+        wanted = f"a number above {_digits(above)}" + ("" if maximum is None else f" and of at most {_digits(maximum)}")
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     try:
         is_finite = is_number and math.isfinite(value)
@@ -106,6 +108,17 @@ def sequence(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
+def as_path(name: str, value: Any) -> Path:
+    """A path, given as text or as one.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if not isinstance(value, (str, Path)):
+        raise TypeError(f"{name}={value!r:.80}; expected a path, as a str or Path.")
+    return Path(value)
+
+
 def parse_ids(name: str, text: str) -> list[int]:
     """Ids as a command line gives them: [0, 3, 4, 5] for "0,3-5".
 
@@ -142,7 +155,12 @@ def _example(value: Any) -> str:
 
 def _range(minimum: float | None, maximum: float | None) -> str:
     if minimum is not None and maximum is not None:
-        return f" from {minimum:g} to {maximum:g}"
+        return f" from {_digits(minimum)} to {_digits(maximum)}"
     if minimum is not None:
-        return f" of at least {minimum:g}"
-    return "" if maximum is None else f" of at most {maximum:g}"
+        return f" of at least {_digits(minimum)}"
+    return "" if maximum is None else f" of at most {_digits(maximum)}"
+
+
+def _digits(bound: float) -> str:
+    """All digits of a whole number: 4294967295 is a bound, 4.29497e+09 is none."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

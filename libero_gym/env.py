@@ -19,6 +19,7 @@ from libero_gym.env_arguments import (
     check_cameras,
     check_init_state_ids,
     check_options,
+    check_own_task,
     check_placement_seeds,
     check_render_mode,
     check_reward_model,
@@ -375,7 +376,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         """
         self._check_open()
         check_snapshot(snapshot, self.privileged)
-        (task_id,) = check_task_ids(snapshot["task_id"], self.suite.n_tasks, self.suite.name)
+        task_id = check_own_task(snapshot["task_id"], self.task_ids, self.tasks)
         generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
         fixtures = snapshot["fixture_draw"], snapshot.get("fixture_seed", 0)
         self._simulators.get(self.tasks[task_id], *fixtures).set_state(state)

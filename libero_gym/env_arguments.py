@@ -158,6 +158,27 @@ def check_render_mode(render_mode: Any, modes: Sequence[str]) -> str | None:
     return None if render_mode is None else choice("render_mode", render_mode, modes)
 
 
+def check_own_task(task_id: Any, task_ids: Sequence[int], tasks: Sequence[Task]) -> int:
+    """The id of one of the environment's own tasks.
+
+    Args:
+        task_id: What came.
+        task_ids: The environment's tasks.
+        tasks: All of the suite.
+
+    Raises:
+        ValueError: If it is no whole number, none of the suite's tasks, or none of the environment's.
+    """
+    index = whole_number("task_id", task_id)
+    check_task_ids(index, len(tasks), tasks[0].suite)
+    if index not in task_ids:
+        raise ValueError(
+            f"task_id={index} is none of this environment's tasks {list(task_ids)}; make it with "
+            f"task_id={[*task_ids, index]}, or with None for all."
+        )
+    return index
+
+
 def check_options(options: Any, task_ids: Sequence[int], tasks: Sequence[Task]) -> dict[str, Any]:
     """The options of a reset that say something, in their proper types.
 
@@ -180,14 +201,7 @@ def check_options(options: Any, task_ids: Sequence[int], tasks: Sequence[Task]) 
     if "init_state_id" in given and "placement_seed" in given:
         raise ValueError("Give either 'init_state_id' or 'placement_seed', not both.")
     if "task_id" in given:
-        index = whole_number("task_id", given["task_id"])
-        check_task_ids(index, len(tasks), tasks[0].suite)
-        if index not in task_ids:
-            raise ValueError(
-                f"task_id={index} is none of this environment's tasks {list(task_ids)}; make it with "
-                f"task_id={[*task_ids, index]}, or with None for all."
-            )
-        given["task_id"] = index
+        given["task_id"] = check_own_task(given["task_id"], task_ids, tasks)
     if "init_state_id" in given:  # of every task that may be drawn: afterwards the generator would have moved
         possible = [given["task_id"]] if "task_id" in given else task_ids
         for index in possible:

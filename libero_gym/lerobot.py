@@ -28,7 +28,7 @@ import numpy as np
 
 from libero_gym import videos
 from libero_gym.atomic import write_bytes
-from libero_gym.checks import flag, real_number, sequence, whole_number
+from libero_gym.checks import as_path, flag, real_number, sequence, whole_number
 from libero_gym.dataset_card import write_card
 from libero_gym.episodes import ACTION_DIM, STATE_DIM, DamagedEpisodeError, Episode, check_episode
 from libero_gym.gripper_commands import GripperCommands
@@ -152,7 +152,7 @@ class LeRobotWriter:
         overwrite: bool = False,
     ) -> None:
         require_pyarrow()
-        self.root = Path(root)
+        self.root = as_path("root", root)
         self.cameras = tuple(sequence("cameras", cameras))
         self.fps = whole_number("fps", fps, 1, MAX_FPS)
         self.crf = whole_number("crf", crf, 0, videos.MAX_CRF)
@@ -343,7 +343,7 @@ class LeRobotReader:
         self, root: str | Path, *, cameras: Sequence[str] | None = None, fps: float | None = CONTROL_FREQ
     ) -> None:
         require_pyarrow()
-        self.root = Path(root)
+        self.root = as_path("root", root)
         if fps is not None:
             real_number("fps", fps, above=0)
         if not (self.root / INFO_PATH).is_file():
@@ -370,7 +370,7 @@ class LeRobotReader:
             IndexError: If there is none of that index.
             DamagedEpisodeError: If its files are damaged or missing; the message names them.
         """
-        row = self._rows[index]
+        row = self._rows[self._checked_index(index)]
         path = self._data_path(row)
         columns = self._read_data(row, path)
         episode = Episode(
@@ -387,6 +387,11 @@ class LeRobotReader:
         except ValueError as error:
             raise DamagedEpisodeError(str(error)) from error
         return episode
+
+    def _checked_index(self, index: int) -> int:
+        if not -len(self) <= (index := whole_number("The episode's index", index)) < len(self):
+            raise IndexError(f"{self.root} has no episode {index}; it has {len(self)}.")
+        return index
 
     def __iter__(self) -> Iterator[Episode]:
         return (episode for _, episode in self.enumerate())
@@ -474,6 +479,9 @@ class LeRobotReader:
         length = length_of(row)
         try:
             _check_parquet(path)
+            wanted = [*numbers, "frame_index", "episode_index", *images]
+            if missing := [name for name in wanted if name not in pq.read_schema(path).names]:
+                raise DamagedEpisodeError(f"{path} is damaged: it has no column {', '.join(map(repr, missing))}.")
             table = pq.read_table(
                 path,
                 columns=[*numbers, "frame_index", *images],

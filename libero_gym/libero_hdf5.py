@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.checks import did_you_mean, sequence
+from libero_gym.checks import as_path, did_you_mean, sequence
 from libero_gym.episodes import (
     ACTION_DIM,
     MAX_FRAMES,
@@ -63,7 +63,7 @@ def read_libero_hdf5(
         import h5py
     except ImportError as error:
         raise ImportError("LIBERO's HDF5 demonstrations need h5py: pip install 'libero-vla[data]'") from error
-    path = Path(path)
+    path = as_path("path", path)
     files = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{path} holds no .hdf5 demonstrations.")

@@ -81,8 +81,11 @@ def check_snapshot(snapshot: Any, privileged: bool) -> None:
     missing = [key for key in _SNAPSHOT_KEYS if key not in snapshot]
     if missing:
         raise ValueError(f"The snapshot lacks {', '.join(map(repr, missing))}; expected the dict that snapshot() gave.")
-    for key, minimum in {"fixture_draw": 1, "init_state_id": -1, "elapsed_steps": 0}.items():
+    for key, minimum in {"task_id": 0, "fixture_draw": 1, "init_state_id": -1, "elapsed_steps": 0}.items():
         whole_number(f"The snapshot's {key}", snapshot[key], minimum=minimum)
+    for key in ("generator", "simulator"):
+        if not isinstance(snapshot[key], dict):
+            raise ValueError(f"The snapshot's {key!r} is damaged: expected a dict, got {type(snapshot[key]).__name__}.")
     real_number("The snapshot's phi", snapshot["phi"])
     if privileged and np.shape(snapshot["privileged"]) != (PRIVILEGED_SIZE,):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -94,5 +95,6 @@ def _ffmpeg(arguments: list[str], data: bytes | None = None) -> bytes:
         command, input=data, stdin=subprocess.DEVNULL if data is None else None, capture_output=True
     )
     if result.returncode != 0:
-        raise RuntimeError(result.stderr.decode(errors="replace").strip()[-500:] or f"ffmpeg ended {result.returncode}")
+        lines = re.sub(r"\[[^]]* @ 0x[0-9a-f]+\] ", "", result.stderr.decode(errors="replace")).strip().splitlines()
+        raise RuntimeError("; ".join(lines)[-500:] or f"ffmpeg ended {result.returncode}")
     return result.stdout

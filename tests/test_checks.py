@@ -143,3 +143,10 @@ def test_ids_are_numbers_and_ranges() -> None:
 def test_what_is_no_list_of_ids_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"--task-ids .*{message}"):
         checks.parse_ids("--task-ids", text)
+
+
+def test_bounds_are_told_with_all_their_digits() -> None:
+    with pytest.raises(ValueError, match=r"^seed=-1 is out of range; expected a whole number from 0 to 4294967295\.$"):
+        checks.whole_number("seed", -1, 0, 2**32 - 1)
+    with pytest.raises(ValueError, match=r"^timeout=0 is out of range; .* a number above 0 and of at most 1000000\.$"):
+        checks.real_number("timeout", 0, above=0, maximum=1_000_000)

@@ -235,3 +235,39 @@ def test_a_video_of_larger_frames_than_stated_does_not_fill_the_memory(dataset: 
     change_info(dataset, {"features": features})
     with pytest.warns(UserWarning, match="it holds 3072 bytes of pixels where 5 frames"):  # one frame, then it stops
         assert list(LeRobotReader(dataset)) == []
+
+
+def test_a_missing_column_is_named_in_one_line(dataset: Path) -> None:
+    path = next(dataset.glob("data/*/*.parquet"))
+    pq.write_table(pq.read_table(path).drop(["action"]), path)
+    (message,) = [str(w.message) for w in _warnings(lambda: list(LeRobotReader(dataset)))]
+    assert message.endswith(f"{path} is damaged: it has no column 'action'.")
+
+
+def test_what_ffmpeg_says_of_a_cut_video_is_one_line(dataset: Path) -> None:
+    path = next(dataset.glob("videos/*/*/*.mp4"))
+    path.write_bytes(path.read_bytes()[:50])
+    (message,) = [str(w.message) for w in _warnings(lambda: list(LeRobotReader(dataset)))]
+    assert "\n" not in message
+    assert " @ 0x" not in message
+    assert f"{path} is damaged or missing (" in message
+
+
+def _warnings(read: Callable[[], Any]) -> list[warnings.WarningMessage]:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        read()
+    return [w for w in seen if w.category is UserWarning]
+
+
+@pytest.mark.parametrize(("index", "error"), [(2, IndexError), (-3, IndexError), (True, ValueError), ("0", ValueError)])
+def test_an_episode_that_is_not_there_is_told(dataset: Path, index: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"has no episode -?\d; it has 2\.$|^The episode's index=.* a whole number"):
+        LeRobotReader(dataset)[index]
+
+
+@pytest.mark.parametrize("root", [None, 5, b"dataset"])
+def test_what_is_no_path_is_told(root: Any) -> None:
+    for reading in (LeRobotReader, lambda root: LeRobotWriter(root, cameras=())):
+        with pytest.raises(TypeError, match=r"^root=.*; expected a path, as a str or Path\.$"):
+            reading(root)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch as th
 from openvla_models import prompts
 
 from vla_agent.openvla import OpenVLA, OpenVLAConfig, tiny_config
@@ -62,3 +63,17 @@ def test_wrong_instructions_are_named(model):
 def test_impossible_configurations_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         OpenVLAConfig.from_dict({**tiny_config().to_dict(), **change})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path_or_id": None}, "path_or_id=None; expected a path"),
+        ({"path_or_id": 5}, "path_or_id=5; expected a path"),
+        ({"path_or_id": "tiny", "dtype": "int8"}, "dtype='int8'; expected a floating type of torch"),
+        ({"path_or_id": "tiny", "dtype": th.int64}, r"dtype=torch\.int64; expected a floating type of torch"),
+    ],
+)
+def test_wrong_arguments_of_loading_are_told(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        OpenVLA.from_pretrained(**arguments)

@@ -222,6 +222,11 @@ def test_scores_of_another_shape_are_refused() -> None:
         ({"weight": -1}, "weight=-1"),
         ({"gamma": 1.5}, "gamma=1.5"),
         ({"every": 0}, "every=0"),
+        ({"weight": "a"}, "weight='a'; expected a number of at least 0"),
+        ({"weight": True}, "weight=True; expected a number"),
+        ({"gamma": None}, "gamma=None; expected a number from 0 to 1"),
+        ({"every": 2.5}, r"every=2\.5; expected a whole number"),
+        ({"bootstrap_time_limits": "no"}, "bootstrap_time_limits='no'; expected True or False"),
     ],
 )
 def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:

@@ -188,6 +188,68 @@ def test_contact_sheet_is_drawn(examples: Examples, tmp_path: Path) -> None:
     assert (tmp_path / "labels.png").stat().st_size > 10_000
 
 
+def test_a_picture_that_cannot_be_drawn_leaves_the_older_one(
+    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "labels.png"
+    path.write_bytes(b"older")
+
+    def half(self: Any, to: Any, **kwargs: Any) -> None:
+        Path(to).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
+    with pytest.raises(OSError, match=r"labels\.png' was not written"):
+        contact_sheet(examples, path, per_kind=3)
+    assert path.read_bytes() == b"older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_epochs": 0}, "n_epochs=0 is out of range"),
+        ({"batch_size": True}, "batch_size=True; expected a whole number"),
+        ({"learning_rate": "a"}, "learning_rate='a'; expected a number above 0"),
+        ({"others_weight": float("nan")}, "others_weight=nan; expected a number"),
+        ({"augmentation": None}, "augmentation=None; expected an Augmentation"),
+        ({"seed": -1}, "seed=-1 is out of range"),
+    ],
+)
+def test_wrong_settings_of_a_scorers_training_are_told(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        TrainingSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"n_between": -1}, "n_between=-1"), ({"n_negatives": 1.5}, r"n_negatives=1\.5"), ({"seed": "a"}, "seed='a'")],
+)
+def test_wrong_counts_of_labels_are_told(episodes: list[FakeEpisode], given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        label_episodes(episodes, middle_and_late, **given)
+
+
+@pytest.mark.parametrize(
+    ("images", "instructions", "message"),
+    [
+        (
+            np.zeros((2, 32, 32, 3), np.uint8),
+            ["a", "b"],
+            r"uint8 \(2, 32, 32, 3\); expected uint8 \(n, 64, 64, 3\)",
+        ),
+        (np.zeros((2, 64, 64, 3)), ["a", "b"], r"are float64 \(2, 64, 64, 3\); expected uint8"),
+        (None, ["a"], "are NoneType; expected uint8"),
+        (np.zeros((2, 64, 64, 3), np.uint8), ["a"], r"instructions=\['a'\]; expected a list of 2 strings"),
+        (np.zeros((1, 64, 64, 3), np.uint8), "a", "instructions='a'; expected a list of 1 strings"),
+        (np.zeros((1, 64, 64, 3), np.uint8), [5], r"instructions=\[5\]; expected a list of 1 strings"),
+    ],
+)
+def test_a_scorer_asked_wrongly_says_so(images: Any, instructions: Any, message: str) -> None:
+    with pytest.raises(RewardModelError, match=message):
+        TinyScorer(ScorerConfig(("a", "b"), 64, channels=(8,))).score(images, instructions)
+
+
 def test_scorer_learns_progress_and_tells_instructions_apart(scorer: TinyScorer) -> None:
     for seed in range(100, 106):
         episode = make_episode(seed)

@@ -183,6 +183,31 @@ def test_a_zip_that_was_sent_runs_no_code(tmp_path: Path, saved: str, as_stream:
     assert mark.exists()
 
 
+@pytest.mark.parametrize("asked", ["no", 1, None])
+def test_what_is_no_bool_asks_for_no_unpickling(tmp_path: Path, asked: Any) -> None:
+    mark = tmp_path / "mark"
+    evil_zip(tmp_path / "model.zip", mark)
+    with pytest.raises(ValueError, match=r"^unsafe_sb3_zip=.*; expected True or False\.$"):
+        VLAPPO.load(tmp_path / "model", unsafe_sb3_zip=asked)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"allow_changes": "no"}, "allow_changes='no'; expected True or False"),
+        ({"print_system_info": 1}, "print_system_info=1; expected True or False"),
+        ({"force_reset": None}, "force_reset=None; expected True or False"),
+        ({"custom_objects": 5}, "custom_objects=5; expected a dict of values by name, or None"),
+        ({"path": None}, "path=None; expected the folder or zip of a saved run"),
+        ({"path": 5}, "path=5; expected the folder or zip of a saved run"),
+    ],
+)
+def test_wrong_arguments_of_load_are_told(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+        VLAPPO.load(**({"path": tmp_path / "run"} | given))
+
+
 def test_a_pickled_policy_runs_no_code(tmp_path: Path) -> None:
     mark = tmp_path / "PWNED"
     th.save({"data": Evil(mark)}, tmp_path / "policy.pt")

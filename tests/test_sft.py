@@ -362,7 +362,10 @@ def test_equal_generators_vary_alike() -> None:
     assert one.dtype == th.uint8
 
 
-@pytest.mark.parametrize("settings", [{"crop_area": 0.0}, {"shift": -1}, {"noise": -0.1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"crop_area": 0.0}, {"shift": -1}, {"noise": -0.1}, {"shift": 1.5}, {"hue": True}, {"contrast": float("nan")}],
+)
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(settings))}="):
         Augmentation(**settings)

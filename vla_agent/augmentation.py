@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch as th
 from torch.nn import functional as F
 
+from libero_gym.checks import real_number, whole_number
+
 # Luma of Rec. 601, which colour jitter in the usual libraries takes for grey.
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -34,11 +36,12 @@ class Augmentation:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
+        real_number("crop_area", self.crop_area)
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop_area={self.crop_area}; expected more than 0 and at most 1.")
-        for name in ("shift", "brightness", "contrast", "saturation", "hue", "noise"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}; expected at least 0.")
+        whole_number("shift", self.shift, 0)
+        for name in ("brightness", "contrast", "saturation", "hue", "noise"):
+            real_number(name, getattr(self, name), 0)
 
     def __call__(self, images: th.Tensor, generator: th.Generator) -> th.Tensor:
         """Varied copies, uint8 (B, H, W, 3), of images uint8 (B, H, W, 3).

@@ -29,7 +29,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from libero_gym.checks import did_you_mean
+from libero_gym.checks import did_you_mean, flag
 from vla_agent.arguments import check_names
 from vla_agent.documents import fault
 from vla_agent.folders import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
@@ -170,9 +170,14 @@ def is_for_sb3(path: Any, unsafe_sb3_zip: bool) -> bool:
     """Whether SB3's own loader, which unpickles, is to read what is there.
 
     Raises:
+        TypeError: If what is there is no path and no open file.
+        ValueError: If ``unsafe_sb3_zip`` is no bool: "no" would be taken for yes.
         RunError: If only that could read it, and it was not asked for.
     """
+    unsafe_sb3_zip = flag("unsafe_sb3_zip", unsafe_sb3_zip)
     is_path = isinstance(path, (str, Path))
+    if not is_path and not hasattr(path, "read"):
+        raise TypeError(f"path={path!r:.80}; expected the folder or zip of a saved run, as a str or Path.")
     found = find(path) if is_path else None
     if found is not None and not is_foreign_zip(found):
         return False

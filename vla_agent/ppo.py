@@ -644,7 +644,13 @@ class VLAPPO(PPO):
         Raises:
             RunError: If it is no complete run, does not fit the environment, or would go on otherwise than it was made
                 without ``allow_changes``; or if it is SB3's zip, without ``unsafe_sb3_zip``.
+            ValueError: If an argument is of another type: ``unsafe_sb3_zip="no"`` is no yes.
+            TypeError: If ``path`` is no path, or ``kwargs`` has a name that is no argument.
         """
+        print_system_info = flag("print_system_info", print_system_info)
+        force_reset, allow_changes = flag("force_reset", force_reset), flag("allow_changes", allow_changes)
+        if custom_objects is not None and not isinstance(custom_objects, dict):
+            raise ValueError(f"custom_objects={custom_objects!r:.80}; expected a dict of values by name, or None.")
         if checkpointing.is_for_sb3(path, unsafe_sb3_zip):
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if print_system_info:

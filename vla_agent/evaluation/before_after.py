@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from libero_gym.atomic import replacing
 from vla_agent.evaluation.actors import as_policy, load_subject
 from vla_agent.evaluation.reports import EpisodeResult, SuccessRow
 from vla_agent.evaluation.trials import Trial
@@ -102,8 +103,8 @@ def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, 
     finally:
         env.close()
     frames = compose(sides, instruction)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    iio.imwrite(path, frames, fps=FILM_SPEED * CONTROL_FREQ / chunk, macro_block_size=2)
+    with replacing(path) as temporary:
+        iio.imwrite(temporary, frames, fps=FILM_SPEED * CONTROL_FREQ / chunk, macro_block_size=2)
 
 
 def _play(policy: Any, env: Any, trial: Trial) -> _Side:

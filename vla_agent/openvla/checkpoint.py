@@ -19,6 +19,7 @@ import torch as th
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from libero_gym.checks import as_path
 from libero_gym.json_files import read_json
 from vla_agent.folders import naming, save_tensors
 from vla_agent.openvla.config import OpenVLAConfig
@@ -56,7 +57,12 @@ def from_pretrained(
     Raises:
         CheckpointError: If there is no such checkpoint, it has no safetensors, or its tensors are not, by name and
             shape, those of the model that its config describes.
+        TypeError: If ``path_or_id`` is no path.
+        ValueError: If ``dtype`` is no type of weights.
     """
+    if dtype is not None and not (isinstance(dtype, th.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype={dtype!r}; expected a floating type of torch, such as torch.bfloat16, or None.")
+    path_or_id = path_or_id if isinstance(path_or_id, str) else as_path("path_or_id", path_or_id)
     target = th.device(device or "cpu")
     dtype = dtype or (th.float32 if target.type == "cpu" else th.bfloat16)
     folder = resolve_folder(path_or_id, weights=True)

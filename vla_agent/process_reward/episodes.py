@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from libero_gym.atomic import write_bytes
+from libero_gym.checks import flag, real_number, whole_number
 from libero_gym.episodes import ACTION_DIM, pack, unpack
 from libero_gym.simulator import CONTROL_FREQ
 from vla_agent.vec_env import IMAGE_KEYS, VLAVecEnv
@@ -63,7 +64,13 @@ def policy_episodes(
             it held falls, and most policies are lost then: failures to learn from.
         seed: Of these.
         progress_bar: Show one, on a terminal.
+
+    Raises:
+        ValueError: If an argument is of another type or out of range.
     """
+    n_episodes, seed = whole_number("n_episodes", n_episodes, 0), whole_number("seed", seed, 0)
+    deterministic, progress_bar = flag("deterministic", deterministic), flag("progress_bar", progress_bar)
+    drop_prob = real_number("drop_prob", drop_prob, 0, 1)
     cameras = [key for key in IMAGE_KEYS if key in env.observation_space.spaces]  # type: ignore[attr-defined]
     wanted = -(-n_episodes // env.num_envs)
     chunk_size = len(env.action_space.nvec) // ACTION_DIM  # type: ignore[attr-defined]

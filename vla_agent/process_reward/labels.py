@@ -20,6 +20,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from libero_gym.atomic import replacing
+from libero_gym.checks import real_number, whole_number
+
 # What an example is: positive, negative, neither, or a failure's that holds something still.
 KINDS = ("keyframe", "before", "other instruction", "failure", "between", "holding failure")
 POSITIVE, NEGATIVE, HOLDING = KINDS[:1], KINDS[1:4], KINDS[5]
@@ -120,8 +123,11 @@ def label_episodes(
         seed: Of which frames and instructions become examples.
 
     Raises:
-        ValueError: If an episode lacks the camera, or no demonstration is among them.
+        ValueError: If an episode lacks the camera, no demonstration is among them, or a count is no whole number.
     """
+    counts = {"n_between": n_between, "n_negatives": n_negatives, "n_holding": n_holding, "seed": seed}
+    for name, value in counts.items():
+        whole_number(name, value, 0)
     rng = np.random.default_rng(seed)
     rows: dict[str, list[_Row]] = {kind: [] for kind in KINDS}
     for index, episode in enumerate(episodes):
@@ -174,8 +180,9 @@ def split_by_episode(examples: Examples, share: float, seed: int = 0) -> tuple[E
         seed: Of which episodes go where.
 
     Raises:
-        ValueError: If one part would be empty.
+        ValueError: If one part would be empty, or an argument is none.
     """
+    share, seed = real_number("share", share, 0, 1), whole_number("seed", seed, 0)
     rng = np.random.default_rng(seed)
     told = np.array(examples.told)
     held_out: set[int] = set()
@@ -205,7 +212,8 @@ def contact_sheet(examples: Examples, path: str | Path, *, per_kind: int = 8, se
             panel.imshow(examples.images[index])
             words = "\n".join(textwrap.wrap(examples.instructions[index], 30))
             panel.set_title(f"{kind}, {examples.targets[index]:.2f}\n{words}", fontsize=6)
-    figure.savefig(path, dpi=100)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
 
 
 class _Row(NamedTuple):

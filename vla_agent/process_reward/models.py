@@ -14,6 +14,7 @@ import torch as th
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from libero_gym.checks import as_path
 from libero_gym.json_files import read_json
 from vla_agent.folders import Kind, save_tensors, writing
 
@@ -60,6 +61,29 @@ def checked_scores(model: RewardModel, images: np.ndarray, instructions: Sequenc
     return scores
 
 
+def check_frames(images: np.ndarray, instructions: Sequence[str], size: int | None = None) -> None:
+    """Complains about what a scorer would answer for without meaning: one instruction for many frames, floats.
+
+    Args:
+        images: uint8 (n, H, W, 3).
+        instructions: n of them.
+        size: Side of the frames in pixels, if it is fixed.
+
+    Raises:
+        RewardModelError: If they are others.
+    """
+    came = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+    side = "H, W" if size is None else f"{size}, {size}"
+    is_batch = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
+    if not is_batch or (size is not None and images.shape[1:3] != (size, size)):
+        raise RewardModelError(f"The frames to score are {came}; expected uint8 (n, {side}, 3).")
+    texts = None if isinstance(instructions, str) else list(instructions)
+    if texts is None or len(texts) != len(images) or not all(isinstance(text, str) for text in texts):
+        raise RewardModelError(
+            f"instructions={instructions!r:.80}; expected a list of {len(images)} strings, one a frame."
+        )
+
+
 def warn_of_unseen(instructions: Sequence[str], known: Sequence[str], warned: set[str]) -> None:
     """Warn of each instruction that a scorer was not trained on, once.
 
@@ -104,12 +128,14 @@ def load_reward_model(path: str | Path, device: Any = "cpu") -> RewardModel:
 
     Raises:
         RewardModelError: If there is none, or it is damaged.
+        TypeError: If ``path`` is no path.
     """
     from vla_agent.process_reward.tiny_scorer import TinyScorer
     from vla_agent.process_reward.vlm_scorer import VLMScorer
 
     shipped = sorted(found.parent.name for found in SHIPPED_FOLDER.glob(f"*/{CONFIG_FILE}"))
-    folder = SHIPPED_FOLDER / path if str(path) in shipped else Path(path).expanduser()
+    path = as_path("path", path)
+    folder = SHIPPED_FOLDER / path if str(path) in shipped else path.expanduser()
     config = read_config(folder, shipped)
     kinds: dict[str, Any] = {"TinyScorer": TinyScorer, "VLMScorer": VLMScorer}
     kind = config.get("class")

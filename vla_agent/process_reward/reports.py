@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
+from libero_gym.atomic import replacing
 from vla_agent.folders import Kind, writing
 from vla_agent.process_reward.labels import HOLDING, NEGATIVE, Examples, Recorded
 from vla_agent.process_reward.models import CAMERA, RewardModel, checked_scores
@@ -278,7 +279,8 @@ def draw_quality(result: RewardReport, examples: Examples, path: str | Path) -> 
     calibration.set(
         xlabel="mean score of a bin", ylabel="mean target", title=f"calibration error {result.calibration_error:.3f}"
     )
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def draw_episodes(model: RewardModel, episodes: Sequence[Recorded], path: str | Path, n_frames: int = 8) -> None:
@@ -296,7 +298,8 @@ def draw_episodes(model: RewardModel, episodes: Sequence[Recorded], path: str | 
         panel.plot(shown, scores[shown], "o")
         panel.set(ylim=(-0.02, 1.02), ylabel="score", xlabel="frame; dots: those shown")
         panel.margins(x=0.01)
-    figure.savefig(path, dpi=100)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
 
 
 def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from libero_gym.checks import sequence, whole_number
 from vla_agent.process_reward.models import (
     CAMERA,
     RewardModelError,
+    check_frames,
     check_weights,
     digest,
     read_config,
@@ -130,7 +131,12 @@ class TinyScorer(nn.Module):
 
     @th.no_grad()
     def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
-        """Scores in [0, 1], float32 (n,), of images uint8 (n, H, W, 3)."""
+        """Scores in [0, 1], float32 (n,), of images uint8 (n, H, W, 3) and as many instructions.
+
+        Raises:
+            RewardModelError: If they are others.
+        """
+        check_frames(images, instructions, self.image_size)
         pixels = th.from_numpy(np.array(images))  # a copy: what comes may be read-only
         logits = self(pixels.to(self.embedding.device), self.encode(instructions))
         return th.sigmoid(logits).cpu().numpy()

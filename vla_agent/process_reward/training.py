@@ -11,6 +11,7 @@ import torch as th
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from libero_gym.checks import flag, real_number, whole_number
 from vla_agent.augmentation import Augmentation
 from vla_agent.process_reward.labels import Examples
 from vla_agent.process_reward.tiny_scorer import TinyScorer
@@ -30,6 +31,9 @@ class TrainingSettings:
         others_weight: Of their loss.
         augmentation: How frames are varied: a scorer that knows the very pixels of its demonstrations knows little.
         seed: Of the order and the variation.
+
+    Raises:
+        ValueError: If one is of another type or out of range.
     """
 
     n_epochs: int = 8
@@ -40,6 +44,15 @@ class TrainingSettings:
     others_weight: float = 0.3
     augmentation: Augmentation = Augmentation(shift=4, brightness=0.1, contrast=0.1)  # noqa: RUF009 - frozen
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, minimum in {"n_epochs": 1, "batch_size": 1, "n_others": 0, "seed": 0}.items():
+            whole_number(name, getattr(self, name), minimum)
+        real_number("learning_rate", self.learning_rate, above=0)
+        for name in ("weight_decay", "others_weight"):
+            real_number(name, getattr(self, name), 0)
+        if not isinstance(self.augmentation, Augmentation):
+            raise ValueError(f"augmentation={self.augmentation!r:.80}; expected an Augmentation.")
 
 
 def train_tiny_scorer(
@@ -63,8 +76,9 @@ def train_tiny_scorer(
         The scorer, in evaluation mode.
 
     Raises:
-        ValueError: If the frames are not the scorer's size.
+        ValueError: If the frames are not the scorer's size, or ``progress_bar`` is no bool.
     """
+    progress_bar = flag("progress_bar", progress_bar)
     settings = settings or TrainingSettings()
     size = scorer.image_size
     if examples.images.shape[1:] != (size, size, 3):
@@ -140,8 +154,12 @@ def train_vlm_scorer(
         The loss of each step.
 
     Raises:
-        ValueError: If it has no adapters to train.
+        ValueError: If it has no adapters to train, or an argument is of another type or out of range.
     """
+    for name, value in {"n_epochs": n_epochs, "batch_size": batch_size}.items():
+        whole_number(name, value, 1)
+    real_number("learning_rate", learning_rate, above=0)
+    seed, progress_bar = whole_number("seed", seed, 0), flag("progress_bar", progress_bar)
     parameters = [parameter for parameter in scorer.model.parameters() if parameter.requires_grad]
     if scorer.lora is None:
         raise ValueError("The scorer has no adapters to train; make it with lora=LoraSettings().")

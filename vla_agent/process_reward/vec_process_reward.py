@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from libero_gym.checks import choice, flag, real_number, whole_number
 from vla_agent.process_reward.models import RewardModel, check_camera, checked_scores
 
 Mode = Literal["potential", "bonus"]
@@ -63,16 +64,11 @@ class VecProcessReward(VecEnvWrapper):
         when: When = "step",
     ) -> None:
         super().__init__(venv)
-        if mode not in get_args(Mode):
-            raise ValueError(f"Unknown mode {mode!r}. Choices: {', '.join(map(repr, get_args(Mode)))}.")
-        if when not in get_args(When):
-            raise ValueError(f"Unknown when {when!r}. Choices: {', '.join(map(repr, get_args(When)))}.")
-        if not np.isfinite(weight) or weight < 0:
-            raise ValueError(f"weight={weight!r}; expected a number of at least 0.")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma={gamma!r}; expected 0 to 1.")
-        if every < 1:
-            raise ValueError(f"every={every!r}; expected at least 1.")
+        choice("mode", mode, get_args(Mode))
+        choice("when", when, get_args(When))
+        weight, gamma = real_number("weight", weight, 0), real_number("gamma", gamma, 0, 1)
+        every = whole_number("every", every, 1)
+        bootstrap_time_limits = flag("bootstrap_time_limits", bootstrap_time_limits)
         shapes = {key: tuple(space.shape or ()) for key, space in cast(spaces.Dict, venv.observation_space).items()}
         self.camera = check_camera(model, shapes)
         if when == "gripper" and "state" not in shapes:

@@ -19,6 +19,7 @@ from vla_agent.process_reward.model_folders import check_model_folder
 from vla_agent.process_reward.models import (
     CAMERA,
     RewardModelError,
+    check_frames,
     check_weights,
     digest,
     read_config,
@@ -123,7 +124,12 @@ class VLMScorer:
 
     @th.no_grad()
     def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
-        """Scores in [0, 1], float32 (n,), of images uint8 (n, H, W, 3)."""
+        """Scores in [0, 1], float32 (n,), of images uint8 (n, H, W, 3) and as many instructions.
+
+        Raises:
+            RewardModelError: If they are others.
+        """
+        check_frames(images, instructions)
         if self.instructions is not None:
             warn_of_unseen(instructions, self.instructions, self._warned)
         return self.answer_logits(images, instructions).softmax(dim=-1)[:, 1].cpu().numpy()
