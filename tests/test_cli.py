@@ -105,7 +105,7 @@ def test_train_checks_its_options_before_anything_slow(
         ("--max-episode-steps", "-4"): "--max-episode-steps=-4 is out of range",
         ("--n-envs", "0"): "--n-envs=0 is out of range",
         ("--eval-states", "15-25"): "--init-states and --eval-states share 20-25",
-        ("--eval-states", ""): "There is nothing to evaluate on: give --eval-states, --n-eval-placements",
+        ("--eval-states", ""): "There is nothing to evaluate on: give --eval-states or --n-eval-placements",
     }
     for given, message in rows.items():
         with pytest.raises(SystemExit) as caught:
