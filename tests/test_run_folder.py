@@ -100,6 +100,17 @@ def test_an_older_run_is_put_aside_whole_and_the_new_one_is_found(tmp_path: Path
     assert len(list((tmp_path / "earlier").iterdir())) == 2
 
 
+def test_logs_of_a_run_that_ended_before_its_first_save_are_put_aside(tmp_path: Path) -> None:
+    claim_run(tmp_path).release()
+    (tmp_path / "progress.csv").write_text("an hour")
+    (tmp_path / "mine.txt").write_text("untouched")
+    claim_run(tmp_path).release()
+    (aside,) = (tmp_path / "earlier").iterdir()
+    assert (aside / "progress.csv").read_text() == "an hour"
+    assert not (tmp_path / "progress.csv").exists()
+    assert (tmp_path / "mine.txt").read_text() == "untouched"
+
+
 def test_the_same_run_goes_on_in_its_folder(tmp_path: Path) -> None:
     train(tmp_path)
     claim = claim_run(tmp_path, resume=tmp_path)

@@ -32,10 +32,8 @@ Existing = Literal["refuse", "aside"]
 CHECKPOINTS, INTERRUPTED, MODEL, BEST, EARLIER = "checkpoints", "interrupted", "model", "best", "earlier"
 RUN, LOCK = "run.json", ".lock"
 # What a run leaves in its folder. It is put aside in this order: the identity last, as what is left is the old run's.
-LEFT_BY_RUNS = (
-    *(CHECKPOINTS, INTERRUPTED, MODEL, BEST, "best_report", "curve.png", "episode.mp4", "times.json"),
-    *("progress*.csv", "events.out.tfevents.*", RUN),
-)
+LOGS = ("curve.png", "episode.mp4", "times.json", "progress*.csv", "events.out.tfevents.*")
+LEFT_BY_RUNS = (CHECKPOINTS, INTERRUPTED, MODEL, BEST, "best_report", *LOGS, RUN)
 
 
 class Claim:
@@ -114,7 +112,7 @@ def claim_run(run_dir: str | Path, resume: str | Path | None = None, *, existing
     """
     run_dir, source = checked(run_dir), None if resume is None else latest_run(resume)
     goes_on = source is not None and _is_inside(source, run_dir)
-    return _claim(run_dir, goes_on, existing, source)
+    return _claim(run_dir, goes_on, existing, source, nothing_written=True)
 
 
 def enter(run_dir: str | Path, model: VLAPPO, *, fresh: bool, existing: Existing = "refuse") -> tuple[Claim, bool]:
@@ -143,7 +141,12 @@ def enter(run_dir: str | Path, model: VLAPPO, *, fresh: bool, existing: Existing
 
 
 def _claim(
-    run_dir: Path, goes_on: bool, existing: Existing, resumed_from: Path | None, run_id: str | None = None
+    run_dir: Path,
+    goes_on: bool,
+    existing: Existing,
+    resumed_from: Path | None,
+    run_id: str | None = None,
+    nothing_written: bool = False,
 ) -> Claim:
     choice("existing", existing, ("refuse", "aside"))
     held = _claims.pop(_key(run_dir), None)
@@ -155,6 +158,8 @@ def _claim(
         if not goes_on and _holds_run(run_dir):
             if existing == "refuse":
                 raise RunError(_refusal(run_dir))
+            _put_aside(run_dir)
+        elif not goes_on and nothing_written and _holds_logs(run_dir):
             _put_aside(run_dir)
         run_id = (identity(run_dir) if goes_on else run_id) or uuid.uuid4().hex
         attempts = [*document.get("attempts", []), _this_process()]
@@ -193,6 +198,11 @@ def _holds_run(run_dir: Path) -> list[str]:
         if path.is_file() or (path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir())):
             names.append(name)
     return names
+
+
+def _holds_logs(run_dir: Path) -> bool:
+    """Whether a run of ours that ended before its first save left logs, which a new one would write over."""
+    return (run_dir / RUN).is_file() and any(any(run_dir.glob(pattern)) for pattern in LOGS)
 
 
 def _put_aside(run_dir: Path) -> None:
