@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from libero_gym.checks import did_you_mean
+from libero_gym.checks import did_you_mean, sequence
 
 
 class InstructionToId(gym.ObservationWrapper[dict[str, Any], Any, dict[str, Any]], RecordConstructorArgs):
@@ -36,10 +36,11 @@ class InstructionToId(gym.ObservationWrapper[dict[str, Any], Any, dict[str, Any]
         parts = env.observation_space.spaces if isinstance(env.observation_space, spaces.Dict) else {}
         if not isinstance(parts.get(key), spaces.Text):
             raise ValueError(f"The observations have no Text under {key!r}: {env.observation_space}.")
-        if isinstance(instructions, str) or not instructions or len(set(instructions)) < len(instructions):
-            raise ValueError(f"instructions={instructions!r}; expected several different texts.")
+        texts = sequence("instructions", instructions)
+        if not texts or not all(isinstance(text, str) for text in texts) or len(set(texts)) < len(texts):
+            raise ValueError(f"instructions={instructions!r:.200}; expected several different texts.")
         self.key = key
-        self._ids = {instruction: np.int64(index) for index, instruction in enumerate(instructions)}
+        self._ids = {instruction: np.int64(index) for index, instruction in enumerate(texts)}
         self.observation_space = spaces.Dict({**parts, key: spaces.Discrete(len(self._ids))})
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,9 @@ def test_a_text_becomes_its_place_in_the_list() -> None:
 def test_what_the_wrapper_cannot_do_is_named() -> None:
     with pytest.raises(ValueError, match="no Text under 'instruction'"):
         InstructionToId(_Talking(), ["left"])
+    for wrong in (5, None, "left", [], [["left"]], [5]):
+        with pytest.raises(ValueError, match=r"^instructions=.*; expected (a sequence|several different texts)"):
+            InstructionToId(_Talking(), wrong, key="order")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected several different texts"):
         InstructionToId(_Talking(), ["left", "left"], key="order")
     with pytest.raises(ValueError, match="shows 'right', which is none of the 1 instructions given"):

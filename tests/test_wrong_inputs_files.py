@@ -119,7 +119,7 @@ FILES: dict[str, tuple[str, Any, str]] = {
     "means a number": ("preprocessor_config.json", {"means": 3}, "'means' as three numbers"),
     "means of texts": ("preprocessor_config.json", {"means": [["a"] * 3] * 2}, "expected a number"),
     "deviations of 0": ("preprocessor_config.json", {"stds": [[0.0] * 3] * 2}, "the latter not 0"),
-    "deviations not finite": ("preprocessor_config.json", {"stds": [[10**400] * 3] * 2}, "too large"),
+    "deviations not finite": ("preprocessor_config.json", {"stds": [[10**400] * 3] * 2}, "a number of 401 digits"),
     "no tokenizer": ("tokenizer.json", {"model": {"type": "BPE"}}, r"tokenizer\.json describes no tokenizer"),
 }
 
@@ -146,7 +146,7 @@ def test_the_tokenizer_of_another_model_is_told(folder: Path) -> None:
     [
         ({**STATS, "q01": ["a"] * 7}, "q01='a'; expected a number"),
         ({**STATS, "q01": [float("nan")] * 7}, "q01=nan; expected a number"),
-        ({**STATS, "q99": [10**400] * 7}, "a number of it is too large"),
+        ({**STATS, "q99": [10**400] * 7}, "q99 is a number of 401 digits; expected a number"),
         ({**STATS, "q99": 1.0}, "q99 must be a list, got a float"),
         ({**STATS, "q99": [1.0] * 2000}, "q99 has 2000 numbers"),
         ({**STATS, "q99": [1.0] * 6}, "must be lists of equal length"),
