@@ -74,3 +74,12 @@ def test_doctor_tests_the_versions_that_ci_installs() -> None:
 def test_doctor_finds_nothing_wrong_here() -> None:
     failures = [finding for finding in doctor.diagnose() if finding.level == "fail"]
     assert failures == []
+
+
+def test_a_wrong_first_reset_does_not_spoil_the_environment() -> None:
+    env = gym.make("LIBERO-Spatial-v0", cameras=(), task_id=0)
+    with pytest.raises(ValueError, match="has official initial states 0 to 49"):
+        env.reset(options={"init_state_id": 99})
+    env.reset(seed=0)
+    assert len(env.step(env.action_space.sample())) == 5
+    env.close()
