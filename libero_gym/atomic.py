@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,21 +13,21 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary file beside `path` to write into; it takes `path`'s place at the end, and vanishes after an error.
 
-    The temporary name keeps the suffix, by which image writers tell the format.
+    The temporary name keeps the suffix, by which image writers tell the format. A symbolic link is written through, and
+    who may read the file is the process's umask to say, as for any new file.
 
     Raises:
         OSError: If it cannot be written, as on a full disk; the message names `path`, and what was there stays.
     """
-    path, temporary = Path(path), None
+    path, temporary = Path(os.path.realpath(path)), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-        os.close(descriptor)
-        temporary = Path(name)
+        name = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # `mkstemp` would let nobody else read
+        temporary = name
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)  # `mkstemp` lets nobody else read
         os.replace(temporary, path)
     except OSError as error:
         raise _naming(error, path) from error

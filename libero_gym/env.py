@@ -357,6 +357,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         """
         state = self.simulator.get_state()
         return {
+            "suite": self.suite.name,
             "task_id": self._current_task().task_id,
             "fixture_draw": self._fixture_draw,
             "fixture_seed": self._fixture_seed,
@@ -375,7 +376,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             ValueError: If it is no snapshot of such an environment; nothing is changed then.
         """
         self._check_open()
-        check_snapshot(snapshot, self.privileged)
+        check_snapshot(snapshot, self.privileged, self.suite.name)
         task_id = check_own_task(snapshot["task_id"], self.task_ids, self.tasks)
         generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
         fixtures = snapshot["fixture_draw"], snapshot.get("fixture_seed", 0)

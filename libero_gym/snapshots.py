@@ -66,21 +66,24 @@ def generator_from_json(data: dict[str, Any]) -> np.random.Generator:
     return generator
 
 
-def check_snapshot(snapshot: Any, privileged: bool) -> None:
+def check_snapshot(snapshot: Any, privileged: bool, suite: str) -> None:
     """Whether this can be a snapshot of `LiberoEnv`, as far as one can tell without its parts.
 
     Args:
         snapshot: What came.
         privileged: Whether the environment shows privileged observations.
+        suite: The environment's suite; a snapshot of an earlier version does not say its own.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is none, or of another suite.
     """
     if not isinstance(snapshot, dict):
         raise ValueError(f"The snapshot is a {type(snapshot).__name__}; expected the dict that snapshot() gave.")
     missing = [key for key in _SNAPSHOT_KEYS if key not in snapshot]
     if missing:
         raise ValueError(f"The snapshot lacks {', '.join(map(repr, missing))}; expected the dict that snapshot() gave.")
+    if snapshot.get("suite", suite) != suite:
+        raise ValueError(f"The snapshot is of suite {snapshot['suite']!r}, and this environment of {suite!r}.")
     for key, minimum in {"task_id": 0, "fixture_draw": 1, "init_state_id": -1, "elapsed_steps": 0}.items():
         whole_number(f"The snapshot's {key}", snapshot[key], minimum=minimum)
     for key in ("generator", "simulator"):

@@ -150,3 +150,23 @@ def test_bounds_are_told_with_all_their_digits() -> None:
         checks.whole_number("seed", -1, 0, 2**32 - 1)
     with pytest.raises(ValueError, match=r"^timeout=0 is out of range; .* a number above 0 and of at most 1000000\.$"):
         checks.real_number("timeout", 0, above=0, maximum=1_000_000)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_a_new_file_is_the_umasks_to_say(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        atomic.write_text(tmp_path / "report.json", "new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "report.json").stat().st_mode & 0o777 == mode
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "report.json", tmp_path / "report.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    atomic.write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"

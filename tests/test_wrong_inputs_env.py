@@ -174,6 +174,10 @@ def _edited(path: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]
 SNAPSHOTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda snapshot: {}, r"The snapshot lacks 'task_id', .*; expected the dict that snapshot\(\) gave"),
     (lambda snapshot: None, "The snapshot is a NoneType; expected the dict"),
+    (
+        _edited("suite", "libero_goal"),
+        "The snapshot is of suite 'libero_goal', and this environment of 'libero_spatial'",
+    ),
     (lambda snapshot: [snapshot], "The snapshot is a list"),
     (lambda snapshot: {key: value for key, value in snapshot.items() if key != "phi"}, "The snapshot lacks 'phi'"),
     (_edited("task_id", 99), "task_id=99 is out of range"),
