@@ -63,7 +63,9 @@ class Protocol:
         if self.fixture_seed == 0:  # draw 1 comes with the task
             wanted = {task_id: draw for task_id, draw in wanted.items() if draw > 1}
         tasks = get_tasks(suite.name)
-        for task_id in tqdm(wanted, desc="Drawing fixtures", unit="task", disable=None, leave=False):
+        for task_id in tqdm(
+            wanted, desc="Drawing fixtures", unit="task", disable=None if wanted else True, leave=False
+        ):
             draws.prepare(tasks[task_id], wanted[task_id], self.fixture_seed)
 
 
