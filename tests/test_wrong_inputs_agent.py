@@ -548,3 +548,10 @@ def test_nothing_right_is_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_model(policy_kwargs={"lora": {}, "top_k": 5, "top_p": 0.9, "frozen": ["vision"]})
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("nsteps", "n_steps"), ("learning_rates", "learning_rate")])
+def test_an_argument_that_vlappo_does_not_take_is_told_with_the_nearest(name: str, nearest: str) -> None:
+    given: dict[str, Any] = {name: 4}
+    with pytest.raises(TypeError, match=rf"VLAPPO takes no argument '{name}'\. Did you mean '{nearest}'\? Arguments: "):
+        VLAPPO("VLAPolicy", fake_env(2), **given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,24 @@ def check_names(policy: type[BasePolicy], policy_kwargs: Mapping[str, Any]) -> N
         if name not in known:
             guess = did_you_mean(str(name), known)
             raise ValueError(f"Unknown policy_kwargs {name!r}.{guess} Arguments: {', '.join(known)}.")
+
+
+def check_own_arguments(algorithm: type, given: Iterable[str]) -> None:
+    """Complains about arguments that an algorithm's constructor does not take.
+
+    Raises:
+        TypeError: The message offers the nearest name.
+    """
+    parameters = inspect.signature(algorithm.__init__).parameters  # type: ignore[misc]
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in given:
+        if name not in parameters:
+            known = [known for known in parameters if known != "self" and not known.startswith("_")]
+            raise TypeError(
+                f"{algorithm.__name__} takes no argument {name!r}.{did_you_mean(name, known)} "
+                f"Arguments: {', '.join(known)}."
+            )
 
 
 def check_policy_class(policy: Any, aliases: Mapping[str, type[BasePolicy]]) -> None:

@@ -109,6 +109,11 @@ class VLAPPO(PPO):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**PPO.policy_aliases, "VLAPolicy": VLAPolicy}
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> VLAPPO:
+        """As `object`'s; an argument that `__init__` does not take is told with the nearest that it does."""
+        arguments.check_own_arguments(cls, kwargs)
+        return super().__new__(cls)
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
