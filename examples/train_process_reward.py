@@ -27,8 +27,8 @@ from libero_gym.demonstrations import record
 from libero_gym.lerobot import LeRobotReader
 from libero_gym.segments import segment_episode
 from vla_agent import VLAPPO, make_vec_env
+from vla_agent.commands.options import ids_or_none, run_command
 from vla_agent.commands.options import parse_options as parse
-from vla_agent.commands.options import run_command
 from vla_agent.evaluation.manifest import provenance
 from vla_agent.lora import LoraSettings
 from vla_agent.process_reward import RewardModel, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
@@ -78,7 +78,7 @@ def expert_episodes(options: Options, name: str, states: str, root: str = "") ->
             root,
             options.suite,
             "libero_gym.demonstrations:expert_policy",
-            task_ids=parse_ids("--task-ids", options.task_ids) if options.task_ids else None,
+            task_ids=ids_or_none("--task-ids", options.task_ids),
             init_state_ids=parse_ids("initial states", states),
             cameras=("agentview",),
             image_size=options.image_size,
@@ -108,7 +108,7 @@ def rollouts(options: Options, name: str, states: str, n_episodes: int, drop_pro
     env = make_vec_env(
         options.env_id,
         8,
-        task_id=parse_ids("--task-ids", options.task_ids) if options.task_ids else None,
+        task_id=ids_or_none("--task-ids", options.task_ids),
         init_state_ids=parse_ids("initial states", states),
         model=options.policy,
         renderer="fast",

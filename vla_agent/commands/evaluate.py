@@ -11,7 +11,7 @@ from typing import Literal
 
 from libero_gym.checks import parse_ids, whole_number
 from vla_agent import EvaluationReport, compare_reports, evaluate_policy
-from vla_agent.commands.options import parse_options
+from vla_agent.commands.options import ids_or_none, parse_options
 
 CROPS = {"auto": None, "yes": True, "no": False}
 
@@ -43,11 +43,11 @@ def evaluate(options: Options) -> EvaluationReport:
     """Run what is missing in ``out``."""
     held_out = options.init_states == "held-out"
     states: list[int] | str = "held-out" if held_out else parse_ids("--init-states", options.init_states)
-    drawn = parse_ids("--placement-seeds", options.placement_seeds) if options.placement_seeds else []
+    drawn = ids_or_none("--placement-seeds", options.placement_seeds) or []
     return evaluate_policy(
         options.model,
         options.env_id,
-        task_ids=parse_ids("--task-ids", options.task_ids) if options.task_ids else None,
+        task_ids=ids_or_none("--task-ids", options.task_ids),
         init_state_ids=() if drawn else states,
         placement_seeds=drawn,
         protocol=options.protocol,

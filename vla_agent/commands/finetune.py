@@ -13,14 +13,14 @@ import torch as th
 from tqdm import tqdm
 
 from libero_gym.atomic import write_text
-from libero_gym.checks import parse_ids, real_number, whole_number
+from libero_gym.checks import real_number, whole_number
 from libero_gym.demonstrations import record
 from libero_gym.json_files import parse_json
 from libero_gym.lerobot import LeRobotReader
 from libero_gym.tasks import SUITES, get_suite
 from vla_agent.action_chunks import ActionChunks
 from vla_agent.augmentation import Augmentation
-from vla_agent.commands.options import parse_options
+from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.evaluation import evaluate_policy
 from vla_agent.evaluation.manifest import write_training_states
 from vla_agent.openvla import OpenVLA
@@ -85,13 +85,9 @@ def check_options(options: Options) -> None:
     th.device(options.device)
 
 
-def option_name(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def ids(option: str, text: str) -> list[int]:
     """Such as [0, 3, 4, 5] for "0,3-5"; none for an empty text."""
-    return parse_ids(option, text) if text.strip() else []
+    return ids_or_none(option, text.strip()) or []
 
 
 def sft_settings(options: Options) -> SFTSettings:

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import tyro
 
+from libero_gym.checks import parse_ids
+
 T = TypeVar("T")
 
 DEBUG = "LIBERO_VLA_DEBUG"
@@ -26,6 +28,20 @@ def parse_options(
         default: Other defaults than the dataclass's.
     """
     return tyro.cli(kind, description=description, args=arguments, default=default or kind())
+
+
+def option_name(name: str) -> str:
+    """A field's option, such as "--task-ids" for "task_ids"."""
+    return f"--{name.replace('_', '-')}"
+
+
+def ids_or_none(option: str, text: str) -> list[int] | None:
+    """Such as [0, 3, 4, 5] for "0,3-5"; None for an empty text, which leaves the choice to what it is given to.
+
+    Raises:
+        ValueError: If a part is no id; it names the option.
+    """
+    return parse_ids(option, text) if text else None
 
 
 def run_command(command: Callable[[], object]) -> None:

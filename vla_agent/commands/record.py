@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from libero_gym.checks import parse_ids, whole_number
+from libero_gym.checks import whole_number
 from libero_gym.demonstrations import record
-from vla_agent.commands.options import parse_options
+from vla_agent.commands.options import ids_or_none, parse_options
 
 
 @dataclasses.dataclass
@@ -38,8 +38,8 @@ def main(options: Options) -> None:
         options.out,
         options.suite,
         options.policy,
-        task_ids=parse_ids("--task-ids", options.task_ids) if options.task_ids else None,
-        init_state_ids=parse_ids("--init-states", options.init_states) if options.init_states else None,
+        task_ids=ids_or_none("--task-ids", options.task_ids),
+        init_state_ids=ids_or_none("--init-states", options.init_states),
         placement_seeds=range(options.n_placements),
         cameras=tuple(filter(None, options.cameras.split(","))),
         image_size=options.image_size,

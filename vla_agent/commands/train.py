@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, make_output_format
 
 from libero_gym.atomic import write_text
-from libero_gym.checks import parse_ids, whole_number
+from libero_gym.checks import whole_number
 from libero_gym.rewards import SHAPING_GAMMA
 from vla_agent import (
     VLAPPO,
@@ -31,7 +31,7 @@ from vla_agent import (
     make_vec_env,
     safe_learn,
 )
-from vla_agent.commands.options import parse_options
+from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.evaluation.before_after import describe_change, film_change, telling_trial
 from vla_agent.evaluation.manifest import read_training_states, write_training_states
 from vla_agent.evaluation.reports import describe_ids
@@ -157,11 +157,12 @@ def check(options: Options) -> None:
         ValueError: If one is out of range, or two do not fit each other.
     """
     for name in ("n_placements", "n_eval_placements", "max_episode_steps", "eval_freq", "lora_rank", "total_timesteps"):
-        whole_number(f"--{name.replace('_', '-')}", getattr(options, name), minimum=0)
+        whole_number(option_name(name), getattr(options, name), minimum=0)
     for name in ("n_envs", "n_steps", "batch_size", "checkpoint_every"):
-        whole_number(f"--{name.replace('_', '-')}", getattr(options, name), minimum=1)
-    ids("--task-ids", options.task_ids)
-    trained, evaluated = ids("--init-states", options.init_states), ids("--eval-states", options.eval_states)
+        whole_number(option_name(name), getattr(options, name), minimum=1)
+    ids_or_none("--task-ids", options.task_ids)
+    trained = ids_or_none("--init-states", options.init_states)
+    evaluated = ids_or_none("--eval-states", options.eval_states)
     both = sorted(set(trained or range(50)) & set(evaluated or ()))
     if options.eval_freq and not evaluated and not options.n_eval_placements:
         raise ValueError(
@@ -194,8 +195,8 @@ def make_environments(options: Options) -> VLAVecEnv | VecProcessReward:
     return make_vec_env(
         options.env_id,
         options.n_envs,
-        task_id=ids("--task-ids", options.task_ids),
-        init_state_ids=ids("--init-states", options.init_states),
+        task_id=ids_or_none("--task-ids", options.task_ids),
+        init_state_ids=ids_or_none("--init-states", options.init_states),
         placement_seeds=range(options.n_placements),
         model=options.model,
         reward=options.reward,
@@ -247,14 +248,14 @@ def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path
 def make_evaluation(options: Options) -> EvaluationCallback:
     """Greedy evaluations on unseen initial states: before, on the way, and after."""
     first = options.n_placements  # placement seeds behind those that training draws from
-    evaluation = EvaluationCallback(
+    return EvaluationCallback(
         options.env_id,
         eval_freq=options.eval_freq,
         at_start=True,
         at_end=True,
         folder=options.out,
-        task_ids=ids("--task-ids", options.task_ids),
-        init_state_ids=ids("--eval-states", options.eval_states) or (),
+        task_ids=ids_or_none("--task-ids", options.task_ids),
+        init_state_ids=ids_or_none("--eval-states", options.eval_states) or (),
         placement_seeds=range(first, first + options.n_eval_placements),
         protocol="training",
         renderer=options.eval_renderer,
@@ -262,7 +263,6 @@ def make_evaluation(options: Options) -> EvaluationCallback:
         n_envs=options.n_envs,
         verbose=1,
     )
-    return evaluation
 
 
 def make_logger(folder: Path, num_timesteps: int) -> Logger:
@@ -274,7 +274,7 @@ def make_logger(folder: Path, num_timesteps: int) -> Logger:
 
 def note_training_states(options: Options) -> None:
     """So that evaluations of the run can tell seen initial states from unseen ones."""
-    suite, states = describe_suite(options.env_id).name, ids("--init-states", options.init_states) or range(50)
+    suite, states = describe_suite(options.env_id).name, ids_or_none("--init-states", options.init_states) or range(50)
     started_from = read_training_states(resolve_folder(options.model, weights=False))
     write_training_states(options.out / "model", suite, states, started_from)
 
@@ -295,11 +295,6 @@ def report(options: Options, success: Curriculum, evaluation: EvaluationCallback
         names = dict(enumerate(describe_suite(options.env_id).instructions))
         print(f"Greedy, {options.eval_renderer} frames, initial states that training never saw:")
         print(describe_change(evaluation.history[0].episodes, evaluation.history[-1].episodes, names))
-
-
-def ids(name: str, text: str) -> list[int] | None:
-    """Such as [0, 3, 4, 5] for "0,3-5"; None for an empty text, which leaves it to the suite."""
-    return parse_ids(name, text) if text else None
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:

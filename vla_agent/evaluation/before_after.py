@@ -10,12 +10,12 @@ import numpy as np
 
 from libero_gym.atomic import replacing
 from vla_agent.evaluation.actors import as_policy, load_subject
+from vla_agent.evaluation.filming import CONTROL_FREQ
 from vla_agent.evaluation.reports import EpisodeResult, SuccessRow
 from vla_agent.evaluation.trials import Trial
 from vla_agent.statistics import mcnemar_exact
 from vla_agent.vec_env import make_vec_env
 
-CONTROL_FREQ = 20  # Hz
 FILM_SIZE = 256  # pixels of each side's frame
 FILM_SPEED = 2  # times as fast as the robot
 MARGIN = 64  # pixels of text above the frames
