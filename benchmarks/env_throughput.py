@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from libero_gym import compile as compile_module
 from libero_gym import rendering
-from libero_gym.simulator import Simulator
+from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import Task, get_tasks, initial_states
 
 TASKS = (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 0), ("libero_10", 2))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from libero_gym.compile import compile_task
 from libero_gym.experts import run_expert
-from libero_gym.simulator import Simulator
+from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import SUITES, get_tasks, initial_states
 from vla_agent.statistics import wilson_interval
 

@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from libero_gym.controller import POSITION_SCALE, ROTATION_SCALE
 from libero_gym.geometry import UP, down, geom_points, rotation_vector
-from libero_gym.simulator import Simulator
+from libero_gym.simulation.controller import POSITION_SCALE, ROTATION_SCALE
+from libero_gym.simulation.simulator import Simulator
 
 OPEN, CLOSED = -1.0, 1.0
 MAX_TURN = 0.8  # of an action

@@ -40,9 +40,9 @@ from libero_gym.observations import (
 from libero_gym.placements import sampled_state
 from libero_gym.privileged import PrivilegedState
 from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_potential, score_frame
-from libero_gym.simulator import CONTROL_FREQ, SETTLE_ACTION, Physics, SimState, Simulator
+from libero_gym.simulation.simulator import CONTROL_FREQ, SETTLE_ACTION, Physics, SimState, Simulator
+from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
 from libero_gym.simulators import Simulators
-from libero_gym.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
 from libero_gym.tasks import Task, get_suite, get_tasks, initial_states
 from libero_gym.uncopyable import Uncopyable
 

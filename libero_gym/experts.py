@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from libero_gym import goals
 from libero_gym.arm import OPEN, Actions, Arm
 from libero_gym.carrying import Carrying, moved_body
 from libero_gym.fixtures import DRAWER_USABLE, Fixtures
-from libero_gym.simulator import SETTLE_ACTION, Simulator
+from libero_gym.simulation import goals
+from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
 
 MAX_TASKS = 16
 

@@ -48,7 +48,7 @@ from libero_gym.lerobot_fields import (
     whole_cell,
 )
 from libero_gym.lerobot_frames import from_cells, from_video
-from libero_gym.simulator import CONTROL_FREQ
+from libero_gym.simulation.simulator import CONTROL_FREQ
 
 CODEBASE_VERSION = "v3.0"
 CHUNK_SIZE = 1000  # files per folder

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
-from libero_gym.simulator import Simulator
+from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import Task
 
 Observation: TypeAlias = dict[str, Any]

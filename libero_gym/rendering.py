@@ -23,7 +23,7 @@ from libero_gym import egl, osmesa
 from libero_gym.compile import MAX_SCENES, CompiledTask
 from libero_gym.gl import ContextLostError, GLContext, RenderingError
 from libero_gym.scene import LayeredScene, Scene
-from libero_gym.simulator import Simulator
+from libero_gym.simulation.simulator import Simulator
 from libero_gym.uncopyable import Uncopyable
 
 # "exact" draws stock LIBERO's pixels; "fast" decimated meshes and smaller textures (see `decimation`), and what stands

@@ -14,8 +14,8 @@ from scipy.ndimage import minimum_filter
 
 from libero_gym.compile import CompiledTask, visual_model
 from libero_gym.gl import GLCalls
-from libero_gym.mujoco_import import mujoco
-from libero_gym.simulator import Simulator
+from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.simulation.simulator import Simulator
 from libero_gym.uncopyable import Uncopyable
 
 # The observation's name of a camera, and LIBERO's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from libero_gym.compile import compile_task
 from libero_gym.draws import check_draw, check_seed, fixture_draw
-from libero_gym.simulator import Physics, Simulator
+from libero_gym.simulation.simulator import Physics, Simulator
 from libero_gym.tasks import Task
 
 # Each takes a model of its own (3 MB); an evaluation asks for 50 draws of each task, one after the other.

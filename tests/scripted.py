@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from libero_gym.simulator import Simulator
+from libero_gym.simulation.simulator import Simulator
 
 # An action of 1 moves the hand's goal by 5 cm.
 ACTION_METRES = 0.05

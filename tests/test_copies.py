@@ -24,7 +24,7 @@ from libero_gym.pool import WorkerPool
 from libero_gym.rendering import _ProcessRenderer
 from libero_gym.scene import Scene
 from libero_gym.shared_arrays import SharedArrays
-from libero_gym.simulator import SimState, Simulator
+from libero_gym.simulation.simulator import SimState, Simulator
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from conftest import equal_observations, random_actions
 from gymnasium.utils.env_checker import check_env
 
 from libero_gym.env import LiberoEnv
-from libero_gym.simulator import SimState
+from libero_gym.simulation.simulator import SimState
 
 INFO_KEYS = {"is_success", "task_id", "task_name", "init_state_id", "instruction", "reward_terms", "elapsed_steps"}
 

@@ -15,9 +15,10 @@ import pytest
 
 import libero_gym
 import vla_agent
-from libero_gym import benchmark_files, cache, doctor, numba_cache
+from libero_gym import benchmark_files, cache, doctor
 from libero_gym.benchmark_files import BenchmarkError
 from libero_gym.compile import task_files
+from libero_gym.simulation import numba_cache
 from libero_gym.tasks import get_tasks
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,8 @@ import pytest
 from conftest import random_actions
 
 from libero_gym.env import LiberoEnv
-from libero_gym.goals import JointThreshold
 from libero_gym.privileged import DISTANCE_UNIT, MAX_PREDICATES, N_FEATURES, SIZE
+from libero_gym.simulation.goals import JointThreshold
 from libero_gym.tasks import SUITES, get_tasks
 
 

@@ -21,7 +21,7 @@ from libero_gym import devices, egl, osmesa, rendering
 from libero_gym.compile import _import_stock, compile_task
 from libero_gym.rendering import RenderingError
 from libero_gym.scene import LayeredScene
-from libero_gym.simulator import Simulator
+from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import get_tasks, initial_states
 
 LIBRARY = ctypes.CDLL("libEGL.so.1")

@@ -10,7 +10,7 @@ from scripted import soup_into_basket
 from libero_gym.compile import compile_task
 from libero_gym.env import LiberoEnv
 from libero_gym.rewards import TaskProgress, bind_progress, discounted_potential, nearness
-from libero_gym.simulator import SETTLE_ACTION, Simulator
+from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
 from libero_gym.tasks import get_tasks, initial_states
 
 # One goal of each kind: on an object, in a basket, a joint, and joints together with a place.

@@ -9,7 +9,7 @@ import numpy as np
 
 from libero_gym.checks import real_number, whole_number
 from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
-from libero_gym.simulator import Memory, SimState
+from libero_gym.simulation.simulator import Memory, SimState
 
 _BIT_GENERATORS = {
     kind.__name__: kind
