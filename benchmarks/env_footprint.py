@@ -59,7 +59,7 @@ def start_ours(renderer: str) -> dict[str, float]:
 
 def start_stock() -> dict[str, float]:
     """The same for LIBERO's own ``OffScreenRenderEnv``; a further one costs what the first did."""
-    from libero_gym.compile import _quiet
+    from libero_gym.compilation.compile import _quiet
 
     started = time.perf_counter()
     env_class, _ = import_stock()
@@ -114,7 +114,7 @@ def phases(started: float, imported: float, made: float, shown: float) -> dict[s
 
 def import_stock() -> tuple[Any, Any]:
     """LIBERO's environment and vector environment, set to render with EGL."""
-    from libero_gym.compile import _import_stock
+    from libero_gym.compilation.compile import _import_stock
 
     _import_stock()
     os.environ["MUJOCO_GL"] = "egl"

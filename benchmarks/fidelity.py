@@ -25,8 +25,8 @@ import numpy as np
 from measuring import commit, machine
 from tqdm import tqdm
 
-from libero_gym import compile as compile_module
 from libero_gym import rendering
+from libero_gym.compilation import compile as compile_module
 from libero_gym.env import LiberoEnv
 from libero_gym.simulation import goals
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator

@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from libero_gym import rendering
 from libero_gym.checks import choice, flag, whole_number
+from libero_gym.compilation.placements import sampled_state
 from libero_gym.env_arguments import (
     check_action,
     check_cameras,
@@ -37,7 +38,6 @@ from libero_gym.observations import (
     observation_space,
     proprioception,
 )
-from libero_gym.placements import sampled_state
 from libero_gym.privileged import PrivilegedState
 from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_potential, score_frame
 from libero_gym.simulation.simulator import CONTROL_FREQ, SETTLE_ACTION, Physics, SimState, Simulator

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from libero_gym.checks import choice, did_you_mean, sequence, whole_number
-from libero_gym.draws import check_draw, check_seed
+from libero_gym.compilation.draws import check_draw, check_seed
 from libero_gym.rewards import Scorer, find_scorer
 from libero_gym.scene import CAMERAS
 from libero_gym.tasks import Task, initial_states

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from libero_gym import egl, osmesa
-from libero_gym.compile import MAX_SCENES, CompiledTask
+from libero_gym.compilation.compile import MAX_SCENES, CompiledTask
 from libero_gym.gl import ContextLostError, GLContext, RenderingError
 from libero_gym.scene import LayeredScene, Scene
 from libero_gym.simulation.simulator import Simulator

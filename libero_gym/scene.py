@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import minimum_filter
 
-from libero_gym.compile import CompiledTask, visual_model
+from libero_gym.compilation.compile import CompiledTask, visual_model
 from libero_gym.gl import GLCalls
 from libero_gym.simulation.mujoco_import import mujoco
 from libero_gym.simulation.simulator import Simulator

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from libero_gym.compile import compile_task
-from libero_gym.draws import check_draw, check_seed, fixture_draw
+from libero_gym.compilation.compile import compile_task
+from libero_gym.compilation.draws import check_draw, check_seed, fixture_draw
 from libero_gym.simulation.simulator import Physics, Simulator
 from libero_gym.tasks import Task
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from libero_gym import devices, vector_arguments
 from libero_gym import worker as protocol
 from libero_gym.checks import flag, real_number, whole_number
+from libero_gym.compilation.first_use import compile_tasks
 from libero_gym.env import LiberoEnv
 from libero_gym.env_arguments import check_options, check_task_weights
-from libero_gym.first_use import compile_tasks
 from libero_gym.pool import WorkerError
 from libero_gym.processes import MAX_REPLACEMENTS, Processes, ResetRequests, shares
 from libero_gym.rewards import TERMS

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from libero_gym import cache
-from libero_gym.compile import compile_task
+from libero_gym.compilation.compile import compile_task
 from libero_gym.tasks import Task
 
 

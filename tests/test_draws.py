@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from libero_gym import draws
-from libero_gym.compile import FixtureDraw, compile_task, read_draw, stock_env
-from libero_gym.draws import fixture_draw
+from libero_gym.compilation import draws
+from libero_gym.compilation.compile import FixtureDraw, compile_task, read_draw, stock_env
+from libero_gym.compilation.draws import fixture_draw
 from libero_gym.env import LiberoEnv
 from libero_gym.simulators import MAX_DRAWN, Simulators
 from libero_gym.tasks import Task, get_tasks

@@ -12,7 +12,7 @@ import pytest
 from test_evaluation import BLIND, Noise, SimProcessor
 from test_evaluation_reports import report_of
 
-from libero_gym.compile import _import_stock
+from libero_gym.compilation.compile import _import_stock
 from libero_gym.tasks import get_tasks, initial_states
 from vla_agent import EvaluationReport, Evaluator, compare_reports, evaluate_policy
 from vla_agent.evaluation import PROTOCOLS, ReportError, Trial

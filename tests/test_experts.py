@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from libero_gym.compile import compile_task
+from libero_gym.compilation.compile import compile_task
 from libero_gym.experts import Expert, run_expert
 from libero_gym.geometry import box_surface, long_axis, rotation_about_z, rotation_vector, tilted
 from libero_gym.grasps import GraspOptions, plan_grasps

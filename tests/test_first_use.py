@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from libero_gym import cache, first_use
-from libero_gym import compile as compile_module
-from libero_gym.compile import compile_task, is_compiled
-from libero_gym.first_use import compile_tasks
-from libero_gym.placements import sampled_state
+from libero_gym import cache
+from libero_gym.compilation import compile as compile_module
+from libero_gym.compilation import first_use
+from libero_gym.compilation.compile import compile_task, is_compiled
+from libero_gym.compilation.first_use import compile_tasks
+from libero_gym.compilation.placements import sampled_state
 from libero_gym.tasks import get_tasks
 
 TASKS = get_tasks("libero_spatial")[:2]
@@ -45,7 +46,7 @@ def test_processes_leave_in_the_cache_what_this_one_would_compile(
         blobs = [compile_module.model_to_bytes(each.physics) for each in (loaded, compiled)]
         assert blobs[0] == blobs[1]
         np.testing.assert_array_equal(loaded.fixtures.pos, compiled.fixtures.pos)
-    monkeypatch.setattr("libero_gym.placements._kept", {})
+    monkeypatch.setattr("libero_gym.compilation.placements._kept", {})
     np.testing.assert_array_equal(sampled_state(TASKS[1], 3), state)
 
 

@@ -17,7 +17,7 @@ import libero_gym
 import vla_agent
 from libero_gym import benchmark_files, cache, doctor
 from libero_gym.benchmark_files import BenchmarkError
-from libero_gym.compile import task_files
+from libero_gym.compilation.compile import task_files
 from libero_gym.simulation import numba_cache
 from libero_gym.tasks import get_tasks
 
@@ -61,7 +61,7 @@ def run(code: str, folder: Path, without: tuple[str, ...] = (), **environment: s
 def test_everything_imports_for_a_user_without_home_who_can_write_nowhere(tmp_path: Path) -> None:
     code = STRANGER + (
         "from libero_gym import cache, controller, numba_cache\n"
-        "from libero_gym.compile import _import_stock\n"
+        "from libero_gym.compilation.compile import _import_stock\n"
         "from libero_gym.tasks import get_tasks\n"
         "get_tasks('libero_spatial'), _import_stock()\n"
         "import robosuite.macros\n"
@@ -123,7 +123,7 @@ def test_numba_caches_beside_the_source_or_with_us_or_not(monkeypatch: pytest.Mo
 def test_environments_without_cameras_need_no_opengl(backend: str, tmp_path: Path) -> None:
     code = WITHOUT_OPENGL + (
         "import os, gymnasium as gym\n"
-        "from libero_gym.compile import _import_stock\n"
+        "from libero_gym.compilation.compile import _import_stock\n"
         "from libero_gym.rendering import RenderingError\n"
         "_import_stock()\n"
         "env = gym.make('LIBERO-Spatial-v0', cameras=(), task_id=0)\n"

@@ -8,10 +8,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from libero_gym import cache, placements
-from libero_gym.compile import compile_task, stock_env
+from libero_gym import cache
+from libero_gym.compilation import placements
+from libero_gym.compilation.compile import compile_task, stock_env
+from libero_gym.compilation.placements import sampled_state
 from libero_gym.env import LiberoEnv
-from libero_gym.placements import sampled_state
 from libero_gym.tasks import Task, get_tasks, initial_states
 
 

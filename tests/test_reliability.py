@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from test_fidelity import SCENES
 
-from libero_gym import compile as compile_module
-from libero_gym.compile import compile_task, warn_untested_mujoco
+from libero_gym.compilation import compile as compile_module
+from libero_gym.compilation.compile import compile_task, warn_untested_mujoco
 from libero_gym.tasks import Task, get_tasks
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from libero_gym import devices, egl, osmesa, rendering
-from libero_gym.compile import _import_stock, compile_task
+from libero_gym.compilation.compile import _import_stock, compile_task
 from libero_gym.rendering import RenderingError
 from libero_gym.scene import LayeredScene
 from libero_gym.simulation.simulator import Simulator

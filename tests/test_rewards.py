@@ -7,7 +7,7 @@ import pytest
 from conftest import random_actions
 from scripted import soup_into_basket
 
-from libero_gym.compile import compile_task
+from libero_gym.compilation.compile import compile_task
 from libero_gym.env import LiberoEnv
 from libero_gym.rewards import TaskProgress, bind_progress, discounted_potential, nearness
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator

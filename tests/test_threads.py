@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from libero_gym.compile import compile_task, stock_env
+from libero_gym.compilation.compile import compile_task, stock_env
 from libero_gym.tasks import get_tasks
 
 

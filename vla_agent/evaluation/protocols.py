@@ -54,7 +54,7 @@ class Protocol:
 
     def prepare(self, suite: SuiteDescription, trials: Sequence[Trial]) -> None:
         """Have the fixtures of these trials drawn and cached, before several workers ask for them."""
-        from libero_gym import draws
+        from libero_gym.compilation import draws
         from libero_gym.tasks import get_tasks
 
         wanted: dict[int, int] = {}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from libero_gym import cache
-from libero_gym.compile import stock_env, task_key, without_visuals
+from libero_gym.compilation.compile import stock_env, task_key, without_visuals
 from libero_gym.simulation.mujoco_import import mujoco
 from libero_gym.tasks import Task
 

@@ -29,7 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym import benchmark_files, cache, decimation
+from libero_gym import benchmark_files, cache
+from libero_gym.compilation import decimation
 from libero_gym.environment_variables import restored
 from libero_gym.simulation import goals, mujoco_import, numba_cache
 from libero_gym.simulation.mujoco_import import mujoco

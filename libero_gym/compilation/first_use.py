@@ -15,8 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from libero_gym import cache, placements
-from libero_gym.compile import compile_task, is_compiled, prepare_visual_model
+from libero_gym import cache
+from libero_gym.compilation import placements
+from libero_gym.compilation.compile import compile_task, is_compiled, prepare_visual_model
 from libero_gym.memory import available_memory
 from libero_gym.simulation.numba_cache import is_writable
 from libero_gym.tasks import Task, get_tasks
@@ -124,7 +125,7 @@ def _do_jobs(
 
 
 def _command() -> list[str]:
-    return [sys.executable, "-m", "libero_gym.first_use"]
+    return [sys.executable, "-m", "libero_gym.compilation.first_use"]
 
 
 def _is_ready(task: Task, renderer: str | None, seeds: Sequence[int]) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from libero_gym import cache
 from libero_gym.checks import whole_number
-from libero_gym.compile import (
+from libero_gym.compilation.compile import (
     FixtureDraw,
     compile_task,
     read_draw,
