@@ -19,8 +19,8 @@ import numpy as np
 from measuring import against, milliseconds, provenance, psnr, report, summary
 from tqdm import tqdm
 
-from libero_gym import rendering
 from libero_gym.compilation import compile as compile_module
+from libero_gym.rendering import renderer as rendering
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import Task, get_tasks, initial_states
 

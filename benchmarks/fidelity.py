@@ -25,9 +25,9 @@ import numpy as np
 from measuring import commit, machine
 from tqdm import tqdm
 
-from libero_gym import rendering
 from libero_gym.compilation import compile as compile_module
 from libero_gym.env import LiberoEnv
+from libero_gym.rendering import renderer as rendering
 from libero_gym.simulation import goals
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
 from libero_gym.tasks import SUITES, Task, get_tasks, initial_states

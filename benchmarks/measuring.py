@@ -53,7 +53,7 @@ def commit() -> str:
 
 def machine() -> dict[str, Any]:
     """What ran the numbers."""
-    from libero_gym import rendering  # here, because models are measured where no simulator is installed, too
+    from libero_gym.rendering import renderer as rendering
 
     return {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",

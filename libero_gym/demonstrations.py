@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from libero_gym import rendering, videos
+from libero_gym import videos
 from libero_gym.atomic import write_bytes
 from libero_gym.checks import choice, flag, real_number, sequence, whole_number
 from libero_gym.env import LiberoEnv, check_task_ids
@@ -34,6 +34,7 @@ from libero_gym.leftovers import foreign_data
 from libero_gym.lerobot import INFO_PATH, LeRobotWriter, require_pyarrow
 from libero_gym.observations import IMAGE_KEYS
 from libero_gym.recording import EpisodeKey, PolicyFactory, RecordingOptions, record_missing
+from libero_gym.rendering import renderer as rendering
 from libero_gym.tasks import get_suite, get_tasks, initial_states
 
 RECORDING_FOLDER = ".recording"

@@ -33,7 +33,7 @@ _SLOW_STEP, _HOPELESS_STEP = 0.5, 5.0
 _TRY_TIMEOUT = 300.0  # s, for what is tried in a process of its own
 # Prints the renderer's name.
 _GL_CODE = """
-from libero_gym.rendering import make_gl_context
+from libero_gym.rendering.renderer import make_gl_context
 context = make_gl_context({backend!r})
 with context.current():
     print(context.calls.renderer())
@@ -232,7 +232,7 @@ def _try_code(code: str, environment: dict[str, str]) -> tuple[str, str | None]:
 
 
 def _install_opengl() -> str:
-    from libero_gym.rendering import DEBIAN_PACKAGES
+    from libero_gym.rendering.renderer import DEBIAN_PACKAGES
 
     return f"apt-get install {DEBIAN_PACKAGES}"
 

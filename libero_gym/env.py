@@ -12,7 +12,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from libero_gym import rendering
 from libero_gym.checks import choice, flag, whole_number
 from libero_gym.compilation.placements import sampled_state
 from libero_gym.env_arguments import (
@@ -39,6 +38,7 @@ from libero_gym.observations import (
     proprioception,
 )
 from libero_gym.privileged import PrivilegedState
+from libero_gym.rendering import renderer as rendering
 from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_potential, score_frame
 from libero_gym.simulation.simulator import CONTROL_FREQ, SETTLE_ACTION, Physics, SimState, Simulator
 from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json

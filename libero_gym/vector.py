@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from tqdm import tqdm
 
-from libero_gym import devices, vector_arguments
+from libero_gym import vector_arguments
 from libero_gym import worker as protocol
 from libero_gym.checks import flag, real_number, whole_number
 from libero_gym.compilation.first_use import compile_tasks
@@ -22,6 +22,7 @@ from libero_gym.env import LiberoEnv
 from libero_gym.env_arguments import check_options, check_task_weights
 from libero_gym.pool import WorkerError
 from libero_gym.processes import MAX_REPLACEMENTS, Processes, ResetRequests, shares
+from libero_gym.rendering import devices
 from libero_gym.rewards import TERMS
 from libero_gym.shared_arrays import Layout
 from libero_gym.uncopyable import Uncopyable
@@ -97,7 +98,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         timeout: Seconds after which a worker that does not answer counts as hung.
         restart: Whether to replace workers that die or hang.
         render_device: EGL device index for all workers, or a sequence with one per worker. None spreads the
-            environments evenly over the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves (see `libero_gym.devices`), unless
+            environments evenly over the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves (see `libero_gym.rendering.devices`), unless
             ``MUJOCO_EGL_DEVICE_ID`` is set; without a GPU, EGL chooses.
         autoreset_mode: A ``gymnasium.vector.AutoresetMode``, or its value, such as ``"NextStep"``.
         max_episode_steps: Truncate episodes after so many control steps; None takes the suite's limit.

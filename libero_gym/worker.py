@@ -18,11 +18,11 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from libero_gym import rendering
 from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task, visual_model
 from libero_gym.env import LiberoEnv
 from libero_gym.messages import serve
+from libero_gym.rendering import renderer as rendering
 from libero_gym.shared_arrays import Layout, SharedArrays
 from libero_gym.tasks import get_tasks
 

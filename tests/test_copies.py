@@ -21,8 +21,8 @@ from gymnasium.utils.env_checker import data_equivalence
 from libero_gym import vector
 from libero_gym.env import LiberoEnv
 from libero_gym.pool import WorkerPool
-from libero_gym.rendering import _ProcessRenderer
-from libero_gym.scene import Scene
+from libero_gym.rendering.renderer import _ProcessRenderer
+from libero_gym.rendering.scene import Scene
 from libero_gym.shared_arrays import SharedArrays
 from libero_gym.simulation.simulator import SimState, Simulator
 

@@ -10,8 +10,8 @@ from collections import Counter
 
 import pytest
 
-from libero_gym import devices
-from libero_gym.devices import EglDevice, egl_devices, per_worker, spread, visible_gpus
+from libero_gym.rendering import devices
+from libero_gym.rendering.devices import EglDevice, egl_devices, per_worker, spread, visible_gpus
 from libero_gym.vector import LiberoVectorEnv
 
 # As EGL might list a machine with four GPUs that CUDA counts the other way round, and Mesa's software renderer.
@@ -138,7 +138,7 @@ def test_the_query_lists_this_machines_devices_and_loads_no_gl_here() -> None:
     found = egl_devices()
     assert [device.index for device in found] == list(range(len(found)))
     code = (
-        "from libero_gym.devices import egl_devices\n"
+        "from libero_gym.rendering.devices import egl_devices\n"
         "devices = egl_devices()\n"
         "assert devices is egl_devices()\n"
         "import sys\n"

@@ -15,9 +15,9 @@ import pytest
 from conftest import random_actions
 from scripted import soup_into_basket
 
-from libero_gym import rendering
 from libero_gym.compilation.compile import _import_stock, compile_task, stock_env
 from libero_gym.compilation.draws import fixture_draw
+from libero_gym.rendering import renderer as rendering
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
 from libero_gym.tasks import Task, get_tasks, initial_states
 

@@ -17,10 +17,11 @@ import mujoco
 import numpy as np
 import pytest
 
-from libero_gym import devices, egl, osmesa, rendering
 from libero_gym.compilation.compile import _import_stock, compile_task
-from libero_gym.rendering import RenderingError
-from libero_gym.scene import LayeredScene
+from libero_gym.rendering import devices, egl, osmesa
+from libero_gym.rendering import renderer as rendering
+from libero_gym.rendering.renderer import RenderingError
+from libero_gym.rendering.scene import LayeredScene
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import get_tasks, initial_states
 

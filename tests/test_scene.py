@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from libero_gym import rendering
-from libero_gym import scene as scene_module
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.draws import fixture_draw
-from libero_gym.scene import LayeredScene, _Background, _composite
+from libero_gym.rendering import renderer as rendering
+from libero_gym.rendering import scene as scene_module
+from libero_gym.rendering.scene import LayeredScene, _Background, _composite
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import get_tasks, initial_states
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from libero_gym.gl import ContextLostError, GLCalls, GLXBinding, RenderingError
+from libero_gym.rendering.gl import ContextLostError, GLCalls, GLXBinding, RenderingError
 
 # Constants of EGL and of its extensions EXT_platform_device and EXT_device_query.
 _EXTENSIONS = 0x3055

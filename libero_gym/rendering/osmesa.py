@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from libero_gym.gl import ContextLostError, GLCalls
+from libero_gym.rendering.gl import ContextLostError, GLCalls
 
 _LIBRARIES = ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
 _RGBA, _UNSIGNED_BYTE = 0x1908, 0x1401

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from libero_gym.egl import DEVICE_VARIABLE, Egl, load
+from libero_gym.rendering.egl import DEVICE_VARIABLE, Egl, load
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def egl_devices() -> tuple[EglDevice, ...]:
     # The driver counts CUDA_VISIBLE_DEVICES out of the numbers that it reports, some versions wrongly; without it they
     # are CUDA's own. `visible_gpus` applies it afterwards.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    command = [sys.executable, "-m", "libero_gym.devices"]
+    command = [sys.executable, "-m", "libero_gym.rendering.devices"]
     try:
         answer = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=True, timeout=_QUERY_TIMEOUT
