@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 from scripted import soup_into_basket
 
 from libero_gym.env import LiberoEnv
-from libero_gym.vector import LiberoVectorEnv
+from libero_gym.vector.vector import LiberoVectorEnv
 
 # One step of an episode: observation, reward, terminated, truncated, elapsed_steps.
 Step = tuple[dict[str, Any], float, bool, bool, int]

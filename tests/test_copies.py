@@ -18,13 +18,13 @@ import pytest
 from conftest import random_actions
 from gymnasium.utils.env_checker import data_equivalence
 
-from libero_gym import vector
 from libero_gym.env import LiberoEnv
-from libero_gym.pool import WorkerPool
 from libero_gym.rendering.renderer import _ProcessRenderer
 from libero_gym.rendering.scene import Scene
-from libero_gym.shared_arrays import SharedArrays
 from libero_gym.simulation.simulator import SimState, Simulator
+from libero_gym.vector import vector
+from libero_gym.vector.pool import WorkerPool
+from libero_gym.vector.shared_arrays import SharedArrays
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from libero_gym.rendering import devices
 from libero_gym.rendering.devices import EglDevice, egl_devices, per_worker, spread, visible_gpus
-from libero_gym.vector import LiberoVectorEnv
+from libero_gym.vector.vector import LiberoVectorEnv
 
 # As EGL might list a machine with four GPUs that CUDA counts the other way round, and Mesa's software renderer.
 FOUR_GPUS = [EglDevice(index, cuda_device=3 - index, uuid=f"GPU-{index}a{index}b") for index in range(4)]

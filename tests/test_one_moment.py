@@ -16,7 +16,7 @@ from test_callbacks import interruptible as interruptible
 from test_non_finite import poison_losses
 from test_resume import assert_equal_runs, callbacks, learner, load
 
-from libero_gym.pool import WorkerError
+from libero_gym.vector.pool import WorkerError
 from vla_agent import VLAPPO, NonFiniteError, RatioError, RunError, safe_learn
 
 TOTAL, PER_ITERATION, MINIBATCHES = 160, 32, 8  # five iterations; each update has two epochs of four minibatches

@@ -16,15 +16,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from libero_gym import messages, pool
-from libero_gym.pool import WorkerPool
-from libero_gym.vector import LiberoVectorEnv, WorkerError
+from libero_gym.vector import messages, pool
+from libero_gym.vector.pool import WorkerPool
+from libero_gym.vector.vector import LiberoVectorEnv, WorkerError
 
 ARGUMENTS: dict[str, Any] = {"suite": "libero_spatial", "task_id": 0, "cameras": ()}
 SCRIPT = """
 import signal, sys
 import numpy as np
-from libero_gym.vector import LiberoVectorEnv
+from libero_gym.vector.vector import LiberoVectorEnv
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):
     signal.signal(getattr(signal, name), lambda *_: None)
 print("starting", flush=True)

@@ -19,9 +19,9 @@ from conftest import random_actions
 from gymnasium.vector import AutoresetMode
 
 from libero_gym.env import LiberoEnv
-from libero_gym.shared_arrays import SharedArrays
-from libero_gym.vector import MAX_REPLACEMENTS, LiberoVectorEnv, WorkerError
-from libero_gym.worker import Worker
+from libero_gym.vector.shared_arrays import SharedArrays
+from libero_gym.vector.vector import MAX_REPLACEMENTS, LiberoVectorEnv, WorkerError
+from libero_gym.vector.worker import Worker
 
 
 @pytest.fixture(scope="module")

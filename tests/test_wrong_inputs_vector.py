@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError, ResetNeeded
 
-from libero_gym import vector_arguments
 from libero_gym.env import LiberoEnv
-from libero_gym.shared_arrays import SharedArrays
-from libero_gym.vector import LiberoVectorEnv, WorkerError
+from libero_gym.vector import arguments as vector_arguments
+from libero_gym.vector.shared_arrays import SharedArrays
+from libero_gym.vector.vector import LiberoVectorEnv, WorkerError
 
 Act = Callable[[LiberoVectorEnv], Any]
 

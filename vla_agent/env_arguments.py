@@ -82,7 +82,7 @@ def check_keywords(env_id: str, env_kwargs: Mapping[str, Any], function: Callabl
         TypeError: It offers the nearest name.
     """
     from libero_gym.env import LiberoEnv
-    from libero_gym.vector import LiberoVectorEnv
+    from libero_gym.vector.vector import LiberoVectorEnv
 
     if "suite" not in gym.spec(env_id).kwargs:
         return

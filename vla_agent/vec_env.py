@@ -202,7 +202,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
 
     def snapshot(self) -> dict[str, Any] | None:
         """All that the future of the environments depends on, as JSON can hold it; None where they cannot tell."""
-        from libero_gym.pool import WorkerError
+        from libero_gym.vector.pool import WorkerError
 
         if not hasattr(self.venv, "snapshot"):
             return None

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from libero_gym import messages
-from libero_gym import worker as protocol
-from libero_gym.shared_arrays import Layout, anonymous_file
 from libero_gym.uncopyable import Uncopyable
+from libero_gym.vector import messages
+from libero_gym.vector import worker as protocol
+from libero_gym.vector.shared_arrays import Layout, anonymous_file
 
 # Seconds for the template to compile a task or to fork, whatever a step may take.
 _TEMPLATE_TIMEOUT = 300.0
@@ -71,7 +71,7 @@ class WorkerPool(Uncopyable):
         self._owner = os.getpid()
         self._template_is_busy = False
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "libero_gym.worker", str(theirs.fileno())]
+        command = [sys.executable, "-m", "libero_gym.vector.worker", str(theirs.fileno())]
         # One thread each: the workers are as many as the cores.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with theirs, _blocked(protocol.IGNORED_SIGNALS):  # the template inherits that: no signal comes too early for it

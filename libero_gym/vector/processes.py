@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym import worker as protocol
-from libero_gym.pool import WorkerError, WorkerPool
-from libero_gym.shared_arrays import Layout, SharedArrays
+from libero_gym.vector import worker as protocol
+from libero_gym.vector.pool import WorkerError, WorkerPool
+from libero_gym.vector.shared_arrays import Layout, SharedArrays
 
 logger = logging.getLogger(__name__)
 

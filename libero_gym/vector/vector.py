@@ -14,18 +14,18 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from tqdm import tqdm
 
-from libero_gym import vector_arguments
-from libero_gym import worker as protocol
 from libero_gym.checks import flag, real_number, whole_number
 from libero_gym.compilation.first_use import compile_tasks
 from libero_gym.env import LiberoEnv
 from libero_gym.env_arguments import check_options, check_task_weights
-from libero_gym.pool import WorkerError
-from libero_gym.processes import MAX_REPLACEMENTS, Processes, ResetRequests, shares
 from libero_gym.rendering import devices
 from libero_gym.rewards import TERMS
-from libero_gym.shared_arrays import Layout
 from libero_gym.uncopyable import Uncopyable
+from libero_gym.vector import arguments as vector_arguments
+from libero_gym.vector import worker as protocol
+from libero_gym.vector.pool import WorkerError
+from libero_gym.vector.processes import MAX_REPLACEMENTS, Processes, ResetRequests, shares
+from libero_gym.vector.shared_arrays import Layout
 
 __all__ = ["MAX_REPLACEMENTS", "LiberoVectorEnv", "WorkerError"]
 
@@ -40,7 +40,7 @@ _AUTORESET = {
 class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]):
     """`LiberoEnv` times ``num_envs``: the same spaces, batched; a task of its own for each environment.
 
-    The environments live in worker processes, forked from one template process (see `libero_gym.worker`); each serves
+    The environments live in worker processes, forked from one template process (see `libero_gym.vector.worker`); each serves
     a fixed share of them. Frames, states, rewards and actions are in shared memory. Observations handed out are copies.
 
     Threads would step no slower: a control step holds Python's lock for 0.5 of its 7.3 ms. Four environments without

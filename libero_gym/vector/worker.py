@@ -1,6 +1,6 @@
 """The processes behind `LiberoVectorEnv`: a template that compiles tasks and never touches GL, and its forks.
 
-``python -m libero_gym.worker CONTROL_FD`` is the template. It is a fresh interpreter, so it inherits neither CUDA nor
+``python -m libero_gym.vector.worker CONTROL_FD`` is the template. It is a fresh interpreter, so it inherits neither CUDA nor
 GL contexts nor threads from the trainer, and the trainer's script needs no ``if __name__ == "__main__"``. Workers are
 forked from it: they share compiled models and code in memory, and make their own GL context at their first frame.
 """
@@ -21,10 +21,10 @@ from typing import Any
 from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task, visual_model
 from libero_gym.env import LiberoEnv
-from libero_gym.messages import serve
 from libero_gym.rendering import renderer as rendering
-from libero_gym.shared_arrays import Layout, SharedArrays
 from libero_gym.tasks import get_tasks
+from libero_gym.vector.messages import serve
+from libero_gym.vector.shared_arrays import Layout, SharedArrays
 
 # What a worker is asked to do; everything else about a step is in the shared arrays.
 MAKE, STEP, RESET, RESTORE, CALL = "make", "step", "reset", "restore", "call"
