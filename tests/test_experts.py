@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from libero_gym.compilation.compile import compile_task
-from libero_gym.experts import Expert, run_expert
-from libero_gym.geometry import box_surface, long_axis, rotation_about_z, rotation_vector, tilted
-from libero_gym.grasps import GraspOptions, plan_grasps
+from libero_gym.experts.expert import Expert, run_expert
+from libero_gym.experts.geometry import box_surface, long_axis, rotation_about_z, rotation_vector, tilted
+from libero_gym.experts.grasps import GraspOptions, plan_grasps
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
 from libero_gym.tasks import SUITES, get_tasks, initial_states
 

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import libero_gym  # noqa: F401 - registers the environments
-from libero_gym.experts import Expert
+from libero_gym.experts.expert import Expert
 from vla_agent.evaluation import evaluate_policy
 from vla_agent.evaluation.manifest import read_training_states
 from vla_agent.openvla import OpenVLA

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from libero_gym.arm import OPEN, Actions, Arm
-from libero_gym.carrying import Carrying, moved_body
-from libero_gym.fixtures import DRAWER_USABLE, Fixtures
+from libero_gym.experts.arm import OPEN, Actions, Arm
+from libero_gym.experts.carrying import Carrying, moved_body
+from libero_gym.experts.joints import DRAWER_USABLE, Fixtures
 from libero_gym.simulation import goals
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from libero_gym.geometry import UP, down, geom_points, rotation_vector
+from libero_gym.experts.geometry import UP, down, geom_points, rotation_vector
 from libero_gym.simulation.controller import POSITION_SCALE, ROTATION_SCALE
 from libero_gym.simulation.simulator import Simulator
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from libero_gym.arm import CLOSED, OPEN, START_HAND, Actions, Arm
-from libero_gym.geometry import UP, down, rotation_about_z, tilted, unit
+from libero_gym.experts.arm import CLOSED, OPEN, START_HAND, Actions, Arm
+from libero_gym.experts.geometry import UP, down, rotation_about_z, tilted, unit
 from libero_gym.simulation import goals
 from libero_gym.simulation.mujoco_import import mujoco
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from libero_gym.arm import CLOSED, OPEN, START_HAND, Actions, Arm
-from libero_gym.geometry import UP, highest_near
-from libero_gym.grasps import TIP
+from libero_gym.experts.arm import CLOSED, OPEN, START_HAND, Actions, Arm
+from libero_gym.experts.geometry import UP, highest_near
+from libero_gym.experts.grasps import TIP
 from libero_gym.simulation import goals
 
 PUSH_SPEED, PUSH_PRESS = 0.3, 0.1  # actions, on a plate

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from libero_gym.arm import CLOSED, OPEN, START_HAND, Actions, Arm
-from libero_gym.fixtures import Fixtures
-from libero_gym.geometry import UP, corridor_height, down, highest_near, long_axis, tilted, yaw_of
-from libero_gym.grasps import FAR, PALM_LENGTH, TIP, Grasp, grasp_options, plan_grasps
-from libero_gym.pushing import is_hollow, push_plate, shove_from_inside
+from libero_gym.experts.arm import CLOSED, OPEN, START_HAND, Actions, Arm
+from libero_gym.experts.geometry import UP, corridor_height, down, highest_near, long_axis, tilted, yaw_of
+from libero_gym.experts.grasps import FAR, PALM_LENGTH, TIP, Grasp, grasp_options, plan_grasps
+from libero_gym.experts.joints import Fixtures
+from libero_gym.experts.pushing import is_hollow, push_plate, shove_from_inside
 from libero_gym.simulation import goals
 
 Placement = goals.OnObject | goals.OnSite | goals.InSite

@@ -1,0 +1,1 @@
+"""Scripted experts that solve LIBERO's tasks from the simulator's state."""
