@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from libero_gym.libero_hdf5 import read_libero_hdf5
+from libero_gym.demonstrations.libero_hdf5 import read_libero_hdf5
 
 h5py = pytest.importorskip("h5py", reason="needs h5py")
 

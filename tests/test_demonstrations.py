@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from scripted import soup_into_basket
 
-from libero_gym import demonstrations
-from libero_gym import recording as recording_module
 from libero_gym.atomic import write_bytes
-from libero_gym.demonstrations import RECORDING_FOLDER, RecordingSummary, record
+from libero_gym.demonstrations import record as demonstrations
+from libero_gym.demonstrations import recorder as recording_module
+from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode
+from libero_gym.demonstrations.lerobot import LeRobotReader, LeRobotWriter, pooled_stats, vector_stats
+from libero_gym.demonstrations.libero_hdf5 import read_libero_hdf5
+from libero_gym.demonstrations.record import RECORDING_FOLDER, RecordingSummary, record
+from libero_gym.demonstrations.recorder import EpisodeKey
 from libero_gym.env import LiberoEnv
-from libero_gym.episodes import DamagedEpisodeError, Episode
-from libero_gym.lerobot import LeRobotReader, LeRobotWriter, pooled_stats, vector_stats
-from libero_gym.libero_hdf5 import read_libero_hdf5
-from libero_gym.recording import EpisodeKey
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
 
@@ -160,7 +160,7 @@ def test_pooled_moments_are_those_of_all_values() -> None:
 def test_a_file_of_several_episodes_is_read_too(dataset: Path, tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from libero_gym import videos
+    from libero_gym.demonstrations import videos
 
     episodes = list(LeRobotReader(dataset))
     frames = np.concatenate([episode.images["image"] for episode in episodes])

@@ -9,8 +9,8 @@ import pytest
 from conftest import random_actions
 from scripted import soup_into_basket
 
+from libero_gym.demonstrations.segments import eef_speed, gripper_cuts, gripper_opening, plot_segments, segment_episode
 from libero_gym.env import LiberoEnv
-from libero_gym.segments import eef_speed, gripper_cuts, gripper_opening, plot_segments, segment_episode
 
 
 def states(position: np.ndarray, opening: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 import torch as th
 from safetensors.torch import load_file, save
 
-from libero_gym.episodes import Episode
+from libero_gym.demonstrations.episodes import Episode
 from vla_agent.action_chunks import ActionChunks, moving_frames, next_gripper_change, normalize, to_bins
 from vla_agent.action_tokens import ActionTokenizer, action_table
 from vla_agent.augmentation import Augmentation

@@ -10,7 +10,7 @@ import pytest
 from test_sft import SIZE, demonstrations, episode, small_model
 
 from libero_gym.demonstrations import record
-from libero_gym.lerobot import LeRobotWriter
+from libero_gym.demonstrations.lerobot import LeRobotWriter
 from vla_agent.action_chunks import ActionChunks
 from vla_agent.commands import finetune
 from vla_agent.openvla import OpenVLA

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from libero_gym.checks import flag, sequence, whole_number
-from libero_gym.gripper_commands import GripperCommands
+from libero_gym.demonstrations.gripper_commands import GripperCommands
 from vla_agent.action_tokens import ActionTokenizer
 from vla_agent.openvla.config import ACTION_DIM, STATE_DIM
 from vla_agent.openvla.image import libero_image
@@ -19,7 +19,7 @@ MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024
 
 
 class Demonstration(Protocol):
-    """What is read of an episode; `libero_gym.episodes.Episode` is one."""
+    """What is read of an episode; `libero_gym.demonstrations.episodes.Episode` is one."""
 
     instruction: str
     state: np.ndarray  # float32 (T, 8)

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from libero_gym.atomic import write_text
 from libero_gym.checks import real_number, whole_number
 from libero_gym.demonstrations import record
+from libero_gym.demonstrations.lerobot import LeRobotReader
 from libero_gym.json_files import parse_json
-from libero_gym.lerobot import LeRobotReader
 from libero_gym.tasks import SUITES, get_suite
 from vla_agent.action_chunks import ActionChunks
 from vla_agent.augmentation import Augmentation

@@ -37,7 +37,7 @@ HELD_FOR = 0.8  # s
 
 
 class Recorded(Protocol):
-    """What is read of an episode; `libero_gym.episodes.Episode` is one."""
+    """What is read of an episode; `libero_gym.demonstrations.episodes.Episode` is one."""
 
     instruction: str
     state: np.ndarray  # float32 (T, 8), the last two the finger joints in m
@@ -115,7 +115,7 @@ def label_episodes(
     Args:
         episodes: Demonstrations, and failed episodes, which need not be expert's.
         keyframes: An episode's frames to label positive, increasing, such as those of
-            `libero_gym.segments.segment_episode`. The last frame of a demonstration is always one.
+            `libero_gym.demonstrations.segments.segment_episode`. The last frame of a demonstration is always one.
         camera: Observation key of the frames.
         n_between: Frames between keyframes, per keyframe.
         n_negatives: Negatives per keyframe; 1 balances them.

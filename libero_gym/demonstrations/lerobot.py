@@ -26,15 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym import videos
 from libero_gym.atomic import write_bytes
 from libero_gym.checks import as_path, flag, real_number, sequence, whole_number
-from libero_gym.dataset_card import write_card
-from libero_gym.episodes import ACTION_DIM, STATE_DIM, DamagedEpisodeError, Episode, check_episode
-from libero_gym.gripper_commands import GripperCommands
-from libero_gym.json_files import read_json
-from libero_gym.leftovers import MARK, foreign_data, remove_leftovers
-from libero_gym.lerobot_fields import (
+from libero_gym.demonstrations import videos
+from libero_gym.demonstrations.dataset_card import write_card
+from libero_gym.demonstrations.episodes import ACTION_DIM, STATE_DIM, DamagedEpisodeError, Episode, check_episode
+from libero_gym.demonstrations.gripper_commands import GripperCommands
+from libero_gym.demonstrations.leftovers import MARK, foreign_data, remove_leftovers
+from libero_gym.demonstrations.lerobot_fields import (
     MAX_FPS,
     Feature,
     camera_feature,
@@ -47,7 +46,8 @@ from libero_gym.lerobot_fields import (
     versions_of,
     whole_cell,
 )
-from libero_gym.lerobot_frames import from_cells, from_video
+from libero_gym.demonstrations.lerobot_frames import from_cells, from_video
+from libero_gym.json_files import read_json
 from libero_gym.simulation.simulator import CONTROL_FREQ
 
 CODEBASE_VERSION = "v3.0"

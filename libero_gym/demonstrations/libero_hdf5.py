@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from libero_gym.checks import as_path, did_you_mean, sequence
-from libero_gym.episodes import (
+from libero_gym.demonstrations.episodes import (
     ACTION_DIM,
     MAX_FRAMES,
     MAX_PIXEL_BYTES,

@@ -24,16 +24,16 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from libero_gym import videos
 from libero_gym.atomic import write_bytes
 from libero_gym.checks import choice, flag, real_number, sequence, whole_number
+from libero_gym.demonstrations import videos
+from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, unpack
+from libero_gym.demonstrations.leftovers import foreign_data
+from libero_gym.demonstrations.lerobot import INFO_PATH, LeRobotWriter, require_pyarrow
+from libero_gym.demonstrations.recorder import EpisodeKey, PolicyFactory, RecordingOptions, record_missing
 from libero_gym.env import LiberoEnv, check_task_ids
-from libero_gym.episodes import DamagedEpisodeError, Episode, unpack
 from libero_gym.json_files import read_json
-from libero_gym.leftovers import foreign_data
-from libero_gym.lerobot import INFO_PATH, LeRobotWriter, require_pyarrow
 from libero_gym.observations import IMAGE_KEYS
-from libero_gym.recording import EpisodeKey, PolicyFactory, RecordingOptions, record_missing
 from libero_gym.rendering import renderer as rendering
 from libero_gym.tasks import get_suite, get_tasks, initial_states
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from libero_gym import videos
-from libero_gym.episodes import MAX_PIXEL_BYTES, DamagedEpisodeError
-from libero_gym.lerobot_fields import Feature
+from libero_gym.demonstrations import videos
+from libero_gym.demonstrations.episodes import MAX_PIXEL_BYTES, DamagedEpisodeError
+from libero_gym.demonstrations.lerobot_fields import Feature
 
 # What Pillow raises for bytes that are no whole image.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from libero_gym import videos
 from libero_gym.atomic import write_bytes
+from libero_gym.demonstrations import videos
+from libero_gym.demonstrations.episodes import Episode, check_episode, pack
+from libero_gym.demonstrations.lerobot import image_stats
 from libero_gym.env import ACTION_DIM, LiberoEnv
-from libero_gym.episodes import Episode, check_episode, pack
-from libero_gym.lerobot import image_stats
 from libero_gym.observations import IMAGE_KEYS
 from libero_gym.rendering import renderer as rendering
 

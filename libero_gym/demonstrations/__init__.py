@@ -1,0 +1,1 @@
+"""Demonstrations: recorded, cut, written and read as LeRobot's and LIBERO's files."""
