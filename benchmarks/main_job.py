@@ -28,7 +28,7 @@ from measuring import provenance
 from vla_agent import EvaluationReport
 from vla_agent.checkpointing import STATE
 from vla_agent.commands.train import Options
-from vla_agent.statistics import mcnemar_exact, wilson_interval
+from vla_agent.intervals import mcnemar_exact, wilson_interval
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULTS = Path(__file__).parent / "results"

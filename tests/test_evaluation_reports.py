@@ -27,7 +27,7 @@ from vla_agent.evaluation.manifest import (
 )
 from vla_agent.evaluation.pages import _TASK_COLOR, _TRACK_COLOR, draw_chart, markdown
 from vla_agent.evaluation.reports import describe_ids
-from vla_agent.statistics import mcnemar_exact, newcombe_interval, wilson_interval
+from vla_agent.intervals import mcnemar_exact, newcombe_interval, wilson_interval
 
 
 def report_of(successes: str, first_state: int = 0, **conditions: Any) -> EvaluationReport:

@@ -13,9 +13,10 @@ import pytest
 from safetensors import SafetensorError
 from test_checkpointing import fake, fake_model
 
-from vla_agent import VLAPPO, folders
+from vla_agent import VLAPPO
+from vla_agent import atomic as folders
+from vla_agent.atomic import Kind, destination, writing, writing_zip
 from vla_agent.checkpointing import CHECKSUMS, FILES, RUN
-from vla_agent.folders import Kind, destination, writing, writing_zip
 from vla_agent.openvla import OpenVLA
 from vla_agent.process_reward.models import SCORER
 from vla_agent.process_reward.reports import REPORT

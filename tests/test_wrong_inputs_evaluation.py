@@ -18,7 +18,7 @@ from vla_agent.commands import cli
 from vla_agent.evaluation import ReportError
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.manifest import read_training_states
-from vla_agent.statistics import mcnemar_exact, wilson_interval
+from vla_agent.intervals import mcnemar_exact, wilson_interval
 
 Damage = Callable[[dict[str, Any]], Any]
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from libero_gym.atomic import replacing
 from libero_gym.checks import whole_number
-from vla_agent.statistics import wilson_interval
+from vla_agent.intervals import wilson_interval
 
 
 class Episode(NamedTuple):

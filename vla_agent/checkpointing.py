@@ -31,8 +31,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import did_you_mean, flag
 from vla_agent.arguments import check_names
+from vla_agent.atomic import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
 from vla_agent.documents import fault
-from vla_agent.folders import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
 from vla_agent.moments import Contents, Moment, own_containers
 from vla_agent.optimizer_state import pack_optimizer, restore_optimizer
 from vla_agent.policy import VLAPolicy

@@ -15,8 +15,8 @@ import torch as th
 from safetensors import SafetensorError
 
 from libero_gym.json_files import MAX_BYTES, parse_json
+from vla_agent.atomic import ZIP, Kind
 from vla_agent.documents import fault
-from vla_agent.folders import ZIP, Kind
 
 FORMAT = 2
 HYPERPARAMETERS, POLICY, STATE = "hyperparameters.json", "policy.safetensors", "state.json"

@@ -27,9 +27,9 @@ from tqdm import tqdm
 from libero_gym.checks import did_you_mean, real_number, whole_number
 from vla_agent.action_chunks import ActionChunks, Examples, to_bins
 from vla_agent.action_tokens import bin_centers
+from vla_agent.atomic import Kind, save_tensors, writing
 from vla_agent.augmentation import Augmentation
 from vla_agent.backbone import VLABackbone, model_inputs
-from vla_agent.folders import Kind, save_tensors, writing
 from vla_agent.health import warn_of_lost_steps
 from vla_agent.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.openvla import OpenVLA

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from libero_gym.checks import flag, whole_number
+from vla_agent.atomic import destination
 from vla_agent.callbacks import Evaluated
 from vla_agent.evaluation.evaluator import Evaluator
 from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, SuccessRow
-from vla_agent.folders import destination
 from vla_agent.run_files import RUN
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import EvaluationReport, SuccessRow, describe_ids, describe_row
-from vla_agent.statistics import mcnemar_exact, newcombe_interval
+from vla_agent.intervals import mcnemar_exact, newcombe_interval
 
 SIGNIFICANCE_LEVEL = 0.05
 

@@ -13,7 +13,7 @@ import numpy as np
 from libero_gym.atomic import replacing, write_text
 from libero_gym.checks import flag, whole_number
 from libero_gym.json_files import KINDS, read_json
-from vla_agent.statistics import wilson_interval
+from vla_agent.intervals import wilson_interval
 
 SCHEMA = 1
 REPORT_FILE, PAGE_FILE, CHART_FILE = "report.json", "report.md", "success.png"

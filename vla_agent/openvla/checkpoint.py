@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from libero_gym.checks import as_path
 from libero_gym.json_files import read_json
-from vla_agent.folders import naming, save_tensors
+from vla_agent.atomic import naming, save_tensors
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.folder import (
     CONFIG_FILE,

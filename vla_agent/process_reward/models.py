@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from libero_gym.checks import as_path
 from libero_gym.json_files import read_json
-from vla_agent.folders import Kind, save_tensors, writing
+from vla_agent.atomic import Kind, save_tensors, writing
 
 # Scorers that ship, beside the policies.
 SHIPPED_FOLDER = Path(__file__).parents[1] / "checkpoints"

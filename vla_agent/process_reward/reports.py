@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import rankdata, spearmanr
 
 from libero_gym.atomic import replacing
-from vla_agent.folders import Kind, writing
+from vla_agent.atomic import Kind, writing
 from vla_agent.process_reward.labels import HOLDING, NEGATIVE, Examples, Recorded
 from vla_agent.process_reward.models import CAMERA, RewardModel, checked_scores
 
