@@ -36,7 +36,7 @@ from vla_agent.adapted_linear import AdaptedLinear
 from vla_agent.bins import bin_log_probs
 from vla_agent.lora import LoraSettings, add_lora
 from vla_agent.openvla import OpenVLA, OpenVLAConfig
-from vla_agent.openvla.decoding import Sampling, draw_chain
+from vla_agent.openvla.decoders import Sampling, draw_chain
 from vla_agent.openvla.sequence import KeyValueCache, causal_mask, lay_out_prompts
 
 PROMPT_LENGTH = 32  # tokens; LIBERO's are 25 to 40

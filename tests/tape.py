@@ -17,7 +17,7 @@ _REFUSED = ("_local_scalar_dense", "lift_fresh", "nonzero", "exponential_", "mul
 
 
 class Tape(TorchDispatchMode):
-    """A recorded run; see `vla_agent.openvla.capture.Recording`."""
+    """A recorded run; see `vla_agent.openvla.cuda_graphs.Recording`."""
 
     device_type = "cpu"
 

@@ -6,7 +6,7 @@ import pytest
 import torch as th
 
 from vla_agent.bins import OUTSIDE, bin_log_probs, kept_bins
-from vla_agent.openvla.decoding import Sampling
+from vla_agent.openvla.decoders import Sampling
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from vla_agent.commands import cli
 from vla_agent.evaluation import ReportError, Trial, plan_trials
 from vla_agent.evaluation.actors import RegressionPolicy
 from vla_agent.openvla import OpenVLA, load_processor
-from vla_agent.openvla.folder import TINY_FOLDER
+from vla_agent.openvla.files import TINY_FOLDER
 from vla_agent.openvla.image import center_crop, libero_image
 from vla_agent.openvla.processor import Processor
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from vla_agent.action_tokens import unnormalize
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.action_head import L1ActionHead
-from vla_agent.openvla.decoding import parallel_hidden
-from vla_agent.openvla.folder import TINY_FOLDER, CheckpointError, extra_files
+from vla_agent.openvla.decoders import parallel_hidden
+from vla_agent.openvla.files import TINY_FOLDER, CheckpointError, extra_files
 from vla_agent.openvla.sequence import lay_out_prompts
 from vla_agent.openvla.vision import StateProjector
 

@@ -20,7 +20,7 @@ from tape import Tape
 from vla_agent.lora import LoraSettings, add_lora, disable_adapter, merge_lora
 from vla_agent.openvla import ActionSample, OpenVLA
 from vla_agent.openvla.action_head import L1ActionHead
-from vla_agent.openvla.capture import CudaGraph, GraphCache
+from vla_agent.openvla.cuda_graphs import CudaGraph, GraphCache
 
 Prompts = tuple[th.Tensor, th.Tensor, th.Tensor]
 needs_gpu = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")

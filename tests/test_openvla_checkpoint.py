@@ -13,10 +13,10 @@ from openvla_models import prompts
 from safetensors.torch import load_file, save_file
 
 from vla_agent.openvla import CheckpointError, OpenVLA, OpenVLAConfig, load_processor
-from vla_agent.openvla.checkpoint import _check_memory
-from vla_agent.openvla.folder import SHIPPED_FOLDER, TINY_FOLDER
+from vla_agent.openvla.files import SHIPPED_FOLDER, TINY_FOLDER
 from vla_agent.openvla.published import published_fields
 from vla_agent.openvla.tiny import tiny_config, write_tiny
+from vla_agent.openvla.weights import _check_memory
 
 
 def test_names_and_shapes_are_those_of_the_published_7b():

@@ -5,7 +5,7 @@ import pytest
 from openvla_models import INSTRUCTIONS
 
 from vla_agent.openvla import OpenVLA, load_processor, tiny_config
-from vla_agent.openvla.folder import TINY_FOLDER
+from vla_agent.openvla.files import TINY_FOLDER
 
 
 def test_tokenize_pads_on_the_right_without_the_empty_piece(model):

@@ -11,7 +11,7 @@ from libero_gym.experts.expert import Expert
 from vla_agent.evaluation import evaluate_policy
 from vla_agent.evaluation.manifest import read_training_states
 from vla_agent.openvla import OpenVLA
-from vla_agent.openvla.folder import SHIPPED_FOLDER, shipped_names
+from vla_agent.openvla.files import SHIPPED_FOLDER, shipped_names
 from vla_agent.process_reward import load_reward_model
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from vla_agent.openvla.folder import CheckpointError
+from vla_agent.openvla.files import CheckpointError
 from vla_agent.openvla.torch_file import read_state_dict
 
 

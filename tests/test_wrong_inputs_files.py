@@ -13,7 +13,7 @@ import torch as th
 from safetensors.torch import load_file, save_file
 
 from vla_agent.openvla import OpenVLA
-from vla_agent.openvla.folder import SHIPPED_FOLDER, TINY_FOLDER, CheckpointError
+from vla_agent.openvla.files import SHIPPED_FOLDER, TINY_FOLDER, CheckpointError
 from vla_agent.openvla.processor import load_processor
 from vla_agent.process_reward import RewardModelError, load_reward_model
 

@@ -36,7 +36,7 @@ from vla_agent.evaluation.before_after import describe_change, film_change, tell
 from vla_agent.evaluation.manifest import read_training_states, write_training_states
 from vla_agent.evaluation.reports import describe_ids
 from vla_agent.health import Stopwatch
-from vla_agent.openvla.folder import resolve_folder
+from vla_agent.openvla.files import resolve_folder
 from vla_agent.process_reward import VecProcessReward
 from vla_agent.vec_env import describe_suite
 

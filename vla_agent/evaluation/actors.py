@@ -67,7 +67,7 @@ def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
     if isinstance(model, (str, Path)):
         from vla_agent.checkpointing import find, is_run
         from vla_agent.openvla import OpenVLA
-        from vla_agent.openvla.folder import resolve_folder
+        from vla_agent.openvla.files import resolve_folder
         from vla_agent.ppo import VLAPPO
 
         if is_run(model) or Path(model).is_file():

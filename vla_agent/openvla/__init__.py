@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vla_agent.openvla.config import OpenVLAConfig as OpenVLAConfig
-    from vla_agent.openvla.folder import CheckpointError as CheckpointError
+    from vla_agent.openvla.files import CheckpointError as CheckpointError
     from vla_agent.openvla.image import center_crop as center_crop
     from vla_agent.openvla.image import libero_image as libero_image
     from vla_agent.openvla.model import ActionOutput as ActionOutput

@@ -14,9 +14,9 @@ from transformers import LlamaForCausalLM, LlamaModel
 
 from vla_agent.action_tokens import unnormalize
 from vla_agent.openvla.action_head import L1ActionHead
-from vla_agent.openvla.capture import GraphCache
 from vla_agent.openvla.config import ACTION_DIM, STATE_DIM, OpenVLAConfig
-from vla_agent.openvla.decoding import Sampling, draw_actions, forced_hidden, parallel_hidden, regress_actions
+from vla_agent.openvla.cuda_graphs import GraphCache
+from vla_agent.openvla.decoders import Sampling, draw_actions, forced_hidden, parallel_hidden, regress_actions
 from vla_agent.openvla.image import pixel_values_from_images
 from vla_agent.openvla.processor import Processor
 from vla_agent.openvla.sequence import KeyValueCache, PromptLayout, lay_out_prompts
@@ -79,14 +79,14 @@ class OpenVLA(nn.Module):
     def from_pretrained(
         cls, path_or_id: str | Path, *, dtype: th.dtype | None = None, device: th.device | str | None = None
     ) -> "OpenVLA":
-        """Loads a folder, a hub id, or "tiny"; see `vla_agent.openvla.checkpoint.from_pretrained`."""
-        from vla_agent.openvla.checkpoint import from_pretrained
+        """Loads a folder, a hub id, or "tiny"; see `vla_agent.openvla.weights.from_pretrained`."""
+        from vla_agent.openvla.weights import from_pretrained
 
         return from_pretrained(path_or_id, dtype=dtype, device=device)
 
     def save_pretrained(self, path: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
-        """Writes the published layout; see `vla_agent.openvla.checkpoint.save_pretrained`."""
-        from vla_agent.openvla.checkpoint import save_pretrained
+        """Writes the published layout; see `vla_agent.openvla.weights.save_pretrained`."""
+        from vla_agent.openvla.weights import save_pretrained
 
         save_pretrained(self, path, max_shard_size=max_shard_size)
 

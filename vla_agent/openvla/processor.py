@@ -13,7 +13,7 @@ from libero_gym.json_files import MAX_BYTES, parse_json
 from vla_agent.action_tokens import ActionTokenizer, action_table, unnormalize
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.config_checks import check_numbers, finite
-from vla_agent.openvla.folder import (
+from vla_agent.openvla.files import (
     PREPROCESSOR_FILE,
     STATISTICS_FILE,
     TOKENIZER_FILES,

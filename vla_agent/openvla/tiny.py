@@ -15,7 +15,7 @@ from typing import Any
 import torch as th
 
 from vla_agent.openvla.config import OpenVLAConfig
-from vla_agent.openvla.folder import PREPROCESSOR_FILE, TINY_FOLDER
+from vla_agent.openvla.files import PREPROCESSOR_FILE, TINY_FOLDER
 from vla_agent.openvla.processor import IMAGE_MEANS, IMAGE_STDS, Processor
 
 SEED = 0
@@ -166,8 +166,8 @@ def write_tiny(folder: Path, seed: int = SEED, config: OpenVLAConfig | None = No
         seed: Of the weights.
         config: A variation of `tiny_config()`, such as one that decodes chunks in parallel.
     """
-    from vla_agent.openvla.checkpoint import save_pretrained
     from vla_agent.openvla.model import OpenVLA
+    from vla_agent.openvla.weights import save_pretrained
 
     config = config or tiny_config()
     files = {

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 
-from vla_agent.openvla.folder import CheckpointError
+from vla_agent.openvla.files import CheckpointError
 
 _MAX_PICKLE_BYTES = 2**20  # those of OFT take a few KB
 _MAX_TUPLES = 10_000  # five per tensor; the hash of tuples in tuples recurses, and must not end the stack

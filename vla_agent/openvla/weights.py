@@ -23,7 +23,7 @@ from libero_gym.checks import as_path
 from libero_gym.json_files import read_json
 from vla_agent.atomic import naming, save_tensors
 from vla_agent.openvla.config import OpenVLAConfig
-from vla_agent.openvla.folder import (
+from vla_agent.openvla.files import (
     CONFIG_FILE,
     INDEX_FILE,
     WEIGHTS_FILE,
