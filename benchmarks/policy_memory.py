@@ -30,10 +30,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from tqdm import tqdm
 
 from vla_agent.bins import bin_log_probs
-from vla_agent.lora import LoraSettings, add_lora
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.decoders import Sampling, draw_chain, forced_hidden
 from vla_agent.openvla.sequence import PromptLayout
+from vla_agent.policy.lora import LoraSettings, add_lora
 
 MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::convolution"}
 

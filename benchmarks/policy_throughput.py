@@ -32,12 +32,12 @@ from peft.tuners import lora
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from vla_agent.adapted_linear import AdaptedLinear
 from vla_agent.bins import bin_log_probs
-from vla_agent.lora import LoraSettings, add_lora
 from vla_agent.openvla import OpenVLA, OpenVLAConfig
 from vla_agent.openvla.decoders import Sampling, draw_chain
 from vla_agent.openvla.sequence import KeyValueCache, causal_mask, lay_out_prompts
+from vla_agent.policy.adapted_linear import AdaptedLinear
+from vla_agent.policy.lora import LoraSettings, add_lora
 
 PROMPT_LENGTH = 32  # tokens; LIBERO's are 25 to 40
 TOWERS = ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"]

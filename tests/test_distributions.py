@@ -6,7 +6,6 @@ import math
 import pytest
 import torch as th
 
-from vla_agent.distributions import ActionTokenDistribution, Chain
 from vla_agent.losses import (
     approximate_kl,
     clip_fraction,
@@ -16,6 +15,7 @@ from vla_agent.losses import (
     reference_kl,
     value_loss,
 )
+from vla_agent.policy.distributions import ActionTokenDistribution, Chain
 
 
 def two_bin_logits(probs: list[list[float]]) -> th.Tensor:

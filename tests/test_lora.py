@@ -9,9 +9,9 @@ import torch as th
 from peft import LoraConfig
 from peft.tuners import lora
 
-from vla_agent.adapted_linear import AdaptedLinear
-from vla_agent.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.openvla import OpenVLA
+from vla_agent.policy.adapted_linear import AdaptedLinear
+from vla_agent.policy.lora import LoraSettings, add_lora, merge_lora
 
 
 def adapted(**settings: object) -> OpenVLA:

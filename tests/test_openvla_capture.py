@@ -17,10 +17,10 @@ import torch as th
 from openvla_models import make_batch, make_parallel, perturbed_tiny, prompts
 from tape import Tape
 
-from vla_agent.lora import LoraSettings, add_lora, disable_adapter, merge_lora
 from vla_agent.openvla import ActionSample, OpenVLA
 from vla_agent.openvla.action_head import L1ActionHead
 from vla_agent.openvla.cuda_graphs import CudaGraph, GraphCache
+from vla_agent.policy.lora import LoraSettings, add_lora, disable_adapter, merge_lora
 
 Prompts = tuple[th.Tensor, th.Tensor, th.Tensor]
 needs_gpu = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")

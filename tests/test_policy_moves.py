@@ -14,7 +14,7 @@ from test_ppo import make_model, tiny_model
 from torch import nn
 
 from vla_agent import VLAPPO
-from vla_agent.lora import merge_lora
+from vla_agent.policy.lora import merge_lora
 
 
 def warnings_of(run: Callable[[], Any]) -> list[str]:

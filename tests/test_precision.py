@@ -12,9 +12,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from vla_agent.bins import bin_log_probs
 from vla_agent.health import ratio_tolerance
-from vla_agent.lora import LoraSettings, add_lora
 from vla_agent.openvla import OpenVLA
-from vla_agent.policy import choose_types
+from vla_agent.policy.lora import LoraSettings, add_lora
+from vla_agent.policy.policy import choose_types
 
 
 @pytest.fixture

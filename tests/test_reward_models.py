@@ -14,7 +14,7 @@ import pytest
 import torch as th
 from safetensors.torch import save_file
 
-from vla_agent.lora import LoraSettings, target_modules
+from vla_agent.policy.lora import LoraSettings, target_modules
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
 from vla_agent.process_reward.labels import (
     HOLDING,

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from vla_agent.callbacks import SuccessCallback as SuccessCallback
     from vla_agent.checkpointing import RunError as RunError
     from vla_agent.curriculum import Curriculum as Curriculum
-    from vla_agent.distributions import ActionTokenDistribution as ActionTokenDistribution
     from vla_agent.evaluation import Comparison as Comparison
     from vla_agent.evaluation import EvaluationCallback as EvaluationCallback
     from vla_agent.evaluation import EvaluationReport as EvaluationReport
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from vla_agent.keeping import RunCheckpoints as RunCheckpoints
     from vla_agent.keeping import SaveOnSignal as SaveOnSignal
     from vla_agent.keeping import safe_learn as safe_learn
-    from vla_agent.policy import VLAPolicy as VLAPolicy
+    from vla_agent.policy.distributions import ActionTokenDistribution as ActionTokenDistribution
+    from vla_agent.policy.policy import VLAPolicy as VLAPolicy
     from vla_agent.ppo import VLAPPO as VLAPPO
     from vla_agent.run_folder import claim_run as claim_run
     from vla_agent.run_folder import latest_run as latest_run

@@ -12,7 +12,7 @@ from libero_gym.demonstrations.gripper_commands import GripperCommands
 from vla_agent.action_tokens import ActionTokenizer
 from vla_agent.openvla.config import ACTION_DIM, STATE_DIM
 from vla_agent.openvla.image import libero_image
-from vla_agent.policy import CAMERA_KEYS
+from vla_agent.policy.policy import CAMERA_KEYS
 
 GRIPPER_DIM = ACTION_DIM - 1
 MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024

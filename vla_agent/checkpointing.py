@@ -30,12 +30,12 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import did_you_mean, flag
-from vla_agent.arguments import check_names
 from vla_agent.atomic import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
 from vla_agent.documents import fault
 from vla_agent.moments import Contents, Moment, own_containers
 from vla_agent.optimizer_state import pack_optimizer, restore_optimizer
-from vla_agent.policy import VLAPolicy
+from vla_agent.policy.arguments import check_names
+from vla_agent.policy.policy import VLAPolicy
 from vla_agent.rollout import check_batches
 from vla_agent.run_files import (
     CHECKSUMS,

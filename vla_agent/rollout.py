@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from libero_gym.checks import whole_number
 from vla_agent.finite import check_observations, check_rewards, check_values
 from vla_agent.health import Stopwatch
-from vla_agent.policy import VLAPolicy
+from vla_agent.policy.policy import VLAPolicy
 
 if TYPE_CHECKING:
     from vla_agent.ppo import VLAPPO

@@ -31,8 +31,8 @@ from vla_agent.atomic import Kind, save_tensors, writing
 from vla_agent.augmentation import Augmentation
 from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.health import warn_of_lost_steps
-from vla_agent.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.openvla import OpenVLA
+from vla_agent.policy.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.run_files import FolderFiles, read_json, read_tensors
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from vla_agent.evaluation import evaluate_policy
 from vla_agent.evaluation.manifest import write_training_states
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.tiny import chunked_config, write_tiny
-from vla_agent.policy import CAMERA_KEYS
+from vla_agent.policy.policy import CAMERA_KEYS
 from vla_agent.sft import Metrics, SFTSettings, SupervisedTrainer
 
 

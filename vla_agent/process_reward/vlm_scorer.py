@@ -14,7 +14,7 @@ import torch as th
 from torch.nn import functional as F
 
 from libero_gym.checks import sequence
-from vla_agent.lora import LoraSettings, add_lora
+from vla_agent.policy.lora import LoraSettings, add_lora
 from vla_agent.process_reward.model_folders import check_model_folder
 from vla_agent.process_reward.models import (
     CAMERA,

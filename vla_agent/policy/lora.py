@@ -115,7 +115,7 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, unused: list[str]) -> 
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
 
-    from vla_agent.adapted_linear import AdaptedLinear
+    from vla_agent.policy.adapted_linear import AdaptedLinear
 
     if any("lora_" in name for name, _ in backbone.named_parameters()):
         raise ValueError("The model has adapters already; give each policy a model of its own, or a checkpoint's name.")

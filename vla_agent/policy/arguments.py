@@ -17,7 +17,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import choice, did_you_mean, flag, real_number, sequence, whole_number
-from vla_agent.lora import LoraSettings
+from vla_agent.policy.lora import LoraSettings
 
 Check = Callable[[str, Any], Any]
 
