@@ -15,7 +15,7 @@ from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, LearningCurve, SaveOnSignal, SuccessCallback, keeping, latest_run, safe_learn
-from vla_agent.callbacks import Episode, Evaluated
+from vla_agent.callbacks.success import Episode, Evaluated
 
 
 def fake() -> dict[str, Any]:

@@ -7,8 +7,8 @@ import pytest
 from test_checkpointing import fake_model
 
 from vla_agent import VLAPPO, Curriculum
-from vla_agent.callbacks import Episode
-from vla_agent.curriculum import task_weights
+from vla_agent.callbacks.curriculum import task_weights
+from vla_agent.callbacks.success import Episode
 
 RATES = np.array([0.0, 0.25, 0.5, 1.0])
 

@@ -19,8 +19,8 @@ from stable_baselines3 import PPO
 from test_ppo import make_model
 
 from vla_agent import VLAPPO, VLAPolicy, VLAVecEnv, make_vec_env
-from vla_agent.callbacks import LearningCurve, SuccessCallback
-from vla_agent.curriculum import Curriculum
+from vla_agent.callbacks.curriculum import Curriculum
+from vla_agent.callbacks.success import LearningCurve, SuccessCallback
 from vla_agent.policy.arguments import check_device
 from vla_agent.process_reward import VecProcessReward
 

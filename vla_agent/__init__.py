@@ -4,10 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vla_agent.callbacks import LearningCurve as LearningCurve
-    from vla_agent.callbacks import SuccessCallback as SuccessCallback
+    from vla_agent.callbacks.curriculum import Curriculum as Curriculum
+    from vla_agent.callbacks.success import LearningCurve as LearningCurve
+    from vla_agent.callbacks.success import SuccessCallback as SuccessCallback
     from vla_agent.checkpointing import RunError as RunError
-    from vla_agent.curriculum import Curriculum as Curriculum
     from vla_agent.evaluation import Comparison as Comparison
     from vla_agent.evaluation import EvaluationCallback as EvaluationCallback
     from vla_agent.evaluation import EvaluationReport as EvaluationReport

@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from libero_gym.checks import whole_number
 from vla_agent.atomic import remove
-from vla_agent.callbacks import as_callbacks
+from vla_agent.callbacks.success import as_callbacks
 from vla_agent.checkpointing import RunError, parts
 from vla_agent.run_files import RUN
 from vla_agent.run_folder import (

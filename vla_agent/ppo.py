@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import flag, whole_number
 from vla_agent import checkpointing, health, losses
-from vla_agent.callbacks import SuccessCallback, as_callbacks
+from vla_agent.callbacks.success import SuccessCallback, as_callbacks
 from vla_agent.moments import Moment
 from vla_agent.policy import arguments
 from vla_agent.policy.policy import Evaluation, VLAPolicy

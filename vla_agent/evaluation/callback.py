@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from libero_gym.checks import flag, whole_number
 from vla_agent.atomic import destination
-from vla_agent.callbacks import Evaluated
+from vla_agent.callbacks.success import Evaluated
 from vla_agent.evaluation.evaluator import Evaluator
 from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, SuccessRow
 from vla_agent.run_files import RUN

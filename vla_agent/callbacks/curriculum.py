@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 
 from libero_gym.checks import choice, real_number
-from vla_agent.callbacks import SuccessCallback
+from vla_agent.callbacks.success import SuccessCallback
 from vla_agent.vec_env import VLAVecEnv
 
 Mode = Literal["uniform", "hardest", "frontier"]

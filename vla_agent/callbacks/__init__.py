@@ -1,0 +1,1 @@
+"""Callbacks: success by task, the learning curve, the curriculum."""
