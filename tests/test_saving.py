@@ -21,7 +21,7 @@ from vla_agent.openvla import OpenVLA
 from vla_agent.process_reward.models import SCORER
 from vla_agent.process_reward.reports import REPORT
 from vla_agent.process_reward.tiny_scorer import ScorerConfig, TinyScorer
-from vla_agent.sft import TRAINER
+from vla_agent.sft.trainer import TRAINER
 
 NOTES = Kind("note", ("a.txt",), ("b.txt",))
 

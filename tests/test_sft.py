@@ -13,12 +13,12 @@ import torch as th
 from safetensors.torch import load_file, save
 
 from libero_gym.demonstrations.episodes import Episode
-from vla_agent.action_chunks import ActionChunks, moving_frames, next_gripper_change, normalize, to_bins
 from vla_agent.action_tokens import ActionTokenizer, action_table
 from vla_agent.augmentation import Augmentation
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.tiny import chunked_config, write_tiny
-from vla_agent.sft import NonFiniteLossError, SFTSettings, SupervisedTrainer, bin_targets, learning_rate_at
+from vla_agent.sft.data import ActionChunks, moving_frames, next_gripper_change, normalize, to_bins
+from vla_agent.sft.trainer import NonFiniteLossError, SFTSettings, SupervisedTrainer, bin_targets, learning_rate_at
 
 SIZE = 28
 

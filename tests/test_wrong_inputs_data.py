@@ -11,10 +11,10 @@ from test_sft import SIZE, demonstrations, episode, small_model
 
 from libero_gym.demonstrations import record
 from libero_gym.demonstrations.lerobot import LeRobotWriter
-from vla_agent.action_chunks import ActionChunks
 from vla_agent.commands import finetune
 from vla_agent.openvla import OpenVLA
-from vla_agent.sft import SFTSettings, SupervisedTrainer
+from vla_agent.sft.data import ActionChunks
+from vla_agent.sft.trainer import SFTSettings, SupervisedTrainer
 
 NAN = float("nan")
 

@@ -18,7 +18,6 @@ from libero_gym.demonstrations import record
 from libero_gym.demonstrations.lerobot import LeRobotReader
 from libero_gym.json_files import parse_json
 from libero_gym.tasks import SUITES, get_suite
-from vla_agent.action_chunks import ActionChunks
 from vla_agent.augmentation import Augmentation
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.evaluation import evaluate_policy
@@ -26,7 +25,8 @@ from vla_agent.evaluation.manifest import write_training_states
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.tiny import chunked_config, write_tiny
 from vla_agent.policy.policy import CAMERA_KEYS
-from vla_agent.sft import Metrics, SFTSettings, SupervisedTrainer
+from vla_agent.sft.data import ActionChunks
+from vla_agent.sft.trainer import Metrics, SFTSettings, SupervisedTrainer
 
 
 @dataclasses.dataclass

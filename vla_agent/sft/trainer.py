@@ -25,7 +25,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from libero_gym.checks import did_you_mean, real_number, whole_number
-from vla_agent.action_chunks import ActionChunks, Examples, to_bins
 from vla_agent.action_tokens import bin_centers
 from vla_agent.atomic import Kind, save_tensors, writing
 from vla_agent.augmentation import Augmentation
@@ -34,6 +33,7 @@ from vla_agent.health import warn_of_lost_steps
 from vla_agent.openvla import OpenVLA
 from vla_agent.policy.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.run_files import FolderFiles, read_json, read_tensors
+from vla_agent.sft.data import ActionChunks, Examples, to_bins
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: what demonstrations become, and the trainer."""
