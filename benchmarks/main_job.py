@@ -26,9 +26,9 @@ import numpy as np
 from measuring import provenance
 
 from vla_agent import EvaluationReport
-from vla_agent.checkpointing import STATE
 from vla_agent.commands.train import Options
 from vla_agent.intervals import mcnemar_exact, wilson_interval
+from vla_agent.runs.saved_run import STATE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULTS = Path(__file__).parent / "results"

@@ -14,8 +14,9 @@ from fakes import FakeBackbone, fake_env
 from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
 
-from vla_agent import VLAPPO, LearningCurve, SaveOnSignal, SuccessCallback, keeping, latest_run, safe_learn
+from vla_agent import VLAPPO, LearningCurve, SaveOnSignal, SuccessCallback, latest_run, safe_learn
 from vla_agent.callbacks.success import Episode, Evaluated
+from vla_agent.runs import keeping
 
 
 def fake() -> dict[str, Any]:

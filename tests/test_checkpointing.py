@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.utils import LinearSchedule
 
-from vla_agent import VLAPPO, VLAVecEnv, checkpointing
+from vla_agent import VLAPPO, VLAVecEnv
 from vla_agent import atomic as folders
-from vla_agent.checkpointing import CHECKSUMS, FILES, RunError
 from vla_agent.openvla import load_processor
+from vla_agent.runs import saved_run as checkpointing
+from vla_agent.runs.saved_run import CHECKSUMS, FILES, RunError
 
 
 def fake_model(**kwargs: Any) -> VLAPPO:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from test_checkpointing import fake, fake_model
 
 from vla_agent import VLAPPO
-from vla_agent.checkpointing import CHECKSUMS, FILES, RunError, damage
-from vla_agent.documents import fault
+from vla_agent.runs.documents import fault
+from vla_agent.runs.saved_run import CHECKSUMS, FILES, RunError, damage
 
 DEEP = "[" * 100_000 + "]" * 100_000
 

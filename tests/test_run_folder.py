@@ -19,16 +19,8 @@ from stable_baselines3 import PPO
 from test_checkpointing import fake_model
 from test_resume import StopAt, load
 
-from vla_agent import (
-    VLAPPO,
-    RunCheckpoints,
-    RunError,
-    SaveOnSignal,
-    claim_run,
-    latest_run,
-    run_folder,
-    safe_learn,
-)
+from vla_agent import VLAPPO, RunCheckpoints, RunError, SaveOnSignal, claim_run, latest_run, safe_learn
+from vla_agent.runs import run_folder
 
 
 def train(run_dir: Path, timesteps: int = 96, *, model: VLAPPO | None = None, **kwargs: Any) -> VLAPPO:
@@ -414,7 +406,7 @@ def test_checkpoints_that_cannot_be_written_are_found_before_training(
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("vla_agent.keeping.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("vla_agent.runs.keeping.tempfile.TemporaryFile", refuse)
     model = fake_model()
     with pytest.raises(PermissionError, match="no checkpoint could be written there, so give another folder"):
         model.learn(32, RunCheckpoints(tmp_path))

@@ -7,7 +7,6 @@ if TYPE_CHECKING:
     from vla_agent.callbacks.curriculum import Curriculum as Curriculum
     from vla_agent.callbacks.success import LearningCurve as LearningCurve
     from vla_agent.callbacks.success import SuccessCallback as SuccessCallback
-    from vla_agent.checkpointing import RunError as RunError
     from vla_agent.evaluation import Comparison as Comparison
     from vla_agent.evaluation import EvaluationCallback as EvaluationCallback
     from vla_agent.evaluation import EvaluationReport as EvaluationReport
@@ -16,14 +15,15 @@ if TYPE_CHECKING:
     from vla_agent.evaluation import evaluate_policy as evaluate_policy
     from vla_agent.health import NonFiniteError as NonFiniteError
     from vla_agent.health import RatioError as RatioError
-    from vla_agent.keeping import RunCheckpoints as RunCheckpoints
-    from vla_agent.keeping import SaveOnSignal as SaveOnSignal
-    from vla_agent.keeping import safe_learn as safe_learn
     from vla_agent.policy.distributions import ActionTokenDistribution as ActionTokenDistribution
     from vla_agent.policy.policy import VLAPolicy as VLAPolicy
     from vla_agent.ppo import VLAPPO as VLAPPO
-    from vla_agent.run_folder import claim_run as claim_run
-    from vla_agent.run_folder import latest_run as latest_run
+    from vla_agent.runs.keeping import RunCheckpoints as RunCheckpoints
+    from vla_agent.runs.keeping import SaveOnSignal as SaveOnSignal
+    from vla_agent.runs.keeping import safe_learn as safe_learn
+    from vla_agent.runs.run_folder import claim_run as claim_run
+    from vla_agent.runs.run_folder import latest_run as latest_run
+    from vla_agent.runs.saved_run import RunError as RunError
     from vla_agent.vec_env import VLAVecEnv as VLAVecEnv
     from vla_agent.vec_env import make_vec_env as make_vec_env
 

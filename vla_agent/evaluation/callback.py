@@ -13,7 +13,7 @@ from vla_agent.atomic import destination
 from vla_agent.callbacks.success import Evaluated
 from vla_agent.evaluation.evaluator import Evaluator
 from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, SuccessRow
-from vla_agent.run_files import RUN
+from vla_agent.runs.run_files import RUN
 
 
 class EvaluatedEpisodes(NamedTuple):

@@ -18,7 +18,7 @@ import torch as th
 
 from libero_gym.atomic import write_text
 from libero_gym.json_files import read_json
-from vla_agent.run_files import sha256
+from vla_agent.runs.run_files import sha256
 
 PACKAGES = (
     "libero-vla",

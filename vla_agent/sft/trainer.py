@@ -32,7 +32,7 @@ from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.health import warn_of_lost_steps
 from vla_agent.openvla import OpenVLA
 from vla_agent.policy.lora import LoraSettings, add_lora, merge_lora
-from vla_agent.run_files import FolderFiles, read_json, read_tensors
+from vla_agent.runs.run_files import FolderFiles, read_json, read_tensors
 from vla_agent.sft.data import ActionChunks, Examples, to_bins
 
 logger = logging.getLogger(__name__)

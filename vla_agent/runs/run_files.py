@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from libero_gym.json_files import MAX_BYTES, parse_json
 from vla_agent.atomic import ZIP, Kind
-from vla_agent.documents import fault
+from vla_agent.runs.documents import fault
 
 FORMAT = 2
 HYPERPARAMETERS, POLICY, STATE = "hyperparameters.json", "policy.safetensors", "state.json"

@@ -31,13 +31,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import did_you_mean, flag
 from vla_agent.atomic import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
-from vla_agent.documents import fault
-from vla_agent.moments import Contents, Moment, own_containers
-from vla_agent.optimizer_state import pack_optimizer, restore_optimizer
 from vla_agent.policy.arguments import check_names
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.rollout import check_batches
-from vla_agent.run_files import (
+from vla_agent.runs.documents import fault
+from vla_agent.runs.moments import Contents, Moment, own_containers
+from vla_agent.runs.optimizer_state import pack_optimizer, restore_optimizer
+from vla_agent.runs.run_files import (
     CHECKSUMS,
     FILES,
     FORMAT,
@@ -60,7 +60,7 @@ from vla_agent.run_files import (
     read_tensors,
     sha256,
 )
-from vla_agent.serialization import (
+from vla_agent.runs.serialization import (
     from_json,
     generator_states,
     restore_generators,

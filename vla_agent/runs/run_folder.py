@@ -21,8 +21,9 @@ from libero_gym.atomic import write_text
 from libero_gym.checks import choice, whole_number
 from libero_gym.json_files import read_json
 from libero_gym.version import version
-from vla_agent import checkpointing, run_files
-from vla_agent.checkpointing import FILES, STATE, RunError
+from vla_agent.runs import run_files
+from vla_agent.runs import saved_run as checkpointing
+from vla_agent.runs.saved_run import FILES, STATE, RunError
 
 if TYPE_CHECKING:
     from vla_agent.ppo import VLAPPO

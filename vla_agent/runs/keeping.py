@@ -21,9 +21,8 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from libero_gym.checks import whole_number
 from vla_agent.atomic import remove
 from vla_agent.callbacks.success import as_callbacks
-from vla_agent.checkpointing import RunError, parts
-from vla_agent.run_files import RUN
-from vla_agent.run_folder import (
+from vla_agent.runs.run_files import RUN
+from vla_agent.runs.run_folder import (
     CHECKPOINTS,
     INTERRUPTED,
     Claim,
@@ -34,6 +33,7 @@ from vla_agent.run_folder import (
     latest_run,
     saved_by,
 )
+from vla_agent.runs.saved_run import RunError, parts
 
 if TYPE_CHECKING:
     from vla_agent.ppo import VLAPPO

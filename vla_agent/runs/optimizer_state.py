@@ -9,7 +9,7 @@ from typing import Any
 import torch as th
 
 from vla_agent.policy.policy import VLAPolicy
-from vla_agent.run_files import OPTIMIZER, OPTIMIZER_GROUPS, DamagedRunError, RunFiles, read_json, read_tensors
+from vla_agent.runs.run_files import OPTIMIZER, OPTIMIZER_GROUPS, DamagedRunError, RunFiles, read_json, read_tensors
 
 _FORM = {"class": str, "groups": [{"params": [str]}], "scalars": {}}
 

@@ -1,0 +1,1 @@
+"""Runs on disk: saved, kept, loaded and claimed; this room knows no algorithm."""
