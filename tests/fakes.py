@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from torch import nn
 
 from vla_agent.bins import bin_log_probs
-from vla_agent.vec_env import VLAVecEnv
+from vla_agent.envs.vec_env import VLAVecEnv
 
 IMAGE_SIZE = 16
 VOCAB_SIZE = 300

@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 from libero_gym.env import LiberoEnv
 from libero_gym.observations import INSTRUCTION_CHARSET
 from libero_gym.wrappers import InstructionToId
-from vla_agent.vec_env import VLAVecEnv
+from vla_agent.envs.vec_env import VLAVecEnv
 
 KWARGS: dict[str, Any] = {"cameras": (), "task_id": [4, 7], "settle_steps": 0}
 

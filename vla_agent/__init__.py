@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from vla_agent.callbacks.curriculum import Curriculum as Curriculum
     from vla_agent.callbacks.success import LearningCurve as LearningCurve
     from vla_agent.callbacks.success import SuccessCallback as SuccessCallback
+    from vla_agent.envs.vec_env import VLAVecEnv as VLAVecEnv
+    from vla_agent.envs.vec_env import make_vec_env as make_vec_env
     from vla_agent.evaluation import Comparison as Comparison
     from vla_agent.evaluation import EvaluationCallback as EvaluationCallback
     from vla_agent.evaluation import EvaluationReport as EvaluationReport
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from vla_agent.runs.run_folder import claim_run as claim_run
     from vla_agent.runs.run_folder import latest_run as latest_run
     from vla_agent.runs.saved_run import RunError as RunError
-    from vla_agent.vec_env import VLAVecEnv as VLAVecEnv
-    from vla_agent.vec_env import make_vec_env as make_vec_env
 
 _HOMES = {
     "VLAPPO": "ppo",

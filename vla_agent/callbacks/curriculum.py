@@ -9,7 +9,7 @@ import numpy as np
 
 from libero_gym.checks import choice, real_number
 from vla_agent.callbacks.success import SuccessCallback
-from vla_agent.vec_env import VLAVecEnv
+from vla_agent.envs.vec_env import VLAVecEnv
 
 Mode = Literal["uniform", "hardest", "frontier"]
 

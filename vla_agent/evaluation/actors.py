@@ -11,8 +11,8 @@ from stable_baselines3.common.utils import get_device
 
 from vla_agent.action_tokens import to_environment, unnormalize
 from vla_agent.backbone import model_inputs
+from vla_agent.envs.vec_env import IMAGE_KEYS, VLAVecEnv
 from vla_agent.policy.policy import VLAPolicy, check_fit
-from vla_agent.vec_env import IMAGE_KEYS, VLAVecEnv
 
 
 class RegressionPolicy:

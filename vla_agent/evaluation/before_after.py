@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from libero_gym.atomic import replacing
+from vla_agent.envs.vec_env import make_vec_env
 from vla_agent.evaluation.actors import as_policy, load_subject
 from vla_agent.evaluation.filming import CONTROL_FREQ
 from vla_agent.evaluation.reports import EpisodeResult, SuccessRow
 from vla_agent.evaluation.trials import Trial
 from vla_agent.intervals import mcnemar_exact
-from vla_agent.vec_env import make_vec_env
 
 FILM_SIZE = 256  # pixels of each side's frame
 FILM_SPEED = 2  # times as fast as the robot

@@ -18,14 +18,7 @@ import torch as th
 from tqdm import tqdm
 
 from libero_gym.checks import choice, flag, sequence, whole_number
-from vla_agent.evaluation import manifest
-from vla_agent.evaluation.actors import RegressionPolicy, as_policy, load_subject, processor_of
-from vla_agent.evaluation.filming import Filmer
-from vla_agent.evaluation.journal import Journal
-from vla_agent.evaluation.protocols import PROTOCOLS, Protocol
-from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, as_folder
-from vla_agent.evaluation.trials import Trial, held_out_states, plan_trials
-from vla_agent.vec_env import (
+from vla_agent.envs.vec_env import (
     IMAGE_KEYS,
     PUBLISHED_IMAGE_SIZE,
     PUBLISHED_RENDER_SIZE,
@@ -33,6 +26,13 @@ from vla_agent.vec_env import (
     make_vec_env,
     published_transform,
 )
+from vla_agent.evaluation import manifest
+from vla_agent.evaluation.actors import RegressionPolicy, as_policy, load_subject, processor_of
+from vla_agent.evaluation.filming import Filmer
+from vla_agent.evaluation.journal import Journal
+from vla_agent.evaluation.protocols import PROTOCOLS, Protocol
+from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, as_folder
+from vla_agent.evaluation.trials import Trial, held_out_states, plan_trials
 
 logger = logging.getLogger(__name__)
 

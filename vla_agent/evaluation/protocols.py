@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from vla_agent.envs.vec_env import SuiteDescription
 from vla_agent.evaluation.trials import Trial
-from vla_agent.vec_env import SuiteDescription
 
 
 @dataclass(frozen=True)

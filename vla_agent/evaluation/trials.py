@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from libero_gym.checks import sequence, whole_number
+from vla_agent.envs.vec_env import SuiteDescription, describe_suite
 from vla_agent.evaluation.manifest import TRAINING_FILE, TrainingStates
-from vla_agent.vec_env import SuiteDescription, describe_suite
 
 
 class Trial(NamedTuple):

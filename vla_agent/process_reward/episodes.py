@@ -13,7 +13,7 @@ from libero_gym.atomic import write_bytes
 from libero_gym.checks import flag, real_number, whole_number
 from libero_gym.demonstrations.episodes import ACTION_DIM, pack, unpack
 from libero_gym.simulation.simulator import CONTROL_FREQ
-from vla_agent.vec_env import IMAGE_KEYS, VLAVecEnv
+from vla_agent.envs.vec_env import IMAGE_KEYS, VLAVecEnv
 
 # The bin that opens the gripper furthest.
 _OPEN = 255

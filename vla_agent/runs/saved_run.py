@@ -70,8 +70,8 @@ from vla_agent.runs.serialization import (
 )
 
 if TYPE_CHECKING:
+    from vla_agent.envs.vec_env import VLAVecEnv
     from vla_agent.ppo import VLAPPO
-    from vla_agent.vec_env import VLAVecEnv
 
 SelfVLAPPO = TypeVar("SelfVLAPPO", bound="VLAPPO")
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from libero_gym.checks import did_you_mean, whole_number
 from libero_gym.uncopyable import Uncopyable
 from vla_agent.backbone import BackboneProcessor
-from vla_agent.env_arguments import check_arguments, check_keywords
+from vla_agent.envs.arguments import check_arguments, check_keywords
 
 if TYPE_CHECKING:
     from vla_agent.process_reward import RewardModel, VecProcessReward
