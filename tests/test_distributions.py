@@ -6,7 +6,7 @@ import math
 import pytest
 import torch as th
 
-from vla_agent.losses import (
+from vla_agent.algorithms.losses import (
     approximate_kl,
     clip_fraction,
     clip_values,

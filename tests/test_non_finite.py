@@ -15,7 +15,7 @@ from test_checkpointing import fake_model
 from test_ppo import make_model
 
 from vla_agent import VLAPPO, NonFiniteError, VLAVecEnv, safe_learn
-from vla_agent.finite import check_observations
+from vla_agent.algorithms.finite import check_observations
 
 
 def poison_losses(model: VLAPPO, numbers: Collection[int]) -> None:

@@ -11,9 +11,9 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 
 from vla_agent import VLAPPO, RatioError, VLAPolicy, VLAVecEnv
-from vla_agent.health import Monitor
+from vla_agent.algorithms.health import Monitor
+from vla_agent.algorithms.rollout import TokenRolloutBuffer, bootstrap_time_limits, compute_targets
 from vla_agent.openvla import load_processor
-from vla_agent.rollout import TokenRolloutBuffer, bootstrap_time_limits, compute_targets
 
 
 def make_model(env: VLAVecEnv | None = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> VLAPPO:

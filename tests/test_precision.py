@@ -10,8 +10,8 @@ import torch as th
 from openvla_models import make_batch, make_parallel, perturbed_tiny, prompts
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from vla_agent.algorithms.health import ratio_tolerance
 from vla_agent.bins import bin_log_probs
-from vla_agent.health import ratio_tolerance
 from vla_agent.openvla import OpenVLA
 from vla_agent.policy.lora import LoraSettings, add_lora
 from vla_agent.policy.policy import choose_types

@@ -4,6 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vla_agent.algorithms.health import NonFiniteError as NonFiniteError
+    from vla_agent.algorithms.health import RatioError as RatioError
+    from vla_agent.algorithms.ppo import VLAPPO as VLAPPO
     from vla_agent.callbacks.curriculum import Curriculum as Curriculum
     from vla_agent.callbacks.success import LearningCurve as LearningCurve
     from vla_agent.callbacks.success import SuccessCallback as SuccessCallback
@@ -15,11 +18,8 @@ if TYPE_CHECKING:
     from vla_agent.evaluation import Evaluator as Evaluator
     from vla_agent.evaluation import compare_reports as compare_reports
     from vla_agent.evaluation import evaluate_policy as evaluate_policy
-    from vla_agent.health import NonFiniteError as NonFiniteError
-    from vla_agent.health import RatioError as RatioError
     from vla_agent.policy.distributions import ActionTokenDistribution as ActionTokenDistribution
     from vla_agent.policy.policy import VLAPolicy as VLAPolicy
-    from vla_agent.ppo import VLAPPO as VLAPPO
     from vla_agent.runs.keeping import RunCheckpoints as RunCheckpoints
     from vla_agent.runs.keeping import SaveOnSignal as SaveOnSignal
     from vla_agent.runs.keeping import safe_learn as safe_learn

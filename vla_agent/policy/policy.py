@@ -15,9 +15,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from libero_gym.checks import choice, did_you_mean, flag
+from vla_agent.algorithms.health import NonFiniteError, warn_of_lost_steps
 from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.bins import bin_log_probs
-from vla_agent.health import NonFiniteError, warn_of_lost_steps
 from vla_agent.policy.arguments import check_policy, parse_dtype
 from vla_agent.policy.critic import ValueHead
 from vla_agent.policy.distributions import (

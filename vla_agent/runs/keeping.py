@@ -36,7 +36,7 @@ from vla_agent.runs.run_folder import (
 from vla_agent.runs.saved_run import RunError, parts
 
 if TYPE_CHECKING:
-    from vla_agent.ppo import VLAPPO
+    from vla_agent.algorithms.ppo import VLAPPO
 
 __all__ = ["RunCheckpoints", "SaveOnSignal", "claim_run", "latest_run", "safe_learn"]
 

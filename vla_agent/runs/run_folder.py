@@ -26,7 +26,7 @@ from vla_agent.runs import saved_run as checkpointing
 from vla_agent.runs.saved_run import FILES, STATE, RunError
 
 if TYPE_CHECKING:
-    from vla_agent.ppo import VLAPPO
+    from vla_agent.algorithms.ppo import VLAPPO
 
 Existing = Literal["refuse", "aside"]
 

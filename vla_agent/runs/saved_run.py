@@ -30,10 +30,10 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import did_you_mean, flag
+from vla_agent.algorithms.rollout import check_batches
 from vla_agent.atomic import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
 from vla_agent.policy.arguments import check_names
 from vla_agent.policy.policy import VLAPolicy
-from vla_agent.rollout import check_batches
 from vla_agent.runs.documents import fault
 from vla_agent.runs.moments import Contents, Moment, own_containers
 from vla_agent.runs.optimizer_state import pack_optimizer, restore_optimizer
@@ -70,8 +70,8 @@ from vla_agent.runs.serialization import (
 )
 
 if TYPE_CHECKING:
+    from vla_agent.algorithms.ppo import VLAPPO
     from vla_agent.envs.vec_env import VLAVecEnv
-    from vla_agent.ppo import VLAPPO
 
 SelfVLAPPO = TypeVar("SelfVLAPPO", bound="VLAPPO")
 

@@ -23,12 +23,12 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance, ge
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import flag, whole_number
-from vla_agent import health, losses
+from vla_agent.algorithms import health, losses
+from vla_agent.algorithms.rollout import Batch, TokenRolloutBuffer, check_batches, collect_rollouts, split_batch
 from vla_agent.callbacks.success import SuccessCallback, as_callbacks
 from vla_agent.envs.vec_env import VLAVecEnv, make_vec_env
 from vla_agent.policy import arguments
 from vla_agent.policy.policy import Evaluation, VLAPolicy
-from vla_agent.rollout import Batch, TokenRolloutBuffer, check_batches, collect_rollouts, split_batch
 from vla_agent.runs import saved_run as checkpointing
 from vla_agent.runs.moments import Moment
 

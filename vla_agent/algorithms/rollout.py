@@ -15,12 +15,12 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from libero_gym.checks import whole_number
-from vla_agent.finite import check_observations, check_rewards, check_values
-from vla_agent.health import Stopwatch
+from vla_agent.algorithms.finite import check_observations, check_rewards, check_values
+from vla_agent.algorithms.health import Stopwatch
 from vla_agent.policy.policy import VLAPolicy
 
 if TYPE_CHECKING:
-    from vla_agent.ppo import VLAPPO
+    from vla_agent.algorithms.ppo import VLAPPO
 
 Batch = RolloutBufferSamples | DictRolloutBufferSamples
 

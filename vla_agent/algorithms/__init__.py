@@ -1,0 +1,1 @@
+"""Algorithms: the loop, the rollout, the losses and their health."""
