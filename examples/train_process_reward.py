@@ -29,7 +29,7 @@ from libero_gym.demonstrations.segments import segment_episode
 from vla_agent import VLAPPO, make_vec_env
 from vla_agent.commands.options import ids_or_none, run_command
 from vla_agent.commands.options import parse_options as parse
-from vla_agent.evaluation.manifest import provenance
+from vla_agent.evaluation.provenance import provenance
 from vla_agent.policy.lora import LoraSettings
 from vla_agent.process_reward import RewardModel, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
 from vla_agent.process_reward.episodes import PolicyEpisode, load_episodes, policy_episodes, save_episodes

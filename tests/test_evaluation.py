@@ -26,7 +26,7 @@ from libero_gym.tasks import get_tasks
 from vla_agent import VLAPPO, EvaluationCallback, EvaluationReport, Evaluator, evaluate_policy
 from vla_agent.commands import cli
 from vla_agent.evaluation import ReportError, Trial, plan_trials
-from vla_agent.evaluation.actors import RegressionPolicy
+from vla_agent.evaluation.policies import RegressionPolicy
 from vla_agent.openvla import OpenVLA, load_processor
 from vla_agent.openvla.files import TINY_FOLDER
 from vla_agent.openvla.image import center_crop, libero_image

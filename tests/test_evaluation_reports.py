@@ -17,7 +17,8 @@ from PIL import Image, ImageColor
 
 from vla_agent import EvaluationReport, compare_reports
 from vla_agent.evaluation import EpisodeResult, ReportError, SuccessRow
-from vla_agent.evaluation.manifest import (
+from vla_agent.evaluation.pages import _TASK_COLOR, _TRACK_COLOR, draw_chart, markdown
+from vla_agent.evaluation.provenance import (
     describe_model,
     hash_weights,
     overlap,
@@ -25,7 +26,6 @@ from vla_agent.evaluation.manifest import (
     read_training_states,
     write_training_states,
 )
-from vla_agent.evaluation.pages import _TASK_COLOR, _TRACK_COLOR, draw_chart, markdown
 from vla_agent.evaluation.reports import describe_ids
 from vla_agent.intervals import mcnemar_exact, newcombe_interval, wilson_interval
 

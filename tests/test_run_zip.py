@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from test_checkpointing import fake, fake_model, tiny_model
 
 from vla_agent import VLAPPO
-from vla_agent.evaluation.actors import load_subject
+from vla_agent.evaluation.policies import load_subject
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.saved_run import CHECKSUMS, FILES, RunError, damage
 

@@ -137,7 +137,7 @@ def test_an_empty_folder_is_used_and_a_link_to_a_run_is_written_through(tmp_path
 
 def test_a_run_that_was_evaluated_is_still_a_run(tmp_path: Path) -> None:
     """The examples note beside the weights which initial states were trained on."""
-    from vla_agent.evaluation.manifest import TRAINING_FILE, write_training_states
+    from vla_agent.evaluation.provenance import TRAINING_FILE, write_training_states
 
     model = fake_model()
     model.save(tmp_path / "a")

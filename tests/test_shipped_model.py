@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 import libero_gym  # noqa: F401 - registers the environments
 from libero_gym.experts.expert import Expert
 from vla_agent.evaluation import evaluate_policy
-from vla_agent.evaluation.manifest import read_training_states
+from vla_agent.evaluation.provenance import read_training_states
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.files import SHIPPED_FOLDER, shipped_names
 from vla_agent.process_reward import load_reward_model

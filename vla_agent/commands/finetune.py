@@ -21,7 +21,7 @@ from libero_gym.tasks import SUITES, get_suite
 from vla_agent.augmentation import Augmentation
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.evaluation import evaluate_policy
-from vla_agent.evaluation.manifest import write_training_states
+from vla_agent.evaluation.provenance import write_training_states
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.tiny import chunked_config, write_tiny
 from vla_agent.policy.policy import CAMERA_KEYS

@@ -10,8 +10,8 @@ import numpy as np
 
 from libero_gym.atomic import replacing
 from vla_agent.envs.vec_env import make_vec_env
-from vla_agent.evaluation.actors import as_policy, load_subject
 from vla_agent.evaluation.filming import CONTROL_FREQ
+from vla_agent.evaluation.policies import as_policy, load_subject
 from vla_agent.evaluation.reports import EpisodeResult, SuccessRow
 from vla_agent.evaluation.trials import Trial
 from vla_agent.intervals import mcnemar_exact

@@ -26,10 +26,10 @@ from vla_agent.envs.vec_env import (
     make_vec_env,
     published_transform,
 )
-from vla_agent.evaluation import manifest
-from vla_agent.evaluation.actors import RegressionPolicy, as_policy, load_subject, processor_of
+from vla_agent.evaluation import provenance as manifest
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
+from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
 from vla_agent.evaluation.protocols import PROTOCOLS, Protocol
 from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, as_folder
 from vla_agent.evaluation.trials import Trial, held_out_states, plan_trials

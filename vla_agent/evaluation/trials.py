@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from libero_gym.checks import sequence, whole_number
 from vla_agent.envs.vec_env import SuiteDescription, describe_suite
-from vla_agent.evaluation.manifest import TRAINING_FILE, TrainingStates
+from vla_agent.evaluation.provenance import TRAINING_FILE, TrainingStates
 
 
 class Trial(NamedTuple):
