@@ -33,8 +33,8 @@ from vla_agent.evaluation.provenance import provenance
 from vla_agent.policy.lora import LoraSettings
 from vla_agent.process_reward import RewardModel, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
 from vla_agent.process_reward.episodes import PolicyEpisode, load_episodes, policy_episodes, save_episodes
+from vla_agent.process_reward.interface import check_camera
 from vla_agent.process_reward.labels import contact_sheet, grasps, label_episodes
-from vla_agent.process_reward.models import check_camera
 from vla_agent.process_reward.reports import report, write_report
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
 

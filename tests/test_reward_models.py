@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from vla_agent.policy.lora import LoraSettings, target_modules
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
+from vla_agent.process_reward.interface import SHIPPED_FOLDER
 from vla_agent.process_reward.labels import (
     HOLDING,
     KINDS,
@@ -26,7 +27,6 @@ from vla_agent.process_reward.labels import (
     label_episodes,
     split_by_episode,
 )
-from vla_agent.process_reward.models import SHIPPED_FOLDER
 from vla_agent.process_reward.reports import (
     auc_interval,
     check_hacking,

@@ -14,8 +14,8 @@ from scipy.stats import rankdata, spearmanr
 
 from libero_gym.atomic import replacing
 from vla_agent.atomic import Kind, writing
+from vla_agent.process_reward.interface import CAMERA, RewardModel, checked_scores
 from vla_agent.process_reward.labels import HOLDING, NEGATIVE, Examples, Recorded
-from vla_agent.process_reward.models import CAMERA, RewardModel, checked_scores
 
 REPORT = Kind("report on a reward model", ("report.json", "report.md", "quality.png", "episodes.png"))
 _BATCH = 64

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from libero_gym.checks import sequence, whole_number
-from vla_agent.process_reward.models import (
+from vla_agent.process_reward.interface import (
     CAMERA,
     RewardModelError,
     check_frames,

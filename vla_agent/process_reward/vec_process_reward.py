@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from libero_gym.checks import choice, flag, real_number, whole_number
-from vla_agent.process_reward.models import RewardModel, check_camera, checked_scores
+from vla_agent.process_reward.interface import RewardModel, check_camera, checked_scores
 
 Mode = Literal["potential", "bonus"]
 When = Literal["step", "gripper"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from libero_gym.json_files import read_json
-from vla_agent.process_reward.models import RewardModelError
+from vla_agent.process_reward.interface import RewardModelError
 
 _MAX_LAYERS, _MAX_WIDTH = 1024, 2**24  # far above any model's
 
