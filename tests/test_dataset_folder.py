@@ -9,7 +9,7 @@ import yaml
 from test_demonstrations import synthetic
 
 from libero_gym.demonstrations.lerobot import IMAGE_PREFIX, LeRobotReader, LeRobotWriter
-from libero_gym.demonstrations.record import RECORDING_FOLDER, record
+from libero_gym.demonstrations.recording import RECORDING_FOLDER, record
 
 pytest.importorskip("pyarrow", reason="needs pyarrow")
 

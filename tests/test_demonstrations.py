@@ -19,13 +19,13 @@ import pytest
 from scripted import soup_into_basket
 
 from libero_gym.atomic import write_bytes
-from libero_gym.demonstrations import record as demonstrations
 from libero_gym.demonstrations import recorder as recording_module
+from libero_gym.demonstrations import recording as demonstrations
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode
 from libero_gym.demonstrations.lerobot import LeRobotReader, LeRobotWriter, pooled_stats, vector_stats
 from libero_gym.demonstrations.libero_hdf5 import read_libero_hdf5
-from libero_gym.demonstrations.record import RECORDING_FOLDER, RecordingSummary, record
 from libero_gym.demonstrations.recorder import EpisodeKey
+from libero_gym.demonstrations.recording import RECORDING_FOLDER, RecordingSummary, record
 from libero_gym.env import LiberoEnv
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")

@@ -98,7 +98,7 @@ def test_a_cache_limit_is_a_number_from_zero(given: str, monkeypatch: pytest.Mon
 def test_a_number_of_scenes_is_an_integer_from_one(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIBERO_GYM_MAX_SCENES", given)
     with pytest.raises(ValueError, match=f"LIBERO_GYM_MAX_SCENES='{given}'; expected a number of scenes"):
-        runpy.run_path(str(ROOT / "libero_gym" / "compile.py"))
+        runpy.run_path(str(ROOT / "libero_gym" / "compilation" / "compile.py"))
 
 
 def test_numba_caches_beside_the_source_or_with_us_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

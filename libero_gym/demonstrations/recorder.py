@@ -1,4 +1,4 @@
-"""Playing episodes of a plan in worker processes: what `libero_gym.demonstrations.record` does the work with."""
+"""Playing episodes of a plan in worker processes: what `libero_gym.demonstrations.recording` does the work with."""
 
 from __future__ import annotations
 

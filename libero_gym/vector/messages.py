@@ -1,4 +1,4 @@
-"""What `libero_gym.vector.pool` and the processes of `libero_gym.vector.worker` say to each other: numbered requests and answers.
+"""What the pool and the processes of `worker` say to each other: numbered requests and answers.
 
 Each message is a number and a pickle. The number tells which request an answer belongs to, so that an answer that
 nobody waits for any more (after Ctrl-C) is not taken for another one's.

@@ -40,8 +40,9 @@ _AUTORESET = {
 class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]):
     """`LiberoEnv` times ``num_envs``: the same spaces, batched; a task of its own for each environment.
 
-    The environments live in worker processes, forked from one template process (see `libero_gym.vector.worker`); each serves
-    a fixed share of them. Frames, states, rewards and actions are in shared memory. Observations handed out are copies.
+    The environments live in worker processes, forked from one template process (see `libero_gym.vector.worker`); each
+    serves a fixed share of them. Frames, states, rewards and actions are in shared memory. Observations handed out are
+    copies.
 
     Threads would step no slower: a control step holds Python's lock for 0.5 of its 7.3 ms. Four environments without
     cameras on two cores, which other jobs used as well, made 87 (72-142) control steps per second in two threads and 82
@@ -98,8 +99,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         timeout: Seconds after which a worker that does not answer counts as hung.
         restart: Whether to replace workers that die or hang.
         render_device: EGL device index for all workers, or a sequence with one per worker. None spreads the
-            environments evenly over the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves (see `libero_gym.rendering.devices`), unless
-            ``MUJOCO_EGL_DEVICE_ID`` is set; without a GPU, EGL chooses.
+            environments evenly over the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves (see
+            `libero_gym.rendering.devices`), unless ``MUJOCO_EGL_DEVICE_ID`` is set; without a GPU, EGL chooses.
         autoreset_mode: A ``gymnasium.vector.AutoresetMode``, or its value, such as ``"NextStep"``.
         max_episode_steps: Truncate episodes after so many control steps; None takes the suite's limit.
         **env_kwargs: Further arguments of `LiberoEnv`.

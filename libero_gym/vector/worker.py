@@ -1,8 +1,9 @@
 """The processes behind `LiberoVectorEnv`: a template that compiles tasks and never touches GL, and its forks.
 
-``python -m libero_gym.vector.worker CONTROL_FD`` is the template. It is a fresh interpreter, so it inherits neither CUDA nor
-GL contexts nor threads from the trainer, and the trainer's script needs no ``if __name__ == "__main__"``. Workers are
-forked from it: they share compiled models and code in memory, and make their own GL context at their first frame.
+``python -m libero_gym.vector.worker CONTROL_FD`` is the template. It is a fresh interpreter, so it inherits neither
+CUDA nor GL contexts nor threads from the trainer, and the trainer's script needs no ``if __name__ == "__main__"``.
+Workers are forked from it: they share compiled models and code in memory, and make their own GL context at their first
+frame.
 """
 
 from __future__ import annotations

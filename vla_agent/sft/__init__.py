@@ -1,1 +1,5 @@
 """Supervised fine-tuning: what demonstrations become, and the trainer."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
