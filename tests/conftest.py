@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-from gymnasium.utils.env_checker import data_equivalence
 
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import Task, get_tasks
@@ -53,14 +51,3 @@ def parallel(tmp_path_factory: pytest.TempPathFactory) -> tuple[OpenVLA, dict[st
     from openvla_models import make_parallel
 
     return make_parallel(tmp_path_factory.mktemp("parallel"))
-
-
-def random_actions(n: int, seed: int = 0) -> np.ndarray:
-    """Actions as a random policy gives them; every seventh asks for no rotation, which the controller treats apart."""
-    actions = np.random.default_rng(seed).uniform(-1, 1, (n, 7))
-    actions[::7, 3:6] = 0.0
-    return actions
-
-
-def equal_observations(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return data_equivalence(first, second, exact=True)

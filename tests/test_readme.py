@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from fakes import FakeBackbone, fake_env
+from paths import ROOT
 from stable_baselines3.common.logger import configure
 
 from libero_gym.tasks import SUITES
 from vla_agent import VLAPPO, SuccessCallback
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_quickstart_runs_as_printed(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""Every id of the table exists, with its suite, its limit and its files, without an import of ours."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from paths import ROOT
+
+from libero_gym import doctor
+from libero_gym.observations import observation_space
+from libero_gym.tasks import SUITES, Suite, get_suite, get_tasks, initial_states
+
+IDS = {suite.env_id: suite for suite in SUITES.values()} | {"LIBERO-Long-v0": SUITES["libero_10"]}
+LIMITS = {"Spatial": 220, "Object": 280, "Goal": 300, "10": 520, "90": 400, "Long": 520}
+
+
+def test_there_are_22_ids() -> None:
+    assert len(IDS) == 22
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_id_is_registered_with_the_limit_of_its_suite(env_id: str) -> None:
+    spec = gym.spec(env_id)
+    assert spec.kwargs == {"suite": IDS[env_id].name}
+    assert spec.max_episode_steps == LIMITS[env_id.split("-")[1]] == IDS[env_id].max_steps
+
+
+def test_gym_make_works_without_another_import(tmp_path: Path) -> None:
+    code = (
+        "import gymnasium as gym\n"
+        "env = gym.make('LIBERO-Spatial-v0', cameras=())\n"
+        "print(env.spec.max_episode_steps, 'robosuite' in __import__('sys').modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["220", "False"]
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+def test_every_task_has_files_and_an_instruction_that_fits_the_space(suite: Suite) -> None:
+    tasks = get_tasks(suite.name)
+    space = observation_space((), 64)["instruction"]
+    assert len(tasks) == suite.n_tasks
+    for task in tasks:
+        assert task.bddl_file.is_file()
+        assert initial_states(task).ndim == 2
+        assert space.contains(task.instruction), task.instruction
+
+
+def test_instructions_are_those_of_the_evaluation_protocol() -> None:
+    spatial, scene, reworded = get_tasks("libero_spatial"), get_tasks("libero_10"), get_tasks("libero_spatial_lan")
+    assert (
+        spatial[0].instruction == "pick up the black bowl between the plate and the ramekin and place it on the plate"
+    )
+    assert scene[2].instruction == "turn on the stove and put the moka pot on it"
+    assert reworded[0].instruction == "lift the black bowl between the plate and ramekin and set it on the plate"
+
+
+def test_unknown_suite_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"Unknown suite 'libero_spatail'. Did you mean 'libero_spatial'\?"):
+        get_suite("libero_spatail")
+
+
+def test_doctor_tests_the_versions_that_ci_installs() -> None:
+    constraints = ROOT / "constraints.txt"
+    lines = constraints.read_text().replace("_", "-").splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    assert {name: pinned[name] for name in doctor.TESTED} == doctor.TESTED
+
+
+def test_doctor_finds_nothing_wrong_here() -> None:
+    failures = [finding for finding in doctor.diagnose() if finding.level == "fail"]
+    assert failures == []
+
+
+def test_a_wrong_first_reset_does_not_spoil_the_environment() -> None:
+    env = gym.make("LIBERO-Spatial-v0", cameras=(), task_id=0)
+    with pytest.raises(ValueError, match="has official initial states 0 to 49"):
+        env.reset(options={"init_state_id": 99})
+    env.reset(seed=0)
+    assert len(env.step(env.action_space.sample())) == 5
+    env.close()

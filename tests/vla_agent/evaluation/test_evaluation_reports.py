@@ -1,0 +1,207 @@
+"""Reports: rows and intervals by hand, files that come back, what two reports say of each other."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from evaluations import report_of
+from PIL import Image, ImageColor
+
+from vla_agent import EvaluationReport, compare_reports
+from vla_agent.evaluation import ReportError, SuccessRow
+from vla_agent.evaluation.pages import _TASK_COLOR, _TRACK_COLOR, draw_chart, markdown
+from vla_agent.evaluation.provenance import (
+    describe_model,
+    hash_weights,
+    overlap,
+    provenance,
+    read_training_states,
+    write_training_states,
+)
+from vla_agent.evaluation.reports import describe_ids
+from vla_agent.intervals import mcnemar_exact, newcombe_interval, wilson_interval
+
+
+def test_rows_by_hand() -> None:
+    report = report_of("++-+" + "----")
+    assert report.success_rate == 3 / 8
+    assert report.tasks[0] == SuccessRow(4, 3, *wilson_interval(3, 4), (3 * 100 + 300) / 4, 100)
+    assert report.tasks[1].mean_success_steps is None
+    assert list(report.tasks) == [0, 1]
+
+
+def test_a_report_comes_back_from_its_files(tmp_path: Path) -> None:
+    report = report_of("++-+----")
+    report.save(tmp_path)
+    for path in (tmp_path, tmp_path / "report.json"):
+        assert EvaluationReport.load(path) == report
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md", "success.png"]
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["schema"] == 1
+    assert content["episodes"][2] == {"task_id": 0, "init_state_id": 2, "success": False, "steps": 300}
+    assert content["tasks"]["0"]["wilson_95"] == [0.300642, 0.954413]
+
+
+def test_the_chart_shows_successes_in_colour_beside_wide_intervals(tmp_path: Path) -> None:
+    draw_chart(report_of("+-" + "--"), tmp_path / "success.png")
+    pixels = np.asarray(Image.open(tmp_path / "success.png").convert("RGB"))
+    assert pixels.shape[1] == 1000
+    bar, track = ((pixels == ImageColor.getrgb(color)).all(axis=-1) for color in (_TASK_COLOR, _TRACK_COLOR))
+    row = bar.sum(axis=1).argmax()  # above the interval's line
+    assert track[row].sum() + bar[row].sum() > 800  # the names take no width
+    assert bar[row].sum() / (track[row].sum() + bar[row].sum()) == pytest.approx(0.5, abs=0.02)  # track ends blurred
+    empty = track.sum(axis=1).argmax()  # of the task without a success
+    assert not bar[empty, :850].any()
+
+
+def test_what_fails_while_it_is_written_leaves_the_older_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report_of("++").save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full_disk(source: Any, target: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device; '.*report\.json' was not written"):
+        report_of("--").save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_files_that_are_no_report_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="There is no report at"):
+        EvaluationReport.load(tmp_path)
+    report_of("++").save(tmp_path)
+    content = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps(content | {"schema": 7}))
+    with pytest.raises(ReportError, match="has schema 7; this version reads schema 1"):
+        EvaluationReport.load(tmp_path)
+    del content["episodes"]
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(ReportError, match="is damaged: it has no 'episodes'"):
+        EvaluationReport.load(tmp_path)
+
+
+def test_the_page_says_what_the_model_was_trained_on() -> None:
+    report = report_of("+-")
+    assert "trained on is unknown" in markdown(report)
+    trained = replace(report, manifest=report.manifest | {"training_states": {"libero_goal": [0, 1, 2, 9]}})
+    assert "trained on initial states 0-2, 9 of this suite; 1 of the 1 evaluated are among them" in markdown(trained)
+    assert "| 0 | open the drawer | 1/1 |" in markdown(report)
+
+
+def test_a_report_compared_with_itself_differs_by_nothing() -> None:
+    comparison = compare_reports(report_of("++-+----"), report_of("++-+----"))
+    assert comparison.comparable
+    assert comparison.paired
+    assert comparison.difference == 0
+    assert comparison.p_value == 1
+    assert not comparison.significant
+
+
+def test_paired_episodes_are_compared_one_by_one() -> None:
+    first, second = report_of("+" * 4 + "-" * 16), report_of("-" + "+" * 13 + "-" * 6)
+    comparison = compare_reports(first, second)
+    assert (comparison.only_first, comparison.only_second) == (1, 10)
+    assert comparison.p_value == pytest.approx(2 * (1 + 11) / 2**11)
+    assert comparison.significant
+    assert comparison.difference == pytest.approx(9 / 20)
+    assert "p = 0.0117" in str(comparison)
+
+
+def test_other_conditions_are_named() -> None:
+    first, second = (
+        report_of("++--"),
+        report_of("++--", renderer="fast", protocol="training", fixture_draw="first", max_steps=64),
+    )
+    comparison = compare_reports(first, second)
+    assert not comparison.comparable
+    assert comparison.differences == [
+        "protocol: 'openvla' against 'training'.",
+        "fixture_draw: 'trial' against 'first'.",
+        "renderer: 'exact' against 'fast'.",
+        "max_steps: 300 against 64.",
+    ]
+    assert "Comparable: no." in str(comparison)
+    assert "the conditions differ" in str(comparison)
+    sampled = replace(first, settings={"seed": 3, "deterministic": False})
+    comparison = compare_reports(first, sampled)
+    assert comparison.comparable
+    assert comparison.choices == ["seed: 0 against 3.", "deterministic: None against False."]
+    partial = compare_reports(first, replace(first, episodes=first.episodes[:3], complete=False))
+    assert partial.differences == ["The second report is of an interrupted evaluation (3 episodes)."]
+    assert (partial.first.n, partial.first.successes) == (3, 2)  # what both ran
+
+
+def test_other_states_are_compared_as_independent_samples() -> None:
+    comparison = compare_reports(report_of("-" * 20), report_of("+" * 12 + "-" * 8, first_state=10))
+    assert comparison.differences == ["init_state_ids: 0-9 against 10-19."]
+    assert not comparison.paired
+    assert comparison.p_value is None
+    assert comparison.interval == newcombe_interval((0, 20), (12, 20))
+    assert comparison.significant
+    assert "independent samples" in str(comparison)
+    other_suite = compare_reports(report_of("++"), report_of("++", suite="libero_10"))
+    assert not other_suite.paired
+
+
+def test_ids_are_written_as_ranges() -> None:
+    assert describe_ids([7, 0, 1, 2, 3]) == "0-3, 7"
+    assert describe_ids([]) == "none"
+
+
+def test_the_manifest_tells_weights_files_and_versions_apart(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    described = describe_model(object(), "some/model", tmp_path)
+    assert described["sha256"] == {"config.json": hashlib.sha256(b"{}").hexdigest()}
+    weights = {"a": th.zeros(3, dtype=th.bfloat16), "b": th.ones(())}
+    digest = hash_weights(weights)
+    assert digest == hash_weights(dict(reversed(weights.items())))
+    assert len({digest, hash_weights(weights | {"a": th.zeros(3)}), hash_weights(weights | {"b": th.zeros(())})}) == 3
+    assert provenance()["versions"]["mujoco"] == "3.3.2"
+
+
+def test_training_states_are_read_and_damage_is_named(tmp_path: Path) -> None:
+    assert read_training_states(None) is None
+    assert read_training_states(tmp_path) is None
+    path = tmp_path / "training.json"
+    path.write_text('{"training": {"libero_spatial": [3, 1]}}')
+    assert read_training_states(tmp_path) == {"libero_spatial": [1, 3]}
+    write_training_states(tmp_path, "libero_spatial", range(3, 5), read_training_states(tmp_path))
+    assert read_training_states(tmp_path) == {"libero_spatial": [1, 3, 4]}
+    assert overlap({"libero_spatial": [1, 3]}, "libero_spatial", range(3)) == [1]
+    assert overlap({"libero_spatial": [1, 3]}, "libero_goal", range(3)) == []
+    assert overlap(None, "libero_goal", range(3)) is None
+    path.write_text('{"trained": {}}')
+    with pytest.raises(ValueError, match=r"training\.json' is damaged; expected"):
+        read_training_states(tmp_path)
+
+
+def test_wilson_interval_by_hand() -> None:
+    # n = 10, z = 2: middle (p + 0.2) / 1.4, half 2 / 1.4 * sqrt(p q / 10 + 0.01).
+    assert wilson_interval(5, 10, z=2) == pytest.approx((0.5 - 0.035**0.5 / 0.7, 0.5 + 0.035**0.5 / 0.7))
+    assert wilson_interval(0, 10, z=2) == pytest.approx((0, 0.4 / 1.4))
+    assert wilson_interval(10, 10, z=2) == pytest.approx((1 / 1.4, 1))
+    assert wilson_interval(0, 0) == (0, 1)
+    with pytest.raises(ValueError, match="3 successes of 2 trials"):
+        wilson_interval(3, 2)
+
+
+def test_mcnemar_by_hand() -> None:
+    assert mcnemar_exact(0, 0) == 1
+    assert mcnemar_exact(0, 5) == mcnemar_exact(5, 0) == 2 / 32
+    assert mcnemar_exact(1, 9) == 2 * (1 + 10) / 1024
+    assert mcnemar_exact(4, 4) == 1
+
+
+def test_newcombe_as_published() -> None:
+    """Example (a) of Newcombe (1998), table II, method 10: 56/70 against 48/80."""
+    assert newcombe_interval((48, 80), (56, 70)) == pytest.approx((0.0524, 0.3339), abs=5e-5)
