@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from libero_gym.checks import choice, flag, whole_number
 from libero_gym.compilation.placements import sampled_state
+from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, IMAGE_KEYS, PRIVILEGED_KEY
 from libero_gym.env_arguments import (
     check_action,
     check_cameras,
@@ -29,9 +30,7 @@ from libero_gym.env_arguments import (
     refuse_unknown_arguments,
 )
 from libero_gym.observations import (
-    IMAGE_KEYS,
     INSTRUCTION_KINDS,
-    PRIVILEGED_KEY,
     Observation,
     add_instruction,
     observation_space,
@@ -40,15 +39,13 @@ from libero_gym.observations import (
 from libero_gym.privileged import PrivilegedState
 from libero_gym.rendering import renderer as rendering
 from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_potential, score_frame
-from libero_gym.simulation.simulator import CONTROL_FREQ, SETTLE_ACTION, Physics, SimState, Simulator
+from libero_gym.simulation.simulator import SETTLE_ACTION, Physics, SimState, Simulator
 from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
 from libero_gym.simulators import Simulators
 from libero_gym.tasks import Task, get_suite, get_tasks, initial_states
 from libero_gym.uncopyable import Uncopyable
 
 __all__ = ["ACTION_DIM", "LiberoEnv", "check_task_ids", "check_task_weights"]
-
-ACTION_DIM = 7
 
 
 class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):

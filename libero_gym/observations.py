@@ -9,16 +9,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from gymnasium import spaces
 
+from libero_gym.dimensions import IMAGE_KEYS, PRIVILEGED_KEY, STATE_DIM
 from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import Task
 
 Observation: TypeAlias = dict[str, Any]
 
-# The observation's key of each camera.
-IMAGE_KEYS = {"agentview": "image", "wrist": "wrist_image"}
-# What only the simulator knows, see `privileged`.
-PRIVILEGED_KEY = "privileged"
 MAX_INSTRUCTION_LENGTH = 256
 # What stands for the instruction: its words, its task's index, or nothing.
 INSTRUCTION_KINDS = ("text", "id", "none")
@@ -44,7 +41,7 @@ def observation_space(
     parts: dict[str, spaces.Space[Any]] = {
         IMAGE_KEYS[camera]: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for camera in cameras
     }
-    parts["state"] = spaces.Box(-np.inf, np.inf, (8,), np.float32)
+    parts["state"] = spaces.Box(-np.inf, np.inf, (STATE_DIM,), np.float32)
     if privileged:
         parts[PRIVILEGED_KEY] = spaces.Box(-np.inf, np.inf, (PRIVILEGED_SIZE,), np.float32)
     if instruction == "text":

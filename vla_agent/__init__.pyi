@@ -1,4 +1,3 @@
-from .algorithms.health import NonFiniteError as NonFiniteError
 from .algorithms.health import RatioError as RatioError
 from .algorithms.ppo import VLAPPO as VLAPPO
 from .callbacks import Curriculum as Curriculum
@@ -6,6 +5,7 @@ from .callbacks import LearningCurve as LearningCurve
 from .callbacks import SuccessCallback as SuccessCallback
 from .envs.vec_env import VLAVecEnv as VLAVecEnv
 from .envs.vec_env import make_vec_env as make_vec_env
+from .errors import NonFiniteError as NonFiniteError
 from .evaluation import Comparison as Comparison
 from .evaluation import EvaluationCallback as EvaluationCallback
 from .evaluation import EvaluationReport as EvaluationReport

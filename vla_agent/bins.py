@@ -7,8 +7,6 @@ from torch.nn import functional as F
 
 from libero_gym.checks import real_number, whole_number
 
-N_BINS = 256  # per action dimension
-
 # Log-probability of a bin that truncation leaves out: nothing beside the others, but no infinity in sums and products.
 OUTSIDE = -30.0
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, STATE_DIM
 from libero_gym.json_files import parse_json
-from libero_gym.simulation.simulator import CONTROL_FREQ
 
-STATE_DIM, ACTION_DIM = 8, 7
 # More than any demonstration has; what a file states beyond is damage, and no memory is asked for it.
 MAX_FRAMES = 100_000
 MAX_SIDE = 8192  # pixels

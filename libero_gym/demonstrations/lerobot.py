@@ -30,7 +30,7 @@ from libero_gym.atomic import write_bytes
 from libero_gym.checks import as_path, flag, real_number, sequence, whole_number
 from libero_gym.demonstrations import videos
 from libero_gym.demonstrations.dataset_card import write_card
-from libero_gym.demonstrations.episodes import ACTION_DIM, STATE_DIM, DamagedEpisodeError, Episode, check_episode
+from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, check_episode
 from libero_gym.demonstrations.gripper_commands import GripperCommands
 from libero_gym.demonstrations.leftovers import MARK, foreign_data, remove_leftovers
 from libero_gym.demonstrations.lerobot_fields import (
@@ -47,8 +47,8 @@ from libero_gym.demonstrations.lerobot_fields import (
     whole_cell,
 )
 from libero_gym.demonstrations.lerobot_frames import from_cells, from_video
+from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, STATE_DIM
 from libero_gym.json_files import read_json
-from libero_gym.simulation.simulator import CONTROL_FREQ
 
 CODEBASE_VERSION = "v3.0"
 CHUNK_SIZE = 1000  # files per folder

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from libero_gym.checks import real_number, whole_number
-from libero_gym.demonstrations.episodes import ACTION_DIM, MAX_FRAMES, MAX_SIDE, STATE_DIM, DamagedEpisodeError
+from libero_gym.demonstrations.episodes import MAX_FRAMES, MAX_SIDE, DamagedEpisodeError
+from libero_gym.dimensions import ACTION_DIM, STATE_DIM
 from libero_gym.json_files import parse_json
 
 MAX_FPS = 1000

@@ -17,7 +17,6 @@ import numpy as np
 
 from libero_gym.checks import as_path, did_you_mean, sequence
 from libero_gym.demonstrations.episodes import (
-    ACTION_DIM,
     MAX_FRAMES,
     MAX_PIXEL_BYTES,
     MAX_SIDE,
@@ -25,6 +24,7 @@ from libero_gym.demonstrations.episodes import (
     Episode,
     check_episode,
 )
+from libero_gym.dimensions import ACTION_DIM
 from libero_gym.json_files import parse_json
 from libero_gym.tasks import file_name_instruction, get_suite, get_tasks
 

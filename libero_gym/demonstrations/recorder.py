@@ -24,8 +24,8 @@ from libero_gym.atomic import write_bytes
 from libero_gym.demonstrations import videos
 from libero_gym.demonstrations.episodes import Episode, check_episode, pack
 from libero_gym.demonstrations.lerobot import image_stats
-from libero_gym.env import ACTION_DIM, LiberoEnv
-from libero_gym.observations import IMAGE_KEYS
+from libero_gym.dimensions import ACTION_DIM, IMAGE_KEYS
+from libero_gym.env import LiberoEnv
 from libero_gym.rendering import renderer as rendering
 
 # What a factory makes for one episode: a function from observation to action (7,), or an object with ``act()``.

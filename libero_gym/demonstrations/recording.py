@@ -31,9 +31,9 @@ from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, unp
 from libero_gym.demonstrations.leftovers import foreign_data
 from libero_gym.demonstrations.lerobot import INFO_PATH, LeRobotWriter, require_pyarrow
 from libero_gym.demonstrations.recorder import EpisodeKey, PolicyFactory, RecordingOptions, record_missing
+from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.env import LiberoEnv, check_task_ids
 from libero_gym.json_files import read_json
-from libero_gym.observations import IMAGE_KEYS
 from libero_gym.rendering import renderer as rendering
 from libero_gym.tasks import get_suite, get_tasks, initial_states
 

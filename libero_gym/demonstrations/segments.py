@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from libero_gym.atomic import replacing
+from libero_gym.dimensions import CONTROL_FREQ
 
-CONTROL_FREQ = 20  # Hz, as in `simulator`, which this file does not need otherwise
 # The fingers of the Panda are 0 to 8 cm apart. A grasp of a can changes that by 16 mm; of its release, the 4 mm remain
 # that pass before the goal holds and the episode ends.
 MIN_OPENING_CHANGE = 0.003  # m

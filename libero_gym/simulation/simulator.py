@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 Physics = Literal["exact", "fast"]
 
-CONTROL_FREQ = 20  # Hz
 N_SUBSTEPS = 25
 # Index of the substep after which stock LIBERO's observables sample, once `set_init_state` has been called.
 SAMPLED_SUBSTEP = 23

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch as th
 
+from vla_agent.errors import NonFiniteError
+
 ACTION_DIM_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 # Mean |ratio - 1| that rounding explains. Sampling decodes token by token with cached keys, scoring takes one pass:
@@ -24,10 +26,6 @@ WEIGHTS_WATCHED = 1024
 
 class RatioError(RuntimeError):
     """Before any update, the learner gives the rollout's actions other probabilities than the sampler did."""
-
-
-class NonFiniteError(RuntimeError):
-    """A reward, an observation or a value was infinite or no number; or a loss or gradient was, again and again."""
 
 
 class UpdateLog:
@@ -89,23 +87,6 @@ def advice_on_memory() -> Iterator[None]:
 def ratio_tolerance(dtype: th.dtype) -> float:
     """Mean |ratio - 1| that rounding explains in passes of this type."""
     return RATIO_TOLERANCE.get(dtype, RATIO_TOLERANCE[th.float32])
-
-
-def warn_of_lost_steps(trained: Iterable[th.nn.Parameter], way_out: str) -> None:
-    """Says so where weights that are trained are of a type in which most steps round to nothing.
-
-    Args:
-        trained: Parameters that an optimizer steps.
-        way_out: What to do instead, for the message.
-    """
-    coarse = [p.dtype for p in trained if th.finfo(p.dtype).eps > th.finfo(th.float32).eps]
-    if coarse:
-        warnings.warn(
-            f"The weights that are trained are {str(coarse[0]).removeprefix('torch.')}, in which steps of less than a "
-            f"few thousandths of a weight are lost, as most are: {way_out}.",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 class Monitor:

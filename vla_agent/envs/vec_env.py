@@ -16,7 +16,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from libero_gym.checks import did_you_mean, whole_number
+from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS
 from libero_gym.uncopyable import Uncopyable
+from vla_agent.action_tokens import N_BINS
 from vla_agent.backbone import BackboneProcessor
 from vla_agent.envs.arguments import check_arguments, check_keywords
 
@@ -25,11 +27,8 @@ if TYPE_CHECKING:
 
 ImageTransform = Callable[[np.ndarray], np.ndarray]
 
-IMAGE_KEYS = ("image", "wrist_image")
 # Passed on as they are: the robot's state, and what a critic may know beside the frames.
 VECTOR_KEYS = ("state", "privileged")
-ACTION_DIM = 7
-N_BINS = 256
 # Published models take 224 pixels, and the evaluation protocol renders 256 for them.
 PUBLISHED_IMAGE_SIZE, PUBLISHED_RENDER_SIZE = 224, 256
 # Prompts are padded to a multiple of this, so that the suites share one observation space; models trim the padding.
@@ -89,7 +88,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         texts = list(cast(Any, venv).instructions if instructions is None else instructions)
         self._table = processor.action_table(unnorm_key)  # (7, 256)
         self._prompts = _PromptTable(texts, processor)
-        self._image_keys = [key for key in IMAGE_KEYS if key in observation_space.spaces]
+        self._image_keys = [key for key in CAMERA_KEYS if key in observation_space.spaces]
         parts = {key: self._image_space(observation_space[key]) for key in self._image_keys}
         parts |= {k: cast(spaces.Box, observation_space[k]) for k in VECTOR_KEYS if k in observation_space.spaces}
         super().__init__(

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from libero_gym.atomic import replacing
+from libero_gym.dimensions import CONTROL_FREQ
 from vla_agent.envs.vec_env import make_vec_env
-from vla_agent.evaluation.filming import CONTROL_FREQ
 from vla_agent.evaluation.policies import as_policy, load_subject
 from vla_agent.evaluation.reports import EpisodeResult, SuccessRow
 from vla_agent.evaluation.trials import Trial

@@ -18,8 +18,8 @@ import torch as th
 from tqdm import tqdm
 
 from libero_gym.checks import choice, flag, sequence, whole_number
+from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.envs.vec_env import (
-    IMAGE_KEYS,
     PUBLISHED_IMAGE_SIZE,
     PUBLISHED_RENDER_SIZE,
     describe_suite,
@@ -190,7 +190,7 @@ class Evaluator:
             "env_id": env_id,
             "center_crop": self.env.image_transform is not None and image_options.get("center_crop", True),
             "image_size": self._processor.image_size,
-            "cameras": [key for key in IMAGE_KEYS if key in cast(Any, self.env.observation_space).spaces],
+            "cameras": [key for key in CAMERA_KEYS if key in cast(Any, self.env.observation_space).spaces],
             "chunk_size": cast(Any, self.env.action_space).shape[0] // 7,
             "unnorm_key": unnorm_key,
             "n_envs": self.env.num_envs,
@@ -354,7 +354,7 @@ class Evaluator:
     def _filmer(self, film_failures: int, out: Path | None) -> Filmer | None:
         if not film_failures:
             return None
-        if out is None or IMAGE_KEYS[0] not in self.settings["cameras"]:
+        if out is None or CAMERA_KEYS[0] not in self.settings["cameras"]:
             raise ValueError("film_failures needs an out folder, and environments with the agentview camera.")
         return Filmer(out / "failures", film_failures, self.settings["chunk_size"])
 

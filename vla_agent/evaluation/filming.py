@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from libero_gym.atomic import replacing
+from libero_gym.dimensions import CONTROL_FREQ
 from vla_agent.evaluation.reports import EpisodeResult
 
-CONTROL_FREQ = 20
 """Control steps per second, of LIBERO."""
 _MIN_SIDE = 224
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.utils import get_device
 
+from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.action_tokens import to_environment, unnormalize
 from vla_agent.backbone import model_inputs
-from vla_agent.envs.vec_env import IMAGE_KEYS, VLAVecEnv
+from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.policy.policy import VLAPolicy, check_fit
 
 
@@ -37,7 +38,7 @@ class RegressionPolicy:
         """Actions as the environments take them, float64 (n_envs, chunk, 7); they know no chance."""
         model = self.model
         ids, mask = (th.from_numpy(obs[key]).to(model.device) for key in ("input_ids", "attention_mask"))
-        images = [obs[key] for key in IMAGE_KEYS[: model.config.num_images]]
+        images = [obs[key] for key in CAMERA_KEYS[: model.config.num_images]]
         inputs = model_inputs(model, ids, mask, images, obs.get("state"), self.unnorm_key)
         normalized = model.regress_actions(**inputs).cpu().numpy()
         return to_environment(unnormalize(normalized, self.stats)), None

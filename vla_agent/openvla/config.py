@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from libero_gym.checks import whole_number
+from libero_gym.dimensions import ACTION_DIM
 from libero_gym.json_files import read_json
 from vla_agent.openvla.config_checks import check_depth, check_fields
 
@@ -24,12 +25,6 @@ KNOWN_TOWERS: dict[str, dict[str, int]] = {
 
 EMPTY_PIECE_ID = 29871
 """Llama-2's id of the lone word boundary, which training leaves between `Out:` and the first action token."""
-
-ACTION_DIM = 7
-"""Position (3), rotation (3), gripper (1)."""
-
-STATE_DIM = 8
-"""End-effector position (3) and axis-angle (3), two gripper joints."""
 
 # Keys of config.json that this project adds; a published file lacks them and their defaults describe it.
 _OWN_KEYS = (

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch as th
 
-from vla_agent.bins import N_BINS, bin_log_probs, check_truncation
+from vla_agent.action_tokens import N_BINS
+from vla_agent.bins import bin_log_probs, check_truncation
 from vla_agent.openvla.sequence import KeyValueCache, PromptLayout, causal_mask
 
 if TYPE_CHECKING:

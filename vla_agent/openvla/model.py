@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, LlamaModel
 
+from libero_gym.dimensions import ACTION_DIM, STATE_DIM
 from vla_agent.action_tokens import unnormalize
 from vla_agent.openvla.action_head import L1ActionHead
-from vla_agent.openvla.config import ACTION_DIM, STATE_DIM, OpenVLAConfig
+from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.cuda_graphs import GraphCache
 from vla_agent.openvla.decoders import Sampling, draw_actions, forced_hidden, parallel_hidden, regress_actions
 from vla_agent.openvla.image import pixel_values_from_images

@@ -8,7 +8,8 @@ from stable_baselines3.common.distributions import Distribution
 from torch import nn
 
 from libero_gym.checks import real_number
-from vla_agent.bins import N_BINS, bin_log_probs, check_truncation
+from vla_agent.action_tokens import N_BINS
+from vla_agent.bins import bin_log_probs, check_truncation
 
 
 class Chain(NamedTuple):

@@ -15,23 +15,21 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from libero_gym.checks import choice, did_you_mean, flag
-from vla_agent.algorithms.health import NonFiniteError, warn_of_lost_steps
+from libero_gym.dimensions import CAMERA_KEYS, PRIVILEGED_KEY
+from vla_agent.action_tokens import N_BINS
 from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.bins import bin_log_probs
-from vla_agent.policy.arguments import check_policy, parse_dtype
+from vla_agent.errors import NonFiniteError
+from vla_agent.policy.arguments import check_policy
 from vla_agent.policy.critic import ValueHead
 from vla_agent.policy.distributions import (
-    N_BINS,
     ActionTokenDistribution,
     Chain,
     bin_entropy,
     gather_bins,
 )
 from vla_agent.policy.lora import LoraSettings, add_lora, disable_adapter
-
-CAMERA_KEYS = ("image", "wrist_image")
-# What the critic may know beside the frames.
-PRIVILEGED_KEY = "privileged"
+from vla_agent.policy.precision import choose_types, warn_of_lost_steps
 
 
 class Decision(NamedTuple):
@@ -352,35 +350,6 @@ class VLAPolicy(ActorCriticPolicy):
 
     def _to_bins(self, action_ids: th.Tensor) -> th.Tensor:
         return self._bin_of_id[action_ids]
-
-
-def choose_types(
-    model: str | Path | VLABackbone,
-    dtype: str | th.dtype | None,
-    autocast: str | th.dtype | None,
-    device: th.device | str | None,
-    *,
-    trains_all: bool,
-) -> tuple[th.dtype | None, th.dtype | None]:
-    """Type of the weights (None: as they come), and what to compute in over them (None: the same).
-
-    Args:
-        model: A name, or a model whose weights have a type already.
-        dtype: What was asked for, by name or not.
-        autocast: What was asked for; "auto" leaves it to this function.
-        device: Where the weights will be; None is the CPU.
-        trains_all: Whether the weights themselves are trained, not adapters beside them.
-
-    Raises:
-        ValueError: If a name is unknown.
-    """
-    weights = parse_dtype(dtype)
-    on_gpu = th.device(device or "cpu").type != "cpu"
-    is_open = weights is None and trains_all and on_gpu and isinstance(model, (str, Path))
-    if autocast == "auto":
-        return (th.float32, th.bfloat16) if is_open else (weights, None)
-    computed = parse_dtype(autocast, "autocast")
-    return (th.float32 if is_open or (weights is None and computed) else weights), computed
 
 
 def load_backbone(

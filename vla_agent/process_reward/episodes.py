@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from libero_gym.atomic import write_bytes
 from libero_gym.checks import flag, real_number, whole_number
-from libero_gym.demonstrations.episodes import ACTION_DIM, pack, unpack
-from libero_gym.simulation.simulator import CONTROL_FREQ
-from vla_agent.envs.vec_env import IMAGE_KEYS, VLAVecEnv
+from libero_gym.demonstrations.episodes import pack, unpack
+from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, CONTROL_FREQ
+from vla_agent.envs.vec_env import VLAVecEnv
 
 # The bin that opens the gripper furthest.
 _OPEN = 255
@@ -71,7 +71,7 @@ def policy_episodes(
     n_episodes, seed = whole_number("n_episodes", n_episodes, 0), whole_number("seed", seed, 0)
     deterministic, progress_bar = flag("deterministic", deterministic), flag("progress_bar", progress_bar)
     drop_prob = real_number("drop_prob", drop_prob, 0, 1)
-    cameras = [key for key in IMAGE_KEYS if key in env.observation_space.spaces]  # type: ignore[attr-defined]
+    cameras = [key for key in CAMERA_KEYS if key in env.observation_space.spaces]  # type: ignore[attr-defined]
     wanted = -(-n_episodes // env.num_envs)
     chunk_size = len(env.action_space.nvec) // ACTION_DIM  # type: ignore[attr-defined]
     rng = np.random.default_rng(seed)

@@ -9,12 +9,10 @@ from tqdm import tqdm
 
 from libero_gym.checks import flag, sequence, whole_number
 from libero_gym.demonstrations.gripper_commands import GripperCommands
+from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, GRIPPER_DIM, STATE_DIM
 from vla_agent.action_tokens import ActionTokenizer
-from vla_agent.openvla.config import ACTION_DIM, STATE_DIM
 from vla_agent.openvla.image import libero_image
-from vla_agent.policy.policy import CAMERA_KEYS
 
-GRIPPER_DIM = ACTION_DIM - 1
 MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024
 
 

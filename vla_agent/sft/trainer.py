@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 from libero_gym.checks import did_you_mean, real_number, whole_number
 from vla_agent.action_tokens import bin_centers
-from vla_agent.algorithms.health import warn_of_lost_steps
 from vla_agent.atomic import Kind, save_tensors, writing
 from vla_agent.augmentation import Augmentation
 from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.openvla import OpenVLA
 from vla_agent.policy.lora import LoraSettings, add_lora, merge_lora
+from vla_agent.policy.precision import warn_of_lost_steps
 from vla_agent.runs.run_files import FolderFiles, read_json, read_tensors
 from vla_agent.sft.data import ActionChunks, Examples, to_bins
 

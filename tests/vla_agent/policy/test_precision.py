@@ -14,7 +14,7 @@ from vla_agent.algorithms.health import ratio_tolerance
 from vla_agent.bins import bin_log_probs
 from vla_agent.openvla import OpenVLA
 from vla_agent.policy.lora import LoraSettings, add_lora
-from vla_agent.policy.policy import choose_types
+from vla_agent.policy.precision import choose_types
 
 
 @pytest.fixture

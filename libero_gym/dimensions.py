@@ -1,0 +1,12 @@
+"""The benchmark's numbers and names that many files share, each stated once; it imports nothing."""
+
+CONTROL_FREQ = 20  # control steps per second, robosuite's `control_freq` in LIBERO
+ACTION_DIM = 7  # change of position (3) and of orientation (3), gripper
+GRIPPER_DIM = ACTION_DIM - 1  # the gripper's place in an action
+STATE_DIM = 8  # end-effector position (3) and axis-angle (3), two finger joints
+
+IMAGE_KEYS = {"agentview": "image", "wrist": "wrist_image"}
+"""The observation's key of each camera."""
+CAMERA_KEYS = tuple(IMAGE_KEYS.values())
+PRIVILEGED_KEY = "privileged"
+"""The observation's key of what only the simulator knows, see `libero_gym.privileged`."""

@@ -1,0 +1,58 @@
+"""Which types a policy's weights have and are computed in, and which of them lose small steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch as th
+
+from vla_agent.backbone import VLABackbone
+from vla_agent.policy.arguments import parse_dtype
+
+
+def choose_types(
+    model: str | Path | VLABackbone,
+    dtype: str | th.dtype | None,
+    autocast: str | th.dtype | None,
+    device: th.device | str | None,
+    *,
+    trains_all: bool,
+) -> tuple[th.dtype | None, th.dtype | None]:
+    """Type of the weights (None: as they come), and what to compute in over them (None: the same).
+
+    Args:
+        model: A name, or a model whose weights have a type already.
+        dtype: What was asked for, by name or not.
+        autocast: What was asked for; "auto" leaves it to this function.
+        device: Where the weights will be; None is the CPU.
+        trains_all: Whether the weights themselves are trained, not adapters beside them.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    weights = parse_dtype(dtype)
+    on_gpu = th.device(device or "cpu").type != "cpu"
+    is_open = weights is None and trains_all and on_gpu and isinstance(model, (str, Path))
+    if autocast == "auto":
+        return (th.float32, th.bfloat16) if is_open else (weights, None)
+    computed = parse_dtype(autocast, "autocast")
+    return (th.float32 if is_open or (weights is None and computed) else weights), computed
+
+
+def warn_of_lost_steps(trained: Iterable[th.nn.Parameter], way_out: str) -> None:
+    """Says so where weights that are trained are of a type in which most steps round to nothing.
+
+    Args:
+        trained: Parameters that an optimizer steps.
+        way_out: What to do instead, for the message.
+    """
+    coarse = [p.dtype for p in trained if th.finfo(p.dtype).eps > th.finfo(th.float32).eps]
+    if coarse:
+        warnings.warn(
+            f"The weights that are trained are {str(coarse[0]).removeprefix('torch.')}, in which steps of less than a "
+            f"few thousandths of a weight are lost, as most are: {way_out}.",
+            UserWarning,
+            stacklevel=3,
+        )
