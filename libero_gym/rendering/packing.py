@@ -1,0 +1,227 @@
+"""A scene packed for drawing: clusters of triangles, materials and textures in flat arrays.
+
+Packing takes seconds and happens once per scene; the arrays are plain numbers, so that a file of them can be mapped by
+every process that draws the scene.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from libero_gym.rendering.textures import Textures, pack_textures
+from libero_gym.rendering.triangles import TextureMapping, Triangles, geom_triangles
+from libero_gym.simulation.mujoco_import import mujoco
+
+CLUSTER = 64
+"""Triangles of a cluster: what is culled together, and projected in one vectorised loop."""
+# A triangle is called `geom << TRIANGLE_BITS | its number in the geom`.
+TRIANGLE_BITS = 20
+TRIANGLE_MASK = (1 << TRIANGLE_BITS) - 1
+MAX_GEOMS = 1 << (31 - TRIANGLE_BITS)
+
+# An opaque geom has at least this alpha (MuJoCo's own threshold is the same for its sorting).
+OPAQUE = 0.995
+# Cosine of a cluster's cone of normals that is too wide to be culled by.
+_WIDE_CONE = 2.0
+
+
+class Geometry(NamedTuple):
+    """What the compiled kernels read. G geoms, C clusters, N triangles.
+
+    Attributes:
+        cluster_rows: int32 (C, 2): first triangle, and the one after the last, among all.
+        cluster_bounds: float32 (C, 8): centre (3), radius, axis of the cone of normals (3), sine of its half angle.
+        positions: float32 (C, 9, 64): corner coordinates, coordinate by coordinate, for vectorised projection.
+        records: float32 (N, 27): corner positions (9), normals (9), texture coordinates (9).
+        geom_clusters: int32 (G, 2): first cluster, and the one after the last.
+        geom_triangles: int32 (G,): first triangle.
+        materials: float32 (G, 9): rgba, emission, specular, shininess, texture or -1, kind of texture (0, 1 2D, 2 cube).
+        texels, levels, textures: see `textures.Textures`.
+    """
+
+    cluster_rows: np.ndarray
+    cluster_bounds: np.ndarray
+    positions: np.ndarray
+    records: np.ndarray
+    geom_clusters: np.ndarray
+    geom_triangles: np.ndarray
+    materials: np.ndarray
+    texels: np.ndarray
+    levels: np.ndarray
+    textures: np.ndarray
+
+
+@dataclass(frozen=True)
+class PackedScene:
+    """A scene's geometry and what a frame needs to know of each of its G geoms.
+
+    Attributes:
+        geometry: For the kernels.
+        is_site: bool (G,): a site (a burner's flame), not a geom.
+        object_id: int64 (G,): the geom's or site's id in the visual model.
+        is_moving: bool (G,): belongs to a body that moves.
+        kind: int64 (G,): MuJoCo's type of geom.
+        size: float32 (G, 3).
+        alpha: float64 (G,).
+        reflectance: float64 (G,).
+        sky: Index of the sky's texture, -1 without one.
+    """
+
+    geometry: Geometry
+    is_site: np.ndarray
+    object_id: np.ndarray
+    is_moving: np.ndarray
+    kind: np.ndarray
+    size: np.ndarray
+    alpha: np.ndarray
+    reflectance: np.ndarray
+    sky: int
+
+
+def pack_scene(model: mujoco.MjModel, scene: mujoco.MjvScene, max_texture_side: int | None = None) -> PackedScene:
+    """Packs an updated `MjvScene` (all categories; updating it needs no OpenGL).
+
+    Raises:
+        NotDrawnError: If it holds a geom that is not drawn.
+        ValueError: If it holds more geoms or triangles than ids can name.
+    """
+    geoms = [scene.geoms[index] for index in range(scene.ngeom)]
+    if len(geoms) > MAX_GEOMS:
+        raise ValueError(f"The scene has {len(geoms)} geoms; at most {MAX_GEOMS} can be drawn.")
+    mappings = [_mapping(model, geom) for geom in geoms]
+    packer = _Packer()
+    meshes: dict[Any, int] = {}
+    geom_mesh = []
+    for index, (geom, (mapping, _)) in enumerate(zip(geoms, mappings, strict=True)):
+        is_mesh = geom.type == mujoco.mjtGeom.mjGEOM_MESH
+        shares_texcoords = bool(geom.texcoord) or mapping.kind == "none"
+        key = ("mesh", geom.dataid // 2, None if shares_texcoords else geom.matid) if is_mesh else ("geom", index)
+        if key not in meshes:
+            meshes[key] = packer.add(geom_triangles(model, geom, mapping))
+        geom_mesh.append(meshes[key])
+    skies = [index for index in range(model.ntex) if model.tex_type[index] == mujoco.mjtTexture.mjTEXTURE_SKYBOX]
+    used = {texture for _, texture in mappings if texture >= 0} | set(skies)
+    materials = [
+        (
+            *geom.rgba,
+            geom.emission,
+            geom.specular,
+            128.0 * geom.shininess,
+            texture,
+            ("none", "2d", "cube").index(mapping.kind),
+        )
+        for geom, (mapping, texture) in zip(geoms, mappings, strict=True)
+    ]
+    return PackedScene(
+        geometry=packer.geometry(
+            geom_mesh, np.array(materials, np.float32), pack_textures(model, used, max_texture_side)
+        ),
+        is_site=np.array([geom.objtype == mujoco.mjtObj.mjOBJ_SITE for geom in geoms]),
+        object_id=np.array([geom.objid for geom in geoms]),
+        is_moving=np.array([geom.category == mujoco.mjtCatBit.mjCAT_DYNAMIC for geom in geoms]),
+        kind=np.array([geom.type for geom in geoms]),
+        size=np.array([geom.size for geom in geoms], np.float32),
+        alpha=np.array([geom.rgba[3] for geom in geoms], np.float64),
+        reflectance=np.array([geom.reflectance for geom in geoms], np.float64),
+        sky=skies[0] if skies else -1,
+    )
+
+
+def _mapping(model: mujoco.MjModel, geom: Any) -> tuple[TextureMapping, int]:
+    """How a geom's texture lies on it, and which one it is (-1 for none)."""
+    material = geom.matid
+    texture = int(model.mat_texid[material][mujoco.mjtTextureRole.mjTEXROLE_RGB]) if material >= 0 else -1
+    if texture < 0:
+        return TextureMapping("none"), -1
+    is_2d = model.tex_type[texture] == mujoco.mjtTexture.mjTEXTURE_2D
+    repeat = tuple(float(value) for value in model.mat_texrepeat[material])
+    return TextureMapping("2d" if is_2d else "cube", repeat, bool(model.mat_texuniform[material])), texture  # type: ignore[arg-type]
+
+
+class _Packer:
+    """Collects meshes, cut into clusters."""
+
+    def __init__(self) -> None:
+        self._blocks: list[np.ndarray] = []
+        self._records: list[np.ndarray] = []
+        self._rows: list[tuple[int, int]] = []
+        self._bounds: list[np.ndarray] = []
+        self._meshes: list[tuple[int, int, int]] = []  # first cluster, the one after the last, first triangle
+        self._n_triangles = 0
+
+    def add(self, triangles: Triangles) -> int:
+        """Takes a mesh in, and gives its number."""
+        first_cluster, first_triangle = len(self._rows), self._n_triangles
+        faces = np.cross(
+            triangles.positions[:, 1] - triangles.positions[:, 0], triangles.positions[:, 2] - triangles.positions[:, 0]
+        )
+        areas = np.linalg.norm(faces, axis=1)
+        seen = areas > 0
+        positions, normals, texcoords = (array[seen] for array in triangles)
+        faces = faces[seen] / areas[seen, None]
+        if len(positions) > TRIANGLE_MASK:
+            raise ValueError(f"A mesh has {len(positions)} triangles; at most {TRIANGLE_MASK} can be drawn.")
+        groups = _clusters(positions, faces)
+        for group in groups:
+            self._add_cluster(positions[group], faces[group])
+        order = np.concatenate(groups) if groups else np.zeros(0, int)
+        parts = [array[order].reshape(-1, 9) for array in (positions, normals, texcoords)]
+        self._records.append(np.concatenate(parts, axis=1).astype(np.float32))
+        self._meshes.append((first_cluster, len(self._rows), first_triangle))
+        return len(self._meshes) - 1
+
+    def _add_cluster(self, positions: np.ndarray, faces: np.ndarray) -> None:
+        n = len(positions)
+        block = np.zeros((9, CLUSTER), np.float32)
+        block[:, :n] = positions.reshape(-1, 9).T
+        self._blocks.append(block)
+        corners = positions.reshape(-1, 3)
+        centre = 0.5 * (corners.min(axis=0) + corners.max(axis=0))
+        radius = 1.0001 * math.sqrt(((corners - centre) ** 2).sum(axis=1).max())
+        axis = faces.sum(axis=0)
+        length = float(np.linalg.norm(axis))
+        axis = axis / length if length > 1e-6 else np.array([0.0, 0.0, 1.0])
+        cosine = float((faces @ axis).min()) if length > 1e-6 else -1.0
+        sine = math.sqrt(max(0.0, 1 - cosine * cosine)) if cosine > 0 else _WIDE_CONE
+        self._bounds.append(np.array([*centre, radius, *axis, sine], np.float32))
+        self._rows.append((self._n_triangles, self._n_triangles + n))
+        self._n_triangles += n
+
+    def geometry(self, geom_mesh: list[int], materials: np.ndarray, textures: Textures) -> Geometry:
+        """The arrays, with a mesh for each geom."""
+        meshes = np.array([self._meshes[mesh] for mesh in geom_mesh], np.int32).reshape(-1, 3)
+        return Geometry(
+            cluster_rows=np.array(self._rows, np.int32).reshape(-1, 2),
+            cluster_bounds=np.stack(self._bounds),
+            positions=np.stack(self._blocks),
+            records=np.concatenate(self._records),
+            geom_clusters=np.ascontiguousarray(meshes[:, :2]),
+            geom_triangles=np.ascontiguousarray(meshes[:, 2]),
+            materials=materials,
+            texels=textures.texels,
+            levels=textures.levels,
+            textures=textures.table,
+        )
+
+
+def _clusters(positions: np.ndarray, faces: np.ndarray) -> list[np.ndarray]:
+    """Indices of triangles that lie together and face the same way: median splits of place and normal."""
+    extent = float(np.ptp(positions.reshape(-1, 3), axis=0).max()) + 1e-9 if len(positions) else 1.0
+    features = np.hstack([positions.mean(axis=1) / extent * 4, faces])
+    done, todo = [], [np.arange(len(positions))]
+    while todo:
+        indices = todo.pop()
+        if len(indices) <= CLUSTER:
+            if len(indices):
+                done.append(indices)
+            continue
+        chosen = features[indices]
+        axis = int(np.argmax(np.ptp(chosen, axis=0)))
+        middle = -(-(len(indices) // 2) // CLUSTER) * CLUSTER  # full clusters on one side
+        order = np.argpartition(chosen[:, axis], middle)
+        todo += [indices[order[middle:]], indices[order[:middle]]]
+    return done

@@ -1,0 +1,337 @@
+"""Frames without OpenGL: a scene's packed triangles drawn by the processor, close to what llvmpipe draws.
+
+A camera that stands still gets what stands still in front of it from a stored background, kept sample by sample, so
+that a frame is equal to the byte to one that is drawn whole, whatever was drawn before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from libero_gym.rendering import mirror, shading, visibility
+from libero_gym.rendering.packing import OPAQUE, PackedScene
+from libero_gym.simulation.mujoco_import import mujoco
+
+# Bytes of stored backgrounds per scene; one of 128 pixels takes 1.6 MB.
+_MAX_BACKGROUND_BYTES = 64 * 2**20
+_NO_PLANE = np.zeros(4)
+
+
+class View(NamedTuple):
+    """Where a frame is seen from, and by which light."""
+
+    camera: np.ndarray  # (3, 3): rows are the camera's axes in the world; it looks along its negative third
+    eye: np.ndarray  # (3,), m
+    numbers: np.ndarray  # (4,): focal length of half the height, near plane in m, width, height
+    lights: np.ndarray  # (n, `shading.LIGHT_SIZE`)
+
+
+class Poses(NamedTuple):
+    """Where G geoms are in the world."""
+
+    rotations: np.ndarray  # (G, 3, 3)
+    places: np.ndarray  # (G, 3), m
+
+
+class Samples(NamedTuple):
+    """Four samples for each of H x W pixels."""
+
+    depth: np.ndarray  # float32 (H, W, 4): 1 / distance along the view in 1/m, 0 where nothing is
+    ids: np.ndarray  # int32 (H, W, 4): `geom << TRIANGLE_BITS | triangle`, -1 where nothing is
+    colours: np.ndarray  # uint8 (H, W, 4, 3)
+
+    @classmethod
+    def empty(cls, height: int, width: int) -> Samples:
+        """Samples in which nothing is drawn; their colours are not set."""
+        ids = np.full((height, width, 4), visibility.BACKGROUND, np.int32)
+        return cls(np.zeros((height, width, 4), np.float32), ids, np.empty((height, width, 4, 3), np.uint8))
+
+    @property
+    def window(self) -> np.ndarray:
+        """All pixels: left, bottom, right, top."""
+        return np.array([0, 0, self.ids.shape[1], self.ids.shape[0]], np.int64)
+
+
+class Frame(NamedTuple):
+    """What a camera sees, bottom row first."""
+
+    image: np.ndarray  # uint8 (H, W, 3)
+    depth: np.ndarray  # float32 (H, W, 4), 1/m, by sample
+    ids: np.ndarray  # int32 (H, W, 4), by sample
+
+
+class _Background(NamedTuple):
+    samples: Samples  # their colours with reflections
+    plain: np.ndarray  # the colours without
+    image: np.ndarray
+    mirror_window: np.ndarray | None  # pixels that show the mirror
+    mirror_depth: np.ndarray  # of what is reflected there
+
+
+class Painter:
+    """Draws one packed scene. It belongs to one thread at a time.
+
+    Args:
+        packed: The scene.
+    """
+
+    def __init__(self, packed: PackedScene) -> None:
+        self.packed = packed
+        n_clusters = len(packed.geometry.cluster_rows) + 1
+        self._bounds, self._todo = np.empty((n_clusters, 4), np.float32), np.empty((n_clusters, 4), np.int32)
+        self._tags, self._slots = (np.empty(shading.TABLE_SIZE, np.int32) for _ in range(2))
+        self._work: _Work | None = None
+        self._backgrounds: OrderedDict[tuple[Any, ...], _Background] = OrderedDict()
+        is_flat = np.isin(packed.kind, (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX))
+        mirrors = np.flatnonzero(is_flat & (packed.reflectance > 0) & (packed.alpha >= OPAQUE))
+        self._mirror = int(mirrors[0]) if len(mirrors) else None  # MuJoCo reflects in the first alone
+
+    def paint(self, view: View, poses: Poses, alpha: np.ndarray, still_key: tuple[Any, ...] | None) -> Frame:
+        """One frame.
+
+        Args:
+            view: Where it is seen from.
+            poses: Where everything is.
+            alpha: Opacity of each geom, (G,); one that is hidden has 0 or less.
+            still_key: What decides how the still part looks from this view; None draws everything anew.
+        """
+        opaque = alpha >= OPAQUE
+        if still_key is None:
+            samples, image, ids = self._paint_whole(np.flatnonzero(opaque), view, poses)
+        else:
+            background = self._background(still_key, np.flatnonzero(opaque & ~self.packed.is_moving), view, poses)
+            moving = np.flatnonzero(opaque & self.packed.is_moving)
+            samples, image, ids = self._paint_moving(moving, background, view, poses)
+        for geom in np.flatnonzero((alpha > 0) & ~opaque):
+            self._blend(int(geom), float(alpha[geom]), view, poses, samples, image)
+        return Frame(image, samples.depth, ids)
+
+    def _paint_whole(self, geoms: np.ndarray, view: View, poses: Poses) -> tuple[Samples, np.ndarray, np.ndarray]:
+        samples = Samples.empty(int(view.numbers[3]), int(view.numbers[2]))
+        self._rasterise(geoms, view, poses, samples)
+        self._shade(samples, samples.window, -1, view, poses, sky=self.packed.sky)
+        window = self._mirror_window(samples.ids)
+        if window is not None:
+            reflected = self._reflect(geoms, samples.ids, np.zeros_like(samples.depth), window, view, poses)
+            if reflected is not None:
+                mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
+        image = np.empty((*samples.ids.shape[:2], 3), np.uint8)
+        shading.resolve(samples.colours, samples.ids, -1, samples.window, image)
+        return samples, image, samples.ids
+
+    def _background(self, key: tuple[Any, ...], still: np.ndarray, view: View, poses: Poses) -> _Background:
+        if key in self._backgrounds:
+            self._backgrounds.move_to_end(key)
+            return self._backgrounds[key]
+        samples = Samples.empty(int(view.numbers[3]), int(view.numbers[2]))
+        self._rasterise(still, view, poses, samples)
+        self._shade(samples, samples.window, -1, view, poses, sky=self.packed.sky)
+        plain, mirror_depth = samples.colours.copy(), np.zeros_like(samples.depth)
+        window = self._mirror_window(samples.ids)
+        if window is not None:
+            reflected = self._reflect(still, samples.ids, mirror_depth, window, view, poses)
+            if reflected is not None:
+                mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
+        image = np.empty((*samples.ids.shape[:2], 3), np.uint8)
+        shading.resolve(samples.colours, samples.ids, -1, samples.window, image)
+        background = _Background(samples, plain, image, window, mirror_depth)
+        capacity = max(
+            _MAX_BACKGROUND_BYTES // (sum(a.nbytes for a in samples) + plain.nbytes + mirror_depth.nbytes), 1
+        )
+        while len(self._backgrounds) >= capacity:
+            self._backgrounds.popitem(last=False)
+        self._backgrounds[key] = background
+        return background
+
+    def _paint_moving(
+        self, moving: np.ndarray, background: _Background, view: View, poses: Poses
+    ) -> tuple[Samples, np.ndarray, np.ndarray]:
+        still = background.samples
+        samples = Samples(still.depth.copy(), np.full_like(still.ids, visibility.BACKGROUND), still.colours.copy())
+        image = background.image.copy()
+        self._rasterise(moving, view, poses, samples)
+        self._shade(samples, samples.window, 0, view, poses, sky=self.packed.sky)
+        ids = np.where(samples.ids < 0, still.ids, samples.ids)
+        window = background.mirror_window
+        if window is not None:  # moving things in the mirror replace the still reflection where they are nearer
+            part = (slice(window[1], window[3]), slice(window[0], window[2]))
+            front = np.where(samples.ids < 0, still.ids, visibility.BACKGROUND)
+            reflected = self._reflect(moving, front, background.mirror_depth.copy(), window, view, poses)
+            if reflected is not None:
+                hit = reflected.ids[part] >= 0
+                samples.colours[part][hit] = background.plain[part][hit]
+                mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
+                shading.resolve(samples.colours, reflected.ids, 0, window, image)
+        shading.resolve(samples.colours, samples.ids, 0, samples.window, image)
+        return samples, image, ids
+
+    def _mirror_window(self, ids: np.ndarray) -> np.ndarray | None:
+        """Pixels that show the mirror; None if none does."""
+        if self._mirror is None:
+            return None
+        window = np.array(visibility.geom_window(ids, self._mirror), np.int64)
+        return window if window[0] < window[2] else None
+
+    def _reflect(
+        self, geoms: np.ndarray, front: np.ndarray, depth: np.ndarray, window: np.ndarray, view: View, poses: Poses
+    ) -> Samples | None:
+        """Samples of what geoms look like in the mirror, where they are nearer than `depth`; None if nothing is.
+
+        Args:
+            geoms: What may be reflected.
+            front: Ids of what hides the mirror, or is it.
+            depth: 1/m of what is reflected already, (H, W, 4); changed.
+            window: Pixels that show the mirror.
+            view: Where it is seen from.
+            poses: Where everything is.
+        """
+        assert self._mirror is not None
+        geom, packed = self._mirror, self.packed
+        is_box = packed.kind[geom] == mujoco.mjtGeom.mjGEOM_BOX
+        image = mirror.mirror_image(
+            poses.rotations[geom],
+            poses.places[geom],
+            float(packed.size[geom, 2]) if is_box else 0.0,
+            view.eye,
+            poses.rotations,
+            poses.places,
+            view.lights,
+        )
+        if image is None:
+            return None
+        behind = Samples.empty(*front.shape[:2])._replace(depth=depth)
+        there, seen = Poses(image.rotations, image.places), view._replace(lights=image.lights)
+        if not self._rasterise(geoms[geoms != geom], seen, there, behind, window, image.plane):
+            return None
+        mirror.hide_outside_face(front, behind.ids, packed.geometry, geom, window)
+        self._shade(behind, window, 0, seen, there, sky=-1, scale=float(packed.reflectance[geom]))
+        return behind
+
+    def _blend(self, geom: int, alpha: float, view: View, poses: Poses, samples: Samples, image: np.ndarray) -> None:
+        """Draws a transparent geom over what is there; MuJoCo blends it twice, once for each order of its faces."""
+        over = Samples(
+            samples.depth.copy(), np.full_like(samples.ids, visibility.BACKGROUND - 1), samples.colours.copy()
+        )
+        if not self._rasterise(np.array([geom]), view, poses, over):
+            return
+        window = np.array(visibility.geom_window(over.ids, geom), np.int64)
+        part = (slice(window[1], window[3]), slice(window[0], window[2]))
+        self._shade(over, window, 0, view, poses, sky=-1)
+        hit = over.ids[part] >= 0
+        blended = samples.colours[part].astype(np.float32)
+        for _ in range(2):
+            blended = np.where(hit[..., None], alpha * over.colours[part] + (1 - alpha) * blended, blended)
+        samples.colours[part] = (blended + 0.5).astype(np.uint8)
+        shading.resolve(samples.colours, over.ids, 0, window, image)
+
+    def _rasterise(
+        self,
+        geoms: np.ndarray,
+        view: View,
+        poses: Poses,
+        samples: Samples,
+        window: np.ndarray | None = None,
+        mirror_plane: np.ndarray | None = None,
+    ) -> int:
+        """Draws geoms into depth and ids; gives the number of samples that they won."""
+        return int(
+            visibility.rasterise(
+                geoms,
+                self.packed.geometry,
+                poses.rotations,
+                poses.places,
+                view.camera,
+                view.eye,
+                view.numbers,
+                samples.window if window is None else window,
+                mirror_plane is not None,
+                _NO_PLANE if mirror_plane is None else mirror_plane,
+                samples.depth,
+                samples.ids,
+                self._bounds,
+                self._todo,
+            )
+        )
+
+    def _shade(
+        self,
+        samples: Samples,
+        window: np.ndarray,
+        lowest: int,
+        view: View,
+        poses: Poses,
+        *,
+        sky: int,
+        scale: float = 1.0,
+    ) -> None:
+        """Colours the samples whose id is at least `lowest`."""
+        height, width = samples.ids.shape[:2]
+        work = self._work
+        if work is None or len(work.names) < 4 * height * width:
+            work = self._work = _Work.of(4 * height * width)
+        geometry = self.packed.geometry
+        n, n_corners = shading.collect_fragments(
+            samples.ids, window, lowest, geometry, poses.rotations, poses.places, self._tags, self._slots, work.names,
+            work.pixels, work.first_corners, work.corner_geoms, work.corners,
+        )  # fmt: skip
+        shading.light_corners(n_corners, work.corners, view.lights, view.eye, work.sums)
+        shading.colour_corners(
+            n_corners, work.corner_geoms, geometry.materials, scale, work.corners, work.sums, view.camera, view.eye,
+            work.lit,
+        )  # fmt: skip
+        shading.shade_fragments(
+            n, work.names, work.pixels, work.first_corners, work.lit, geometry, view.camera, view.numbers[0], sky,
+            samples.colours,
+        )  # fmt: skip
+
+
+class _Work(NamedTuple):
+    """Arrays for up to n fragments, see `shading.collect_fragments`."""
+
+    names: np.ndarray
+    pixels: np.ndarray
+    first_corners: np.ndarray
+    corner_geoms: np.ndarray
+    corners: np.ndarray
+    sums: np.ndarray
+    lit: np.ndarray
+
+    @classmethod
+    def of(cls, n: int) -> _Work:
+        integers = [np.empty(size, np.int32) for size in (n, n, n, 3 * n)]
+        return cls(*integers, *(np.empty(shape, np.float32) for shape in ((8, 3 * n), (6, 3 * n), (3 * n, 6))))
+
+
+def camera_view(model: mujoco.MjModel, data: mujoco.MjData, camera: int, height: int, width: int) -> View:
+    """The view of a model's camera, with its lights: the headlight first, as MuJoCo has it.
+
+    Args:
+        model: The model.
+        data: Its data, after `mj_camlight`.
+        camera: The camera's id.
+        height, width: Of the frame, pixels.
+    """
+    axes = data.cam_xmat[camera].reshape(3, 3).T.copy()
+    eye = data.cam_xpos[camera].copy()
+    focal = 1 / math.tan(math.radians(model.cam_fovy[camera]) / 2)
+    near = float(np.float32(model.vis.map.znear * model.stat.extent))
+    lights = []
+    head = model.vis.headlight
+    if head.active:
+        lights.append([1, *eye, *(-axes[2]), *head.ambient, *head.diffuse, *head.specular, 1, 0, 0, -2, 0])
+    for i in np.flatnonzero(model.light_active):
+        is_directional = bool(model.light_directional[i])
+        has_cutoff = not is_directional and model.light_cutoff[i] < 180
+        cosine = math.cos(math.radians(model.light_cutoff[i])) if has_cutoff else -2
+        direction = data.light_xdir[i] / np.linalg.norm(data.light_xdir[i])
+        attenuation = (1, 0, 0) if is_directional else model.light_attenuation[i]
+        colours = (*model.light_ambient[i], *model.light_diffuse[i], *model.light_specular[i])
+        lights.append(
+            [is_directional, *data.light_xpos[i], *direction, *colours, *attenuation, cosine, model.light_exponent[i]]
+        )
+    rows = np.array(lights, np.float64).reshape(-1, shading.LIGHT_SIZE)
+    return View(axes, eye, np.array([focal, near, width, height], np.float64), rows)
