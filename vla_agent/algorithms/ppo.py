@@ -26,7 +26,8 @@ from libero_gym.checks import flag, whole_number
 from vla_agent.algorithms import health, losses
 from vla_agent.algorithms.rollout import Batch, TokenRolloutBuffer, check_batches, collect_rollouts, split_batch
 from vla_agent.callbacks.success import SuccessCallback, as_callbacks
-from vla_agent.envs.vec_env import VLAVecEnv, make_vec_env
+from vla_agent.envs.make import make_vec_env
+from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.policy import arguments
 from vla_agent.policy.policy import Evaluation, VLAPolicy
 from vla_agent.runs import saved_run as checkpointing
