@@ -28,7 +28,8 @@ from vla_agent.algorithms.rollout import Batch, TokenRolloutBuffer, check_batche
 from vla_agent.callbacks.state import StatefulCallback, stateful_callbacks
 from vla_agent.callbacks.success import SuccessCallback
 from vla_agent.callbacks.tree import as_callbacks, parts
-from vla_agent.envs.vec_env import VLAVecEnv, make_vec_env
+from vla_agent.envs.make import make_vec_env
+from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.policy import arguments
 from vla_agent.policy.policy import Evaluation, VLAPolicy
 from vla_agent.runs import saved_run as checkpointing
