@@ -32,6 +32,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from libero_gym.checks import did_you_mean, flag
 from vla_agent.algorithms.rollout import check_batches
 from vla_agent.atomic import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
+from vla_agent.hashes import hash_file
 from vla_agent.policy.arguments import check_names
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.documents import fault
@@ -58,7 +59,6 @@ from vla_agent.runs.run_files import (
     opened,
     read_json,
     read_tensors,
-    sha256,
 )
 from vla_agent.runs.serialization import (
     from_json,
@@ -236,16 +236,11 @@ def save(model: VLAPPO, path: Path) -> None:
             save_tensors(content, folder / name)
         for name, document in documents.items():
             _write_json(folder / name, document)
-        _write_json(folder / CHECKSUMS, {"sha256": {name: _sha256_of(folder / name) for name in FILES}})
+        _write_json(folder / CHECKSUMS, {"sha256": {name: hash_file(folder / name) for name in FILES}})
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        return sha256(stream)
 
 
 def live_contents(policy: VLAPolicy) -> Contents:
