@@ -14,7 +14,8 @@ from libero_gym.demonstrations.lerobot import LeRobotWriter
 from vla_agent.commands import finetune
 from vla_agent.openvla import OpenVLA
 from vla_agent.sft.data import ActionChunks
-from vla_agent.sft.trainer import SFTSettings, SupervisedTrainer
+from vla_agent.sft.settings import SFTSettings
+from vla_agent.sft.trainer import SupervisedTrainer
 
 NAN = float("nan")
 
