@@ -19,10 +19,11 @@ from recorded_policies import GivesUp, Soup, broken, push, two_steps
 from recordings import record_pushes, same_episodes, synthetic
 
 from libero_gym.atomic import write_bytes
+from libero_gym.demonstrations import LeRobotReader, LeRobotWriter
 from libero_gym.demonstrations import recorder as recording_module
 from libero_gym.demonstrations import recording as demonstrations
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode
-from libero_gym.demonstrations.lerobot import LeRobotReader, LeRobotWriter, pooled_stats, vector_stats
+from libero_gym.demonstrations.lerobot_stats import pooled_stats, vector_stats
 from libero_gym.demonstrations.libero_hdf5 import read_libero_hdf5
 from libero_gym.demonstrations.recorder import EpisodeKey
 from libero_gym.demonstrations.recording import RECORDING_FOLDER, RecordingSummary, record
