@@ -23,7 +23,7 @@ import numpy as np
 from libero_gym.atomic import write_bytes
 from libero_gym.demonstrations import videos
 from libero_gym.demonstrations.episodes import Episode, check_episode, pack
-from libero_gym.demonstrations.lerobot import image_stats
+from libero_gym.demonstrations.lerobot_stats import image_stats
 from libero_gym.dimensions import ACTION_DIM, IMAGE_KEYS
 from libero_gym.env import LiberoEnv
 from libero_gym.rendering import renderer as rendering

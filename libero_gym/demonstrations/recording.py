@@ -29,7 +29,8 @@ from libero_gym.checks import choice, flag, real_number, sequence, whole_number
 from libero_gym.demonstrations import videos
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, unpack
 from libero_gym.demonstrations.leftovers import foreign_data
-from libero_gym.demonstrations.lerobot import INFO_PATH, LeRobotWriter, require_pyarrow
+from libero_gym.demonstrations.lerobot_layout import INFO_PATH, require_pyarrow
+from libero_gym.demonstrations.lerobot_writer import LeRobotWriter
 from libero_gym.demonstrations.recorder import EpisodeKey, PolicyFactory, RecordingOptions, record_missing
 from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.env import LiberoEnv, check_task_ids

@@ -60,7 +60,8 @@ def run(code: str, folder: Path, without: tuple[str, ...] = (), **environment: s
 
 def test_everything_imports_for_a_user_without_home_who_can_write_nowhere(tmp_path: Path) -> None:
     code = STRANGER + (
-        "from libero_gym import cache, controller, numba_cache\n"
+        "from libero_gym import cache\n"
+        "from libero_gym.simulation import controller, numba_cache\n"
         "from libero_gym.compilation.compile import _import_stock\n"
         "from libero_gym.tasks import get_tasks\n"
         "get_tasks('libero_spatial'), _import_stock()\n"

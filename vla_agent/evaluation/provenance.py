@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime
 import functools
-import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch as th
 
 from libero_gym.atomic import write_text
 from libero_gym.json_files import read_json
-from vla_agent.runs.run_files import sha256
+from vla_agent.hashes import hash_files, hash_weights
 
 PACKAGES = (
     "libero-vla",
@@ -82,25 +81,6 @@ def describe_model(model: Any, name: str | Path | None, folder: Path | None) -> 
     if isinstance(module, th.nn.Module):
         return description | {"sha256": {"weights": hash_weights(module.state_dict())}}
     return description | {"sha256": {}}
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file directly in a folder, by name; hidden files are left out."""
-    hashes = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            with path.open("rb") as stream:
-                hashes[path.name] = sha256(stream)
-    return hashes
-
-
-def hash_weights(tensors: Mapping[str, th.Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(th.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def read_training_states(folder: Path | None) -> TrainingStates | None:

@@ -15,17 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from libero_gym.checks import sequence, whole_number
-from vla_agent.process_reward.interface import (
-    CAMERA,
-    RewardModelError,
-    check_frames,
-    check_weights,
-    digest,
-    read_config,
-    read_weights,
-    warn_of_unseen,
-    write_scorer,
-)
+from vla_agent.process_reward.interface import CAMERA, RewardModelError, check_frames, warn_of_unseen
+from vla_agent.process_reward.storage import check_weights, digest, read_config, read_weights, write_scorer
 
 
 @dataclasses.dataclass(frozen=True)

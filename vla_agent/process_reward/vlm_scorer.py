@@ -15,18 +15,9 @@ from torch.nn import functional as F
 
 from libero_gym.checks import sequence
 from vla_agent.policy.lora import LoraSettings, add_lora
-from vla_agent.process_reward.interface import (
-    CAMERA,
-    RewardModelError,
-    check_frames,
-    check_weights,
-    digest,
-    read_config,
-    read_weights,
-    warn_of_unseen,
-    write_scorer,
-)
-from vla_agent.process_reward.storage import check_model_folder
+from vla_agent.process_reward.interface import CAMERA, RewardModelError, check_frames, warn_of_unseen
+from vla_agent.process_reward.model_folder import check_model_folder
+from vla_agent.process_reward.storage import check_weights, digest, read_config, read_weights, write_scorer
 
 # What VLA-RL (arXiv 2505.18719, section 3.3) asks of a frame, and what it may answer.
 QUESTION = "The task is {instruction}, is it completed? Answer yes or no."

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 from vla_agent.policy.lora import LoraSettings, target_modules
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
-from vla_agent.process_reward.interface import SHIPPED_FOLDER
 from vla_agent.process_reward.labels import (
     HOLDING,
     KINDS,
@@ -36,6 +35,7 @@ from vla_agent.process_reward.reports import (
     write_report,
 )
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
+from vla_agent.shipped import SHIPPED_FOLDER
 
 SIZE = 32
 RED, GREEN = "take the red cup", "take the green cup"
