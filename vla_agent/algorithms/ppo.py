@@ -25,8 +25,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from libero_gym.checks import flag, whole_number
 from vla_agent.algorithms import health, losses
 from vla_agent.algorithms.rollout import Batch, TokenRolloutBuffer, check_batches, collect_rollouts, split_batch
-from vla_agent.callbacks.success import SuccessCallback, as_callbacks
-from vla_agent.envs.vec_env import VLAVecEnv, make_vec_env
+from vla_agent.callbacks.state import StatefulCallback, stateful_callbacks
+from vla_agent.callbacks.success import SuccessCallback
+from vla_agent.callbacks.tree import as_callbacks, parts
+from vla_agent.envs.make import make_vec_env
+from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.policy import arguments
 from vla_agent.policy.policy import Evaluation, VLAPolicy
 from vla_agent.runs import saved_run as checkpointing
@@ -197,7 +200,7 @@ class VLAPPO(PPO):
             self.boundary: Moment | None = None  # the run before the rollout or update that is under way
             self.run: dict[str, Any] | None = None  # identity and attempt, see `run_folder.Claim`
             self._past: Moment | None = None  # the boundary before the last update, until there is a new one
-            self.stateful_callbacks: dict[str, checkpointing.StatefulCallback] = {}
+            self.stateful_callbacks: dict[str, StatefulCallback] = {}
             self._progress_bars: list[ProgressBarCallback] = []
             self.callback_states: dict[str, Any] = {}  # of a loaded run, for the callbacks that it goes on with
             if _init_setup_model:
@@ -555,11 +558,11 @@ class VLAPPO(PPO):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callbacks = as_callbacks(callback)
-        if self.is_vla and not any(isinstance(part, SuccessCallback) for part in checkpointing.parts(callbacks)):
+        if self.is_vla and not any(isinstance(part, SuccessCallback) for part in parts(callbacks)):
             callbacks = [*callbacks, SuccessCallback()]  # success per task is always in the log
         root = super()._init_callback(callbacks, progress_bar)
-        self.stateful_callbacks = checkpointing.stateful_callbacks(root)
-        self._progress_bars = [part for part in checkpointing.parts([root]) if isinstance(part, ProgressBarCallback)]
+        self.stateful_callbacks = stateful_callbacks(root)
+        self._progress_bars = [part for part in parts([root]) if isinstance(part, ProgressBarCallback)]
         return root
 
     def _setup_learn(
@@ -632,7 +635,7 @@ class VLAPPO(PPO):
 
         With an ``env`` like the one it was trained on, ``learn(n, reset_num_timesteps=False)`` goes on as if the run
         had never stopped: the environments are in the middle of the same episodes, callbacks that have a state
-        (`checkpointing.StatefulCallback`) get it back, and on a CPU all is equal to the bit.
+        (`vla_agent.callbacks.StatefulCallback`) get it back, and on a CPU all is equal to the bit.
 
         Args:
             path: Folder or zip.
