@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from libero_gym import benchmark_files, cache
 from libero_gym.version import installed_version
@@ -111,7 +112,8 @@ def check_assets() -> list[Finding]:
     for suite in SUITES.values():
         for task in get_tasks(suite.name):
             count += 1
-            missing += [str(path) for path in (task.bddl_file, task.init_states_file) if not path.is_file()]
+            files = [path for path in (task.bddl_file, task.init_states) if isinstance(path, Path)]
+            missing += [str(path) for path in files if not path.is_file()]
     if missing:
         found = f"{len(missing)} files missing, first {missing[0]}"
         return [Finding("fail", "assets", found, benchmark_files.REINSTALL)]

@@ -555,7 +555,8 @@ def _load_record(key: str) -> dict[str, Any] | None:
 
 
 def task_key(task: Task) -> str:
-    return f"task-{_versions_hash()}-{task.suite}-{task.task_id}-{_hash(task.bddl_file.read_bytes())}"
+    """Names what the cache has of a task: its definition's content counts, wherever the file lies."""
+    return f"task-{_versions_hash()}-{_hash(task.bddl_file.read_bytes())}"
 
 
 @functools.cache
