@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libero_gym import benchmark_files, cache
+from libero_gym.version import installed_version
 
 # The versions that continuous integration runs; see constraints.txt. Only MuJoCo and robosuite change the benchmark.
 TESTED = {
@@ -73,9 +73,8 @@ def check_versions() -> list[Finding]:
     """Installed versions against the tested ones."""
     findings = []
     for package, tested in TESTED.items():
-        try:
-            installed = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+        installed = installed_version(package)
+        if installed is None:
             findings.append(Finding("fail", package, "not installed", f"pip install {package}=={tested}"))
             continue
         if installed.split("+")[0] == tested:
