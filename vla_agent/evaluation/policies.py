@@ -69,7 +69,7 @@ def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
         from vla_agent.algorithms.ppo import VLAPPO
         from vla_agent.openvla import OpenVLA
         from vla_agent.openvla.files import resolve_folder
-        from vla_agent.runs.saved_run import find, is_run
+        from vla_agent.runs.run_files import find, is_run
 
         if is_run(model) or Path(model).is_file():
             found = find(model)
