@@ -15,6 +15,7 @@ import numpy as np
 
 from libero_gym.atomic import replacing
 from libero_gym.dimensions import CONTROL_FREQ
+from libero_gym.gripper import FINGERS, gripper_opening
 
 # The fingers of the Panda are 0 to 8 cm apart. A grasp of a can changes that by 16 mm; of its release, the 4 mm remain
 # that pass before the goal holds and the episode ends.
@@ -42,11 +43,6 @@ class Segments(NamedTuple):
     labels: np.ndarray
     opening: np.ndarray
     speed: np.ndarray
-
-
-def gripper_opening(state: np.ndarray) -> np.ndarray:
-    """Distance between the fingers in m, (T,), of robot states (T, 8), whose last two are the finger joints."""
-    return np.asarray(state[:, 6] - state[:, 7], dtype=np.float64)
 
 
 def eef_speed(state: np.ndarray, fps: float = CONTROL_FREQ) -> np.ndarray:
@@ -145,7 +141,7 @@ def segment_episode(
         raise ValueError(f"state {state.shape} and actions {actions.shape}: expected (T, 8) and (T, 7), T alike.")
     if not np.isfinite(state).all():
         raise ValueError("The states hold NaN or infinity; a segmentation would follow them.")
-    opening, speed = gripper_opening(state), eef_speed(state, fps)
+    opening, speed = gripper_opening(state[:, FINGERS]).astype(np.float64), eef_speed(state, fps)
     cuts = gripper_cuts(opening, min_opening_change)
     keyframes = rest_keyframes(speed, cuts, rest_speed, rest_fraction)
     labels = np.zeros(len(state), dtype=np.int64)

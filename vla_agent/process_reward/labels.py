@@ -22,6 +22,7 @@ import numpy as np
 
 from libero_gym.atomic import replacing
 from libero_gym.checks import real_number, whole_number
+from libero_gym.gripper import FINGERS, gripper_opening
 
 # What an example is: positive, negative, neither, or a failure's that holds something still.
 KINDS = ("keyframe", "before", "other instruction", "failure", "between", "holding failure")
@@ -264,7 +265,7 @@ def _lost_for_good(episode: Recorded) -> int:
 
 def _holds(episode: Recorded) -> list[np.ndarray]:
     """Runs of frames in which the hand holds something."""
-    opening = _opening(episode.state)
+    opening = gripper_opening(episode.state[:, FINGERS])
     frames = np.flatnonzero(_closed(episode.state) & (opening > EMPTY))
     breaks = (np.diff(frames) > 1) | (np.abs(np.diff(opening[frames])) > STEADY)
     runs = np.split(frames, np.flatnonzero(breaks) + 1)
@@ -273,13 +274,8 @@ def _holds(episode: Recorded) -> list[np.ndarray]:
 
 def _closed(state: np.ndarray) -> np.ndarray:
     """Whether the gripper has closed by `CLOSED_BY` since the first frame, bool (T,)."""
-    opening = _opening(state)
+    opening = gripper_opening(state[:, FINGERS])
     return np.asarray(opening < opening[0] - CLOSED_BY)
-
-
-def _opening(state: np.ndarray) -> np.ndarray:
-    """Distance between the fingers in m, (T,)."""
-    return np.asarray(state[:, 6] - state[:, 7])
 
 
 def _asked_otherwise(row: _Row, instructions: Sequence[str], rng: np.random.Generator) -> _Row:

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from libero_gym.checks import choice, flag, real_number, whole_number
+from libero_gym.gripper import FINGERS, gripper_opening
 from vla_agent.process_reward.interface import RewardModel, check_camera, checked_scores
 
 Mode = Literal["potential", "bonus"]
@@ -208,4 +209,4 @@ class VecProcessReward(VecEnvWrapper):
         """Distance between the fingers in m, (n_envs,); 0 where the state is not shown."""
         if "state" not in obs:
             return np.zeros(self.num_envs)
-        return np.array(obs["state"][:, 6] - obs["state"][:, 7], dtype=np.float64)
+        return gripper_opening(obs["state"][:, FINGERS]).astype(np.float64)

@@ -9,7 +9,7 @@ import pytest
 from comparing import random_actions
 from scripted import soup_into_basket
 
-from libero_gym.demonstrations.segments import eef_speed, gripper_cuts, gripper_opening, plot_segments, segment_episode
+from libero_gym.demonstrations.segments import eef_speed, gripper_cuts, plot_segments, segment_episode
 from libero_gym.env import LiberoEnv
 
 
@@ -32,10 +32,6 @@ def test_speed_of_a_uniform_motion_is_its_velocity() -> None:
     state = states(np.arange(10) * 0.01, np.full(10, 0.08))
     np.testing.assert_allclose(eef_speed(state), 0.2, rtol=1e-9)  # 1 cm in 50 ms
     np.testing.assert_allclose(eef_speed(state, fps=10), 0.1, rtol=1e-9)
-
-
-def test_opening_is_the_distance_between_the_fingers() -> None:
-    np.testing.assert_allclose(gripper_opening(states(np.zeros(3), np.array([0.08, 0.04, 0.0]))), [0.08, 0.04, 0.0])
 
 
 def test_a_grasp_cuts_the_episode_once_and_leaves_a_keyframe_on_either_side() -> None:
