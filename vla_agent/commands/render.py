@@ -17,6 +17,7 @@ from tqdm import tqdm
 from libero_gym.atomic import replacing
 from libero_gym.checks import whole_number
 from vla_agent.commands.options import parse_options
+from vla_agent.figures import new_figure, save_figure
 
 
 @dataclasses.dataclass
@@ -55,21 +56,16 @@ def captioned(frame: np.ndarray, caption: str) -> np.ndarray:
 
 def contact_sheet(images: list[np.ndarray], captions: list[str], path: Path) -> None:
     """The first frame of every task with its instruction."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = 5
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(3 * columns, 3.4 * rows), layout="tight")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3 * columns, 3.4 * rows, layout="tight")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(image)
         axis.set_title(textwrap.fill(caption, 44), fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save_figure(figure, path)
 
 
 def main(options: Options) -> None:

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from libero_gym.atomic import replacing
 from libero_gym.checks import real_number, whole_number
 from libero_gym.gripper import FINGERS, gripper_opening
+from vla_agent.figures import new_figure, save_figure
 
 # What an example is: positive, negative, neither, or a failure's that holds something still.
 KINDS = ("keyframe", "before", "other instruction", "failure", "between", "holding failure")
@@ -198,13 +198,9 @@ def split_by_episode(examples: Examples, share: float, seed: int = 0) -> tuple[E
 
 def contact_sheet(examples: Examples, path: str | Path, *, per_kind: int = 8, seed: int = 0) -> None:
     """Draw some examples of each kind with instruction and target; the path's suffix chooses the format."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rng = np.random.default_rng(seed)
     kinds = [kind for kind, n in examples.counts().items() if n]
-    figure = Figure(figsize=(1.9 * per_kind, 2.5 * len(kinds)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.9 * per_kind, 2.5 * len(kinds))
     for kind, panels in zip(kinds, figure.subplots(len(kinds), per_kind, squeeze=False), strict=True):
         shown = rng.permutation(np.flatnonzero(examples.of_kinds([kind])))[:per_kind]
         for panel in panels:
@@ -213,8 +209,7 @@ def contact_sheet(examples: Examples, path: str | Path, *, per_kind: int = 8, se
             panel.imshow(examples.images[index])
             words = "\n".join(textwrap.wrap(examples.instructions[index], 30))
             panel.set_title(f"{kind}, {examples.targets[index]:.2f}\n{words}", fontsize=6)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save_figure(figure, path)
 
 
 class _Row(NamedTuple):

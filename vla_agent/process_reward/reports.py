@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
-from libero_gym.atomic import replacing
 from vla_agent.atomic import Kind, writing
+from vla_agent.figures import new_figure, save_figure
 from vla_agent.process_reward.interface import CAMERA, RewardModel, checked_scores
 from vla_agent.process_reward.labels import HOLDING, NEGATIVE, Examples, Recorded
 
@@ -279,8 +279,7 @@ def draw_quality(result: RewardReport, examples: Examples, path: str | Path) -> 
     calibration.set(
         xlabel="mean score of a bin", ylabel="mean target", title=f"calibration error {result.calibration_error:.3f}"
     )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def draw_episodes(model: RewardModel, episodes: Sequence[Recorded], path: str | Path, n_frames: int = 8) -> None:
@@ -298,16 +297,11 @@ def draw_episodes(model: RewardModel, episodes: Sequence[Recorded], path: str | 
         panel.plot(shown, scores[shown], "o")
         panel.set(ylim=(-0.02, 1.02), ylabel="score", xlabel="frame; dots: those shown")
         panel.margins(x=0.01)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save_figure(figure, path)
 
 
 def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False).flatten()
 
 
