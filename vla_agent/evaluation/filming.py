@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from libero_gym.atomic import replacing
 from libero_gym.dimensions import CONTROL_FREQ
+from libero_gym.videos import write_film
 from vla_agent.evaluation.reports import EpisodeResult
 
 """Control steps per second, of LIBERO."""
@@ -47,13 +47,10 @@ class Filmer:
         frames = [*self._frames.pop(i, []), last["image"]]
         if episode.success or self._filmed[episode.task_id] >= self.n_per_task:
             return
-        import imageio.v3 as iio  # finds ffmpeg, which takes a moment
-
         self._filmed[episode.task_id] += 1
         video = np.stack(frames)
         enlarge = -(-_MIN_SIDE // video.shape[1])
         enlarge += (enlarge * video.shape[1]) % 2  # H.264 wants even sides
         video = video.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
         path = self.folder / f"task{episode.task_id:02d}_init{episode.init_state_id:02d}.mp4"
-        with replacing(path) as temporary:
-            iio.imwrite(temporary, video, fps=self.fps, macro_block_size=2)
+        write_film(path, video, self.fps)
