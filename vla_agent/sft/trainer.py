@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from libero_gym.checks import did_you_mean, real_number, whole_number
-from vla_agent.action_tokens import bin_centers
+from vla_agent.action_tokens import bin_centers, to_bins
 from vla_agent.atomic import Kind, save_tensors, writing
 from vla_agent.augmentation import Augmentation
 from vla_agent.backbone import VLABackbone, model_inputs
@@ -33,7 +33,7 @@ from vla_agent.openvla import OpenVLA
 from vla_agent.policy.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.policy.precision import warn_of_lost_steps
 from vla_agent.runs.run_files import FolderFiles, read_json, read_tensors
-from vla_agent.sft.data import ActionChunks, Examples, to_bins
+from vla_agent.sft.data import ActionChunks, Examples
 
 logger = logging.getLogger(__name__)
 
@@ -385,13 +385,11 @@ class SupervisedTrainer:
     def _losses(self, examples: Examples, generator: th.Generator | None) -> tuple[th.Tensor, Metrics]:
         """Loss of some examples, augmented if there is a generator, and metrics."""
         model, device = self.model, self.model.device
-        bins = to_bins(examples.actions, self.statistics["action"], model.processor.action_tokenizer)
+        bins = to_bins(examples.actions, self.statistics["action"])
         targets = th.from_numpy(bins.reshape(len(bins), -1)).to(device)
         weights = th.from_numpy(np.repeat(examples.valid, examples.actions.shape[2], axis=1)).float().to(device)
         with th.autocast(device.type, dtype=th.bfloat16, enabled=device.type == "cuda"):
-            scores = model.score_actions(
-                **self._inputs(examples, generator), action_ids=model.action_token_ids[targets], bins_only=True
-            )
+            scores = model.score_actions(**self._inputs(examples, generator), bins=targets)
         log_probs = scores.logits.float().log_softmax(-1)
         per_token = -(self._targets[targets] * log_probs).sum(-1)
         loss = (per_token * weights).sum() / weights.sum()
