@@ -121,7 +121,7 @@ def check_assets() -> list[Finding]:
 
 def check_cache() -> list[Finding]:
     """Whether compiled tasks can be kept on disk."""
-    from libero_gym.simulation.numba_cache import is_writable
+    from libero_gym.numba_cache import is_writable
 
     cure = "set LIBERO_GYM_CACHE to a folder that can be written; until then every process compiles its tasks"
     limit = cache.cache_limit_bytes()

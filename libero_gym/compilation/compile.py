@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym import benchmark_files, cache
+from libero_gym import benchmark_files, cache, mujoco_import, numba_cache
 from libero_gym.compilation import decimation
 from libero_gym.environment_variables import restored
-from libero_gym.simulation import goals, mujoco_import, numba_cache
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.mujoco_import import mujoco
+from libero_gym.simulation import goals
 from libero_gym.tasks import Task
 
 logger = logging.getLogger(__name__)

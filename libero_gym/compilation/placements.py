@@ -14,7 +14,7 @@ import numpy as np
 
 from libero_gym import cache
 from libero_gym.compilation.compile import stock_env, task_key, without_visuals
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.mujoco_import import mujoco
 from libero_gym.tasks import Task
 
 # Making a stock environment takes seconds and a draw milliseconds, so they are drawn, and kept, in blocks.

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import numpy as np
 
 from libero_gym.compilation.compile import CompiledTask, FixtureDraw, model_from_bytes, model_to_bytes
+from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation import controller
-from libero_gym.simulation.mujoco_import import mujoco
 from libero_gym.uncopyable import Uncopyable
 
 logger = logging.getLogger(__name__)

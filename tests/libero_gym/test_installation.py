@@ -16,10 +16,9 @@ from paths import ROOT
 
 import libero_gym
 import vla_agent
-from libero_gym import benchmark_files, cache, doctor
+from libero_gym import benchmark_files, cache, doctor, numba_cache
 from libero_gym.benchmark_files import BenchmarkError
 from libero_gym.compilation.compile import task_files
-from libero_gym.simulation import numba_cache
 from libero_gym.tasks import get_tasks
 
 # What numba and `pathlib` ask: may a file be made here, and where is this user's home?
