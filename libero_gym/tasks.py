@@ -98,7 +98,7 @@ def get_suite(name: str) -> Suite:
 @functools.cache
 def get_tasks(suite_name: str) -> tuple[Task, ...]:
     """All tasks of a suite, in benchmark order."""
-    from libero_gym.compilation.compile import task_files  # the only module that knows where LIBERO keeps its files
+    from libero_gym.stock import task_files  # imported here because it reads package metadata, which takes time
 
     suite = get_suite(suite_name)
     return tuple(
