@@ -23,9 +23,7 @@ import numpy as np
 import torch as th
 
 from libero_gym.checks import parse_ids
-from libero_gym.demonstrations import record
-from libero_gym.demonstrations.lerobot import LeRobotReader
-from libero_gym.demonstrations.segments import segment_episode
+from libero_gym.demonstrations import LeRobotReader, record, segment_episode
 from vla_agent import VLAPPO, make_vec_env
 from vla_agent.commands.options import ids_or_none, run_command
 from vla_agent.commands.options import parse_options as parse

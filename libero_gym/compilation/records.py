@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import io
 import json
 from typing import Any
@@ -20,6 +19,7 @@ from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation import goals
 from libero_gym.simulation.compiled import Burner, CompiledTask, FixtureDraw, RobotIndices
 from libero_gym.tasks import Task
+from libero_gym.version import installed_version
 
 # The distributions whose versions decide what a task compiles to; LIBERO's meshes and textures come in five parts.
 SOURCES = (
@@ -33,8 +33,8 @@ _SCHEMA = 5
 
 
 def task_key(task: Task) -> str:
-    """The cache's key of a compiled task."""
-    return f"task-{_versions_digest()}-{task.suite}-{task.task_id}-{_digest(task.bddl_file.read_bytes())}"
+    """The cache's key of a compiled task: its definition's content counts, wherever the file lies."""
+    return f"task-{_versions_digest()}-{_digest(task.bddl_file.read_bytes())}"
 
 
 def scene_key(xml: str) -> str:
@@ -50,7 +50,7 @@ def visual_key(scene: str, renderer: str) -> str:
 @functools.cache
 def _versions_digest() -> str:
     """A digest of all that a compiled task depends on apart from its BDDL file: `SOURCES` and the layout."""
-    versions = [f"{name}={importlib.metadata.version(name)}" for name in SOURCES]
+    versions = [f"{name}={installed_version(name)}" for name in SOURCES]
     return _digest("|".join([*versions, str(_SCHEMA)]).encode())
 
 

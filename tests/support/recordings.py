@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from recorded_policies import push
 
+from libero_gym.demonstrations import LeRobotReader
 from libero_gym.demonstrations.episodes import Episode
-from libero_gym.demonstrations.lerobot import LeRobotReader
 from libero_gym.demonstrations.recording import RecordingSummary, record
 
 

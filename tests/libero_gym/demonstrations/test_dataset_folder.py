@@ -8,7 +8,8 @@ import pytest
 import yaml
 from recordings import synthetic
 
-from libero_gym.demonstrations.lerobot import IMAGE_PREFIX, LeRobotReader, LeRobotWriter
+from libero_gym.demonstrations import LeRobotReader, LeRobotWriter
+from libero_gym.demonstrations.lerobot_layout import IMAGE_PREFIX
 from libero_gym.demonstrations.recording import RECORDING_FOLDER, record
 
 pytest.importorskip("pyarrow", reason="needs pyarrow")
