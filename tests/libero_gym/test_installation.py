@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import mujoco
 import numba
 import pytest
 from paths import ROOT
@@ -21,6 +22,7 @@ from libero_gym.benchmark_files import BenchmarkError
 from libero_gym.compilation.compile import task_files
 from libero_gym.simulation import numba_cache
 from libero_gym.tasks import get_tasks
+from libero_gym.version import package_versions
 
 # What numba and `pathlib` ask: may a file be made here, and where is this user's home?
 STRANGER = """
@@ -238,6 +240,14 @@ def test_both_packages_say_the_version_that_is_installed(monkeypatch: pytest.Mon
     assert libero_gym.__version__ == vla_agent.__version__ == "unknown"
     with pytest.raises(AttributeError, match="module 'libero_gym' has no attribute 'versoin'"):
         _ = libero_gym.versoin
+
+
+def test_versions_of_packages_say_what_is_missing() -> None:
+    assert package_versions(("mujoco", "libero-vla-not-installed")) == {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "mujoco": mujoco.__version__,
+        "libero-vla-not-installed": None,
+    }
 
 
 def test_an_old_python_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
