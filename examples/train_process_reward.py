@@ -23,9 +23,7 @@ import numpy as np
 import torch as th
 
 from libero_gym.checks import parse_ids
-from libero_gym.demonstrations import record
-from libero_gym.demonstrations.lerobot import LeRobotReader
-from libero_gym.demonstrations.segments import segment_episode
+from libero_gym.demonstrations import LeRobotReader, record, segment_episode
 from vla_agent import VLAPPO, make_vec_env
 from vla_agent.commands.options import ids_or_none, run_command
 from vla_agent.commands.options import parse_options as parse
@@ -35,7 +33,8 @@ from vla_agent.process_reward import RewardModel, ScorerConfig, TinyScorer, VLMS
 from vla_agent.process_reward.episodes import PolicyEpisode, load_episodes, policy_episodes, save_episodes
 from vla_agent.process_reward.interface import check_camera
 from vla_agent.process_reward.labels import contact_sheet, grasps, label_episodes
-from vla_agent.process_reward.reports import report, write_report
+from vla_agent.process_reward.pages import write_report
+from vla_agent.process_reward.reports import report
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from libero_gym.checks import real_number, whole_number
 from libero_gym.demonstrations.episodes import MAX_FRAMES, MAX_SIDE, DamagedEpisodeError
+from libero_gym.demonstrations.lerobot_layout import INFO_PATH, OWN_FIELDS, OWN_PREFIX
 from libero_gym.dimensions import ACTION_DIM, STATE_DIM
 from libero_gym.json_files import parse_json
 
@@ -74,15 +75,11 @@ def camera_feature(name: str, feature: dict[str, Any], root: Path) -> Feature:
     """
     shape = feature.get("shape")
     if not isinstance(shape, list) or len(shape) != 3 or not all(_is_side(side) for side in shape) or 3 not in shape:
-        raise DamagedEpisodeError(
-            f"{root / 'meta/info.json'} is damaged: {name!r} has shape {shape}; expected H, W, 3."
-        )
+        raise _damaged(root, f"{name!r} has shape {shape}; expected H, W, 3")
     # Some datasets state the channels first.
     height, width, channels = (shape[1], shape[2], shape[0]) if shape[2] != 3 else shape
     if channels != 3:
-        raise DamagedEpisodeError(
-            f"{root / 'meta/info.json'} is damaged: {name!r} has shape {shape}; expected H, W, 3."
-        )
+        raise _damaged(root, f"{name!r} has shape {shape}; expected H, W, 3")
     return Feature(name, str(feature["dtype"]), (height, width, channels))
 
 
@@ -95,9 +92,7 @@ def file_path(root: Path, template: str, **values: Any) -> Path:
 
     def fill(match: re.Match[str]) -> str:
         if match[1] not in values:
-            raise DamagedEpisodeError(
-                f"{root / 'meta/info.json'} is damaged: the path {template!r} asks for {match[1]!r}."
-            )
+            raise _damaged(root, f"the path {template!r} asks for {match[1]!r}")
         value = values[match[1]]
         return value if isinstance(value, str) else f"{value:0{int(match[2] or 0)}d}"
 
@@ -139,7 +134,7 @@ def instruction_of(row: Mapping[str, Any]) -> str:
 
 def versions_of(row: Mapping[str, Any]) -> dict[str, str]:
     """The versions that a row of ours states."""
-    text = row.get("libero/versions")
+    text = row.get(OWN_PREFIX + "versions")
     if text is None or text == "":
         return {}
     if not isinstance(text, str):
@@ -148,20 +143,20 @@ def versions_of(row: Mapping[str, Any]) -> dict[str, str]:
     return versions
 
 
-def own_cells(row: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
-    """Our own fields of a row, by `Episode`'s names; those that are missing are left out.
+def own_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's own fields of ours by `Episode`'s names; missing ones are left out.
 
     Raises:
         DamagedEpisodeError: If one is of another type.
     """
     found = {}
-    for name, kind in kinds.items():
-        value = row.get("libero/" + name)
+    for name, kind in OWN_FIELDS.items():
+        value = row.get(OWN_PREFIX + name)
         if value is None:
             continue
         if type(value) is not kind:
             raise DamagedEpisodeError(
-                f"its row is damaged: 'libero/{name}' is {value!r:.80}; expected {kind.__name__}."
+                f"its row is damaged: '{OWN_PREFIX}{name}' is {value!r:.80}; expected {kind.__name__}."
             )
         found[name] = value
     return found
@@ -185,7 +180,7 @@ def _entry(info: dict[str, Any], name: str, kind: type, root: Path) -> Any:
 
 
 def _damaged(root: Path, what: str) -> DamagedEpisodeError:
-    return DamagedEpisodeError(f"{root / 'meta/info.json'} is damaged: {what}.")
+    return DamagedEpisodeError(f"{root / INFO_PATH} is damaged: {what}.")
 
 
 def _is_side(value: Any) -> bool:

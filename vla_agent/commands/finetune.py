@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from libero_gym.atomic import write_text
 from libero_gym.checks import real_number, whole_number
-from libero_gym.demonstrations import record
-from libero_gym.demonstrations.lerobot import LeRobotReader
+from libero_gym.demonstrations import LeRobotReader, record
 from libero_gym.dimensions import CAMERA_KEYS
 from libero_gym.json_files import parse_json
 from libero_gym.tasks import SUITES, get_suite
@@ -26,7 +25,8 @@ from vla_agent.evaluation.provenance import write_training_states
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.tiny import chunked_config, write_tiny
 from vla_agent.sft.data import ActionChunks
-from vla_agent.sft.trainer import Metrics, SFTSettings, SupervisedTrainer
+from vla_agent.sft.settings import SFTSettings
+from vla_agent.sft.trainer import Metrics, SupervisedTrainer
 
 
 @dataclasses.dataclass

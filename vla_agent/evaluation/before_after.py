@@ -10,7 +10,7 @@ import numpy as np
 
 from libero_gym.atomic import replacing
 from libero_gym.dimensions import CONTROL_FREQ
-from vla_agent.envs.vec_env import make_vec_env
+from vla_agent.envs.make import make_vec_env
 from vla_agent.evaluation.policies import as_policy, load_subject
 from vla_agent.evaluation.reports import EpisodeResult, SuccessRow
 from vla_agent.evaluation.trials import Trial

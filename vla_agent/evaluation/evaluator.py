@@ -19,13 +19,8 @@ from tqdm import tqdm
 
 from libero_gym.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
-from vla_agent.envs.vec_env import (
-    PUBLISHED_IMAGE_SIZE,
-    PUBLISHED_RENDER_SIZE,
-    describe_suite,
-    make_vec_env,
-    published_transform,
-)
+from vla_agent.envs.make import PUBLISHED_IMAGE_SIZE, PUBLISHED_RENDER_SIZE, make_vec_env, published_transform
+from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation import provenance as manifest
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal

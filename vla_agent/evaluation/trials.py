@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from libero_gym.checks import sequence, whole_number
-from vla_agent.envs.vec_env import SuiteDescription, describe_suite
+from vla_agent.envs.suites import SuiteDescription, describe_suite
 from vla_agent.evaluation.provenance import TRAINING_FILE, TrainingStates
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from libero_gym.json_files import read_json
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.config_checks import check_statistics
+from vla_agent.shipped import SHIPPED_FOLDER
 
 logger = logging.getLogger(__name__)
 
-# Checkpoints that ship: "tiny", randomly initialised, and "tiny-libero", which learned from demonstrations.
-SHIPPED_FOLDER = Path(__file__).parents[1] / "checkpoints"
+# Randomly initialised; "tiny-libero", which ships beside it, has learned from demonstrations.
 TINY_FOLDER = SHIPPED_FOLDER / "tiny"
 
 CONFIG_FILE = "config.json"

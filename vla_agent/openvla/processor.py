@@ -1,6 +1,5 @@
 """Everything a checkpoint says besides its weights: words to tokens, image sizes, action statistics."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from libero_gym.checks import did_you_mean
 from libero_gym.json_files import MAX_BYTES, parse_json
 from vla_agent.action_tokens import ActionTokenizer, BinCodec, action_table, normalize, unnormalize
+from vla_agent.hashes import fingerprint
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.config_checks import check_numbers, finite
 from vla_agent.openvla.files import (
@@ -191,12 +191,9 @@ class Processor:
 
         An environment and a policy that decode the same bins to the same actions have equal ones.
         """
-        digest = hashlib.sha256()
-        for name in ("tokenizer.json", "tokenizer.model"):
-            digest.update(self.files.get(name, b""))
         settings = [self.prompt, self.vocab_size, self.config.action_chunk_size, self.config.norm_stats]
-        digest.update(json.dumps(settings, sort_keys=True).encode())
-        return digest.hexdigest()[:16]
+        tokenizer = [self.files.get(name, b"") for name in ("tokenizer.json", "tokenizer.model")]
+        return fingerprint([*tokenizer, json.dumps(settings, sort_keys=True).encode()])
 
     def _prompt_ids(self, instruction: str) -> list[int]:
         ids = self._encode(self.build_prompt(instruction))

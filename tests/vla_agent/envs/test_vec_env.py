@@ -13,7 +13,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from vla_agent import VLAVecEnv, make_vec_env
-from vla_agent.envs.vec_env import describe_suite, unbatch_infos
+from vla_agent.envs.suites import describe_suite
+from vla_agent.envs.vec_env import unbatch_infos
 
 
 def bins_for(env: VLAVecEnv, first: list[int]) -> np.ndarray:
