@@ -14,9 +14,7 @@ takes a few minutes.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
-import platform
 import resource
 import statistics
 import time
@@ -32,6 +30,7 @@ from peft.tuners import lora
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from libero_gym.version import package_versions
 from vla_agent.bins import bin_log_probs
 from vla_agent.openvla import OpenVLA, OpenVLAConfig
 from vla_agent.openvla.decoders import Sampling, draw_chain
@@ -255,8 +254,7 @@ def provenance(args: argparse.Namespace, device: th.device, dtype: th.dtype) -> 
         "load_before": round(os.getloadavg()[0], 2),
         "dtype": str(dtype).removeprefix("torch."),
         "model": args.model,
-        "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in ("torch", "transformers", "peft")},
+        "versions": package_versions(("torch", "transformers", "peft")),
     }
 
 

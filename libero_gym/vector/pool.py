@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
+from libero_gym.tasks import Task
 from libero_gym.uncopyable import Uncopyable
 from libero_gym.vector import messages
 from libero_gym.vector import worker as protocol
@@ -84,9 +85,9 @@ class WorkerPool(Uncopyable):
         """What became of the workers that can no longer be used, by number."""
         return {number: worker.failure for number, worker in enumerate(self._workers) if worker.failure is not None}
 
-    def compile(self, suite: str, task_id: int, renderer: str | None, placement_seeds: Sequence[int] = ()) -> None:
+    def compile(self, task: Task, renderer: str | None, placement_seeds: Sequence[int] = ()) -> None:
         """Have the template compile a task, its visual model if a renderer is named, and draw these placements."""
-        self._ask_template(protocol.COMPILE, suite, task_id, renderer, placement_seeds)
+        self._ask_template(protocol.COMPILE, task, renderer, placement_seeds)
 
     def fork(self, first: int, last: int) -> None:
         """Start a worker for the environments ``[first, last)``."""

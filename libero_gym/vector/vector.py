@@ -20,6 +20,7 @@ from libero_gym.env import LiberoEnv
 from libero_gym.env_arguments import check_options, check_task_weights
 from libero_gym.rendering import devices
 from libero_gym.rewards import TERMS
+from libero_gym.tasks import placement_seeds_of
 from libero_gym.uncopyable import Uncopyable
 from libero_gym.vector import arguments as vector_arguments
 from libero_gym.vector import worker as protocol
@@ -171,7 +172,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             self.set_task_weights(np.ones(len(self.task_ids)))
             self.set_autoreset(True)
             self._compile(example.renderer if example.cameras else None)
-            common = {**env_kwargs, "max_episode_steps": self.max_episode_steps}
+            # The suite itself, not its name: the template process knows LIBERO's own suites only.
+            common = {**env_kwargs, "suite": self.suite, "max_episode_steps": self.max_episode_steps}
             self._processes.start([common | {"render_device": device} for device in self.render_devices])
         except BaseException:
             self.close()  # the traceback would keep the processes alive
@@ -340,10 +342,14 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         return self._processes.shared
 
     def _compile(self, renderer: str | None) -> None:
-        placement_seeds = self.settings["placement_seeds"]
-        compile_tasks([self._tasks[i] for i in self.task_ids], renderer=renderer, placement_seeds=placement_seeds)
-        for task_id in tqdm(self.task_ids, desc="Loading tasks", unit="task", disable=None, leave=False):
-            self._processes.pool.compile(self.suite.name, task_id, renderer, placement_seeds)
+        tasks = [self._tasks[task_id] for task_id in self.task_ids]
+        seeds = [placement_seeds_of(task, self.settings["placement_seeds"]) for task in tasks]
+        for same in dict.fromkeys(seeds):  # tasks without initial states have others than the rest
+            alike = [task for task, own in zip(tasks, seeds, strict=True) if own == same]
+            compile_tasks(alike, renderer=renderer, placement_seeds=same)
+        each = tqdm(zip(tasks, seeds, strict=True), "Loading tasks", len(tasks), unit="task", disable=None, leave=False)
+        for task, own in each:
+            self._processes.pool.compile(task, renderer, own)
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:

@@ -23,7 +23,7 @@ from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task, visual_model
 from libero_gym.env import LiberoEnv
 from libero_gym.rendering import renderer as rendering
-from libero_gym.tasks import get_tasks
+from libero_gym.tasks import Task
 from libero_gym.vector.messages import serve
 from libero_gym.vector.shared_arrays import Layout, SharedArrays
 
@@ -134,8 +134,7 @@ def _run_template(control: socket.socket) -> None:
     connection = Connection(os.dup(control.fileno()))
     children: list[int] = []
 
-    def compile_(suite: str, task_id: int, renderer: str | None, placement_seeds: list[int]) -> None:
-        task = get_tasks(suite)[task_id]
+    def compile_(task: Task, renderer: str | None, placement_seeds: list[int]) -> None:
         compiled = compile_task(task)
         placements.prepare(task, placement_seeds)
         if renderer is not None:

@@ -25,7 +25,8 @@ from vla_agent.evaluation.provenance import write_training_states
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.tiny import chunked_config, write_tiny
 from vla_agent.sft.data import ActionChunks
-from vla_agent.sft.trainer import Metrics, SFTSettings, SupervisedTrainer
+from vla_agent.sft.settings import SFTSettings
+from vla_agent.sft.trainer import Metrics, SupervisedTrainer
 
 
 @dataclasses.dataclass

@@ -12,8 +12,9 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 
 from vla_agent import VLAPPO, RatioError, VLAPolicy, VLAVecEnv
-from vla_agent.algorithms.health import Monitor
-from vla_agent.algorithms.rollout import TokenRolloutBuffer, bootstrap_time_limits, compute_targets
+from vla_agent.algorithms.buffers import TokenRolloutBuffer, compute_targets
+from vla_agent.algorithms.health import UpdateMonitor
+from vla_agent.algorithms.rollout import bootstrap_time_limits
 
 
 def parameters(model: VLAPPO) -> dict[str, th.Tensor]:
@@ -309,7 +310,7 @@ def test_working_critic_raises_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_model().learn(32 * 4)
-        monitor = Monitor(1e-3, strict=True)
+        monitor = UpdateMonitor(1e-3, strict=True)
         monitor.check_critic(np.ones(5), np.zeros(5), np.arange(5))
         monitor.check_critic(np.ones(5), np.arange(5), np.zeros((5, 2)))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from evaluations import BLIND, Noise, SimProcessor, report_of
 
-from libero_gym.compilation.compile import _import_stock
+from libero_gym.stock import import_stock
 from libero_gym.tasks import get_tasks, initial_states
 from vla_agent import EvaluationReport, Evaluator, compare_reports, evaluate_policy
 from vla_agent.evaluation import PROTOCOLS, ReportError, Trial
@@ -50,7 +50,7 @@ def test_trials_are_those_of_openvlas_own_loop_pixel_for_pixel() -> None:
 def _stock_frames(action: np.ndarray) -> Iterator[np.ndarray]:
     """What a policy sees in `run_libero_eval.py`'s loop: two trials, each settled, with one action all along."""
     task = get_tasks("libero_goal")[0]
-    _import_stock()
+    import_stock()
     from libero.libero.envs import OffScreenRenderEnv
 
     env = OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=256, camera_widths=256)
