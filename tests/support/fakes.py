@@ -213,6 +213,9 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.generators = [np.random.default_rng(i) for i in range(num_envs)]
         self.tasks = np.zeros(num_envs, dtype=np.int64)
+        self.states = np.full(num_envs, -1)
+        self.resting = np.zeros(num_envs, dtype=bool)
+        self.autoreset = True
         self.elapsed = np.zeros(num_envs, dtype=np.int64)
         self.seeds: list[Any] = []
         self.options: list[Any] = []
@@ -222,10 +225,12 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         self.seeds.append(seed)
         self.options.append(options)
-        if seed is not None:
-            self.generators = [np.random.default_rng(value) for value in seed]
-        for i in range(self.num_envs):
-            self._begin(i)
+        options = options or {}
+        for i in np.flatnonzero(options.get("reset_mask", np.ones(self.num_envs, dtype=bool))):
+            if seed is not None and seed[i] is not None:
+                self.generators[i] = np.random.default_rng(seed[i])
+            chosen = {name: values[i] for name, values in options.items() if values[i] is not None}
+            self._begin(int(i), chosen.get("task_id"), chosen.get("init_state_id", -1))
         return self._observe(), self._infos(np.zeros(self.num_envs), np.ones(self.num_envs, dtype=bool))
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -233,9 +238,11 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         self.actions.append(actions)
         first = actions.reshape(self.num_envs, -1)[:, 0]
         rewards = (np.sign(first) == np.where(self.tasks == 1, 1.0, -1.0)).astype(np.float64)
-        self.elapsed += 1
+        rewards *= ~self.resting
+        self.elapsed += ~self.resting
         terminated = (self.elapsed == self.max_episode_steps - 1) & (rewards > 0)
         truncated = (self.elapsed >= self.max_episode_steps) & ~terminated
+        terminated, truncated = terminated & ~self.resting, truncated & ~self.resting
         done = terminated | truncated
         infos = self._infos(rewards, np.ones(self.num_envs, dtype=bool), terminated)
         if done.any():
@@ -243,10 +250,15 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
             final_obs = np.full(self.num_envs, None, dtype=object)
             for i in np.flatnonzero(done):
                 final_obs[i] = {key: values[i] for key, values in last.items()}
-                self._begin(int(i))
+                self.resting[i] = not self.autoreset
+                if self.autoreset:
+                    self._begin(int(i))
             infos = self._infos(rewards, np.ones(self.num_envs, dtype=bool), terminated & ~done)
             infos |= {"final_obs": final_obs, "_final_obs": done, "final_info": final_info, "_final_info": done}
         return self._observe(), rewards, terminated, truncated, infos
+
+    def set_autoreset(self, enabled: bool) -> None:
+        self.autoreset = enabled
 
     def set_task_weights(self, weights: Any) -> None:
         self.task_weights = weights
@@ -274,9 +286,11 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
     def close_extras(self, **kwargs: Any) -> None:
         self.closed_times += 1
 
-    def _begin(self, i: int) -> None:
-        self.tasks[i] = self.generators[i].integers(2)
+    def _begin(self, i: int, task_id: int | None = None, init_state_id: int = -1) -> None:
+        self.tasks[i] = self.generators[i].integers(2) if task_id is None else task_id
+        self.states[i] = init_state_id
         self.elapsed[i] = 0
+        self.resting[i] = False
 
     def _observe(self) -> dict[str, Any]:
         shape = (self.num_envs, *self.single_observation_space["image"].shape)  # type: ignore[misc]
@@ -295,7 +309,8 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         infos: dict[str, Any] = {
             "is_success": np.zeros(self.num_envs, dtype=bool) if success is None else success.copy(),
             "task_id": self.tasks.copy(),
-            "init_state_id": np.full(self.num_envs, -1),
+            "init_state_id": self.states.copy(),
+            "elapsed_steps": self.elapsed.copy(),
             "task_name": names,
             "instruction": np.array([INSTRUCTIONS[task] for task in self.tasks], dtype=object),
             "reward_terms": {"success": rewards.copy(), "_success": mask.copy()},
