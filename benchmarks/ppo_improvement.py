@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from measuring import provenance
 
+from libero_gym.figures import new_figure, save_figure
 from vla_agent import EvaluationReport, RunError, latest_run
-from vla_agent.figures import new_figure, save_figure
 from vla_agent.intervals import newcombe_interval, wilson_interval
-from vla_agent.process_reward.reports import check_hacking
+from vla_agent.process_reward.hacking import check_hacking
 from vla_agent.runs.saved_run import STATE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -130,8 +130,7 @@ def draw(
         before: Success rate of the model that all began from.
         path: The picture.
     """
-    figure = new_figure(10, 4.5)
-    axes = figure.subplots()
+    figure, ((axes,),) = new_figure(10, 4.5)
     steps = (np.arange(N_POINTS) + 0.5) * total_timesteps / N_POINTS
     for index, (variant, seeds) in enumerate(curves.items()):
         values = np.array(seeds, dtype=float)

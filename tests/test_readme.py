@@ -40,7 +40,7 @@ TOLD = {
     ("libero_gym/simulation/goals.py", ""),
     ("vla_agent/algorithms/ppo.py", "VLAPPO.train"),
     ("vla_agent/algorithms/ppo.py", "VLAPPO._losses"),
-    ("vla_agent/algorithms/rollout.py", "collect_rollouts"),
+    ("vla_agent/algorithms/rollout.py", "collect"),
     ("vla_agent/backbone.py", ""),
 }
 

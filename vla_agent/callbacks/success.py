@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from libero_gym.checks import whole_number
-from vla_agent.figures import new_figure, save_figure
+from libero_gym.figures import new_figure, save_figure
 from vla_agent.intervals import wilson_interval
 
 
@@ -185,8 +185,7 @@ class LearningCurve(EpisodeHistory):
             return
         batches = self.batches(self.window)
         shaped = any(episode.episode_return != float(episode.success) for episode in self.history)
-        figure = new_figure(9, 4.8)
-        panels = figure.subplots(1, 2 if shaped else 1, squeeze=False)[0]
+        figure, (panels,) = new_figure(9, 4.8, columns=2 if shaped else 1)
         self._draw_success(panels[0], batches, evaluated)
         if shaped:
             self._draw_returns(panels[1], batches)

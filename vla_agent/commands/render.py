@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from libero_gym.checks import whole_number
 from libero_gym.dimensions import CONTROL_FREQ
+from libero_gym.figures import new_figure, save_figure
 from libero_gym.videos import write_film
 from vla_agent.commands.options import parse_options
-from vla_agent.figures import new_figure, save_figure
 
 
 @dataclasses.dataclass
@@ -58,8 +58,7 @@ def contact_sheet(images: list[np.ndarray], captions: list[str], path: Path) -> 
     """The first frame of every task with its instruction."""
     columns = 5
     rows = -(-len(images) // columns)
-    figure = new_figure(3 * columns, 3.4 * rows, layout="tight")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    figure, axes = new_figure(3 * columns, 3.4 * rows, rows, columns)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from libero_gym.figures import new_figure, save_figure
 from vla_agent.evaluation.protocols import describe_protocol
 from vla_agent.evaluation.reports import CHART_FILE, EvaluationReport, SuccessRow, describe_ids, describe_row
-from vla_agent.figures import new_figure, save_figure
 
 _LABEL_LENGTH = 95
 # Inches and dots that a README shows at about this size, so that 9.5 points stay readable.
@@ -50,8 +50,7 @@ def draw_chart(report: EvaluationReport, path: Path) -> None:
     if len(rows) > 1:
         rows.append(("all tasks", report.total))
         colors.append(_TOTAL_COLOR)
-    figure = new_figure(_CHART_WIDTH, 0.9 + _ROW_HEIGHT * len(rows))
-    axes = figure.subplots()
+    figure, ((axes,),) = new_figure(_CHART_WIDTH, 0.9 + _ROW_HEIGHT * len(rows))
     for place, ((label, row), color) in enumerate(zip(rows, colors, strict=True)):
         axes.barh(place, 1, height=_BAR, color=_TRACK_COLOR)
         axes.barh(place, row.rate, height=_BAR, color=color)
