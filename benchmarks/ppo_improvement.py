@@ -32,7 +32,7 @@ from measuring import provenance
 
 from vla_agent import EvaluationReport, RunError, latest_run
 from vla_agent.intervals import newcombe_interval, wilson_interval
-from vla_agent.process_reward.reports import check_hacking
+from vla_agent.process_reward.hacking import check_hacking
 from vla_agent.runs.saved_run import STATE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -27,13 +27,15 @@ from libero_gym.demonstrations import LeRobotReader, record, segment_episode
 from vla_agent import VLAPPO, make_vec_env
 from vla_agent.commands.options import ids_or_none, run_command
 from vla_agent.commands.options import parse_options as parse
+from vla_agent.envs.policy_episodes import policy_episodes
 from vla_agent.evaluation.provenance import provenance
 from vla_agent.policy.lora import LoraSettings
 from vla_agent.process_reward import RewardModel, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
-from vla_agent.process_reward.episodes import PolicyEpisode, load_episodes, policy_episodes, save_episodes
+from vla_agent.process_reward.episodes import PolicyEpisode, load_episodes, save_episodes
 from vla_agent.process_reward.interface import check_camera
 from vla_agent.process_reward.labels import contact_sheet, grasps, label_episodes
-from vla_agent.process_reward.reports import report, write_report
+from vla_agent.process_reward.pages import write_report
+from vla_agent.process_reward.reports import report
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -12,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from libero_gym import benchmark_files, cache
+from libero_gym import cache, stock
+from libero_gym.version import installed_version
 
 # The versions that continuous integration runs; see constraints.txt. Only MuJoCo and robosuite change the benchmark.
 TESTED = {
@@ -73,9 +73,8 @@ def check_versions() -> list[Finding]:
     """Installed versions against the tested ones."""
     findings = []
     for package, tested in TESTED.items():
-        try:
-            installed = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+        installed = installed_version(package)
+        if installed is None:
             findings.append(Finding("fail", package, "not installed", f"pip install {package}=={tested}"))
             continue
         if installed.split("+")[0] == tested:
@@ -91,18 +90,18 @@ def check_versions() -> list[Finding]:
 def check_benchmark() -> list[Finding]:
     """Whether ``import libero`` gives the benchmark package, and nothing points away from its files."""
     try:
-        benchmark_files.check_installed()
-    except benchmark_files.BenchmarkError as error:
+        stock.check_installed()
+    except stock.BenchmarkError as error:
         return [Finding("fail", "benchmark package", str(error))]
     findings = []
-    changed = benchmark_files.changed_files()
+    changed = stock.changed_files()
     if changed:
-        found = f"{len(changed)} files are not those of {benchmark_files.DISTRIBUTION}, first {changed[0]}"
-        findings.append(Finding("fail", "benchmark package", found, benchmark_files.REINSTALL))
-    ignored = benchmark_files.ignored_configuration()
+        found = f"{len(changed)} files are not those of {stock.DISTRIBUTION}, first {changed[0]}"
+        findings.append(Finding("fail", "benchmark package", found, stock.REINSTALL))
+    ignored = stock.ignored_configuration()
     if ignored is not None:
         findings.append(Finding("note", "LIBERO configuration", ignored))
-    return findings or [Finding("ok", "benchmark package", str(benchmark_files.root()))]
+    return findings or [Finding("ok", "benchmark package", str(stock.root()))]
 
 
 def check_assets() -> list[Finding]:
@@ -117,13 +116,13 @@ def check_assets() -> list[Finding]:
             missing += [str(path) for path in files if not path.is_file()]
     if missing:
         found = f"{len(missing)} files missing, first {missing[0]}"
-        return [Finding("fail", "assets", found, benchmark_files.REINSTALL)]
+        return [Finding("fail", "assets", found, stock.REINSTALL)]
     return [Finding("ok", "assets", f"{len(SUITES)} suites, {count} tasks with initial states")]
 
 
 def check_cache() -> list[Finding]:
     """Whether compiled tasks can be kept on disk."""
-    from libero_gym.simulation.numba_cache import is_writable
+    from libero_gym.numba_cache import is_writable
 
     cure = "set LIBERO_GYM_CACHE to a folder that can be written; until then every process compiles its tasks"
     limit = cache.cache_limit_bytes()

@@ -25,18 +25,20 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from libero_gym.atomic import write_bytes
-from libero_gym.checks import choice, flag, real_number, sequence, whole_number
+from libero_gym.checks import flag, sequence, whole_number
 from libero_gym.demonstrations import videos
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, unpack
 from libero_gym.demonstrations.leftovers import foreign_data
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH, require_pyarrow
 from libero_gym.demonstrations.lerobot_writer import LeRobotWriter
-from libero_gym.demonstrations.recorder import EpisodeKey, PolicyFactory, RecordingOptions, record_missing
+from libero_gym.demonstrations.plan import EpisodeKey, RecordingOptions, plan_episodes
+from libero_gym.demonstrations.recorder import PolicyFactory, RecordingJob
+from libero_gym.demonstrations.workers import record_episodes
 from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.env import LiberoEnv, check_task_ids
 from libero_gym.json_files import read_json
 from libero_gym.rendering import renderer as rendering
-from libero_gym.tasks import get_suite, get_tasks, initial_states
+from libero_gym.tasks import get_suite
 
 RECORDING_FOLDER = ".recording"
 # What `atomic.replacing` leaves of a killed process, by `EpisodeKey.file_name`.
@@ -137,8 +139,9 @@ def record(
     progress_bar = flag("progress_bar", progress_bar)
     if not isinstance(policy, str) and not callable(policy):
         raise ValueError(f"policy={policy!r}; expected a factory, or its name as 'module:function'.")
-    n_tasks = get_suite(suite).n_tasks
-    keys = _plan(suite, check_task_ids(task_ids, n_tasks, suite), init_state_ids, placement_seeds, episodes_per_state)
+    n_tasks, default_max_steps = get_suite(suite).n_tasks, get_suite(suite).max_steps
+    task_ids = check_task_ids(task_ids, n_tasks, suite)
+    keys = plan_episodes(suite, task_ids, init_state_ids, placement_seeds, episodes_per_state)
     options = RecordingOptions(
         suite=suite,
         policy=policy if isinstance(policy, str) else _policy_name(policy),
@@ -146,7 +149,7 @@ def record(
         image_size=rendering.check_image_size(image_size),
         renderer=renderer,
         settle_steps=settle_steps,
-        max_steps=get_suite(suite).max_steps if max_steps is None else max_steps,
+        max_steps=default_max_steps if max_steps is None else max_steps,
         action_noise=action_noise,
         noise_steps=noise_steps,
         record_intended=record_intended,
@@ -156,24 +159,36 @@ def record(
         seed=seed,
         crf=crf,
     )
-    _check_options(options, n_workers)
-    staging = Path(root) / RECORDING_FOLDER
-    _check_folder(Path(root))
-    staging.mkdir(parents=True, exist_ok=True)
-    with _lock(staging):
-        _check_same_options(staging / "options.json", options)
-        missing = [key for key in keys if not _is_recorded(staging / key.file_name)]
+    n_workers = whole_number("n_workers", n_workers, 0)
+    job = RecordingJob(Path(root) / RECORDING_FOLDER, options, policy, render_device)
+    return _record(Path(root), keys, job, n_workers, progress_bar)
+
+
+def _record(
+    root: Path, keys: list[EpisodeKey], job: RecordingJob, n_workers: int, progress_bar: bool
+) -> RecordingSummary:
+    """Record the episodes that are missing, and write the dataset."""
+    _check_folder(root)
+    job.staging.mkdir(parents=True, exist_ok=True)
+    with _lock(job.staging):
+        _check_same_options(job.staging / "options.json", job.options)
+        missing = [key for key in keys if not _is_recorded(job.staging / key.file_name)]
+        n_resumed = len(keys) - len(missing)
         with tqdm(
             total=len(keys),
-            initial=len(keys) - len(missing),
+            initial=n_resumed,
             unit="episode",
             desc="recording",
             disable=None if progress_bar else True,
         ) as bar:
-            record_missing(missing, n_workers, staging, options, policy, render_device, bar)
-        n_successes, n_written = _assemble(Path(root), keys, options)
-    n_recorded = sum((staging / key.file_name).is_file() for key in missing)
-    return RecordingSummary(len(keys), n_recorded, len(keys) - len(missing), n_successes, n_written)
+            n_successes = 0
+            for n_done, success in enumerate(record_episodes(job, missing, n_workers), start=1):
+                n_successes += success
+                bar.set_postfix(success=f"{n_successes / n_done:.0%}", refresh=False)
+                bar.update()
+        n_successes, n_written = _assemble(root, keys, job.options)
+    n_recorded = sum((job.staging / key.file_name).is_file() for key in missing)
+    return RecordingSummary(len(keys), n_recorded, n_resumed, n_successes, n_written)
 
 
 def expert_policy(env: LiberoEnv) -> Any:
@@ -198,14 +213,14 @@ def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> 
                 continue
             encoded = {name: arrays["video_" + name].tobytes() for name in writer.cameras}
         except (DamagedEpisodeError, KeyError, TypeError) as error:
-            warnings.warn(f"{path} is left out: {error}", stacklevel=3)
+            warnings.warn(f"{path} is left out: {error}", stacklevel=4)
             continue
         writer.add_encoded(episode, encoded, description["shapes"], description["stats"])
         n_written += 1
     if n_written:
         writer.finish()
     else:
-        warnings.warn(f"None of {len(keys)} episodes succeeded; {root} holds no dataset.", stacklevel=3)
+        warnings.warn(f"None of {len(keys)} episodes succeeded; {root} holds no dataset.", stacklevel=4)
     return n_successes, n_written
 
 
@@ -216,56 +231,10 @@ def _is_recorded(path: Path) -> bool:
     try:
         unpack(path)
     except DamagedEpisodeError as error:
-        warnings.warn(f"{error} It is recorded again.", stacklevel=3)
+        warnings.warn(f"{error} It is recorded again.", stacklevel=4)
         path.unlink()
         return False
     return True
-
-
-def _plan(
-    suite: str,
-    task_ids: tuple[int, ...],
-    init_state_ids: Iterable[int] | None,
-    placement_seeds: Iterable[int],
-    episodes_per_state: int,
-) -> list[EpisodeKey]:
-    """The episodes to record, in the dataset's order."""
-    whole_number("episodes_per_state", episodes_per_state, 1)
-    wanted = None if init_state_ids is None else _numbers("init_state_ids", init_state_ids)
-    seeds = _numbers("placement_seeds", placement_seeds)
-    keys = []
-    for task_id in task_ids:
-        n_states = len(initial_states(get_tasks(suite)[task_id]))
-        for index in range(n_states) if wanted is None else wanted:
-            if not 0 <= index < n_states:
-                raise ValueError(f"init_state_id={index} is out of range; task {task_id} has 0 to {n_states - 1}.")
-            keys += [EpisodeKey(task_id, index, repeat) for repeat in range(episodes_per_state)]
-        keys += [EpisodeKey(task_id, -1, repeat, seed) for seed in seeds for repeat in range(episodes_per_state)]
-    if not keys:
-        raise ValueError("The plan has no episodes: init_state_ids and placement_seeds are empty.")
-    return sorted(set(keys))
-
-
-def _numbers(name: str, values: Iterable[int]) -> list[int]:
-    return [whole_number(f"{name}[{index}]", value, 0) for index, value in enumerate(sequence(name, values))]
-
-
-def _check_options(options: RecordingOptions, n_workers: int) -> None:
-    if options.image_size % 2:
-        raise ValueError(f"image_size={options.image_size} cannot become H.264; choose an even size.")
-    for name in ("max_steps", "noise_steps"):
-        whole_number(name, getattr(options, name), 1)
-    for name in ("settle_steps", "random_prefix", "seed"):
-        whole_number(name, getattr(options, name), 0)
-    real_number("action_noise", options.action_noise, 0)
-    real_number("random_action_prob", options.random_action_prob, 0, 1)
-    whole_number("crf", options.crf, 0, videos.MAX_CRF)
-    whole_number("n_workers", n_workers, 0)
-    choice("renderer", options.renderer, rendering.RENDERERS)
-    for name in ("record_intended", "keep_failures"):
-        flag(name, getattr(options, name))
-    for camera in options.cameras:
-        choice("camera", camera, IMAGE_KEYS)
 
 
 def _check_folder(root: Path) -> None:

@@ -91,11 +91,11 @@ class Arm:
 
     def pos(self) -> np.ndarray:
         """The grip site's position in m, (3,)."""
-        return np.array(self.simulator.data.site_xpos[self.simulator.compiled.arm.eef_site])
+        return np.array(self.simulator.data.site_xpos[self.simulator.compiled.robot.eef_site])
 
     def mat(self) -> np.ndarray:
         """The hand's orientation (3, 3). Columns: closing axis, the axis across it, the approach direction."""
-        return np.array(self.simulator.data.site_xmat[self.simulator.compiled.arm.eef_site].reshape(3, 3))
+        return np.array(self.simulator.data.site_xmat[self.simulator.compiled.robot.eef_site].reshape(3, 3))
 
     def nearest(self, hand: np.ndarray) -> np.ndarray:
         """The pose or the same with the fingers exchanged, whichever turns less from the hand's start."""
@@ -104,7 +104,7 @@ class Arm:
 
     def width(self) -> float:
         """Between the fingers, m."""
-        fingers = self.simulator.data.qpos[self.simulator.compiled.arm.gripper_qpos]
+        fingers = self.simulator.data.qpos[self.simulator.compiled.robot.gripper_qpos]
         return float(fingers[0] - fingers[1])
 
     def holds(self, body: str) -> bool:
@@ -129,7 +129,7 @@ class Arm:
         model = self.simulator.model
         roots = model.body_rootid[model.geom_bodyid]
         own = model.body_rootid[model.body(body).id]
-        robot = model.body_rootid[self.simulator.compiled.arm.hand_body]
+        robot = model.body_rootid[self.simulator.compiled.robot.hand_body]
         small = model.geom_rbound < 0.4
         return self._geom_points(np.flatnonzero((roots != own) & (roots != robot) & (roots != 0) & small), 0.007)
 

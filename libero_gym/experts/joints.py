@@ -6,8 +6,8 @@ import numpy as np
 
 from libero_gym.experts.arm import CLOSED, OPEN, START_HAND, Actions, Arm
 from libero_gym.experts.geometry import UP, down, rotation_about_z, tilted, unit
+from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation import goals
-from libero_gym.simulation.mujoco_import import mujoco
 
 DRAWER_OPEN = -0.155  # m; a drawer's joint ends at -0.16
 DRAWER_USABLE = -0.12  # m; from here on objects go in

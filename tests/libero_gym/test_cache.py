@@ -62,5 +62,5 @@ def test_compiled_task_from_disk_equals_the_fresh_one(folder: Path, spatial_task
     assert cached.goal == fresh.goal
     assert cached.burners == fresh.burners
     np.testing.assert_array_equal(cached.physics.body_pos, fresh.physics.body_pos)
-    for name, value in fresh.arm.stale.items():
-        np.testing.assert_array_equal(cached.arm.stale[name], value)
+    for name, value in fresh.robot.stale.items():
+        np.testing.assert_array_equal(cached.robot.stale[name], value)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from libero_gym.checks import did_you_mean
+from libero_gym.version import DISTRIBUTION, installed_version
 from vla_agent.commands.options import run_command
 
 # Modules are imported when they are asked for: torch and transformers take seconds.
@@ -54,7 +54,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _version() -> str:
-    try:
-        return f"libero-vla {version('libero-vla')}"
-    except PackageNotFoundError:
-        return "libero-vla, not installed: run from its sources"
+    installed = installed_version(DISTRIBUTION)
+    return f"{DISTRIBUTION} {installed}" if installed else f"{DISTRIBUTION}, not installed: run from its sources"

@@ -90,6 +90,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
             spaces.MultiDiscrete([N_BINS] * int(np.prod(self._action_shape))),
         )
         self._actions: np.ndarray | None = None
+        self._instructions: Sequence[str] = [""] * self.num_envs
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._starts = np.full(self.num_envs, time.monotonic())
@@ -112,6 +113,8 @@ class VLAVecEnv(Uncopyable, VecEnv):
     def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """Abandon the episodes of some environments and begin others; the rest go on.
 
+        Seeds given before are used up by the environments that begin.
+
         Args:
             options: `LiberoEnv.reset`'s options (``task_id``, ``init_state_id``, ...) by environment.
 
@@ -129,7 +132,10 @@ class VLAVecEnv(Uncopyable, VecEnv):
         mask[list(options)] = True
         names = sorted({name for given in options.values() for name in given})
         per_env = {name: [options.get(index, {}).get(name) for index in range(self.num_envs)] for name in names}
-        obs, infos = self.venv.reset(options={**per_env, "reset_mask": mask})
+        seeds = [seed if index in options else None for index, seed in enumerate(self._seeds)]
+        given = None if all(seed is None for seed in seeds) else seeds
+        obs, infos = self.venv.reset(seed=given, options={**per_env, "reset_mask": mask})
+        self._seeds = [None if index in options else seed for index, seed in enumerate(self._seeds)]
         mask |= infos.get("worker_restarted", False)
         began = np.flatnonzero(mask)
         for index, info in zip(began, unbatch_infos(infos, began), strict=True):
@@ -149,8 +155,12 @@ class VLAVecEnv(Uncopyable, VecEnv):
 
     def step_actions(self, actions: np.ndarray) -> VecEnvStepReturn:
         """As `step`, for a policy without bins: float64 (n_envs, 7) or (n_envs, chunk, 7), as the environments take."""
-        self._send(np.asarray(actions, dtype=np.float64))
+        self.step_actions_async(actions)
         return self.step_wait()
+
+    def step_actions_async(self, actions: np.ndarray) -> None:
+        """As `step_async`, for a policy without bins."""
+        self._send(np.asarray(actions, dtype=np.float64))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Collect the step: observations, rewards float32 (n_envs,), dones, infos."""
@@ -191,6 +201,16 @@ class VLAVecEnv(Uncopyable, VecEnv):
     def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:
         """How often each task is drawn from the next reset on; see `LiberoVectorEnv.set_task_weights`."""
         self.venv.set_task_weights(weights)
+
+    def set_autoreset(self, enabled: bool) -> None:
+        """Whether ended episodes are followed by others; see `LiberoVectorEnv.set_autoreset`."""
+        self._check_open()
+        if hasattr(self.venv, "set_autoreset"):
+            self.venv.set_autoreset(enabled)
+
+    def instructions(self) -> list[str]:
+        """The words that each environment shows now, for policies that read words instead of `input_ids`."""
+        return list(self._instructions)
 
     def snapshot(self) -> dict[str, Any] | None:
         """All that the future of the environments depends on, as JSON can hold it; None where they cannot tell."""
@@ -275,7 +295,12 @@ class VLAVecEnv(Uncopyable, VecEnv):
             self.venv.step_async(actions)
 
     def _observe(self, obs: dict[str, Any], infos: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
-        """SB3's observations of Gymnasium's, batched alike; the infos name a task whose instruction is unknown."""
+        """What all environments show now, as SB3 has it, from Gymnasium's observations."""
+        self._instructions = obs["instruction"]
+        return self._converted(obs, infos)
+
+    def _converted(self, obs: dict[str, Any], infos: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """SB3's observations from Gymnasium's, batched alike; the infos name a task whose instruction is unknown."""
         result = {key: self._transform(obs[key]) for key in self._image_keys}
         result |= {key: obs[key] for key in VECTOR_KEYS if key in obs}
         result["input_ids"], result["attention_mask"] = self._prompts.look_up(obs["instruction"], infos)
@@ -290,7 +315,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         """Replace the infos of ended episodes by those of their last step, and add what SB3 looks for."""
         finals = [infos["final_obs"][i] for i in ended]
         batch = {key: np.stack([final[key] for final in finals]) for key in finals[0] if key != "instruction"}
-        last = self._observe(batch | {"instruction": [final["instruction"] for final in finals]})
+        last = self._converted(batch | {"instruction": [final["instruction"] for final in finals]})
         now = time.monotonic()
         for row, (i, info) in enumerate(zip(ended, unbatch_infos(infos["final_info"], ended), strict=True)):
             self.reset_infos[i] = per_env[i]

@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch as th
 
 from libero_gym.atomic import write_text
 from libero_gym.json_files import read_json
+from libero_gym.version import UNKNOWN, package_versions
 from vla_agent.hashes import hash_files, hash_weights
 
 PACKAGES = (
@@ -32,7 +32,6 @@ PACKAGES = (
 )
 # What training leaves beside a checkpoint: {"training": {"libero_spatial": [0, 1, ...]}}, states by suite.
 TRAINING_FILE = "training.json"
-UNKNOWN = "unknown"
 
 TrainingStates = dict[str, list[int]]
 
@@ -42,7 +41,7 @@ def provenance() -> dict[str, Any]:
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": source_commit(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": package_versions(PACKAGES),
         "machine": {
             "architecture": platform.machine(),
             "cpu_cores": os.cpu_count(),
@@ -123,10 +122,3 @@ def overlap(training: TrainingStates | None, suite: str, init_state_ids: Iterabl
 
 def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(index) is int and index >= 0 for index in value)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -29,7 +29,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import did_you_mean, flag
-from vla_agent.algorithms.rollout import check_batches
+from vla_agent.algorithms.buffers import check_batches
 from vla_agent.atomic import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
 from vla_agent.hashes import hash_file
 from vla_agent.policy.arguments import check_names

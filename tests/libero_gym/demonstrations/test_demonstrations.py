@@ -19,13 +19,12 @@ from recorded_policies import GivesUp, Soup, broken, push, two_steps
 from recordings import record_pushes, same_episodes, synthetic
 
 from libero_gym.atomic import write_bytes
-from libero_gym.demonstrations import LeRobotReader, LeRobotWriter
-from libero_gym.demonstrations import recorder as recording_module
+from libero_gym.demonstrations import LeRobotReader, LeRobotWriter, recorder
 from libero_gym.demonstrations import recording as demonstrations
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode
 from libero_gym.demonstrations.lerobot_stats import pooled_stats, vector_stats
 from libero_gym.demonstrations.libero_hdf5 import read_libero_hdf5
-from libero_gym.demonstrations.recorder import EpisodeKey
+from libero_gym.demonstrations.plan import EpisodeKey
 from libero_gym.demonstrations.recording import RECORDING_FOLDER, RecordingSummary, record
 from libero_gym.env import LiberoEnv
 
@@ -246,14 +245,14 @@ def test_a_worker_that_dies_is_replaced(recording: Path, tmp_path: Path, monkeyp
 
 
 def test_ctrl_c_keeps_complete_episodes(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = recording_module.rollout
+    real = recorder.rollout
 
     def interrupted(env: LiberoEnv, key: EpisodeKey, *args: Any) -> Episode:
         if key.init_state_id == 2:
             raise KeyboardInterrupt
         return real(env, key, *args)
 
-    monkeypatch.setattr(recording_module, "rollout", interrupted)
+    monkeypatch.setattr(recorder, "rollout", interrupted)
     with pytest.raises(KeyboardInterrupt):
         record_pushes(tmp_path)
     monkeypatch.undo()

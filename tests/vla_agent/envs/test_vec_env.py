@@ -159,13 +159,19 @@ def test_begun_episodes_are_the_chosen_ones_and_others_go_on() -> None:
     env = fake_env(3, max_episode_steps=9)
     env.reset()
     env.step(bins_for(env, [255] * 3))
-    obs = env.begin_episodes({2: {"task_id": 5, "init_state_id": 7}, 0: {"task_id": 4}})
+    env.seed(8)
+    obs = env.begin_episodes({2: {"task_id": 1, "init_state_id": 7}, 0: {"task_id": 0}})
     given = env.venv.options[-1]
     assert given.pop("reset_mask").tolist() == [True, False, True]
-    assert given == {"task_id": [4, None, 5], "init_state_id": [None, None, 7]}
-    assert env._lengths.tolist() == [0, 1, 0]
-    assert obs["input_ids"].shape[0] == 3
-    assert "task_name" in env.reset_infos[2]
+    assert given == {"task_id": [0, None, 1], "init_state_id": [None, None, 7]}
+    assert env.venv.seeds[-1] == [8, None, 10]
+    assert obs["state"][:, 0].tolist() == [0, 1, 0]  # the fake shows how many steps were made
+    assert env.instructions()[::2] == [INSTRUCTIONS[0], INSTRUCTIONS[1]]
+    assert env.reset_infos[2]["init_state_id"] == 7
+    env.begin_episodes({1: {}})
+    assert env.venv.seeds[-1] == [None, 9, None]  # each environment's seed is used once, by its own reset
+    env.begin_episodes({1: {}})
+    assert env.venv.seeds[-1] is None
 
 
 def test_continuous_actions_go_past_the_table() -> None:
