@@ -16,7 +16,7 @@ from libero_gym.checks import choice, did_you_mean, sequence, whole_number
 from libero_gym.compilation.draws import check_draw, check_seed
 from libero_gym.rendering.scene import CAMERAS
 from libero_gym.rewards import Scorer, find_scorer
-from libero_gym.tasks import Task, initial_states
+from libero_gym.tasks import Suite, Task, initial_states
 
 RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_seed", "fixture_draw")
 # LIBERO draws with NumPy's old generator, whose seeds have 32 bits; seeds are drawn in blocks of 50.
@@ -279,6 +279,26 @@ def limit_of_gym_make(kind: type) -> int | None:
     if given is None or (given == -1 and isinstance(given, int)):
         return -1
     return whole_number("max_episode_steps", given, minimum=1)
+
+
+def check_limits(max_episode_steps: Any, chunk_size: int, suite: Suite, kind: type) -> tuple[int | None, int]:
+    """What an environment truncates at by itself, and what its episodes are limited to, in control steps.
+
+    Args:
+        max_episode_steps: What came.
+        chunk_size: Control steps per `step`; Gymnasium's ``TimeLimit`` cannot count those of a chunk.
+        suite: The suite, whose limit is the default.
+        kind: The environment's type.
+
+    Returns:
+        None instead of the first if `gym.make`'s wrapper truncates.
+    """
+    if max_episode_steps is not None:
+        limit = whole_number("max_episode_steps", max_episode_steps, minimum=1)
+        return limit, limit
+    wrapper = limit_of_gym_make(kind)
+    limit = suite.max_steps if wrapper is None else wrapper
+    return limit if chunk_size > 1 and limit != -1 else None, limit if limit != -1 else suite.max_steps
 
 
 def _hint(word: str, foreign: Mapping[str, str], names: Iterable[str]) -> str:

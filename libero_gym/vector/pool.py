@@ -16,8 +16,7 @@ from typing import Any, cast
 
 from libero_gym.tasks import Task
 from libero_gym.uncopyable import Uncopyable
-from libero_gym.vector import messages
-from libero_gym.vector import worker as protocol
+from libero_gym.vector import messages, protocol
 from libero_gym.vector.shared_arrays import Layout, anonymous_file
 
 # Seconds for the template to compile a task or to fork, whatever a step may take.

@@ -33,7 +33,7 @@ from vla_agent.callbacks.tree import as_callbacks, parts
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.policy import arguments
-from vla_agent.policy.policy import Evaluation, VLAPolicy
+from vla_agent.policy.policy import ActionScores, VLAPolicy
 from vla_agent.runs import saved_run as checkpointing
 from vla_agent.runs.moments import Moment
 
@@ -509,7 +509,7 @@ class VLAPPO(PPO):
             metrics["kl_ref"] = kl_ref
         return Losses(loss, log_ratio, metrics | {"loss": loss})
 
-    def _evaluate(self, part: Batch) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, Evaluation | None]:
+    def _evaluate(self, part: Batch) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, ActionScores | None]:
         """Values, log-probabilities and entropies, each (B,), and a `VLAPolicy`'s full evaluation."""
         if self.is_vla:
             observations = cast(dict[str, th.Tensor], part.observations)

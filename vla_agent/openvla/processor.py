@@ -9,7 +9,7 @@ import numpy as np
 
 from libero_gym.checks import did_you_mean
 from libero_gym.json_files import MAX_BYTES, parse_json
-from vla_agent.action_tokens import ActionTokenizer, action_table, unnormalize
+from vla_agent.action_tokens import ActionTokenizer, BinCodec, action_table, normalize, unnormalize
 from vla_agent.hashes import fingerprint
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.config_checks import check_numbers, finite
@@ -146,6 +146,17 @@ class Processor:
         """What a LIBERO environment is given for each bin, float64 (7, 256); see `vla_agent.action_tokens`."""
         return action_table(self.action_stats(unnorm_key))
 
+    def codec(self, unnorm_key: str | None = None) -> BinCodec:
+        """Actions out of bins, by the statistics of a data set, and prompts out of instructions.
+
+        Args:
+            unnorm_key: As in `action_stats`.
+
+        Raises:
+            ValueError: As `action_stats` does.
+        """
+        return BinCodec(self.action_table(unnorm_key), self.config.action_chunk_size, self._prompt_ids)
+
     def normalize_state(self, state: np.ndarray, unnorm_key: str | None = None) -> np.ndarray:
         """Robot states scaled so that their q01 and q99 are -1 and 1, and clipped there.
 
@@ -169,9 +180,7 @@ class Processor:
                 f"States of shape {values.shape} do not fit the checkpoint's 'proprio' statistics, which describe "
                 f"{q01.size} numbers."
             )
-        scaled = 2 * (values - q01) / (q99 - q01 + 1e-8) - 1  # 1e-8 as in the published code
-        mask = np.asarray(stats.get("mask", np.ones(q01.shape)), dtype=bool)
-        return np.clip(np.where(mask, scaled, values), -1, 1).astype(np.float32)
+        return np.clip(normalize(values, stats), -1, 1).astype(np.float32)
 
     def decode_actions(self, action_ids: np.ndarray, unnorm_key: str | None = None) -> np.ndarray:
         """Un-normalised actions, float64 (..., 7), of token ids (..., 7)."""
@@ -196,7 +205,7 @@ def load_processor(path_or_id: str | Path) -> Processor:
     """Reads a checkpoint's tokenizer, image sizes and statistics without touching its weights.
 
     Args:
-        path_or_id: A folder, "tiny", or a hub id.
+        path_or_id: A folder, the name of a model that ships with this package ("tiny", "tiny-libero"), or a hub id.
 
     Raises:
         CheckpointError: If there is no such checkpoint.

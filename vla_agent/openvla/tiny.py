@@ -167,7 +167,6 @@ def write_tiny(folder: Path, seed: int = SEED, config: OpenVLAConfig | None = No
         config: A variation of `tiny_config()`, such as one that decodes chunks in parallel.
     """
     from vla_agent.openvla.model import OpenVLA
-    from vla_agent.openvla.weights import save_pretrained
 
     config = config or tiny_config()
     files = {
@@ -199,7 +198,7 @@ def write_tiny(folder: Path, seed: int = SEED, config: OpenVLAConfig | None = No
         model = OpenVLA(config, Processor(config, lambda text: [], files))
     model.to_empty(device="cpu")
     initialize(model, seed)
-    save_pretrained(model.to(th.bfloat16), folder)
+    model.to(th.bfloat16).save_pretrained(folder)
 
 
 @th.no_grad()

@@ -11,12 +11,13 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from tqdm import tqdm
 
 from libero_gym.checks import as_path
@@ -32,31 +33,32 @@ from vla_agent.openvla.files import (
     read_config,
     resolve_folder,
 )
-from vla_agent.openvla.model import OpenVLA
 from vla_agent.openvla.processor import Processor, read_processor
 from vla_agent.openvla.published import published_fields
 from vla_agent.openvla.torch_file import read_state_dict
 
 Shapes = dict[str, tuple[int, ...]]
+Module = TypeVar("Module", bound=nn.Module)
+Build = Callable[[OpenVLAConfig, Processor], Module]
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def from_pretrained(
-    path_or_id: str | Path, *, dtype: th.dtype | None = None, device: th.device | str | None = None
-) -> OpenVLA:
-    """Loads a model, shard by shard.
+def load_module(
+    build: Build[Module], path_or_id: str | Path, *, dtype: th.dtype | None, device: th.device | str | None
+) -> Module:
+    """Builds a module from a checkpoint's configuration and fills it, shard by shard.
 
     Args:
-        path_or_id: A folder, "tiny" (which ships with this package), or a hub id such as
-            "openvla/openvla-7b-finetuned-libero-spatial".
-        dtype: Type of the weights; float32 on a CPU and bfloat16 elsewhere by default.
-        device: Where to put them; the CPU by default.
+        build: Makes the module, whose tensors are named as the checkpoint's; called where torch's device is "meta".
+        path_or_id: A folder, the name of a model that ships with this package, or a hub id.
+        dtype: Type of the weights; float32 on a CPU and bfloat16 elsewhere if None.
+        device: Where to put them; the CPU if None.
 
     Raises:
         CheckpointError: If there is no such checkpoint, it has no safetensors, or its tensors are not, by name and
-            shape, those of the model that its config describes.
+            shape, those of the module.
         TypeError: If ``path_or_id`` is no path.
         ValueError: If ``dtype`` is no type of weights.
     """
@@ -72,27 +74,27 @@ def from_pretrained(
     found = _read_shapes(shards) | {name: tuple(tensor.shape) for name, tensor in extras.items()}
     _complete_tower_sizes(config, found)
     processor = read_processor(folder, config, str(path_or_id))
-    model = _build(config, processor, folder)
-    _check_tensors(found, model, folder)
+    module = _build(build, config, processor, folder)
+    _check_tensors(found, module, folder)
     _check_memory(found, dtype, target)
     quiet = not sys.stderr.isatty() or len(shards) < 2
     for shard in tqdm(shards, desc="Loading checkpoint shards", unit="shard", disable=quiet):
-        model.load_state_dict(_read_shard(shard, dtype, target), strict=False, assign=True)
+        module.load_state_dict(_read_shard(shard, dtype, target), strict=False, assign=True)
     converted = {name: tensor.to(target, dtype) for name, tensor in extras.items()}
-    model.load_state_dict(converted, strict=False, assign=True)
-    model.reset_rotary()
-    return model.eval()
+    module.load_state_dict(converted, strict=False, assign=True)
+    return module
 
 
-def save_pretrained(model: OpenVLA, path: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
-    """Writes a model in the published layout, which OpenVLA's own code loads too.
-
-    Everything is written to a temporary folder beside `path` and then renamed, so that an interruption leaves no half
-    checkpoint. Where `path` holds an OpenVLA checkpoint already, its files are replaced; all other files stay.
+def save_module(
+    module: nn.Module, config: OpenVLAConfig, files: Mapping[str, bytes], path: str | Path, *, max_shard_size: int
+) -> None:
+    """Writes a module in the published layout; see `vla_agent.openvla.OpenVLA.save_pretrained`.
 
     Args:
-        model: The model; its weights are written in the type they have.
-        path: Folder, made where it does not exist.
+        module: Its weights are written in the type they have.
+        config: What its config.json says.
+        files: Further files by name, such as the tokenizer's.
+        path: Folder, made if it does not exist.
         max_shard_size: Bytes per safetensors file.
 
     Raises:
@@ -100,22 +102,22 @@ def save_pretrained(model: OpenVLA, path: str | Path, *, max_shard_size: int = 5
         OSError: If it cannot be written.
     """
     target = Path(os.path.realpath(path))
-    _check_free(target, {CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, *model.processor.files})
+    _check_free(target, {CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, *files})
     with naming(target), _temporary_folder(target) as folder:
-        _write_weights(model, folder, max_shard_size)
-        for name, content in model.processor.files.items():
+        _write_weights(module, folder, max_shard_size)
+        for name, content in files.items():
             (folder / name).write_bytes(content)
-        fields = {**published_fields(model.config), **model.config.to_dict()}
+        fields = {**published_fields(config), **config.to_dict()}
         text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         _publish(folder, target)
 
 
-def _build(config: OpenVLAConfig, processor: Processor, folder: Path) -> OpenVLA:
-    """The model without weights."""
+def _build(build: Build[Module], config: OpenVLAConfig, processor: Processor, folder: Path) -> Module:
+    """The module without weights."""
     try:
         with th.device("meta"):
-            return OpenVLA(config, processor)
+            return build(config, processor)
     except Exception as error:  # transformers and torch raise many kinds
         raise CheckpointError(
             f"The {CONFIG_FILE} of '{folder}' describes no model that can be built ({error!r:.300})."
@@ -200,9 +202,9 @@ def _complete_tower_sizes(config: OpenVLAConfig, found: Shapes) -> None:
             sizes["mlp_dim"] = shape[0]
 
 
-def _check_tensors(found: Shapes, model: OpenVLA, folder: Path) -> None:
+def _check_tensors(found: Shapes, module: nn.Module, folder: Path) -> None:
     """Compares names and shapes in the files with the model's."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     misshapen = [
         f"{name} {found[name]} instead of {shape}"
         for name, shape in wanted.items()
@@ -253,8 +255,8 @@ def _split_shards(tensors: Mapping[str, th.Tensor], max_shard_size: int) -> list
     return shards
 
 
-def _write_weights(model: OpenVLA, folder: Path, max_shard_size: int) -> None:
-    tensors = model.state_dict()
+def _write_weights(module: nn.Module, folder: Path, max_shard_size: int) -> None:
+    tensors = module.state_dict()
     shards = _split_shards(tensors, max_shard_size)
     weight_map = {}
     for i, shard in enumerate(shards):

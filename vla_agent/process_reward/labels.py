@@ -26,6 +26,7 @@ import numpy as np
 
 from libero_gym.checks import real_number, whole_number
 from libero_gym.figures import new_figure, save_figure
+from libero_gym.gripper import FINGERS, gripper_opening
 
 # Kinds of examples: one positive, three negative, one in between, and failures in which the hand still holds something.
 KINDS = ("keyframe", "before", "other instruction", "failure", "between", "holding failure")
@@ -203,11 +204,6 @@ def contact_sheet(examples: LabelledFrames, path: str | Path, *, per_kind: int =
     save_figure(figure, path)
 
 
-def finger_opening(state: np.ndarray) -> np.ndarray:
-    """Distance between the fingers in m, (...), of robot states (..., 8), which end with the positions of both."""
-    return np.asarray(state[..., 6] - state[..., 7])
-
-
 class _Row(NamedTuple):
     image: np.ndarray
     instruction: str
@@ -285,7 +281,7 @@ def _lost_for_good(episode: Recorded) -> int:
 
 def _holds(episode: Recorded) -> list[np.ndarray]:
     """Runs of frames in which the hand holds something."""
-    opening = finger_opening(episode.state)
+    opening = gripper_opening(episode.state[:, FINGERS])
     frames = np.flatnonzero(_closed(episode.state) & (opening > EMPTY))
     breaks = (np.diff(frames) > 1) | (np.abs(np.diff(opening[frames])) > STEADY)
     runs = np.split(frames, np.flatnonzero(breaks) + 1)
@@ -294,7 +290,7 @@ def _holds(episode: Recorded) -> list[np.ndarray]:
 
 def _closed(state: np.ndarray) -> np.ndarray:
     """Whether the gripper has closed by `CLOSED_BY` since the first frame, bool (T,)."""
-    opening = finger_opening(state)
+    opening = gripper_opening(state[:, FINGERS])
     return np.asarray(opening < opening[0] - CLOSED_BY)
 
 

@@ -12,9 +12,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from libero_gym.checks import choice, flag, real_number, whole_number
+from libero_gym.gripper import FINGERS, gripper_opening
 from vla_agent.episode_totals import EpisodeTotals
 from vla_agent.process_reward.interface import RewardModel, check_camera, checked_scores
-from vla_agent.process_reward.labels import finger_opening
 
 Mode = Literal["potential", "bonus"]
 When = Literal["step", "gripper"]
@@ -217,4 +217,4 @@ class VecProcessReward(VecEnvWrapper):
         """Distance between the fingers in m, (n_envs,); 0 if the observations lack the state."""
         if "state" not in obs:
             return np.zeros(self.num_envs)
-        return finger_opening(obs["state"]).astype(np.float64)
+        return gripper_opening(obs["state"][:, FINGERS]).astype(np.float64)

@@ -30,7 +30,7 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):
 print("starting", flush=True)
 env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, cameras=(), n_workers=2)
 env.reset(seed=0)
-print(env._processes.pool._template.pid, *env.call("process_id"), flush=True)
+print(env.backend.pool._template.pid, *env.call("process_id"), flush=True)
 for line in sys.stdin:
     print(env.step(np.zeros((2, 7)))[4]["elapsed_steps"].tolist(), flush=True)
 """
@@ -41,7 +41,7 @@ def env() -> Iterator[LiberoVectorEnv]:
     env = LiberoVectorEnv(2, **ARGUMENTS, n_workers=2, chunk_size=10, restart=True)
     env.reset(seed=3)
     yield env
-    pids = (*env.call("process_id"), env._processes.pool._template.pid)
+    pids = (*env.call("process_id"), env.backend.pool._template.pid)
     env.step_async(np.zeros((2, 10, 7)))
     env.close()
     assert wait_until(lambda: all(map(is_gone, pids)))  # also in the middle of a step
@@ -118,7 +118,7 @@ def test_signals_to_the_group_are_the_parents_and_kill_9_of_it_ends_all() -> Non
 def test_close_ends_a_hung_worker_without_its_template() -> None:
     env = LiberoVectorEnv(2, **ARGUMENTS, n_workers=2)
     pids = env.call("process_id")
-    os.kill(env._processes.pool._template.pid, signal.SIGKILL)
+    os.kill(env.backend.pool._template.pid, signal.SIGKILL)
     os.kill(pids[1], signal.SIGSTOP)
     start = time.monotonic()
     env.close()

@@ -103,14 +103,11 @@ def test_evaluate_actions_is_the_sum_of_conditional_terms(make_policy: MakePolic
     policy, env = make_policy(temperature=1.3)
     perturb(policy)
     obs, actions = tensors(env), th.randint(256, (4, 7))
-    ids = policy.backbone.action_token_ids[actions]
     terms = []
     for i in range(7):  # token i's score must not see what follows
-        hidden_future = ids.clone()
-        hidden_future[:, i + 1 :] = policy.backbone.action_token_ids[0]
-        logits = policy.backbone.score_actions(
-            **policy._model_inputs(obs), action_ids=hidden_future, bins_only=True
-        ).logits
+        hidden_future = actions.clone()
+        hidden_future[:, i + 1 :] = 0
+        logits = policy.backbone.score_actions(**policy._model_inputs(obs), bins=hidden_future).logits
         terms.append((logits[:, i] / 1.3).log_softmax(-1).gather(1, actions[:, i : i + 1])[:, 0])
     th.testing.assert_close(policy.evaluate_actions(obs, actions)[1], sum(terms), atol=1e-4, rtol=1e-5)
 
