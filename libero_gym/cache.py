@@ -10,22 +10,30 @@ import warnings
 import zlib
 from pathlib import Path
 
+import platformdirs
+
 _SUFFIX = ".bin"
 _CRC_BYTES = 4
 
 
 def cache_dir() -> Path:
-    """``$LIBERO_GYM_CACHE``, else ``$XDG_CACHE_HOME/libero_gym``, else ``~/.cache/libero_gym``.
+    """The folder of the cache.
+
+    Returns:
+        ``$LIBERO_GYM_CACHE`` if it is set, else ``libero_gym`` in the user's folder for caches, which on Linux is
+        ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
     Raises:
-        FileNotFoundError: If that is in the home folder, and this user has none.
+        FileNotFoundError: If the folder is in the home folder, and this user has none.
     """
     chosen = os.environ.get("LIBERO_GYM_CACHE")
-    folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "libero_gym"
     try:
-        return folder.expanduser()
-    except RuntimeError:  # `docker run --user` without HOME
-        raise FileNotFoundError(f"no home folder is known, so there is no {folder}") from None
+        folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("libero_gym")
+        if chosen or folder.is_absolute():
+            return folder
+    except RuntimeError:  # `docker run --user` without HOME; older platformdirs return a path that begins with ~
+        pass
+    raise FileNotFoundError(f"no home folder is known, so there is no {chosen or '~/.cache/libero_gym'}")
 
 
 def cache_limit_bytes() -> int:

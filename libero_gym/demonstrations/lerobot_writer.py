@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym import videos
 from libero_gym.atomic import write_bytes
 from libero_gym.checks import as_path, flag, sequence, whole_number
-from libero_gym.demonstrations import videos
 from libero_gym.demonstrations.dataset_card import write_card
 from libero_gym.demonstrations.episodes import Episode, check_episode
 from libero_gym.demonstrations.leftovers import MARK, foreign_data, remove_leftovers
@@ -71,7 +71,7 @@ class LeRobotWriter:
         *,
         cameras: Sequence[str],
         fps: int = CONTROL_FREQ,
-        crf: int = videos.DEFAULT_CRF,
+        crf: int = videos.DATASET_CRF,
         overwrite: bool = False,
     ) -> None:
         require_pyarrow()
@@ -230,7 +230,7 @@ class LeRobotWriter:
                 "dtype": "video",
                 "shape": list(shape),
                 "names": ["height", "width", "channels"],
-                "info": videos.info(shape, self.fps),
+                "info": _video_info(shape, self.fps),
             }
         features["observation.state"] = {"dtype": "float32", "shape": [STATE_DIM], "names": STATE_NAMES}
         features["action"] = {"dtype": "float32", "shape": [ACTION_DIM], "names": ACTION_NAMES}
@@ -239,6 +239,20 @@ class LeRobotWriter:
         for name, dtype in _SCALARS.items():
             features[name] = {"dtype": dtype, "shape": [1], "names": None}
         return features
+
+
+def _video_info(shape: tuple[int, ...], fps: int) -> dict[str, Any]:
+    """The description of a video of `videos.encode` in ``meta/info.json``."""
+    return {
+        "video.height": shape[0],
+        "video.width": shape[1],
+        "video.codec": "h264",
+        "video.pix_fmt": "yuv420p",
+        "video.is_depth_map": False,
+        "video.fps": fps,
+        "video.channels": 3,
+        "has_audio": False,
+    }
 
 
 def _two_dims(values: np.ndarray) -> np.ndarray:

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from libero_gym import videos
 from libero_gym.atomic import write_bytes
 from libero_gym.checks import flag, sequence, whole_number
-from libero_gym.demonstrations import videos
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, unpack
 from libero_gym.demonstrations.leftovers import foreign_data
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH, require_pyarrow
@@ -86,7 +86,7 @@ def record(
     random_action_prob: float = 0.0,
     keep_failures: bool = False,
     seed: int = 0,
-    crf: int = videos.DEFAULT_CRF,
+    crf: int = videos.DATASET_CRF,
     n_workers: int = 1,
     render_device: int | None = None,
     progress_bar: bool = True,

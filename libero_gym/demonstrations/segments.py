@@ -7,14 +7,12 @@ gives no thresholds; those here are ours, in SI units, and arguments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from libero_gym.atomic import replacing
 from libero_gym.dimensions import CONTROL_FREQ
+from libero_gym.gripper import FINGERS, gripper_opening
 
 # The fingers of the Panda are 0 to 8 cm apart. A grasp of a can changes that by 16 mm; of its release, the 4 mm remain
 # that pass before the goal holds and the episode ends.
@@ -42,11 +40,6 @@ class Segments(NamedTuple):
     labels: np.ndarray
     opening: np.ndarray
     speed: np.ndarray
-
-
-def gripper_opening(state: np.ndarray) -> np.ndarray:
-    """Distance between the fingers in m, (T,), of robot states (T, 8), whose last two are the finger joints."""
-    return np.asarray(state[:, 6] - state[:, 7], dtype=np.float64)
 
 
 def eef_speed(state: np.ndarray, fps: float = CONTROL_FREQ) -> np.ndarray:
@@ -145,56 +138,12 @@ def segment_episode(
         raise ValueError(f"state {state.shape} and actions {actions.shape}: expected (T, 8) and (T, 7), T alike.")
     if not np.isfinite(state).all():
         raise ValueError("The states hold NaN or infinity; a segmentation would follow them.")
-    opening, speed = gripper_opening(state), eef_speed(state, fps)
+    opening, speed = gripper_opening(state[:, FINGERS]).astype(np.float64), eef_speed(state, fps)
     cuts = gripper_cuts(opening, min_opening_change)
     keyframes = rest_keyframes(speed, cuts, rest_speed, rest_fraction)
     labels = np.zeros(len(state), dtype=np.int64)
     labels[keyframes] = 1
     return Segments(cuts, _segment_ids(len(state), cuts), keyframes, labels, opening, speed)
-
-
-def plot_segments(
-    segments: Segments,
-    path: str | Path,
-    *,
-    images: Sequence[np.ndarray] | np.ndarray | None = None,
-    title: str = "",
-    fps: float = CONTROL_FREQ,
-    n_frames: int = 8,
-) -> None:
-    """Draw an episode: frames, the gripper's opening, the hand's speed, cuts (lines) and keyframes (dots).
-
-    Args:
-        segments: Of `segment_episode`.
-        path: Where the image goes; its suffix chooses the format.
-        images: Frames uint8 (T, H, W, 3); ``n_frames`` of them, evenly spaced, are shown.
-        title: Such as the instruction.
-        fps: Frames per second.
-        n_frames: How many frames are shown.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    strip, *panels = figure.subplots(3, 1, height_ratios=(1.2, 1, 1))
-    strip.axis("off")
-    strip.set_title(title, fontsize=10)
-    if images is not None and len(images) > 0:
-        shown = np.linspace(0, len(images) - 1, min(n_frames, len(images))).round().astype(int)
-        strip.imshow(np.concatenate([images[index] for index in shown], axis=1))
-    seconds = np.arange(len(segments.speed)) / fps
-    curves = ((segments.opening * 100, "opening (cm)"), (segments.speed * 100, "hand speed (cm/s)"))
-    for panel, (values, label) in zip(panels, curves, strict=True):
-        panel.plot(seconds, values, color="tab:blue", linewidth=1)
-        panel.plot(seconds[segments.keyframes], values[segments.keyframes], "o", color="tab:green", markersize=5)
-        for cut in segments.cuts:
-            panel.axvline(seconds[cut], color="tab:red", linewidth=1, linestyle="--")
-        panel.set_ylabel(label)
-        panel.margins(x=0)
-    panels[-1].set_xlabel("time (s); red: cut, green: keyframe")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
 
 
 def _segment_ids(n_frames: int, cuts: np.ndarray) -> np.ndarray:

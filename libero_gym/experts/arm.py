@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from libero_gym.experts.geometry import UP, down, geom_points, rotation_vector
+from libero_gym.gripper import gripper_opening
 from libero_gym.simulation.controller import POSITION_SCALE, ROTATION_SCALE
 from libero_gym.simulation.simulator import Simulator
 
@@ -103,9 +104,8 @@ class Arm:
         return min((hand, flipped), key=lambda pose: float(np.linalg.norm(rotation_vector(pose @ START_HAND.T))))
 
     def width(self) -> float:
-        """Between the fingers, m."""
-        fingers = self.simulator.data.qpos[self.simulator.compiled.robot.gripper_qpos]
-        return float(fingers[0] - fingers[1])
+        """Distance between the fingers in m."""
+        return float(gripper_opening(self.simulator.data.qpos[self.simulator.compiled.robot.gripper_qpos]))
 
     def holds(self, body: str) -> bool:
         """Whether the fingers are apart with the object within reach of them."""
