@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +20,7 @@ from libero_gym.uncopyable import Uncopyable
 from vla_agent.action_tokens import N_BINS
 from vla_agent.backbone import BackboneProcessor
 from vla_agent.envs.prompts import PromptTable
+from vla_agent.episode_totals import EpisodeTotals
 
 ImageTransform = Callable[[np.ndarray], np.ndarray]
 
@@ -91,9 +91,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         )
         self._actions: np.ndarray | None = None
         self._instructions: Sequence[str] = [""] * self.num_envs
-        self._returns = np.zeros(self.num_envs)
-        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
-        self._starts = np.full(self.num_envs, time.monotonic())
+        self._totals = EpisodeTotals(self.num_envs)
 
     def reset(self) -> dict[str, np.ndarray]:
         """First observations; seeds and options given before are used up."""
@@ -105,9 +103,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = unbatch_infos(infos, range(self.num_envs))
-        self._returns[:] = 0.0
-        self._lengths[:] = 0
-        self._starts[:] = time.monotonic()
+        self._totals.begin(slice(None))
         return self._observe(obs, infos)
 
     def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -140,9 +136,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         began = np.flatnonzero(mask)
         for index, info in zip(began, unbatch_infos(infos, began), strict=True):
             self.reset_infos[index] = info
-        self._returns[mask] = 0.0
-        self._lengths[mask] = 0
-        self._starts[mask] = time.monotonic()
+        self._totals.begin(mask)
         return self._observe(obs, infos)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -169,8 +163,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         else:
             obs, rewards, terminated, truncated, infos = self.venv.step(self._actions)
         dones = np.asarray(terminated | truncated)
-        self._returns += rewards
-        self._lengths += 1
+        self._totals.add(rewards)
         ended = np.flatnonzero(dones)
         per_env: list[dict[str, Any]] = unbatch_infos(infos, range(self.num_envs))
         if len(ended):
@@ -225,8 +218,8 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return {
             "venv": saved,
             "settings": self.settings,
-            "returns": self._returns.tolist(),
-            "lengths": self._lengths.tolist(),
+            "returns": self._totals.returns.tolist(),
+            "lengths": self._totals.lengths.tolist(),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -245,9 +238,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = unbatch_infos(infos, range(self.num_envs))
-        self._returns[:] = snapshot["returns"]
-        self._lengths[:] = snapshot["lengths"]
-        self._starts[:] = time.monotonic()
+        self._totals.restore(snapshot["returns"], snapshot["lengths"])
         return self._observe(obs)
 
     @property
@@ -316,18 +307,14 @@ class VLAVecEnv(Uncopyable, VecEnv):
         finals = [infos["final_obs"][i] for i in ended]
         batch = {key: np.stack([final[key] for final in finals]) for key in finals[0] if key != "instruction"}
         last = self._converted(batch | {"instruction": [final["instruction"] for final in finals]})
-        now = time.monotonic()
         for row, (i, info) in enumerate(zip(ended, unbatch_infos(infos["final_info"], ended), strict=True)):
             self.reset_infos[i] = per_env[i]
-            episode = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i])}
             per_env[i] = info | {
                 "terminal_observation": {key: values[row] for key, values in last.items()},
                 "TimeLimit.truncated": bool(timed_out[i]),
-                "episode": episode | {"t": round(now - self._starts[i], 6)},
+                "episode": self._totals.summary(i),
             }
-        self._returns[ended] = 0.0
-        self._lengths[ended] = 0
-        self._starts[ended] = now
+        self._totals.begin(ended)
 
     def _image_space(self, space: spaces.Space[Any]) -> spaces.Box:
         example = self._transform(np.zeros((1, *cast(spaces.Box, space).shape), dtype=np.uint8))
@@ -351,25 +338,28 @@ class VLAVecEnv(Uncopyable, VecEnv):
 
 
 def unbatch_infos(infos: dict[str, Any], indices: Iterable[int]) -> list[dict[str, Any]]:
-    """One info per environment of Gymnasium's batched infos, those that the masks (`_key`) say it has.
+    """One info per environment from Gymnasium's batched infos, with the keys that the masks (`_key`) grant it.
+
+    Values are Python's own numbers, which JSON can hold. Gymnasium's `DictInfoToList` gives NumPy's, and converts
+    what `step` and `reset` return, but not what `step_wait` or `restore` do.
 
     Args:
         infos: Arrays by key, and their masks; a dict is a nested batch. `final_obs` and `final_info` are left out.
-        indices: The environments wanted.
+        indices: Indices of the environments wanted.
     """
-    keys = [key for key in infos if f"_{key}" in infos and key not in ("final_obs", "final_info")]
-    results: list[dict[str, Any]] = []
-    for i in indices:
-        info: dict[str, Any] = {}
-        for key in keys:
-            mask, values = infos[f"_{key}"], infos[key]
-            if not mask[i]:
-                continue
-            if isinstance(values, dict):
-                info[key] = unbatch_infos(values, [i])[0]
-            else:
-                info[key] = values[i].item() if isinstance(values[i], np.generic) else values[i]
-        results.append(info)
+    chosen = list(indices)
+    results: list[dict[str, Any]] = [{} for _ in chosen]
+    for key, values in infos.items():
+        if key in ("final_obs", "final_info") or f"_{key}" not in infos:
+            continue
+        if isinstance(values, dict):
+            values = dict(zip(chosen, unbatch_infos(values, chosen), strict=True))
+        elif values.ndim == 1:
+            values = values.tolist()
+        mask = infos[f"_{key}"]
+        for info, i in zip(results, chosen, strict=True):
+            if mask[i]:
+                info[key] = values[i]
     return results
 
 
