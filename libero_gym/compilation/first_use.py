@@ -19,7 +19,7 @@ from libero_gym import cache
 from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task, is_compiled, prepare_visual_model
 from libero_gym.memory import available_memory
-from libero_gym.simulation.numba_cache import is_writable
+from libero_gym.numba_cache import is_writable
 from libero_gym.tasks import Task
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from comparing import equal_observations, random_actions
 
 import libero_gym
 from libero_gym import Suite, Task, get_suite, get_tasks, initial_states, register_suite
-from libero_gym.compilation.compile import task_key
+from libero_gym.compilation.records import task_key
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import PLACEMENT_SEEDS, SUITES
-from vla_agent.envs.vec_env import describe_suite
+from vla_agent.envs.suites import describe_suite
 
 SUITE, ENV_ID = "my_tasks", "MyTasks-v0"
 

@@ -22,7 +22,7 @@ from vla_agent.callbacks.tree import parts
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.policy.arguments import check_names, check_policy
-from vla_agent.policy.policy import Evaluation, VLAPolicy
+from vla_agent.policy.policy import ActionScores, VLAPolicy
 
 PolicyT = TypeVar("PolicyT", bound=ActorCriticPolicy)
 
@@ -33,7 +33,7 @@ class Scores(NamedTuple):
     values: th.Tensor  # (B,)
     log_probs: th.Tensor  # (B,), of whole actions
     entropies: th.Tensor | None  # (B,); None if the distribution has no closed form
-    tokens: Evaluation | None  # a `VLAPolicy`'s scores of single tokens
+    tokens: ActionScores | None  # a `VLAPolicy`'s scores of single tokens
 
 
 class TokenCollector(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +20,7 @@ from libero_gym.uncopyable import Uncopyable
 from vla_agent.action_tokens import N_BINS
 from vla_agent.backbone import BackboneProcessor
 from vla_agent.envs.prompts import PromptTable
+from vla_agent.episode_totals import EpisodeTotals
 
 ImageTransform = Callable[[np.ndarray], np.ndarray]
 
@@ -90,9 +90,8 @@ class VLAVecEnv(Uncopyable, VecEnv):
             spaces.MultiDiscrete([N_BINS] * int(np.prod(self._action_shape))),
         )
         self._actions: np.ndarray | None = None
-        self._returns = np.zeros(self.num_envs)
-        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
-        self._starts = np.full(self.num_envs, time.monotonic())
+        self._instructions: Sequence[str] = [""] * self.num_envs
+        self._totals = EpisodeTotals(self.num_envs)
 
     def reset(self) -> dict[str, np.ndarray]:
         """First observations; seeds and options given before are used up."""
@@ -104,13 +103,13 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = unbatch_infos(infos, range(self.num_envs))
-        self._returns[:] = 0.0
-        self._lengths[:] = 0
-        self._starts[:] = time.monotonic()
+        self._totals.begin(slice(None))
         return self._observe(obs, infos)
 
     def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """Abandon the episodes of some environments and begin others; the rest go on.
+
+        Seeds given before are used up by the environments that begin.
 
         Args:
             options: `LiberoEnv.reset`'s options (``task_id``, ``init_state_id``, ...) by environment.
@@ -129,14 +128,15 @@ class VLAVecEnv(Uncopyable, VecEnv):
         mask[list(options)] = True
         names = sorted({name for given in options.values() for name in given})
         per_env = {name: [options.get(index, {}).get(name) for index in range(self.num_envs)] for name in names}
-        obs, infos = self.venv.reset(options={**per_env, "reset_mask": mask})
+        seeds = [seed if index in options else None for index, seed in enumerate(self._seeds)]
+        given = None if all(seed is None for seed in seeds) else seeds
+        obs, infos = self.venv.reset(seed=given, options={**per_env, "reset_mask": mask})
+        self._seeds = [None if index in options else seed for index, seed in enumerate(self._seeds)]
         mask |= infos.get("worker_restarted", False)
         began = np.flatnonzero(mask)
         for index, info in zip(began, unbatch_infos(infos, began), strict=True):
             self.reset_infos[index] = info
-        self._returns[mask] = 0.0
-        self._lengths[mask] = 0
-        self._starts[mask] = time.monotonic()
+        self._totals.begin(mask)
         return self._observe(obs, infos)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -149,8 +149,12 @@ class VLAVecEnv(Uncopyable, VecEnv):
 
     def step_actions(self, actions: np.ndarray) -> VecEnvStepReturn:
         """As `step`, for a policy without bins: float64 (n_envs, 7) or (n_envs, chunk, 7), as the environments take."""
-        self._send(np.asarray(actions, dtype=np.float64))
+        self.step_actions_async(actions)
         return self.step_wait()
+
+    def step_actions_async(self, actions: np.ndarray) -> None:
+        """As `step_async`, for a policy without bins."""
+        self._send(np.asarray(actions, dtype=np.float64))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Collect the step: observations, rewards float32 (n_envs,), dones, infos."""
@@ -159,8 +163,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         else:
             obs, rewards, terminated, truncated, infos = self.venv.step(self._actions)
         dones = np.asarray(terminated | truncated)
-        self._returns += rewards
-        self._lengths += 1
+        self._totals.add(rewards)
         ended = np.flatnonzero(dones)
         per_env: list[dict[str, Any]] = unbatch_infos(infos, range(self.num_envs))
         if len(ended):
@@ -192,6 +195,16 @@ class VLAVecEnv(Uncopyable, VecEnv):
         """How often each task is drawn from the next reset on; see `LiberoVectorEnv.set_task_weights`."""
         self.venv.set_task_weights(weights)
 
+    def set_autoreset(self, enabled: bool) -> None:
+        """Whether ended episodes are followed by others; see `LiberoVectorEnv.set_autoreset`."""
+        self._check_open()
+        if hasattr(self.venv, "set_autoreset"):
+            self.venv.set_autoreset(enabled)
+
+    def instructions(self) -> list[str]:
+        """The words that each environment shows now, for policies that read words instead of `input_ids`."""
+        return list(self._instructions)
+
     def snapshot(self) -> dict[str, Any] | None:
         """All that the future of the environments depends on, as JSON can hold it; None where they cannot tell."""
         from libero_gym.vector.pool import WorkerError
@@ -205,8 +218,8 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return {
             "venv": saved,
             "settings": self.settings,
-            "returns": self._returns.tolist(),
-            "lengths": self._lengths.tolist(),
+            "returns": self._totals.returns.tolist(),
+            "lengths": self._totals.lengths.tolist(),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -225,9 +238,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = unbatch_infos(infos, range(self.num_envs))
-        self._returns[:] = snapshot["returns"]
-        self._lengths[:] = snapshot["lengths"]
-        self._starts[:] = time.monotonic()
+        self._totals.restore(snapshot["returns"], snapshot["lengths"])
         return self._observe(obs)
 
     @property
@@ -275,7 +286,12 @@ class VLAVecEnv(Uncopyable, VecEnv):
             self.venv.step_async(actions)
 
     def _observe(self, obs: dict[str, Any], infos: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
-        """SB3's observations of Gymnasium's, batched alike; the infos name a task whose instruction is unknown."""
+        """What all environments show now, as SB3 has it, from Gymnasium's observations."""
+        self._instructions = obs["instruction"]
+        return self._converted(obs, infos)
+
+    def _converted(self, obs: dict[str, Any], infos: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """SB3's observations from Gymnasium's, batched alike; the infos name a task whose instruction is unknown."""
         result = {key: self._transform(obs[key]) for key in self._image_keys}
         result |= {key: obs[key] for key in VECTOR_KEYS if key in obs}
         result["input_ids"], result["attention_mask"] = self._prompts.look_up(obs["instruction"], infos)
@@ -290,19 +306,15 @@ class VLAVecEnv(Uncopyable, VecEnv):
         """Replace the infos of ended episodes by those of their last step, and add what SB3 looks for."""
         finals = [infos["final_obs"][i] for i in ended]
         batch = {key: np.stack([final[key] for final in finals]) for key in finals[0] if key != "instruction"}
-        last = self._observe(batch | {"instruction": [final["instruction"] for final in finals]})
-        now = time.monotonic()
+        last = self._converted(batch | {"instruction": [final["instruction"] for final in finals]})
         for row, (i, info) in enumerate(zip(ended, unbatch_infos(infos["final_info"], ended), strict=True)):
             self.reset_infos[i] = per_env[i]
-            episode = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i])}
             per_env[i] = info | {
                 "terminal_observation": {key: values[row] for key, values in last.items()},
                 "TimeLimit.truncated": bool(timed_out[i]),
-                "episode": episode | {"t": round(now - self._starts[i], 6)},
+                "episode": self._totals.summary(i),
             }
-        self._returns[ended] = 0.0
-        self._lengths[ended] = 0
-        self._starts[ended] = now
+        self._totals.begin(ended)
 
     def _image_space(self, space: spaces.Space[Any]) -> spaces.Box:
         example = self._transform(np.zeros((1, *cast(spaces.Box, space).shape), dtype=np.uint8))
@@ -326,25 +338,28 @@ class VLAVecEnv(Uncopyable, VecEnv):
 
 
 def unbatch_infos(infos: dict[str, Any], indices: Iterable[int]) -> list[dict[str, Any]]:
-    """One info per environment of Gymnasium's batched infos, those that the masks (`_key`) say it has.
+    """One info per environment from Gymnasium's batched infos, with the keys that the masks (`_key`) grant it.
+
+    Values are Python's own numbers, which JSON can hold. Gymnasium's `DictInfoToList` gives NumPy's, and converts
+    what `step` and `reset` return, but not what `step_wait` or `restore` do.
 
     Args:
         infos: Arrays by key, and their masks; a dict is a nested batch. `final_obs` and `final_info` are left out.
-        indices: The environments wanted.
+        indices: Indices of the environments wanted.
     """
-    keys = [key for key in infos if f"_{key}" in infos and key not in ("final_obs", "final_info")]
-    results: list[dict[str, Any]] = []
-    for i in indices:
-        info: dict[str, Any] = {}
-        for key in keys:
-            mask, values = infos[f"_{key}"], infos[key]
-            if not mask[i]:
-                continue
-            if isinstance(values, dict):
-                info[key] = unbatch_infos(values, [i])[0]
-            else:
-                info[key] = values[i].item() if isinstance(values[i], np.generic) else values[i]
-        results.append(info)
+    chosen = list(indices)
+    results: list[dict[str, Any]] = [{} for _ in chosen]
+    for key, values in infos.items():
+        if key in ("final_obs", "final_info") or f"_{key}" not in infos:
+            continue
+        if isinstance(values, dict):
+            values = dict(zip(chosen, unbatch_infos(values, chosen), strict=True))
+        elif values.ndim == 1:
+            values = values.tolist()
+        mask = infos[f"_{key}"]
+        for info, i in zip(results, chosen, strict=True):
+            if mask[i]:
+                info[key] = values[i]
     return results
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vla_agent.envs.episodes import EpisodeStart
 from vla_agent.envs.suites import SuiteDescription
 from vla_agent.evaluation.trials import Trial
 
@@ -42,9 +43,9 @@ class Protocol:
         """Which draw of the fixtures a trial stands on, counted from 1."""
         return trial.init_state_id + 1 if self.fixture_draw == "trial" and trial.init_state_id >= 0 else 1
 
-    def options(self, trial: Trial) -> dict[str, int]:
-        """What a reset needs to begin a trial."""
-        return trial.options | {"fixture_seed": self.fixture_seed, "fixture_draw": self.draw(trial)}
+    def start(self, trial: Trial) -> EpisodeStart:
+        """Where a trial begins, with its fixtures."""
+        return trial.start._replace(fixture_seed=self.fixture_seed, fixture_draw=self.draw(trial))
 
     def max_steps(self, suite: SuiteDescription) -> int:
         """Control steps that an episode may take."""

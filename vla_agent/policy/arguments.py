@@ -13,6 +13,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 
 from libero_gym.checks import did_you_mean, flag, real_number, sequence, whole_number
+from vla_agent.backbone import is_backbone
 from vla_agent.policy.lora import LoraSettings
 
 Check = Callable[[str, Any], Any]
@@ -106,7 +107,7 @@ def check_dict(name: str, value: Any) -> None:
 def _model(name: str, value: Any) -> None:
     if isinstance(value, (str, Path)) and str(value):
         return
-    if not (isinstance(value, th.nn.Module) and hasattr(value, "score_actions")):
+    if not is_backbone(value):
         raise ValueError(f"{name}={value!r}; expected 'tiny', a checkpoint folder, a hub id, or a VLABackbone.")
 
 

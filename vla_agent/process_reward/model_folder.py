@@ -1,4 +1,4 @@
-"""Refusing a vision-language model's folder that would have code of its own run, or a model built that never ends."""
+"""Refuses a vision-language model's folder that would run code of its own, or build a model without end."""
 
 from __future__ import annotations
 

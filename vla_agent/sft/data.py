@@ -10,7 +10,6 @@ from tqdm import tqdm
 from libero_gym.checks import flag, sequence, whole_number
 from libero_gym.demonstrations.gripper_commands import GripperCommands
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, GRIPPER_DIM, STATE_DIM
-from vla_agent.action_tokens import ActionTokenizer
 from vla_agent.openvla.image import libero_image
 
 MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024
@@ -238,25 +237,6 @@ def moving_frames(state: np.ndarray, commands: np.ndarray, reach_xy: float = 0.0
         kept[start + np.append(np.flatnonzero(there), change - start)[0] + 1 : change] = False
         start = int(change)
     return kept
-
-
-def normalize(actions: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
-    """Actions scaled so that q01 and q99 become -1 and 1, and clipped there; unchanged where the mask is False.
-
-    The inverse of `action_tokens.unnormalize`, as OpenVLA's data pipeline computes it.
-
-    Args:
-        actions: Shape (..., 7).
-        stats: The `action` entry of a checkpoint's `norm_stats`.
-    """
-    q01, q99 = (np.asarray(stats[name], dtype=np.float64) for name in ("q01", "q99"))
-    scaled = np.clip(2 * (actions - q01) / (q99 - q01 + 1e-8) - 1, -1, 1)
-    return np.where(np.asarray(stats["mask"], dtype=bool), scaled, actions)
-
-
-def to_bins(actions: np.ndarray, stats: dict[str, Any], tokenizer: ActionTokenizer) -> np.ndarray:
-    """Bins int64 (...) of actions (..., 7)."""
-    return tokenizer.ids_to_bins(tokenizer.encode(normalize(actions, stats)))
 
 
 def normalize_position(position: np.ndarray, stats: dict[str, Any]) -> np.ndarray:

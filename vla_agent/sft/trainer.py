@@ -24,7 +24,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from libero_gym.checks import whole_number
-from vla_agent.action_tokens import bin_centers
+from vla_agent.action_tokens import bin_centers, to_bins
 from vla_agent.augmentation import Augmentation
 from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.errors import NonFiniteError
@@ -34,7 +34,7 @@ from vla_agent.policy.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.policy.precision import warn_of_lost_steps
 from vla_agent.sft.checkpoint import check_tensors, pack_tensors, read_checkpoint, restore_tensors, write_checkpoint
 from vla_agent.sft.checks import check_arguments, check_fit
-from vla_agent.sft.data import ActionChunks, Examples, normalize_position, to_bins
+from vla_agent.sft.data import ActionChunks, Examples, normalize_position
 from vla_agent.sft.losses import bin_targets, next_token_loss, regression_loss, weighted_mean
 from vla_agent.sft.settings import SFTSettings, learning_rate_at
 
@@ -317,7 +317,7 @@ class SupervisedTrainer:
         images = [th.from_numpy(frames).to(device) for frames in examples.images]
         if generator is not None and self.augmentation is not None:
             images = [self.augmentation(frames, generator) for frames in images]
-        bins = to_bins(examples.actions, self.statistics["action"], self.model.processor.action_tokenizer)
+        bins = to_bins(examples.actions, self.statistics["action"])
         position = examples.keyframe
         if self.settings.keyframe_coef:  # given statistics need no mean and no spread otherwise
             position = normalize_position(position, self.statistics["proprio"])
@@ -347,7 +347,7 @@ class SupervisedTrainer:
     def _losses(self, batch: Batch, n_tokens: th.Tensor, n_examples: th.Tensor) -> tuple[th.Tensor, Metrics]:
         """Loss and metrics of a part of a minibatch, each divided by the weight of the whole minibatch."""
         model, bins = self.model, batch.bins
-        scores = model.score_actions(**self._inputs(batch), action_ids=model.action_token_ids[bins], bins_only=True)
+        scores = model.score_actions(**self._inputs(batch), bins=bins)
         log_probs = scores.logits.float().log_softmax(-1)
         loss = next_token_loss(log_probs, bins, batch.token_weights, self._targets, n_tokens)
         likeliest = log_probs.argmax(-1)

@@ -15,6 +15,7 @@ from vla_agent import VLAPPO, RatioError, VLAPolicy, VLAVecEnv
 from vla_agent.algorithms.buffers import TokenRolloutBuffer, compute_targets
 from vla_agent.algorithms.health import UpdateMonitor
 from vla_agent.algorithms.rollout import bootstrap_time_limits
+from vla_agent.bins import Sampling
 
 
 def parameters(model: VLAPPO) -> dict[str, th.Tensor]:
@@ -259,9 +260,9 @@ def test_another_temperature_in_scoring_is_an_error() -> None:
     act = model.policy.act  # type: ignore[operator]
 
     def act_hot(*args: Any) -> Any:
-        model.policy._sampling["temperature"] = 1.5
+        model.policy.sampling = Sampling(temperature=1.5)
         decision = act(*args)
-        model.policy._sampling["temperature"] = 1.0
+        model.policy.sampling = Sampling(temperature=1.0)
         return decision
 
     model.policy.act = act_hot  # type: ignore[assignment]

@@ -17,7 +17,7 @@ from vla_agent import VLAPPO
 from vla_agent import atomic as folders
 from vla_agent.atomic import Kind, destination, writing, writing_zip
 from vla_agent.openvla import OpenVLA
-from vla_agent.process_reward.reports import REPORT
+from vla_agent.process_reward.pages import REPORT
 from vla_agent.process_reward.storage import SCORER
 from vla_agent.process_reward.tiny_scorer import ScorerConfig, TinyScorer
 from vla_agent.runs.run_files import CHECKSUMS, FILES, RUN

@@ -51,7 +51,7 @@ def test_an_argument_of_a_subclass_is_saved_without_further_code(tmp_path: Path)
 @pytest.mark.parametrize("policy", ["VLAPolicy", "MlpPolicy"])
 def test_a_constructor_that_does_not_keep_an_argument_fails_at_once(policy: str) -> None:
     env, policy_kwargs = (fake_env(2), {"model": FakeBackbone()}) if policy == "VLAPolicy" else ("CartPole-v1", None)
-    with pytest.raises(TypeError, match=r"Forgetful.__init__ takes 'forgotten' and does not keep it.*self\.forgotten ="):
+    with pytest.raises(TypeError, match=r"Forgetful.__init__ takes 'forgotten' and does not keep it.*self\.forgotten"):
         Forgetful(policy, env, policy_kwargs=policy_kwargs, **SETTINGS)
 
 
