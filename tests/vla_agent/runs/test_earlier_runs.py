@@ -20,8 +20,17 @@ from vla_agent.runs.run_files import damage
 RUNS = TESTS / "data" / "runs"
 
 
+class FakeOfThatTime(FakeBackbone):
+    """Then, adapters were put beside the layer for the robot's state also if it is not read."""
+
+    def unused_parameter_names(self) -> list[str]:
+        return ["spare.weight", "spare.bias"]
+
+
 def load_adapters(**kwargs: Any) -> VLAPPO:
-    return VLAPPO.load(RUNS / "adapters", fake_env(2), device="cpu", policy_kwargs={"model": FakeBackbone()}, **kwargs)
+    return VLAPPO.load(
+        RUNS / "adapters", fake_env(2), device="cpu", policy_kwargs={"model": FakeOfThatTime()}, **kwargs
+    )
 
 
 def test_arguments_and_counters_come_back() -> None:
