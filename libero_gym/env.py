@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, cast, get_args
@@ -251,11 +250,6 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             "privileged": self.privileged,
             "max_episode_steps": self.max_episode_steps,
         }
-
-    @property
-    def process_id(self) -> int:
-        """The process that this environment lives in."""
-        return os.getpid()
 
     @property
     def simulator(self) -> Simulator:

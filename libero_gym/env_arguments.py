@@ -241,17 +241,23 @@ def check_action(action: Any, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         ValueError: If it is no array of numbers, has another shape, or is not finite.
     """
-    try:
-        values = np.asarray(action)
-    except (TypeError, ValueError) as error:  # rows of different lengths, a tensor on a GPU
-        raise ValueError(f"The action is no array of numbers ({error}); expected shape {shape}.") from None
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"The action is no array of numbers, but {action!r}; expected shape {shape}.")
-    if values.shape != shape:
-        raise ValueError(f"The action has shape {values.shape}; expected {shape}.")
+    values = _numbers("The action is", action, shape)
     if not np.isfinite(values).all():
         raise ValueError(f"The action holds NaN or infinity: {values.tolist()}; expected values in [-1, 1].")
-    return values.astype(np.float64)
+    return values
+
+
+def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Actions of several environments, the first axis, as float64 of that shape.
+
+    Raises:
+        ValueError: If they are no numbers, have another shape, or are not finite; that names the environments.
+    """
+    values = _numbers("The actions are", actions, shape)
+    if not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)).tolist()
+        raise ValueError(f"The actions of environments {bad} hold NaN or infinity; expected values in [-1, 1].")
+    return values
 
 
 def limit_of_gym_make(kind: type) -> int | None:
@@ -299,6 +305,20 @@ def check_limits(max_episode_steps: Any, chunk_size: int, suite: Suite, kind: ty
     wrapper = limit_of_gym_make(kind)
     limit = suite.max_steps if wrapper is None else wrapper
     return limit if chunk_size > 1 and limit != -1 else None, limit if limit != -1 else suite.max_steps
+
+
+def _numbers(what_is: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The value as float64 of that shape; ``what_is`` begins the message."""
+    try:
+        values = np.asarray(value)
+    except (TypeError, ValueError) as error:  # rows of different lengths, a tensor on a GPU
+        raise ValueError(f"{what_is} no array of numbers ({error}); expected shape {shape}.") from None
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{what_is} no array of numbers, but {value!r:.200}; expected shape {shape}.")
+    if values.shape != shape:
+        what_has = what_is.replace(" is", " has").replace(" are", " have")
+        raise ValueError(f"{what_has} shape {values.shape}; expected {shape}.")
+    return values.astype(np.float64)
 
 
 def _hint(word: str, foreign: Mapping[str, str], names: Iterable[str]) -> str:

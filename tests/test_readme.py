@@ -44,6 +44,7 @@ TOLD = {
     ("vla_agent/backbone.py", "VLABackbone"),
     ("vla_agent/policy/loading.py", "register_backbone"),
     ("libero_gym/tasks.py", "register_suite"),
+    ("libero_gym/vector/backend.py", "Backend"),
 }
 
 

@@ -63,26 +63,6 @@ def check_num_envs(num_envs: Any, observation_space: spaces.Dict) -> int:
     return n
 
 
-def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Finite actions as float64 of this shape.
-
-    Raises:
-        ValueError: If they are no numbers, have another shape, or are not finite; that names the environments.
-    """
-    try:
-        values = np.asarray(actions)
-    except (TypeError, ValueError) as error:  # rows of different lengths, a tensor on a GPU
-        raise ValueError(f"The actions are no array of numbers ({error}); expected shape {shape}.") from None
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"The actions are no array of numbers, but of {values.dtype}; expected shape {shape}.")
-    if values.shape != shape:
-        raise ValueError(f"The actions have shape {values.shape}; expected {shape}.")
-    if not np.isfinite(values).all():
-        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)).tolist()
-        raise ValueError(f"The actions of environments {bad} hold NaN or infinity; expected values in [-1, 1].")
-    return values.astype(np.float64)
-
-
 def split_options(options: Any, n: int) -> tuple[np.ndarray, dict[str, list[Any]]]:
     """The mask of environments to reset, bool (n,), and of each further option the value of every environment.
 

@@ -84,6 +84,11 @@ class WorkerPool(Uncopyable):
         """What became of the workers that can no longer be used, by number."""
         return {number: worker.failure for number, worker in enumerate(self._workers) if worker.failure is not None}
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers, by number."""
+        return [worker.pid for worker in self._workers]
+
     def compile(self, task: Task, renderer: str | None, placement_seeds: Sequence[int] = ()) -> None:
         """Have the template compile a task, its visual model if a renderer is named, and draw these placements."""
         self._ask_template(protocol.COMPILE, task, renderer, placement_seeds)

@@ -148,6 +148,11 @@ class Processes(Uncopyable):
         """Whether a step has begun that nobody has ended."""
         return self._step is not None
 
+    @property
+    def process_ids(self) -> tuple[int, ...]:
+        """The process that each environment lives in."""
+        return tuple(pid for pid, share in zip(self.pool.pids, self._shares, strict=True) for _ in range(*share))
+
     def _start(self, plan: Plan) -> None:
         """Have the tasks compiled and loaded by the template, then start the workers."""
         tasks, renderer = plan.tasks, plan.example.renderer if plan.example.cameras else None

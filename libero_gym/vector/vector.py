@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 
 from libero_gym.checks import choice, flag, whole_number
 from libero_gym.env import LiberoEnv
-from libero_gym.env_arguments import check_options, check_task_weights
+from libero_gym.env_arguments import check_actions, check_options, check_task_weights
 from libero_gym.rewards import TERMS
 from libero_gym.uncopyable import Uncopyable
 from libero_gym.vector import arguments as vector_arguments
@@ -27,6 +27,15 @@ __all__ = ["BACKENDS", "MAX_REPLACEMENTS", "LiberoVectorEnv", "WorkerError"]
 
 # What can simulate the environments, by the name that `LiberoVectorEnv` is asked with.
 BACKENDS: dict[str, BackendFactory] = {"processes": Processes}
+
+
+def backend_factory(backend: str | BackendFactory) -> BackendFactory:
+    """What makes the back end of that name; a function that makes one is returned as it is.
+
+    Raises:
+        ValueError: If there is none; the message lists those there are.
+    """
+    return backend if callable(backend) else BACKENDS[choice("backend", backend, BACKENDS)]
 
 
 class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]):
@@ -90,7 +99,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         max_episode_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
-        make = backend if callable(backend) else BACKENDS[choice("backend", backend, BACKENDS)]
+        make = backend_factory(backend)
         own = vector_arguments.keywords(make)
         options = {name: value for name, value in kwargs.items() if name in own}
         env_kwargs = {name: value for name, value in kwargs.items() if name not in own}
@@ -181,7 +190,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             raise gym.error.AlreadyPendingCallError(
                 "A step is under way; collect it with step_wait(), or abandon it with reset().", "step"
             )
-        checked = vector_arguments.check_actions(actions, cast(tuple[int, ...], self.action_space.shape))
+        checked = check_actions(actions, cast(tuple[int, ...], self.action_space.shape))
         self._check_running()
         self.backend.begin_step(checked)
 

@@ -42,13 +42,27 @@ HELD_FOR = 0.8  # s
 
 
 class Recorded(Protocol):
-    """What is read of an episode; `libero_gym.demonstrations.episodes.Episode` is one."""
+    """What is read of an episode with T frames, such as `libero_gym.demonstrations.episodes.Episode`."""
 
-    instruction: str
-    state: np.ndarray  # float32 (T, 8), the last two the finger joints in m
-    images: dict[str, np.ndarray]  # uint8 (T, H, W, 3) by observation key
-    success: bool
-    fps: float
+    @property
+    def instruction(self) -> str:
+        """Instruction that the expert or the policy was given."""
+
+    @property
+    def state(self) -> np.ndarray:
+        """Robot states, float32 (T, 8); the last two numbers are the finger joints in m."""
+
+    @property
+    def images(self) -> dict[str, np.ndarray]:
+        """Frames, uint8 (T, H, W, 3), by observation key."""
+
+    @property
+    def success(self) -> bool:
+        """Whether the goal held at the end."""
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the simulator's time."""
 
 
 KeyframeFinder = Callable[[Any], np.ndarray]

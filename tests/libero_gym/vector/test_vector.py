@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from comparing import random_actions
 from gymnasium.vector import AutoresetMode
+from workers import worker_pids
 
 from libero_gym.env import LiberoEnv
 from libero_gym.vector.backend import Plan
@@ -183,7 +184,7 @@ class Sleep:
 
 def kill(env: LiberoVectorEnv, index: int, signum: int = signal.SIGKILL) -> int:
     """Send a signal to the worker of an environment; gives its process id."""
-    pid = env.call("process_id", indices=[index])[0]
+    pid = worker_pids(env)[index]
     os.kill(pid, signum)
     return pid
 
@@ -213,7 +214,7 @@ def test_a_hung_worker_is_reported_in_time_with_its_stack() -> None:
     env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, cameras=(), n_workers=2)
     env.reset(seed=0)  # which may take longer on a busy machine
     env.backend.pool.timeout = 5
-    pids = env.call("process_id")
+    pids = worker_pids(env)
     os.kill(pids[0], signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"(?s)Worker 0 hung: no answer within 5 s.*in serve"):
@@ -301,12 +302,12 @@ def test_call_cannot_answer_for_a_dead_worker_but_the_next_step_replaces_it(rest
 
 def test_an_exception_in_a_worker_is_raised_and_replaces_nothing(restarting: LiberoVectorEnv) -> None:
     restarting.reset(seed=0)
-    before = restarting.call("process_id"), restarting.n_restarts
+    before = worker_pids(restarting), restarting.n_restarts
     with pytest.raises(ValueError, match="expected 2 finite weights") as caught:
         restarting.call("set_task_weights", [1.0])
     assert isinstance(caught.value.__cause__, WorkerError)
     assert "in check_task_weights" in str(caught.value.__cause__)
-    assert (restarting.call("process_id"), restarting.n_restarts) == before
+    assert (worker_pids(restarting), restarting.n_restarts) == before
 
 
 def test_many_restarts_leak_nothing(restarting: LiberoVectorEnv) -> None:
@@ -366,7 +367,7 @@ def test_a_hung_worker_is_replaced_in_the_middle_of_a_chunk() -> None:
     )
     first, _ = env.reset(seed=5)
     env.backend.pool.timeout = 5
-    pid = env.call("process_id")[0]
+    pid = worker_pids(env)[0]
     env.step_async(np.stack([chunk, chunk]))
     while not env.backend.arrays["truncated"][0]:
         time.sleep(0.001)
@@ -429,7 +430,7 @@ def test_script_without_main_guard_works_and_leaves_no_process(tmp_path: Path) -
         "import gymnasium as gym\n"
         "env = gym.make_vec('LIBERO-Spatial-v0', num_envs=2, task_id=0, cameras=())\n"
         "env.reset(seed=0)\n"
-        "print(*env.call('process_id'))\n"  # not closed on purpose
+        "print(*env.backend.process_ids)\n"  # not closed on purpose
     )
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120)
     assert result.stderr == ""

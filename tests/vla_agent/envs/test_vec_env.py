@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from vla_agent import VLAVecEnv, make_vec_env
 from vla_agent.action_tokens import BinCodec
+from vla_agent.envs.arguments import check_keywords
 from vla_agent.envs.vec_env import unbatch_infos
 
 
@@ -281,3 +282,12 @@ def test_bad_arguments_of_make_vec_env() -> None:
         make_vec_env("LIBERO-Spatial-v0", unnorm_key="bridge")
     with pytest.raises(ValueError, match="no checkpoint folder"):
         make_vec_env("LIBERO-Spatial-v0", model="no-such-model")
+
+
+def test_arguments_of_the_back_end_pass_and_misspelt_ones_do_not() -> None:
+    given = {"restart": True, "n_workers": 2, "timeout": 5.0, "backend": "processes", "privileged": True}
+    check_keywords("LIBERO-Spatial-v0", given, make_vec_env)
+    with pytest.raises(TypeError, match=r"takes no 'n_worker'\. Did you mean 'n_workers'\?"):
+        check_keywords("LIBERO-Spatial-v0", {"n_worker": 2}, make_vec_env)
+    with pytest.raises(TypeError, match="takes no 'plan'"):
+        check_keywords("LIBERO-Spatial-v0", {"plan": None}, make_vec_env)
