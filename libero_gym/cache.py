@@ -1,4 +1,4 @@
-"""A bounded cache of compiled models on disk, safe for concurrent writers; every failure means 'no cache'."""
+"""A bounded cache of compiled models on disk. It is safe for concurrent writers, and fails by not caching."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def cache_dir() -> Path:
 
 
 def cache_limit_bytes() -> int:
-    """``$LIBERO_GYM_CACHE_GB`` (default 6), as bytes. 0 turns the cache off.
+    """The limit ``$LIBERO_GYM_CACHE_GB`` in bytes, 6 GB by default. 0 turns the cache off.
 
     Raises:
-        ValueError: If it is not a number from 0.
+        ValueError: If the variable is not a number from 0.
     """
     given = os.environ.get("LIBERO_GYM_CACHE_GB") or "6"
     try:
@@ -53,7 +53,7 @@ def cache_limit_bytes() -> int:
 
 
 def read(key: str) -> bytes | None:
-    """The cached bytes under that key, or None if they are absent or damaged. A damaged entry is removed."""
+    """The bytes that were stored under a key; None if they are absent or damaged. A damaged entry is removed."""
     try:
         path = cache_dir() / (key + _SUFFIX)
         blob = path.read_bytes()
@@ -65,12 +65,12 @@ def read(key: str) -> bytes | None:
             path.unlink()
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # recently used: `_evict` removes the oldest first
+        os.utime(path)  # marks it as recently used: `_evict` removes the oldest first
     return body
 
 
 def contains(key: str) -> bool:
-    """Whether there is an entry under that key; only `read` says whether it is whole."""
+    """Whether there is an entry under a key. It may be damaged; `read` checks that."""
     try:
         return (cache_dir() / (key + _SUFFIX)).is_file()
     except OSError:
@@ -78,7 +78,7 @@ def contains(key: str) -> bool:
 
 
 def write(key: str, body: bytes) -> None:
-    """Store bytes under a key, atomically. A full disk or an unwritable folder gives one warning and no cache."""
+    """Store bytes under a key, as a whole or not at all. A full disk or an unwritable folder causes one warning."""
     limit = cache_limit_bytes()
     if len(body) > limit:
         return

@@ -81,7 +81,7 @@ class ChainDecoder:
         """Draws token after token."""
         n_tokens = network.n_action_tokens
         positions, visible = network.columns(layout, n_tokens - 1)
-        # Keys and values go into buffers of the full length: a graph cannot record memory that grows.
+        # Buffers of the full length, filled pass by pass: the usual cache would copy all its keys at every token.
         cache = KeyValueCache(len(network.language_model.model.layers), positions.shape[1])
         embeds, start = prefix, 0
         hidden, logits, bins = [], [], []
@@ -92,7 +92,7 @@ class ChainDecoder:
             logits.append(network.bin_logits(hidden[-1])[:, 0].float())
             bins.append(sampling.choose(logits[-1], None if noise is None else noise[i]))
             # The next pass is over this token alone, since the cache holds what came before. After the last token there
-            # is none: it would predict the stop token, which the published code does not read either.
+            # is none: it would predict the stop token, and the published code asks for N new tokens, too.
             embeds, start = network.embed(network.action_token_ids[bins[-1]][:, None]), end
         return Draw(th.stack(bins, dim=1), th.stack(logits, dim=1), hidden[0][:, 0])
 
