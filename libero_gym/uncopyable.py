@@ -10,10 +10,13 @@ _Thing = TypeVar("_Thing")
 
 
 class Uncopyable:
-    """Base of classes that hold such things. `copy` and `pickle` say what to do instead of copying the numbers.
+    """Base of classes that hold such things: `copy` and `pickle` raise an error that says what to do instead.
 
     `copy.copy`, `copy.deepcopy` and `pickle` all end in ``__reduce_ex__``. A class that can be copied in one of these
-    ways defines that way itself (``__deepcopy__``).
+    ways defines that method itself (``__deepcopy__``).
+
+    Attributes:
+        copy_instead: What to do instead, for the message.
     """
 
     copy_instead: ClassVar[str] = "make another one."
