@@ -37,9 +37,10 @@ from libero_gym.observations import (
     observation_space,
     proprioception,
 )
+from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
 from libero_gym.privileged import PrivilegedState
 from libero_gym.rendering import renderer as rendering
-from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_potential, score_frame
+from libero_gym.rewards import SCORE, TERMS, Scorer, TaskProgress, discounted_potential, score_frame
 from libero_gym.simulation.simulator import SETTLE_ACTION, Physics, SimState, Simulator
 from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
 from libero_gym.simulators import Simulators
@@ -377,7 +378,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             ValueError: If it is no snapshot of such an environment; nothing is changed then.
         """
         self._check_open()
-        check_snapshot(snapshot, self.privileged, self.suite.name)
+        check_snapshot(snapshot, PRIVILEGED_SIZE if self.privileged else 0, self.suite.name)
         task_id = check_own_task(snapshot["task_id"], self.task_ids, self.tasks)
         generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
         fixtures = snapshot["fixture_draw"], snapshot.get("fixture_seed", 0)
@@ -390,6 +391,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         observation = self._observe()
         if self.privileged:  # as it was: its kinematics are from before the last substep's end
             observation[PRIVILEGED_KEY] = self._privileged = np.array(snapshot["privileged"], dtype=np.float32)
+        if self.reward_type == "progress":
+            self._potential(observation)  # notes the terms that the info names; phi itself is the snapshot's
         return observation, self._info({"success": 0.0})
 
     def close(self) -> None:
@@ -436,14 +439,15 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self._simulator = self._simulators.get(task, fixture_draw, fixture_seed)
         self.task, self._fixture_draw, self._fixture_seed = task, int(fixture_draw), int(fixture_seed)
         if self.reward_type == "progress":
-            self._progress = bind_progress(self._simulator.compiled.goal, self._simulator.model)
+            self._progress = TaskProgress(self._simulator.compiled.goal, self._simulator.model)
         if self.privileged:
             self._privileged_state = PrivilegedState(self._simulator.compiled.goal, self._simulator.model)
 
     def _potential(self, observation: Observation) -> float:
         """What shaping is the difference of, in [0, 1]; 0 where there is none."""
         if self.reward_type == "progress":
-            return self._progress(self._simulator.data, self._simulator.eef_pos())
+            self._progress_shares = self._progress.shares(self._simulator.arrays, self._simulator.eef_pos()[None])
+            return float(self._progress.potential(self._progress_shares)[0])
         if self.reward_model is not None:
             frame = observation[IMAGE_KEYS[self.cameras[0]]]
             return score_frame(self.reward_model, frame, self._current_task().instruction)
@@ -468,7 +472,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         observation["state"] = proprioception(self._simulator)
         if self.privileged:
             time_left = 1 - self._elapsed_steps / self._limit
-            self._privileged = self._privileged_state(self._simulator.data, observation["state"], time_left)
+            self._privileged = self._privileged_state(self._simulator.arrays, observation["state"][None], time_left)[0]
             observation[PRIVILEGED_KEY] = self._privileged
         return add_instruction(observation, self._current_task(), self.instruction_kind)
 
@@ -484,7 +488,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             "elapsed_steps": self._elapsed_steps,
         }
         if self.reward_type == "progress":
-            info["progress_terms"] = self._progress.terms(self._simulator.data, self._simulator.eef_pos())
+            parts = self._progress.terms(self._progress_shares)
+            info["progress_terms"] = {name: float(values[0]) for name, values in parts.items()}
         return info
 
     def _current_task(self) -> Task:
