@@ -307,6 +307,7 @@ def main() -> None:
     for section in ("steps", "predicates", "settle", "memory"):
         parser.add_argument(f"--{section}", action="store_true")
     parser.add_argument("--suites", nargs="*", choices=list(SUITES), help="instead of the check's own")
+    parser.add_argument("--tasks", nargs="*", type=int, help="task ids, all by default")
     parser.add_argument("--fresh", action="store_true", help="measure anew what the results hold already")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
@@ -325,6 +326,7 @@ def main() -> None:
     ):
         if getattr(args, section):
             tasks = [task for suite in args.suites or suites for task in get_tasks(suite)]
+            tasks = [task for task in tasks if args.tasks is None or task.task_id in args.tasks]
             sweep(section, check, tasks, args.out, args.fresh)
 
 

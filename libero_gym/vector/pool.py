@@ -16,8 +16,7 @@ from typing import Any, cast
 
 from libero_gym.tasks import Task
 from libero_gym.uncopyable import Uncopyable
-from libero_gym.vector import messages
-from libero_gym.vector import worker as protocol
+from libero_gym.vector import messages, protocol
 from libero_gym.vector.shared_arrays import Layout, anonymous_file
 
 # Seconds for the template to compile a task or to fork, whatever a step may take.
@@ -84,6 +83,11 @@ class WorkerPool(Uncopyable):
     def failures(self) -> dict[int, str]:
         """What became of the workers that can no longer be used, by number."""
         return {number: worker.failure for number, worker in enumerate(self._workers) if worker.failure is not None}
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers, by number."""
+        return [worker.pid for worker in self._workers]
 
     def compile(self, task: Task, renderer: str | None, placement_seeds: Sequence[int] = ()) -> None:
         """Have the template compile a task, its visual model if a renderer is named, and draw these placements."""

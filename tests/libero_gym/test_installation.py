@@ -75,10 +75,12 @@ def test_everything_imports_for_a_user_without_home_who_can_write_nowhere(tmp_pa
 
 
 def test_no_home_means_no_cache_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home(path: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
 
-    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "LIBERO_GYM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.warns(UserWarning, match=r"no home folder is known.*Set LIBERO_GYM_CACHE"):
         cache.write("a", b"content")
     assert cache.read("a") is None

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from libero_gym.atomic import replacing
 from libero_gym.checks import whole_number
+from vla_agent.figures import new_figure, save_figure
 from vla_agent.intervals import wilson_interval
 
 
@@ -183,14 +183,9 @@ class LearningCurve(EpisodeHistory):
         evaluated = list(self.evaluations()) if self.evaluations is not None else []
         if not self.history and not evaluated:
             return
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
-        from matplotlib.figure import Figure
-
         batches = self.batches(self.window)
         shaped = any(episode.episode_return != float(episode.success) for episode in self.history)
-        figure = Figure(figsize=(9, 4.8), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(1, 2 if shaped else 1, squeeze=False)[0]
+        figure, (panels,) = new_figure(9, 4.8, columns=2 if shaped else 1)
         self._draw_success(panels[0], batches, evaluated)
         if shaped:
             self._draw_returns(panels[1], batches)
@@ -198,8 +193,7 @@ class LearningCurve(EpisodeHistory):
             axes.set_xlabel("decisions of the policy (timesteps)")
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
-        with replacing(self.path) as temporary:
-            figure.savefig(temporary, dpi=120)
+        save_figure(figure, self.path, dpi=120)
 
     def _draw_success(self, axes: Any, batches: list[list[TrainingEpisode]], evaluated: list[Evaluated]) -> None:
         if batches:

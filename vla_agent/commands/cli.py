@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("vla_agent.commands.train", "train a model by PPO, and see whether it got better"),
     "evaluate": ("vla_agent.commands.evaluate", "success rates by protocol; compare two evaluations"),
     "finetune": ("vla_agent.commands.finetune", "teach a model by demonstrations"),
+    "train-scorer": ("vla_agent.commands.train_scorer", "train a process reward model, and judge it"),
     "record": ("vla_agent.commands.record", "record a scripted expert's demonstrations as a LeRobot dataset"),
     "render": ("vla_agent.commands.render", "draw every task of a suite into an MP4 and a contact sheet"),
     "doctor": ("libero_gym.doctor", "say what works on this machine, and what cures the rest"),

@@ -48,7 +48,7 @@ def check_arguments(
         raise ValueError(f"{what} {env_id!r}.{did_you_mean(env_id, known)} Ids: {', '.join(known)}.")
     whole_number("n_envs", n_envs, 1, MAX_ENVS)
     choice("reward", reward, ("sparse", "progress", "process"))
-    if not isinstance(model, (str, Path)) and not hasattr(model, "action_table"):
+    if not isinstance(model, (str, Path)) and not hasattr(model, "codec"):
         raise ValueError(f"model={model!r}; expected 'tiny', a checkpoint folder, a hub id, or a model's processor.")
     if unnorm_key is not None and not isinstance(unnorm_key, str):
         raise ValueError(f"unnorm_key={unnorm_key!r}; expected a string, the name of a data set.")
@@ -82,14 +82,15 @@ def check_keywords(env_id: str, env_kwargs: Mapping[str, Any], function: Callabl
         TypeError: It offers the nearest name.
     """
     from libero_gym.env import LiberoEnv
-    from libero_gym.vector.vector import LiberoVectorEnv
+    from libero_gym.vector.vector import LiberoVectorEnv, backend_factory
 
     if "suite" not in gym.spec(env_id).kwargs:
         return
-    classes = (function, LiberoVectorEnv.__init__, LiberoEnv.__init__)
+    backend = backend_factory(env_kwargs.get("backend", "processes"))
+    classes = (function, LiberoVectorEnv.__init__, backend, LiberoEnv.__init__)
     parameters = [p for part in classes for p in inspect.signature(part).parameters.values()]
     named = dict.fromkeys(p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD)
-    known = [name for name in named if name not in ("self", "suite", "num_envs")]
+    known = [name for name in named if name not in ("self", "plan", "suite", "num_envs")]
     for name in env_kwargs:
         if name not in known:
             guess = KEYWORDS_ELSEWHERE.get(name)

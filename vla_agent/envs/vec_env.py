@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +17,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from libero_gym.checks import whole_number
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS
 from libero_gym.uncopyable import Uncopyable
-from vla_agent.action_tokens import N_BINS
-from vla_agent.backbone import BackboneProcessor
+from vla_agent.backbone import BackboneProcessor, Codec
 from vla_agent.envs.prompts import PromptTable
+from vla_agent.episode_totals import EpisodeTotals
 
 ImageTransform = Callable[[np.ndarray], np.ndarray]
 
@@ -38,20 +37,27 @@ class VLAVecEnv(Uncopyable, VecEnv):
     | `privileged` | float32 (51,) | with ``privileged=True``: what no camera shows; read by the critic alone |
     | `input_ids`, `attention_mask` | int64 (L,) | the instruction's prompt, looked up in a table |
 
-    Actions are ``MultiDiscrete([256] * (7 * chunk))``, decoded by the checkpoint's table. `infos` are SB3's: a dict per
-    environment with the environment's own keys, and at an episode's end `terminal_observation`, `TimeLimit.truncated`
-    and `episode` (return `r`, length `l`, seconds `t`), so that no `Monitor` is needed.
+    Actions are the codec's, such as ``MultiDiscrete([256] * (7 * chunk))``. `infos` are SB3's: a dict per environment
+    with the environment's own keys, and at an episode's end `terminal_observation`, `TimeLimit.truncated` and `episode`
+    (return `r`, length `l`, seconds `t`), so that no `Monitor` is needed.
 
     Args:
         venv: The environments, with Gymnasium's ``SAME_STEP`` autoreset.
-        processor: The checkpoint's; `vla_agent.openvla.load_processor` reads it without weights.
+        processor: The model's processor; `vla_agent.policy.loading.load_processor` reads it without weights.
         instructions: Every instruction that can occur; ``venv.instructions`` by default.
-        unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
-        image_transform: Applied to each batch of images, uint8 (n_envs, H, W, 3).
-        model: Name of the checkpoint that the processor is of; `VLAPPO` takes it where its policy names no model.
+        unnorm_key: Key of the checkpoint's statistics that decode the actions; None takes the only one.
+        image_transform: Function of each batch of images, uint8 (n_envs, H, W, 3).
+        model: Name of the processor's checkpoint; `VLAPPO` loads it if its policy names no model.
+
+    Attributes:
+        codec: What decodes actions and writes prompts.
 
     Raises:
-        ValueError: If the environments' spaces or autoreset are other ones.
+        ValueError: If the environments' autoreset, spaces or chunk size do not fit.
+
+    Non-obvious behaviours: in the step that ends an episode, `infos` are those of its last step, while the observation
+    and ``reset_infos`` are the next episode's. `begin_episodes` may begin others than those asked for, if a worker
+    fails meanwhile.
     """
 
     copy_instead = (
@@ -79,21 +85,25 @@ class VLAVecEnv(Uncopyable, VecEnv):
             raise ValueError(f"The environments' autoreset_mode is {mode}; VLAVecEnv needs AutoresetMode.SAME_STEP.")
         observation_space, self._action_shape = _checked_spaces(venv)
         texts = list(cast(Any, venv).instructions if instructions is None else instructions)
-        self._table = processor.action_table(unnorm_key)  # (7, 256)
-        self._prompts = PromptTable(texts, processor)
+        self.codec: Codec = processor.codec(unnorm_key)
+        chunk_size = self._action_shape[0] if len(self._action_shape) == 2 else 1
+        if self.codec.chunk_size != chunk_size:
+            raise ValueError(
+                f"The environments take {chunk_size} actions per step, but the model decides {self.codec.chunk_size}; "
+                "make them with that chunk_size."
+            )
+        self._prompts = PromptTable(texts, self.codec)
         self._image_keys = [key for key in CAMERA_KEYS if key in observation_space.spaces]
         parts = {key: self._image_space(observation_space[key]) for key in self._image_keys}
         parts |= {k: cast(spaces.Box, observation_space[k]) for k in VECTOR_KEYS if k in observation_space.spaces}
         super().__init__(
             venv.num_envs,
             spaces.Dict(cast(dict[str, spaces.Space[Any]], parts | self._prompts.spaces())),
-            spaces.MultiDiscrete([N_BINS] * int(np.prod(self._action_shape))),
+            self.codec.action_space,
         )
         self._actions: np.ndarray | None = None
         self._instructions: Sequence[str] = [""] * self.num_envs
-        self._returns = np.zeros(self.num_envs)
-        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
-        self._starts = np.full(self.num_envs, time.monotonic())
+        self._totals = EpisodeTotals(self.num_envs)
 
     def reset(self) -> dict[str, np.ndarray]:
         """First observations; seeds and options given before are used up."""
@@ -105,9 +115,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = unbatch_infos(infos, range(self.num_envs))
-        self._returns[:] = 0.0
-        self._lengths[:] = 0
-        self._starts[:] = time.monotonic()
+        self._totals.begin(slice(None))
         return self._observe(obs, infos)
 
     def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -140,9 +148,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         began = np.flatnonzero(mask)
         for index, info in zip(began, unbatch_infos(infos, began), strict=True):
             self.reset_infos[index] = info
-        self._returns[mask] = 0.0
-        self._lengths[mask] = 0
-        self._starts[mask] = time.monotonic()
+        self._totals.begin(mask)
         return self._observe(obs, infos)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -169,8 +175,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         else:
             obs, rewards, terminated, truncated, infos = self.venv.step(self._actions)
         dones = np.asarray(terminated | truncated)
-        self._returns += rewards
-        self._lengths += 1
+        self._totals.add(rewards)
         ended = np.flatnonzero(dones)
         per_env: list[dict[str, Any]] = unbatch_infos(infos, range(self.num_envs))
         if len(ended):
@@ -184,13 +189,10 @@ class VLAVecEnv(Uncopyable, VecEnv):
             ValueError: If the actions have another shape, or are not bins.
         """
         bins = np.asarray(actions)
-        expected = (self.num_envs, self.action_space.shape[0])  # type: ignore[index]
-        if bins.shape != expected or not np.issubdtype(bins.dtype, np.integer):
+        expected = (self.num_envs, *self.action_space.shape)  # type: ignore[misc]
+        if bins.shape != expected:
             raise ValueError(f"The actions are {bins.dtype} {bins.shape}; expected integers {expected}.")
-        if bins.min() < 0 or bins.max() >= N_BINS:
-            raise ValueError(f"The actions lie in {bins.min()}..{bins.max()}; expected bins 0..{N_BINS - 1}.")
-        chunks = bins.reshape(self.num_envs, *self._action_shape)
-        return self._table[np.arange(ACTION_DIM), chunks]
+        return self.codec.decode(bins).reshape(self.num_envs, *self._action_shape)
 
     def close(self) -> None:
         """Close the environments and their workers; safe to call twice."""
@@ -225,8 +227,8 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return {
             "venv": saved,
             "settings": self.settings,
-            "returns": self._returns.tolist(),
-            "lengths": self._lengths.tolist(),
+            "returns": self._totals.returns.tolist(),
+            "lengths": self._totals.lengths.tolist(),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -245,9 +247,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = unbatch_infos(infos, range(self.num_envs))
-        self._returns[:] = snapshot["returns"]
-        self._lengths[:] = snapshot["lengths"]
-        self._starts[:] = time.monotonic()
+        self._totals.restore(snapshot["returns"], snapshot["lengths"])
         return self._observe(obs)
 
     @property
@@ -316,18 +316,14 @@ class VLAVecEnv(Uncopyable, VecEnv):
         finals = [infos["final_obs"][i] for i in ended]
         batch = {key: np.stack([final[key] for final in finals]) for key in finals[0] if key != "instruction"}
         last = self._converted(batch | {"instruction": [final["instruction"] for final in finals]})
-        now = time.monotonic()
         for row, (i, info) in enumerate(zip(ended, unbatch_infos(infos["final_info"], ended), strict=True)):
             self.reset_infos[i] = per_env[i]
-            episode = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i])}
             per_env[i] = info | {
                 "terminal_observation": {key: values[row] for key, values in last.items()},
                 "TimeLimit.truncated": bool(timed_out[i]),
-                "episode": episode | {"t": round(now - self._starts[i], 6)},
+                "episode": self._totals.summary(i),
             }
-        self._returns[ended] = 0.0
-        self._lengths[ended] = 0
-        self._starts[ended] = now
+        self._totals.begin(ended)
 
     def _image_space(self, space: spaces.Space[Any]) -> spaces.Box:
         example = self._transform(np.zeros((1, *cast(spaces.Box, space).shape), dtype=np.uint8))
@@ -351,25 +347,28 @@ class VLAVecEnv(Uncopyable, VecEnv):
 
 
 def unbatch_infos(infos: dict[str, Any], indices: Iterable[int]) -> list[dict[str, Any]]:
-    """One info per environment of Gymnasium's batched infos, those that the masks (`_key`) say it has.
+    """One info per environment from Gymnasium's batched infos, with the keys that the masks (`_key`) grant it.
+
+    Values are Python's own numbers, which JSON can hold. Gymnasium's `DictInfoToList` gives NumPy's, and converts
+    what `step` and `reset` return, but not what `step_wait` or `restore` do.
 
     Args:
         infos: Arrays by key, and their masks; a dict is a nested batch. `final_obs` and `final_info` are left out.
-        indices: The environments wanted.
+        indices: Indices of the environments wanted.
     """
-    keys = [key for key in infos if f"_{key}" in infos and key not in ("final_obs", "final_info")]
-    results: list[dict[str, Any]] = []
-    for i in indices:
-        info: dict[str, Any] = {}
-        for key in keys:
-            mask, values = infos[f"_{key}"], infos[key]
-            if not mask[i]:
-                continue
-            if isinstance(values, dict):
-                info[key] = unbatch_infos(values, [i])[0]
-            else:
-                info[key] = values[i].item() if isinstance(values[i], np.generic) else values[i]
-        results.append(info)
+    chosen = list(indices)
+    results: list[dict[str, Any]] = [{} for _ in chosen]
+    for key, values in infos.items():
+        if key in ("final_obs", "final_info") or f"_{key}" not in infos:
+            continue
+        if isinstance(values, dict):
+            values = dict(zip(chosen, unbatch_infos(values, chosen), strict=True))
+        elif values.ndim == 1:
+            values = values.tolist()
+        mask = infos[f"_{key}"]
+        for info, i in zip(results, chosen, strict=True):
+            if mask[i]:
+                info[key] = values[i]
     return results
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from libero_gym.atomic import replacing
 from libero_gym.dimensions import CONTROL_FREQ
+from libero_gym.videos import write_film
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.vec_env import VLAVecEnv
@@ -83,8 +83,6 @@ def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, 
         path: The MP4.
         **env_kwargs: Further arguments of the environments.
     """
-    import imageio.v3 as iio  # finds ffmpeg, which takes a moment
-
     subjects = [load_subject(model, "auto").model for model in (before, after)]
     processor = processor_of(subjects[1], "tiny")
     env = make_vec_env(
@@ -100,12 +98,11 @@ def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, 
     try:
         sides = [_play(as_policy(model, env, None), env, trial) for model in subjects]
         instruction = env.reset_infos[0]["instruction"]
-        chunk = env.action_space.shape[0] // 7
+        chunk = env.codec.chunk_size
     finally:
         env.close()
     frames = compose(sides, instruction)
-    with replacing(path) as temporary:
-        iio.imwrite(temporary, frames, fps=FILM_SPEED * CONTROL_FREQ / chunk, macro_block_size=2)
+    write_film(path, frames, FILM_SPEED * CONTROL_FREQ / chunk)
 
 
 def _play(policy: Any, env: VLAVecEnv, trial: Trial) -> _Side:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from libero_gym.atomic import replacing
 from libero_gym.dimensions import CONTROL_FREQ
+from libero_gym.videos import write_film
 from vla_agent.evaluation.reports import EpisodeResult
 
 # Smaller frames are enlarged to at least so many pixels.
@@ -39,12 +39,9 @@ class Filmer:
         """
         if episode.success or self._filmed[episode.task_id] >= self.n_per_task:
             return
-        import imageio.v3 as iio  # finds ffmpeg, which takes a moment
-
         self._filmed[episode.task_id] += 1
         enlarge = -(-_MIN_SIDE // frames.shape[1])
         enlarge += (enlarge * frames.shape[1]) % 2  # H.264 wants even sides
         video = frames.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
         path = self.folder / f"task{episode.task_id:02d}_init{episode.init_state_id:02d}.mp4"
-        with replacing(path) as temporary:
-            iio.imwrite(temporary, video, fps=self.fps, macro_block_size=2)
+        write_film(path, video, self.fps)

@@ -64,7 +64,7 @@ class ChainDecoder:
     def hidden(
         self, network: OpenVLANetwork, layout: PromptLayout, prefix: th.Tensor, action_ids: th.Tensor | None
     ) -> th.Tensor:
-        """All in one teacher-forced pass."""
+        """All in one pass: causal attention hides the tokens behind each one (teacher forcing)."""
         n_forced = 0 if action_ids is None else network.n_action_tokens - 1  # the last token is only predicted
         embeds = prefix if action_ids is None else th.cat([prefix, network.embed(action_ids[:, :-1])], dim=1)
         positions, visible = network.columns(layout, n_forced)
@@ -81,7 +81,7 @@ class ChainDecoder:
         """Draws token after token."""
         n_tokens = network.n_action_tokens
         positions, visible = network.columns(layout, n_tokens - 1)
-        # Keys and values go into buffers of the full length: a graph cannot record memory that grows.
+        # Buffers of the full length, filled pass by pass: the usual cache would copy all its keys at every token.
         cache = KeyValueCache(len(network.language_model.model.layers), positions.shape[1])
         embeds, start = prefix, 0
         hidden, logits, bins = [], [], []
@@ -91,7 +91,8 @@ class ChainDecoder:
             hidden.append(network.decode(embeds, positions[:, start:end], mask, cache=cache, n_last=1))
             logits.append(network.bin_logits(hidden[-1])[:, 0].float())
             bins.append(sampling.choose(logits[-1], None if noise is None else noise[i]))
-            # The pass behind the last token would predict the stop token, which nobody reads: it is never made.
+            # The next pass is over this token alone, since the cache holds what came before. After the last token there
+            # is none: it would predict the stop token, and the published code asks for N new tokens, too.
             embeds, start = network.embed(network.action_token_ids[bins[-1]][:, None]), end
         return Draw(th.stack(bins, dim=1), th.stack(logits, dim=1), hidden[0][:, 0])
 
@@ -124,7 +125,8 @@ class ParallelDecoder:
         if visible is None:  # no mask would mean a causal one
             visible = th.ones(1, embeds.shape[1], dtype=th.bool, device=embeds.device)
         hidden = network.decode(embeds, positions, visible[:, None, None, :], n_last=n_tokens + 2)
-        return hidden[:, :n_tokens]  # the last prompt token and all placeholders but the last
+        # The last prompt token and all placeholders but the last: OFT kept the chain's shift by one position.
+        return hidden[:, :n_tokens]
 
     def draw(
         self,
@@ -180,6 +182,7 @@ def draw_actions(
         sampling: How to draw.
         generator: Source of randomness on the model's device; torch's global one if None.
     """
+    # Random numbers come first, outside of what is recorded: a CUDA graph would draw the same ones at each replay.
     n_draws = decoder.n_draws(network)
     n_rows = len(layout.bos) * network.n_action_tokens // n_draws
     noise = sampling.noise(n_draws, n_rows, network.device, generator)

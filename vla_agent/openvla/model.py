@@ -18,7 +18,6 @@ from vla_agent.openvla.decoders import RegressionDecoder, choose_decoder, draw_a
 from vla_agent.openvla.image import pixel_values_from_images
 from vla_agent.openvla.network import OpenVLANetwork
 from vla_agent.openvla.processor import Processor
-from vla_agent.openvla.sequence import PromptLayout, lay_out_prompts
 from vla_agent.openvla.weights import load_module, save_module
 
 
@@ -43,7 +42,7 @@ class OpenVLA(OpenVLANetwork):
     Actions are N = 7 tokens (times `action_chunk_size`), each conditioned on those before; with `decoding="parallel"`
     in the config they are independent given the observation, and one pass gives them all.
 
-    **Bins**: bin b of 0..255 counts upward with the action's value and has token id `vocab_size - 1 - b`, where
+    Bin b of 0..255 counts upward with the action's value and has token id `vocab_size - 1 - b`, where
     `vocab_size` leaves out the embedding's padding: bin 0 is id 31999 and value -1 in the published vocabulary, bin 255
     is id 31744; bins 254 and 255 decode to the same value. Logits called "by bin" are in this order. `sample_actions`,
     `score_actions` and `encode_observations` are what `vla_agent.backbone.VLABackbone` asks for, in bins;
@@ -94,7 +93,6 @@ class OpenVLA(OpenVLANetwork):
         Raises:
             FileExistsError: If a file of one of the checkpoint's names is there that is no part of an OpenVLA
                 checkpoint.
-            OSError: If it cannot be written.
         """
         save_module(self, self.config, self.processor.files, path, max_shard_size=max_shard_size)
 
@@ -114,7 +112,7 @@ class OpenVLA(OpenVLANetwork):
         """What the model can do, for whoever does not know which model it is."""
         return Abilities(
             speaks_bins=self.decoder.speaks_bins,
-            regresses_actions=self.action_head is not None,
+            regresses_actions=not self.decoder.speaks_bins,
             autocast=True,
             cuda_graphs=True,
             gradient_checkpointing=True,
@@ -228,9 +226,8 @@ class OpenVLA(OpenVLANetwork):
         """Action token ids, int64 (B, N); arguments as `Sampling` and `sample_actions`."""
         sampling = Sampling(deterministic, temperature, top_k, top_p)
         inputs = (input_ids, attention_mask, pixel_values)
-        return self.action_token_ids[
-            self.sample_actions(*inputs, state=state, sampling=sampling, generator=generator).bins
-        ]
+        sample = self.sample_actions(*inputs, state=state, sampling=sampling, generator=generator)
+        return self.action_token_ids[sample.bins]
 
     @th.no_grad()
     def sample_actions(
@@ -259,7 +256,7 @@ class OpenVLA(OpenVLANetwork):
         """
         self._check_speaks_bins()
         with _evaluating(self):
-            layout = self._lay_out(input_ids, attention_mask)
+            layout = self.lay_out(input_ids, attention_mask)
             draw = draw_actions(self.decoder, self, layout, pixel_values, state, sampling, generator)
         if not draw.logits.isfinite().all():
             raise FloatingPointError("The model's action logits are not finite: its weights or inputs have overflowed.")
@@ -282,7 +279,7 @@ class OpenVLA(OpenVLANetwork):
         if not isinstance(self.decoder, RegressionDecoder):
             raise ValueError("The model has no continuous action head; its actions are tokens: use generate_actions.")
         with _evaluating(self):
-            layout = self._lay_out(input_ids, attention_mask)
+            layout = self.lay_out(input_ids, attention_mask)
             return regress_actions(self.decoder, self, layout, pixel_values, state)
 
     def predict_action(
@@ -343,7 +340,7 @@ class OpenVLA(OpenVLANetwork):
         action_ids: th.Tensor | None,
     ) -> th.Tensor:
         """Hidden states (B, N, D) that predict given action tokens; without any, at least the first one's."""
-        layout = self._lay_out(input_ids, attention_mask)
+        layout = self.lay_out(input_ids, attention_mask)
         prefix = self.embed_prefix(layout, pixel_values, state)
         return self.decoder.hidden(self, layout, prefix, action_ids)
 
@@ -360,13 +357,10 @@ class OpenVLA(OpenVLANetwork):
                 "it can be evaluated with predict_action, but not sampled or scored. Train a discrete one."
             )
 
-    def _lay_out(self, input_ids: th.Tensor, attention_mask: th.Tensor) -> PromptLayout:
-        return lay_out_prompts(input_ids, attention_mask, self.config.empty_piece_id)
-
 
 @contextlib.contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """No dropout and no gradient checkpointing (which would drop the cache) inside; each module's mode comes back."""
+    """Inside, dropout and gradient checkpointing (which drops the cache) are off; then modules get their mode back."""
     training = [child for child in module.modules() if child.training] if module.training else []
     for child in training:
         child.training = False

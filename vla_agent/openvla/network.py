@@ -14,7 +14,7 @@ from libero_gym.dimensions import ACTION_DIM, STATE_DIM
 from vla_agent.openvla.action_head import L1ActionHead
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.cuda_graphs import GraphCache
-from vla_agent.openvla.sequence import KeyValueCache, PromptLayout
+from vla_agent.openvla.sequence import KeyValueCache, PromptLayout, lay_out_prompts
 from vla_agent.openvla.vision import Projector, StateProjector, VisionBackbone, VisionTower, checkpointed
 
 
@@ -104,8 +104,8 @@ class OpenVLANetwork(nn.Module):
     def set_cuda_graphs(self, enabled: bool) -> None:
         """Whether decoding on a GPU is recorded at the second batch of a shape, and replayed from then on (default).
 
-        Results are the same, and Python no longer holds up the GPU. Recordings keep the memory that a pass takes beside
-        the weights (keys, values, activations); those of several shapes share it.
+        Results are the same, and Python no longer holds up the GPU. Recordings keep the memory of a pass (keys, values,
+        activations) next to that of the weights; those of several shapes share it.
         """
         self.graphs.enabled = enabled
         self.graphs.clear()
@@ -130,6 +130,10 @@ class OpenVLANetwork(nn.Module):
     def embed(self, ids: th.Tensor) -> th.Tensor:
         """Embeddings (..., D) of token ids."""
         return self.language_model.model.embed_tokens(ids)
+
+    def lay_out(self, input_ids: th.Tensor, attention_mask: th.Tensor) -> PromptLayout:
+        """Prompts (B, L) as `embed_prefix` takes them; see `vla_agent.openvla.sequence.lay_out_prompts`."""
+        return lay_out_prompts(input_ids, attention_mask, self.config.empty_piece_id)
 
     def embed_prefix(self, layout: PromptLayout, pixel_values: th.Tensor, state: th.Tensor | None) -> th.Tensor:
         """Embeddings (B, T, D) of BOS, observation and the rest of the prompt.

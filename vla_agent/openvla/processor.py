@@ -1,4 +1,4 @@
-"""Everything a checkpoint says besides its weights: words to tokens, image sizes, action statistics."""
+"""Everything that a checkpoint says besides its weights: prompts, image sizes, action statistics."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -41,8 +41,8 @@ class Processor:
 
     Args:
         config: The checkpoint's configuration.
-        encode: Token ids of a text, BOS included.
-        files: Tokenizer and preprocessor files of the checkpoint, by name, to be written back as they were read.
+        encode: Gives the token ids of a text, BOS included.
+        files: Tokenizer and preprocessor files of the checkpoint, by name; they are written back as they were read.
         prompt: Prompt with `{}` for the instruction.
 
     Raises:
@@ -122,7 +122,7 @@ class Processor:
         """Action statistics (`q01`, `q99`, `mask`, ...) of a data set.
 
         Args:
-            unnorm_key: Name of the data set; may be left out where there is a single one.
+            unnorm_key: Name of the data set; may be left out if there is a single one.
 
         Raises:
             ValueError: If the checkpoint lacks the key, has none at all, or has several and none is named; or if its
@@ -168,7 +168,7 @@ class Processor:
             float32, the same shape.
 
         Raises:
-            ValueError: If the checkpoint has no state statistics, or of another width.
+            ValueError: If the checkpoint has no state statistics, or they have another width.
         """
         self.action_stats(unnorm_key)  # names an unknown key
         stats = self.config.norm_stats[unnorm_key or self.unnorm_keys[0]].get("proprio", {})
@@ -220,7 +220,7 @@ def read_processor(folder: Path, config: OpenVLAConfig, name: str = "") -> Proce
     Args:
         folder: Checkpoint folder.
         config: Its configuration.
-        name: What the user called it; "v01" in it selects the prompt of those checkpoints, as in the published code.
+        name: Name that the user gave; "v01" in it selects the prompt of those checkpoints, as in the published code.
 
     Raises:
         CheckpointError: If the folder has no tokenizer, or a file is damaged or belongs to another model.
@@ -242,7 +242,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _image_numbers(settings: dict[str, Any], key: str) -> list[list[float]]:
-    """Means or deviations by tower and colour; empty where the file leaves them out."""
+    """Means or deviations by tower and colour; empty if the file leaves them out."""
     rows = settings.get(key) or []
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 3 for row in rows):
         raise CheckpointError(f"{PREPROCESSOR_FILE} must give '{key}' as three numbers for each vision tower.")
@@ -285,7 +285,7 @@ def _read_encoder(files: dict[str, bytes], config: OpenVLAConfig) -> EncodeFn:
 
 
 def _check_vocabulary(largest: int, config: OpenVLAConfig) -> None:
-    """Refuse the tokenizer of another model: ids that the model has no embedding for, or none at all."""
+    """Refuses the tokenizer of another model: one whose ids have no embedding, or one without ids."""
     n_rows = config.vocab_size + config.pad_to_multiple_of
     if not 0 <= largest < n_rows:
         raise CheckpointError(

@@ -1,6 +1,6 @@
 """Checkpoints in the published layout: safetensors (sharded or not), config, preprocessor and tokenizer files.
 
-Loading is strict by name and shape, never unpickles, and holds one shard besides the model.
+Loading is strict by name and shape, never unpickles, and holds one shard at a time besides the module.
 """
 
 import contextlib
@@ -125,7 +125,7 @@ def _build(build: Build[Module], config: OpenVLAConfig, processor: Processor, fo
 
 
 def _find_shards(folder: Path) -> list[Path]:
-    """Weight files: those of the index where there is one, else the single file."""
+    """Weight files: those that the index names if there is one, else the single file."""
     if (folder / INDEX_FILE).is_file():
         names = _read_index(folder / INDEX_FILE)
         absent = [name for name in names if not (folder / name).is_file()]
@@ -146,7 +146,7 @@ def _find_shards(folder: Path) -> list[Path]:
 
 
 def _read_index(path: Path) -> list[str]:
-    """Names of the shards of an index, which are files beside it."""
+    """Names of the shards that an index lists; they are files beside it."""
     weight_map = read_json(path, error=CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
         raise CheckpointError(f"'{path}' is damaged: expected 'weight_map', an object of file names by tensor.")
@@ -167,7 +167,7 @@ def _read_shapes(shards: list[Path]) -> Shapes:
 
 
 def _read_extras(folder: Path) -> dict[str, th.Tensor]:
-    """Tensors by name of the modules that OpenVLA-OFT keeps in files of their own."""
+    """Tensors, by name, of the modules that OpenVLA-OFT keeps in separate files."""
     tensors = {}
     for module, path in extra_files(folder).items():
         if path.suffix == ".safetensors":
@@ -175,13 +175,13 @@ def _read_extras(folder: Path) -> dict[str, th.Tensor]:
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
             content = read_state_dict(path)
-        # Saved from within a wrapper for several GPUs.
+        # DistributedDataParallel, in which OFT trains, puts "module." before every name.
         tensors.update({f"{module}.{name.removeprefix('module.')}": tensor for name, tensor in content.items()})
     return tensors
 
 
 def _check_memory(found: Shapes, dtype: th.dtype, device: th.device) -> None:
-    """Complain before loading, not half-way, about a GPU that is too small."""
+    """Complains about a GPU that is too small before loading begins, not half-way."""
     if device.type != "cuda":
         return
     free, total = th.cuda.mem_get_info(device)
@@ -195,7 +195,7 @@ def _check_memory(found: Shapes, dtype: th.dtype, device: th.device) -> None:
 
 
 def _complete_tower_sizes(config: OpenVLAConfig, found: Shapes) -> None:
-    """Takes an `mlp_dim` that the config leaves out from the weights, where it is not four times the width."""
+    """Takes an `mlp_dim` that the config leaves out from the weights, if it is not four times the width."""
     for name, sizes in zip(("featurizer", "fused_featurizer"), config.vision_tower_sizes or [], strict=False):
         shape = found.get(f"vision_backbone.{name}.blocks.0.mlp.fc1.weight")
         if "mlp_dim" not in sizes and shape and shape[0] != 4 * sizes["embed_dim"]:
@@ -203,7 +203,7 @@ def _complete_tower_sizes(config: OpenVLAConfig, found: Shapes) -> None:
 
 
 def _check_tensors(found: Shapes, module: nn.Module, folder: Path) -> None:
-    """Compares names and shapes in the files with the model's."""
+    """Compares names and shapes in the files with the module's."""
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     misshapen = [
         f"{name} {found[name]} instead of {shape}"
@@ -281,7 +281,7 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Renames a complete folder to `target`, or each of its files into it where it exists, config.json last."""
+    """Renames a complete folder to `target`; if that exists, moves each file into it, config.json last."""
     folder.chmod(0o755)
     if not target.exists():
         folder.rename(target)
@@ -296,7 +296,7 @@ def _publish(folder: Path, target: Path) -> None:
 
 
 def _check_free(target: Path, names: set[str]) -> None:
-    """Refuses a target in which files of these names would be replaced that are no OpenVLA checkpoint's."""
+    """Refuses a target whose files of these names belong to no OpenVLA checkpoint."""
     obstacle = None
     if os.path.lexists(target) and not target.is_dir():
         obstacle = "is no folder"
@@ -319,7 +319,7 @@ def _is_openvla(path: Path) -> bool:
 
 
 def _weights_files(folder: Path) -> set[str]:
-    """The files of the weights that a checkpoint has: those of the usual names, and the shards that its index names."""
+    """Names of a checkpoint's weight files: the usual ones, and the shards that its index lists."""
     names = {WEIGHTS_FILE, INDEX_FILE}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         named = read_json(folder / INDEX_FILE)["weight_map"].values()

@@ -56,13 +56,13 @@ class ActionTokenDistribution(Distribution):
         draw: DrawFn | None = None,
         score: ScoreFn | None = None,
     ) -> "ActionTokenDistribution":
-        """Ties the distribution to scores, or to a model that gives them when they are needed.
+        """Ties the distribution to scores, or to a model that gives scores when they are needed.
 
         Args:
             action_logits: Shape (B, N, 256), before the temperature.
             actions: The chain that they are conditional on, bins (B, N).
-            draw: Gives a sampled chain, or the greedy one for True.
-            score: Gives the logits (B, N, 256) of actions (B, N).
+            draw: Returns a sampled chain, or the greedy one for True.
+            score: Returns the logits (B, N, 256) of actions (B, N).
 
         Returns:
             Itself.

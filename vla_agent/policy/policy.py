@@ -57,15 +57,14 @@ class VLAPolicy(ActorCriticPolicy):
     Args:
         observation_space: See above.
         action_space: See above.
-        lr_schedule: Learning rate; both parameter groups, "policy" and "value", start with it, and `VLAPPO` gives the
-            second its own.
+        lr_schedule: Schedule of the learning rate. Both parameter groups, "policy" and "value", start with it; `VLAPPO`
+            then gives the second its own.
         model: The name of a model that ships with this package ("tiny", "tiny-libero"), a checkpoint folder, a hub id,
             or a `VLABackbone`.
         temperature: Divides the logits, in rollouts and in scoring alike.
         top_k, top_p: Truncate each token's distribution to its likeliest bins, in rollouts and in scoring alike; see
             `bin_log_probs`. A bin that was drawn counts as inside in scoring.
-        lora: Train adapters beside a frozen backbone instead of the backbone: settings of `LoraSettings`, {} for its
-            defaults.
+        lora: Train adapters instead of the backbone, which is frozen: settings of `LoraSettings`, {} for its defaults.
         value_hidden: Hidden layers of the value head.
         detach_value: Keep the value loss out of the backbone.
         frozen: Children of the backbone that are not trained, such as ("vision_backbone",).
@@ -75,10 +74,10 @@ class VLAPolicy(ActorCriticPolicy):
             weights' own. The default "auto" does so on a GPU, where neither ``dtype`` nor ``lora`` is given.
         device: Where the backbone is loaded to; `VLAPPO` gives its own.
         gradient_checkpointing: Recompute the backbone's blocks in the backward pass: slower, and much smaller.
-        cuda_graphs: Replay decoding on a GPU as CUDA graphs, where the backbone can; results are the same.
-        unnorm_key: Whose statistics normalise the robot's state, for a model that reads it.
-        optimizer_class: Of the one optimizer that holds both parameter groups.
-        optimizer_kwargs: Its arguments besides the learning rate; Adam gets eps=1e-5, as in SB3.
+        cuda_graphs: Replay decoding on a GPU as CUDA graphs, if the backbone can; results are the same.
+        unnorm_key: Name of the statistics that normalise the robot's state, for a model that reads it.
+        optimizer_class: Class of the one optimizer that holds both parameter groups.
+        optimizer_kwargs: Arguments of the optimizer besides the learning rate; Adam gets eps=1e-5, as in SB3.
         use_sde: SB3 passes it to every policy; must be False.
 
     Raises:
@@ -129,6 +128,11 @@ class VLAPolicy(ActorCriticPolicy):
         self.model_id = model if isinstance(model, str) else str(model) if isinstance(model, Path) else None
         chosen, autocast = choose_types(model, dtype, autocast, device, trains_all=lora is None)
         backbone = load_backbone(model, chosen, device)
+        if not backbone.abilities.speaks_bins:
+            raise ValueError(
+                f"This {type(backbone).__name__} neither draws nor scores bins (its actions are continuous), so "
+                "there is no policy to train: evaluate it with Evaluator, or give a model that speaks action tokens."
+            )
         if autocast is not None:
             if not backbone.abilities.autocast:
                 raise ValueError(f"{type(backbone).__name__} has no autocast; leave it out.")
@@ -148,7 +152,7 @@ class VLAPolicy(ActorCriticPolicy):
 
     @property
     def backbone(self) -> VLABackbone:
-        """The vision-language-action model, with its adapters where there are any."""
+        """The vision-language-action model, with its adapters if there are any."""
         return cast(VLABackbone, self._backbone)
 
     @property
@@ -159,7 +163,7 @@ class VLAPolicy(ActorCriticPolicy):
 
     @property
     def temperature(self) -> float:
-        """Divides the logits, in rollouts and in scoring alike."""
+        """Divisor of the logits, in rollouts and in scoring alike."""
         return self.sampling.temperature
 
     def act(self, obs: PyTorchObs, deterministic: bool = False) -> Decision:
@@ -265,7 +269,10 @@ class VLAPolicy(ActorCriticPolicy):
         return self.act(observation, deterministic).actions
 
     def set_training_mode(self, mode: bool) -> None:
-        """Training mode for the head alone: a ratio between two dropout masks would be no ratio."""
+        """Sets the mode of the value head alone.
+
+        The backbone stays in evaluation mode: between two dropout masks, PPO's probability ratio would mean nothing.
+        """
         self.train(mode)
         self._backbone.eval()
 
@@ -345,9 +352,9 @@ class VLAPolicy(ActorCriticPolicy):
         return model_inputs(self.backbone, *prompt, images, tensors.get("state"), self.unnorm_key)
 
     def _value_inputs(self, hidden: th.Tensor, obs: PyTorchObs) -> th.Tensor:
-        """What the value head reads: hidden states (B, D), and what the critic knows beside them.
+        """What the value head reads, float32 (B, D + K): hidden states, and numbers that the critic alone knows.
 
-        Who only acts need not know it: where the observations lack it, it counts as 0, and the values mean nothing.
+        Observations without these numbers serve to act: they count as 0 then, and the values mean nothing.
         """
         known = cast(dict[str, th.Tensor], obs).get(PRIVILEGED_KEY)
         if known is None:

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from libero_gym.checks import real_number, whole_number
-from libero_gym.figures import new_figure, save_figure
+from libero_gym.gripper import FINGERS, gripper_opening
+from vla_agent.figures import new_figure, save_figure
 
 # Kinds of examples: one positive, three negative, one in between, and failures in which the hand still holds something.
 KINDS = ("keyframe", "before", "other instruction", "failure", "between", "holding failure")
@@ -41,13 +42,27 @@ HELD_FOR = 0.8  # s
 
 
 class Recorded(Protocol):
-    """What is read of an episode; `libero_gym.demonstrations.episodes.Episode` is one."""
+    """What is read of an episode with T frames, such as `libero_gym.demonstrations.episodes.Episode`."""
 
-    instruction: str
-    state: np.ndarray  # float32 (T, 8), the last two the finger joints in m
-    images: dict[str, np.ndarray]  # uint8 (T, H, W, 3) by observation key
-    success: bool
-    fps: float
+    @property
+    def instruction(self) -> str:
+        """Instruction that the expert or the policy was given."""
+
+    @property
+    def state(self) -> np.ndarray:
+        """Robot states, float32 (T, 8); the last two numbers are the finger joints in m."""
+
+    @property
+    def images(self) -> dict[str, np.ndarray]:
+        """Frames, uint8 (T, H, W, 3), by observation key."""
+
+    @property
+    def success(self) -> bool:
+        """Whether the goal held at the end."""
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the simulator's time."""
 
 
 KeyframeFinder = Callable[[Any], np.ndarray]
@@ -203,11 +218,6 @@ def contact_sheet(examples: LabelledFrames, path: str | Path, *, per_kind: int =
     save_figure(figure, path)
 
 
-def finger_opening(state: np.ndarray) -> np.ndarray:
-    """Distance between the fingers in m, (...), of robot states (..., 8), which end with the positions of both."""
-    return np.asarray(state[..., 6] - state[..., 7])
-
-
 class _Row(NamedTuple):
     image: np.ndarray
     instruction: str
@@ -285,7 +295,7 @@ def _lost_for_good(episode: Recorded) -> int:
 
 def _holds(episode: Recorded) -> list[np.ndarray]:
     """Runs of frames in which the hand holds something."""
-    opening = finger_opening(episode.state)
+    opening = gripper_opening(episode.state[:, FINGERS])
     frames = np.flatnonzero(_closed(episode.state) & (opening > EMPTY))
     breaks = (np.diff(frames) > 1) | (np.abs(np.diff(opening[frames])) > STEADY)
     runs = np.split(frames, np.flatnonzero(breaks) + 1)
@@ -294,7 +304,7 @@ def _holds(episode: Recorded) -> list[np.ndarray]:
 
 def _closed(state: np.ndarray) -> np.ndarray:
     """Whether the gripper has closed by `CLOSED_BY` since the first frame, bool (T,)."""
-    opening = finger_opening(state)
+    opening = gripper_opening(state[:, FINGERS])
     return np.asarray(opening < opening[0] - CLOSED_BY)
 
 

@@ -12,8 +12,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from libero_gym.checks import choice, flag, real_number, whole_number
+from libero_gym.gripper import FINGERS, gripper_opening
+from vla_agent.episode_totals import EpisodeTotals
 from vla_agent.process_reward.interface import RewardModel, check_camera, checked_scores
-from vla_agent.process_reward.labels import finger_opening
 
 Mode = Literal["potential", "bonus"]
 When = Literal["step", "gripper"]
@@ -80,9 +81,8 @@ class VecProcessReward(VecEnvWrapper):
         self.every, self.when = every, when
         self._warn_where_waiting_pays()
         self._phi = np.zeros(self.num_envs)
-        self._steps = np.zeros(self.num_envs, dtype=np.int64)
         self._opening = np.zeros(self.num_envs)
-        self._returns = np.zeros(self.num_envs)
+        self._totals = EpisodeTotals(self.num_envs)
         self._instructions = [""] * self.num_envs
 
     def reset(self) -> dict[str, np.ndarray]:
@@ -93,15 +93,17 @@ class VecProcessReward(VecEnvWrapper):
 
     def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """Begin episodes as `VLAVecEnv.begin_episodes` does, and score their first observations."""
+        before = list(self.venv.reset_infos)
         obs = cast(Any, self.venv).begin_episodes(options)
-        self._score_and_begin(obs, np.array(sorted(options)))
+        # Also those that nobody asked for, whose worker had to be replaced.
+        began = [index for index, info in enumerate(self.venv.reset_infos) if info is not before[index]]
+        self._score_and_begin(obs, np.array(began, dtype=np.int64))
         return obs
 
     def step_wait(self) -> VecEnvStepReturn:
         """Step results of the environments with process rewards; all frames that are due are scored in one batch."""
         obs, rewards, dones, infos = self.venv.step_wait()
         observations = cast(dict[str, np.ndarray], obs)
-        self._steps += 1
         ended = np.flatnonzero(dones)
         after = {key: np.array(observations[key]) for key in (self.camera, "state") if key in observations}
         for index in ended:  # the vector environment has reset itself there: the observation is of the next episode
@@ -118,12 +120,12 @@ class VecProcessReward(VecEnvWrapper):
         self._opening[due] = opening[due]
         added = self._added(phi, due, np.array([bool(info.get("TimeLimit.truncated")) for info in infos]), dones)
         rewards = np.asarray(rewards + added, dtype=np.float32)
-        self._returns += rewards
+        self._totals.add(rewards)
         for i, info in enumerate(infos):
             terms = info.get("reward_terms", {})
             info["reward_terms"] = terms | {"process": float(added[i]), "score": float(phi[i])}
             if dones[i] and "episode" in info:
-                info["episode"]["r"] = round(float(self._returns[i]), 6)
+                info["episode"]["r"] = self._totals.summary(i)["r"]
         self._phi = phi
         self._begin(observations, ended, first)
         return obs, rewards, dones, infos
@@ -133,14 +135,20 @@ class VecProcessReward(VecEnvWrapper):
         inner = cast(Any, self.venv).snapshot()
         if inner is None:
             return None
-        own = {name: getattr(self, f"_{name}").tolist() for name in ("phi", "steps", "opening", "returns")}
+        own = {
+            "phi": self._phi.tolist(),
+            "steps": self._totals.lengths.tolist(),
+            "opening": self._opening.tolist(),
+            "returns": self._totals.returns.tolist(),
+        }
         return {"inner": inner, "lengths": inner["lengths"], "settings": self.settings, "process": own}
 
     def restore(self, snapshot: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Go on from where `snapshot` was taken."""
         obs = cast(Any, self.venv).restore(snapshot["inner"])
-        for name, values in snapshot["process"].items():
-            getattr(self, f"_{name}")[:] = values
+        own = snapshot["process"]
+        self._phi[:], self._opening[:] = own["phi"], own["opening"]
+        self._totals.restore(own["returns"], own["steps"])
         self._note_instructions(np.arange(self.num_envs))
         return obs
 
@@ -183,8 +191,7 @@ class VecProcessReward(VecEnvWrapper):
         """Begin episodes whose first frames have those scores."""
         self._phi[indices] = scores
         self._opening[indices] = self._opening_of(obs)[indices]
-        self._steps[indices] = 0
-        self._returns[indices] = 0.0
+        self._totals.begin(indices)
 
     def _note_instructions(self, indices: np.ndarray) -> None:
         for index in indices:
@@ -192,7 +199,7 @@ class VecProcessReward(VecEnvWrapper):
 
     def _due(self, dones: np.ndarray, opening: np.ndarray) -> np.ndarray:
         """Which environments are scored now."""
-        due = self._steps % self.every == 0
+        due = (self._totals.lengths + 1) % self.every == 0
         if self.when == "gripper":
             due &= np.abs(opening - self._opening) >= GRIPPER_EVENT
         return np.flatnonzero(due | dones)
@@ -210,4 +217,4 @@ class VecProcessReward(VecEnvWrapper):
         """Distance between the fingers in m, (n_envs,); 0 if the observations lack the state."""
         if "state" not in obs:
             return np.zeros(self.num_envs)
-        return finger_opening(obs["state"]).astype(np.float64)
+        return gripper_opening(obs["state"][:, FINGERS]).astype(np.float64)

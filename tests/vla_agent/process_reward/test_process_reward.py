@@ -269,3 +269,23 @@ def test_a_single_environment_scores_its_own_frames() -> None:
     with pytest.raises(ValueError, match="into every worker"):
         gym.make_vec("LIBERO-Spatial-v0", 1, vectorization_mode="vector_entry_point", reward="process")
     env.close()
+
+
+def test_episodes_that_a_replaced_worker_began_are_scored_from_their_first_frame() -> None:
+    inner = fake_env(3, max_episode_steps=9)
+    env = VecProcessReward(inner, Clock())  # type: ignore[arg-type]
+    env.reset()
+    for _ in range(2):
+        env.step(np.zeros((3, 7), dtype=np.int64))
+    reset = inner.venv.reset
+
+    def with_restart(**kwargs: Any) -> Any:
+        kwargs["options"]["reset_mask"][2] = True  # the worker of environment 2 is replaced, which begins it anew
+        obs, infos = reset(**kwargs)
+        restarted = np.array([False, False, True])
+        return obs, infos | {"worker_restarted": restarted, "_worker_restarted": np.ones(3, dtype=bool)}
+
+    inner.venv.reset = with_restart
+    env.begin_episodes({0: {"task_id": 1}})
+    assert env._totals.lengths.tolist() == [0, 2, 0]
+    assert env._phi.tolist() == [0.04, 0.03, 0.04]  # the clock has been asked four times
