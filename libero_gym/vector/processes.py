@@ -338,7 +338,7 @@ class Processes(Uncopyable):
             self._replacements[number] += 1
             self._restarts_since[first:last] += 1
             self.restarted[first:last] = True
-            self._warn_of_replacement(number, failure)
+            _warn_of_replacement(number, failure, self.n_restarts, range(first, last))
             self._shared["phase"][first:last] = protocol.IDLE  # should Ctrl-C come before the reset
             self.pool.replace(number)
             self.pool.gather(self.pool.send(protocol.MAKE, {number: (self._env_kwargs[number],)}))
@@ -358,13 +358,14 @@ class Processes(Uncopyable):
             return None
         return int(np.random.SeedSequence([seed, int(self._restarts_since[index])]).generate_state(1)[0])
 
-    def _warn_of_replacement(self, number: int, failure: str) -> None:
-        logger.warning("Replacing worker %d. %s", number, failure)
-        warnings.warn(
-            f"{failure.splitlines()[0]} It is replaced (restart {self.n_restarts}), and environments "
-            f"{list(range(*self._shares[number]))} start new episodes.",
-            stacklevel=6,
-        )
+
+def _warn_of_replacement(number: int, failure: str, n_restarts: int, share: range) -> None:
+    logger.warning("Replacing worker %d. %s", number, failure)
+    warnings.warn(
+        f"{failure.splitlines()[0]} It is replaced (restart {n_restarts}), and environments {list(share)} start new "
+        "episodes.",
+        stacklevel=6,  # who called `LiberoVectorEnv.step`
+    )
 
 
 def shares(num_envs: int, n_workers: int | None, n_gpus: int) -> list[tuple[int, int]]:
