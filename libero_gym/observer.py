@@ -55,5 +55,6 @@ class Observer:
         observation["state"] = proprioception(self._simulator)
         if self.privileged:
             time_left = 1 - elapsed_steps / self.limit
-            observation[PRIVILEGED_KEY] = self._privileged_state(self._simulator.data, observation["state"], time_left)
+            robot_state = observation["state"][None]
+            observation[PRIVILEGED_KEY] = self._privileged_state(self._simulator.arrays, robot_state, time_left)[0]
         return add_instruction(observation, self._task, self.instruction)
