@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from libero_gym.figures import new_figure, save_figure
 from vla_agent.evaluation.protocols import describe_protocol
 from vla_agent.evaluation.reports import CHART_FILE, EvaluationReport, SuccessRow, describe_ids, describe_row
+from vla_agent.figures import new_figure, save_figure
 
 _LABEL_LENGTH = 95
 # Inches and dots that a README shows at about this size, so that 9.5 points stay readable.
