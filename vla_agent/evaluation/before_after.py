@@ -98,7 +98,7 @@ def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, 
     try:
         sides = [_play(as_policy(model, env, None), env, trial) for model in subjects]
         instruction = env.reset_infos[0]["instruction"]
-        chunk = env.action_space.shape[0] // 7
+        chunk = env.codec.chunk_size
     finally:
         env.close()
     frames = compose(sides, instruction)

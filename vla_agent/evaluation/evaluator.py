@@ -186,7 +186,7 @@ class Evaluator:
             "center_crop": self.env.image_transform is not None and image_options.get("center_crop", True),
             "image_size": self._processor.image_size,
             "cameras": [key for key in CAMERA_KEYS if key in cast(Any, self.env.observation_space).spaces],
-            "chunk_size": cast(Any, self.env.action_space).shape[0] // 7,
+            "chunk_size": self.env.codec.chunk_size,
             "unnorm_key": unnorm_key,
             "n_envs": self.env.num_envs,
         }
