@@ -25,7 +25,7 @@ from vla_agent.evaluation.provenance import (
     read_training_states,
     write_training_states,
 )
-from vla_agent.evaluation.reports import describe_ids
+from vla_agent.evaluation.results import describe_ids
 from vla_agent.intervals import newcombe_interval, wilson_interval
 
 
