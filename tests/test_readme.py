@@ -131,6 +131,11 @@ def test_install_commands_are_those_of_the_continuous_integration() -> None:
     assert second.endswith(' && pip install -c constraints.txt -e ".[test]" && ' + shlex.join(tests))
 
 
+def test_readme_shows_every_command() -> None:
+    shown = {words[1] for words in commands(README) if words[0] == "libero-vla"}
+    assert shown == set(cli.COMMANDS)
+
+
 def test_how_it_is_built_names_what_the_files_define() -> None:
     told = set()
     for _, paths, names in rows(section(README, "How it is built"))[1:]:
@@ -206,8 +211,9 @@ def test_commands_can_be_given(page: Path) -> None:
         if words[0] == "libero-vla" and len(words) > 2 and words[2] == "|":
             assert {word for word in words[1:] if word != "|"} <= set(cli.COMMANDS), words
         elif words[0] == "libero-vla":
-            module, _ = cli.COMMANDS[words[1]]
-            parse_options(importlib.import_module(module).Options, None, words[2:])
+            module = importlib.import_module(cli.COMMANDS[words[1]][0])
+            if words[2:]:
+                parse_options(module.Options, None, words[2:])
         elif words[0] == "python" and words[1].startswith("examples/"):
             options = options_of(ROOT / words[1])
             if "--help" not in words:

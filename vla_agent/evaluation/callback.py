@@ -102,7 +102,7 @@ class EvaluationCallback(EventCallback):
 
     def _on_training_start(self) -> None:
         # Now and not at the first evaluation: a wrong argument should not cost hours.
-        if self.folder is not None and getattr(self.model, "is_vla", False):
+        if self.folder is not None and getattr(self.model, "saves_runs", False):
             destination(self.folder / "best", RUN)
         self._evaluator = Evaluator(self.model, self.env_id, **self.kwargs)
         self._go_on = True
