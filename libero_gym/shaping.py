@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.observations import Observation
-from libero_gym.rewards import SCORE, Scorer, bind_progress, discounted_potential, score_frame
+from libero_gym.rewards import SCORE, Scorer, TaskProgress, discounted_potential, score_frame
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import Task
 
@@ -32,13 +34,20 @@ class ProgressPotential(Potential):
 
     def begin(self, simulator: Simulator, task: Task) -> None:
         self._simulator = simulator
-        self._progress = bind_progress(simulator.compiled.goal, simulator.model)
+        self._progress = TaskProgress(simulator.compiled.goal, simulator.model)
+        self._shares: np.ndarray | None = None
 
     def __call__(self, observation: Observation) -> float:
-        return self._progress(self._simulator.data, self._simulator.eef_pos())
+        self._shares = self._measure()
+        return float(self._progress.potential(self._shares)[0])
 
     def terms(self) -> dict[str, float]:
-        return self._progress.terms(self._simulator.data, self._simulator.eef_pos())
+        # A restored episode has its phi from the snapshot, so nothing was measured.
+        terms = self._progress.terms(self._measure() if self._shares is None else self._shares)
+        return {name: float(value[0]) for name, value in terms.items()}
+
+    def _measure(self) -> np.ndarray:
+        return self._progress.shares(self._simulator.arrays, self._simulator.eef_pos()[None])
 
 
 class ScorePotential(Potential):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
 import json
 import re
 import warnings
@@ -194,7 +193,9 @@ def _record(
 
 def expert_policy(env: LiberoEnv) -> Any:
     """The scripted expert as a policy for `record`, by the name ``"libero_gym.demonstrations:expert_policy"``."""
-    return importlib.import_module("libero_gym.experts").Expert(env.simulator)
+    from libero_gym.experts import Expert
+
+    return Expert(env.simulator)
 
 
 def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> tuple[int, int]:
