@@ -41,6 +41,7 @@ TOLD = {
     ("vla_agent/algorithms/ppo.py", "VLAPPO.train"),
     ("vla_agent/algorithms/ppo.py", "VLAPPO._losses"),
     ("vla_agent/algorithms/rollout.py", "collect"),
+    ("vla_agent/algorithms/base.py", "VLALearner"),
     ("vla_agent/backbone.py", "VLABackbone"),
     ("vla_agent/policy/loading.py", "register_backbone"),
     ("libero_gym/tasks.py", "register_suite"),

@@ -12,7 +12,8 @@ from libero_gym.checks import flag, whole_number
 from vla_agent.atomic import destination
 from vla_agent.callbacks.success import Evaluated
 from vla_agent.evaluation.evaluator import Evaluator
-from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, SuccessRow
+from vla_agent.evaluation.reports import EvaluationReport
+from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.runs.run_files import RUN
 
 
