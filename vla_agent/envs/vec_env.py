@@ -94,7 +94,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
             )
         self._prompts = PromptTable(texts, self.codec)
         self._image_keys = [key for key in CAMERA_KEYS if key in observation_space.spaces]
-        parts = {key: self._image_space(observation_space[key]) for key in self._image_keys}
+        parts = {key: _image_space(self._transform, observation_space[key]) for key in self._image_keys}
         parts |= {k: cast(spaces.Box, observation_space[k]) for k in VECTOR_KEYS if k in observation_space.spaces}
         super().__init__(
             venv.num_envs,
@@ -325,12 +325,6 @@ class VLAVecEnv(Uncopyable, VecEnv):
             }
         self._totals.begin(ended)
 
-    def _image_space(self, space: spaces.Space[Any]) -> spaces.Box:
-        example = self._transform(np.zeros((1, *cast(spaces.Box, space).shape), dtype=np.uint8))
-        if example.ndim != 4 or example.shape[-1] != 3 or example.dtype != np.uint8:
-            raise ValueError(f"image_transform gives {example.dtype} {example.shape}; expected uint8 (n, H, W, 3).")
-        return spaces.Box(0, 255, example.shape[1:], np.uint8)
-
     def _indices(self, indices: VecEnvIndices) -> list[int]:
         if indices is None:
             return list(range(self.num_envs))
@@ -383,3 +377,11 @@ def _checked_spaces(venv: VectorEnv[Any, Any, Any]) -> tuple[spaces.Dict, tuple[
     if not isinstance(action_space, spaces.Box) or not shape or shape[-1] != ACTION_DIM or len(shape) > 2:
         raise ValueError(f"VLAVecEnv needs actions Box({ACTION_DIM},) or Box(k, {ACTION_DIM}), got {action_space}.")
     return observation_space, shape
+
+
+def _image_space(transform: ImageTransform, space: spaces.Space[Any]) -> spaces.Box:
+    """The space of an environment's images after a transform, which is tried on a black one."""
+    example = transform(np.zeros((1, *cast(spaces.Box, space).shape), dtype=np.uint8))
+    if example.ndim != 4 or example.shape[-1] != 3 or example.dtype != np.uint8:
+        raise ValueError(f"image_transform gives {example.dtype} {example.shape}; expected uint8 (n, H, W, 3).")
+    return spaces.Box(0, 255, example.shape[1:], np.uint8)
