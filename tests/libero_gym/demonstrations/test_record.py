@@ -105,9 +105,7 @@ def test_workers_that_keep_dying_end_the_recording(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(workers, "_MAX_DEATHS", 1)
     with (
         pytest.warns(UserWarning, match=r"exit code -9.*tried again"),
-        pytest.raises(
-            RuntimeError, match=r"2 workers in a row ended \(exit code -9\).*n_workers=0"
-        ),
+        pytest.raises(RuntimeError, match=r"2 workers in a row ended \(exit code -9\).*n_workers=0"),
     ):
         record_pushes(tmp_path, "recorded_policies:dies_always", n_workers=1)
 

@@ -14,8 +14,8 @@ from gymnasium import spaces
 
 from libero_gym.checks import choice, did_you_mean, sequence, whole_number
 from libero_gym.compilation.draws import check_draw, check_seed
+from libero_gym.env.scorers import Scorer, find_scorer
 from libero_gym.rendering.scene import CAMERAS
-from libero_gym.rewards import Scorer, find_scorer
 from libero_gym.tasks import Suite, Task, initial_states
 
 RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_seed", "fixture_draw")

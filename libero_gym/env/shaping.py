@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from libero_gym.dimensions import IMAGE_KEYS
+from libero_gym.env.scorers import Scorer, score_frame
 from libero_gym.observations import Observation
-from libero_gym.rewards import SCORE, Scorer, TaskProgress, discounted_potential, score_frame
+from libero_gym.rewards import SCORE, TaskProgress, discounted_potential
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import Task
 
