@@ -27,7 +27,6 @@ from libero_gym.env.arguments import (
     refuse_unknown_arguments,
 )
 from libero_gym.env.observer import Observer
-from libero_gym.env.scorers import Scorer
 from libero_gym.env.shaping import make_potential, reward_terms
 from libero_gym.env.simulators import Simulators
 from libero_gym.env.starts import choose_start
@@ -37,6 +36,7 @@ from libero_gym.observations import (
     Observation,
 )
 from libero_gym.rendering import renderer as rendering
+from libero_gym.reward_model import RewardModel
 from libero_gym.rewards import SCORE, TERMS
 from libero_gym.simulation.simulator import SETTLE_ACTION, Physics, SimState, Simulator
 from libero_gym.tasks import Suite, Task, get_suite, get_tasks
@@ -180,7 +180,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         image_size: int = 256,
         cameras: Sequence[str] = ("agentview",),
         reward: str = "sparse",
-        reward_model: Scorer | str | Path | None = None,
+        reward_model: RewardModel | str | Path | None = None,
         renderer: str = "exact",
         physics: str = "exact",
         settle_steps: int = 10,

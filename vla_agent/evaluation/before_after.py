@@ -14,7 +14,7 @@ from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
-from vla_agent.evaluation.reports import EpisodeResult, SuccessRow
+from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.evaluation.trials import Trial
 from vla_agent.intervals import mcnemar_exact
 

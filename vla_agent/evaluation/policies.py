@@ -70,7 +70,7 @@ def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
     if isinstance(model, (str, Path)):
         from vla_agent.algorithms.ppo import VLAPPO
         from vla_agent.openvla.files import resolve_folder
-        from vla_agent.runs.saved_run import find, is_run
+        from vla_agent.runs.run_files import find, is_run
 
         if is_run(model) or Path(model).is_file():
             found = find(model)

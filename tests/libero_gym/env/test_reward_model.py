@@ -1,4 +1,4 @@
-"""Reward models of ``reward="process"`` are objects, or what an installed package loads; the package can be named."""
+"""Reward models of ``reward="process"`` are objects, or what an installed package loads from a folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from libero_gym.env import LiberoEnv, scorers
-from libero_gym.env.scorers import find_scorer
+from libero_gym import reward_model
+from libero_gym.env import LiberoEnv
+from libero_gym.reward_model import find_reward_model
 
 
 class Mean:
@@ -27,26 +28,21 @@ class Mean:
 def install(monkeypatch: pytest.MonkeyPatch, **loaders: Callable[[Any], Any]) -> None:
     """Have these packages offer to load reward models."""
     entries = [SimpleNamespace(name=name, load=lambda load=load: load) for name, load in loaders.items()]
-    monkeypatch.setattr(scorers, "entry_points", lambda group: entries)
+    monkeypatch.setattr(reward_model, "entry_points", lambda group: entries)
 
 
-def test_the_only_package_need_not_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, one=Mean)
-    for given, place in (("a/folder", "a/folder"), (Path("b"), Path("b")), ("one:c", "c"), ("other:d", "other:d")):
-        assert find_scorer(given).place == place  # type: ignore[attr-defined]
-
-
-def test_one_of_several_packages_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, one=Mean, two=lambda place: Mean(("two", place)))
-    assert find_scorer("two:folder").place == ("two", "folder")  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match=r"Several packages .* to load 'folder': 'one:folder', 'two:folder'\."):
-        find_scorer("folder")
+def test_the_first_package_loads_what_is_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, one=Mean, two=lambda place: None)
+    for place in ("a/folder", Path("b")):
+        assert find_reward_model(place).place == place  # type: ignore[attr-defined]
+    model = Mean(None)
+    assert find_reward_model(model) is model
 
 
 def test_without_a_package_an_object_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     with pytest.raises(ValueError, match="No installed package loads reward models by name, such as 'x'"):
-        find_scorer("x")
+        find_reward_model("x")
 
 
 def test_the_reward_is_the_discounted_difference_of_scores() -> None:
