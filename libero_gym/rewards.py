@@ -13,10 +13,10 @@ from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation import goals
 from libero_gym.simulation.arrays import StateArrays
 
-# Names of the terms by reward. The reward is the sum of all but the score, which is there to be watched.
+# Names of the terms by reward. The reward is the sum of all but the score, which only informs.
 TERMS = {"sparse": ("success",), "progress": ("success", "progress"), "process": ("success", "process", "score")}
 SCORE = "score"
-# Where packages offer to load reward models by name, as entry points: a function from a folder to a scorer.
+# The group of entry points by which packages offer to load reward models: functions from a folder or name to a scorer.
 SCORER_ENTRY_POINTS = "libero_gym.reward_models"
 # Discount of the shaping term; equal to the default of PPO, so that shaping leaves the optimal policy unchanged.
 SHAPING_GAMMA = 0.99
@@ -38,10 +38,10 @@ class Scorer(Protocol):
 
 
 def find_scorer(model: Scorer | str | Path | None) -> Scorer:
-    """The scorer itself, or the one that an installed package has by that name.
+    """The scorer itself, or the one that the first package of `SCORER_ENTRY_POINTS` loads from a folder or name.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If none is given, if it has no ``score``, or no package offers to load one.
     """
     if model is None:
         raise ValueError("reward='process' needs reward_model: a scorer's folder or name, or an object with score().")
