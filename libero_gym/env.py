@@ -34,7 +34,8 @@ from libero_gym.observations import (
 )
 from libero_gym.observer import Observer
 from libero_gym.rendering import renderer as rendering
-from libero_gym.rewards import SCORE, TERMS, Scorer
+from libero_gym.reward_model import RewardModel
+from libero_gym.rewards import SCORE, TERMS
 from libero_gym.shaping import make_potential, reward_terms
 from libero_gym.simulation.simulator import SETTLE_ACTION, Physics, SimState, Simulator
 from libero_gym.simulators import Simulators
@@ -180,7 +181,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         image_size: int = 256,
         cameras: Sequence[str] = ("agentview",),
         reward: str = "sparse",
-        reward_model: Scorer | str | Path | None = None,
+        reward_model: RewardModel | str | Path | None = None,
         renderer: str = "exact",
         physics: str = "exact",
         settle_steps: int = 10,

@@ -16,7 +16,7 @@ from libero_gym.checks import choice, did_you_mean, sequence, whole_number
 from libero_gym.compilation.draws import check_draw, check_seed
 from libero_gym.compilation.placements import check_placement_seed
 from libero_gym.rendering.scene import CAMERAS
-from libero_gym.rewards import Scorer, find_scorer
+from libero_gym.reward_model import RewardModel, find_reward_model
 from libero_gym.tasks import Suite, Task, initial_states
 
 RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_seed", "fixture_draw")
@@ -158,7 +158,9 @@ def check_cameras(cameras: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def check_reward_model(reward: str, model: Scorer | str | Path | None, cameras: tuple[str, ...]) -> Scorer | None:
+def check_reward_model(
+    reward: str, model: RewardModel | str | Path | None, cameras: tuple[str, ...]
+) -> RewardModel | None:
     """The scorer of a process reward; None for other rewards."""
     if reward != "process":
         if model is not None:
@@ -166,7 +168,7 @@ def check_reward_model(reward: str, model: Scorer | str | Path | None, cameras: 
         return None
     if not cameras:
         raise ValueError("reward='process' scores frames; give a camera.")
-    return find_scorer(model)
+    return find_reward_model(model)
 
 
 def check_render_mode(render_mode: Any, modes: Sequence[str]) -> str | None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,8 +13,6 @@ from libero_gym.simulation.arrays import StateArrays
 # Names of the terms by reward. The reward is the sum of all but the score, which only informs.
 TERMS = {"sparse": ("success",), "progress": ("success", "progress"), "process": ("success", "process", "score")}
 SCORE = "score"
-# The group of entry points by which packages offer to load reward models: functions from a folder or name to a scorer.
-SCORER_ENTRY_POINTS = "libero_gym.reward_models"
 # Discount of the shaping term; equal to the default of PPO, so that shaping leaves the optimal policy unchanged.
 SHAPING_GAMMA = 0.99
 # Distance at which nearness is about one half, in m.
@@ -28,46 +23,6 @@ _PARTS = ("reach", "place", "hold")
 
 # One number, or one per environment.
 _Values = TypeVar("_Values", float, np.ndarray)
-
-
-class Scorer(Protocol):
-    """Says from a frame how much of an instruction is done."""
-
-    def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
-        """Scores in [0, 1], (n,), of images uint8 (n, H, W, 3) under n instructions."""
-
-
-def find_scorer(model: Scorer | str | Path | None) -> Scorer:
-    """The scorer itself, or the one that the first package of `SCORER_ENTRY_POINTS` loads from a folder or name.
-
-    Raises:
-        ValueError: If none is given, if it has no ``score``, or no package offers to load one.
-    """
-    if model is None:
-        raise ValueError("reward='process' needs reward_model: a scorer's folder or name, or an object with score().")
-    if not isinstance(model, (str, Path)):
-        if not callable(getattr(model, "score", None)):
-            raise ValueError(f"reward_model is a {type(model).__name__}; expected score(images, instructions).")
-        return model
-    loaders = entry_points(group=SCORER_ENTRY_POINTS)
-    if not loaders:
-        raise ValueError(f"No installed package loads reward models by name, such as {model!r}; give an object.")
-    return next(iter(loaders)).load()(model)
-
-
-def score_frame(scorer: Scorer, frame: np.ndarray, instruction: str) -> float:
-    """A scorer's opinion of one frame, uint8 (H, W, 3).
-
-    Raises:
-        ValueError: If it is no number in [0, 1].
-    """
-    scores = np.asarray(scorer.score(frame[None], [instruction]))
-    if scores.shape != (1,):
-        raise ValueError(f"{type(scorer).__name__}.score gave shape {scores.shape} for one frame; expected (1,).")
-    (score,) = scores
-    if not 0 <= score <= 1:
-        raise ValueError(f"{type(scorer).__name__}.score gave {score} for '{instruction}'; expected a score in [0, 1].")
-    return float(score)
 
 
 def nearness(distance: _Values) -> _Values:
