@@ -179,9 +179,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_paths_exist(page: Path) -> None:
-    """Paths in backticks; a bare name of a Python file lies in a folder that its line names, or beside the page."""
-    for line in prose(page).splitlines():
-        shown = [span for span in spans(line) if re.fullmatch(r"[\w.][\w./-]*", span)]
+    """Paths in backticks; the folder of a bare Python file is in the same paragraph or row, or is the page's."""
+    for block in re.split(r"\n\n|\n(?=[|-])", prose(page)):
+        shown = [span for span in spans(block) if re.fullmatch(r"[\w.][\w./-]*", span)]
         paths = [span for span in shown if span.split("/")[0] in (*ROOMS, "tests", ".ci", "results") and "/" in span]
         folders = [page.parent, ROOT / "examples"]
         for path in paths:

@@ -82,6 +82,7 @@ class VLALearner(ResumableAlgorithm):
     ratio_tolerance: float | None = None
 
     def __init__(self, policy: str | type[BasePolicy], env: GymEnv | str | None, **given: Any) -> None:
+        # The next class in the order of inheritance is SB3's algorithm, such as PPO: its signature says what it takes.
         sb3_init = super().__init__
         taken = inspect.signature(sb3_init).parameters
         sb3_arguments = {name: value for name, value in given.items() if name in taken}
@@ -199,6 +200,8 @@ class VLALearner(ResumableAlgorithm):
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         """As SB3's, but the value head has a rate of its own, and the policy's may have to rise first."""
         super()._update_learning_rate(optimizers)
+        # Adam's first steps have the size of the rate whatever the gradient is: signs of single minibatches' noise
+        # (Kingma and Ba, 2015, arXiv 1412.6980, section 2.1). So the rate rises over the first iterations.
         risen = self.n_iterations - self.critic_warmup_iterations + 1
         share = min(max(risen, 1) / max(self.policy_warmup_iterations, 1), 1.0)
         progress = self._current_progress_remaining

@@ -54,28 +54,26 @@ class VLAPPO(VLALearner, PPO):
     Args:
         policy: "VLAPolicy", or one of SB3's.
         env: What `make_vec_env` gives. With `VLAPolicy`, an id such as "LIBERO-Spatial-v0" makes one environment of it.
-        policy_kwargs: Arguments of the policy; for `VLAPolicy` without ``model``, it is that of the environments.
-        gradient_accumulation_steps: Each minibatch goes through the network in so many parts; the gradient is that of
-            the whole.
-        critic_warmup_iterations: For so many first iterations only the value head learns. `VLAPolicy` only.
+        policy_kwargs: Arguments of the policy. If a `VLAPolicy` gets no ``model``, it takes the environments'.
+        gradient_accumulation_steps: Number of parts in which a minibatch goes through the network; the gradient is that
+            of the whole.
+        critic_warmup_iterations: Number of first iterations in which only the value head learns. `VLAPolicy` only.
         value_loss: "mse", or "huber" with ``huber_delta``.
-        ratio_level: One ratio per "action", or one per "token" (each clipped on its own). `VLAPolicy` only.
-        value_learning_rate: Of the value head. `VLAPolicy` only.
-        kl_ref_coef: Weight of the KL divergence to the policy with its adapters off. Needs ``policy_kwargs`` with
+        ratio_level: "action" for one ratio per action, "token" for one per token, each clipped on its own. "token" is
+            for `VLAPolicy` only.
+        value_learning_rate: Learning rate of the value head. `VLAPolicy` only.
+        kl_ref_coef: Weight of the KL divergence to the policy with its adapters off. It needs ``policy_kwargs`` with
             ``lora``.
-        ratio_tolerance: Mean |ratio - 1| before the first step that is still taken for rounding; by the weights' type
-            where None. Beyond it `VLAPolicy` raises `RatioError`, and other policies warn.
-        bootstrap_time_limits: Whether the critic's value stands for what would follow a time limit, as is right where
-            the limit is not part of the task. Where success is to come within it, as in LIBERO's evaluation, False
-            makes running out of time a failure: with True, a critic that expects success pays failures like it.
-        value_gae_lambda: Lambda of the returns that the critic learns, where it is not to be ``gae_lambda``: a small
-            lambda takes noise out of the advantages, and with it the critic would learn what it already says
-            ("decoupled GAE"; Yuan et al., 2025, arXiv 2503.01491). `VLAPolicy` only.
-        n_value_epochs: Further passes over each rollout before its update that train the value head alone, on what the
-            backbone made of the observations when they were met: cheap, for the backbone is not run. `VLAPolicy` only.
-        policy_warmup_iterations: After the critic's warm-up, raise the policy's learning rate linearly over so many
-            iterations: Adam's first steps are the signs of single minibatches' gradients, which are mostly noise, and
-            go as far as twenty later ones. `VLAPolicy` only.
+        ratio_tolerance: Largest mean |ratio - 1| before the first step that counts as rounding; None takes one for the
+            type that the policy computes in. Beyond it `VLAPolicy` raises `RatioError`, and other policies warn.
+        bootstrap_time_limits: Whether the critic's value stands for what would follow a time limit. True is right if
+            the limit is no part of the task. False makes running out of time a failure, as in LIBERO's evaluation;
+            with True, a critic that expects success would reward it like one. False is for `VLAPolicy` only.
+        value_gae_lambda: Lambda of the returns that the critic learns; None takes ``gae_lambda``. `VLAPolicy` only.
+        n_value_epochs: Number of passes over a rollout that train the value head alone, before the update, on the
+            hidden states that the backbone gave when it acted. `VLAPolicy` only.
+        policy_warmup_iterations: Number of iterations after the critic's warm-up over which the policy's learning rate
+            rises linearly. `VLAPolicy` only.
 
     The other arguments are SB3's.
 
@@ -151,10 +149,12 @@ class VLAPPO(VLALearner, PPO):
         with stopwatch("update"):
             self._begin_update()
             clip_range, clip_range_vf = self._clip_ranges()
+            # The advantages are computed already, so this does not change what the policy learns from them.
             if self.n_value_epochs:
                 self._fit_value_head()
+            # A critic that knows nothing gives advantages that are noise (VLA-RL, arXiv 2505.18719, critic warm-up).
             warmup = self.n_iterations < self.critic_warmup_iterations
-            self.scoring.freeze(self.policy, warmup)  # so that losses reach the value head alone
+            self.scoring.freeze(self.policy, warmup)
             for epoch in range(self.n_epochs):
                 log.restart("approx_kl")  # SB3 logs the last epoch's
                 go_on = True
@@ -177,10 +177,11 @@ class VLAPPO(VLALearner, PPO):
         """Policy, value and entropy losses of a micro-batch, eq. 9 of PPO (arXiv 1707.06347)."""
         values, log_prob, entropy, tokens = self.scoring.score(self.policy, part)
         old_log_prob = part.old_log_prob
-        # The KL's estimate and the health checks are of whole actions, also where tokens are clipped one by one.
+        # The KL's estimate and the health checks are of whole actions, also if tokens are clipped one by one.
         log_ratio = log_prob - (old_log_prob.sum(dim=1) if old_log_prob.ndim == 2 else old_log_prob)
         ratio = th.exp(log_ratio)
         if self.ratio_level == "token":
+            # Each factor of the chain has its ratio: the product of seven leaves the clip range sooner than one does.
             assert tokens is not None
             ratio = th.exp(tokens.token_log_probs - old_log_prob)
         policy_loss = losses.clipped_surrogate(ratio, part.advantages, clip_range)
@@ -199,6 +200,7 @@ class VLAPPO(VLALearner, PPO):
         if tokens is not None:
             metrics |= health.entropy_by_dim(tokens.token_entropies)
         if self.kl_ref_coef > 0:
+            # Exact over the bins, where GRPO (arXiv 2402.03300, eq. 4) estimates it from the drawn action alone.
             assert tokens is not None
             reference = cast(VLAPolicy, self.policy).reference_log_probs(part.observations, part.actions)
             kl_ref = losses.reference_kl(tokens.log_probs, reference)
@@ -215,6 +217,8 @@ class VLAPPO(VLALearner, PPO):
         log: health.UpdateLog,
     ) -> bool:
         """One optimizer step; False if the KL divergence forbids it and what would follow."""
+        # Over the whole minibatch, before it is split, so that accumulation does not change the result. One sample
+        # stays as it is (SB3, GH issue 325).
         if self.normalize_advantage:
             batch = batch._replace(advantages=losses.normalize(batch.advantages))
         optimizer = self.policy.optimizer
@@ -230,18 +234,21 @@ class VLAPPO(VLALearner, PPO):
                 totals[name] = totals.get(name, 0.0) + value.detach() * weight
         norms = health.gradient_norms(optimizer)
         norms["grad_norm"] = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        # SB3 steps on NaN, and every weight is NaN from then on; the minibatch is left out instead.
         if not self._monitor.is_finite(totals["loss"], norms["grad_norm"]):
             optimizer.zero_grad()
             self.n_skipped_steps += 1
             return True
         for name, value in totals.items():
             log.add(name, value)
+        # Before the first step the ratio is 1 (PPO, arXiv 1707.06347, section 3); anything else is an error.
         log_ratio = th.cat(log_ratios)
         ratio_error = (log_ratio.exp() - 1).abs().mean()
         log.add("first_ratio_error" if is_first else "ratio_deviation", ratio_error)
         if is_first:
             log.add("log_prob_gap", log_ratio.mean())
             self._monitor.check_first_ratio(log.last("first_ratio_error"), log.last("log_prob_gap"))
+        # SB3 stops before the backward pass; the parameters are the same (on the estimate: SB3, GH issue 417).
         if self.target_kl is not None and log.last("approx_kl") > 1.5 * self.target_kl:
             optimizer.zero_grad()
             return False
@@ -251,7 +258,10 @@ class VLAPPO(VLALearner, PPO):
         return True
 
     def _fit_value_head(self) -> None:
-        """Passes over the rollout that train the value head alone."""
+        """Passes over the rollout that train the value head alone.
+
+        The backbone is not run: the head reads what was kept while acting.
+        """
         assert self.rollout_value_inputs is not None
         head, optimizer = cast(VLAPolicy, self.policy).value_head, self.policy.optimizer
         inputs = self.rollout_value_inputs.flatten(0, 1)
