@@ -14,13 +14,12 @@ from gymnasium import spaces
 
 from libero_gym.checks import choice, did_you_mean, sequence, whole_number
 from libero_gym.compilation.draws import check_draw, check_seed
+from libero_gym.compilation.placements import check_placement_seed
 from libero_gym.rendering.scene import CAMERAS
 from libero_gym.reward_model import RewardModel, find_reward_model
 from libero_gym.tasks import Suite, Task, initial_states
 
 RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_seed", "fixture_draw")
-# LIBERO draws with NumPy's old generator, whose seeds have 32 bits; seeds are drawn in blocks of 50.
-_MAX_PLACEMENT_SEED = 2**32 - 51
 # What LIBERO, robosuite and evaluations of published models call it, and we otherwise.
 _FOREIGN_ARGUMENTS = {
     "camera_heights": "image_size",
@@ -140,14 +139,6 @@ def check_init_state_ids(
 def check_placement_seeds(placement_seeds: Any) -> tuple[int, ...]:
     """Seeds of initial states beyond the official ones."""
     return tuple(check_placement_seed(seed) for seed in sequence("placement_seeds", placement_seeds))
-
-
-def check_placement_seed(seed: Any) -> int:
-    """The seed of one such state."""
-    seed = whole_number("placement_seed", seed, minimum=0)
-    if seed > _MAX_PLACEMENT_SEED:
-        raise ValueError(f"placement_seed={seed} is out of range; LIBERO's generator takes 0 to {_MAX_PLACEMENT_SEED}.")
-    return seed
 
 
 def check_cameras(cameras: Any) -> tuple[str, ...]:
