@@ -35,7 +35,7 @@ PAGES = [README, *(ROOT / room / "README.md" for room in ROOMS)]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 # "How it is built" tells a newcomer at least these.
 TOLD = {
-    ("libero_gym/env.py", "LiberoEnv.step"),
+    ("libero_gym/env/env.py", "LiberoEnv.step"),
     ("libero_gym/simulation/controller.py", "run_substeps"),
     ("libero_gym/simulation/goals.py", "Predicate"),
     ("vla_agent/algorithms/ppo.py", "VLAPPO.train"),

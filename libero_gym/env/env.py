@@ -10,10 +10,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from libero_gym import env_state
 from libero_gym.checks import choice, flag, whole_number
 from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, PRIVILEGED_KEY
-from libero_gym.env_arguments import (
+from libero_gym.env.arguments import (
     check_action,
     check_cameras,
     check_init_state_ids,
@@ -27,23 +26,23 @@ from libero_gym.env_arguments import (
     check_task_weights,
     refuse_unknown_arguments,
 )
-from libero_gym.env_state import EpisodeState
+from libero_gym.env.observer import Observer
+from libero_gym.env.shaping import make_potential, reward_terms
+from libero_gym.env.simulators import Simulators
+from libero_gym.env.starts import choose_start
+from libero_gym.env.state import EpisodeState, snapshot_from_json, snapshot_to_json
 from libero_gym.observations import (
     INSTRUCTION_KINDS,
     Observation,
 )
-from libero_gym.observer import Observer
 from libero_gym.rendering import renderer as rendering
 from libero_gym.reward_model import RewardModel
 from libero_gym.rewards import SCORE, TERMS
-from libero_gym.shaping import make_potential, reward_terms
 from libero_gym.simulation.simulator import SETTLE_ACTION, Physics, SimState, Simulator
-from libero_gym.simulators import Simulators
-from libero_gym.starts import choose_start
 from libero_gym.tasks import Suite, Task, get_suite, get_tasks
 from libero_gym.uncopyable import Uncopyable, deep_copy
 
-__all__ = ["ACTION_DIM", "LiberoEnv", "check_task_ids", "check_task_weights"]
+__all__ = ["ACTION_DIM", "LiberoEnv"]
 
 
 # Arguments that decide what happens, by the attributes that hold them.
@@ -338,7 +337,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             gym.error.ResetNeeded: Before the first `reset`.
         """
         state = self.simulator.get_state()
-        return env_state.to_json(self.suite.name, self._episode, self.np_random, state)
+        return snapshot_to_json(self.suite.name, self._episode, self.np_random, state)
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
         """Go on where `snapshot` was taken; gives the observation there, and its info without the step's rewards.
@@ -348,7 +347,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         """
         self._check_open()
         own = self.suite.name, self.task_ids, self.tasks, self.privileged
-        episode, state, generator = env_state.from_json(snapshot, *own)
+        episode, state, generator = snapshot_from_json(snapshot, *own)
         self._simulators.get(episode.task, episode.fixture_draw, episode.fixture_seed).set_state(state)
         self._begin(episode)
         self.np_random = generator
