@@ -112,10 +112,10 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     ``reset(seed=, options={"task_id": i, "init_state_id": j, "fixture_draw": n})``. What the options leave open is
     drawn from the environment's own generator, the state among the official ones that ``init_state_ids`` names;
-    ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1),
-    and so does a task without official states, seeded 0 to 49.
-    Fixtures stand where stock LIBERO puts them at its first reset after ``seed(0)``, unless ``fixture_draw`` asks for
-    the n-th, or ``fixture_seed`` for another seed. Objects then settle for ``settle_steps`` control steps.
+    ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1).
+    A task without official states always does, with a seed from ``placement_seeds``, else from 0 to 49. Fixtures stand
+    where stock LIBERO puts them at its first reset after ``seed(0)``, unless ``fixture_draw`` asks for the n-th, or
+    ``fixture_seed`` for another seed. Objects then settle for ``settle_steps`` control steps.
 
     ## Copies
 
@@ -142,15 +142,15 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         placement_seeds: Further initial states that resets draw from, as likely as the official ones: objects anywhere
             in the BDDL's regions, one state per seed.
         image_size: Side of the square images in pixels, 8 to 2048.
-        cameras: Of ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
+        cameras: Cameras to show, ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
         reward: ``"sparse"``, ``"progress"`` or ``"process"``.
         reward_model: For ``"process"``: an object with ``score(images, instructions)``, or what an installed package
             loads it from, such as a folder of `vla_agent`'s.
         renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for decimated
-            meshes, several times faster without a GPU (PSNR against exact about 30 dB).
+            meshes, which are cheaper to draw without a GPU.
         physics: ``"exact"`` for stock's states to the bit, used for every reported result; ``"fast"`` solves for the
-            contact forces once per substep where stock solves three times: 1.3 to 1.5 times as fast, equal within the
-            solver's tolerance until contacts amplify the difference.
+            contact forces once per substep where stock solves three times, so states are equal within the solver's
+            tolerance until contacts amplify the difference.
         settle_steps: Control steps with an open gripper before the first observation.
         chunk_size: Control steps per `step`, executed open-loop, stopped by success; one frame at their end.
         privileged: Whether observations hold what only the simulator knows; see `libero_gym.privileged`.
