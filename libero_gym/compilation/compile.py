@@ -108,8 +108,8 @@ def warn_untested_mujoco() -> None:
     tested = BENCHMARK["mujoco"]
     if mujoco.__version__ != tested:
         _warn_once(
-            f"MuJoCo {mujoco.__version__} is installed; LIBERO's published results hold for {tested}. From 3.3.3 floors "
-            "render darker; from 3.4.0 the bowl no longer seats on the ramekin (LIBERO-Spatial task 5). "
+            f"MuJoCo {mujoco.__version__} is installed; LIBERO's published results hold for {tested}. From 3.3.3 "
+            "floors render darker; from 3.4.0 the bowl no longer seats on the ramekin (LIBERO-Spatial task 5). "
             f"Install the tested one: pip install mujoco=={tested}"
         )
 
