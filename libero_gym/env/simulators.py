@@ -12,7 +12,7 @@ MAX_DRAWN = 4
 
 
 class Simulators:
-    """One simulator per task with the protocol's first fixture draw, and the last few used with other draws.
+    """Keeps one simulator per task on the protocol's first fixture draw, and the last few used on other draws.
 
     Args:
         physics: Physics of all simulators; see `Simulator`.
