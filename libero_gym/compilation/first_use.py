@@ -150,7 +150,7 @@ def _can_cache() -> bool:
 
 
 def _processes_that_fit() -> int:
-    """As many as there are cores for this process, and memory for them; at least one."""
+    """The number of processes that this process's cores and the free memory allow; at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = available_memory()
     if memory is not None:
