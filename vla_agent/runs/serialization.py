@@ -3,6 +3,7 @@
 import math
 import random
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,14 @@ def to_json(name: str, value: Any, progress: float) -> Any:
     Raises:
         ValueError: If it has no JSON form.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and math.isinf(value):
+        return {"float": str(value)}  # JSON has no infinity, and max_grad_norm may be it
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, FloatSchedule):
         return to_json(name, value.value_schedule, progress)
     if isinstance(value, ConstantSchedule):
@@ -60,6 +65,8 @@ def from_json(value: Any) -> Any:
     if isinstance(value, dict):
         if set(value) == {"LinearSchedule"}:
             return LinearSchedule(*value["LinearSchedule"])
+        if set(value) == {"float"}:
+            return float(value["float"])
         if set(value) == {"optimizer"}:
             found = getattr(th.optim, str(value["optimizer"]), None)
             if not (isinstance(found, type) and issubclass(found, th.optim.Optimizer)):

@@ -18,6 +18,7 @@ NOT_SAVED = ("policy", "policy_kwargs", "env", "device", "_init_setup_model")
 _ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
 
 _LINEAR_SCHEDULE = {"LinearSchedule": [float]}
+_INFINITE = {"float": str}
 # A bool passes for a whole number, as SB3 takes ``verbose=True``.
 _FORMS: dict[Any, tuple[Any, ...]] = {
     float: (float,),
@@ -77,6 +78,8 @@ def _form(hint: Any) -> Any:
             parts.append(_LINEAR_SCHEDULE)
         else:
             return object
+    if float in parts:
+        parts.append(_INFINITE)  # last: messages are of the first form that fits best
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 

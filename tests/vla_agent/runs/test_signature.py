@@ -131,6 +131,17 @@ def test_a_class_must_be_given_again(tmp_path: Path) -> None:
     assert type(load(VLAPPO, tmp_path / "b").rollout_buffer) is DictRolloutBuffer
 
 
+def test_what_json_lacks_is_saved_too(tmp_path: Path) -> None:
+    make(VLAPPO, max_grad_norm=float("inf"), tensorboard_log=tmp_path / "logs").save(tmp_path / "a")
+    loaded = load(VLAPPO, tmp_path / "a", max_grad_norm=float("inf"))
+    assert (loaded.max_grad_norm, loaded.tensorboard_log) == (float("inf"), str(tmp_path / "logs"))
+    hyperparameters = tmp_path / "a" / "hyperparameters.json"
+    (tmp_path / "a" / "checksums.json").unlink()
+    hyperparameters.write_text(hyperparameters.read_text().replace('"float": "inf"', '"float": "nan"'))
+    with pytest.raises(RunError, match=r"damaged.*max_grad_norm=nan; expected a number"):
+        load(VLAPPO, tmp_path / "a")
+
+
 def test_forms_follow_annotations() -> None:
     class Made:
         def __init__(
@@ -138,6 +149,6 @@ def test_forms_follow_annotations() -> None:
         ) -> None: ...
 
     forms = argument_forms(Made)
-    assert forms["rate"] == (float, type(None))
+    assert forms["rate"] == (float, type(None), {"float": str})
     assert forms["name"] is str
     assert forms["anything"] is forms["bare"] is object
