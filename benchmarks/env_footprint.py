@@ -59,13 +59,13 @@ def start_ours(renderer: str) -> dict[str, float]:
 
 def start_stock() -> dict[str, float]:
     """The same for LIBERO's own ``OffScreenRenderEnv``; a further one costs what the first did."""
-    from libero_gym.compilation.compile import _quiet
+    from libero_gym.stock import quiet
 
     started = time.perf_counter()
     env_class, _ = import_stock()
     imported = time.perf_counter()
     task, state = official_task()
-    with _quiet():
+    with quiet():
         env = env_class(**stock_kwargs(task))
         made = time.perf_counter()
         env.seed(0)
@@ -114,9 +114,9 @@ def phases(started: float, imported: float, made: float, shown: float) -> dict[s
 
 def import_stock() -> tuple[Any, Any]:
     """LIBERO's environment and vector environment, set to render with EGL."""
-    from libero_gym.compilation.compile import _import_stock
+    from libero_gym.stock import import_stock as prepare_stock
 
-    _import_stock()
+    prepare_stock()
     os.environ["MUJOCO_GL"] = "egl"
     from libero.libero.envs import OffScreenRenderEnv, SubprocVectorEnv
 

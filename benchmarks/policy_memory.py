@@ -29,9 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 from tqdm import tqdm
 
-from vla_agent.bins import bin_log_probs
+from vla_agent.bins import GREEDY, bin_log_probs
 from vla_agent.openvla import OpenVLA
-from vla_agent.openvla.decoders import Sampling, draw_chain, forced_hidden
+from vla_agent.openvla.decoders import ChainDecoder
 from vla_agent.openvla.sequence import PromptLayout
 from vla_agent.policy.lora import LoraSettings, add_lora
 
@@ -129,7 +129,7 @@ def count_update(batch: int, rank: int, *, checkpointing: bool = False, with_pef
     actions = th.zeros(batch, model.n_action_tokens, dtype=th.int64, device="meta")
 
     def step() -> None:
-        hidden = forced_hidden(model, layout, model.embed_prefix(layout, pixels, None), actions)
+        hidden = ChainDecoder().hidden(model, layout, model.embed_prefix(layout, pixels, None), actions)
         bin_log_probs(model.bin_logits(hidden)).mean().backward()
         del hidden
         optimizer.step()
@@ -148,7 +148,7 @@ def count_decoding(batch: int) -> dict[str, Any]:
 
     @th.no_grad()
     def decode() -> None:
-        draw_chain(model, layout, model.embed_prefix(layout, pixels, None), Sampling(deterministic=True), None)
+        ChainDecoder().draw(model, layout, model.embed_prefix(layout, pixels, None), GREEDY, None)
 
     return {"batch": batch} | _count(model, decode, n_runs=1)
 

@@ -14,9 +14,7 @@ takes a few minutes.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
-import platform
 import resource
 import statistics
 import time
@@ -32,9 +30,9 @@ from peft.tuners import lora
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from vla_agent.bins import bin_log_probs
+from libero_gym.version import package_versions
+from vla_agent.bins import GREEDY, bin_log_probs
 from vla_agent.openvla import OpenVLA, OpenVLAConfig
-from vla_agent.openvla.decoders import Sampling, draw_chain
 from vla_agent.openvla.sequence import KeyValueCache, causal_mask, lay_out_prompts
 from vla_agent.policy.adapted_linear import AdaptedLinear
 from vla_agent.policy.lora import LoraSettings, add_lora
@@ -126,7 +124,7 @@ def measure_parts(model: OpenVLA, batch: int, repeats: int, rate: float) -> dict
 
     runs = {"prefill": prefill}
     if model.config.decoding == "autoregressive":
-        runs["chain"] = lambda: draw_chain(model, layout, prefix, Sampling(deterministic=True), None)
+        runs["chain"] = lambda: model.decoder.draw(model, layout, prefix, GREEDY, None)
     times = measure_in_turn(runs, repeats, device)
     share = operations(prefill) / statistics.median(times["prefill"]) * 1e3 / rate
     results = {
@@ -202,10 +200,9 @@ def measure_update(model: OpenVLA, batch: int, repeats: int, rate: float) -> dic
     """
     inputs, device = make_inputs(model, batch), model.device
     bins = th.randint(256, (batch, model.n_action_tokens), generator=th.Generator().manual_seed(0)).to(device)
-    actions = model.action_token_ids[bins]
 
     def update() -> None:
-        scores = model.score_actions(*inputs, actions, bins_only=True)
+        scores = model.score_actions(*inputs, bins)
         loss = -bin_log_probs(scores.logits).gather(-1, bins[..., None]).mean()
         loss.backward()
         model.zero_grad(set_to_none=True)
@@ -255,8 +252,7 @@ def provenance(args: argparse.Namespace, device: th.device, dtype: th.dtype) -> 
         "load_before": round(os.getloadavg()[0], 2),
         "dtype": str(dtype).removeprefix("torch."),
         "model": args.model,
-        "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in ("torch", "transformers", "peft")},
+        "versions": package_versions(("torch", "transformers", "peft")),
     }
 
 

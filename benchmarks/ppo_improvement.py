@@ -30,9 +30,10 @@ from typing import Any
 import numpy as np
 from measuring import provenance
 
+from libero_gym.figures import new_figure, save_figure
 from vla_agent import EvaluationReport, RunError, latest_run
 from vla_agent.intervals import newcombe_interval, wilson_interval
-from vla_agent.process_reward.reports import check_hacking
+from vla_agent.process_reward.hacking import check_hacking
 from vla_agent.runs.saved_run import STATE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -129,12 +130,7 @@ def draw(
         before: Success rate of the model that all began from.
         path: The picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, ((axes,),) = new_figure(10, 4.5)
     steps = (np.arange(N_POINTS) + 0.5) * total_timesteps / N_POINTS
     for index, (variant, seeds) in enumerate(curves.items()):
         values = np.array(seeds, dtype=float)
@@ -153,7 +149,7 @@ def draw(
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the curves, which may be anywhere
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A bounded cache of compiled models on disk, safe for concurrent writers; every failure means 'no cache'."""
+"""A bounded cache of compiled models on disk. It is safe for concurrent writers, and fails by not caching."""
 
 from __future__ import annotations
 
@@ -10,29 +10,37 @@ import warnings
 import zlib
 from pathlib import Path
 
+import platformdirs
+
 _SUFFIX = ".bin"
 _CRC_BYTES = 4
 
 
 def cache_dir() -> Path:
-    """``$LIBERO_GYM_CACHE``, else ``$XDG_CACHE_HOME/libero_gym``, else ``~/.cache/libero_gym``.
+    """The folder of the cache.
+
+    Returns:
+        ``$LIBERO_GYM_CACHE`` if it is set, else ``libero_gym`` in the user's folder for caches, which on Linux is
+        ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
     Raises:
-        FileNotFoundError: If that is in the home folder, and this user has none.
+        FileNotFoundError: If the folder is in the home folder, and this user has none.
     """
     chosen = os.environ.get("LIBERO_GYM_CACHE")
-    folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "libero_gym"
     try:
-        return folder.expanduser()
-    except RuntimeError:  # `docker run --user` without HOME
-        raise FileNotFoundError(f"no home folder is known, so there is no {folder}") from None
+        folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("libero_gym")
+        if chosen or folder.is_absolute():
+            return folder
+    except RuntimeError:  # `docker run --user` without HOME; older platformdirs return a path that begins with ~
+        pass
+    raise FileNotFoundError(f"no home folder is known, so there is no {chosen or '~/.cache/libero_gym'}")
 
 
 def cache_limit_bytes() -> int:
-    """``$LIBERO_GYM_CACHE_GB`` (default 6), as bytes. 0 turns the cache off.
+    """The limit ``$LIBERO_GYM_CACHE_GB`` in bytes, 6 GB by default. 0 turns the cache off.
 
     Raises:
-        ValueError: If it is not a number from 0.
+        ValueError: If the variable is not a number from 0.
     """
     given = os.environ.get("LIBERO_GYM_CACHE_GB") or "6"
     try:
@@ -45,7 +53,7 @@ def cache_limit_bytes() -> int:
 
 
 def read(key: str) -> bytes | None:
-    """The cached bytes under that key, or None if they are absent or damaged. A damaged entry is removed."""
+    """The bytes that were stored under a key; None if they are absent or damaged. A damaged entry is removed."""
     try:
         path = cache_dir() / (key + _SUFFIX)
         blob = path.read_bytes()
@@ -57,12 +65,12 @@ def read(key: str) -> bytes | None:
             path.unlink()
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # recently used: `_evict` removes the oldest first
+        os.utime(path)  # marks it as recently used: `_evict` removes the oldest first
     return body
 
 
 def contains(key: str) -> bool:
-    """Whether there is an entry under that key; only `read` says whether it is whole."""
+    """Whether there is an entry under a key. It may be damaged; `read` checks that."""
     try:
         return (cache_dir() / (key + _SUFFIX)).is_file()
     except OSError:
@@ -70,7 +78,7 @@ def contains(key: str) -> bool:
 
 
 def write(key: str, body: bytes) -> None:
-    """Store bytes under a key, atomically. A full disk or an unwritable folder gives one warning and no cache."""
+    """Store bytes under a key, as a whole or not at all. A full disk or an unwritable folder causes one warning."""
     limit = cache_limit_bytes()
     if len(body) > limit:
         return

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-MAX_IDS = 100_000
 
 
 def whole_number(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
@@ -117,30 +114,6 @@ def as_path(name: str, value: Any) -> Path:
     if not isinstance(value, (str, Path)):
         raise TypeError(f"{name}={value!r:.80}; expected a path, as a str or Path.")
     return Path(value)
-
-
-def parse_ids(name: str, text: str) -> list[int]:
-    """Ids as a command line gives them: [0, 3, 4, 5] for "0,3-5".
-
-    Args:
-        name: What the message calls the option, such as "--task-ids".
-        text: Numbers from 0 and ranges of them, between commas.
-
-    Raises:
-        ValueError: If a part is neither, a range runs backwards, or there are more than 100,000.
-    """
-    ids: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part, re.ASCII)
-        if match is None:
-            raise ValueError(f"{name} {text!r}: {part!r} is no id; expected ids from 0, such as '0,3-5'.")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise ValueError(f"{name} {text!r}: {part!r} runs backwards; did you mean '{last}-{first}'?")
-        if len(ids) + last - first >= MAX_IDS:
-            raise ValueError(f"{name} {text!r} names more than {MAX_IDS:,} ids.")
-        ids += range(first, last + 1)
-    return ids
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

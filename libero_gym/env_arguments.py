@@ -10,12 +10,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from libero_gym.checks import choice, did_you_mean, sequence, whole_number
 from libero_gym.compilation.draws import check_draw, check_seed
 from libero_gym.rendering.scene import CAMERAS
 from libero_gym.rewards import Scorer, find_scorer
-from libero_gym.tasks import Task, initial_states
+from libero_gym.tasks import Suite, Task, initial_states
 
 RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_seed", "fixture_draw")
 # LIBERO draws with NumPy's old generator, whose seeds have 32 bits; seeds are drawn in blocks of 50.
@@ -77,6 +78,20 @@ def check_task_ids(task_id: int | Sequence[int] | None, n_tasks: int, suite: str
     return ids
 
 
+def check_instructions(tasks: Iterable[Task], space: spaces.Space[Any]) -> None:
+    """Check that observations can show what these tasks say.
+
+    Raises:
+        ValueError: If an instruction is not in its space.
+    """
+    for task in tasks:
+        if not space.contains(task.instruction):
+            raise ValueError(
+                f"The instruction of task {task.task_id} of {task.suite}, {task.instruction!r:.300}, is too long or "
+                "has other than English characters; instruction='id' shows its number instead."
+            )
+
+
 def check_task_weights(weights: Sequence[float] | np.ndarray, n_tasks: int) -> np.ndarray:
     """Weights as probabilities, (n_tasks,).
 
@@ -96,6 +111,11 @@ def check_task_weights(weights: Sequence[float] | np.ndarray, n_tasks: int) -> n
 def check_init_state_id(init_state_id: Any, task: Task) -> int:
     """The id of one of the task's official initial states."""
     index, n_states = whole_number("init_state_id", init_state_id), len(initial_states(task))
+    if not n_states:
+        raise ValueError(
+            f"init_state_id={index!r}: task {task.task_id} of {task.suite} has no official initial states; leave it "
+            "out, or give a placement_seed."
+        )
     if not 0 <= index < n_states:
         raise ValueError(
             f"init_state_id={index!r} is out of range; task {task.task_id} of {task.suite} has official initial "
@@ -221,17 +241,23 @@ def check_action(action: Any, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         ValueError: If it is no array of numbers, has another shape, or is not finite.
     """
-    try:
-        values = np.asarray(action)
-    except (TypeError, ValueError) as error:  # rows of different lengths, a tensor on a GPU
-        raise ValueError(f"The action is no array of numbers ({error}); expected shape {shape}.") from None
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"The action is no array of numbers, but {action!r}; expected shape {shape}.")
-    if values.shape != shape:
-        raise ValueError(f"The action has shape {values.shape}; expected {shape}.")
+    values = _numbers("The action is", action, shape)
     if not np.isfinite(values).all():
         raise ValueError(f"The action holds NaN or infinity: {values.tolist()}; expected values in [-1, 1].")
-    return values.astype(np.float64)
+    return values
+
+
+def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Actions of several environments, the first axis, as float64 of that shape.
+
+    Raises:
+        ValueError: If they are no numbers, have another shape, or are not finite; that names the environments.
+    """
+    values = _numbers("The actions are", actions, shape)
+    if not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)).tolist()
+        raise ValueError(f"The actions of environments {bad} hold NaN or infinity; expected values in [-1, 1].")
+    return values
 
 
 def limit_of_gym_make(kind: type) -> int | None:
@@ -259,6 +285,40 @@ def limit_of_gym_make(kind: type) -> int | None:
     if given is None or (given == -1 and isinstance(given, int)):
         return -1
     return whole_number("max_episode_steps", given, minimum=1)
+
+
+def check_limits(max_episode_steps: Any, chunk_size: int, suite: Suite, kind: type) -> tuple[int | None, int]:
+    """What an environment truncates at by itself, and what its episodes are limited to, in control steps.
+
+    Args:
+        max_episode_steps: What came.
+        chunk_size: Control steps per `step`; Gymnasium's ``TimeLimit`` cannot count those of a chunk.
+        suite: The suite, whose limit is the default.
+        kind: The environment's type.
+
+    Returns:
+        None instead of the first if `gym.make`'s wrapper truncates.
+    """
+    if max_episode_steps is not None:
+        limit = whole_number("max_episode_steps", max_episode_steps, minimum=1)
+        return limit, limit
+    wrapper = limit_of_gym_make(kind)
+    limit = suite.max_steps if wrapper is None else wrapper
+    return limit if chunk_size > 1 and limit != -1 else None, limit if limit != -1 else suite.max_steps
+
+
+def _numbers(what_is: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The value as float64 of that shape; ``what_is`` begins the message."""
+    try:
+        values = np.asarray(value)
+    except (TypeError, ValueError) as error:  # rows of different lengths, a tensor on a GPU
+        raise ValueError(f"{what_is} no array of numbers ({error}); expected shape {shape}.") from None
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{what_is} no array of numbers, but {value!r:.200}; expected shape {shape}.")
+    if values.shape != shape:
+        what_has = what_is.replace(" is", " has").replace(" are", " have")
+        raise ValueError(f"{what_has} shape {values.shape}; expected {shape}.")
+    return values.astype(np.float64)
 
 
 def _hint(word: str, foreign: Mapping[str, str], names: Iterable[str]) -> str:

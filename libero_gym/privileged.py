@@ -11,9 +11,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from libero_gym.mujoco_import import mujoco
 from libero_gym.rewards import bind_target
 from libero_gym.simulation import goals
-from libero_gym.simulation.mujoco_import import mujoco
 
 # Goals of LIBERO have at most so many predicates.
 MAX_PREDICATES = 3

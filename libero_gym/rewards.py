@@ -9,8 +9,8 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation import goals
-from libero_gym.simulation.mujoco_import import mujoco
 
 # Names of the terms by reward. The reward is the sum of all but the score, which is there to be watched.
 TERMS = {"sparse": ("success",), "progress": ("success", "progress"), "process": ("success", "process", "score")}

@@ -3,8 +3,8 @@ from .algorithms.ppo import VLAPPO as VLAPPO
 from .callbacks import Curriculum as Curriculum
 from .callbacks import LearningCurve as LearningCurve
 from .callbacks import SuccessCallback as SuccessCallback
+from .envs.make import make_vec_env as make_vec_env
 from .envs.vec_env import VLAVecEnv as VLAVecEnv
-from .envs.vec_env import make_vec_env as make_vec_env
 from .errors import NonFiniteError as NonFiniteError
 from .evaluation import Comparison as Comparison
 from .evaluation import EvaluationCallback as EvaluationCallback

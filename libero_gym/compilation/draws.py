@@ -17,15 +17,11 @@ import numpy as np
 
 from libero_gym import cache
 from libero_gym.checks import whole_number
-from libero_gym.compilation.compile import (
-    FixtureDraw,
-    compile_task,
-    read_draw,
-    reset_without_visuals,
-    stock_env,
-    stock_reset,
-    task_key,
-)
+from libero_gym.compilation.compile import compile_task
+from libero_gym.compilation.extraction import read_draw
+from libero_gym.compilation.records import task_key
+from libero_gym.simulation.compiled import FixtureDraw
+from libero_gym.stock import reset_without_visuals, stock_env, stock_reset
 from libero_gym.tasks import Task
 
 BLOCK = 50  # trials a task of the evaluation protocol
@@ -81,7 +77,7 @@ def prepare(task: Task, draws: int, seed: int = 0) -> None:
 def _draw(task: Task, draws: int, seed: int) -> list[FixtureDraw]:
     """The first draws of a seed, from one stock environment: its samplers use more of the generator at each reset."""
     logger.info("Drawing fixtures of %s, %d times after seed %d", task.name, draws, seed)
-    with stock_env(task, seed=seed) as env:
+    with stock_env(task.bddl_file, seed=seed) as env:
         found = [read_draw(env)]
         reset_without_visuals(env)
         for _ in range(draws - 1):

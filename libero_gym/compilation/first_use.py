@@ -19,8 +19,8 @@ from libero_gym import cache
 from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task, is_compiled, prepare_visual_model
 from libero_gym.memory import available_memory
-from libero_gym.simulation.numba_cache import is_writable
-from libero_gym.tasks import Task, get_tasks
+from libero_gym.numba_cache import is_writable
+from libero_gym.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def compile_tasks(
         return
     jobs: _Jobs = queue.SimpleQueue()
     for task in missing:
-        jobs.put({"suite": task.suite, "task_id": task.task_id, "renderer": renderer, "seeds": seeds})
+        jobs.put({"task": _task_to_json(task), "renderer": renderer, "seeds": seeds})
     n_processes = min(len(missing), max_processes or _processes_that_fit())
     if progress and not sys.stderr.isatty():
         logger.warning(
@@ -106,7 +106,7 @@ def _do_jobs(
             job = jobs.get_nowait()
         except queue.Empty:  # another thread was faster
             break
-        answer = json.dumps(f"{job['suite']} {job['task_id']}: the process that compiled it ended.")
+        answer = json.dumps(f"{_label(job['task'])}: the process that compiled it ended.")
         try:
             if process is None or process.poll() is not None:
                 process = subprocess.Popen(_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -117,7 +117,7 @@ def _do_jobs(
             process.stdin.flush()
             answer = process.stdout.readline() or answer
         except OSError as error:
-            answer = json.dumps(f"{job['suite']} {job['task_id']}: {error}")
+            answer = json.dumps(f"{_label(job['task'])}: {error}")
         answers.put(json.loads(answer))
     if process is not None:
         with contextlib.suppress(OSError):
@@ -126,6 +126,16 @@ def _do_jobs(
 
 def _command() -> list[str]:
     return [sys.executable, "-m", "libero_gym.compilation.first_use"]
+
+
+def _task_to_json(task: Task) -> dict[str, Any]:
+    """The arguments of `Task` that compiling needs, all but the initial states."""
+    values = {name: value for name, value in vars(task).items() if name != "init_states"}
+    return values | {"bddl_file": str(task.bddl_file)}
+
+
+def _label(task: dict[str, Any]) -> str:
+    return f"{task['suite']} {task['task_id']}"
 
 
 def _is_ready(task: Task, renderer: str | None, seeds: Sequence[int]) -> bool:
@@ -157,13 +167,13 @@ def _serve() -> None:
         job = json.loads(line)
         problem = None
         try:
-            task = get_tasks(job["suite"])[job["task_id"]]
+            task = Task(**job["task"])
             compiled = compile_task(task)
             if job["renderer"] is not None:
                 prepare_visual_model(compiled, job["renderer"])
             placements.prepare(task, job["seeds"])
         except Exception as error:
-            problem = f"{job['suite']} {job['task_id']}: {type(error).__name__}: {error}"
+            problem = f"{_label(job['task'])}: {type(error).__name__}: {error}"
         answers.write(json.dumps(problem) + "\n")
         answers.flush()
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from libero_gym import cache
-from libero_gym.compilation.compile import stock_env, task_key, without_visuals
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.compilation.records import task_key
+from libero_gym.mujoco_import import mujoco
+from libero_gym.stock import stock_env, without_visuals
 from libero_gym.tasks import Task
 
 # Making a stock environment takes seconds and a draw milliseconds, so they are drawn, and kept, in blocks.
@@ -89,7 +90,7 @@ def _key(task: Task, block: int) -> str:
 
 def _draw(task: Task, seeds: Sequence[int]) -> np.ndarray:
     """Initial states of these seeds, float64 (n, 1 + nq + nv)."""
-    with stock_env(task) as env:
+    with stock_env(task.bddl_file) as env:
         return draw_from(env, seeds)
 
 
@@ -97,7 +98,7 @@ def draw_from(env: Any, seeds: Sequence[int]) -> np.ndarray:
     """One soft reset of a stock environment per seed, its fixtures held where they stand; that environment is spent.
 
     Args:
-        env: As `compile.stock_env` gives it; at its first reset, for the poses of the protocol.
+        env: As `stock.stock_env` gives it; at its first reset, for the poses of the protocol.
         seeds: What LIBERO's samplers are seeded with, one per state.
     """
     domain = env.env

@@ -1,4 +1,10 @@
+from .episodes import DamagedEpisodeError as DamagedEpisodeError
+from .episodes import Episode as Episode
+from .lerobot_reader import LeRobotReader as LeRobotReader
+from .lerobot_writer import LeRobotWriter as LeRobotWriter
+from .libero_hdf5 import read_libero_hdf5 as read_libero_hdf5
 from .recording import RECORDING_FOLDER as RECORDING_FOLDER
 from .recording import RecordingSummary as RecordingSummary
 from .recording import expert_policy as expert_policy
 from .recording import record as record
+from .segments import segment_episode as segment_episode

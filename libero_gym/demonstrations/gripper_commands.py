@@ -1,4 +1,4 @@
-"""The gripper's convention in demonstrations, and how data of another are told from it."""
+"""The convention of the gripper's commands in demonstrations, and how to recognise data of another convention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONVENTION = (
 
 
 class GripperCommands(NamedTuple):
-    """What the gripper is told in a data set.
+    """The range of the gripper's commands in a data set.
 
     Attributes:
         low: Smallest command.
@@ -28,22 +28,22 @@ class GripperCommands(NamedTuple):
 
     @classmethod
     def of(cls, commands: np.ndarray) -> GripperCommands:
-        """Those of some commands (T,), T > 0."""
+        """The range of commands (T,), T > 0."""
         return cls(float(np.min(commands)), float(np.max(commands)), bool(np.any(commands == 0)))
 
     def __or__(self, other: GripperCommands) -> GripperCommands:
-        """Those of both."""
+        """The range of both data sets together."""
         return GripperCommands(min(self.low, other.low), max(self.high, other.high), self.has_zero or other.has_zero)
 
     @property
     def fault(self) -> str:
-        """What is certainly wrong with them, a sentence and the convention; empty if nothing is.
+        """A sentence that says what is certainly wrong, with the convention; empty if nothing is.
 
-        Commands of 0 to 1 would be learned as a hand that never opens, those of -1 to 0 as one that never closes.
+        A model that learns commands of 0 to 1 never opens the hand; commands of -1 to 0 teach it never to close.
         """
         if self.low == self.high == 0:
             return f"The gripper's command is 0 in every frame, which neither opens nor closes it. {CONVENTION}"
-        # Without a zero, a clear 0 and a clear 1 may still come as 0.02 and 0.98.
+        # Data without an exact 0 may still mean 0 and 1: recorded commands of 0.02 and 0.98 do.
         if self.low >= 0 and (self.has_zero or self.low < 0.5 <= self.high):
             return (
                 f"The gripper's command lies in {self.low:g} to {self.high:g} and is never negative: the hand would "
@@ -58,7 +58,7 @@ class GripperCommands(NamedTuple):
 
     @property
     def doubt(self) -> str:
-        """What may be right, as in a task of pushing, and is worth a look; empty if nothing is."""
+        """A sentence on what looks odd but may be right, as in a task of pushing; empty if nothing looks odd."""
         if self.fault or self.low < 0 < self.high:
             return ""
         never = "open" if self.low > 0 else "close"

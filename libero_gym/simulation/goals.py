@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.mujoco_import import mujoco
 
 # LIBERO's tolerances: ObjectState.check_ontop, SiteObject.under, SiteObject.in_box, predicates.Up.
 ON_TOP_RADIUS = 0.03

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from libero_gym.compilation.compile import CompiledTask, FixtureDraw, model_from_bytes, model_to_bytes
+from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation import controller
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
 from libero_gym.uncopyable import Uncopyable
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Simulator(Uncopyable):
         self._burner_checks = [burner.knob.bind(self.model) for burner in compiled.burners]
         self._sample = np.zeros(9)
         self._gripper = np.zeros(2)
-        self._goal_ori = np.array(compiled.arm.stale["goal_ori"])
+        self._goal_ori = np.array(compiled.robot.stale["goal_ori"])
         self._stale = True
         self._bind_kernel()
 
@@ -159,7 +159,7 @@ class Simulator(Uncopyable):
         mujoco.mj_resetData(self.model, self.data)
         self.data.qacc_warmstart[:] = self.fixtures.warmstart
         self._gripper[:] = 0.0
-        self._goal_ori = np.array(self.compiled.arm.stale["goal_ori"])
+        self._goal_ori = np.array(self.compiled.robot.stale["goal_ori"])
         self._stale = True
         self._write(values)
         mujoco.mj_forward(self.model, self.data)
@@ -172,13 +172,13 @@ class Simulator(Uncopyable):
         Args:
             action: float64 (7,): position and axis-angle change in [-1, 1] of 5 cm and 0.5 rad; gripper, +1 closing.
         """
-        arm = self.compiled.arm
+        robot = self.compiled.robot
         mujoco.mj_step1(self.model, self.data)
         if self._stale:
-            eef_pos, eef_ori = arm.stale["ee_pos"], arm.stale["ee_ori_mat"]
+            eef_pos, eef_ori = robot.stale["ee_pos"], robot.stale["ee_ori_mat"]
         else:
-            eef_pos = self.data.site_xpos[arm.eef_site].copy()
-            eef_ori = self.data.site_xmat[arm.eef_site].reshape(3, 3).copy()
+            eef_pos = self.data.site_xpos[robot.eef_site].copy()
+            eef_ori = self.data.site_xmat[robot.eef_site].reshape(3, 3).copy()
         scaled = np.clip(action[:6], -1, 1) * controller.ACTION_SCALE
         if np.any(scaled[3:] != 0.0):
             self._goal_ori = controller.rotated_goal(scaled[3:], eef_ori)
@@ -301,17 +301,17 @@ class Simulator(Uncopyable):
 
     def _sample_now(self) -> None:
         """Sample observations from the current state, as a forced update does after a reset."""
-        arm = self.compiled.arm
+        robot = self.compiled.robot
         self.kinematics_qpos[:] = self.data.qpos
         self.burners_shown = self.burners_on
-        self._sample[0:3] = self.data.site_xpos[arm.eef_site]
-        self._sample[3:7] = self.data.xquat[arm.hand_body]
-        self._sample[7:9] = self.data.qpos[arm.gripper_qpos]
+        self._sample[0:3] = self.data.site_xpos[robot.eef_site]
+        self._sample[3:7] = self.data.xquat[robot.hand_body]
+        self._sample[7:9] = self.data.qpos[robot.gripper_qpos]
 
     def _bind_kernel(self) -> None:
         """Gather the arguments of the compiled loop that never change."""
-        arm, model, data, stale = self.compiled.arm, self.model, self.data, self.compiled.arm.stale
-        low, high = model.actuator_ctrlrange[arm.gripper_actuators].T
+        robot, model, data, stale = self.compiled.robot, self.model, self.data, self.compiled.robot.stale
+        low, high = model.actuator_ctrlrange[robot.gripper_actuators].T
         # Rows: step per substep, then bias and weight from command to control range.
         self._gripper_plan = np.stack([np.zeros(2), 0.5 * (high + low), 0.5 * (high - low)])
         self._stale_arrays = (
@@ -321,11 +321,11 @@ class Simulator(Uncopyable):
         )
         self._kernel = (
             (model._address, data._address),
-            (arm.eef_site, arm.hand_body, N_SUBSTEPS, SAMPLED_SUBSTEP),
-            (stale["initial_joint"], arm.torque_low, arm.torque_high),
+            (robot.eef_site, robot.hand_body, N_SUBSTEPS, SAMPLED_SUBSTEP),
+            (stale["initial_joint"], robot.torque_low, robot.torque_high),
             (data.qpos, data.qvel, data.ctrl, data.qM, data.qfrc_bias, data.site_xpos, data.site_xmat, data.xquat,
              model.dof_Madr, model.dof_parentid),
-            (arm.qpos, arm.dof, arm.actuators, arm.gripper_qpos, arm.gripper_actuators),
+            (robot.qpos, robot.dof, robot.actuators, robot.gripper_qpos, robot.gripper_actuators),
         )  # fmt: skip
 
 
@@ -334,7 +334,7 @@ def _model_with_fixtures(compiled: CompiledTask, fixtures: FixtureDraw) -> mujoc
     own = compiled.fixtures
     if np.array_equal(fixtures.pos, own.pos) and np.array_equal(fixtures.quat, own.quat):
         return compiled.physics
-    model = model_from_bytes(model_to_bytes(compiled.physics))
+    model = copy.copy(compiled.physics)
     model.body_pos[fixtures.body_ids] = fixtures.pos
     model.body_quat[fixtures.body_ids] = fixtures.quat
     return model

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from libero_gym.checks import real_number, whole_number
-from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
 from libero_gym.simulation.simulator import Memory, SimState
 
 _BIT_GENERATORS = {
@@ -66,12 +65,12 @@ def generator_from_json(data: dict[str, Any]) -> np.random.Generator:
     return generator
 
 
-def check_snapshot(snapshot: Any, privileged: bool, suite: str) -> None:
-    """Whether this can be a snapshot of `LiberoEnv`, as far as one can tell without its parts.
+def check_snapshot(snapshot: Any, privileged_size: int, suite: str) -> None:
+    """Check that this can be a snapshot of `LiberoEnv`, as far as one can tell without its parts.
 
     Args:
         snapshot: What came.
-        privileged: Whether the environment shows privileged observations.
+        privileged_size: Size of the environment's privileged observations; 0 if it shows none.
         suite: The environment's suite; a snapshot of an earlier version does not say its own.
 
     Raises:
@@ -90,7 +89,7 @@ def check_snapshot(snapshot: Any, privileged: bool, suite: str) -> None:
         if not isinstance(snapshot[key], dict):
             raise ValueError(f"The snapshot's {key!r} is damaged: expected a dict, got {type(snapshot[key]).__name__}.")
     real_number("The snapshot's phi", snapshot["phi"])
-    if privileged and np.shape(snapshot["privileged"]) != (PRIVILEGED_SIZE,):
+    if privileged_size and np.shape(snapshot["privileged"]) != (privileged_size,):
         raise ValueError(
             "The snapshot is of an environment without privileged=True, and this one has it; make it without."
         )

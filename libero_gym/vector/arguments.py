@@ -21,9 +21,13 @@ _COPIES = 4
 MAX_TIMEOUT = 1e6
 
 
-def refuse_misspelt_arguments(given: Iterable[str], function: Callable[..., Any], inner: Callable[..., Any]) -> None:
-    """Raise if a keyword that ``inner`` does not have is nearly one of ``function``; others are left to ``inner``."""
-    own = [name for name, kind in inspect.signature(function).parameters.items() if kind.kind != kind.VAR_KEYWORD]
+def keywords(function: Callable[..., Any]) -> list[str]:
+    """Names of a function's keyword-only arguments."""
+    return [name for name, kind in inspect.signature(function).parameters.items() if kind.kind == kind.KEYWORD_ONLY]
+
+
+def refuse_misspelt_arguments(given: Iterable[str], own: Sequence[str], inner: Callable[..., Any]) -> None:
+    """Raise if a keyword that ``inner`` does not have is nearly one of ``own``; others are left to ``inner``."""
     known = inspect.signature(inner).parameters
     for name in given:
         if name not in known and (hint := did_you_mean(name, [*own, *known])) and did_you_mean(name, own) == hint:
@@ -57,26 +61,6 @@ def check_num_envs(num_envs: Any, observation_space: spaces.Dict) -> int:
             "free; make fewer environments, or smaller images (image_size, cameras)."
         )
     return n
-
-
-def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Finite actions as float64 of this shape.
-
-    Raises:
-        ValueError: If they are no numbers, have another shape, or are not finite; that names the environments.
-    """
-    try:
-        values = np.asarray(actions)
-    except (TypeError, ValueError) as error:  # rows of different lengths, a tensor on a GPU
-        raise ValueError(f"The actions are no array of numbers ({error}); expected shape {shape}.") from None
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"The actions are no array of numbers, but of {values.dtype}; expected shape {shape}.")
-    if values.shape != shape:
-        raise ValueError(f"The actions have shape {values.shape}; expected {shape}.")
-    if not np.isfinite(values).all():
-        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)).tolist()
-        raise ValueError(f"The actions of environments {bad} hold NaN or infinity; expected values in [-1, 1].")
-    return values.astype(np.float64)
 
 
 def split_options(options: Any, n: int) -> tuple[np.ndarray, dict[str, list[Any]]]:
@@ -140,19 +124,21 @@ def check_indices(indices: Any, n: int) -> list[int]:
     return [whole_number("indices", index, 0, n - 1) for index in sequence("indices", indices)]
 
 
-def check_snapshot(snapshot: Any, n: int, n_tasks: int) -> dict[str, Any]:
+def check_snapshot(snapshot: Any, lengths: Mapping[str, int]) -> dict[str, Any]:
     """What `LiberoVectorEnv.snapshot` gave.
 
+    Args:
+        snapshot: What came.
+        lengths: Names of lists that it must have, and how long each is: one element per environment, or per task.
+
     Raises:
-        ValueError: If it is something else, or of other environments.
+        ValueError: If it is something else, or of other environments or tasks.
     """
-    needed = ("environments", "task_weights", "seeds", "restarts")
-    missing = [name for name in needed if not isinstance(snapshot, Mapping) or name not in snapshot]
+    missing = [name for name in lengths if not isinstance(snapshot, Mapping) or name not in snapshot]
     if missing:
         raise ValueError(f"This is no snapshot of a LiberoVectorEnv: it lacks {', '.join(missing)}.")
-    for name in ("environments", "seeds", "restarts"):
-        if len(sequence(name, snapshot[name])) != n:
-            raise ValueError(f"The snapshot is of {len(snapshot[name])} environments; here are {n}.")
-    if len(sequence("task_weights", snapshot["task_weights"])) != n_tasks:
-        raise ValueError(f"The snapshot is of {len(snapshot['task_weights'])} tasks; here are {n_tasks}.")
+    for name, length in lengths.items():
+        if len(sequence(name, snapshot[name])) != length:
+            what = "tasks" if name == "task_weights" else "environments"
+            raise ValueError(f"The snapshot is of {len(snapshot[name])} {what}; here are {length}.")
     return dict(snapshot)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
+from libero_gym.tasks import Task
 from libero_gym.uncopyable import Uncopyable
-from libero_gym.vector import messages
-from libero_gym.vector import worker as protocol
+from libero_gym.vector import messages, protocol
 from libero_gym.vector.shared_arrays import Layout, anonymous_file
 
 # Seconds for the template to compile a task or to fork, whatever a step may take.
@@ -84,9 +84,14 @@ class WorkerPool(Uncopyable):
         """What became of the workers that can no longer be used, by number."""
         return {number: worker.failure for number, worker in enumerate(self._workers) if worker.failure is not None}
 
-    def compile(self, suite: str, task_id: int, renderer: str | None, placement_seeds: Sequence[int] = ()) -> None:
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers, by number."""
+        return [worker.pid for worker in self._workers]
+
+    def compile(self, task: Task, renderer: str | None, placement_seeds: Sequence[int] = ()) -> None:
         """Have the template compile a task, its visual model if a renderer is named, and draw these placements."""
-        self._ask_template(protocol.COMPILE, suite, task_id, renderer, placement_seeds)
+        self._ask_template(protocol.COMPILE, task, renderer, placement_seeds)
 
     def fork(self, first: int, last: int) -> None:
         """Start a worker for the environments ``[first, last)``."""

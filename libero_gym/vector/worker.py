@@ -23,23 +23,12 @@ from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task, visual_model
 from libero_gym.env import LiberoEnv
 from libero_gym.rendering import renderer as rendering
-from libero_gym.tasks import get_tasks
+from libero_gym.tasks import Task
+from libero_gym.vector import protocol
 from libero_gym.vector.messages import serve
+from libero_gym.vector.protocol import ENDED, FINAL, INFO_KEYS, NEXT_STEP, RUNNING, SAME_STEP
 from libero_gym.vector.shared_arrays import Layout, SharedArrays
 
-# What a worker is asked to do; everything else about a step is in the shared arrays.
-MAKE, STEP, RESET, RESTORE, CALL = "make", "step", "reset", "restore", "call"
-# What the template is asked to do.
-COMPILE, FORK, END = "compile", "fork", "end"
-# What becomes of an environment whose episode ends, in the shared array "autoreset": Gymnasium's three modes, and
-# DISABLED with steps that leave it as it is.
-SAME_STEP, NEXT_STEP, DISABLED, REST = range(4)
-# Where each environment is, in the shared array "phase".
-IDLE, RUNNING, ENDED = range(3)
-# The trainer's to handle, which closes its workers: Ctrl-C, a batch system's end of job, a terminal that closes.
-IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Makes a worker write the stacks of its threads to its crash log.
-STACK_SIGNAL = signal.SIGUSR1
 # Seconds that workers get to free their GL contexts.
 _PATIENCE = 5.0
 
@@ -52,11 +41,11 @@ class Worker:
         self.shared = shared
         self.envs: dict[int, LiberoEnv] = {}
         self.requests: dict[str, Callable[..., Any]] = {
-            MAKE: self.make,
-            STEP: self.step,
-            RESET: self.reset,
-            RESTORE: self.restore,
-            CALL: self.call,
+            protocol.MAKE: self.make,
+            protocol.STEP: self.step,
+            protocol.RESET: self.reset,
+            protocol.RESTORE: self.restore,
+            protocol.CALL: self.call,
         }
 
     def make(self, env_kwargs: dict[str, Any]) -> None:
@@ -78,7 +67,7 @@ class Worker:
                 continue
             obs, reward, terminated, truncated, info = self.envs[index].step(self.shared["actions"][index])
             ended = terminated or truncated
-            self._write("final_" if ended else "", index, obs, info)
+            self._write(FINAL if ended else "", index, obs, info)
             self.shared["rewards"][index] = reward
             self.shared["terminated"][index] = terminated
             self.shared["truncated"][index] = truncated
@@ -90,7 +79,7 @@ class Worker:
             else:
                 self._write("", index, obs, info)
 
-    def reset(self, requests: dict[int, tuple[int | None, dict[str, Any]]]) -> None:
+    def reset(self, requests: protocol.ResetRequests) -> None:
         """Reset some environments, each with its seed and options."""
         for index, (seed, options) in requests.items():
             self._reset(index, seed, options)
@@ -124,7 +113,7 @@ class Worker:
         for key, value in obs.items():
             if key in self.shared:  # texts are not: the trainer knows them by their task
                 self.shared[prefix + key][index] = value
-        for key in ("is_success", "task_id", "init_state_id", "elapsed_steps"):
+        for key in INFO_KEYS:
             self.shared[prefix + key][index] = info[key]
         self.shared[prefix + "reward_terms"][index] = list(info["reward_terms"].values())
 
@@ -134,8 +123,7 @@ def _run_template(control: socket.socket) -> None:
     connection = Connection(os.dup(control.fileno()))
     children: list[int] = []
 
-    def compile_(suite: str, task_id: int, renderer: str | None, placement_seeds: list[int]) -> None:
-        task = get_tasks(suite)[task_id]
+    def compile_(task: Task, renderer: str | None, placement_seeds: list[int]) -> None:
         compiled = compile_task(task)
         placements.prepare(task, placement_seeds)
         if renderer is not None:
@@ -150,7 +138,7 @@ def _run_template(control: socket.socket) -> None:
         children.remove(pid)
         return _kill(pid)
 
-    serve(connection, {COMPILE: compile_, FORK: fork, END: end})
+    serve(connection, {protocol.COMPILE: compile_, protocol.FORK: fork, protocol.END: end})
     _end(children)
 
 
@@ -167,7 +155,7 @@ def _fork_worker(inherited: tuple[Any, ...], descriptors: list[int], first: int,
         for handle in inherited:
             handle.close()
         faulthandler.enable(file=crash_fd)
-        faulthandler.register(STACK_SIGNAL, file=crash_fd)
+        faulthandler.register(protocol.STACK_SIGNAL, file=crash_fd)
         worker = Worker(first, last, SharedArrays(layout, memory_fd))
         with Connection(connection_fd) as connection:
             serve(connection, worker.requests)
@@ -208,7 +196,7 @@ def _wait(pid: int, deadline: float) -> int | None:
 
 def main() -> None:
     """Entry point of the template process."""
-    for signum in IGNORED_SIGNALS:  # blocked until here, and in case that another library sets a handler
+    for signum in protocol.IGNORED_SIGNALS:  # blocked until here, and in case that another library sets a handler
         signal.signal(signum, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as control:
         _run_template(control)

@@ -20,6 +20,26 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"LIBERO_GYM_CACHE": "/chosen", "XDG_CACHE_HOME": "/xdg", "HOME": "/me"}, "/chosen"),
+        ({"LIBERO_GYM_CACHE": "~/chosen", "HOME": "/me"}, "/me/chosen"),
+        ({"XDG_CACHE_HOME": "/xdg", "HOME": "/me"}, "/xdg/libero_gym"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/me"}, "/me/.cache/libero_gym"),
+        ({"HOME": "/me"}, "/me/.cache/libero_gym"),
+    ],
+)
+def test_the_folder_is_the_chosen_one_or_the_users(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LIBERO_GYM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache.cache_dir() == Path(expected)
+
+
 def test_round_trip(folder: Path) -> None:
     cache.write("a", b"content")
     assert cache.read("a") == b"content"
@@ -62,5 +82,5 @@ def test_compiled_task_from_disk_equals_the_fresh_one(folder: Path, spatial_task
     assert cached.goal == fresh.goal
     assert cached.burners == fresh.burners
     np.testing.assert_array_equal(cached.physics.body_pos, fresh.physics.body_pos)
-    for name, value in fresh.arm.stale.items():
-        np.testing.assert_array_equal(cached.arm.stale[name], value)
+    for name, value in fresh.robot.stale.items():
+        np.testing.assert_array_equal(cached.robot.stale[name], value)

@@ -119,32 +119,6 @@ def test_a_folder_that_cannot_be_made_is_told_by_the_files_name(tmp_path: Path) 
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_ids_are_numbers_and_ranges() -> None:
-    assert checks.parse_ids("--task-ids", "0,3-5") == [0, 3, 4, 5]
-    assert checks.parse_ids("--task-ids", " 7 , 2-2") == [7, 2]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("3-1", r"'3-1' runs backwards; did you mean '1-3'\?"),
-        ("x", r"'x' is no id; expected ids from 0, such as '0,3-5'"),
-        ("", "'' is no id"),
-        ("1,,2", "'' is no id"),
-        ("-1", "'-1' is no id"),
-        ("1.0", "'1.0' is no id"),
-        ("0-", "'0-' is no id"),
-        ("1-2-3", "'1-2-3' is no id"),
-        ("\u0663", "is no id"),
-        ("1" * 5000, "is no id"),
-        ("0-999999999", "names more than 100,000 ids"),
-    ],
-)
-def test_what_is_no_list_of_ids_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=f"--task-ids .*{message}"):
-        checks.parse_ids("--task-ids", text)
-
-
 def test_bounds_are_told_with_all_their_digits() -> None:
     with pytest.raises(ValueError, match=r"^seed=-1 is out of range; expected a whole number from 0 to 4294967295\.$"):
         checks.whole_number("seed", -1, 0, 2**32 - 1)

@@ -210,7 +210,7 @@ def test_progress_of_a_chunk_is_between_the_states_that_the_agent_decides_in() -
     actions = random_actions(4)
     for env in (single, chunked):
         env.reset(options={"init_state_id": 0})
-    phi = sum(single._progress.terms(single.simulator.data, single.simulator.eef_pos()).values())
+    phi = sum(single._potential.terms().values())
     for action in actions:
         _, _, _, _, info = single.step(action)
     expected = 0.99 * sum(info["progress_terms"].values()) - phi
@@ -227,15 +227,15 @@ def test_chunked_env_truncates_itself_at_the_suites_limit() -> None:
 def test_progress_terms_sum_to_the_reward_and_telescope() -> None:
     env = LiberoEnv("libero_spatial", task_id=0, cameras=(), reward="progress")
     env.reset(options={"init_state_id": 0})
-    first, gamma, discounted = env._phi, 0.99, 0.0
+    first, gamma, discounted = env._episode.phi, 0.99, 0.0
     for t, action in enumerate(random_actions(6)):
         _, reward, _, _, info = env.step(action)
         assert reward == pytest.approx(sum(info["reward_terms"].values()))
         discounted += gamma**t * info["reward_terms"]["progress"]
-        assert sum(info["progress_terms"].values()) == pytest.approx(env._phi)
+        assert sum(info["progress_terms"].values()) == pytest.approx(env._episode.phi)
         assert list(info["progress_terms"])[1] == "on(akita_black_bowl_1, plate_1)/place"
     assert 0 < first < 1
-    assert discounted == pytest.approx(gamma**6 * env._phi - first)
+    assert discounted == pytest.approx(gamma**6 * env._episode.phi - first)
 
 
 def test_success_terminates_and_pays_one(state_env: LiberoEnv) -> None:

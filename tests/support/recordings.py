@@ -1,10 +1,16 @@
-"""Episodes that nobody played, as datasets hold them."""
+"""Episodes that nobody played, as datasets hold them, and short recordings of policies."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+from recorded_policies import push
+
+from libero_gym.demonstrations import LeRobotReader
 from libero_gym.demonstrations.episodes import Episode
+from libero_gym.demonstrations.recording import RecordingSummary, record
 
 
 def synthetic(n_frames: int, seed: int = 0, size: int = 32) -> Episode:
@@ -19,4 +25,22 @@ def synthetic(n_frames: int, seed: int = 0, size: int = 32) -> Episode:
         images={"image": np.repeat(frames[..., None], 3, axis=3)},
         task_name="thing",
         seed=seed,
+    )
+
+
+def record_pushes(root: Path, policy: Any = push, **kwargs: Any) -> RecordingSummary:
+    """Record short episodes of LIBERO-Spatial task 0 with small frames."""
+    options: dict[str, Any] = {"task_ids": 0, "init_state_ids": range(3), "cameras": ("agentview",), "n_workers": 0}
+    options |= {"image_size": 32, "renderer": "fast", "max_steps": 5, "keep_failures": True, "settle_steps": 1}
+    return record(root, "libero_spatial", policy, **{**options, **kwargs}, progress_bar=False)
+
+
+def same_episodes(first: Path, second: Path) -> bool:
+    pairs = zip(LeRobotReader(first), LeRobotReader(second), strict=True)
+    return all(
+        np.array_equal(a.actions, b.actions)
+        and np.array_equal(a.state, b.state)
+        and all(np.array_equal(a.images[key], b.images[key]) for key in a.images)
+        and a.description == b.description
+        for a, b in pairs
     )

@@ -89,7 +89,7 @@ def ratio_tolerance(dtype: th.dtype) -> float:
     return RATIO_TOLERANCE.get(dtype, RATIO_TOLERANCE[th.float32])
 
 
-class Monitor:
+class UpdateMonitor:
     """Speaks up when an update's numbers mean that something is broken. Each warning comes once.
 
     Args:

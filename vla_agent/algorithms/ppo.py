@@ -16,6 +16,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import check_for_nested_spaces
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -24,11 +25,15 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import flag, whole_number
 from vla_agent.algorithms import health, losses
-from vla_agent.algorithms.rollout import Batch, TokenRolloutBuffer, check_batches, collect_rollouts, split_batch
-from vla_agent.callbacks.success import SuccessCallback, as_callbacks
-from vla_agent.envs.vec_env import VLAVecEnv, make_vec_env
+from vla_agent.algorithms.buffers import Batch, TokenRolloutBuffer, check_batches, compute_targets, split_batch
+from vla_agent.algorithms.rollout import Observations, RolloutHooks, collect
+from vla_agent.callbacks.state import StatefulCallback, stateful_callbacks
+from vla_agent.callbacks.success import SuccessCallback
+from vla_agent.callbacks.tree import as_callbacks, parts
+from vla_agent.envs.make import make_vec_env
+from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.policy import arguments
-from vla_agent.policy.policy import Evaluation, VLAPolicy
+from vla_agent.policy.policy import ActionScores, VLAPolicy
 from vla_agent.runs import saved_run as checkpointing
 from vla_agent.runs.moments import Moment
 
@@ -197,7 +202,7 @@ class VLAPPO(PPO):
             self.boundary: Moment | None = None  # the run before the rollout or update that is under way
             self.run: dict[str, Any] | None = None  # identity and attempt, see `run_folder.Claim`
             self._past: Moment | None = None  # the boundary before the last update, until there is a new one
-            self.stateful_callbacks: dict[str, checkpointing.StatefulCallback] = {}
+            self.stateful_callbacks: dict[str, StatefulCallback] = {}
             self._progress_bars: list[ProgressBarCallback] = []
             self.callback_states: dict[str, Any] = {}  # of a loaded run, for the callbacks that it goes on with
             if _init_setup_model:
@@ -244,7 +249,7 @@ class VLAPPO(PPO):
         super()._setup_model()
         rate = self.value_learning_rate
         self._value_lr_schedule = None if rate is None else FloatSchedule(rate)
-        self._monitor = health.Monitor(self._tolerance(), strict=self.is_vla)
+        self._monitor = health.UpdateMonitor(self._tolerance(), strict=self.is_vla)
         self._check_same_model(self.env)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -314,7 +319,7 @@ class VLAPPO(PPO):
         with stopwatch("rollout"):
             if self.is_vla:
                 buffer = cast(DictRolloutBuffer, rollout_buffer)
-                go_on = collect_rollouts(self, env, callback, buffer, n_rollout_steps, stopwatch)
+                go_on = self._collect_tokens(env, callback, buffer, n_rollout_steps, stopwatch)
             else:
                 go_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         for phase, seconds in stopwatch.seconds.items():
@@ -322,6 +327,38 @@ class VLAPPO(PPO):
         rate = n_rollout_steps * env.num_envs / max(stopwatch.seconds["rollout"], 1e-9)
         self.logger.record("time/env_steps_per_s", rate)
         return go_on
+
+    def _collect_tokens(
+        self, env: VecEnv, callback: BaseCallback, buffer: DictRolloutBuffer, n_steps: int, stopwatch: health.Stopwatch
+    ) -> bool:
+        """`OnPolicyAlgorithm.collect_rollouts` by `collect`, whose results become the learner's."""
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        buffer.reset()
+        callback.on_rollout_start()
+        rollout = collect(
+            cast(VLAPolicy, self.policy),
+            env,
+            n_steps,
+            last_obs=cast(Observations, self._last_obs),
+            episode_starts=self._last_episode_starts,
+            buffer=buffer,
+            hooks=LearnerHooks(self, callback),
+            time_limit_gamma=self.gamma if self.bootstrap_time_limits else None,
+            keep_value_inputs=self.n_value_epochs > 0,
+            num_timesteps=self.num_timesteps,
+        )
+        if rollout is None:
+            return False
+        assert rollout.last_values is not None
+        compute_targets(buffer, rollout.last_values, rollout.dones, self.value_gae_lambda)
+        self.rollout_value_inputs = rollout.value_inputs
+        stopwatch.seconds.update(rollout.seconds)
+        for name, total in rollout.reward_terms.items():
+            self.logger.record(f"rollout/reward_{name}", total / (n_steps * env.num_envs))
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
 
     def _take_boundary(self) -> None:
         # An error may come while the environments are asked for their state, or a signal have ended them: then the
@@ -472,7 +509,7 @@ class VLAPPO(PPO):
             metrics["kl_ref"] = kl_ref
         return Losses(loss, log_ratio, metrics | {"loss": loss})
 
-    def _evaluate(self, part: Batch) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, Evaluation | None]:
+    def _evaluate(self, part: Batch) -> tuple[th.Tensor, th.Tensor, th.Tensor | None, ActionScores | None]:
         """Values, log-probabilities and entropies, each (B,), and a `VLAPolicy`'s full evaluation."""
         if self.is_vla:
             observations = cast(dict[str, th.Tensor], part.observations)
@@ -555,11 +592,11 @@ class VLAPPO(PPO):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callbacks = as_callbacks(callback)
-        if self.is_vla and not any(isinstance(part, SuccessCallback) for part in checkpointing.parts(callbacks)):
+        if self.is_vla and not any(isinstance(part, SuccessCallback) for part in parts(callbacks)):
             callbacks = [*callbacks, SuccessCallback()]  # success per task is always in the log
         root = super()._init_callback(callbacks, progress_bar)
-        self.stateful_callbacks = checkpointing.stateful_callbacks(root)
-        self._progress_bars = [part for part in checkpointing.parts([root]) if isinstance(part, ProgressBarCallback)]
+        self.stateful_callbacks = stateful_callbacks(root)
+        self._progress_bars = [part for part in parts([root]) if isinstance(part, ProgressBarCallback)]
         return root
 
     def _setup_learn(
@@ -632,7 +669,7 @@ class VLAPPO(PPO):
 
         With an ``env`` like the one it was trained on, ``learn(n, reset_num_timesteps=False)`` goes on as if the run
         had never stopped: the environments are in the middle of the same episodes, callbacks that have a state
-        (`checkpointing.StatefulCallback`) get it back, and on a CPU all is equal to the bit.
+        (`vla_agent.callbacks.StatefulCallback`) get it back, and on a CPU all is equal to the bit.
 
         Args:
             path: Folder or zip.
@@ -666,6 +703,24 @@ class VLAPPO(PPO):
         return checkpointing.load(
             cls, pathlib.Path(cast(str, path)), env, device, allow_changes, custom_objects, **kwargs
         )
+
+
+class LearnerHooks(RolloutHooks):
+    """What a step of a rollout changes in the learner, in SB3's order."""
+
+    def __init__(self, learner: OnPolicyAlgorithm, callback: BaseCallback) -> None:
+        self.learner, self.callback = learner, callback
+
+    def on_step(self, step: dict[str, Any]) -> bool:
+        self.learner.num_timesteps += step["env"].num_envs
+        self.callback.update_locals({"self": self.learner, "callback": self.callback} | step)
+        if not self.callback.on_step():
+            return False
+        self.learner._update_info_buffer(step["infos"], step["dones"])
+        return True
+
+    def on_stored(self, obs: Observations, dones: np.ndarray) -> None:
+        self.learner._last_obs, self.learner._last_episode_starts = obs, dones
 
 
 def _make_env(env_id: str, policy_kwargs: dict[str, Any]) -> VLAVecEnv:

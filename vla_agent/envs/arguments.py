@@ -82,14 +82,15 @@ def check_keywords(env_id: str, env_kwargs: Mapping[str, Any], function: Callabl
         TypeError: It offers the nearest name.
     """
     from libero_gym.env import LiberoEnv
-    from libero_gym.vector.vector import LiberoVectorEnv
+    from libero_gym.vector.vector import LiberoVectorEnv, backend_factory
 
     if "suite" not in gym.spec(env_id).kwargs:
         return
-    classes = (function, LiberoVectorEnv.__init__, LiberoEnv.__init__)
+    backend = backend_factory(env_kwargs.get("backend", "processes"))
+    classes = (function, LiberoVectorEnv.__init__, backend, LiberoEnv.__init__)
     parameters = [p for part in classes for p in inspect.signature(part).parameters.values()]
     named = dict.fromkeys(p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD)
-    known = [name for name in named if name not in ("self", "suite", "num_envs")]
+    known = [name for name in named if name not in ("self", "plan", "suite", "num_envs")]
     for name in env_kwargs:
         if name not in known:
             guess = KEYWORDS_ELSEWHERE.get(name)

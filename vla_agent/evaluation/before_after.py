@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from libero_gym.atomic import replacing
 from libero_gym.dimensions import CONTROL_FREQ
-from vla_agent.envs.vec_env import make_vec_env
-from vla_agent.evaluation.policies import as_policy, load_subject
+from libero_gym.videos import write_film
+from vla_agent.envs.episodes import play_episodes
+from vla_agent.envs.make import make_vec_env
+from vla_agent.envs.vec_env import VLAVecEnv
+from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
 from vla_agent.evaluation.reports import EpisodeResult, SuccessRow
 from vla_agent.evaluation.trials import Trial
 from vla_agent.intervals import mcnemar_exact
@@ -81,10 +83,8 @@ def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, 
         path: The MP4.
         **env_kwargs: Further arguments of the environments.
     """
-    import imageio.v3 as iio  # finds ffmpeg, which takes a moment
-
     subjects = [load_subject(model, "auto").model for model in (before, after)]
-    processor = subjects[1].policy.backbone.processor if hasattr(subjects[1], "policy") else subjects[1].processor
+    processor = processor_of(subjects[1], "tiny")
     env = make_vec_env(
         env_id,
         1,
@@ -96,27 +96,20 @@ def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, 
         **env_kwargs,
     )
     try:
-        env.venv.set_autoreset(False)
         sides = [_play(as_policy(model, env, None), env, trial) for model in subjects]
         instruction = env.reset_infos[0]["instruction"]
         chunk = env.action_space.shape[0] // 7
     finally:
         env.close()
     frames = compose(sides, instruction)
-    with replacing(path) as temporary:
-        iio.imwrite(temporary, frames, fps=FILM_SPEED * CONTROL_FREQ / chunk, macro_block_size=2)
+    write_film(path, frames, FILM_SPEED * CONTROL_FREQ / chunk)
 
 
-def _play(policy: Any, env: Any, trial: Trial) -> _Side:
+def _play(policy: Any, env: VLAVecEnv, trial: Trial) -> _Side:
     """A greedy episode's frames."""
-    obs = env.begin_episodes({0: trial.options})
-    frames = [env.get_images()[0]]
-    while True:
-        actions, _ = policy.predict(obs, deterministic=True)
-        obs, _, dones, infos = env.step(actions)
-        frames.append(env.get_images()[0])
-        if dones[0]:
-            return _Side(frames, bool(infos[0]["is_success"]), int(infos[0]["elapsed_steps"]))
+    continuous = isinstance(policy, RegressionPolicy)
+    (episode,) = play_episodes(env, policy, [trial.start], continuous=continuous, watch=env.get_images)
+    return _Side(episode.frames, episode.success, episode.steps)
 
 
 def compose(sides: Sequence[_Side], instruction: str) -> np.ndarray:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import functools
 import logging
 import os
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -19,13 +19,9 @@ from tqdm import tqdm
 
 from libero_gym.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
-from vla_agent.envs.vec_env import (
-    PUBLISHED_IMAGE_SIZE,
-    PUBLISHED_RENDER_SIZE,
-    describe_suite,
-    make_vec_env,
-    published_transform,
-)
+from vla_agent.envs.episodes import play_episodes
+from vla_agent.envs.make import PUBLISHED_IMAGE_SIZE, PUBLISHED_RENDER_SIZE, make_vec_env, published_transform
+from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation import provenance as manifest
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
@@ -174,7 +170,6 @@ class Evaluator:
         except BaseException:
             self.env.close()
             raise
-        self.env.venv.set_autoreset(False)  # every episode is chosen
         self.conditions: dict[str, Any] = {
             "suite": self.suite.name,
             "task_ids": task_ids,
@@ -307,49 +302,20 @@ class Evaluator:
         self, trials: Sequence[Trial], deterministic: bool, filmer: Filmer | None, clock: _Clock
     ) -> Iterator[EpisodeResult]:
         """Episodes as they end. The next trial goes to whichever environment is free."""
-        env = self.env
-        waiting = deque(trials)
-        running: dict[int, Trial] = {}
-        step = env.step_actions if isinstance(self.policy, RegressionPolicy) else env.step
-        remember = "episode_start" in inspect.signature(self.policy.predict).parameters  # SB3's whole interface
-        state = None
-        while waiting or running:
-            free = [i for i in range(env.num_envs) if i not in running]
-            starting = {i: waiting.popleft() for i in free[: len(waiting)]}
-            if starting:
-                obs = self._start(running, starting)
+        finished = play_episodes(
+            self.env,
+            clock.timed(self.policy),
+            [self.protocol.start(trial) for trial in trials],
+            deterministic=deterministic,
+            continuous=isinstance(self.policy, RegressionPolicy),
+            record=() if filmer is None else CAMERA_KEYS[:1],
+        )
+        for episode in finished:
+            result = EpisodeResult(*trials[episode.number], episode.success, episode.steps)
+            clock.control_steps += result.steps
             if filmer is not None:
-                filmer.begin(starting)
-                filmer.see(obs, running)
-            with clock.decision():
-                began = np.isin(np.arange(env.num_envs), list(starting))
-                memory = {"state": state, "episode_start": began} if remember else {}
-                actions, state = self.policy.predict(obs, deterministic=deterministic, **memory)
-            new_obs, _, dones, infos = step(actions)
-            obs = cast(dict[str, np.ndarray], new_obs)
-            for i in [i for i in running if dones[i]]:
-                trial, info = running.pop(i), infos[i]
-                if info.get("worker_restarted", False) and not info["is_success"]:
-                    waiting.appendleft(trial)  # cut short by a worker that had to be replaced
-                    continue
-                episode = EpisodeResult(*trial, bool(info["is_success"]), int(info["elapsed_steps"]))
-                if filmer is not None:
-                    filmer.end(i, episode, info["terminal_observation"])
-                clock.control_steps += episode.steps
-                yield episode
-
-    def _start(self, running: dict[int, Trial], starting: dict[int, Trial]) -> dict[str, np.ndarray]:
-        """Begin trials; again those whose worker was replaced meanwhile. Gives all environments' observations."""
-        running.update(starting)
-        while True:
-            before = list(self.env.reset_infos)
-            obs = self.env.begin_episodes({i: self.protocol.options(trial) for i, trial in starting.items()})
-            infos = self.env.reset_infos
-            unasked = {i for i in running if infos[i] is not before[i]} - set(starting)  # their worker was replaced
-            shown = {i: (infos[i]["task_id"], infos[i]["init_state_id"]) for i in running}
-            starting = {i: trial for i, trial in running.items() if i in unasked or shown[i] != trial.shown}
-            if not starting:
-                return obs
+                filmer.film(result, episode.observations[CAMERA_KEYS[0]])
+            yield result
 
     def _filmer(self, film_failures: int, out: Path | None) -> Filmer | None:
         if not film_failures:
@@ -376,11 +342,17 @@ class _Clock:
         self.seconds: list[float] = []
         self.control_steps = 0
 
-    @contextlib.contextmanager
-    def decision(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds.append(time.perf_counter() - start)
+    def timed(self, policy: Any) -> SimpleNamespace:
+        """A policy that decides as this one does, and whose decisions are timed."""
+
+        @functools.wraps(policy.predict)  # keeps the signature, which says what `predict` is given
+        def predict(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            decision = policy.predict(*args, **kwargs)
+            self.seconds.append(time.perf_counter() - start)
+            return decision
+
+        return SimpleNamespace(predict=predict)
 
     def summary(self, n_envs: int) -> dict[str, float]:
         """Seconds in all; milliseconds of a call of `predict` for all environments, and per control step executed."""

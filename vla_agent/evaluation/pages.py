@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from libero_gym.figures import new_figure, save_figure
 from vla_agent.evaluation.protocols import describe_protocol
 from vla_agent.evaluation.reports import CHART_FILE, EvaluationReport, SuccessRow, describe_ids, describe_row
 
@@ -44,17 +45,12 @@ def markdown(report: EvaluationReport) -> str:
 
 def draw_chart(report: EvaluationReport, path: Path) -> None:
     """Write a PNG with a bar per task, successes and episodes beside it, and Wilson's 95 % interval as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
-    from matplotlib.figure import Figure
-
     rows = [(_label(task_id, report.task_names[task_id]), row) for task_id, row in report.tasks.items()]
     colors = [_TASK_COLOR] * len(rows)
     if len(rows) > 1:
         rows.append(("all tasks", report.total))
         colors.append(_TOTAL_COLOR)
-    figure = Figure(figsize=(_CHART_WIDTH, 0.9 + _ROW_HEIGHT * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, ((axes,),) = new_figure(_CHART_WIDTH, 0.9 + _ROW_HEIGHT * len(rows))
     for place, ((label, row), color) in enumerate(zip(rows, colors, strict=True)):
         axes.barh(place, 1, height=_BAR, color=_TRACK_COLOR)
         axes.barh(place, row.rate, height=_BAR, color=color)
@@ -71,7 +67,7 @@ def draw_chart(report: EvaluationReport, path: Path) -> None:
     axes.set_xlabel("success; lines are 95 % intervals (Wilson)", fontsize=9.5)
     title = f"{report.conditions['suite']}, {100 * report.success_rate:.1f} % of {report.total.n} episodes"
     axes.set_title(title, fontsize=10.5, loc="left")
-    figure.savefig(path, dpi=_DPI)
+    save_figure(figure, path, _DPI)
 
 
 def _training_note(report: EvaluationReport) -> str:

@@ -13,7 +13,8 @@ from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.action_tokens import to_environment, unnormalize
 from vla_agent.backbone import model_inputs
 from vla_agent.envs.vec_env import VLAVecEnv
-from vla_agent.policy.policy import VLAPolicy, check_fit
+from vla_agent.policy.checks import check_fit
+from vla_agent.policy.policy import VLAPolicy
 
 
 class RegressionPolicy:

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tqdm import tqdm
-
-from vla_agent.envs.vec_env import SuiteDescription
+from vla_agent.envs.episodes import EpisodeStart
+from vla_agent.envs.suites import SuiteDescription
 from vla_agent.evaluation.trials import Trial
 
 
@@ -44,9 +43,9 @@ class Protocol:
         """Which draw of the fixtures a trial stands on, counted from 1."""
         return trial.init_state_id + 1 if self.fixture_draw == "trial" and trial.init_state_id >= 0 else 1
 
-    def options(self, trial: Trial) -> dict[str, int]:
-        """What a reset needs to begin a trial."""
-        return trial.options | {"fixture_seed": self.fixture_seed, "fixture_draw": self.draw(trial)}
+    def start(self, trial: Trial) -> EpisodeStart:
+        """Where a trial begins, with its fixtures."""
+        return trial.start._replace(fixture_seed=self.fixture_seed, fixture_draw=self.draw(trial))
 
     def max_steps(self, suite: SuiteDescription) -> int:
         """Control steps that an episode may take."""
@@ -54,19 +53,10 @@ class Protocol:
 
     def prepare(self, suite: SuiteDescription, trials: Sequence[Trial]) -> None:
         """Have the fixtures of these trials drawn and cached, before several workers ask for them."""
-        from libero_gym.compilation import draws
-        from libero_gym.tasks import get_tasks
-
         wanted: dict[int, int] = {}
         for trial in trials:
             wanted[trial.task_id] = max(wanted.get(trial.task_id, 1), self.draw(trial))
-        if self.fixture_seed == 0:  # draw 1 comes with the task
-            wanted = {task_id: draw for task_id, draw in wanted.items() if draw > 1}
-        tasks = get_tasks(suite.name)
-        for task_id in tqdm(
-            wanted, desc="Drawing fixtures", unit="task", disable=None if wanted else True, leave=False
-        ):
-            draws.prepare(tasks[task_id], wanted[task_id], self.fixture_seed)
+        suite.prepare_fixtures(wanted, self.fixture_seed)
 
 
 PROTOCOLS: dict[str, Protocol] = {

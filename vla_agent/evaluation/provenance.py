@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import datetime
 import functools
-import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,8 @@ import torch as th
 
 from libero_gym.atomic import write_text
 from libero_gym.json_files import read_json
-from vla_agent.runs.run_files import sha256
+from libero_gym.version import UNKNOWN, package_versions
+from vla_agent.hashes import hash_files, hash_weights
 
 PACKAGES = (
     "libero-vla",
@@ -33,7 +32,6 @@ PACKAGES = (
 )
 # What training leaves beside a checkpoint: {"training": {"libero_spatial": [0, 1, ...]}}, states by suite.
 TRAINING_FILE = "training.json"
-UNKNOWN = "unknown"
 
 TrainingStates = dict[str, list[int]]
 
@@ -43,7 +41,7 @@ def provenance() -> dict[str, Any]:
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": source_commit(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": package_versions(PACKAGES),
         "machine": {
             "architecture": platform.machine(),
             "cpu_cores": os.cpu_count(),
@@ -82,25 +80,6 @@ def describe_model(model: Any, name: str | Path | None, folder: Path | None) -> 
     if isinstance(module, th.nn.Module):
         return description | {"sha256": {"weights": hash_weights(module.state_dict())}}
     return description | {"sha256": {}}
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file directly in a folder, by name; hidden files are left out."""
-    hashes = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            with path.open("rb") as stream:
-                hashes[path.name] = sha256(stream)
-    return hashes
-
-
-def hash_weights(tensors: Mapping[str, th.Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(th.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def read_training_states(folder: Path | None) -> TrainingStates | None:
@@ -143,10 +122,3 @@ def overlap(training: TrainingStates | None, suite: str, init_state_ids: Iterabl
 
 def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(index) is int and index >= 0 for index in value)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from libero_gym.checks import sequence, whole_number
-from vla_agent.envs.vec_env import SuiteDescription, describe_suite
+from vla_agent.envs.episodes import EpisodeStart
+from vla_agent.envs.suites import SuiteDescription, describe_suite
 from vla_agent.evaluation.provenance import TRAINING_FILE, TrainingStates
 
 
@@ -22,16 +23,11 @@ class Trial(NamedTuple):
     init_state_id: int
 
     @property
-    def options(self) -> dict[str, int]:
-        """What a reset needs to begin it."""
+    def start(self) -> EpisodeStart:
+        """Where it begins, whatever the protocol says of fixtures."""
         if self.init_state_id >= 0:
-            return self._asdict()
-        return {"task_id": self.task_id, "placement_seed": -1 - self.init_state_id}
-
-    @property
-    def shown(self) -> tuple[int, int]:
-        """Task and initial state as a reset's info tells them, where -1 is any placement."""
-        return self.task_id, max(self.init_state_id, -1)
+            return EpisodeStart(self.task_id, self.init_state_id)
+        return EpisodeStart(self.task_id, placement_seed=-1 - self.init_state_id)
 
 
 def plan_trials(

@@ -2,8 +2,8 @@
 
 OpenVLA-OFT publishes its state projector and action head only in this format. torch's own reader runs no code of the
 file, but a small file can still make it allocate without bound (``bytearray(10**12)``, a tensor of stride 0) or never
-end (the hash of tuples that hold one another). So the pickle is looked through first: it may hold what a dictionary of
-plain tensors needs and nothing else, and its numbers must lie in the file.
+end (the hash of tuples that hold one another). So the pickle is checked first: it may hold what a dictionary of plain
+tensors needs and nothing else, and its numbers must lie in the file.
 """
 
 from __future__ import annotations

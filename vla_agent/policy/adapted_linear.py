@@ -1,4 +1,4 @@
-"""A linear layer with a low-rank adapter beside it. peft's, but for what it computes in."""
+"""peft's linear layer with a low-rank adapter, changed to compute in the type of its input."""
 
 from typing import Any, cast
 

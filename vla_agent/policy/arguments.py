@@ -17,6 +17,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import choice, did_you_mean, flag, real_number, sequence, whole_number
+from vla_agent.backbone import is_backbone
 from vla_agent.policy.lora import LoraSettings
 
 Check = Callable[[str, Any], Any]
@@ -248,7 +249,7 @@ def _buffer_class(name: str, value: Any) -> None:
 def _model(name: str, value: Any) -> None:
     if isinstance(value, (str, Path)) and str(value):
         return
-    if not (isinstance(value, th.nn.Module) and hasattr(value, "score_actions")):
+    if not is_backbone(value):
         raise ValueError(f"{name}={value!r}; expected 'tiny', a checkpoint folder, a hub id, or a VLABackbone.")
 
 

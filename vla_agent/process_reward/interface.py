@@ -1,40 +1,30 @@
-"""What a process reward model is, and finding one by its name."""
+"""What a process reward model is, and the checks of what it is asked and what it answers."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch as th
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from libero_gym.checks import as_path
-from libero_gym.json_files import read_json
-from vla_agent.atomic import Kind, save_tensors, writing
-
-# Scorers that ship, beside the policies.
-SHIPPED_FOLDER = Path(__file__).parents[1] / "checkpoints"
-CONFIG_FILE, WEIGHTS_FILE = "scorer.json", "scorer.safetensors"
-SCORER = Kind("saved scorer", (CONFIG_FILE, WEIGHTS_FILE))
+# Observation key of the frames that a model looks at, unless it names another as its `camera`.
 CAMERA = "image"
 
 
 class RewardModelError(ValueError):
-    """A reward model that cannot be found or read, does not fit the environment, or gives what are no scores."""
+    """A reward model cannot be found or read, does not fit the environment, or gives something else than scores."""
 
 
 @runtime_checkable
 class RewardModel(Protocol):
     """Says from a camera's frame how much of an instruction is done.
 
+    A *score* is that share, in [0, 1]; it has nothing to do with the log-probabilities that a policy scores actions by.
     A model may also have ``image_size`` (the side in pixels that it takes), ``camera`` (the observation key that it
-    looks at, "image" by default) and ``fingerprint()`` (what tells it from others); they are checked where they exist.
+    looks at, "image" by default) and ``fingerprint()`` (a text that differs between models that score differently);
+    they are checked if they exist. `TinyScorer` and `VLMScorer` are the models of this package. An environment of
+    `libero_gym`, which knows nothing of this package, asks for an object with the same `score`.
     """
 
     def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
@@ -62,15 +52,15 @@ def checked_scores(model: RewardModel, images: np.ndarray, instructions: Sequenc
 
 
 def check_frames(images: np.ndarray, instructions: Sequence[str], size: int | None = None) -> None:
-    """Complains about what a scorer would answer for without meaning: one instruction for many frames, floats.
+    """Refuse frames and instructions that a scorer would answer for without meaning, such as one text for many frames.
 
     Args:
-        images: uint8 (n, H, W, 3).
-        instructions: n of them.
-        size: Side of the frames in pixels, if it is fixed.
+        images: Frames, uint8 (n, H, W, 3).
+        instructions: One instruction per frame.
+        size: Side of the frames in pixels; None allows any.
 
     Raises:
-        RewardModelError: If they are others.
+        RewardModelError: If the frames have another type, shape or size, or the instructions are no n strings.
     """
     came = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
     side = "H, W" if size is None else f"{size}, {size}"
@@ -85,12 +75,12 @@ def check_frames(images: np.ndarray, instructions: Sequence[str], size: int | No
 
 
 def warn_of_unseen(instructions: Sequence[str], known: Sequence[str], warned: set[str]) -> None:
-    """Warn of each instruction that a scorer was not trained on, once.
+    """Warn once of each instruction that a scorer was not trained on.
 
     Args:
-        instructions: Asked about.
-        known: Trained on.
-        warned: Those that were warned of, extended.
+        instructions: Instructions that the scorer is asked about.
+        known: Instructions that it was trained on.
+        warned: Instructions that a warning has named already; this call adds its own.
     """
     for instruction in instructions:
         if instruction not in known and instruction not in warned:
@@ -104,11 +94,11 @@ def check_camera(model: RewardModel, observations: dict[str, tuple[int, ...]]) -
     """The observation key that the model looks at.
 
     Args:
-        model: The model.
+        model: The reward model.
         observations: Shapes of the environment's observations by key.
 
     Raises:
-        RewardModelError: If the environment has not that camera, or its frames another size.
+        RewardModelError: If the environment lacks that camera, or its frames have another size.
     """
     name, camera, size = type(model).__name__, getattr(model, "camera", CAMERA), getattr(model, "image_size", None)
     if camera not in observations:
@@ -121,86 +111,3 @@ def check_camera(model: RewardModel, observations: dict[str, tuple[int, ...]]) -
             f"{observations[camera]}; make the environment with image_size={size}, or train a scorer for its frames."
         )
     return str(camera)
-
-
-def load_reward_model(path: str | Path, device: Any = "cpu") -> RewardModel:
-    """The scorer saved in a folder, or one that ships, by its name.
-
-    Raises:
-        RewardModelError: If there is none, or it is damaged.
-        TypeError: If ``path`` is no path.
-    """
-    from vla_agent.process_reward.tiny_scorer import TinyScorer
-    from vla_agent.process_reward.vlm_scorer import VLMScorer
-
-    shipped = sorted(found.parent.name for found in SHIPPED_FOLDER.glob(f"*/{CONFIG_FILE}"))
-    path = as_path("path", path)
-    folder = SHIPPED_FOLDER / path if str(path) in shipped else path.expanduser()
-    config = read_config(folder, shipped)
-    kinds: dict[str, Any] = {"TinyScorer": TinyScorer, "VLMScorer": VLMScorer}
-    kind = config.get("class")
-    if not isinstance(kind, str) or kind not in kinds:
-        raise RewardModelError(f"'{folder}' holds a {kind!r:.80}; known are {', '.join(kinds)}.")
-    scorer: RewardModel = kinds[kind].load(folder, device)
-    return scorer
-
-
-def write_scorer(folder: str | Path, document: dict[str, Any], tensors: dict[str, th.Tensor]) -> None:
-    """Write a scorer's configuration and weights to a folder, completely or not at all.
-
-    Raises:
-        FileExistsError: If something else than a scorer is there.
-        OSError: If it cannot be written.
-    """
-    with writing(folder, SCORER) as temporary:
-        (temporary / CONFIG_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        save_tensors(tensors, temporary / WEIGHTS_FILE)
-
-
-def digest(tensors: dict[str, th.Tensor], about: str = "") -> str:
-    """What tells these weights, and what else is said, from others."""
-    found = hashlib.sha256(about.encode())
-    for name, tensor in sorted(tensors.items()):
-        found.update(name.encode() + tensor.float().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-def read_config(folder: Path, shipped: Sequence[str] = ()) -> dict[str, Any]:
-    """What a scorer's folder says of it.
-
-    Raises:
-        RewardModelError: If there is no such folder, or the file is damaged.
-    """
-    if not (folder / CONFIG_FILE).is_file():
-        choice = f", or one that ships: {', '.join(map(repr, shipped))}" if shipped else ""
-        raise RewardModelError(f"There is no reward model at '{folder}'; give a folder with {CONFIG_FILE}{choice}.")
-    config: dict[str, Any] = read_json(folder / CONFIG_FILE, error=RewardModelError)
-    return config
-
-
-def read_weights(folder: Path) -> dict[str, th.Tensor]:
-    """The tensors of a scorer's folder.
-
-    Raises:
-        RewardModelError: If they are missing or damaged.
-    """
-    try:
-        return load_file(folder / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise RewardModelError(f"The scorer in '{folder}' is incomplete or damaged: {error}") from error
-
-
-def check_weights(folder: Path, tensors: dict[str, th.Tensor], wanted: dict[str, th.Tensor]) -> None:
-    """Compare the names and shapes of a folder's tensors with the model's.
-
-    Raises:
-        RewardModelError: If they differ.
-    """
-    wrong = sorted(set(tensors) ^ set(wanted)) or sorted(
-        name for name, tensor in wanted.items() if tensors[name].shape != tensor.shape
-    )
-    if wrong:
-        raise RewardModelError(
-            f"The tensors in '{folder}' do not fit the model that its {CONFIG_FILE} describes: "
-            f"{', '.join(wrong[:5])} differ."
-        )

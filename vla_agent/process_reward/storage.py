@@ -1,57 +1,89 @@
-"""Refusing a vision-language model's folder that would have code of its own run, or a model built that never ends."""
+"""A scorer's folder: its configuration and weights, written as a whole and read with care."""
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch as th
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from libero_gym.json_files import read_json
+from vla_agent.atomic import Kind, save_tensors, writing
+from vla_agent.hashes import fingerprint
 from vla_agent.process_reward.interface import RewardModelError
 
-_MAX_LAYERS, _MAX_WIDTH = 1024, 2**24  # far above any model's
+CONFIG_FILE, WEIGHTS_FILE = "scorer.json", "scorer.safetensors"
+SCORER = Kind("saved scorer", (CONFIG_FILE, WEIGHTS_FILE))
 
 
-def check_model_folder(path_or_id: str | Path) -> None:
-    """Look through the JSON files of a model's folder for references to code; an id of the hub has no files here.
+def write_scorer(folder: str | Path, document: dict[str, Any], tensors: dict[str, th.Tensor]) -> None:
+    """Write a scorer's configuration and weights to a folder, completely or not at all.
 
-    `auto_map` names Python files to import, and an attention of the form "owner/name" a kernel to download.
-    transformers asks on the terminal about the former; a training on a cluster has none. It also builds as many layers
-    as `config.json` says before it reads a weight.
+    Args:
+        folder: The folder; a scorer that is there is replaced.
+        document: Content of scorer.json; "class" names the scorer's class, which `loading` reads.
+        tensors: Weights by name.
 
     Raises:
-        RewardModelError: If there is such a reference or number, or a JSON file is damaged.
+        FileExistsError: If something else than a scorer is there.
+        OSError: If it cannot be written.
     """
-    folder = Path(path_or_id)
-    if not folder.is_dir():
-        return
-    for path in sorted(folder.glob("*.json")):
-        if not path.name.endswith(("config.json", "processor.json")):  # not the vocabularies, which are large
-            continue
-        for key, value in _settings(read_json(path, error=RewardModelError)):
-            names_kernel = key.strip("_").endswith(("attn_implementation", "attn_implementation_internal"))
-            if (key == "auto_map" and value) or (names_kernel and "/" in str(value)):
-                raise RewardModelError(
-                    f"'{path}' asks for code that is not part of transformers ({key!r}), which is never run here. Take "
-                    "a model that transformers has itself."
-                )
-            if path.name == "config.json" and isinstance(value, int) and value > _maximum(key):
-                raise RewardModelError(f"'{path}' says {key}={value}; no model has more than {_maximum(key)}.")
+    with writing(folder, SCORER) as temporary:
+        (temporary / CONFIG_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        save_tensors(tensors, temporary / WEIGHTS_FILE)
 
 
-def _maximum(key: str) -> float:
-    if key.endswith(("layers", "depth", "blocks")):
-        return _MAX_LAYERS
-    return _MAX_WIDTH if key.endswith(("size", "dim", "heads")) else float("inf")
+def digest(tensors: dict[str, th.Tensor], about: str = "") -> str:
+    """Short hash of a scorer: of its weights as float32, and of a text about the rest of it."""
+    weights = (name.encode() + tensor.float().cpu().numpy().tobytes() for name, tensor in sorted(tensors.items()))
+    return fingerprint(itertools.chain([about.encode()], weights))
 
 
-def _settings(content: Any) -> list[tuple[str, Any]]:
-    """Keys and values of a JSON document, at any depth."""
-    found, left = [], [content]
-    while left:
-        value = left.pop()
-        if isinstance(value, dict):
-            found += list(value.items())
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
-    return found
+def read_config(folder: Path, shipped: Sequence[str] = ()) -> dict[str, Any]:
+    """Content of the scorer.json in a scorer's folder.
+
+    Args:
+        folder: The folder.
+        shipped: Names of the scorers that ship, for the message if there is no folder.
+
+    Raises:
+        RewardModelError: If there is no such folder, or the file is damaged.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        choice = f", or one that ships: {', '.join(map(repr, shipped))}" if shipped else ""
+        raise RewardModelError(f"There is no reward model at '{folder}'; give a folder with {CONFIG_FILE}{choice}.")
+    config: dict[str, Any] = read_json(folder / CONFIG_FILE, error=RewardModelError)
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, th.Tensor]:
+    """The tensors of a scorer's folder.
+
+    Raises:
+        RewardModelError: If they are missing or damaged.
+    """
+    try:
+        return load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise RewardModelError(f"The scorer in '{folder}' is incomplete or damaged: {error}") from error
+
+
+def check_weights(folder: Path, tensors: dict[str, th.Tensor], wanted: dict[str, th.Tensor]) -> None:
+    """Compare the names and shapes of a folder's tensors with the model's.
+
+    Raises:
+        RewardModelError: If they differ.
+    """
+    wrong = sorted(set(tensors) ^ set(wanted)) or sorted(
+        name for name, tensor in wanted.items() if tensors[name].shape != tensor.shape
+    )
+    if wrong:
+        raise RewardModelError(
+            f"The tensors in '{folder}' do not fit the model that its {CONFIG_FILE} describes: "
+            f"{', '.join(wrong[:5])} differ."
+        )

@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from libero_gym.checks import whole_number
 from vla_agent.atomic import remove
-from vla_agent.callbacks.success import as_callbacks
+from vla_agent.callbacks.tree import as_callbacks, parts
 from vla_agent.runs.run_files import RUN
 from vla_agent.runs.run_folder import (
     CHECKPOINTS,
@@ -33,7 +33,7 @@ from vla_agent.runs.run_folder import (
     latest_run,
     saved_by,
 )
-from vla_agent.runs.saved_run import RunError, parts
+from vla_agent.runs.saved_run import RunError
 
 if TYPE_CHECKING:
     from vla_agent.algorithms.ppo import VLAPPO

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 
 from libero_gym.json_files import MAX_BYTES, parse_json
 from vla_agent.atomic import ZIP, Kind
+from vla_agent.hashes import sha256
 from vla_agent.runs.documents import fault
 
 FORMAT = 2
@@ -26,7 +26,6 @@ FILES = (HYPERPARAMETERS, POLICY, OPTIMIZER, OPTIMIZER_GROUPS, STATE)
 # Runs of before there were checksums have none; examples note the states trained on in `training.json`.
 RUN = Kind("saved run", FILES, (CHECKSUMS, "training.json"))
 
-_BLOCK = 2**20
 _MAX_JSON_BYTES = 4 * MAX_BYTES  # a thousand environments' states are 20 MB
 _SB3_FILES = ("data", "pytorch_variables.pth", "_stable_baselines3_version")
 _ZIP_ERRORS = (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error)
@@ -193,14 +192,6 @@ def read_tensors(files: RunFiles, name: str) -> dict[str, th.Tensor]:
         if not tensor.isfinite().all():
             raise DamagedRunError(f"'{files.path / name}' is damaged: {key} holds NaN or infinity.")
     return tensors
-
-
-def sha256(stream: IO[bytes]) -> str:
-    """SHA-256 of what is left of a stream."""
-    digest = hashlib.sha256()
-    while block := stream.read(_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def check_whole(files: RunFiles) -> bool:

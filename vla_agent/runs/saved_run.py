@@ -17,21 +17,21 @@ import json
 import logging
 import reprlib
 import warnings
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.checks import did_you_mean, flag
-from vla_agent.algorithms.rollout import check_batches
+from vla_agent.algorithms.buffers import check_batches
 from vla_agent.atomic import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
+from vla_agent.hashes import hash_file
 from vla_agent.policy.arguments import check_names
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.documents import fault
@@ -58,7 +58,6 @@ from vla_agent.runs.run_files import (
     opened,
     read_json,
     read_tensors,
-    sha256,
 )
 from vla_agent.runs.serialization import (
     from_json,
@@ -155,17 +154,6 @@ _SB3_ATTRIBUTES = ("policy_class", "lr_schedule", "_last_obs", "_last_episode_st
 INCONSEQUENTIAL = ("verbose", "tensorboard_log")
 
 
-@runtime_checkable
-class StatefulCallback(Protocol):
-    """A callback whose state is saved with the run, and given back to one of its class when the run goes on."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its state, as JSON can hold it."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict`; called before the training starts."""
-
-
 def is_for_sb3(path: Any, unsafe_sb3_zip: bool) -> bool:
     """Whether SB3's own loader, which unpickles, is to read what is there.
 
@@ -236,16 +224,11 @@ def save(model: VLAPPO, path: Path) -> None:
             save_tensors(content, folder / name)
         for name, document in documents.items():
             _write_json(folder / name, document)
-        _write_json(folder / CHECKSUMS, {"sha256": {name: _sha256_of(folder / name) for name in FILES}})
+        _write_json(folder / CHECKSUMS, {"sha256": {name: hash_file(folder / name) for name in FILES}})
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        return sha256(stream)
 
 
 def live_contents(policy: VLAPolicy) -> Contents:
@@ -312,27 +295,6 @@ def training_state(model: VLAPPO) -> dict[str, Any]:
 def is_restorable(env: GymEnv | None) -> bool:
     """Whether environments have `VLAVecEnv.snapshot` and what belongs to it; a wrapper must have its own."""
     return hasattr(type(env), "snapshot")
-
-
-def parts(callbacks: Iterable[BaseCallback]) -> Iterator[BaseCallback]:
-    """All callbacks in trees of them."""
-    for callback in callbacks:
-        yield callback
-        yield from parts(getattr(callback, "callbacks", []))
-        if isinstance(child := getattr(callback, "callback", None), BaseCallback):
-            yield from parts([child])
-
-
-def stateful_callbacks(root: BaseCallback) -> dict[str, StatefulCallback]:
-    """The callbacks in a tree of them that have a state to save, by class name, numbered where there are several."""
-    found: dict[str, StatefulCallback] = {}
-    counts: Counter[str] = Counter()
-    for callback in parts([root]):
-        if isinstance(callback, StatefulCallback):
-            name = type(callback).__name__
-            found[f"{name}-{counts[name]}" if counts[name] else name] = callback
-            counts[name] += 1
-    return found
 
 
 # ------------------------------------------------------------------------------------------------ load

@@ -10,7 +10,6 @@ from tqdm import tqdm
 from libero_gym.checks import flag, sequence, whole_number
 from libero_gym.demonstrations.gripper_commands import GripperCommands
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, GRIPPER_DIM, STATE_DIM
-from vla_agent.action_tokens import ActionTokenizer
 from vla_agent.openvla.image import libero_image
 
 MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024
@@ -27,14 +26,34 @@ class Demonstration(Protocol):
 
 
 class Examples(NamedTuple):
-    """B examples with K actions each."""
+    """B examples with K actions each.
 
-    images: tuple[np.ndarray, ...]  # uint8 (B, S, S, 3) per camera
-    state: np.ndarray  # float32 (B, 8)
+    Attributes:
+        images: uint8 (B, S, S, 3), one array per camera.
+        state: Robot states, float32 (B, 8).
+        instructions: B texts.
+        actions: float32 (B, K, 7), the gripper as OpenVLA has it: 0 closed, 1 open.
+        valid: Which actions are learned, bool (B, K).
+        keyframe: Where the hand is when the gripper's command next changes, float32 (B, 3), m.
+        weight: How much each example counts, float32 (B,), at least 0; None counts all alike.
+    """
+
+    images: tuple[np.ndarray, ...]
+    state: np.ndarray
     instructions: list[str]
-    actions: np.ndarray  # float32 (B, K, 7), the gripper as OpenVLA has it: 0 closed, 1 open
-    valid: np.ndarray  # bool (B, K), which of them are learned
-    keyframe: np.ndarray  # float32 (B, 3), where the hand is when the gripper's command next changes, m
+    actions: np.ndarray
+    valid: np.ndarray
+    keyframe: np.ndarray
+    weight: np.ndarray | None = None
+
+    def weights(self) -> np.ndarray:
+        """How much each example counts, float32 (B,)."""
+        return np.ones(len(self.valid), np.float32) if self.weight is None else np.asarray(self.weight, np.float32)
+
+    def token_weights(self) -> np.ndarray:
+        """How much each action token counts, float32 (B, 7 K): the example's weight, 0 if the action is not learned."""
+        tokens = np.repeat(self.valid, self.actions.shape[2], axis=1)
+        return tokens.astype(np.float32) * self.weights()[:, None]
 
 
 class ActionChunks:
@@ -109,6 +128,7 @@ class ActionChunks:
         self.state, self.actions, self._keyframes = (
             np.concatenate([episode[name] for episode in read]) for name in ("state", "actions", "keyframes")
         )
+        self.weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.state)
@@ -129,7 +149,31 @@ class ActionChunks:
             actions=self.actions[np.minimum(steps, self._ends[frames, None] - 1)],
             valid=np.ones_like(inside) if self.pad_chunks else inside,
             keyframe=self._keyframes[frames],
+            weight=None if self.weights is None else self.weights[frames],
         )
+
+    def reweigh(self, weights: np.ndarray | None) -> None:
+        """Say how much each frame counts in the loss, such as an offline learner's exponentiated advantage.
+
+        Args:
+            weights: One number of at least 0 per frame, (n,) for n = ``len(self)``; None counts all alike.
+
+        Raises:
+            ValueError: If the weights have another shape, are not finite, are negative, or are all 0.
+        """
+        if weights is not None:
+            weights = np.asarray(weights, np.float32)
+            if (
+                weights.shape != (len(self),)
+                or not np.isfinite(weights).all()
+                or weights.min() < 0
+                or not weights.any()
+            ):
+                raise ValueError(
+                    f"weights of shape {weights.shape}; expected {len(self)} finite numbers of at least 0, one per "
+                    "frame, of which some are above 0."
+                )
+        self.weights = weights
 
     def statistics(self) -> dict[str, Any]:
         """Statistics as a checkpoint's ``norm_stats`` keep them: of actions and of states ("proprio")."""
@@ -195,23 +239,14 @@ def moving_frames(state: np.ndarray, commands: np.ndarray, reach_xy: float = 0.0
     return kept
 
 
-def normalize(actions: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
-    """Actions scaled so that q01 and q99 become -1 and 1, and clipped there; unchanged where the mask is False.
-
-    The inverse of `action_tokens.unnormalize`, as OpenVLA's data pipeline computes it.
+def normalize_position(position: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
+    """Positions (B, 3) in m as multiples of their standard deviation around their mean, float32.
 
     Args:
-        actions: Shape (..., 7).
-        stats: The `action` entry of a checkpoint's `norm_stats`.
+        position: Positions of the hand.
+        stats: The `proprio` entry of a checkpoint's `norm_stats`; its first three dimensions are the hand's position.
     """
-    q01, q99 = (np.asarray(stats[name], dtype=np.float64) for name in ("q01", "q99"))
-    scaled = np.clip(2 * (actions - q01) / (q99 - q01 + 1e-8) - 1, -1, 1)
-    return np.where(np.asarray(stats["mask"], dtype=bool), scaled, actions)
-
-
-def to_bins(actions: np.ndarray, stats: dict[str, Any], tokenizer: ActionTokenizer) -> np.ndarray:
-    """Bins int64 (...) of actions (..., 7)."""
-    return tokenizer.ids_to_bins(tokenizer.encode(normalize(actions, stats)))
+    return ((position - stats["mean"][:3]) / (np.asarray(stats["std"][:3]) + 1e-8)).astype(np.float32)
 
 
 def _check_cameras(cameras: Sequence[str]) -> tuple[str, ...]:

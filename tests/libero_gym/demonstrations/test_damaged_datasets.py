@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from recordings import synthetic
 
+from libero_gym.demonstrations import LeRobotReader, LeRobotWriter
 from libero_gym.demonstrations.episodes import DamagedEpisodeError
-from libero_gym.demonstrations.lerobot import EPISODES_PATH, INFO_PATH, STATS_PATH, LeRobotReader, LeRobotWriter
+from libero_gym.demonstrations.lerobot_layout import EPISODES_PATH, INFO_PATH, STATS_PATH
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
@@ -224,7 +225,7 @@ def test_a_row_with_fields_of_other_types_costs_its_dataset_no_more_than_episode
 
 
 def test_a_table_that_states_a_flood_of_rows_is_not_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("libero_gym.demonstrations.lerobot._MAX_ROWS", 5)
+    monkeypatch.setattr("libero_gym.demonstrations.lerobot_reader._MAX_ROWS", 5)
     with pytest.warns(UserWarning, match=r"Episode 1 of .* is skipped: .*it states 6 rows"):
         assert [len(episode) for episode in LeRobotReader(dataset)] == [5]
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from recordings import synthetic
 
-from libero_gym.demonstrations.lerobot import IMAGE_PREFIX, LeRobotReader, LeRobotWriter
+from libero_gym.demonstrations import LeRobotReader, LeRobotWriter
+from libero_gym.demonstrations.lerobot_layout import IMAGE_PREFIX
 from libero_gym.demonstrations.recording import RECORDING_FOLDER, record
 
 pytest.importorskip("pyarrow", reason="needs pyarrow")
@@ -77,7 +78,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path, name: str
     with pytest.raises(FileExistsError, match="is in the way of a dataset, and is none of ours; choose another folder"):
         write(tmp_path, 1, overwrite=False)
     with pytest.raises(FileExistsError, match="is in the way of a dataset, and was not recorded there"):
-        record(tmp_path, "libero_spatial", "test_demonstrations:push", task_ids=0, init_state_ids=[0])
+        record(tmp_path, "libero_spatial", "recorded_policies:push", task_ids=0, init_state_ids=[0])
     assert path.read_bytes() == b"mine"
     assert not (tmp_path / RECORDING_FOLDER).exists()
 
@@ -88,4 +89,4 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="is a file; choose a folder"):
         write(path, 1)
     with pytest.raises(FileExistsError, match="is a file; choose a folder"):
-        record(path, "libero_spatial", "test_demonstrations:push", task_ids=0, init_state_ids=[0])
+        record(path, "libero_spatial", "recorded_policies:push", task_ids=0, init_state_ids=[0])

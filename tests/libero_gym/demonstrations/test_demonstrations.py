@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,70 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 from paths import TESTS
-from recordings import synthetic
-from scripted import soup_into_basket
+from recorded_policies import GivesUp, Soup, broken, push, two_steps
+from recordings import record_pushes, same_episodes, synthetic
 
 from libero_gym.atomic import write_bytes
-from libero_gym.demonstrations import recorder as recording_module
+from libero_gym.demonstrations import LeRobotReader, LeRobotWriter, recorder
 from libero_gym.demonstrations import recording as demonstrations
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode
-from libero_gym.demonstrations.lerobot import LeRobotReader, LeRobotWriter, pooled_stats, vector_stats
+from libero_gym.demonstrations.lerobot_stats import pooled_stats, vector_stats
 from libero_gym.demonstrations.libero_hdf5 import read_libero_hdf5
-from libero_gym.demonstrations.recorder import EpisodeKey
+from libero_gym.demonstrations.plan import EpisodeKey
 from libero_gym.demonstrations.recording import RECORDING_FOLDER, RecordingSummary, record
 from libero_gym.env import LiberoEnv
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
-
-
-def push(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
-    """A policy that moves forward."""
-    return lambda obs: np.array([0.3, 0, -0.2, 0, 0, 0, 1.0])
-
-
-def slow_push(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
-    def act(obs: dict[str, Any]) -> np.ndarray:
-        time.sleep(0.15)
-        return np.array([0.3, 0, -0.2, 0, 0, 0, 1.0])
-
-    return act
-
-
-def dies_once(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
-    """Kills its process the first time that it is asked for an action."""
-    marker = Path(os.environ["DIES_ONCE"])
-    if not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return push(env)
-
-
-class Soup:
-    """An object with `act()`, on privileged state."""
-
-    def __init__(self, env: LiberoEnv) -> None:
-        self.actions = soup_into_basket(env.simulator)
-
-    def act(self) -> np.ndarray:
-        return next(self.actions)
-
-
-def record_pushes(root: Path, policy: Any = push, **kwargs: Any) -> RecordingSummary:
-    """Record short episodes of LIBERO-Spatial task 0 with small frames."""
-    options: dict[str, Any] = {"task_ids": 0, "init_state_ids": range(3), "cameras": ("agentview",), "n_workers": 0}
-    options |= {"image_size": 32, "renderer": "fast", "max_steps": 5, "keep_failures": True, "settle_steps": 1}
-    return record(root, "libero_spatial", policy, **{**options, **kwargs}, progress_bar=False)
-
-
-def same_episodes(first: Path, second: Path) -> bool:
-    pairs = zip(LeRobotReader(first), LeRobotReader(second), strict=True)
-    return all(
-        np.array_equal(a.actions, b.actions)
-        and np.array_equal(a.state, b.state)
-        and all(np.array_equal(a.images[key], b.images[key]) for key in a.images)
-        and a.description == b.description
-        for a, b in pairs
-    )
 
 
 @pytest.fixture
@@ -147,7 +95,7 @@ def test_pooled_moments_are_those_of_all_values() -> None:
 def test_a_file_of_several_episodes_is_read_too(dataset: Path, tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from libero_gym.demonstrations import videos
+    from libero_gym import videos
 
     episodes = list(LeRobotReader(dataset))
     frames = np.concatenate([episode.images["image"] for episode in episodes])
@@ -263,8 +211,8 @@ def test_workers_record_what_one_process_records_and_a_second_run_does_nothing(r
 
 def test_a_killed_recording_continues_to_the_dataset_of_an_undisturbed_one(recording: Path, tmp_path: Path) -> None:
     script = (
-        "from pathlib import Path; import test_demonstrations as t\n"
-        f"if __name__ == '__main__': t.record_pushes(Path({str(tmp_path)!r}), 'test_demonstrations:slow_push')"
+        "from pathlib import Path; from recordings import record_pushes\n"
+        f"if __name__ == '__main__': record_pushes(Path({str(tmp_path)!r}), 'recorded_policies:slow_push')"
     )
     path = os.pathsep.join([str(TESTS / "support"), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path})
@@ -281,7 +229,7 @@ def test_a_killed_recording_continues_to_the_dataset_of_an_undisturbed_one(recor
         path.write_bytes(b"half an episode")
     with pytest.raises(FileNotFoundError, match="half-written"):
         LeRobotReader(tmp_path)
-    summary = record_pushes(tmp_path, "test_demonstrations:slow_push")
+    summary = record_pushes(tmp_path, "recorded_policies:slow_push")
     assert (summary.n_resumed, summary.n_recorded, summary.n_written) == (done, 3 - done, 3)
     assert same_episodes(recording, tmp_path)
     assert not left.exists()
@@ -291,20 +239,20 @@ def test_a_killed_recording_continues_to_the_dataset_of_an_undisturbed_one(recor
 def test_a_worker_that_dies_is_replaced(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIES_ONCE", str(tmp_path / "died"))
     with pytest.warns(UserWarning, match=r"exit code -9\) while it recorded EpisodeKey\(task_id=0.*tried again"):
-        summary = record_pushes(tmp_path, "test_demonstrations:dies_once", n_workers=1)
+        summary = record_pushes(tmp_path, "recorded_policies:dies_once", n_workers=1)
     assert summary.n_written == 3
     assert same_episodes(recording, tmp_path)
 
 
 def test_ctrl_c_keeps_complete_episodes(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = recording_module.rollout
+    real = recorder.rollout
 
     def interrupted(env: LiberoEnv, key: EpisodeKey, *args: Any) -> Episode:
         if key.init_state_id == 2:
             raise KeyboardInterrupt
         return real(env, key, *args)
 
-    monkeypatch.setattr(recording_module, "rollout", interrupted)
+    monkeypatch.setattr(recorder, "rollout", interrupted)
     with pytest.raises(KeyboardInterrupt):
         record_pushes(tmp_path)
     monkeypatch.undo()
@@ -312,16 +260,10 @@ def test_ctrl_c_keeps_complete_episodes(recording: Path, tmp_path: Path, monkeyp
     assert same_episodes(recording, tmp_path)
 
 
-def full_disk(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
-    if os.environ.get("FULL_DISK"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    return push(env)
-
-
 def test_a_full_disk_in_a_worker_stops_the_recording_and_keeps_what_was_complete(
     recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = "test_demonstrations:full_disk"
+    policy = "recorded_policies:full_disk"
     record_pushes(tmp_path, policy, init_state_ids=[0])
     monkeypatch.setenv("FULL_DISK", "1")
     with pytest.raises(OSError, match="No space left on device; complete episodes are kept"):
@@ -368,29 +310,9 @@ def test_a_script_that_ends_ends_the_episode(tmp_path: Path) -> None:
     assert len(LeRobotReader(tmp_path)[0]) == 2
 
 
-class GivesUp:
-    """An object that is done after three actions."""
-
-    def __init__(self, env: LiberoEnv) -> None:
-        self.done = True
-
-    def reset(self) -> None:
-        self.n_actions, self.done = 0, False
-
-    def act(self) -> np.ndarray:
-        self.n_actions += 1
-        self.done = self.n_actions > 3
-        return np.zeros(7)
-
-
 def test_a_policy_that_gives_up_ends_the_episode(tmp_path: Path) -> None:
     record_pushes(tmp_path, GivesUp, init_state_ids=[0], cameras=())
     assert len(LeRobotReader(tmp_path)[0]) == 3
-
-
-def two_steps(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
-    actions = iter(np.zeros((2, 7)))
-    return lambda obs: next(actions)
 
 
 def test_a_damaged_staged_episode_is_named_and_recorded_again(recording: Path, tmp_path: Path) -> None:
@@ -436,10 +358,6 @@ def test_noise_and_random_actions_are_recorded_and_deterministic(tmp_path: Path)
     actions = np.concatenate([episode.actions for episode in LeRobotReader(tmp_path / "a")])
     assert np.abs(actions).max() <= 1
     assert len(np.unique(actions[:, 0])) == len(actions)
-
-
-def broken(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
-    return lambda obs: np.zeros(6)
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from cloning import SIZE, demonstrations, episode, small_model
 
-from libero_gym.demonstrations import record
-from libero_gym.demonstrations.lerobot import LeRobotWriter
+from libero_gym.demonstrations import LeRobotWriter, record
 from vla_agent.commands import finetune
 from vla_agent.openvla import OpenVLA
 from vla_agent.sft.data import ActionChunks
-from vla_agent.sft.trainer import SFTSettings, SupervisedTrainer
+from vla_agent.sft.settings import SFTSettings
+from vla_agent.sft.trainer import SupervisedTrainer
 
 NAN = float("nan")
 

@@ -13,7 +13,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from vla_agent import VLAVecEnv, make_vec_env
-from vla_agent.envs.vec_env import describe_suite, unbatch_infos
+from vla_agent.envs.arguments import check_keywords
+from vla_agent.envs.suites import describe_suite
+from vla_agent.envs.vec_env import unbatch_infos
 
 
 def bins_for(env: VLAVecEnv, first: list[int]) -> np.ndarray:
@@ -158,13 +160,19 @@ def test_begun_episodes_are_the_chosen_ones_and_others_go_on() -> None:
     env = fake_env(3, max_episode_steps=9)
     env.reset()
     env.step(bins_for(env, [255] * 3))
-    obs = env.begin_episodes({2: {"task_id": 5, "init_state_id": 7}, 0: {"task_id": 4}})
+    env.seed(8)
+    obs = env.begin_episodes({2: {"task_id": 1, "init_state_id": 7}, 0: {"task_id": 0}})
     given = env.venv.options[-1]
     assert given.pop("reset_mask").tolist() == [True, False, True]
-    assert given == {"task_id": [4, None, 5], "init_state_id": [None, None, 7]}
-    assert env._lengths.tolist() == [0, 1, 0]
-    assert obs["input_ids"].shape[0] == 3
-    assert "task_name" in env.reset_infos[2]
+    assert given == {"task_id": [0, None, 1], "init_state_id": [None, None, 7]}
+    assert env.venv.seeds[-1] == [8, None, 10]
+    assert obs["state"][:, 0].tolist() == [0, 1, 0]  # the fake shows how many steps were made
+    assert env.instructions()[::2] == [INSTRUCTIONS[0], INSTRUCTIONS[1]]
+    assert env.reset_infos[2]["init_state_id"] == 7
+    env.begin_episodes({1: {}})
+    assert env.venv.seeds[-1] == [None, 9, None]  # each environment's seed is used once, by its own reset
+    env.begin_episodes({1: {}})
+    assert env.venv.seeds[-1] is None
 
 
 def test_continuous_actions_go_past_the_table() -> None:
@@ -280,3 +288,12 @@ def test_bad_arguments_of_make_vec_env() -> None:
         make_vec_env("LIBERO-Spatial-v0", unnorm_key="bridge")
     with pytest.raises(ValueError, match="no checkpoint folder"):
         make_vec_env("LIBERO-Spatial-v0", model="no-such-model")
+
+
+def test_arguments_of_the_back_end_pass_and_misspelt_ones_do_not() -> None:
+    given = {"restart": True, "n_workers": 2, "timeout": 5.0, "backend": "processes", "privileged": True}
+    check_keywords("LIBERO-Spatial-v0", given, make_vec_env)
+    with pytest.raises(TypeError, match=r"takes no 'n_worker'\. Did you mean 'n_workers'\?"):
+        check_keywords("LIBERO-Spatial-v0", {"n_worker": 2}, make_vec_env)
+    with pytest.raises(TypeError, match="takes no 'plan'"):
+        check_keywords("LIBERO-Spatial-v0", {"plan": None}, make_vec_env)

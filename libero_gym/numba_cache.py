@@ -16,8 +16,8 @@ _config: Any = numba.config  # filled from the environment when numba is importe
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """``numba.njit(cache=True, nogil=True)``, but without a cache where it can be written nowhere."""
-    with place_for(Path(__file__).parent) as cached:
+    """``numba.njit(cache=True, nogil=True)``, but without a cache if no folder for one can be written."""
+    with place_for(Path(function.__code__.co_filename).parent) as cached:
         return numba.njit(cache=cached, nogil=True)(function)
 
 

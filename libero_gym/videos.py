@@ -1,4 +1,4 @@
-"""Frames to H.264 and back, with the ffmpeg that imageio-ffmpeg brings."""
+"""Frames to H.264 and back, by the ffmpeg program of imageio-ffmpeg."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-# Every second frame is a key frame, so that single frames are read quickly.
-_KEY_FRAME_EVERY = 2
-DEFAULT_CRF = 18
-MAX_CRF = 51
+from libero_gym.atomic import write_bytes
+
+DATASET_CRF, FILM_CRF, MAX_CRF = 18, 23, 51
+# LeRobot's choice for datasets: every second frame is a key frame, so that single frames are read quickly.
+_DATASET_KEY_FRAMES = 2
+_FILM_KEY_FRAMES = 250  # x264's default
 
 
-def encode(frames: np.ndarray, fps: int, crf: int = DEFAULT_CRF) -> bytes:
-    """An MP4 of frames.
+def encode(frames: np.ndarray, fps: float, crf: int = DATASET_CRF, key_frame_every: int = _DATASET_KEY_FRAMES) -> bytes:
+    """Encode frames as an MP4.
 
     Args:
-        frames: uint8 (T, H, W, 3); H and W must be even, for H.264 halves the colours' resolution.
+        frames: uint8 (T, H, W, 3); H and W must be even, because H.264 halves the colours' resolution.
         fps: Frames per second.
-        crf: x264's constant rate factor; lower is better and larger.
+        crf: x264's constant rate factor; a lower one gives a better and larger video.
+        key_frame_every: Number of frames from one key frame to the next.
 
     Returns:
-        The file's bytes, the same for the same frames: one thread, no date.
+        The file's bytes. The same frames give the same bytes: ffmpeg runs one thread and writes no date.
 
     Raises:
         ValueError: If the size is odd.
@@ -35,12 +37,28 @@ def encode(frames: np.ndarray, fps: int, crf: int = DEFAULT_CRF) -> bytes:
     if height % 2 or width % 2:
         raise ValueError(f"Frames of {width}x{height} cannot become H.264; choose an even image_size.")
     with tempfile.TemporaryDirectory(prefix="libero-gym-") as folder:
-        path = Path(folder) / "video.mp4"  # MP4 needs a file that can be sought
+        path = Path(folder) / "video.mp4"  # ffmpeg seeks in an MP4 that it writes
         source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-        codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-g", str(_KEY_FRAME_EVERY), "-bf", "0"]
+        codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-g", str(key_frame_every), "-bf", "0"]
         target = ["-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact", "-movflags", "+faststart", "-y"]
         _ffmpeg([*source, *codec, *target, str(path)], np.ascontiguousarray(frames).tobytes())
         return path.read_bytes()
+
+
+def write_film(path: str | Path, frames: np.ndarray, fps: float) -> None:
+    """Write frames as an MP4 for people to watch; the file is there as a whole or not at all.
+
+    Args:
+        path: The file.
+        frames: uint8 (T, H, W, 3) with even H and W.
+        fps: Frames per second.
+
+    Raises:
+        ValueError: If the size is odd.
+        OSError: If the file cannot be written.
+        RuntimeError: If ffmpeg fails.
+    """
+    write_bytes(path, encode(frames, fps, FILM_CRF, _FILM_KEY_FRAMES))
 
 
 def decode(path: Path, shape: tuple[int, int, int], n_frames: int, start_s: float, fps: float) -> np.ndarray:
@@ -69,20 +87,6 @@ def decode(path: Path, shape: tuple[int, int, int], n_frames: int, start_s: floa
     if len(raw) != expected:
         raise RuntimeError(f"it holds {len(raw)} bytes of pixels where {n_frames} frames of {shape} are {expected}")
     return np.frombuffer(raw, np.uint8).reshape(n_frames, *shape)
-
-
-def info(shape: tuple[int, ...], fps: int) -> dict[str, Any]:
-    """How LeRobot describes a video of `encode` in ``meta/info.json``."""
-    return {
-        "video.height": shape[0],
-        "video.width": shape[1],
-        "video.codec": "h264",
-        "video.pix_fmt": "yuv420p",
-        "video.is_depth_map": False,
-        "video.fps": fps,
-        "video.channels": 3,
-        "has_audio": False,
-    }
 
 
 def _ffmpeg(arguments: list[str], data: bytes | None = None) -> bytes:

@@ -1,0 +1,237 @@
+"""Reading demonstrations from LeRobot datasets, our own or other people's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from libero_gym.checks import as_path, real_number, sequence, whole_number
+from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, check_episode
+from libero_gym.demonstrations.gripper_commands import GripperCommands
+from libero_gym.demonstrations.lerobot_fields import (
+    Feature,
+    camera_feature,
+    check_info,
+    file_path,
+    instruction_of,
+    length_of,
+    own_cells,
+    seconds_cell,
+    versions_of,
+    whole_cell,
+)
+from libero_gym.demonstrations.lerobot_frames import from_cells, from_video
+from libero_gym.demonstrations.lerobot_layout import IMAGE_PREFIX, INFO_PATH, STATS_PATH, require_pyarrow
+from libero_gym.dimensions import CONTROL_FREQ, GRIPPER_DIM
+from libero_gym.json_files import read_json
+
+# Bounds of one parquet file; LeRobot begins another one at 100 MB.
+_MAX_ROWS, _MAX_TABLE_BYTES = 10**7, 16 * 2**30
+
+
+class LeRobotReader:
+    """A dataset in LeRobot's format v3.0 as a sequence of episodes, whose frames are decoded when an episode is read.
+
+    ``len(reader)`` and ``reader[i]`` work as for lists. Iteration warns of damaged episodes and skips them. The reader
+    takes frames from videos, and from PNG or JPEG bytes in the data files ("dtype": "image").
+
+    Args:
+        root: The dataset's folder.
+        cameras: The cameras to decode, named by what follows ``observation.images.``; None for all, ``()`` for none.
+        fps: Frames per second that the caller needs; None if any will do. The reader does not resample.
+
+    Raises:
+        FileNotFoundError: If the folder holds no finished dataset.
+        ImportError: If pyarrow is missing.
+        ValueError: If the version, the frame rate, a dimension or a camera does not fit.
+        DamagedEpisodeError: If the ``meta`` folder is damaged.
+
+    Warns:
+        UserWarning: If the gripper's commands follow another convention, or the reader cannot read a kind of camera.
+    """
+
+    def __init__(
+        self, root: str | Path, *, cameras: Sequence[str] | None = None, fps: float | None = CONTROL_FREQ
+    ) -> None:
+        require_pyarrow()
+        self.root = as_path("root", root)
+        if fps is not None:
+            real_number("fps", fps, above=0)
+        if not (self.root / INFO_PATH).is_file():
+            raise FileNotFoundError(f"{self.root} has no {INFO_PATH}: it is empty, half-written or no LeRobot dataset.")
+        self.info = read_json(self.root / INFO_PATH, error=DamagedEpisodeError)
+        check_info(self.info, self.root, fps)
+        self._rows = self._read_rows()
+        self._features = self._find_cameras(all_of_them=cameras is None)
+        self.cameras = self._check_cameras(cameras)
+        if fault := self._stated_gripper().fault:
+            warnings.warn(f"{self.root}: {fault}", stacklevel=2)
+
+    @property
+    def fps(self) -> int:
+        return int(self.info["fps"])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Read an episode with its frames.
+
+        Raises:
+            IndexError: If there is no episode of that index.
+            DamagedEpisodeError: If its files are damaged or missing; the message names them.
+        """
+        row = self._rows[self._checked_index(index)]
+        path = self._data_path(row)
+        columns = self._read_data(row, path)
+        episode = Episode(
+            instruction=instruction_of(row),
+            state=columns["observation.state"],
+            actions=columns["action"],
+            images={key: self._read_frames(row, key, columns, path) for key in self.cameras},
+            fps=self.fps,
+            versions=versions_of(row),
+            **own_cells(row),
+        )
+        try:
+            check_episode(episode, f"Episode {row['episode_index']} of {self.root}")
+        except ValueError as error:
+            raise DamagedEpisodeError(str(error)) from error
+        return episode
+
+    def _checked_index(self, index: int) -> int:
+        if not -len(self) <= (index := whole_number("The episode's index", index)) < len(self):
+            raise IndexError(f"{self.root} has no episode {index}; it has {len(self)}.")
+        return index
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (episode for _, episode in self.enumerate())
+
+    def enumerate(self, indices: Iterable[int] | None = None) -> Iterator[tuple[int, Episode]]:
+        """Read episodes; damaged ones are named in a warning and skipped.
+
+        Args:
+            indices: The episodes to read; None for all.
+
+        Yields:
+            An index and its episode.
+        """
+        for index in range(len(self)) if indices is None else indices:
+            try:
+                episode = self[index]
+            except DamagedEpisodeError as error:
+                warnings.warn(f"Episode {index} of {self.root} is skipped: {error}", stacklevel=2)
+                continue
+            yield index, episode
+
+    def _find_cameras(self, all_of_them: bool) -> dict[str, Feature]:
+        """The dataset's cameras by key; if all are wanted, a warning names those of an unknown kind."""
+        features: dict[str, Feature] = {}
+        for name, feature in self.info["features"].items():
+            kind = feature.get("dtype")
+            if kind in ("video", "image"):
+                features[name.removeprefix(IMAGE_PREFIX)] = camera_feature(name, feature, self.root)
+            elif name.startswith(IMAGE_PREFIX) and all_of_them:
+                warnings.warn(
+                    f"{self.root} keeps {name!r} as {kind!r}, which is not read; 'video' and 'image' are.", stacklevel=3
+                )
+        return features
+
+    def _check_cameras(self, cameras: Sequence[str] | None) -> tuple[str, ...]:
+        wanted = list(self._features) if cameras is None else sequence("cameras", cameras)
+        for key in wanted:
+            if key in self._features:
+                continue
+            other = self.info["features"].get(f"{IMAGE_PREFIX}{key}")
+            kind = f" It keeps {key!r} as {other.get('dtype')!r}, which is not read." if other else ""
+            raise ValueError(f"{self.root} has no camera {key!r}; it has {list(self._features)}.{kind}")
+        return tuple(wanted)
+
+    def _stated_gripper(self) -> GripperCommands:
+        """The range of the gripper's commands that ``meta/stats.json`` states; an empty range if it states none."""
+        try:
+            stats = read_json(self.root / STATS_PATH)
+            low, high = (float(stats["action"][name][GRIPPER_DIM]) for name in ("min", "max"))
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return GripperCommands()  # a dataset can be read without its statistics
+        return GripperCommands(low, high, has_zero=0 in (low, high))
+
+    def _read_rows(self) -> list[dict[str, Any]]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows: list[dict[str, Any]] = []
+        paths = sorted((self.root / "meta" / "episodes").glob("*/*.parquet"))
+        for path in paths:
+            try:
+                _check_parquet(path)
+                schema = pq.read_schema(path)
+                wanted = [name for name in schema.names if not name.startswith("stats/")]
+                rows += pq.read_table(path, columns=wanted).to_pylist()
+            except (OSError, pa.ArrowException) as error:
+                raise DamagedEpisodeError(f"{path} is damaged ({error}).") from error
+        if not rows:
+            raise DamagedEpisodeError(f"{self.root / 'meta' / 'episodes'} lists no episodes.")
+        try:
+            return sorted(rows, key=lambda row: whole_cell(row, "episode_index"))
+        except DamagedEpisodeError as error:
+            raise DamagedEpisodeError(
+                f"{self.root / 'meta' / 'episodes'} is damaged: of an episode, {error}"
+            ) from error
+
+    def _data_path(self, row: dict[str, Any]) -> Path:
+        numbers = {name: whole_cell(row, f"data/{name}") for name in ("chunk_index", "file_index")}
+        return file_path(self.root, self.info["data_path"], **numbers)
+
+    def _read_data(self, row: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Read an episode's states, actions and image cells, and check that no frame is missing."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        images = [self._features[key].name for key in self.cameras if self._features[key].kind == "image"]
+        numbers = ("observation.state", "action")
+        length = length_of(row)
+        try:
+            _check_parquet(path)
+            wanted = [*numbers, "frame_index", "episode_index", *images]
+            if missing := [name for name in wanted if name not in pq.read_schema(path).names]:
+                raise DamagedEpisodeError(f"{path} is damaged: it has no column {', '.join(map(repr, missing))}.")
+            table = pq.read_table(
+                path,
+                columns=[*numbers, "frame_index", *images],
+                filters=[("episode_index", "=", row["episode_index"])],
+            )
+            if len(table) != length or table["frame_index"].to_pylist() != list(range(length)):
+                raise DamagedEpisodeError(f"{path} holds {len(table)} of {length} frames, or disordered.")
+            columns = {name: np.array(table[name].to_pylist(), dtype=np.float32) for name in numbers}
+        except DamagedEpisodeError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+            raise DamagedEpisodeError(f"{path} is damaged or missing ({error}).") from error
+        return {**columns, **{name: table[name].to_pylist() for name in images}}
+
+    def _read_frames(self, row: dict[str, Any], key: str, columns: dict[str, Any], data_path: Path) -> np.ndarray:
+        feature = self._features[key]
+        if feature.kind == "image":
+            return from_cells(columns[feature.name], feature, data_path)
+        template = self.info.get("video_path")
+        if not isinstance(template, str):
+            raise DamagedEpisodeError(f"{self.root / INFO_PATH} is damaged: it has videos, but no 'video_path'.")
+        prefix = f"videos/{feature.name}/"
+        numbers = {name: whole_cell(row, prefix + name) for name in ("chunk_index", "file_index")}
+        path = file_path(self.root, template, video_key=feature.name, **numbers)
+        return from_video(path, feature, length_of(row), seconds_cell(row, prefix + "from_timestamp"), self.fps)
+
+
+def _check_parquet(path: Path) -> None:
+    """Raise a DamagedEpisodeError if a file states more than any dataset's file holds, before it is read."""
+    import pyarrow.parquet as pq
+
+    stated = pq.read_metadata(path)
+    size = sum(stated.row_group(index).total_byte_size for index in range(stated.num_row_groups))
+    if stated.num_rows > _MAX_ROWS or not 0 <= size <= _MAX_TABLE_BYTES:
+        raise DamagedEpisodeError(f"{path} is damaged: it states {stated.num_rows} rows of {size} bytes in all.")
