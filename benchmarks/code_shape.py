@@ -66,7 +66,7 @@ def measure(name: str, folder: Path) -> Shape:
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py"))}
     trees = {path: ast.parse(text) for path, text in texts.items()}
     file_lines = {str(path.relative_to(folder)): len(text.splitlines()) for path, text in texts.items()}
-    functions, classes = {}, {}
+    functions, classes = {"": 0}, {"": 0}  # for a folder that has none
     documented, annotated = [], []
     for path, tree in trees.items():
         where = str(path.relative_to(folder))
@@ -87,13 +87,13 @@ def measure(name: str, folder: Path) -> Shape:
         p90_file=sorted(file_lines.values())[int(0.9 * (len(file_lines) - 1))],
         longest_file=file_lines[longest["file"]],
         longest_file_is=longest["file"],
-        median_function=round(statistics.median(functions.values())),
+        median_function=round(statistics.median([lines for name, lines in functions.items() if name] or [0])),
         longest_function=functions[longest["function"]],
         longest_function_is=longest["function"],
         largest_class=classes[longest["class"]],
         largest_class_is=longest["class"],
         documented=round(100 * statistics.mean(documented), 1),
-        annotated=round(100 * statistics.mean(annotated), 1),
+        annotated=round(100 * statistics.mean(annotated or [True]), 1),
         comments=round(100 * own / code, 1),
         line_end_comments=round(100 * behind / code, 1),
         circles=circles(imports(folder)),
