@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 from measuring import provenance
 
-from libero_gym.figures import new_figure, save_figure
 from vla_agent import EvaluationReport, RunError, latest_run
+from vla_agent.figures import new_figure, save_figure
 from vla_agent.intervals import newcombe_interval, wilson_interval
 from vla_agent.process_reward.hacking import check_hacking
-from vla_agent.runs.saved_run import STATE
+from vla_agent.runs.run_files import STATE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULTS = Path(__file__).parent / "results"

@@ -18,13 +18,13 @@ def whole_number(name: str, value: Any, minimum: int | None = None, maximum: int
     """The value as an int. Booleans, floats (also ``2.0``) and strings are refused.
 
     Args:
-        name: What the message calls it.
-        value: What came.
+        name: Name of the argument, for the message.
+        value: The value to check.
         minimum: Smallest value that is allowed.
         maximum: Largest value that is allowed.
 
     Raises:
-        ValueError: If it is no whole number, or out of range.
+        ValueError: If the value is no whole number, or out of range.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise ValueError(f"{name}={value!r}; expected a whole number{_range(minimum, maximum)}.")
@@ -44,14 +44,14 @@ def real_number(
     """The value as a float. Booleans, strings, NaN and infinity are refused.
 
     Args:
-        name: What the message calls it.
-        value: What came.
+        name: Name of the argument, for the message.
+        value: The value to check.
         minimum: Smallest value that is allowed.
         maximum: Largest value that is allowed.
-        above: Largest value that is not allowed any more, where the range is open.
+        above: Lower bound that is itself not allowed.
 
     Raises:
-        ValueError: If it is no finite number, or out of range.
+        ValueError: If the value is no finite number, or out of range.
     """
     wanted = "a number" + _range(minimum, maximum)
     if above is not None:
@@ -70,10 +70,10 @@ def real_number(
 
 
 def flag(name: str, value: Any) -> bool:
-    """The value as a bool; anything else, also ``"no"`` and 1, is refused.
+    """The value as a bool. Anything else is refused, also ``"no"`` and 1.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the value is no bool.
     """
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name}={value!r}; expected True or False.")
@@ -81,10 +81,10 @@ def flag(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, choices: Iterable[str]) -> str:
-    """The value, one of the choices.
+    """The value itself, which has to be one of the choices.
 
     Raises:
-        ValueError: If it is none of them; the message lists them and offers the nearest.
+        ValueError: If the value is not among the choices; the message lists them and offers the nearest.
     """
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
@@ -97,7 +97,7 @@ def sequence(name: str, value: Any) -> list[Any]:
     """The value's elements. A single number, a string, a dict and None are refused.
 
     Raises:
-        ValueError: If it is no sequence of several.
+        ValueError: If the value is one of these.
     """
     single = isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable)
     if single or getattr(value, "ndim", 1) == 0:  # NumPy's and torch's scalars have __iter__
@@ -106,10 +106,10 @@ def sequence(name: str, value: Any) -> list[Any]:
 
 
 def as_path(name: str, value: Any) -> Path:
-    """A path, given as text or as one.
+    """The value as a path; text is taken for one.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If the value is neither text nor a path.
     """
     if not isinstance(value, (str, Path)):
         raise TypeError(f"{name}={value!r:.80}; expected a path, as a str or Path.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, cast, get_args
@@ -13,7 +12,7 @@ from gymnasium import spaces
 
 from libero_gym import env_state
 from libero_gym.checks import choice, flag, whole_number
-from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, IMAGE_KEYS, PRIVILEGED_KEY
+from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, PRIVILEGED_KEY
 from libero_gym.env_arguments import (
     check_action,
     check_cameras,
@@ -21,7 +20,6 @@ from libero_gym.env_arguments import (
     check_instructions,
     check_limits,
     check_options,
-    check_own_task,
     check_placement_seeds,
     check_render_mode,
     check_reward_model,
@@ -33,23 +31,36 @@ from libero_gym.env_state import EpisodeState
 from libero_gym.observations import (
     INSTRUCTION_KINDS,
     Observation,
-    add_instruction,
-    observation_space,
-    proprioception,
 )
-from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
-from libero_gym.privileged import PrivilegedState
+from libero_gym.observer import Observer
 from libero_gym.rendering import renderer as rendering
-from libero_gym.rewards import SCORE, TERMS, Scorer
+from libero_gym.reward_model import RewardModel
+from libero_gym.rewards import SCORE, TERMS
 from libero_gym.shaping import make_potential, reward_terms
 from libero_gym.simulation.simulator import SETTLE_ACTION, Physics, SimState, Simulator
-from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json
 from libero_gym.simulators import Simulators
 from libero_gym.starts import choose_start
 from libero_gym.tasks import Suite, Task, get_suite, get_tasks
-from libero_gym.uncopyable import Uncopyable
+from libero_gym.uncopyable import Uncopyable, deep_copy
 
 __all__ = ["ACTION_DIM", "LiberoEnv", "check_task_ids", "check_task_weights"]
+
+
+# Arguments that decide what happens, by the attributes that hold them.
+_SETTINGS = (
+    "task_ids",
+    "init_state_ids",
+    "placement_seeds",
+    "image_size",
+    "cameras",
+    "reward",
+    "renderer",
+    "physics",
+    "settle_steps",
+    "chunk_size",
+    "privileged",
+    "max_episode_steps",
+)
 
 
 class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
@@ -170,7 +181,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         image_size: int = 256,
         cameras: Sequence[str] = ("agentview",),
         reward: str = "sparse",
-        reward_model: Scorer | str | Path | None = None,
+        reward_model: RewardModel | str | Path | None = None,
         renderer: str = "exact",
         physics: str = "exact",
         settle_steps: int = 10,
@@ -188,13 +199,13 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.tasks = get_tasks(suite)
         self.task_ids = check_task_ids(task_id, self.suite.n_tasks, self.suite.name)
         self.placement_seeds = check_placement_seeds(placement_seeds)
-        self.init_state_ids = check_init_state_ids(init_state_ids, [self.tasks[index] for index in self.task_ids])
-        if self.init_state_ids == () and not self.placement_seeds:
-            raise ValueError("init_state_ids is empty; name official initial states, or None for all.")
+        chosen = [self.tasks[task_id] for task_id in self.task_ids]
+        self.instructions = [task.instruction for task in chosen]
+        self.init_state_ids = check_init_state_ids(init_state_ids, chosen, self.placement_seeds)
         self.image_size = rendering.check_image_size(image_size)
         self.cameras = check_cameras(cameras)
-        self.reward_type = choice("reward", reward, TERMS)
-        self.reward_model = check_reward_model(self.reward_type, reward_model, self.cameras)
+        self.reward = choice("reward", reward, TERMS)
+        self.reward_model = check_reward_model(self.reward, reward_model, self.cameras)
         self.renderer = choice("renderer", renderer, rendering.RENDERERS)
         self.physics = cast(Physics, choice("physics", physics, get_args(Physics)))
         self.settle_steps = whole_number("settle_steps", settle_steps, minimum=0)
@@ -203,53 +214,29 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.instruction_kind = choice("instruction", instruction, INSTRUCTION_KINDS)
         self.render_device = None if render_device is None else whole_number("render_device", render_device, minimum=0)
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
-        self.render_size = _render_size(self.image_size, render_size)
+        render_size = self.image_size if render_size is None else render_size
+        self.render_size = rendering.check_image_size(render_size, "render_size")
         self.max_episode_steps, self._limit = check_limits(max_episode_steps, self.chunk_size, self.suite, type(self))
-        self.observation_space = observation_space(
-            self.cameras, self.image_size, self.privileged, self.instruction_kind, self.suite.n_tasks
-        )
-        if self.instruction_kind == "text":
-            check_instructions([self.tasks[i] for i in self.task_ids], self.observation_space["instruction"])
+        sight = self.cameras, self.image_size, self.renderer, self.render_device
+        self._observe = Observer(*sight, self.privileged, self.instruction_kind, self._limit)
+        self.observation_space = self._observe.space(self.suite.n_tasks)
+        check_instructions(chosen, self.observation_space)
         shape = (ACTION_DIM,) if self.chunk_size == 1 else (self.chunk_size, ACTION_DIM)
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
         self.task: Task | None = None
-        self._potential = make_potential(self.reward_type, self.reward_model, self.cameras)
+        self._potential = make_potential(self.reward, self.reward_model, self.cameras)
         self.set_task_weights(np.ones(len(self.task_ids)))
         self._simulators = Simulators(self.physics)
         self._closed = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LiberoEnv:
         """An environment of its own at the same moment; the reward model, which can be large, is shared."""
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        for shared in (self.reward_model, self.suite, self.tasks):
-            memo[id(shared)] = shared
-        vars(twin).update(copy.deepcopy(vars(self), memo))
-        return twin
-
-    @property
-    def instructions(self) -> list[str]:
-        """Every instruction that this environment can show, in the order of ``task_ids``."""
-        return [self.tasks[task_id].instruction for task_id in self.task_ids]
+        return deep_copy(self, memo, shared=(self.reward_model, self.suite, self.tasks))
 
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments that decide what happens here, as JSON can hold them."""
-        return {
-            "suite": self.suite.name,
-            "task_ids": list(self.task_ids),
-            "init_state_ids": None if self.init_state_ids is None else list(self.init_state_ids),
-            "placement_seeds": list(self.placement_seeds),
-            "image_size": self.image_size,
-            "cameras": list(self.cameras),
-            "reward": self.reward_type,
-            "renderer": self.renderer,
-            "physics": self.physics,
-            "settle_steps": self.settle_steps,
-            "chunk_size": self.chunk_size,
-            "privileged": self.privileged,
-            "max_episode_steps": self.max_episode_steps,
-        }
+        return {"suite": self.suite.name} | {name: _as_json(getattr(self, name)) for name in _SETTINGS}
 
     @property
     def simulator(self) -> Simulator:
@@ -306,9 +293,9 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             truncated = self.max_episode_steps is not None and episode.elapsed_steps >= self.max_episode_steps
             if simulator.success or truncated:
                 break
-        observation = self._observe()
+        observation = self._observe(episode.elapsed_steps)
         phi = self._potential(observation)
-        terms = reward_terms(self.reward_type, episode.phi, phi, simulator.success)
+        terms = reward_terms(self.reward, episode.phi, phi, simulator.success)
         episode.phi, episode.privileged = phi, observation.get(PRIVILEGED_KEY)
         reward = sum(term for name, term in terms.items() if name != SCORE)
         return observation, reward, simulator.success, truncated, self._info(terms)
@@ -360,14 +347,12 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             ValueError: If it is no snapshot of such an environment; nothing is changed then.
         """
         self._check_open()
-        check_snapshot(snapshot, PRIVILEGED_SIZE if self.privileged else 0, self.suite.name)
-        task = self.tasks[check_own_task(snapshot["task_id"], self.task_ids, self.tasks)]
-        generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
-        episode = env_state.episode_from_json(snapshot, task, self.privileged)
-        self._simulators.get(task, episode.fixture_draw, episode.fixture_seed).set_state(state)
+        own = self.suite.name, self.task_ids, self.tasks, self.privileged
+        episode, state, generator = env_state.from_json(snapshot, *own)
+        self._simulators.get(episode.task, episode.fixture_draw, episode.fixture_seed).set_state(state)
         self._begin(episode)
         self.np_random = generator
-        observation = self._observe()
+        observation = self._observe(episode.elapsed_steps)
         if episode.privileged is not None:
             observation[PRIVILEGED_KEY] = episode.privileged
         return observation, self._info({"success": 0.0})
@@ -386,41 +371,19 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self._simulator = self._simulators.get(episode.task, episode.fixture_draw, episode.fixture_seed)
         self.task, self._episode = episode.task, episode
         self._potential.begin(self._simulator, episode.task)
-        if self.privileged:
-            self._privileged_state = PrivilegedState(self._simulator.compiled.goal, self._simulator.model)
+        self._observe.begin(self._simulator, episode.task)
 
     def _observe_start(self) -> Observation:
         """The observation of a state that no step led to, from which the next step's reward counts."""
-        observation = self._observe()
+        observation = self._observe(self._episode.elapsed_steps)
         self._episode.phi = self._potential(observation)
         self._episode.privileged = observation.get(PRIVILEGED_KEY)
         return observation
 
-    def _observe(self) -> Observation:
-        observation: Observation = {}
-        if self.cameras:
-            frames = rendering.render(self._simulator, self.cameras, self.image_size, self.render_device, self.renderer)
-            observation = {IMAGE_KEYS[camera]: frame for camera, frame in zip(self.cameras, frames, strict=True)}
-        observation["state"] = proprioception(self._simulator)
-        if self.privileged:
-            time_left = 1 - self._episode.elapsed_steps / self._limit
-            observation[PRIVILEGED_KEY] = self._privileged_state(self._simulator.data, observation["state"], time_left)
-        return add_instruction(observation, self._episode.task, self.instruction_kind)
-
     def _info(self, terms: dict[str, float]) -> dict[str, Any]:
-        episode = self._episode
-        info = {
-            "is_success": self._simulator.success,
-            "task_id": episode.task.task_id,
-            "task_name": episode.task.name,
-            "init_state_id": episode.init_state_id,
-            "instruction": episode.task.instruction,
-            "reward_terms": terms,
-            "elapsed_steps": episode.elapsed_steps,
-        }
-        progress_terms = self._potential.terms()
+        info, progress_terms = self._episode.info(self._simulator.success, terms), self._potential.terms()
         return info if progress_terms is None else info | {"progress_terms": progress_terms}
 
 
-def _render_size(image_size: int, render_size: Any) -> int:
-    return image_size if render_size is None else rendering.check_image_size(render_size, "render_size")
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

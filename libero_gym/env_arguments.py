@@ -15,7 +15,7 @@ from gymnasium import spaces
 from libero_gym.checks import choice, did_you_mean, sequence, whole_number
 from libero_gym.compilation.draws import check_draw, check_seed
 from libero_gym.rendering.scene import CAMERAS
-from libero_gym.rewards import Scorer, find_scorer
+from libero_gym.reward_model import RewardModel, find_reward_model
 from libero_gym.tasks import Suite, Task, initial_states
 
 RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_seed", "fixture_draw")
@@ -79,13 +79,14 @@ def check_task_ids(task_id: int | Sequence[int] | None, n_tasks: int, suite: str
 
 
 def check_instructions(tasks: Iterable[Task], space: spaces.Space[Any]) -> None:
-    """Check that observations can show what these tasks say.
+    """Check that observations can show what these tasks say, if they show text.
 
     Raises:
         ValueError: If an instruction is not in its space.
     """
+    words = space.get("instruction") if isinstance(space, spaces.Dict) else None
     for task in tasks:
-        if not space.contains(task.instruction):
+        if isinstance(words, spaces.Text) and not words.contains(task.instruction):
             raise ValueError(
                 f"The instruction of task {task.task_id} of {task.suite}, {task.instruction!r:.300}, is too long or "
                 "has other than English characters; instruction='id' shows its number instead."
@@ -124,11 +125,15 @@ def check_init_state_id(init_state_id: Any, task: Task) -> int:
     return index
 
 
-def check_init_state_ids(init_state_ids: Any, tasks: Sequence[Task]) -> tuple[int, ...] | None:
-    """Ids that every task has, each of them; None for all."""
+def check_init_state_ids(
+    init_state_ids: Any, tasks: Sequence[Task], placement_seeds: Sequence[int]
+) -> tuple[int, ...] | None:
+    """Ids that every task has, each of them; None for all; none of them only if there are placement seeds."""
     if init_state_ids is None:
         return None
     ids = sequence("init_state_ids", init_state_ids)
+    if not ids and not placement_seeds:
+        raise ValueError("init_state_ids is empty; name official initial states, or None for all.")
     return tuple(min(check_init_state_id(index, task) for task in tasks) for index in ids)
 
 
@@ -162,7 +167,9 @@ def check_cameras(cameras: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def check_reward_model(reward: str, model: Scorer | str | Path | None, cameras: tuple[str, ...]) -> Scorer | None:
+def check_reward_model(
+    reward: str, model: RewardModel | str | Path | None, cameras: tuple[str, ...]
+) -> RewardModel | None:
     """The scorer of a process reward; None for other rewards."""
     if reward != "process":
         if model is not None:
@@ -170,7 +177,7 @@ def check_reward_model(reward: str, model: Scorer | str | Path | None, cameras: 
         return None
     if not cameras:
         raise ValueError("reward='process' scores frames; give a camera.")
-    return find_scorer(model)
+    return find_reward_model(model)
 
 
 def check_render_mode(render_mode: Any, modes: Sequence[str]) -> str | None:

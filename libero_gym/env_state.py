@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from libero_gym.env_arguments import check_own_task
+from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
 from libero_gym.simulation.simulator import SimState
-from libero_gym.simulation.snapshots import state_to_json
+from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
 from libero_gym.tasks import Task
 
 
@@ -35,6 +38,18 @@ class EpisodeState:
     phi: float = 0.0
     privileged: np.ndarray | None = None
 
+    def info(self, success: bool, reward_terms: dict[str, float]) -> dict[str, Any]:
+        """What `LiberoEnv` tells of a step, or of a reset."""
+        return {
+            "is_success": success,
+            "task_id": self.task.task_id,
+            "task_name": self.task.name,
+            "init_state_id": self.init_state_id,
+            "instruction": self.task.instruction,
+            "reward_terms": reward_terms,
+            "elapsed_steps": self.elapsed_steps,
+        }
+
 
 def to_json(suite: str, episode: EpisodeState, generator: np.random.Generator, state: SimState) -> dict[str, Any]:
     """All that an environment's future depends on, as JSON can hold it."""
@@ -52,15 +67,25 @@ def to_json(suite: str, episode: EpisodeState, generator: np.random.Generator, s
     }
 
 
-def episode_from_json(snapshot: dict[str, Any], task: Task, privileged: bool) -> EpisodeState:
-    """The episode of a checked snapshot.
+def from_json(
+    snapshot: Any, suite: str, task_ids: Sequence[int], tasks: Sequence[Task], privileged: bool
+) -> tuple[EpisodeState, SimState, np.random.Generator]:
+    """The episode, the simulator's state and the random generator of a snapshot.
 
     Args:
         snapshot: What `to_json` gave.
-        task: The task that it names.
+        suite: Name of the environment's suite.
+        task_ids: The environment's tasks.
+        tasks: All tasks of the suite.
         privileged: Whether the environment shows privileged observations.
+
+    Raises:
+        ValueError: If it is no snapshot of such an environment, or damaged.
     """
-    return EpisodeState(
+    check_snapshot(snapshot, PRIVILEGED_SIZE if privileged else 0, suite)
+    task = tasks[check_own_task(snapshot["task_id"], task_ids, tasks)]
+    generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
+    episode = EpisodeState(
         task,
         snapshot["init_state_id"],
         snapshot["fixture_draw"],
@@ -69,3 +94,4 @@ def episode_from_json(snapshot: dict[str, Any], task: Task, privileged: bool) ->
         snapshot["phi"],
         np.array(snapshot["privileged"], dtype=np.float32) if privileged else None,
     )
+    return episode, state, generator

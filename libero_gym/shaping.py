@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.observations import Observation
-from libero_gym.rewards import SCORE, Scorer, bind_progress, discounted_potential, score_frame
+from libero_gym.reward_model import RewardModel, score_frame
+from libero_gym.rewards import SCORE, TaskProgress, discounted_potential
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import Task
 
@@ -32,43 +35,50 @@ class ProgressPotential(Potential):
 
     def begin(self, simulator: Simulator, task: Task) -> None:
         self._simulator = simulator
-        self._progress = bind_progress(simulator.compiled.goal, simulator.model)
+        self._progress = TaskProgress(simulator.compiled.goal, simulator.model)
+        self._shares: np.ndarray | None = None
 
     def __call__(self, observation: Observation) -> float:
-        return self._progress(self._simulator.data, self._simulator.eef_pos())
+        self._shares = self._measure()
+        return float(self._progress.potential(self._shares)[0])
 
     def terms(self) -> dict[str, float]:
-        return self._progress.terms(self._simulator.data, self._simulator.eef_pos())
+        # A restored episode has its phi from the snapshot, so nothing was measured.
+        terms = self._progress.terms(self._measure() if self._shares is None else self._shares)
+        return {name: float(value[0]) for name, value in terms.items()}
+
+    def _measure(self) -> np.ndarray:
+        return self._progress.shares(self._simulator.arrays, self._simulator.eef_pos()[None])
 
 
 class ScorePotential(Potential):
     """A reward model's score of a frame under the task's instruction.
 
     Args:
-        scorer: The reward model.
+        model: The reward model.
         image_key: Name of the observation that it scores.
     """
 
-    def __init__(self, scorer: Scorer, image_key: str) -> None:
-        self._scorer, self._image_key = scorer, image_key
+    def __init__(self, model: RewardModel, image_key: str) -> None:
+        self._model, self._image_key = model, image_key
 
     def begin(self, simulator: Simulator, task: Task) -> None:
         self._instruction = task.instruction
 
     def __call__(self, observation: Observation) -> float:
-        return score_frame(self._scorer, observation[self._image_key], self._instruction)
+        return score_frame(self._model, observation[self._image_key], self._instruction)
 
 
-def make_potential(reward: str, scorer: Scorer | None, cameras: tuple[str, ...]) -> Potential:
+def make_potential(reward: str, model: RewardModel | None, cameras: tuple[str, ...]) -> Potential:
     """The potential of a reward.
 
     Args:
         reward: A name among `rewards.TERMS`.
-        scorer: The reward model of ``"process"``; None for others.
+        model: The reward model of ``"process"``; None for others.
         cameras: The environment's cameras, whose first is scored.
     """
-    if scorer is not None:
-        return ScorePotential(scorer, IMAGE_KEYS[cameras[0]])
+    if model is not None:
+        return ScorePotential(model, IMAGE_KEYS[cameras[0]])
     return ProgressPotential() if reward == "progress" else Potential()
 
 

@@ -41,6 +41,7 @@ TOLD = {
     ("vla_agent/algorithms/ppo.py", "VLAPPO.train"),
     ("vla_agent/algorithms/ppo.py", "VLAPPO._losses"),
     ("vla_agent/algorithms/rollout.py", "collect"),
+    ("vla_agent/algorithms/base.py", "VLALearner"),
     ("vla_agent/backbone.py", "VLABackbone"),
     ("vla_agent/policy/loading.py", "register_backbone"),
     ("libero_gym/tasks.py", "register_suite"),
@@ -131,6 +132,11 @@ def test_install_commands_are_those_of_the_continuous_integration() -> None:
     assert second.endswith(' && pip install -c constraints.txt -e ".[test]" && ' + shlex.join(tests))
 
 
+def test_readme_shows_every_command() -> None:
+    shown = {words[1] for words in commands(README) if words[0] == "libero-vla"}
+    assert shown == set(cli.COMMANDS)
+
+
 def test_how_it_is_built_names_what_the_files_define() -> None:
     told = set()
     for _, paths, names in rows(section(README, "How it is built"))[1:]:
@@ -173,9 +179,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_paths_exist(page: Path) -> None:
-    """Paths in backticks; a bare name of a Python file lies in a folder that its line names, or beside the page."""
-    for line in prose(page).splitlines():
-        shown = [span for span in spans(line) if re.fullmatch(r"[\w.][\w./-]*", span)]
+    """Paths in backticks; the folder of a bare Python file is in the same paragraph or row, or is the page's."""
+    for block in re.split(r"\n\n|\n(?=[|-])", prose(page)):
+        shown = [span for span in spans(block) if re.fullmatch(r"[\w.][\w./-]*", span)]
         paths = [span for span in shown if span.split("/")[0] in (*ROOMS, "tests", ".ci", "results") and "/" in span]
         folders = [page.parent, ROOT / "examples"]
         for path in paths:
@@ -206,8 +212,9 @@ def test_commands_can_be_given(page: Path) -> None:
         if words[0] == "libero-vla" and len(words) > 2 and words[2] == "|":
             assert {word for word in words[1:] if word != "|"} <= set(cli.COMMANDS), words
         elif words[0] == "libero-vla":
-            module, _ = cli.COMMANDS[words[1]]
-            parse_options(importlib.import_module(module).Options, None, words[2:])
+            module = importlib.import_module(cli.COMMANDS[words[1]][0])
+            if words[2:]:
+                parse_options(module.Options, None, words[2:])
         elif words[0] == "python" and words[1].startswith("examples/"):
             options = options_of(ROOT / words[1])
             if "--help" not in words:

@@ -17,8 +17,8 @@ from .policy.distributions import ActionTokenDistribution as ActionTokenDistribu
 from .runs.keeping import RunCheckpoints as RunCheckpoints
 from .runs.keeping import SaveOnSignal as SaveOnSignal
 from .runs.keeping import safe_learn as safe_learn
+from .runs.run_files import RunError as RunError
 from .runs.run_folder import claim_run as claim_run
 from .runs.run_folder import latest_run as latest_run
-from .runs.saved_run import RunError as RunError
 
 __version__: str

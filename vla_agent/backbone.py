@@ -123,14 +123,8 @@ class BackboneProcessor(Protocol):
             ValueError: If there are no such statistics, or several and none is named.
         """
 
-    def tokenize(self, instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """`input_ids` and `attention_mask`, int64 (B, L), of prompts, padded on the right to the longest."""
-
     def action_stats(self, unnorm_key: str | None = None) -> dict[str, Any]:
         """Statistics (`q01`, `q99`, `mask`) that `vla_agent.action_tokens.normalize` takes; raises as `codec` does."""
-
-    def action_table(self, unnorm_key: str | None = None) -> np.ndarray:
-        """What an environment is given for each bin, float64 (7, 256); raises as `codec` does."""
 
     def normalize_state(self, state: np.ndarray, unnorm_key: str | None = None) -> np.ndarray:
         """Robot states (B, 8) as the model wants them."""

@@ -1,17 +1,13 @@
-"""One demonstration as arrays, and as one file that is whole or absent."""
+"""One demonstration as arrays."""
 
 from __future__ import annotations
 
-import json
-import zipfile
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, STATE_DIM
-from libero_gym.json_files import parse_json
 
 # Bounds that no demonstration reaches. A file that states more is damaged, and no memory is allocated for it.
 MAX_FRAMES = 100_000
@@ -99,28 +95,3 @@ def check_episode(episode: Episode, name: str) -> None:
             raise ValueError(
                 f"{name} has frames of {key!r} as {frames.dtype} {frames.shape}; expected uint8 ({n_frames}, H, W, 3)."
             )
-
-
-def pack(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
-    """The bytes of an NPZ file with a description and arrays; its entries carry checksums."""
-    import io
-
-    buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(description, sort_keys=True).encode(), np.uint8)
-    np.savez(buffer, **arrays, description=text)  # type: ignore[arg-type]  # its second parameter is a flag
-    return buffer.getvalue()
-
-
-def unpack(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read the description and the arrays of a file that `pack` made.
-
-    Raises:
-        DamagedEpisodeError: If the file is damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        description = parse_json(arrays.pop("description").tobytes(), "its description")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DamagedEpisodeError(f"{path} is damaged ({error}).") from error
-    return description, arrays

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from libero_gym import videos
+from libero_gym.array_files import pack
 from libero_gym.atomic import write_bytes
-from libero_gym.demonstrations.episodes import Episode, check_episode, pack
+from libero_gym.demonstrations.episodes import Episode, check_episode
 from libero_gym.demonstrations.lerobot_stats import image_stats
 from libero_gym.demonstrations.plan import EpisodeKey, RecordingOptions
 from libero_gym.dimensions import ACTION_DIM, GRIPPER_DIM, IMAGE_KEYS

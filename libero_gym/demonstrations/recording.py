@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
 import json
 import re
 import warnings
@@ -25,9 +24,10 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from libero_gym import videos
+from libero_gym.array_files import unpack
 from libero_gym.atomic import write_bytes
 from libero_gym.checks import flag, sequence, whole_number
-from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, unpack
+from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode
 from libero_gym.demonstrations.leftovers import foreign_data
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH, require_pyarrow
 from libero_gym.demonstrations.lerobot_writer import LeRobotWriter
@@ -194,7 +194,9 @@ def _record(
 
 def expert_policy(env: LiberoEnv) -> Any:
     """The scripted expert as a policy for `record`, by the name ``"libero_gym.demonstrations:expert_policy"``."""
-    return importlib.import_module("libero_gym.experts").Expert(env.simulator)
+    from libero_gym.experts import Expert
+
+    return Expert(env.simulator)
 
 
 def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> tuple[int, int]:
@@ -207,7 +209,7 @@ def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> 
         if not path.is_file():
             continue  # the workers that recorded it died; a warning said so
         try:
-            description, arrays = unpack(path)
+            description, arrays = unpack(path, DamagedEpisodeError)
             episode = Episode(state=arrays["state"], actions=arrays["actions"], **description["episode"])
             n_successes += episode.success
             if not episode.success and not options.keep_failures:
@@ -230,7 +232,7 @@ def _is_recorded(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        unpack(path)
+        unpack(path, DamagedEpisodeError)
     except DamagedEpisodeError as error:
         warnings.warn(f"{error} It is recorded again.", stacklevel=4)
         path.unlink()

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import numpy as np
 
 from libero_gym.mujoco_import import mujoco
-from libero_gym.simulation import controller
+from libero_gym.simulation import controller, goals
+from libero_gym.simulation.arrays import StateArrays, contacts_of
 from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
 from libero_gym.uncopyable import Uncopyable
 
@@ -124,6 +125,7 @@ class Simulator(Uncopyable):
         self.burners_on: tuple[bool, ...] = (False,) * len(compiled.burners)
         self.burners_shown = self.burners_on
         self.kinematics_qpos = np.zeros(self.model.nq)
+        self._goal = goals.bind_goal(compiled.goal, self.model)
         self._checks = [predicate.bind(self.model) for predicate in compiled.goal]
         self._burner_checks = [burner.knob.bind(self.model) for burner in compiled.burners]
         self._sample = np.zeros(9)
@@ -254,9 +256,15 @@ class Simulator(Uncopyable):
         self.burners_shown = memory.burners_shown
         self.success = memory.success
 
+    @property
+    def arrays(self) -> StateArrays:
+        """What predicates and rewards read, as a batch of one: views, so they hold until the next step."""
+        return self._views._replace(contacts=contacts_of(self.data))
+
     def predicates(self) -> list[bool]:
         """Whether each predicate of the goal holds now."""
-        return [check(self.data) for check in self._checks]
+        state = self.arrays
+        return [bool(check(state)[0]) for check in self._checks]
 
     def _check_state(self, state: Any) -> np.ndarray:
         """The state as float64 (1 + nq + nv,)."""
@@ -294,10 +302,11 @@ class Simulator(Uncopyable):
         self.data.qvel[:] = state[1 + nq :]
 
     def _finish_control_step(self) -> None:
-        self.success = all(check(self.data) for check in self._checks)
+        state = self.arrays
+        self.success = bool(self._goal(state)[0])
         # Frames show what held at the end of the control step before them, except right after a reset.
         self.burners_shown = self.burners_on
-        self.burners_on = tuple(check(self.data) for check in self._burner_checks)
+        self.burners_on = tuple(bool(check(state)[0]) for check in self._burner_checks)
 
     def _sample_now(self) -> None:
         """Sample observations from the current state, as a forced update does after a reset."""
@@ -309,7 +318,8 @@ class Simulator(Uncopyable):
         self._sample[7:9] = self.data.qpos[robot.gripper_qpos]
 
     def _bind_kernel(self) -> None:
-        """Gather the arguments of the compiled loop that never change."""
+        """Gather the arguments of the compiled loop that never change, and the views of the data."""
+        self._views = StateArrays.of(self.data)
         robot, model, data, stale = self.compiled.robot, self.model, self.data, self.compiled.robot.stale
         low, high = model.actuator_ctrlrange[robot.gripper_actuators].T
         # Rows: step per substep, then bias and weight from command to control range.

@@ -35,17 +35,21 @@ def refuse_misspelt_arguments(given: Iterable[str], own: Sequence[str], inner: C
 
 
 def check_autoreset_mode(mode: Any) -> AutoresetMode:
-    """One of Gymnasium's modes, given as that or by its value (``"NextStep"``)."""
+    """One of Gymnasium's modes, given as such or by its value (``"NextStep"``).
+
+    Raises:
+        ValueError: If there is no such mode.
+    """
     if isinstance(mode, AutoresetMode):
         return mode
     return AutoresetMode(choice("autoreset_mode", mode, [known.value for known in AutoresetMode]))
 
 
 def check_num_envs(num_envs: Any, observation_space: spaces.Dict) -> int:
-    """How many environments; as many as memory may hold.
+    """The number of environments, which the machine's free memory has to hold.
 
     Raises:
-        ValueError: If it is no number of at least 1, or the machine's free memory is less than they need.
+        ValueError: If it is no whole number of at least 1, or the environments need more memory than is free.
     """
     n = whole_number("num_envs", num_envs, minimum=1)
     sizes = [
@@ -64,10 +68,13 @@ def check_num_envs(num_envs: Any, observation_space: spaces.Dict) -> int:
 
 
 def split_options(options: Any, n: int) -> tuple[np.ndarray, dict[str, list[Any]]]:
-    """The mask of environments to reset, bool (n,), and of each further option the value of every environment.
+    """Options of a reset, taken apart.
+
+    Returns:
+        The mask of the environments to reset, bool (n,), and for each other option its n values.
 
     Raises:
-        ValueError: If an option is given for another number of environments, or the mask is none.
+        ValueError: If an option has values for another number of environments, or the mask is none.
     """
     if options is None:
         options = {}
@@ -86,10 +93,10 @@ def split_options(options: Any, n: int) -> tuple[np.ndarray, dict[str, list[Any]
 
 
 def check_seeds(seed: Any, n: int) -> list[int | None]:
-    """A seed for each environment: ``seed + i``, or its own.
+    """One seed for each environment: ``seed + i`` if a single seed is given.
 
     Raises:
-        ValueError: If one is no whole number of at least 0, or there are not as many as environments.
+        ValueError: If a seed is no whole number of at least 0, or their number is not n.
     """
     if seed is None:
         return [None] * n
@@ -101,10 +108,10 @@ def check_seeds(seed: Any, n: int) -> list[int | None]:
 
 
 def per_env(name: str, value: Any, n: int) -> list[Any]:
-    """One value for each environment, of one for all or a sequence.
+    """One value for each environment: the elements of a sequence, or a single value n times.
 
     Raises:
-        ValueError: If the sequence has another length.
+        ValueError: If the sequence has another length than n.
     """
     if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)) or np.ndim(value) == 0:
         return [value] * n
@@ -114,10 +121,10 @@ def per_env(name: str, value: Any, n: int) -> list[Any]:
 
 
 def check_indices(indices: Any, n: int) -> list[int]:
-    """The environments that are meant; all for None.
+    """Numbers of the chosen environments; None chooses all.
 
     Raises:
-        ValueError: If there is none of that number.
+        ValueError: If an environment does not exist.
     """
     if indices is None:
         return list(range(n))
@@ -125,14 +132,14 @@ def check_indices(indices: Any, n: int) -> list[int]:
 
 
 def check_snapshot(snapshot: Any, lengths: Mapping[str, int]) -> dict[str, Any]:
-    """What `LiberoVectorEnv.snapshot` gave.
+    """A snapshot of `LiberoVectorEnv`.
 
     Args:
-        snapshot: What came.
-        lengths: Names of lists that it must have, and how long each is: one element per environment, or per task.
+        snapshot: The value to check.
+        lengths: Names of the lists that it must hold, with their lengths: the number of environments or of tasks.
 
     Raises:
-        ValueError: If it is something else, or of other environments or tasks.
+        ValueError: If the value is no snapshot, or one of another number of environments or tasks.
     """
     missing = [name for name in lengths if not isinstance(snapshot, Mapping) or name not in snapshot]
     if missing:

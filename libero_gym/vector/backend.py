@@ -53,7 +53,7 @@ class Plan:
             if not isinstance(space, spaces.Text):  # the face knows texts by their task
                 assert space.shape is not None
                 layout[key] = ((n, *space.shape), np.dtype(space.dtype).name)
-        layout |= {"reward_terms": ((n, len(TERMS[self.example.reward_type])), "float64")}
+        layout |= {"reward_terms": ((n, len(TERMS[self.example.reward])), "float64")}
         layout |= {key: ((n,), "bool" if key == "is_success" else "int64") for key in INFO_KEYS}
         layout = {prefix + key: value for prefix in ("", FINAL) for key, value in layout.items()}
         layout |= {"rewards": ((n,), "float64"), "terminated": ((n,), "bool"), "truncated": ((n,), "bool")}

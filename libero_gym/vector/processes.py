@@ -1,4 +1,4 @@
-"""Environments in worker processes: which serves which, and what takes the place of one that fails."""
+"""The back end that has environments in worker processes, and replaces a process that fails."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class Processes(Uncopyable):
             raise self._error()
 
     def reset(self, requests: ResetRequests) -> None:
-        """Reset some environments; a step under way is abandoned."""
+        """Reset some environments; a step that nobody has ended is abandoned."""
         self._abandon_step()
         self.restarted[:] = False
         per_worker = {number: (self._of_worker(number, requests),) for number in range(len(self._shares))}
@@ -191,7 +191,7 @@ class Processes(Uncopyable):
         self._step = self.pool.send(protocol.STEP, dict.fromkeys(range(len(self._shares)), ()))
 
     def end_step(self) -> None:
-        """Wait for the step's end; an interrupted wait can be repeated."""
+        """Wait for the end of the step; a wait that Ctrl-C interrupted can be repeated."""
         assert self._step is not None
         self.restarted[:] = False
         try:
@@ -223,7 +223,7 @@ class Processes(Uncopyable):
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Put each environment back to a snapshot; its episode goes on or has ended."""
+        """Go on where `snapshot` was taken."""
         n = len(self.restarted)
         saved = check_snapshot(snapshot, {"environments": n, "seeds": n, "restarts": n})
         self._seeds[:], self._restarts_since[:] = saved["seeds"], saved["restarts"]
@@ -264,7 +264,7 @@ class Processes(Uncopyable):
         self._shared.close()
 
     def _abandon_step(self) -> None:
-        """Let a step under way (after Ctrl-C, say) end: its workers still read and write the shared arrays."""
+        """Wait for the end of a step that Ctrl-C left: its workers still read and write the shared arrays."""
         if self._step is not None:
             try:
                 self.pool.gather(self._step)
@@ -277,10 +277,10 @@ class Processes(Uncopyable):
         return {index: request for index, request in requests.items() if first <= index < last}
 
     def _failed_workers(self) -> list[int]:
-        """The workers to replace.
+        """Numbers of the workers to replace.
 
         Raises:
-            WorkerError: If there are any, but they are not to be replaced.
+            WorkerError: If a worker failed and ``restart`` is False.
         """
         if self.pool.failures and not self.restart:
             raise self._error()
@@ -293,7 +293,7 @@ class Processes(Uncopyable):
         """Truncate the episodes that a failed worker leaves behind: their last observations and infos are final.
 
         Returns:
-            The environments that begin no new episode in this step, as the autoreset mode has it.
+            The environments that begin no new episode in this step, according to the autoreset mode.
         """
         mode = int(self._shared["autoreset"][0])
         keep = []
@@ -321,8 +321,8 @@ class Processes(Uncopyable):
         """Put a new worker in the place of a failed one and reset its environments, those in ``requests`` as asked.
 
         Args:
-            number: Of the worker.
-            requests: The resets asked for.
+            number: Number of the worker.
+            requests: Resets that `reset` was asked for.
             keep: Environments that go on showing the end of their episode, until they are reset.
 
         Raises:
@@ -338,7 +338,7 @@ class Processes(Uncopyable):
             self._replacements[number] += 1
             self._restarts_since[first:last] += 1
             self.restarted[first:last] = True
-            self._warn_of_replacement(number, failure)
+            _warn_of_replacement(number, failure, self.n_restarts, range(first, last))
             self._shared["phase"][first:last] = protocol.IDLE  # should Ctrl-C come before the reset
             self.pool.replace(number)
             self.pool.gather(self.pool.send(protocol.MAKE, {number: (self._env_kwargs[number],)}))
@@ -358,22 +358,23 @@ class Processes(Uncopyable):
             return None
         return int(np.random.SeedSequence([seed, int(self._restarts_since[index])]).generate_state(1)[0])
 
-    def _warn_of_replacement(self, number: int, failure: str) -> None:
-        logger.warning("Replacing worker %d. %s", number, failure)
-        warnings.warn(
-            f"{failure.splitlines()[0]} It is replaced (restart {self.n_restarts}), and environments "
-            f"{list(range(*self._shares[number]))} start new episodes.",
-            stacklevel=6,
-        )
+
+def _warn_of_replacement(number: int, failure: str, n_restarts: int, share: range) -> None:
+    logger.warning("Replacing worker %d. %s", number, failure)
+    warnings.warn(
+        f"{failure.splitlines()[0]} It is replaced (restart {n_restarts}), and environments {list(share)} start new "
+        "episodes.",
+        stacklevel=6,  # who called `LiberoVectorEnv.step`
+    )
 
 
 def shares(num_envs: int, n_workers: int | None, n_gpus: int) -> list[tuple[int, int]]:
     """The environments ``[first, last)`` of each worker; sizes differ by at most one.
 
     Args:
-        num_envs: How many there are.
-        n_workers: How many workers at most; None for as many as CPU cores, or the next multiple of ``n_gpus``.
-        n_gpus: How many GPUs draw.
+        num_envs: Number of environments.
+        n_workers: Largest number of workers; None for as many as CPU cores, or the next multiple of ``n_gpus``.
+        n_gpus: Number of GPUs that draw.
     """
     if n_workers is None:
         n_workers = os.cpu_count() or 1

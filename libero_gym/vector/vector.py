@@ -121,7 +121,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.settings = example.settings | {"max_episode_steps": self.max_episode_steps}
         self._tasks = example.tasks
-        self._terms = TERMS[example.reward_type]
+        self._terms = TERMS[example.reward]
         self.single_observation_space = example.observation_space
         self.single_action_space = example.action_space
         self.observation_space = batch_space(example.observation_space, self.num_envs)

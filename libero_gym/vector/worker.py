@@ -1,4 +1,4 @@
-"""The processes behind `LiberoVectorEnv`: a template that compiles tasks and never touches GL, and its forks.
+"""The worker processes of a `LiberoVectorEnv`: a template that compiles tasks and never touches GL, and its forks.
 
 ``python -m libero_gym.vector.worker CONTROL_FD`` is the template. It is a fresh interpreter, so it inherits neither
 CUDA nor GL contexts nor threads from the trainer, and the trainer's script needs no ``if __name__ == "__main__"``.
@@ -53,20 +53,20 @@ class Worker:
         self.envs = {index: LiberoEnv(**env_kwargs) for index in self.indices}
 
     def step(self) -> None:
-        """Step each environment; where its episode ends, or had ended before, do as the autoreset mode says.
-
-        The flags are written before a reset: should the process die, they tell whether the last observation of an
-        environment is the current one, or the final one.
-        """
+        """Step each environment. If its episode ends, or had ended before, follow the autoreset mode."""
         mode = int(self.shared["autoreset"][0])
         for index in self.indices:
             if self.shared["phase"][index] == ENDED:
                 self.shared["rewards"][index] = 0.0
-                if mode in (SAME_STEP, NEXT_STEP):  # SAME_STEP: where autoreset was off when it ended
+                # NEXT_STEP leaves this step's action aside, as Gymnasium defines it (gymnasium/vector/vector_env.py,
+                # AutoresetMode). SAME_STEP comes here only if autoreset was off when the episode ended.
+                if mode in (SAME_STEP, NEXT_STEP):
                     self._reset(index, None, {})
                 continue
             obs, reward, terminated, truncated, info = self.envs[index].step(self.shared["actions"][index])
             ended = terminated or truncated
+            # Results and flags are written before the reset: if the process dies in there, `Processes` reads from them
+            # whether the episode had ended and which observation was its last.
             self._write(FINAL if ended else "", index, obs, info)
             self.shared["rewards"][index] = reward
             self.shared["terminated"][index] = terminated
@@ -105,13 +105,13 @@ class Worker:
 
     def _reset(self, index: int, seed: int | None, options: dict[str, Any]) -> None:
         env = self.envs[index]
-        env.set_task_weights(self.shared["task_weights"])
+        env.set_task_weights(self.shared["task_weights"])  # they may have changed since the last reset
         self._write("", index, *env.reset(seed=seed, options=options))
         self.shared["phase"][index] = RUNNING
 
     def _write(self, prefix: str, index: int, obs: dict[str, Any], info: dict[str, Any]) -> None:
         for key, value in obs.items():
-            if key in self.shared:  # texts are not: the trainer knows them by their task
+            if key in self.shared:  # texts are not: the trainer knows them by the task
                 self.shared[prefix + key][index] = value
         for key in INFO_KEYS:
             self.shared[prefix + key][index] = info[key]
@@ -127,7 +127,8 @@ def _run_template(control: socket.socket) -> None:
         compiled = compile_task(task)
         placements.prepare(task, placement_seeds)
         if renderer is not None:
-            visual_model(compiled, renderer)  # forks share its pages
+            # The template draws nothing. Its forks find the model in memory and share the pages that none writes to.
+            visual_model(compiled, renderer)
 
     def fork(*args: Any) -> int:
         _, descriptors, _, _ = socket.recv_fds(control, 1, 3)
@@ -145,6 +146,8 @@ def _run_template(control: socket.socket) -> None:
 def _fork_worker(inherited: tuple[Any, ...], descriptors: list[int], first: int, last: int, layout: Layout) -> int:
     """Fork a worker over (its connection, the shared arrays, its crash log); gives its process id."""
     connection_fd, memory_fd, crash_fd = descriptors
+    # Safe here and not in the trainer: the template starts no threads (see `WorkerPool`) and touches neither GL nor
+    # CUDA. A child would have the calling thread alone (fork(2)), and could not use its parent's contexts.
     pid = os.fork()
     if pid:
         for descriptor in descriptors:
@@ -152,8 +155,9 @@ def _fork_worker(inherited: tuple[Any, ...], descriptors: list[int], first: int,
         return pid
     status = 1
     try:
-        for handle in inherited:
+        for handle in inherited:  # else the template would seem alive to the trainer as long as a worker is
             handle.close()
+        # Python's handlers for SIGSEGV and the like write tracebacks into a file that the trainer reads afterwards.
         faulthandler.enable(file=crash_fd)
         faulthandler.register(protocol.STACK_SIGNAL, file=crash_fd)
         worker = Worker(first, last, SharedArrays(layout, memory_fd))
@@ -166,11 +170,11 @@ def _fork_worker(inherited: tuple[Any, ...], descriptors: list[int], first: int,
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(status)  # without the template's exit handlers, and without its buffers a second time
 
 
 def _end(children: list[int]) -> None:
-    """Wait for workers to leave by themselves, which they do once nobody talks to them; then make them."""
+    """Wait for workers to leave, as they do when their connection closes, and kill those that do not."""
     deadline = time.monotonic() + _PATIENCE
     for pid in children:
         if _wait(pid, deadline) is None:
@@ -178,13 +182,17 @@ def _end(children: list[int]) -> None:
 
 
 def _kill(pid: int) -> int | None:
-    """Kill a child unless it has ended already; gives its exit code, negative for a signal, None if it will not die."""
+    """Kill a child unless it has ended already.
+
+    Returns:
+        Its exit code, negative for a signal; None if it does not die, as in an uninterruptible system call.
+    """
     os.kill(pid, signal.SIGKILL)  # nobody else reaps it, so the id is still its own
     return _wait(pid, time.monotonic() + _PATIENCE)
 
 
 def _wait(pid: int, deadline: float) -> int | None:
-    """The exit code of a child that ends before the deadline."""
+    """The exit code of a child that ends before the deadline; None if it does not."""
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:

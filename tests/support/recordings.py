@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from recorded_policies import push
 
-from libero_gym.demonstrations import LeRobotReader
+from libero_gym.demonstrations import LeRobotReader, LeRobotWriter
 from libero_gym.demonstrations.episodes import Episode
 from libero_gym.demonstrations.recording import RecordingSummary, record
 
@@ -26,6 +26,15 @@ def synthetic(n_frames: int, seed: int = 0, size: int = 32) -> Episode:
         task_name="thing",
         seed=seed,
     )
+
+
+def write_dataset(root: Path) -> Path:
+    """Write a dataset of three episodes with 5, 6 and 7 frames."""
+    writer = LeRobotWriter(root, cameras=("image",))
+    for index in range(3):
+        writer.add(synthetic(5 + index, seed=index))
+    writer.finish()
+    return root
 
 
 def record_pushes(root: Path, policy: Any = push, **kwargs: Any) -> RecordingSummary:

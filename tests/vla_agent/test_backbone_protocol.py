@@ -32,8 +32,16 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     size, config = model.processor.image_size, model.config
     images = [th.from_numpy(rng.integers(0, 256, (3, size, size, 3), dtype=np.uint8)) for _ in range(config.num_images)]
     state = rng.uniform(0, 2, (3, 8)) if config.use_state else None
-    ids, mask = map(th.from_numpy, model.processor.tokenize(INSTRUCTIONS))
+    ids, mask = prompts(model)
     return Case(model, model_inputs(model, ids, mask, images, state, None))
+
+
+def prompts(model: Any) -> tuple[th.Tensor, th.Tensor]:
+    """The codec's prompts, padded on the right to the longest."""
+    rows = [model.processor.codec().encode_prompt(instruction) for instruction in INSTRUCTIONS]
+    return tuple(  # type: ignore[return-value]
+        th.nn.utils.rnn.pad_sequence([th.from_numpy(row[part]) for row in rows], batch_first=True) for part in (0, 1)
+    )
 
 
 def make(kind: str, folder: Path) -> Any:
@@ -138,14 +146,16 @@ def test_gradients_reach_all_but_the_unused_parameters(case: Case) -> None:
     assert sorted(without) == sorted(case.model.unused_parameter_names())
 
 
-def test_the_codec_decodes_by_the_processors_table(case: Case) -> None:
+def test_the_codec_decodes_each_dimension_for_itself_whichever_action_it_is_of(case: Case) -> None:
     processor = case.model.processor
     codec = processor.codec()
     n_tokens = case.model.n_action_tokens
     assert codec.chunk_size == processor.config.action_chunk_size == case.model.config.action_chunk_size
     assert codec.action_space.nvec.tolist() == [256] * n_tokens
     bins = np.random.default_rng(0).integers(0, 256, (5, n_tokens))
-    actions, table = codec.decode(bins), processor.action_table()
+    actions = codec.decode(bins)
+    table = codec.decode(np.repeat(np.arange(256)[:, None], n_tokens, axis=1))[:, 0].T  # (7, 256)
+    assert (np.diff(table[0]) >= 0).all(), "bins count upward with the action"
     assert actions.shape == (5, n_tokens // 7, 7)
     assert actions.dtype == np.float64
     for row, step, dim in np.ndindex(actions.shape):
@@ -169,21 +179,32 @@ def test_the_codec_refuses_what_is_not_of_its_space(case: Case, change: Any, mes
         case.model.processor.codec().decode(change(bins))
 
 
-def test_the_codec_writes_the_prompts_that_a_batch_holds(case: Case) -> None:
-    processor = case.model.processor
-    ids, mask = processor.tokenize(INSTRUCTIONS)
-    assert not mask.all(), "prompts of one length would prove little"
-    for row, instruction in enumerate(INSTRUCTIONS):
-        own_ids, own_mask = processor.codec().encode_prompt(instruction, np.zeros(8))
-        assert own_ids.dtype == own_mask.dtype == np.int64
-        np.testing.assert_array_equal(own_ids, ids[row][mask[row].astype(bool)])
-        assert own_mask.tolist() == [1] * len(own_ids)
+def test_prompts_are_of_the_instruction(case: Case) -> None:
+    codec = case.model.processor.codec()
+    found = set()
+    for instruction in INSTRUCTIONS:
+        ids, mask = codec.encode_prompt(instruction, np.zeros(8))
+        assert ids.dtype == mask.dtype == np.int64
+        assert ids.shape == mask.shape == (len(ids),)
+        assert mask.all(), "padding is for whoever makes a batch"
+        found.add(tuple(ids.tolist()))
+    assert len(found) == len(INSTRUCTIONS)
+
+
+@th.no_grad()
+def test_padding_does_not_matter(case: Case) -> None:
+    assert not case.inputs["attention_mask"].all(), "prompts of one length would prove little"
+    bins = th.full((3, case.model.n_action_tokens), 7)
+    longer = {name: th.nn.functional.pad(case.inputs[name], (0, 3)) for name in ("input_ids", "attention_mask")}
+    expected = case.model.score_actions(**case.inputs, bins=bins).logits
+    got = case.model.score_actions(**{**case.inputs, **longer}, bins=bins).logits
+    th.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 def test_an_unknown_data_set_is_named(case: Case) -> None:
     processor = case.model.processor
     assert processor.unnorm_keys
-    for ask in (processor.codec, processor.action_stats, processor.action_table):
+    for ask in (processor.codec, processor.action_stats):
         with pytest.raises(ValueError, match="no statistics for unnorm_key 'mars'"):
             ask("mars")
 

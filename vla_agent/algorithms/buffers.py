@@ -45,7 +45,8 @@ def compute_targets(
     buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
     if value_gae_lambda is None:
         return
-    # Decoupled GAE (Yuan et al., 2025, arXiv 2503.01491). SB3 computes both at once, returns = advantages + values,
+    # Decoupled GAE (Yuan et al., 2025, arXiv 2503.01491): a small lambda takes noise out of the advantages, and the
+    # critic would learn with it what it already says. SB3 computes both at once, returns = advantages + values,
     # so it computes them twice and the first advantages are put back.
     advantages, gae_lambda = buffer.advantages.copy(), buffer.gae_lambda
     buffer.gae_lambda = value_gae_lambda

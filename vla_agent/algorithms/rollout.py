@@ -149,22 +149,21 @@ def collect(
     if last_obs is None:
         last_obs = cast(Observations, env.reset())
     starts = np.ones(env.num_envs, dtype=bool) if episode_starts is None else episode_starts
-    if buffer is None:
-        buffer = TokenRolloutBuffer(
-            n_steps, cast(spaces.Dict, env.observation_space), env.action_space, policy.device, n_envs=env.num_envs
-        )
+    buffer = _empty_buffer(policy, env, n_steps) if buffer is None else buffer
     value_inputs: list[th.Tensor] = []
     episodes: list[EndedEpisode] = []
     reward_terms: Counter[str] = Counter()
+    # Through GAE, one NaN reaches every advantage before it in its episode: it is told here, where its place is known.
     check_observations(last_obs, None, num_timesteps)
 
     for number in range(n_steps):
         with stopwatch("decode"), th.no_grad():
             decision = policy.act(_to_tensors(last_obs, policy))
-            actions = decision.actions.cpu().numpy()  # waits for the device
+            actions = decision.actions.cpu().numpy()  # waits for the device, so that the time is the model's
         values = _checked_values(decision, env.num_envs, num_timesteps, time_limit_gamma, keep_value_inputs)
         if keep_value_inputs and decision.value_inputs is not None:
             value_inputs.append(decision.value_inputs)
+        # log pi(a|s) is the sum of its tokens' conditional terms.
         log_probs = decision.token_log_probs
         if not isinstance(buffer, TokenRolloutBuffer):
             log_probs = log_probs.sum(dim=1)
@@ -181,16 +180,17 @@ def collect(
             return None
         for info in infos:
             reward_terms.update(info.get("reward_terms", {}))
-        episodes += [
-            EndedEpisode(number, index, _without_frames(infos[index])) for index in np.flatnonzero(dones).tolist()
-        ]
-        if time_limit_gamma is not None:  # after the hook: callbacks read the environments' own rewards
+        episodes += _ended(number, dones, infos)
+        # After the hook, as in SB3: callbacks read the environments' own rewards.
+        if time_limit_gamma is not None:
             with stopwatch("decode"):
                 bootstrap_time_limits(policy, time_limit_gamma, rewards, dones, infos, num_timesteps)
+        # The buffer copies the observations only now: environments must not write into those of the step before.
         buffer.add(last_obs, actions, rewards, starts, values, log_probs)
         last_obs, starts = new_obs, dones
         hooks.on_stored(last_obs, dones)
 
+    # An episode that goes on beyond the rollout is worth what the critic expects of it.
     last_values = None
     if decision.values is not None:
         with stopwatch("decode"), th.no_grad():
@@ -212,8 +212,17 @@ def collect(
     )
 
 
-def _without_frames(info: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in info.items() if name != "terminal_observation"}
+def _empty_buffer(policy: Actor, env: VecEnv, n_steps: int) -> TokenRolloutBuffer:
+    space = cast(spaces.Dict, env.observation_space)
+    return TokenRolloutBuffer(n_steps, space, env.action_space, policy.device, n_envs=env.num_envs)
+
+
+def _ended(step: int, dones: np.ndarray, infos: Sequence[Mapping[str, Any]]) -> list[EndedEpisode]:
+    """The episodes that ended in a step; without their last observations, which would keep a frame of each."""
+    return [
+        EndedEpisode(step, i, {key: value for key, value in infos[i].items() if key != "terminal_observation"})
+        for i in np.flatnonzero(dones).tolist()
+    ]
 
 
 def _checked_values(

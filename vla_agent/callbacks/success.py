@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from libero_gym.checks import whole_number
-from libero_gym.figures import new_figure, save_figure
+from vla_agent.figures import new_figure, save_figure
 from vla_agent.intervals import wilson_interval
 
 

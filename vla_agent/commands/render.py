@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from libero_gym.checks import whole_number
 from libero_gym.dimensions import CONTROL_FREQ
-from libero_gym.figures import new_figure, save_figure
 from libero_gym.videos import write_film
 from vla_agent.commands.options import parse_options
+from vla_agent.figures import new_figure, save_figure
 
 
 @dataclasses.dataclass

@@ -36,7 +36,7 @@ from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change, film_change, telling_trial
 from vla_agent.evaluation.provenance import read_training_states, write_training_states
-from vla_agent.evaluation.reports import describe_ids
+from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.process_reward import VecProcessReward
 

@@ -48,7 +48,7 @@ def check_arguments(
         raise ValueError(f"{what} {env_id!r}.{did_you_mean(env_id, known)} Ids: {', '.join(known)}.")
     whole_number("n_envs", n_envs, 1, MAX_ENVS)
     choice("reward", reward, ("sparse", "progress", "process"))
-    if not isinstance(model, (str, Path)) and not hasattr(model, "action_table"):
+    if not isinstance(model, (str, Path)) and not hasattr(model, "codec"):
         raise ValueError(f"model={model!r}; expected 'tiny', a checkpoint folder, a hub id, or a model's processor.")
     if unnorm_key is not None and not isinstance(unnorm_key, str):
         raise ValueError(f"unnorm_key={unnorm_key!r}; expected a string, the name of a data set.")

@@ -13,6 +13,7 @@ from libero_gym.checks import whole_number
 from vla_agent.backbone import BackboneProcessor
 from vla_agent.envs.arguments import check_arguments, check_keywords
 from vla_agent.envs.vec_env import ImageTransform, VLAVecEnv
+from vla_agent.policy.loading import load_processor
 from vla_agent.process_reward import RewardModel, VecProcessReward
 
 # Published models take 224 pixels, and the evaluation protocol renders 256 for them.
@@ -83,9 +84,7 @@ def make_vec_env(
         whole_number("chunk_size", chunk_size, 1)
     check_keywords(env_id, env_kwargs, make_vec_env)
     process = _process_reward(reward, reward_model, reward_kwargs)
-    from vla_agent.openvla import load_processor
-
-    processor: Any = load_processor(model) if isinstance(model, (str, Path)) else model
+    processor = load_processor(model) if isinstance(model, (str, Path)) else model
     size = processor.image_size
     env_kwargs.setdefault("image_size", PUBLISHED_RENDER_SIZE if size == PUBLISHED_IMAGE_SIZE else size)
     if processor.config.num_images > 1:
@@ -97,7 +96,7 @@ def make_vec_env(
     if image_transform == "auto":
         same = env_kwargs["image_size"] == size
         image_transform = None if same else published_transform(size, center_crop)
-    processor.action_stats(unnorm_key)  # complains before workers start
+    processor.codec(unnorm_key)  # complains before workers start
     venv = gym.make_vec(
         env_id,
         num_envs=n_envs,

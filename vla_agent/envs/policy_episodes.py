@@ -51,7 +51,7 @@ def policy_episodes(
     drop_prob = real_number("drop_prob", drop_prob, 0, 1)
     cameras = [key for key in CAMERA_KEYS if key in env.observation_space.spaces]  # type: ignore[attr-defined]
     total = -(-n_episodes // env.num_envs) * env.num_envs
-    fps = CONTROL_FREQ / (len(env.action_space.nvec) // ACTION_DIM)  # type: ignore[attr-defined]
+    fps = CONTROL_FREQ / env.codec.chunk_size
     policy = _Dropping(model, drop_prob, np.random.default_rng(seed))
     finished = play_episodes(
         env,

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from vla_agent.backbone import Codec
+
 # Prompts are padded to a multiple of this, so that all suites share one observation space; models trim the padding.
 PROMPT_MULTIPLE = 64
 
@@ -17,16 +19,18 @@ class PromptTable:
 
     Args:
         instructions: The instructions; repeated ones count once.
-        processor: The model's processor, which writes the prompts.
+        codec: The model's codec, which writes the prompts.
     """
 
-    def __init__(self, instructions: Sequence[str], processor: Any) -> None:
-        unique = list(dict.fromkeys(instructions))
-        ids, mask = processor.tokenize(unique)
-        pad = [(0, 0), (0, -ids.shape[1] % PROMPT_MULTIPLE)]
-        self._ids = np.pad(ids, pad).astype(np.int64)
-        self._mask = np.pad(mask, pad).astype(np.int64)
-        self._rows = {instruction: row for row, instruction in enumerate(unique)}
+    def __init__(self, instructions: Sequence[str], codec: Codec) -> None:
+        self._rows = {instruction: row for row, instruction in enumerate(dict.fromkeys(instructions))}
+        prompts = [codec.encode_prompt(instruction) for instruction in self._rows]
+        longest = max(len(ids) for ids, _ in prompts)
+        length = longest + -longest % PROMPT_MULTIPLE
+        self._ids = np.zeros((len(prompts), length), dtype=np.int64)
+        self._mask = np.zeros_like(self._ids)
+        for row, (ids, mask) in enumerate(prompts):
+            self._ids[row, : len(ids)], self._mask[row, : len(mask)] = ids, mask
 
     def look_up(
         self, instructions: Sequence[str], infos: Mapping[str, Any] | None = None

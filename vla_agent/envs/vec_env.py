@@ -17,8 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from libero_gym.checks import whole_number
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS
 from libero_gym.uncopyable import Uncopyable
-from vla_agent.action_tokens import N_BINS
-from vla_agent.backbone import BackboneProcessor
+from vla_agent.backbone import BackboneProcessor, Codec
 from vla_agent.envs.prompts import PromptTable
 from vla_agent.episode_totals import EpisodeTotals
 
@@ -38,20 +37,27 @@ class VLAVecEnv(Uncopyable, VecEnv):
     | `privileged` | float32 (51,) | with ``privileged=True``: what no camera shows; read by the critic alone |
     | `input_ids`, `attention_mask` | int64 (L,) | the instruction's prompt, looked up in a table |
 
-    Actions are ``MultiDiscrete([256] * (7 * chunk))``, decoded by the checkpoint's table. `infos` are SB3's: a dict per
-    environment with the environment's own keys, and at an episode's end `terminal_observation`, `TimeLimit.truncated`
-    and `episode` (return `r`, length `l`, seconds `t`), so that no `Monitor` is needed.
+    Actions are the codec's, such as ``MultiDiscrete([256] * (7 * chunk))``. `infos` are SB3's: a dict per environment
+    with the environment's own keys, and at an episode's end `terminal_observation`, `TimeLimit.truncated` and `episode`
+    (return `r`, length `l`, seconds `t`), so that no `Monitor` is needed.
 
     Args:
         venv: The environments, with Gymnasium's ``SAME_STEP`` autoreset.
-        processor: The checkpoint's; `vla_agent.openvla.load_processor` reads it without weights.
+        processor: The model's processor; `vla_agent.policy.loading.load_processor` reads it without weights.
         instructions: Every instruction that can occur; ``venv.instructions`` by default.
-        unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
-        image_transform: Applied to each batch of images, uint8 (n_envs, H, W, 3).
-        model: Name of the checkpoint that the processor is of; `VLAPPO` takes it where its policy names no model.
+        unnorm_key: Key of the checkpoint's statistics that decode the actions; None takes the only one.
+        image_transform: Function of each batch of images, uint8 (n_envs, H, W, 3).
+        model: Name of the processor's checkpoint; `VLAPPO` loads it if its policy names no model.
+
+    Attributes:
+        codec: What decodes actions and writes prompts.
 
     Raises:
-        ValueError: If the environments' spaces or autoreset are other ones.
+        ValueError: If the environments' autoreset, spaces or chunk size do not fit.
+
+    Non-obvious behaviours: in the step that ends an episode, `infos` are those of its last step, while the observation
+    and ``reset_infos`` are the next episode's. `begin_episodes` may begin others than those asked for, if a worker
+    fails meanwhile.
     """
 
     copy_instead = (
@@ -79,15 +85,21 @@ class VLAVecEnv(Uncopyable, VecEnv):
             raise ValueError(f"The environments' autoreset_mode is {mode}; VLAVecEnv needs AutoresetMode.SAME_STEP.")
         observation_space, self._action_shape = _checked_spaces(venv)
         texts = list(cast(Any, venv).instructions if instructions is None else instructions)
-        self._table = processor.action_table(unnorm_key)  # (7, 256)
-        self._prompts = PromptTable(texts, processor)
+        self.codec: Codec = processor.codec(unnorm_key)
+        chunk_size = self._action_shape[0] if len(self._action_shape) == 2 else 1
+        if self.codec.chunk_size != chunk_size:
+            raise ValueError(
+                f"The environments take {chunk_size} actions per step, but the model decides {self.codec.chunk_size}; "
+                "make them with that chunk_size."
+            )
+        self._prompts = PromptTable(texts, self.codec)
         self._image_keys = [key for key in CAMERA_KEYS if key in observation_space.spaces]
         parts = {key: self._image_space(observation_space[key]) for key in self._image_keys}
         parts |= {k: cast(spaces.Box, observation_space[k]) for k in VECTOR_KEYS if k in observation_space.spaces}
         super().__init__(
             venv.num_envs,
             spaces.Dict(cast(dict[str, spaces.Space[Any]], parts | self._prompts.spaces())),
-            spaces.MultiDiscrete([N_BINS] * int(np.prod(self._action_shape))),
+            self.codec.action_space,
         )
         self._actions: np.ndarray | None = None
         self._instructions: Sequence[str] = [""] * self.num_envs
@@ -177,13 +189,10 @@ class VLAVecEnv(Uncopyable, VecEnv):
             ValueError: If the actions have another shape, or are not bins.
         """
         bins = np.asarray(actions)
-        expected = (self.num_envs, self.action_space.shape[0])  # type: ignore[index]
-        if bins.shape != expected or not np.issubdtype(bins.dtype, np.integer):
+        expected = (self.num_envs, *self.action_space.shape)  # type: ignore[misc]
+        if bins.shape != expected:
             raise ValueError(f"The actions are {bins.dtype} {bins.shape}; expected integers {expected}.")
-        if bins.min() < 0 or bins.max() >= N_BINS:
-            raise ValueError(f"The actions lie in {bins.min()}..{bins.max()}; expected bins 0..{N_BINS - 1}.")
-        chunks = bins.reshape(self.num_envs, *self._action_shape)
-        return self._table[np.arange(ACTION_DIM), chunks]
+        return self.codec.decode(bins).reshape(self.num_envs, *self._action_shape)
 
     def close(self) -> None:
         """Close the environments and their workers; safe to call twice."""

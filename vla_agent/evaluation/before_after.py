@@ -14,7 +14,7 @@ from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
-from vla_agent.evaluation.reports import EpisodeResult, SuccessRow
+from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.evaluation.trials import Trial
 from vla_agent.intervals import mcnemar_exact
 
@@ -98,7 +98,7 @@ def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, 
     try:
         sides = [_play(as_policy(model, env, None), env, trial) for model in subjects]
         instruction = env.reset_infos[0]["instruction"]
-        chunk = env.action_space.shape[0] // 7
+        chunk = env.codec.chunk_size
     finally:
         env.close()
     frames = compose(sides, instruction)

@@ -12,7 +12,8 @@ from libero_gym.checks import flag, whole_number
 from vla_agent.atomic import destination
 from vla_agent.callbacks.success import Evaluated
 from vla_agent.evaluation.evaluator import Evaluator
-from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, SuccessRow
+from vla_agent.evaluation.reports import EvaluationReport
+from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.runs.run_files import RUN
 
 
@@ -101,7 +102,7 @@ class EvaluationCallback(EventCallback):
 
     def _on_training_start(self) -> None:
         # Now and not at the first evaluation: a wrong argument should not cost hours.
-        if self.folder is not None and getattr(self.model, "is_vla", False):
+        if self.folder is not None and getattr(self.model, "saves_runs", False):
             destination(self.folder / "best", RUN)
         self._evaluator = Evaluator(self.model, self.env_id, **self.kwargs)
         self._go_on = True

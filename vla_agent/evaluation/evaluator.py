@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, cast
@@ -20,14 +20,15 @@ from tqdm import tqdm
 from libero_gym.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.envs.episodes import play_episodes
-from vla_agent.envs.make import PUBLISHED_IMAGE_SIZE, PUBLISHED_RENDER_SIZE, make_vec_env, published_transform
+from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation import provenance as manifest
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
-from vla_agent.evaluation.protocols import PROTOCOLS, Protocol
-from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, as_folder
+from vla_agent.evaluation.protocols import PROTOCOLS
+from vla_agent.evaluation.reports import EvaluationReport, as_folder
+from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.trials import Trial, held_out_states, plan_trials
 
 logger = logging.getLogger(__name__)
@@ -145,48 +146,57 @@ class Evaluator:
         if isinstance(init_state_ids, str):
             init_state_ids = held_out_states(self.suite, self.training_states, init_state_ids)
         self.trials = plan_trials(env_id, task_ids, init_state_ids, placement_seeds)
-        task_ids = sorted({trial.task_id for trial in self.trials})
-        model, trained = self.subject.model, getattr(self.subject.model, "policy", None)
-        self._processor = processor_of(model, processor)
-        unnorm_key = unnorm_key or getattr(trained, "unnorm_key", None)
-        image_options = _image_options(self.protocol, self._processor.image_size, center_crop, env_kwargs)
-        settle_steps = env_kwargs.setdefault("settle_steps", self.protocol.settle_steps)
-        max_steps = self.protocol.max_steps(self.suite) if max_episode_steps is None else max_episode_steps
-        self.protocol.prepare(self.suite, self.trials)
-        logger.info("Starting environments for %d episodes of %s", len(self.trials), self.suite.name)
-        self.env = make_vec_env(
-            env_id,
-            min(n_envs, len(self.trials)),
-            model=self._processor,
-            unnorm_key=unnorm_key,
-            task_id=task_ids,
-            renderer=renderer,
-            max_episode_steps=max_steps,
-            **{"restart": True} | env_kwargs | image_options,
-        )
-        try:
-            with _own_randomness(0):
-                self.policy = as_policy(model, self.env, unnorm_key)
-        except BaseException:
-            self.env.close()
-            raise
         self.conditions: dict[str, Any] = {
             "suite": self.suite.name,
-            "task_ids": task_ids,
+            "task_ids": sorted({trial.task_id for trial in self.trials}),
             "init_state_ids": sorted({trial.init_state_id for trial in self.trials}),
             "protocol": self.protocol.name,
             "fixture_seed": self.protocol.fixture_seed,
             "fixture_draw": self.protocol.fixture_draw,
             "renderer": renderer,
-            "settle_steps": settle_steps,
-            "max_steps": max_steps,
+            "settle_steps": env_kwargs.pop("settle_steps", self.protocol.settle_steps),
+            "max_steps": max_episode_steps or self.protocol.max_steps(self.suite),
         }
+        trained = getattr(self.subject.model, "policy", None)
+        unnorm_key = unnorm_key or getattr(trained, "unnorm_key", None)
+        self._make_env(env_id, n_envs, processor_of(self.subject.model, processor), center_crop, unnorm_key, env_kwargs)
+
+    def _make_env(
+        self,
+        env_id: str,
+        n_envs: int,
+        processor: Any,
+        center_crop: bool | None,
+        unnorm_key: str | None,
+        env_kwargs: dict[str, Any],
+    ) -> None:
+        """Make the environments and the policy that acts in them, and note the settings of both."""
+        image_options = self.protocol.image_options(processor.image_size, center_crop, env_kwargs.get("image_size"))
+        self.protocol.prepare(self.suite, self.trials)
+        logger.info("Starting environments for %d episodes of %s", len(self.trials), self.suite.name)
+        self.env = make_vec_env(
+            env_id,
+            min(n_envs, len(self.trials)),
+            model=processor,
+            unnorm_key=unnorm_key,
+            task_id=self.conditions["task_ids"],
+            renderer=self.conditions["renderer"],
+            settle_steps=self.conditions["settle_steps"],
+            max_episode_steps=self.conditions["max_steps"],
+            **{"restart": True} | env_kwargs | image_options,
+        )
+        try:
+            with _own_randomness(0):
+                self.policy = as_policy(self.subject.model, self.env, unnorm_key)
+        except BaseException:
+            self.env.close()
+            raise
         self.settings: dict[str, Any] = {
             "env_id": env_id,
             "center_crop": self.env.image_transform is not None and image_options.get("center_crop", True),
-            "image_size": self._processor.image_size,
+            "image_size": processor.image_size,
             "cameras": [key for key in CAMERA_KEYS if key in cast(Any, self.env.observation_space).spaces],
-            "chunk_size": cast(Any, self.env.action_space).shape[0] // 7,
+            "chunk_size": self.env.codec.chunk_size,
             "unnorm_key": unnorm_key,
             "n_envs": self.env.num_envs,
         }
@@ -364,23 +374,6 @@ class _Clock:
         if self.control_steps:
             summary["ms_per_action"] = sum(self.seconds) * 1e3 / self.control_steps
         return summary
-
-
-def _image_options(
-    protocol: Protocol, size: int, center_crop: bool | None, env_kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Arguments of `make_vec_env` that make a protocol's images."""
-    if protocol.images == "training":
-        return {} if center_crop is None else {"center_crop": center_crop}
-    given = env_kwargs.get("image_size", PUBLISHED_RENDER_SIZE)
-    if given != PUBLISHED_RENDER_SIZE:
-        raise ValueError(
-            f"protocol={protocol.name!r} renders {PUBLISHED_RENDER_SIZE} pixels, not image_size={given}; leave "
-            "image_size out, or use protocol='training'."
-        )
-    crop = size == PUBLISHED_IMAGE_SIZE if center_crop is None else center_crop
-    transform: Callable[[np.ndarray], np.ndarray] = published_transform(size, crop)
-    return {"image_size": PUBLISHED_RENDER_SIZE, "image_transform": transform, "center_crop": crop}
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 
 from libero_gym.dimensions import CONTROL_FREQ
 from libero_gym.videos import write_film
-from vla_agent.evaluation.reports import EpisodeResult
+from vla_agent.evaluation.results import EpisodeResult
 
 # Smaller frames are enlarged to at least so many pixels.
 _MIN_SIDE = 224

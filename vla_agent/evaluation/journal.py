@@ -9,7 +9,7 @@ from typing import Any
 from libero_gym.atomic import write_text
 from libero_gym.json_files import MAX_BYTES, parse_json
 from vla_agent.evaluation.protocols import with_fixtures
-from vla_agent.evaluation.reports import SCHEMA, EpisodeResult, ReportError
+from vla_agent.evaluation.results import SCHEMA, EpisodeResult, ReportError
 
 JOURNAL_FILE = "episodes.jsonl"
 

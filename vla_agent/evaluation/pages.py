@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from libero_gym.figures import new_figure, save_figure
 from vla_agent.evaluation.protocols import describe_protocol
-from vla_agent.evaluation.reports import CHART_FILE, EvaluationReport, SuccessRow, describe_ids, describe_row
+from vla_agent.evaluation.results import EvaluationResults, SuccessRow, describe_ids, describe_row
+from vla_agent.figures import new_figure, save_figure
 
+CHART_FILE = "success.png"
 _LABEL_LENGTH = 95
 # Inches and dots that a README shows at about this size, so that 9.5 points stay readable.
 _CHART_WIDTH, _ROW_HEIGHT, _DPI = 8.0, 0.5, 125
@@ -16,7 +17,7 @@ _BAR = 0.45  # of a row; the label stands above
 _TASK_COLOR, _TOTAL_COLOR, _TRACK_COLOR = "#2a78b5", "#c7562b", "#e9eef3"
 
 
-def markdown(report: EvaluationReport) -> str:
+def markdown(report: EvaluationResults) -> str:
     """The page `report.md`: the result, a row per task, how it was made."""
     conditions, manifest = report.conditions, report.manifest
     model = manifest.get("model", {})
@@ -43,7 +44,7 @@ def markdown(report: EvaluationReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_chart(report: EvaluationReport, path: Path) -> None:
+def draw_chart(report: EvaluationResults, path: Path) -> None:
     """Write a PNG with a bar per task, successes and episodes beside it, and Wilson's 95 % interval as a line."""
     rows = [(_label(task_id, report.task_names[task_id]), row) for task_id, row in report.tasks.items()]
     colors = [_TASK_COLOR] * len(rows)
@@ -70,7 +71,7 @@ def draw_chart(report: EvaluationReport, path: Path) -> None:
     save_figure(figure, path, _DPI)
 
 
-def _training_note(report: EvaluationReport) -> str:
+def _training_note(report: EvaluationResults) -> str:
     suite = report.conditions["suite"]
     training = report.manifest.get("training_states")
     if not isinstance(training, dict):

@@ -11,23 +11,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vla_agent.envs.episodes import EpisodeStart
+from vla_agent.envs.make import PUBLISHED_IMAGE_SIZE, PUBLISHED_RENDER_SIZE, published_transform
 from vla_agent.envs.suites import SuiteDescription
 from vla_agent.evaluation.trials import Trial
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """What an evaluation fixes beside model, tasks and initial states.
+class EvaluationProtocol:
+    """What an evaluation fixes besides the model, the tasks and the initial states.
 
     Attributes:
-        name: What it is asked for by.
-        source: Whose it is, and where it is written down; for reports.
-        fixture_seed: What fixtures are drawn from.
-        fixture_draw: "trial" puts official initial state j on draw j + 1; "first" puts every trial on draw 1. Initial
-            states that placement seeds draw were drawn around draw 1 and stand on it.
-        images: "published": rendered at 256 pixels, JPEG, Lanczos resize to the model's size. "training": as
-            `make_vec_env` feeds them in training.
-        step_limits: Control steps of an episode by LIBERO's name of the suite; the suites' own where it names none.
+        name: Name that callers ask for it by.
+        source: Where the protocol is written down; reports say so.
+        fixture_seed: Seed that fixtures are drawn from.
+        fixture_draw: "trial" puts official initial state j on draw j + 1; "first" puts every trial on draw 1.
+            Placements were made around draw 1, so they always stand on it.
+        images: "published" renders 256 pixels, and applies JPEG and a Lanczos resize to the model's size. "training"
+            feeds images as `make_vec_env` does in training.
+        step_limits: Control steps of an episode, by LIBERO's name of the suite. A suite that is not named keeps its
+            own limit.
         settle_steps: Control steps with an open gripper before the first observation.
     """
 
@@ -51,6 +53,29 @@ class Protocol:
         """Control steps that an episode may take."""
         return (self.step_limits or {}).get(suite.name, suite.max_steps)
 
+    def image_options(self, size: int, center_crop: bool | None, image_size: int | None) -> dict[str, Any]:
+        """Arguments of `make_vec_env` that make this protocol's images.
+
+        Args:
+            size: Side of the images that the model takes, in pixels.
+            center_crop: Whether the published path ends with the centre crop; None crops for models that take 224
+                pixels.
+            image_size: Side of the rendered images that the caller asked for; None for the protocol's own.
+
+        Raises:
+            ValueError: If the protocol renders another size.
+        """
+        if self.images == "training":
+            return {} if center_crop is None else {"center_crop": center_crop}
+        if image_size not in (None, PUBLISHED_RENDER_SIZE):
+            raise ValueError(
+                f"protocol={self.name!r} renders {PUBLISHED_RENDER_SIZE} pixels, not image_size={image_size}; leave "
+                "image_size out, or use protocol='training'."
+            )
+        crop = size == PUBLISHED_IMAGE_SIZE if center_crop is None else center_crop
+        transform = published_transform(size, crop)
+        return {"image_size": PUBLISHED_RENDER_SIZE, "image_transform": transform, "center_crop": crop}
+
     def prepare(self, suite: SuiteDescription, trials: Sequence[Trial]) -> None:
         """Have the fixtures of these trials drawn and cached, before several workers ask for them."""
         wanted: dict[int, int] = {}
@@ -59,18 +84,26 @@ class Protocol:
         suite.prepare_fixtures(wanted, self.fixture_seed)
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        # Both scripts call env.seed(0) where the environment is made, and env.reset() before each set_init_state().
-        Protocol("openvla", "run_libero_eval.py of OpenVLA and OpenVLA-OFT"),
-        # Its seed, its draws and its step limits, which are OpenVLA's. Its images go through a bilinear resize without
-        # JPEG, for models that are none of ours; they are not built here.
-        Protocol("openpi", "examples/libero/main.py of openpi, but for its images, which are as OpenVLA's", 7),
-        Protocol("fixed", "as openvla, but for one scene per task", fixture_draw="first"),
-        Protocol("training", "as make_vec_env makes environments to train in", fixture_draw="first", images="training"),
-    )
-}
+# The public name. Inside this package it would clash with typing's `Protocol`.
+Protocol = EvaluationProtocol
+
+_PROTOCOLS = (
+    # Both scripts call env.seed(0) where the environment is made, and env.reset() before each set_init_state().
+    EvaluationProtocol("openvla", "run_libero_eval.py of OpenVLA and OpenVLA-OFT"),
+    # Its seed, its draws and its step limits, which are OpenVLA's. Its images go through a bilinear resize without
+    # JPEG, for models that are none of ours; they are not built here.
+    EvaluationProtocol(
+        "openpi", "examples/libero/main.py of openpi, but for its images, which are as OpenVLA's", fixture_seed=7
+    ),
+    EvaluationProtocol("fixed", "as openvla, but for one scene per task", fixture_draw="first"),
+    EvaluationProtocol(
+        "training",
+        "as make_vec_env makes environments to train in",
+        fixture_draw="first",
+        images="training",
+    ),
+)
+PROTOCOLS: dict[str, EvaluationProtocol] = {protocol.name: protocol for protocol in _PROTOCOLS}
 
 
 def with_fixtures(conditions: Mapping[str, Any]) -> dict[str, Any]:

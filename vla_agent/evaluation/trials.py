@@ -57,6 +57,11 @@ def plan_trials(
         if task_id not in range(len(suite.task_names)):
             raise ValueError(f"task_ids has {task_id!r}; {suite.name} has tasks 0 to {len(suite.task_names) - 1}.")
         n_states = suite.n_initial_states(task_id)
+        if states and not n_states:
+            raise ValueError(
+                f"Task {task_id} of {suite.name} has no official initial states; give init_state_ids=() and "
+                "placement_seeds."
+            )
         for state in states:
             if state not in range(n_states):
                 raise ValueError(

@@ -112,7 +112,8 @@ class OpenVLAConfig:
         vision_tower_sizes: Sizes per tower, if they differ from those that its name implies.
         action_chunk_size: Consecutive actions that the model decides at a time.
         decoding: "autoregressive", one token after the other as published, or "parallel", all in one pass (OFT).
-        action_head: "l1" for a head that regresses actions beside the action tokens (OFT), for evaluation; or None.
+        action_head: "l1" for a head that regresses actions instead of speaking action tokens (OFT), for evaluation; or
+            None.
         num_images: Cameras of one observation.
         use_state: Whether a token with the robot's state follows the image tokens.
         learned_placeholders: Whether the positions that parallel decoding predicts from have embeddings of their own.
@@ -244,7 +245,7 @@ class OpenVLAConfig:
 
     @property
     def n_observation_tokens(self) -> int:
-        """Tokens between BOS and the text: image tokens, and the state's where there is one."""
+        """Tokens between BOS and the text: image tokens, and the state's if the model reads it."""
         return self.n_patches + int(self.use_state)
 
     @property

@@ -104,8 +104,8 @@ class OpenVLANetwork(nn.Module):
     def set_cuda_graphs(self, enabled: bool) -> None:
         """Whether decoding on a GPU is recorded at the second batch of a shape, and replayed from then on (default).
 
-        Results are the same, and Python no longer holds up the GPU. Recordings keep the memory that a pass takes beside
-        the weights (keys, values, activations); those of several shapes share it.
+        Results are the same, and Python no longer holds up the GPU. Recordings keep the memory of a pass (keys, values,
+        activations) next to that of the weights; those of several shapes share it.
         """
         self.graphs.enabled = enabled
         self.graphs.clear()

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from libero_gym.array_files import pack, unpack
 from libero_gym.atomic import write_bytes
-from libero_gym.demonstrations.episodes import pack, unpack
 
 
 class PolicyEpisode(NamedTuple):
@@ -53,7 +53,7 @@ def load_episodes(path: Path, about: dict[str, Any]) -> list[PolicyEpisode] | No
     """The episodes that `save_episodes` kept; None if there are none, or if other settings made them.
 
     Raises:
-        DamagedEpisodeError: If the file is damaged.
+        ValueError: If the file is damaged.
     """
     if not path.is_file():
         return None

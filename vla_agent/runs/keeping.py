@@ -1,4 +1,7 @@
-"""Nothing is lost: checkpoints while training runs, and a last one on a signal or an error."""
+"""Nothing is lost: checkpoints while training runs, and a last one on a signal or an error.
+
+This serves every learner of the package that trains a `VLAPolicy`; see `learner.Learner` for what it asks of one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import time
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -21,7 +24,8 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from libero_gym.checks import whole_number
 from vla_agent.atomic import remove
 from vla_agent.callbacks.tree import as_callbacks, parts
-from vla_agent.runs.run_files import RUN
+from vla_agent.runs.learner import Learner
+from vla_agent.runs.run_files import RUN, RunError
 from vla_agent.runs.run_folder import (
     CHECKPOINTS,
     INTERRUPTED,
@@ -33,10 +37,6 @@ from vla_agent.runs.run_folder import (
     latest_run,
     saved_by,
 )
-from vla_agent.runs.saved_run import RunError
-
-if TYPE_CHECKING:
-    from vla_agent.algorithms.ppo import VLAPPO
 
 __all__ = ["RunCheckpoints", "SaveOnSignal", "claim_run", "latest_run", "safe_learn"]
 
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # `timeout` sends its signal to the process and then to its group, so it comes twice. Ctrl-C comes once per key.
 SAME_SIGNAL_S = 1.0
-# Names that a writer or remover of checkpoints gives to folders for a while, see `folders.writing`.
+# Names that a writer or remover of checkpoints gives to folders for a while, see `atomic.writing`.
 _TEMPORARY = re.compile(r"\.\d+(\.old)?(\.\w+)?")
 
 
@@ -57,10 +57,15 @@ class _RunCallback(BaseCallback):
         self.run_dir = checked(run_dir)
         self._own_claim: Claim | None = None
 
+    @property
+    def learner(self) -> Learner:
+        """What trains; SB3 calls it ``model``."""
+        return cast(Learner, self.model)
+
     def _on_training_start(self) -> None:
-        fresh = self.model.run is None and self.model._num_timesteps_at_start == 0  # type: ignore[attr-defined]
-        claim, is_new = enter(self.run_dir, self.model, fresh=fresh)  # type: ignore[arg-type]
-        claim.give(self.model)  # type: ignore[arg-type]
+        learner = self.learner
+        claim, is_new = enter(self.run_dir, learner, fresh=learner.run is None and learner.began_at_zero)
+        claim.give(learner)
         self._own_claim = claim if is_new else self._own_claim
 
     def _on_training_end(self) -> None:
@@ -73,8 +78,8 @@ class RunCheckpoints(_RunCallback):
     """Saves the run as ``<run_dir>/checkpoints/<timesteps>`` every so many iterations, and removes older ones.
 
     An iteration is a rollout and its update. Each checkpoint appears complete or not at all; `latest_run` finds the
-    newest. Only what this run wrote is removed: a checkpoint that holds a file of the user's stays. `VLAPPO` with a
-    `VLAPolicy` only.
+    newest. Only what this run wrote is removed: a checkpoint that holds a file of the user's stays. It serves
+    learners that train a `VLAPolicy`.
 
     Args:
         run_dir: Folder of the run; see `claim_run`.
@@ -97,10 +102,10 @@ class RunCheckpoints(_RunCallback):
         self._written: list[Path] = []  # by this run, the oldest first
 
     def _on_training_start(self) -> None:
-        if not getattr(self.model, "is_vla", False):
+        if not getattr(self.model, "saves_runs", False):
             raise TypeError(
-                f"RunCheckpoints saves a VLAPPO with a VLAPolicy, and this is a {type(self.model).__name__} with "
-                f"{type(self.model.policy).__name__}; use SB3's CheckpointCallback."
+                f"RunCheckpoints saves a VLAPPO (or another learner of vla_agent) with a VLAPolicy, and this is a "
+                f"{type(self.model).__name__} with {type(self.model.policy).__name__}; use SB3's CheckpointCallback."
             )
         super()._on_training_start()
         try:
@@ -110,11 +115,12 @@ class RunCheckpoints(_RunCallback):
             reason = f"{error.strerror}; no checkpoint could be written there, so give another folder"
             raise type(error)(error.errno, reason, str(self.folder)) from error
         self._remove_leftovers()
-        self._written = saved_by(self.folder, self.model.run["id"])  # type: ignore[attr-defined]
+        assert self.learner.run is not None  # the claim gave it
+        self._written = saved_by(self.folder, self.learner.run["id"])
 
     def _on_rollout_start(self) -> None:
         # The update before is complete, and nothing of the next rollout has happened yet.
-        n_iterations = self.model.n_iterations  # type: ignore[attr-defined]
+        n_iterations = self.learner.n_iterations
         if n_iterations and n_iterations % self.every == 0:
             path = self.folder / f"{self.num_timesteps:010d}"
             self.model.save(path)
@@ -236,7 +242,7 @@ class SaveOnSignal(_RunCallback):
 
 
 def safe_learn(
-    model: VLAPPO,
+    model: Learner,
     total_timesteps: int,
     run_dir: str | Path,
     callback: MaybeCallback = None,
@@ -248,7 +254,7 @@ def safe_learn(
 
     What is saved is the run as it was before the rollout or update that is under way, weights and optimizer included,
     so that going on from there gives what would have come without the interruption. An update that fails half-way
-    leaves no trace in it; see `VLAPPO.max_copy_bytes` for models too large to be copied before each update.
+    leaves no trace in it; see `ResumableAlgorithm.max_copy_bytes` for models too large to be copied before each update.
 
     Args:
         model: To train.
@@ -279,7 +285,7 @@ def safe_learn(
 
 
 def _learn(
-    model: VLAPPO, total_timesteps: int, keeper: SaveOnSignal, callbacks: list[BaseCallback], kwargs: dict[str, Any]
+    model: Learner, total_timesteps: int, keeper: SaveOnSignal, callbacks: list[BaseCallback], kwargs: dict[str, Any]
 ) -> bool:
     try:
         with contextlib.suppress(StoppedBeforeStart):
@@ -300,7 +306,7 @@ def _learn(
     return not stopped
 
 
-def _save_what_is_left(model: VLAPPO, path: Path, error: BaseException) -> bool:
+def _save_what_is_left(model: Learner, path: Path, error: BaseException) -> bool:
     """Save the run after an error; if that fails, say so and what there is instead, and return False."""
     try:
         model.save(path)
@@ -318,7 +324,7 @@ def _save_what_is_left(model: VLAPPO, path: Path, error: BaseException) -> bool:
         return False
 
 
-def _close(model: VLAPPO) -> None:
+def _close(model: Learner) -> None:
     """Close the environments; a failure is no more than a line in the log, for there is an error or a signal before."""
     if model.env is not None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch as th
@@ -23,7 +23,7 @@ class Moment:
     """The run before a rollout.
 
     Attributes:
-        state: Everything except weights and optimizer, see `checkpointing.training_state`.
+        state: Everything except weights and optimizer, see `saved_run.training_state`.
         contents: Weights and optimizer; None while the model's own are still those of this moment.
         missing: Why the weights of this moment are no longer known; None if they are.
     """
@@ -53,6 +53,47 @@ class Moment:
         weights = {name: tensor if name in fixed else _copy(tensor) for name, tensor in live.weights.items()}
         moments = {name: _copy(tensor) for name, tensor in live.optimizer_tensors.items()}
         return Moment(self.state, Contents(weights, moments, copy.deepcopy(live.optimizer_groups)))
+
+
+class Moments:
+    """Which moment a save holds while a run goes on.
+
+    Attributes:
+        boundary: The run before the rollout or update that is under way; None between an update and the next rollout.
+        past: The boundary before the last update, until there is a new one.
+    """
+
+    def __init__(self) -> None:
+        self.boundary: Moment | None = None
+        self.past: Moment | None = None
+
+    def begin_rollout(self, state: Callable[[], dict[str, Any]]) -> None:
+        """A rollout begins: from here on, a save holds the run as it is now.
+
+        Args:
+            state: Function that gives the state now, see `saved_run.training_state`.
+        """
+        # An error may come while the environments are asked for their state, or a signal may have ended them. Then the
+        # moment before the last update, of which everything is known, goes on to count.
+        self.boundary = past = self.past
+        now = Moment(state())
+        known = past is not None and past.contents is not None and past.state["environments"] is not None
+        if not known or now.state["environments"] is not None:
+            self.boundary = now
+        self.past = None
+
+    def begin_update(self, live: Contents, fixed: Collection[str], max_bytes: int) -> None:
+        """An update begins: what it changes is copied; arguments as for `Moment.before_update`."""
+        if self.boundary is not None and self.boundary.contents is None:
+            self.boundary = self.boundary.before_update(live, fixed, max_bytes)
+
+    def end_update(self) -> None:
+        """The update is complete: from here on, a save holds the run as it is."""
+        self.boundary, self.past = None, self.boundary
+
+    def forget(self) -> None:
+        """Another training begins."""
+        self.boundary = self.past = None
 
 
 def _copy(tensor: th.Tensor) -> th.Tensor:

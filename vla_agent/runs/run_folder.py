@@ -15,18 +15,15 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from libero_gym.atomic import write_text
 from libero_gym.checks import choice, whole_number
 from libero_gym.json_files import read_json
 from libero_gym.version import version
 from vla_agent.runs import run_files
-from vla_agent.runs import saved_run as checkpointing
-from vla_agent.runs.saved_run import FILES, STATE, RunError
-
-if TYPE_CHECKING:
-    from vla_agent.algorithms.ppo import VLAPPO
+from vla_agent.runs.learner import Learner
+from vla_agent.runs.run_files import FILES, STATE, RunError
 
 Existing = Literal["refuse", "aside"]
 
@@ -52,7 +49,7 @@ class Claim:
         self._lock = lock
         self.is_open = True  # no model trains for it yet
 
-    def give(self, model: VLAPPO) -> None:
+    def give(self, model: Learner) -> None:
         """Have a model train for this run, if none does yet: what it saves bears the identity."""
         if not self.is_open:
             return
@@ -116,7 +113,7 @@ def claim_run(run_dir: str | Path, resume: str | Path | None = None, *, existing
     return _claim(run_dir, goes_on, existing, source, nothing_written=True)
 
 
-def enter(run_dir: str | Path, model: VLAPPO, *, fresh: bool, existing: Existing = "refuse") -> tuple[Claim, bool]:
+def enter(run_dir: str | Path, model: Learner, *, fresh: bool, existing: Existing = "refuse") -> tuple[Claim, bool]:
     """The claim under which a model may write into a folder: this process's, or a new one.
 
     Args:
@@ -346,7 +343,7 @@ def _saved_in(run_dir: Path) -> list[Saved]:
 def damage(path: Path) -> str | None:
     """Why a saved run cannot be gone on from, as one sentence; None if it is whole and has its place in the order."""
     try:
-        if (found := checkpointing.damage(path)) is None:
+        if (found := run_files.damage(path)) is None:
             _read_order(path)
         return found
     except (RunError, OSError) as error:

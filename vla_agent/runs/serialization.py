@@ -38,11 +38,13 @@ def to_json(name: str, value: Any, progress: float) -> Any:
         return str(value).removeprefix("torch.")
     if isinstance(value, type) and issubclass(value, th.optim.Optimizer) and hasattr(th.optim, value.__name__):
         return {"optimizer": value.__name__}
+    if isinstance(value, type):
+        return {"class": f"{value.__module__}.{value.__qualname__}"}  # by name alone; see `class_name`
     if isinstance(value, (list, tuple)):
         return [to_json(name, item, progress) for item in value]
     if isinstance(value, dict):
         return {str(key): to_json(name, item, progress) for key, item in value.items()}
-    if callable(value) and not isinstance(value, type):
+    if callable(value):
         current = float(value(progress))
         warnings.warn(
             f"The schedule {name}={value!r} cannot be written to a checkpoint; it is saved as its value now, "
@@ -65,6 +67,11 @@ def from_json(value: Any) -> Any:
             return found
         return {key: from_json(item) for key, item in value.items()}
     return value
+
+
+def class_name(value: Any) -> str | None:
+    """The name of a class that `to_json` wrote, which nobody imports: a run's file must not choose what is run."""
+    return str(value["class"]) if isinstance(value, dict) and set(value) == {"class"} else None
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Demonstrations as training examples: what the robot saw, and the chunk of actions that followed."""
+"""Demonstrations as training examples: an observation, and the chunk of actions that follows it."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024
 
 
 class Demonstration(Protocol):
-    """What is read of an episode; `libero_gym.demonstrations.episodes.Episode` is one."""
+    """What is read of an episode with T frames, such as `libero_gym.demonstrations.episodes.Episode`."""
 
     instruction: str
     state: np.ndarray  # float32 (T, 8)
@@ -57,19 +57,18 @@ class Examples(NamedTuple):
 
 
 class ActionChunks:
-    """Every frame of some demonstrations, with the actions that follow it; held in memory.
+    """Every frame of some demonstrations with the actions that follow it, held in memory.
 
     Args:
-        episodes: Demonstrations, such as a `LeRobotReader`; read once.
+        episodes: Demonstrations, such as a `LeRobotReader`; they are read once.
         cameras: Observation keys to keep, in the model's order.
-        image_size: Side in pixels that the model takes. Others are resized as the published evaluation does (JPEG,
-            Lanczos).
+        image_size: Side in pixels that the model takes. Frames of another size are resized as the published evaluation
+            does (JPEG, Lanczos).
         chunk_size: Actions per example, K.
-        cut_waiting: Leave out frames in which the hand waits where the gripper's command is about to change; see
-            `moving_frames`.
-        pad_chunks: Repeat the episode's last action where a chunk reaches behind the end, as OpenVLA-OFT trains;
-            otherwise nothing is learned there, and little of what comes last, such as letting go.
-        progress_bar: Show episodes as they are read, on a terminal.
+        cut_waiting: Leave out frames in which the hand waits before the gripper's command changes; see `moving_frames`.
+        pad_chunks: Fill chunks that reach past the episode's end with its last action, as OpenVLA-OFT does. Without,
+            those actions are not learned, and an episode's last actions, such as letting go, are learned less often.
+        progress_bar: Show a bar while episodes are read, on a terminal.
 
     Raises:
         ValueError: If there are no episodes, an episode lacks a camera, its actions or states have another width or are
@@ -205,7 +204,7 @@ class ActionChunks:
 
 
 def next_gripper_change(state: np.ndarray, commands: np.ndarray) -> np.ndarray:
-    """Where the hand is when the gripper's command next changes, or at the end: float32 (T, 3), m.
+    """Position of the hand when the gripper's command next changes, or else at the end, float32 (T, 3), m.
 
     Args:
         state: Robot states (T, 8), end-effector position first.
@@ -219,15 +218,15 @@ def next_gripper_change(state: np.ndarray, commands: np.ndarray) -> np.ndarray:
 def moving_frames(state: np.ndarray, commands: np.ndarray, reach_xy: float = 0.02, reach_z: float = 0.01) -> np.ndarray:
     """Which frames to keep so that the hand does not wait before the gripper's command changes, bool (T,).
 
-    A script settles to the millimetre before it closes the hand. Whoever sees one frame at a time learns from that to
-    wait, and then waits for ever. Dropped are the frames from the hand's first arrival at the place of the change, its
-    first frame there kept, to the change.
+    A scripted expert settles to the millimetre before it closes the hand. A policy that sees one frame at a time would
+    learn to wait there and then wait for ever. The first frame near the place of the change is kept; the frames between
+    it and the change are left out.
 
     Args:
         state: Robot states (T, 8), end-effector position first.
         commands: Sign of the gripper's command (T,).
-        reach_xy: What counts as there, in the plane, m.
-        reach_z: What counts as there, in height, m.
+        reach_xy: Largest distance in the plane that counts as near, m.
+        reach_z: Largest distance in height that counts as near, m.
     """
     kept = np.ones(len(commands), dtype=bool)
     start = 0

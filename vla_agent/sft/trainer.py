@@ -374,12 +374,14 @@ class SupervisedTrainer:
     def _computing(self) -> Iterator[None]:
         """Compute in bfloat16 over float32 weights on a GPU; the model's own setting comes back afterwards."""
         before = self.model.autocast_dtype
-        if self.model.device.type == "cuda" and self.model.dtype == th.float32:
-            self.model.set_autocast(th.bfloat16)
+        if before is not None or self.model.device.type != "cuda" or self.model.dtype != th.float32:
+            yield
+            return
+        self.model.set_autocast(th.bfloat16)
         try:
             yield
         finally:
-            self.model.set_autocast(before)
+            self.model.set_autocast(None)
 
 
 def _keyframe_head(model: OpenVLA, settings: SFTSettings) -> nn.Module:

@@ -285,7 +285,7 @@ def test_old_log_probs_that_follow_the_new_ones_are_noticed() -> None:
     losses = model._losses
 
     def broken(part: Any, *args: Any) -> Any:
-        log_prob = model._evaluate(part)[1]
+        log_prob = model.scoring.score(model.policy, part).log_probs
         return losses(part._replace(old_log_prob=log_prob.detach()), *args)
 
     model._losses = broken  # type: ignore[method-assign]

@@ -13,8 +13,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from vla_agent import VLAVecEnv, make_vec_env
+from vla_agent.action_tokens import BinCodec
 from vla_agent.envs.arguments import check_keywords
-from vla_agent.envs.suites import describe_suite
 from vla_agent.envs.vec_env import unbatch_infos
 
 
@@ -73,7 +73,7 @@ def test_actions_are_decoded_by_the_table(chunk_size: int) -> None:
 
 def test_table_is_indexed_by_dimension_and_bin() -> None:
     env = fake_env(1)
-    env._table = np.arange(7)[:, None] * 1000.0 + np.arange(256)
+    env.codec = BinCodec(np.arange(7)[:, None] * 1000.0 + np.arange(256), 1, str.split)  # type: ignore[arg-type]
     decoded = env.decode(np.array([[9, 8, 7, 6, 5, 4, 3]]))
     assert decoded.tolist() == [[9, 1008, 2007, 3006, 4005, 5004, 6003]]
 
@@ -83,6 +83,7 @@ def test_table_is_indexed_by_dimension_and_bin() -> None:
     [
         (np.zeros((2, 7)), "expected integers"),
         (np.zeros((2, 8), dtype=int), r"expected integers \(2, 7\)"),
+        (np.zeros((3, 7), dtype=int), r"expected integers \(2, 7\)"),
         (np.full((2, 7), 256), r"expected bins 0\.\.255"),
         (np.full((2, 7), -1), "expected bins"),
     ],
@@ -183,15 +184,6 @@ def test_continuous_actions_go_past_the_table() -> None:
     np.testing.assert_array_equal(env.venv.actions[-1], actions)
 
 
-def test_suites_are_described_by_their_id() -> None:
-    suite = describe_suite("LIBERO-Long-v0")
-    assert (suite.name, suite.max_steps, len(suite.task_names)) == ("libero_10", 520, 10)
-    assert suite.n_initial_states(9) == 50
-    assert suite.instructions[2] == "turn on the stove and put the moka pot on it"
-    with pytest.raises(ValueError, match="Did you mean 'LIBERO-Spatial-v0'"):
-        describe_suite("LIBERO-Sptial-v0")
-
-
 def test_same_seed_same_observations() -> None:
     runs = []
     for _ in range(2):
@@ -259,6 +251,8 @@ def test_other_autoresets_and_spaces_are_refused() -> None:
     venv.metadata["autoreset_mode"] = AutoresetMode.NEXT_STEP
     with pytest.raises(ValueError, match=r"needs AutoresetMode\.SAME_STEP"):
         VLAVecEnv(venv, FakeProcessor())
+    with pytest.raises(ValueError, match="take 2 actions per step, but the model decides 1"):
+        VLAVecEnv(FakeVectorEnv(1, chunk_size=2), FakeProcessor())
     venv = FakeVectorEnv(1)
     venv.single_action_space = spaces.Box(-1, 1, (6,))
     with pytest.raises(ValueError, match=r"needs actions Box\(7,\)"):

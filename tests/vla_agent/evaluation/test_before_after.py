@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vla_agent.evaluation.before_after import FILM_SIZE, MARGIN, _Side, compose, describe_change, telling_trial
-from vla_agent.evaluation.reports import EpisodeResult
+from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.trials import Trial
 
 

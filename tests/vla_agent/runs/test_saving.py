@@ -20,7 +20,7 @@ from vla_agent.openvla import OpenVLA
 from vla_agent.process_reward.pages import REPORT
 from vla_agent.process_reward.storage import SCORER
 from vla_agent.process_reward.tiny_scorer import ScorerConfig, TinyScorer
-from vla_agent.runs.saved_run import CHECKSUMS, FILES, RUN
+from vla_agent.runs.run_files import CHECKSUMS, FILES, RUN
 from vla_agent.sft.checkpoint import TRAINER
 
 NOTES = Kind("note", ("a.txt",), ("b.txt",))
