@@ -58,7 +58,7 @@ def start_ours(renderer: str) -> dict[str, float]:
 
 
 def start_stock() -> dict[str, float]:
-    """The same for LIBERO's own ``OffScreenRenderEnv``; a further one costs what the first did."""
+    """Milliseconds until the first frame of LIBERO's own ``OffScreenRenderEnv``; a further one takes as long."""
     from libero_gym.stock import quiet
 
     started = time.perf_counter()
@@ -107,7 +107,7 @@ PROBES = {probe.__name__: probe for probe in (start_ours, start_stock, workers_o
 
 
 def phases(started: float, imported: float, made: float, shown: float) -> dict[str, float]:
-    """Milliseconds between these times in seconds."""
+    """Milliseconds between points in time that are given in seconds."""
     times = {"make_ms": made - imported, "first_frame_ms": shown - made, "all_with_imports_ms": shown - started}
     return {name: seconds * 1e3 for name, seconds in times.items()}
 
@@ -164,7 +164,7 @@ def run_probe(name: str, *args: str) -> dict[str, float]:
 
 
 def measure_start(renderer: str, repeats: int) -> dict[str, Any]:
-    """Start-up of ours and stock in turn."""
+    """Start-up times of our environment and stock's, measured in turn."""
     from measuring import against, summary
     from tqdm import tqdm
 

@@ -69,7 +69,7 @@ def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
 
 
 def measure_frames(task: Task, repeats: int) -> dict[str, Any]:
-    """One camera's frame with each renderer, by size: milliseconds; and how far fast is from exact, dB."""
+    """Milliseconds of one camera's frame with each renderer by size, and the difference of fast from exact in dB."""
     simulator = Simulator(compile_task(task))
     sizes = {size: measure_frames_of_size(simulator, size, repeats) for size in SIZES}
     rendering.release()
@@ -99,7 +99,7 @@ def measure_frames_of_size(simulator: Simulator, size: int, repeats: int) -> dic
 def measure_vectors(n_envs: int, repeats: int) -> dict[str, Any]:
     """Control steps per second of whole vector environments with one 128-pixel camera, all stepped in turn.
 
-    Whatever else the machine does meets all of them alike; ratios to stock are taken round by round.
+    Other load on the machine slows all of them alike, since they take turns; ratios to stock are taken round by round.
     """
     envs = {name: (make_vector(n_envs, **kwargs), kwargs.get("chunk_size", 1)) for name, kwargs in VARIANTS.items()}
     envs["stock"] = (make_stock_vector(n_envs), 1)  # forked from this process, which must not have a GL context

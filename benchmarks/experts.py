@@ -2,9 +2,9 @@
 
     python benchmarks/experts.py --suites libero_spatial libero_object --states 20
 
-Prints successes with Wilson's 95 % interval, mean control steps of the successes, and what the expert was doing where
-it failed. Goes over all tasks state by state and writes every episode to ``--out``: a run cut short has measured
-every task as often, and a second run goes on where the first stopped.
+Prints successes with Wilson's 95 % interval, mean control steps of the successes, and what the expert was doing when
+it failed. Runs the first state of all tasks, then the second, and so on, so that a run that is cut short has measured
+every task equally often. Writes every episode to ``--out``; a second run goes on where the first stopped.
 """
 
 from __future__ import annotations

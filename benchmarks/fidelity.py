@@ -1,4 +1,4 @@
-"""How close the lean core is to stock LIBERO, and how it holds up: the wide sweeps behind the tests.
+"""How close the lean core is to stock LIBERO over all tasks, and whether long runs leak memory.
 
     python benchmarks/fidelity.py --steps         # 40 tasks: 110 control steps and frames next to stock; 15 minutes
     python benchmarks/fidelity.py --predicates    # 290 tasks: compile, and every goal predicate; 40 minutes
@@ -66,7 +66,7 @@ def stock_with_cameras(task: Task, size: int) -> Iterator[Any]:
 
 
 def compare_steps(task: Task) -> Row:
-    """Ten settle actions and a hundred random ones in both, from one official state; frames of the first few."""
+    """Compare states, flags and some frames with stock's over ten settle actions and a hundred random ones."""
     state = initial_states(task)[task.task_id % len(initial_states(task))]
     actions = [SETTLE_ACTION] * 10 + list(np.random.default_rng(task.task_id).uniform(-1, 1, (100, 7)))
     simulator = Simulator(compile_task(task))
@@ -104,7 +104,7 @@ def count_equal_frames(obs: dict[str, Any], simulator: Simulator) -> int:
 
 
 def compare_predicates(task: Task) -> Row:
-    """Every goal predicate in both, at the official states and at ones planted around where predicates flip.
+    """Compare every goal predicate with stock's, at official states and at states around which predicates flip.
 
     Ours is evaluated state by state, and at all states in one batch, which must be the same.
     """
@@ -154,14 +154,14 @@ def plant(simulator: Simulator, state: np.ndarray, seed: int) -> np.ndarray:
 
 
 def moved_body(predicate: goals.Predicate) -> str | None:
-    """The body that a placing predicate asks to be moved; None for a joint."""
+    """Body that a placing predicate is about; None for a joint."""
     if isinstance(predicate, goals.JointThreshold):
         return None
     return predicate.upper_body if isinstance(predicate, goals.OnObject) else predicate.body
 
 
 def target_position(predicate: goals.Predicate, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-    """Where a placing predicate wants its object, (3,) in m."""
+    """Target of a placing predicate's object, (3,) in m."""
     if isinstance(predicate, goals.OnObject):
         return np.array(data.body(predicate.lower_body).xpos)
     if isinstance(predicate, goals.Up):
@@ -252,8 +252,8 @@ def memory_growth(run: Callable[[int], None], warm_up: int, n: int, parts: int =
 def private_megabytes() -> float:
     """Memory that this process allocated.
 
-    Pages of files, such as libraries, are left out: whether they count as private depends on who else has them open,
-    which moved the unique set size by 100 MB.
+    Pages of files, such as libraries, are left out: whether they count as private depends on which other processes have
+    them open.
     """
     gc.collect()
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -279,7 +279,7 @@ def results(out: Path) -> Iterator[Row]:
 
 
 def dump(content: Row) -> str:
-    """JSON with one line per row."""
+    """JSON text with one line per row."""
     sections = []
     for name, rows in content.items():
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())

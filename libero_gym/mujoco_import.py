@@ -1,7 +1,7 @@
-"""MuJoCo, imported so that a missing OpenGL library stops only what draws.
+"""Imports MuJoCo such that a missing OpenGL library stops only what draws.
 
-``import mujoco`` loads the back end that ``MUJOCO_GL`` names, and PyOpenGL raises an AttributeError from within where
-its library is not installed. All modules of this package take MuJoCo from here.
+``import mujoco`` loads the back end that ``MUJOCO_GL`` names, and PyOpenGL raises an AttributeError from within if its
+library is not installed. All modules of this package take MuJoCo from here.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")  # importing a back end writes t
 
 
 def import_mujoco() -> ModuleType:
-    """The module; without a GL context class of its own where the back end of ``MUJOCO_GL`` cannot be loaded.
+    """Import MuJoCo, without its own GL context class if the back end of ``MUJOCO_GL`` cannot be loaded.
 
-    `libero_gym.rendering` makes its contexts itself, and says then what is missing.
+    `libero_gym.rendering` makes its contexts itself, and then says what is missing.
 
     Raises:
         ImportError: If MuJoCo is not installed.
@@ -36,9 +36,10 @@ def import_mujoco() -> ModuleType:
 
 
 def loads(backend: str) -> bool:
-    """Whether the library of a back end, ``"egl"`` or ``"osmesa"``, can be loaded; makes no context.
+    """Whether the library of a back end, ``"egl"`` or ``"osmesa"``, can be loaded; it makes no context.
 
-    False also where PyOpenGL is bound to the other one: it binds to one, at its first import, even if that fails.
+    It is False as well if PyOpenGL is bound to the other one: PyOpenGL binds to one at its first import, even if that
+    fails.
     """
     with restored(*_VARIABLES):
         try:
@@ -58,4 +59,4 @@ def forget_gl() -> None:
 
 
 import_mujoco()
-import mujoco as mujoco  # noqa: E402 - what this module is for
+import mujoco as mujoco  # noqa: E402 - after the import above, which knows how; others take it from here

@@ -1,4 +1,4 @@
-"""Where numba keeps compiled functions: beside the source, else in our cache folder, else nowhere."""
+"""Tells numba where to keep compiled functions: beside the source, else in our cache folder, else nowhere."""
 
 from __future__ import annotations
 
@@ -23,11 +23,17 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 @contextlib.contextmanager
 def place_for(package: Path) -> Iterator[bool]:
-    """Functions in this folder that are decorated meanwhile find a place for their cache; False if there is none.
+    """Give functions of a folder that are decorated meanwhile a place for their cache.
 
-    numba looks for one when it decorates: ``NUMBA_CACHE_DIR``, beside the source, the user's cache folder. For another
-    user than the one who installed the packages, and without a home, none of these can be written, and it raises; or it
-    takes a home folder that is not known for a folder ``~`` here.
+    numba looks for a place when it decorates: ``NUMBA_CACHE_DIR``, beside the source, the user's cache folder. A user
+    without a home who did not install the packages can write none of these: numba then raises, or makes a folder named
+    ``~`` in the working directory.
+
+    Args:
+        package: The folder of the functions' source.
+
+    Yields:
+        Whether there is such a place.
     """
     saved = _config.CACHE_DIR
     if saved and is_writable(Path(saved)):
@@ -46,7 +52,7 @@ def place_for(package: Path) -> Iterator[bool]:
 
 
 def own_folder() -> Path | None:
-    """A folder for numba in our cache; None if it cannot be written."""
+    """The folder for numba in our cache; None if it cannot be written."""
     try:
         folder = cache.cache_dir() / "numba"
     except OSError:
@@ -55,7 +61,7 @@ def own_folder() -> Path | None:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether a file can be made there, the folder as well if need be."""
+    """Whether a file can be made in a folder, which is made if need be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -10,7 +10,7 @@ from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation import goals
 from libero_gym.simulation.arrays import StateArrays
 
-# Names of the terms by reward. The reward is the sum of all but the score, which is there to be watched.
+# Names of the terms by reward. The reward is the sum of all but the score, which only informs.
 TERMS = {"sparse": ("success",), "progress": ("success", "progress"), "process": ("success", "process", "score")}
 SCORE = "score"
 # Discount of the shaping term; equal to the default of PPO, so that shaping leaves the optimal policy unchanged.

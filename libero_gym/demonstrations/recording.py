@@ -95,7 +95,7 @@ def record(
 
     Args:
         root: The dataset's folder.
-        suite: LIBERO's name of the suite.
+        suite: Name of a registered suite.
         policy: A factory that is called with the environment after each reset and returns the episode's policy: a
             function from an observation to an action (7,), or an object with ``act()`` that reads the environment, and
             perhaps with ``reset()`` and ``done``. A true ``done`` or a StopIteration ends the episode. Workers import
@@ -161,7 +161,7 @@ def record(
         crf=crf,
     )
     n_workers = whole_number("n_workers", n_workers, 0)
-    job = RecordingJob(Path(root) / RECORDING_FOLDER, options, policy, render_device)
+    job = RecordingJob(Path(root) / RECORDING_FOLDER, options, policy, render_device, get_suite(suite))
     return _record(Path(root), keys, job, n_workers, progress_bar)
 
 

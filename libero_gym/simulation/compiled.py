@@ -1,4 +1,4 @@
-"""A compiled task: all that is needed to run a task without LIBERO, as plain records beside its MuJoCo model."""
+"""A compiled task: all that is needed to run a task without LIBERO, as plain records and a MuJoCo model."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _LOST_MEMORY = (
 
 @dataclass(frozen=True)
 class Memory:
-    """What influences the future or the next observation beside time, qpos and qvel.
+    """What influences the future or the next observation apart from time, qpos and qvel.
 
     Attributes:
         gripper: Ramped gripper command, (2,).
@@ -73,8 +73,8 @@ class Memory:
 class SimState(np.ndarray):
     """A simulator's state: float64 ``[time, qpos, qvel]`` as LIBERO flattens it, and the controller's memory.
 
-    It is an array, so LIBERO's tools can use it as it is. Copies of the whole array carry the memory, by whichever way
-    they were made; what was computed from it or changed in place (a slice, a sum, a moved object) has none.
+    It is an array, so LIBERO's tools can use it as it is. Copies of the whole array carry the memory, however they were
+    made. Arrays that were computed from it or changed in place (a slice, a sum, a moved object) have none.
     """
 
     # What `get_state` gave: the values, and the memory that belongs to them.
@@ -96,7 +96,7 @@ class SimState(np.ndarray):
 
     @property
     def memory(self) -> Memory | None:
-        """The controller's memory, as long as the values are those that it belongs to."""
+        """The controller's memory; None if the values are not those that it belongs to."""
         if self._origin is None or not np.array_equal(self, self._origin[0]):
             return None
         return self._origin[1]
@@ -107,10 +107,10 @@ class Simulator(Uncopyable):
 
     Args:
         compiled: The task.
-        fixtures: Where the fixtures stand; the protocol's first draw by default. Other poses need a model of their own
+        fixtures: Poses of the fixtures; None for the protocol's first draw. Other poses need a model of their own
             (3 MB).
-        physics: "exact" for stock's bits; "fast" solves for the contact forces once per substep instead of three times,
-            so that what follows differs from stock's within the solver's tolerance, and after contacts beyond it.
+        physics: "exact" gives stock's bits. "fast" solves for the contact forces once per substep instead of three
+            times: states differ from stock's within the solver's tolerance, and after contacts beyond it.
     """
 
     copy_instead = "copy.deepcopy() gives one of its own; get_state() and set_state() move its state to another one."
@@ -135,10 +135,10 @@ class Simulator(Uncopyable):
         self._bind_kernel()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Simulator:
-        """A simulator of its own in the same state; the compiled task is shared."""
+        """Another simulator in the same state; the compiled task is shared."""
         twin = Simulator(self.compiled, self.fixtures, self.physics)
         twin.set_state(self.get_state())
-        # With the kinematics of the last substep's start, which no state has.
+        # A state lacks the kinematics of the last substep's start, which the data has.
         twin.model, twin.data = self.model, copy.copy(self.data)
         twin._bind_kernel()
         return twin
@@ -149,13 +149,13 @@ class Simulator(Uncopyable):
         return int(1 + self.model.nq + self.model.nv)
 
     def reset(self, state: np.ndarray) -> None:
-        """Start from an initial state, as a stock hard reset under ``seed(0)`` and ``set_init_state`` would.
+        """Start from an initial state, as stock LIBERO does by a hard reset under ``seed(0)`` and ``set_init_state``.
 
         Args:
             state: ``[time, qpos, qvel]``, float64 of shape (1 + nq + nv,).
 
         Raises:
-            ValueError: If the state has another length, or holds what MuJoCo would answer with a reset of its own.
+            ValueError: If the state has another length, or holds numbers at which MuJoCo would reset itself.
         """
         values = self._check_state(state)
         mujoco.mj_resetData(self.model, self.data)

@@ -38,7 +38,7 @@ def state_from_json(data: dict[str, Any]) -> SimState:
     """The state that `state_to_json` wrote.
 
     Raises:
-        ValueError: If it is another thing.
+        ValueError: If it is no such thing.
     """
     try:
         memory = dict(data["memory"])
@@ -55,7 +55,7 @@ def generator_from_json(data: dict[str, Any]) -> np.random.Generator:
     """The generator whose ``bit_generator.state`` was written.
 
     Raises:
-        ValueError: If it is another thing.
+        ValueError: If it is no such thing.
     """
     try:
         generator = np.random.Generator(_BIT_GENERATORS[data["bit_generator"]]())
@@ -69,9 +69,9 @@ def check_snapshot(snapshot: Any, privileged_size: int, suite: str) -> None:
     """Check that this can be a snapshot of `LiberoEnv`, as far as one can tell without its parts.
 
     Args:
-        snapshot: What came.
+        snapshot: The value to check.
         privileged_size: Size of the environment's privileged observations; 0 if it shows none.
-        suite: The environment's suite; a snapshot of an earlier version does not say its own.
+        suite: Name of the environment's suite; snapshots of earlier versions do not name theirs, and pass.
 
     Raises:
         ValueError: If it is none, or of another suite.

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 
 from libero_gym.checks import choice, flag, whole_number
 from libero_gym.env import LiberoEnv
-from libero_gym.env_arguments import check_actions, check_options, check_task_weights
+from libero_gym.env.arguments import check_actions, check_options, check_task_weights
 from libero_gym.rewards import TERMS
 from libero_gym.uncopyable import Uncopyable
 from libero_gym.vector import arguments as vector_arguments

@@ -11,13 +11,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from comparing import equal_observations, random_actions
+from recordings import record_pushes
 
 import libero_gym
 from libero_gym import Suite, Task, get_suite, get_tasks, initial_states, register_suite
 from libero_gym.compilation.records import task_key
+from libero_gym.demonstrations import LeRobotReader
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import PLACEMENT_SEEDS, SUITES
 from vla_agent.envs.suites import describe_suite
+from vla_agent.evaluation.trials import plan_trials
 
 SUITE, ENV_ID = "my_tasks", "MyTasks-v0"
 
@@ -104,6 +107,17 @@ def test_evaluations_know_the_suite(suite: Suite) -> None:
     described = describe_suite(ENV_ID)
     assert (described.name, described.max_steps, described.task_names) == (SUITE, 40, ("first", "mine_1"))
     assert [described.n_initial_states(task_id) for task_id in (0, 1)] == [50, 0]
+    assert [trial.task_id for trial in plan_trials(ENV_ID, [1], [], [7, 8])] == [1, 1]
+    with pytest.raises(ValueError, match="Task 1 of my_tasks has no official initial states"):
+        plan_trials(ENV_ID, None, [0])
+
+
+def test_recordings_take_the_suite_to_their_workers(suite: Suite, tmp_path: Path) -> None:
+    options = {"task_ids": 1, "init_state_ids": [], "placement_seeds": [7], "n_workers": 1}
+    summary = record_pushes(tmp_path / "data", "recorded_policies:push", suite=SUITE, **options)
+    assert (summary.n_recorded, summary.n_written) == (1, 1)
+    (episode,) = LeRobotReader(tmp_path / "data")
+    assert (episode.task_name, episode.instruction) == ("mine_1", suite.tasks[1].instruction)
 
 
 def test_tasks_travel(suite: Suite) -> None:

@@ -37,11 +37,11 @@ def write_dataset(root: Path) -> Path:
     return root
 
 
-def record_pushes(root: Path, policy: Any = push, **kwargs: Any) -> RecordingSummary:
-    """Record short episodes of LIBERO-Spatial task 0 with small frames."""
+def record_pushes(root: Path, policy: Any = push, suite: str = "libero_spatial", **kwargs: Any) -> RecordingSummary:
+    """Record short episodes of a suite, task 0 by default, with small frames."""
     options: dict[str, Any] = {"task_ids": 0, "init_state_ids": range(3), "cameras": ("agentview",), "n_workers": 0}
     options |= {"image_size": 32, "renderer": "fast", "max_steps": 5, "keep_failures": True, "settle_steps": 1}
-    return record(root, "libero_spatial", policy, **{**options, **kwargs}, progress_bar=False)
+    return record(root, suite, policy, **{**options, **kwargs}, progress_bar=False)
 
 
 def same_episodes(first: Path, second: Path) -> bool:

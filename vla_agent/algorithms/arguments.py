@@ -96,7 +96,7 @@ def check_env(env: Any, needed: bool) -> None:
     """Complains about what is no environment.
 
     Raises:
-        ValueError: If it is none, or a vector environment without SB3's interface.
+        ValueError: If it is no environment, or a vector environment without SB3's interface.
     """
     if isinstance(env, gym.vector.VectorEnv):
         raise ValueError(

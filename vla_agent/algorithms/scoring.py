@@ -211,7 +211,7 @@ class TokenScoring(Scoring[VLAPolicy]):
         return dict(for_tokens)
 
     def check(self, given: dict[str, Any], policy: Any, aliases: Mapping[str, type[BasePolicy]], env: Any) -> None:
-        if given["use_sde"]:
+        if given.get("use_sde"):
             raise ValueError("use_sde=True needs continuous actions; VLAPolicy's are bins. Leave it out.")
         policy_kwargs = given["policy_kwargs"]
         check_names(aliases[policy] if isinstance(policy, str) else policy, policy_kwargs)

@@ -16,7 +16,7 @@ import torch as th
 from libero_gym.demonstrations import LeRobotReader, record, segment_episode
 from vla_agent import VLAPPO, make_vec_env
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
-from vla_agent.envs.policy_episodes import policy_episodes
+from vla_agent.envs.recordings import policy_episodes
 from vla_agent.evaluation.provenance import provenance
 from vla_agent.policy.lora import LoraSettings
 from vla_agent.process_reward import RewardModel, ScorerConfig, TinyScorer, VLMScorer, load_reward_model

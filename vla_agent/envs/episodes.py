@@ -49,15 +49,15 @@ class FinishedEpisode(NamedTuple):
 
     Attributes:
         number: Position of its start among those asked for, from 0.
-        start: Where it began.
+        start: The start that it began from.
         success: Whether the goal held at the end.
         steps: Control steps, settling left out.
         episode_return: Sum of its rewards.
-        actions: What the policy decided, (T, ...): bins, or actions as the environments take them.
+        actions: Decisions of the policy, (T, ...): bins, or actions as the environments take them.
         rewards: Rewards of its steps, float32 (T,).
         infos: Infos of its steps, T of them; the last one has `terminal_observation`.
         observations: Recorded observations by key, (T + 1, ...), from the first to the last.
-        frames: What ``watch`` gave, T + 1 values; empty without it.
+        frames: Values that ``watch`` gave, T + 1 of them; empty without it.
     """
 
     number: int
@@ -93,11 +93,11 @@ def play_episodes(
     the environments otherwise.
 
     Args:
-        env: The environments; what they were doing is abandoned.
-        policy: What acts, by SB3's ``predict(obs, deterministic=)``, which gives actions and a state. If `predict`
+        env: The environments; episodes under way are abandoned.
+        policy: Object with SB3's ``predict(obs, deterministic=)``, which returns actions and a state. If `predict` also
             takes ``state`` and ``episode_start``, it is given them; if it takes ``instructions``, it is given the words
             that each environment shows.
-        starts: Where the episodes begin.
+        starts: Starts of the episodes, in the order in which they are begun.
         deterministic: Whether the policy takes its likeliest actions.
         continuous: Whether the policy gives actions for `VLAVecEnv.step_actions` instead of bins.
         in_turn: Whether environment i plays the starts i, i + n_envs, i + 2 n_envs, ... alone. What environments draw

@@ -23,7 +23,7 @@ from vla_agent.episode_totals import EpisodeTotals
 
 ImageTransform = Callable[[np.ndarray], np.ndarray]
 
-# Passed on as they are: the robot's state, and what a critic may know beside the frames.
+# These observations are passed on unchanged: the robot's state, and what only a critic may know.
 VECTOR_KEYS = ("state", "privileged")
 
 
@@ -94,7 +94,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
             )
         self._prompts = PromptTable(texts, self.codec)
         self._image_keys = [key for key in CAMERA_KEYS if key in observation_space.spaces]
-        parts = {key: self._image_space(observation_space[key]) for key in self._image_keys}
+        parts = {key: _image_space(self._transform, observation_space[key]) for key in self._image_keys}
         parts |= {k: cast(spaces.Box, observation_space[k]) for k in VECTOR_KEYS if k in observation_space.spaces}
         super().__init__(
             venv.num_envs,
@@ -106,7 +106,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._totals = EpisodeTotals(self.num_envs)
 
     def reset(self) -> dict[str, np.ndarray]:
-        """First observations; seeds and options given before are used up."""
+        """Begin an episode in all environments; seeds and options given before are used up."""
         self._check_open()
         seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
         names = sorted({name for options in self._options for name in options})
@@ -119,16 +119,16 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return self._observe(obs, infos)
 
     def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """Abandon the episodes of some environments and begin others; the rest go on.
+        """Begin new episodes in some environments; the others go on.
 
-        Seeds given before are used up by the environments that begin.
+        The environments that begin use up their seeds given before.
 
         Args:
             options: `LiberoEnv.reset`'s options (``task_id``, ``init_state_id``, ...) by environment.
 
         Returns:
-            Observations of all environments. Infos of those that began are in ``reset_infos``, also of those that were
-            not asked to, but whose worker had to be replaced.
+            Observations of all environments. ``reset_infos`` holds new infos of those that began; an environment whose
+            worker had to be replaced begins as well.
 
         Raises:
             ValueError: If there is no such environment.
@@ -160,12 +160,12 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._send(self.decode(actions))
 
     def step_actions(self, actions: np.ndarray) -> VecEnvStepReturn:
-        """As `step`, for a policy without bins: float64 (n_envs, 7) or (n_envs, chunk, 7), as the environments take."""
+        """Step with actions instead of bins: float64 (n_envs, 7) or (n_envs, chunk, 7), as the environments take."""
         self.step_actions_async(actions)
         return self.step_wait()
 
     def step_actions_async(self, actions: np.ndarray) -> None:
-        """As `step_async`, for a policy without bins."""
+        """Start a step with actions instead of bins; see `step_actions`."""
         self._send(np.asarray(actions, dtype=np.float64))
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -183,7 +183,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return self._observe(obs, infos), np.asarray(rewards, dtype=np.float32), dones, per_env
 
     def decode(self, actions: np.ndarray) -> np.ndarray:
-        """What the environments are given for bins (n_envs, 7 * chunk): float64 (n_envs, 7) or (n_envs, chunk, 7).
+        """The environments' actions for bins (n_envs, 7 * chunk): float64 (n_envs, 7) or (n_envs, chunk, 7).
 
         Raises:
             ValueError: If the actions have another shape, or are not bins.
@@ -201,21 +201,21 @@ class VLAVecEnv(Uncopyable, VecEnv):
             self.venv.close()
 
     def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:
-        """How often each task is drawn from the next reset on; see `LiberoVectorEnv.set_task_weights`."""
+        """Set how often each task is drawn from the next reset on; see `LiberoVectorEnv.set_task_weights`."""
         self.venv.set_task_weights(weights)
 
     def set_autoreset(self, enabled: bool) -> None:
-        """Whether ended episodes are followed by others; see `LiberoVectorEnv.set_autoreset`."""
+        """Set whether a new episode follows an ended one; see `LiberoVectorEnv.set_autoreset`."""
         self._check_open()
         if hasattr(self.venv, "set_autoreset"):
             self.venv.set_autoreset(enabled)
 
     def instructions(self) -> list[str]:
-        """The words that each environment shows now, for policies that read words instead of `input_ids`."""
+        """The instruction that each environment shows now, for policies that read words instead of `input_ids`."""
         return list(self._instructions)
 
     def snapshot(self) -> dict[str, Any] | None:
-        """All that the future of the environments depends on, as JSON can hold it; None where they cannot tell."""
+        """All that the environments' future depends on, as JSON can hold it; None if they cannot be saved."""
         from libero_gym.vector.pool import WorkerError
 
         if not hasattr(self.venv, "snapshot"):
@@ -232,7 +232,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Go on where `snapshot` was taken, in this process or another; gives the observations there.
+        """Go on from a snapshot, in this process or another, and return its observations.
 
         Raises:
             ValueError: If it is no snapshot of so many environments.
@@ -252,11 +252,11 @@ class VLAVecEnv(Uncopyable, VecEnv):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments that decide what happens in the environments, as JSON can hold them."""
+        """The arguments that the environments' behaviour depends on, as JSON can hold them."""
         return {**getattr(self.venv, "settings", {}), "unnorm_key": self.unnorm_key}
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the vector environment, or where it has none, of the environments."""
+        """An attribute of the vector environment; if it has none of that name, of each environment."""
         chosen = self._indices(indices)
         self._check_open()
         if hasattr(self.venv, attr_name):
@@ -274,11 +274,11 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return list(self._call(method_name, self._indices(indices), *method_args, **method_kwargs))
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """True for `Monitor`, whose `episode` entries the infos have; False for all others."""
+        """True for `Monitor`, because the infos have its `episode` entries; False for all others."""
         return [wrapper_class is Monitor] * len(self._indices(indices))
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """The environments' frames, with ``render_mode="rgb_array"``."""
+        """The frames that the environments render with ``render_mode="rgb_array"``."""
         self._check_open()
         return list(cast(Sequence[np.ndarray], self.venv.render()))
 
@@ -295,12 +295,12 @@ class VLAVecEnv(Uncopyable, VecEnv):
             self.venv.step_async(actions)
 
     def _observe(self, obs: dict[str, Any], infos: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
-        """What all environments show now, as SB3 has it, from Gymnasium's observations."""
+        """Note what all environments show now, and convert it."""
         self._instructions = obs["instruction"]
         return self._converted(obs, infos)
 
     def _converted(self, obs: dict[str, Any], infos: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
-        """SB3's observations from Gymnasium's, batched alike; the infos name a task whose instruction is unknown."""
+        """SB3's observations from Gymnasium's; both are batched. Errors name the task by the infos."""
         result = {key: self._transform(obs[key]) for key in self._image_keys}
         result |= {key: obs[key] for key in VECTOR_KEYS if key in obs}
         result["input_ids"], result["attention_mask"] = self._prompts.look_up(obs["instruction"], infos)
@@ -324,12 +324,6 @@ class VLAVecEnv(Uncopyable, VecEnv):
                 "episode": self._totals.summary(i),
             }
         self._totals.begin(ended)
-
-    def _image_space(self, space: spaces.Space[Any]) -> spaces.Box:
-        example = self._transform(np.zeros((1, *cast(spaces.Box, space).shape), dtype=np.uint8))
-        if example.ndim != 4 or example.shape[-1] != 3 or example.dtype != np.uint8:
-            raise ValueError(f"image_transform gives {example.dtype} {example.shape}; expected uint8 (n, H, W, 3).")
-        return spaces.Box(0, 255, example.shape[1:], np.uint8)
 
     def _indices(self, indices: VecEnvIndices) -> list[int]:
         if indices is None:
@@ -383,3 +377,11 @@ def _checked_spaces(venv: VectorEnv[Any, Any, Any]) -> tuple[spaces.Dict, tuple[
     if not isinstance(action_space, spaces.Box) or not shape or shape[-1] != ACTION_DIM or len(shape) > 2:
         raise ValueError(f"VLAVecEnv needs actions Box({ACTION_DIM},) or Box(k, {ACTION_DIM}), got {action_space}.")
     return observation_space, shape
+
+
+def _image_space(transform: ImageTransform, space: spaces.Space[Any]) -> spaces.Box:
+    """The space of an environment's images after a transform, which is tried on a black one."""
+    example = transform(np.zeros((1, *cast(spaces.Box, space).shape), dtype=np.uint8))
+    if example.ndim != 4 or example.shape[-1] != 3 or example.dtype != np.uint8:
+        raise ValueError(f"image_transform gives {example.dtype} {example.shape}; expected uint8 (n, H, W, 3).")
+    return spaces.Box(0, 255, example.shape[1:], np.uint8)

@@ -1,4 +1,4 @@
-"""What a training changed, told and shown: two evaluations of the same episodes side by side."""
+"""What a training changed, in words and as a film: two evaluations of the same episodes side by side."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ MARGIN = 64  # pixels of text above the frames
 def describe_change(
     before: Sequence[EpisodeResult], after: Sequence[EpisodeResult], instructions: Mapping[int, str]
 ) -> str:
-    """Such as "before: 13 of 20 (43 to 82 %), after: 18 of 20 (70 to 97 %)", then the paired test and each task.
+    """Describe the change in a few lines: each task, both success rates, the paired test.
+
+    A line reads such as "before: 13 of 20 (43 to 82 %), after: 18 of 20 (70 to 97 %)".
 
     Args:
         before: Episodes of the first evaluation.
-        after: Episodes of the second, from the same initial states.
-        instructions: By task id.
+        after: Episodes of the second evaluation, from the same initial states.
+        instructions: The tasks' instructions by task id.
     """
     second = {episode[:2]: episode for episode in after}
     pairs = [(episode, second[episode[:2]]) for episode in before if episode[:2] in second]
@@ -76,10 +78,10 @@ def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, 
     """One trial as an MP4, twice as fast as the robot: one policy on the left, another on the right.
 
     Args:
-        before: What acts on the left; anything that `Evaluator` takes.
-        after: What acts on the right.
-        env_id: Such as "LIBERO-Spatial-v0".
-        trial: Where both begin.
+        before: Policy on the left; anything that `Evaluator` takes.
+        after: Policy on the right.
+        env_id: Id of the environment, such as "LIBERO-Spatial-v0".
+        trial: Trial that both begin from.
         path: The MP4.
         **env_kwargs: Further arguments of the environments.
     """

@@ -22,11 +22,11 @@ from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite
-from vla_agent.evaluation import provenance as manifest
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
 from vla_agent.evaluation.protocols import PROTOCOLS
+from vla_agent.evaluation.provenance import UNKNOWN, describe_model, overlap, provenance, read_training_states
 from vla_agent.evaluation.reports import EvaluationReport, as_folder
 from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.trials import Trial, held_out_states, plan_trials
@@ -54,13 +54,13 @@ def evaluate_policy(
     them its last bits: greedy decoding then rarely, sampling always takes other ways.
 
     Args:
-        model: What acts; see `Evaluator`.
-        env_id: Such as "LIBERO-Spatial-v0".
-        deterministic: Decode greedily, as the protocol does.
-        seed: Of torch's generators, for sampling; they are left as they were found.
-        progress_bar: Show episodes and successes so far, on a terminal.
+        model: The model or policy; see `Evaluator`.
+        env_id: Id of the environments, such as "LIBERO-Spatial-v0".
+        deterministic: Whether to decode greedily, as the protocol does.
+        seed: Seed of torch's generators for sampling; they are put back afterwards.
+        progress_bar: Whether to show episodes and successes so far, on a terminal.
         out: Folder for the report and for episodes as they end; see `Evaluator.run`.
-        film_failures: Film so many failures of each task, into ``<out>/failures``.
+        film_failures: Number of failures of each task to film, into ``<out>/failures``.
         **kwargs: Further arguments of `Evaluator`.
 
     Raises:
@@ -77,34 +77,36 @@ class Evaluator:
     """A model, environments and a plan, for one evaluation or for several of a model that changes.
 
     Args:
-        model: A `VLAPPO` or one that it saved, a checkpoint ("tiny", a folder, a hub id), an `OpenVLA`, or anything
-            with ``predict(obs, deterministic=)``, which gets `VLAVecEnv`'s observations and gives its bins and a state;
-            if it takes SB3's ``state`` and ``episode_start`` too, it is given them.
-        env_id: Such as "LIBERO-Spatial-v0".
+        model: A `VLAPPO` or a folder with one, a checkpoint ("tiny", a folder, a hub id), a backbone, or any object
+            with ``predict(obs, deterministic=)``. It gets `VLAVecEnv`'s observations and returns its bins and a state;
+            `play_episodes` says what else `predict` may take.
+        env_id: Id of the environments, such as "LIBERO-Spatial-v0".
         task_ids: Tasks of the suite; all by default.
         init_state_ids: Official initial states, each once per task; all 50 by default. "held-out": those that the
-            model was not trained on, by its checkpoint's ``training.json``. May be () beside ``placement_seeds``.
-        placement_seeds: Further initial states, each once per task: the objects anywhere in the BDDL's regions. In the
-            report such a state's id is -1 - seed. For choosing a model: results are reported on official states.
-        n_envs: Environments side by side; as many as CPU cores by default, and never more than episodes.
-        protocol: How it is run, one of `PROTOCOLS`. "openvla": as OpenVLA's own evaluation, where initial state k
-            stands on draw k + 1 of the fixtures after seed 0. "openpi": the same with seed 7. "fixed": all on draw 1 of
+            model was not trained on, by its checkpoint's ``training.json``. It may be () if there are
+            ``placement_seeds``.
+        placement_seeds: Further initial states, each once per task, with the objects anywhere in the BDDL's regions. In
+            the report such a state's id is -1 - seed. They serve to choose a model; results are reported on official
+            states.
+        n_envs: Number of environments side by side; by default as many as CPU cores, and never more than episodes.
+        protocol: Name of one of `PROTOCOLS`. "openvla" is OpenVLA's own evaluation, where initial state k has draw
+            k + 1 of the fixtures after seed 0. "openpi" is the same with seed 7. "fixed" gives all states draw 1 of
             seed 0. These three render at 256 pixels; images then take JPEG and a Lanczos resize to the model's size.
-            "training": as `make_vec_env` makes environments to train in, on draw 1; models that do not take 224 pixels
-            are fed frames of their size. A task's first draws take 3 to 8 seconds, and are kept on disk.
-        center_crop: Whether the published path of images ends with the centre crop, right for models trained with
-            random crops. None: for models that take 224 pixels, as the published ones do.
+            "training" makes environments as `make_vec_env` does for training, on draw 1; models that do not take 224
+            pixels are fed frames of their size. Drawing the fixtures of a task takes seconds at first; they are kept on
+            disk.
+        center_crop: Whether the published path of images ends with the centre crop, as is right for models trained with
+            random crops. None crops for models that take 224 pixels, as the published ones do.
         renderer: "exact" for every reported result, or "fast".
-        max_episode_steps: Control steps; the suite's limit by default.
-        unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
-        processor: Whose prompts and action table serve a ``model`` that is none of a checkpoint: a processor, or what
-            `load_processor` takes.
-        device: Where a checkpoint is loaded to.
+        max_episode_steps: Control steps of an episode; the protocol's limit by default.
+        unnorm_key: Key of the checkpoint's statistics that decode the actions; None takes the only one.
+        processor: Processor whose prompts and codec serve a ``model`` without its own, or the name of its checkpoint.
+        device: Device that a checkpoint is loaded to.
         **env_kwargs: Further arguments of the environments, such as ``n_workers``.
 
     Attributes:
-        trials: What is run, in the report's order.
-        conditions, settings: As in the report.
+        trials: The trials, in the report's order.
+        conditions, settings: Conditions and settings of the report.
 
     Raises:
         ValueError: If an argument is out of range, or model and environment do not fit.
@@ -141,7 +143,7 @@ class Evaluator:
             plan_trials(env_id, task_ids, init_state_ids, placement_seeds)  # complains before the weights are read
         with _own_randomness(0):
             self.subject = load_subject(model, device)
-        self.training_states = manifest.read_training_states(self.subject.folder)
+        self.training_states = read_training_states(self.subject.folder)
         self.suite = describe_suite(env_id)
         if isinstance(init_state_ids, str):
             init_state_ids = held_out_states(self.suite, self.training_states, init_state_ids)
@@ -222,17 +224,17 @@ class Evaluator:
     ) -> EvaluationReport:
         """Run every trial.
 
-        With ``out``, episodes are on disk as they end. After an interruption (Ctrl-C, a kill) the same call runs what
-        is missing; on Ctrl-C, the report of what was done is written before the exception goes on. Episodes that were
-        sampled are then other ones than without the interruption.
+        With ``out``, each episode is written to disk as it ends. After an interruption (Ctrl-C, a kill) the same call
+        runs the missing episodes. Ctrl-C writes the report of the finished ones before the exception goes on. Sampled
+        episodes after an interruption differ from those without one.
 
         Args:
-            deterministic: Decode greedily, as the protocol does.
-            seed: Of torch's generators, for sampling; they are left as they were found.
-            progress_bar: Show episodes and successes so far, on a terminal. They are logged in any case, at level INFO,
-                every ten seconds.
+            deterministic: Whether to decode greedily, as the protocol does.
+            seed: Seed of torch's generators for sampling; they are put back afterwards.
+            progress_bar: Whether to show episodes and successes so far, on a terminal. They are logged in any case, at
+                level INFO, every ten seconds.
             out: Folder for ``episodes.jsonl``, ``report.json``, ``report.md`` and ``success.png``.
-            film_failures: Film so many failures of each task as the model saw them, into ``<out>/failures``.
+            film_failures: Number of failures of each task to film as the model saw them, into ``<out>/failures``.
 
         Raises:
             ValueError: If an argument is out of range, or failures are to be filmed without a folder or a camera.
@@ -243,7 +245,7 @@ class Evaluator:
         film_failures = whole_number("film_failures", film_failures, 0)
         out = None if out is None else as_folder("out", out)
         filmer = self._filmer(film_failures, out)
-        description = manifest.describe_model(self.subject.model, self.subject.name, self.subject.folder)
+        description = describe_model(self.subject.model, self.subject.name, self.subject.folder)
         settings = self.settings | {"deterministic": deterministic, "seed": seed}
         report = EvaluationReport(
             conditions=self.conditions,
@@ -252,8 +254,8 @@ class Evaluator:
             task_names={task_id: self.suite.task_names[task_id] for task_id in self.conditions["task_ids"]},
             manifest={
                 "model": description,
-                "training_states": self.training_states or manifest.UNKNOWN,
-                **manifest.provenance(),
+                "training_states": self.training_states or UNKNOWN,
+                **provenance(),
             },
             complete=False,
         )
@@ -281,7 +283,7 @@ class Evaluator:
         clock: _Clock,
         progress_bar: bool,
     ) -> None:
-        """Run what the journal lacks, and keep the report's episodes up to date."""
+        """Run the trials that the journal lacks, and keep the report's episodes up to date."""
         results = {Trial(*episode[:2]): episode for episode in (journal.episodes if journal else [])}
         trials = [trial for trial in self.trials if trial not in results]
         with (
@@ -335,7 +337,7 @@ class Evaluator:
         return Filmer(out / "failures", film_failures, self.settings["chunk_size"])
 
     def _warn_of_overlap(self) -> None:
-        seen = manifest.overlap(self.training_states, self.suite.name, self.conditions["init_state_ids"])
+        seen = overlap(self.training_states, self.suite.name, self.conditions["init_state_ids"])
         if seen:
             warnings.warn(
                 f"The model was trained on {len(seen)} of the {len(self.conditions['init_state_ids'])} initial states "
@@ -345,7 +347,7 @@ class Evaluator:
 
 
 class _Clock:
-    """How long an evaluation and its decisions take."""
+    """Measures how long an evaluation and its decisions take."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -353,7 +355,7 @@ class _Clock:
         self.control_steps = 0
 
     def timed(self, policy: Any) -> SimpleNamespace:
-        """A policy that decides as this one does, and whose decisions are timed."""
+        """The same policy, with timed decisions."""
 
         @functools.wraps(policy.predict)  # keeps the signature, which says what `predict` is given
         def predict(*args: Any, **kwargs: Any) -> Any:
@@ -365,7 +367,7 @@ class _Clock:
         return SimpleNamespace(predict=predict)
 
     def summary(self, n_envs: int) -> dict[str, float]:
-        """Seconds in all; milliseconds of a call of `predict` for all environments, and per control step executed."""
+        """Seconds in all, and milliseconds of a `predict` call for all environments and per control step."""
         summary = {"wall_s": time.perf_counter() - self.start}
         if self.seconds:
             summary["predict_ms_median"] = float(np.median(self.seconds)) * 1e3
@@ -378,7 +380,7 @@ class _Clock:
 
 @contextlib.contextmanager
 def _own_randomness(seed: int) -> Iterator[None]:
-    """Seeds torch inside, and leaves its generators as they were."""
+    """Seeds torch's generators, and puts them back at the end."""
     with th.random.fork_rng(devices=range(th.cuda.device_count())):
         th.manual_seed(seed)
         yield

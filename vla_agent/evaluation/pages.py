@@ -1,4 +1,4 @@
-"""Reports for reading: a Markdown page and a chart."""
+"""Results for reading: a Markdown page and a chart."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def markdown(report: EvaluationResults) -> str:
 
 
 def draw_chart(report: EvaluationResults, path: Path) -> None:
-    """Write a PNG with a bar per task, successes and episodes beside it, and Wilson's 95 % interval as a line."""
+    """Write a PNG with a bar per task, its counts at the right, and Wilson's 95 % interval as a line."""
     rows = [(_label(task_id, report.task_names[task_id]), row) for task_id, row in report.tasks.items()]
     colors = [_TASK_COLOR] * len(rows)
     if len(rows) > 1:

@@ -42,7 +42,7 @@ class EvaluationProtocol:
     settle_steps: int = 10
 
     def draw(self, trial: Trial) -> int:
-        """Which draw of the fixtures a trial stands on, counted from 1."""
+        """Number of the fixtures' draw of a trial, counted from 1."""
         return trial.init_state_id + 1 if self.fixture_draw == "trial" and trial.init_state_id >= 0 else 1
 
     def start(self, trial: Trial) -> EpisodeStart:
@@ -107,7 +107,7 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {protocol.name: protocol for protocol
 
 
 def with_fixtures(conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """Conditions of a report; of an older one, which does not tell draws of fixtures, with the one that it stood on."""
+    """Conditions of a report; an older report, which states no draws of fixtures, gets those that it was made with."""
     if "fixture_draw" in conditions:
         return dict(conditions)
     renamed = {"protocol": "fixed"} if conditions.get("protocol") == "openvla" else {}

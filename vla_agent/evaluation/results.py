@@ -38,8 +38,8 @@ class EpisodeResult(NamedTuple):
         """An episode as files have it.
 
         Args:
-            content: What stands in the file.
-            name: What messages call it.
+            content: Content of the file.
+            name: Name of the episode in messages.
 
         Raises:
             ReportError: If it is no episode.
@@ -61,12 +61,12 @@ class SuccessRow(NamedTuple):
     """Success over some episodes.
 
     Attributes:
-        n: Episodes.
-        successes: Of those.
+        n: Number of episodes.
+        successes: Number of successes.
         low: Lower end of the rate's interval, Wilson's at 95 %.
         high: Upper end.
-        mean_steps: Control steps of all episodes, mean.
-        mean_success_steps: Control steps of the successful ones, mean; None without any.
+        mean_steps: Mean control steps of all episodes.
+        mean_success_steps: Mean control steps of the successes; None if there are none.
     """
 
     n: int
@@ -91,7 +91,7 @@ class SuccessRow(NamedTuple):
         return cls(len(episodes), len(successes), low, high, mean_steps, mean_success_steps)
 
     def to_json(self) -> dict[str, Any]:
-        """As `report.json` has it."""
+        """The row of `report.json`."""
         return {
             "n": self.n,
             "successes": self.successes,
@@ -107,11 +107,12 @@ class EvaluationResults:
     """What an evaluation found, and how.
 
     Attributes:
-        conditions: What two reports must share to be compared: suite, tasks, states, protocol, renderer, limits.
-        settings: What else was chosen: decoding, seed, the model's image path, number of environments.
-        episodes: In the order of tasks and initial states, whichever ended first.
-        task_names: LIBERO's names, by task id.
-        timing: Seconds and latencies of the last run, where an evaluation took several; of the machine, not the result.
+        conditions: Conditions that two reports must share to be compared: suite, tasks, states, protocol, renderer,
+            limits.
+        settings: Other choices: decoding, seed, the model's image path, number of environments.
+        episodes: Episodes in the order of tasks and initial states.
+        task_names: LIBERO's names of the tasks by task id.
+        timing: Seconds and latencies; of the last run if the evaluation took several.
         manifest: Versions, hashes and the initial states that the model was trained on.
         complete: False if the evaluation was interrupted.
     """
@@ -171,14 +172,14 @@ def shortened(value: Any) -> str:
 
 
 def describe_row(row: SuccessRow) -> str:
-    """Such as "7/10 = 70.0 %, 95 % interval 39.7 to 89.2 %"."""
+    """A row in words, such as "7/10 = 70.0 %, 95 % interval 39.7 to 89.2 %"."""
     return (
         f"{row.successes}/{row.n} = {100 * row.rate:.1f} %, 95 % interval {100 * row.low:.1f} to {100 * row.high:.1f} %"
     )
 
 
 def describe_ids(ids: Sequence[int]) -> str:
-    """Such as "0-4, 7" for [0, 1, 2, 3, 4, 7]."""
+    """Ids as ranges, such as "0-4, 7" for [0, 1, 2, 3, 4, 7]."""
     runs: list[list[int]] = []
     for i in sorted(ids):
         if runs and i == runs[-1][1] + 1:

@@ -24,7 +24,7 @@ class Trial(NamedTuple):
 
     @property
     def start(self) -> EpisodeStart:
-        """Where it begins, whatever the protocol says of fixtures."""
+        """Start of the trial, without the fixtures that the protocol adds."""
         if self.init_state_id >= 0:
             return EpisodeStart(self.task_id, self.init_state_id)
         return EpisodeStart(self.task_id, placement_seed=-1 - self.init_state_id)
@@ -83,11 +83,11 @@ def held_out_states(suite: SuiteDescription, training: TrainingStates | None, sp
 
     Args:
         suite: The suite.
-        training: The states that it was trained on, if that is known.
-        split: What the caller asked for: "held-out".
+        training: The states that the model was trained on; None if that is unknown.
+        split: Name of the split, "held-out".
 
     Raises:
-        ValueError: If something else was asked for, or nobody knows.
+        ValueError: If the split has another name, or the states are unknown.
     """
     if split != "held-out":
         raise ValueError(f"Unknown init_state_ids {split!r}; give states, such as range(50), or 'held-out'.")

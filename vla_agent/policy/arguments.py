@@ -84,7 +84,7 @@ def parse_dtype(dtype: str | th.dtype | None, name: str = "dtype") -> th.dtype |
     """A floating-point type by its name.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If no type has that name.
     """
     if dtype is None:
         return None

@@ -1,4 +1,4 @@
-"""Nothing is lost: checkpoints while training runs, and a last one on a signal or an error.
+"""Checkpoints while training runs, and a last one on a signal or an error, so that nothing is lost.
 
 This serves every learner of the package that trains a `VLAPolicy`; see `learner.Learner` for what it asks of one.
 """
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # `timeout` sends its signal to the process and then to its group, so it comes twice. Ctrl-C comes once per key.
 SAME_SIGNAL_S = 1.0
-# Names that a writer or remover of checkpoints gives to folders for a while, see `atomic.writing`.
+# Names that folders have while checkpoints are written or removed, see `atomic.writing`.
 _TEMPORARY = re.compile(r"\.\d+(\.old)?(\.\w+)?")
 
 
@@ -75,7 +75,7 @@ class _RunCallback(BaseCallback):
 
 
 class RunCheckpoints(_RunCallback):
-    """Saves the run as ``<run_dir>/checkpoints/<timesteps>`` every so many iterations, and removes older ones.
+    """Saves the run as ``<run_dir>/checkpoints/<timesteps>`` every few iterations, and removes older ones.
 
     An iteration is a rollout and its update. Each checkpoint appears complete or not at all; `latest_run` finds the
     newest. Only what this run wrote is removed: a checkpoint that holds a file of the user's stays. It serves
@@ -83,12 +83,12 @@ class RunCheckpoints(_RunCallback):
 
     Args:
         run_dir: Folder of the run; see `claim_run`.
-        every: Iterations from one checkpoint to the next.
-        keep: Number of the newest that stay.
-        keep_every: Those whose timesteps passed another multiple of this stay for good; 0 for none.
+        every: Number of iterations from one checkpoint to the next.
+        keep: Number of newest checkpoints that stay.
+        keep_every: Number of timesteps; the first checkpoint past each multiple of it stays for good. 0 keeps none.
 
     Raises:
-        ValueError: If ``every``, ``keep`` or ``keep_every`` is out of range.
+        ValueError: If ``every``, ``keep`` or ``keep_every`` is out of range; the message names one.
     """
 
     def __init__(
@@ -152,21 +152,21 @@ class RunCheckpoints(_RunCallback):
 
 
 class StoppedBeforeStart(Exception):
-    """A signal came before the first step; the run as it begins is saved."""
+    """A signal came before the first step; the run was saved as it begins."""
 
 
 class SaveOnSignal(_RunCallback):
     """Ends training at the next step when SIGINT (Ctrl-C), SIGTERM or SIGHUP comes, and saves the run.
 
-    A second signal does what it did before. Handlers are set for the time of `learn`, in the main thread only. SIGHUP
-    stays ignored where it is, as under ``nohup``.
+    A second signal has its usual effect. The handlers are set during `learn`, in the main thread only. If SIGHUP is
+    ignored, as under ``nohup``, it stays so.
 
     Args:
-        run_dir: The run is saved as ``<run_dir>/interrupted``; see `claim_run`.
-        name: Another name.
+        run_dir: Folder of the run, see `claim_run`; the run is saved as ``<run_dir>/interrupted``.
+        name: Name of the saved run's folder, instead of "interrupted".
 
     Attributes:
-        received: The signal that came, or None.
+        received: The signal that came; None before one comes.
     """
 
     def __init__(self, run_dir: str | Path, name: str = INTERRUPTED, verbose: int = 0) -> None:
@@ -182,7 +182,7 @@ class SaveOnSignal(_RunCallback):
         self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Set the handlers before training starts, and until `remove`; `learn` sets them by itself."""
+        """Sets the handlers until `remove`, before training starts; `learn` sets them by itself."""
         self._early = True
         self._install()
 
@@ -195,7 +195,7 @@ class SaveOnSignal(_RunCallback):
             self._previous[number] = signal.signal(number, self._handle)
 
     def remove(self) -> None:
-        """Put the previous handlers back, where nobody has set others since; safe to call twice."""
+        """Puts the previous handlers back, unless somebody has set others since; a second call does nothing."""
         for number, handler in list(self._previous.items()):
             if signal.getsignal(number) in (self._handle, self._handle_again):
                 signal.signal(number, handler)
@@ -236,7 +236,7 @@ class SaveOnSignal(_RunCallback):
         super()._on_training_end()
 
     def save(self) -> None:
-        """Save the run, as after a signal."""
+        """Saves the run, as after a signal."""
         self.model.save(self.path)
         self.saved = True
 
@@ -257,11 +257,12 @@ def safe_learn(
     leaves no trace in it; see `ResumableAlgorithm.max_copy_bytes` for models too large to be copied before each update.
 
     Args:
-        model: To train.
+        model: The learner.
         total_timesteps: As for `learn`.
-        run_dir: The run is saved as ``<run_dir>/interrupted`` if it does not end by itself; see `claim_run`.
+        run_dir: Folder of the run, see `claim_run`; the run is saved as ``<run_dir>/interrupted`` if it does not end by
+            itself.
         callback: As for `learn`.
-        existing: What becomes of another run in ``run_dir``, see `claim_run`.
+        existing: What to do with another run in ``run_dir``, see `claim_run`.
         learn_kwargs: Other arguments of `learn`.
 
     Returns:
@@ -307,7 +308,7 @@ def _learn(
 
 
 def _save_what_is_left(model: Learner, path: Path, error: BaseException) -> bool:
-    """Save the run after an error; if that fails, say so and what there is instead, and return False."""
+    """Saves the run after an error; if that fails, says so and what there is instead, and returns False."""
     try:
         model.save(path)
         return True
@@ -325,7 +326,7 @@ def _save_what_is_left(model: Learner, path: Path, error: BaseException) -> bool
 
 
 def _close(model: Learner) -> None:
-    """Close the environments; a failure is no more than a line in the log, for there is an error or a signal before."""
+    """Closes the environments; a failure is only logged, because an error or a signal came before it."""
     if model.env is not None:
         try:
             model.env.close()

@@ -1,4 +1,4 @@
-"""One moment of a run: what a save holds, at whatever instant it is asked for."""
+"""The moment of a run that a save holds, which is a whole one whenever the save comes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch as th
 
 
 class Contents(NamedTuple):
-    """What an update changes."""
+    """Weights and optimizer, which an update changes."""
 
     weights: dict[str, th.Tensor]  # by parameter name
     optimizer_tensors: dict[str, th.Tensor]  # by "parameter|name"
@@ -25,7 +25,7 @@ class Moment:
     Attributes:
         state: Everything except weights and optimizer, see `saved_run.training_state`.
         contents: Weights and optimizer; None while the model's own are still those of this moment.
-        missing: Why the weights of this moment are no longer known; None if they are.
+        missing: Why the weights of this moment are lost, as one sentence; None if they are not.
     """
 
     state: dict[str, Any]
@@ -38,7 +38,7 @@ class Moment:
         Args:
             live: The model's own tensors, which are still those of this moment.
             fixed: Names of weights that no update changes; they are not copied.
-            max_bytes: If the copy would be larger, it is left out, and `missing` says so.
+            max_bytes: Largest copy to make; if it would be larger, `missing` says so instead.
         """
         changing = [tensor for name, tensor in live.weights.items() if name not in fixed]
         size = sum(tensor.nbytes for tensor in [*changing, *live.optimizer_tensors.values()])
@@ -101,7 +101,7 @@ def _copy(tensor: th.Tensor) -> th.Tensor:
 
 
 def own_containers(value: Any) -> Any:
-    """The value with dicts and lists of its own, so that whoever made it can go on changing theirs."""
+    """The value with new dicts and lists, so that later changes of the old ones do not reach it."""
     if isinstance(value, dict):
         return {key: own_containers(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -10,15 +10,15 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-MAX_BOX_SIZE = 2**28  # numbers of an observation: 9000 x 9000 pixels; its bounds are that many numbers in memory
+MAX_BOX_SIZE = 2**28  # numbers in an observation: 9000 x 9000 pixels; a Box holds as many numbers in its bounds
 
 
 def to_json(name: str, value: Any, progress: float) -> Any:
-    """A value that JSON can hold, and `from_json` turns back.
+    """A value as JSON can hold it; `from_json` turns it back.
 
     Args:
-        name: Its name, for messages.
-        value: The value. Of a schedule that is neither constant nor linear, what it is now is kept, with a warning.
+        name: Name of the value, for messages.
+        value: The value. A schedule that is neither constant nor linear becomes its number now, with a warning.
         progress: Remaining share of training, from 1 to 0.
 
     Raises:
@@ -91,7 +91,7 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space[Any]:
     """The space that `space_to_json` wrote.
 
     Raises:
-        ValueError: If it is none; TypeError, KeyError or AttributeError, too.
+        ValueError: If ``data`` is no space; TypeError, KeyError or AttributeError, too.
     """
     ((kind, content),) = data.items()
     if kind == "Dict":
@@ -119,7 +119,7 @@ def generator_states(device: th.device) -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any], device: th.device) -> None:
-    """Puts the states of `generator_states` back."""
+    """Sets the generators to states of `generator_states`."""
     th.set_rng_state(_to_bytes(states["torch"]))
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002

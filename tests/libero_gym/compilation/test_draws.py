@@ -15,8 +15,8 @@ from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.draws import fixture_draw
 from libero_gym.compilation.extraction import read_draw
 from libero_gym.env import LiberoEnv
+from libero_gym.env.simulators import MAX_DRAWN, Simulators
 from libero_gym.simulation.compiled import FixtureDraw
-from libero_gym.simulators import MAX_DRAWN, Simulators
 from libero_gym.stock import stock_env
 from libero_gym.tasks import Task, get_tasks
 

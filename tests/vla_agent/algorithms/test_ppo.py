@@ -373,6 +373,13 @@ def test_additions_for_vla_policies_are_refused_with_others(kwargs: dict[str, An
         VLAPPO("MlpPolicy", "CartPole-v1", device="cpu", **kwargs)
 
 
+def test_each_addition_that_is_refused_has_a_sentence() -> None:
+    with pytest.raises(
+        ValueError, match=r"^n_value_epochs=2 is only .*; leave it out\. policy_warmup_iterations=3 is only"
+    ):
+        VLAPPO("MlpPolicy", "CartPole-v1", device="cpu", policy_warmup_iterations=3, n_value_epochs=2)
+
+
 def test_environment_of_another_model_is_refused() -> None:
     env = VLAVecEnv(FakeVectorEnv(2), FakeProcessor("other"))
     with pytest.raises(ValueError, match="for another model than the policy's"):

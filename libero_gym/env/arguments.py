@@ -14,13 +14,12 @@ from gymnasium import spaces
 
 from libero_gym.checks import choice, did_you_mean, sequence, whole_number
 from libero_gym.compilation.draws import check_draw, check_seed
+from libero_gym.compilation.placements import check_placement_seed
 from libero_gym.rendering.scene import CAMERAS
 from libero_gym.reward_model import RewardModel, find_reward_model
 from libero_gym.tasks import Suite, Task, initial_states
 
 RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_seed", "fixture_draw")
-# LIBERO draws with NumPy's old generator, whose seeds have 32 bits; seeds are drawn in blocks of 50.
-_MAX_PLACEMENT_SEED = 2**32 - 51
 # What LIBERO, robosuite and evaluations of published models call it, and we otherwise.
 _FOREIGN_ARGUMENTS = {
     "camera_heights": "image_size",
@@ -40,12 +39,11 @@ _FOREIGN_CAMERAS = {
 
 
 def refuse_unknown_arguments(unknown: Mapping[str, Any], function: Any) -> None:
-    """Raise if keyword arguments are left that a function does not have.
-
-    It is a ValueError, for Gymnasium puts words of its own behind a TypeError's.
+    """Raise if there are keyword arguments that a function does not have.
 
     Raises:
-        ValueError: If there are any; the message offers the nearest name.
+        ValueError: If there are; the message offers the nearest name. `gym.make` would add words of its own to a
+            TypeError.
     """
     if not unknown:
         return
@@ -110,7 +108,11 @@ def check_task_weights(weights: Sequence[float] | np.ndarray, n_tasks: int) -> n
 
 
 def check_init_state_id(init_state_id: Any, task: Task) -> int:
-    """The id of one of the task's official initial states."""
+    """The id of an official initial state, which the task has to have.
+
+    Raises:
+        ValueError: If it is no whole number, or the task has no such state.
+    """
     index, n_states = whole_number("init_state_id", init_state_id), len(initial_states(task))
     if not n_states:
         raise ValueError(
@@ -128,7 +130,16 @@ def check_init_state_id(init_state_id: Any, task: Task) -> int:
 def check_init_state_ids(
     init_state_ids: Any, tasks: Sequence[Task], placement_seeds: Sequence[int]
 ) -> tuple[int, ...] | None:
-    """Ids that every task has, each of them; None for all; none of them only if there are placement seeds."""
+    """Ids of official initial states to draw from; None for all.
+
+    Args:
+        init_state_ids: The value to check.
+        tasks: Tasks that all have to have each of these states.
+        placement_seeds: Placements to draw from; without any, the ids must not be empty.
+
+    Raises:
+        ValueError: If a task lacks one of the states, or there is nothing to draw from.
+    """
     if init_state_ids is None:
         return None
     ids = sequence("init_state_ids", init_state_ids)
@@ -138,20 +149,12 @@ def check_init_state_ids(
 
 
 def check_placement_seeds(placement_seeds: Any) -> tuple[int, ...]:
-    """Seeds of initial states beyond the official ones."""
+    """Seeds of placements to draw from, as a tuple."""
     return tuple(check_placement_seed(seed) for seed in sequence("placement_seeds", placement_seeds))
 
 
-def check_placement_seed(seed: Any) -> int:
-    """The seed of one such state."""
-    seed = whole_number("placement_seed", seed, minimum=0)
-    if seed > _MAX_PLACEMENT_SEED:
-        raise ValueError(f"placement_seed={seed} is out of range; LIBERO's generator takes 0 to {_MAX_PLACEMENT_SEED}.")
-    return seed
-
-
 def check_cameras(cameras: Any) -> tuple[str, ...]:
-    """The cameras, each once."""
+    """Names of the cameras, each once."""
     if isinstance(cameras, (str, bytes, dict)) or not isinstance(cameras, Iterable):
         example = cameras if isinstance(cameras, str) else "agentview"
         raise ValueError(
@@ -170,7 +173,7 @@ def check_cameras(cameras: Any) -> tuple[str, ...]:
 def check_reward_model(
     reward: str, model: RewardModel | str | Path | None, cameras: tuple[str, ...]
 ) -> RewardModel | None:
-    """The scorer of a process reward; None for other rewards."""
+    """The reward model of ``reward="process"``; None for other rewards."""
     if reward != "process":
         if model is not None:
             raise ValueError(f"reward_model is for reward='process', and reward is {reward!r}.")
@@ -181,20 +184,20 @@ def check_reward_model(
 
 
 def check_render_mode(render_mode: Any, modes: Sequence[str]) -> str | None:
-    """One of the modes, or None."""
+    """The render mode: one of the modes, or None."""
     return None if render_mode is None else choice("render_mode", render_mode, modes)
 
 
 def check_own_task(task_id: Any, task_ids: Sequence[int], tasks: Sequence[Task]) -> int:
-    """The id of one of the environment's own tasks.
+    """The id of a task, which has to be one of the environment's.
 
     Args:
-        task_id: What came.
+        task_id: The value to check.
         task_ids: The environment's tasks.
-        tasks: All of the suite.
+        tasks: All tasks of the suite.
 
     Raises:
-        ValueError: If it is no whole number, none of the suite's tasks, or none of the environment's.
+        ValueError: If it is no whole number, or the suite or the environment has no such task.
     """
     index = whole_number("task_id", task_id)
     check_task_ids(index, len(tasks), tasks[0].suite)
@@ -207,12 +210,15 @@ def check_own_task(task_id: Any, task_ids: Sequence[int], tasks: Sequence[Task])
 
 
 def check_options(options: Any, task_ids: Sequence[int], tasks: Sequence[Task]) -> dict[str, Any]:
-    """The options of a reset that say something, in their proper types.
+    """The options of a reset in their proper types, without those that are None.
 
     Args:
-        options: What came; an option that is None is left out.
+        options: The value to check.
         task_ids: The environment's tasks.
-        tasks: All of the suite.
+        tasks: All tasks of the suite.
+
+    Raises:
+        ValueError: If an option is unknown, out of range, or excludes another one.
     """
     if options is None:
         return {}
@@ -229,7 +235,7 @@ def check_options(options: Any, task_ids: Sequence[int], tasks: Sequence[Task]) 
         raise ValueError("Give either 'init_state_id' or 'placement_seed', not both.")
     if "task_id" in given:
         given["task_id"] = check_own_task(given["task_id"], task_ids, tasks)
-    if "init_state_id" in given:  # of every task that may be drawn: afterwards the generator would have moved
+    if "init_state_id" in given:  # for every task that may be drawn: once one is, the generator has moved
         possible = [given["task_id"]] if "task_id" in given else task_ids
         for index in possible:
             given["init_state_id"] = check_init_state_id(given["init_state_id"], tasks[index])
@@ -258,7 +264,8 @@ def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Actions of several environments, the first axis, as float64 of that shape.
 
     Raises:
-        ValueError: If they are no numbers, have another shape, or are not finite; that names the environments.
+        ValueError: If they are no array of numbers, have another shape, or are not finite; then it names the
+            environments.
     """
     values = _numbers("The actions are", actions, shape)
     if not np.isfinite(values).all():
@@ -268,22 +275,22 @@ def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def limit_of_gym_make(kind: type) -> int | None:
-    """The limit of the `gym.make` that is making an environment of this type now.
+    """The limit of the `gym.make` that is making an environment of this type right now.
 
     Gymnasium keeps ``max_episode_steps`` for its ``TimeLimit``, which counts calls of `step`, and a chunk is one call.
     It neither passes the argument on nor lets the environment see the wrapper, so the only way to learn of the limit
     is to look at the caller.
 
     Returns:
-        Control steps; -1 where `gym.make` was told to have no limit; None if `gym.make` is not the caller.
+        Control steps; -1 if `gym.make` was told to set no limit; None if `gym.make` is not the caller.
 
     Raises:
-        ValueError: If the argument is none that makes sense.
+        ValueError: If the limit is no whole number of at least 1.
     """
     frame, make = sys._getframe(1), inspect.unwrap(gym.make)
     while frame is not None and frame.f_code is not make.__code__:
         frame = frame.f_back  # type: ignore[assignment]
-    # Another environment may make one of these inside, and that one's limit is its own.
+    # If another environment makes one of these inside, `gym.make`'s limit is the other one's.
     if frame is None or frame.f_locals.get("env_creator") is not kind:
         return None
     given = frame.f_locals.get("max_episode_steps")
@@ -295,16 +302,16 @@ def limit_of_gym_make(kind: type) -> int | None:
 
 
 def check_limits(max_episode_steps: Any, chunk_size: int, suite: Suite, kind: type) -> tuple[int | None, int]:
-    """What an environment truncates at by itself, and what its episodes are limited to, in control steps.
+    """Two limits in control steps: the one at which the environment truncates itself, and that of its episodes.
 
     Args:
-        max_episode_steps: What came.
+        max_episode_steps: The value to check.
         chunk_size: Control steps per `step`; Gymnasium's ``TimeLimit`` cannot count those of a chunk.
         suite: The suite, whose limit is the default.
         kind: The environment's type.
 
     Returns:
-        None instead of the first if `gym.make`'s wrapper truncates.
+        The two limits; the first is None if `gym.make`'s wrapper truncates.
     """
     if max_episode_steps is not None:
         limit = whole_number("max_episode_steps", max_episode_steps, minimum=1)
@@ -321,7 +328,8 @@ def _numbers(what_is: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     except (TypeError, ValueError) as error:  # rows of different lengths, a tensor on a GPU
         raise ValueError(f"{what_is} no array of numbers ({error}); expected shape {shape}.") from None
     if values.dtype.kind not in "biuf":
-        raise ValueError(f"{what_is} no array of numbers, but {value!r:.200}; expected shape {shape}.")
+        came = f"of {values.dtype}" if isinstance(value, np.ndarray) else f"{value!r:.200}"
+        raise ValueError(f"{what_is} no array of numbers, but {came}; expected shape {shape}.")
     if values.shape != shape:
         what_has = what_is.replace(" is", " has").replace(" are", " have")
         raise ValueError(f"{what_has} shape {values.shape}; expected {shape}.")

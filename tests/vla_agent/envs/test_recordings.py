@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fakes import fake_env
 
-from vla_agent.envs.policy_episodes import policy_episodes
+from vla_agent.envs.recordings import policy_episodes
 from vla_agent.process_reward.episodes import load_episodes, save_episodes
 
 

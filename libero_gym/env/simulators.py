@@ -1,4 +1,4 @@
-"""The simulators that an environment keeps."""
+"""The simulators that an environment keeps: one per task, and a few with other fixture draws."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MAX_DRAWN = 4
 
 
 class Simulators:
-    """One simulator per task with the protocol's first fixture draw, and the last few used with other draws.
+    """Keeps one simulator per task on the protocol's first fixture draw, and the last few used on other draws.
 
     Args:
-        physics: As `Simulator` takes it.
+        physics: Physics of all simulators; see `Simulator`.
     """
 
     def __init__(self, physics: Physics) -> None:
@@ -24,7 +24,7 @@ class Simulators:
         self._drawn: dict[tuple[int, int, int], Simulator] = {}
 
     def get(self, task: Task, draw: int = 1, seed: int = 0) -> Simulator:
-        """The simulator of a task with the fixtures of a draw; see `fixture_draw`.
+        """The simulator of a task with the fixtures of a draw; see `compilation.draws.fixture_draw`.
 
         Raises:
             ValueError: If there is no such draw.
@@ -40,10 +40,10 @@ class Simulators:
             simulator = Simulator(compile_task(task), fixture_draw(task, draw, seed), self.physics)
             while len(self._drawn) >= MAX_DRAWN:
                 del self._drawn[next(iter(self._drawn))]
-        self._drawn[key] = simulator  # the last is the latest used
+        self._drawn[key] = simulator  # the dict's last one is the latest used
         return simulator
 
     def clear(self) -> None:
-        """Let go of all of them."""
+        """Let go of all simulators."""
         self._first.clear()
         self._drawn.clear()

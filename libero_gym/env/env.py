@@ -10,10 +10,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from libero_gym import env_state
 from libero_gym.checks import choice, flag, whole_number
 from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, PRIVILEGED_KEY
-from libero_gym.env_arguments import (
+from libero_gym.env.arguments import (
     check_action,
     check_cameras,
     check_init_state_ids,
@@ -27,23 +26,23 @@ from libero_gym.env_arguments import (
     check_task_weights,
     refuse_unknown_arguments,
 )
-from libero_gym.env_state import EpisodeState
+from libero_gym.env.observer import Observer
+from libero_gym.env.shaping import make_potential, reward_terms
+from libero_gym.env.simulators import Simulators
+from libero_gym.env.starts import choose_start
+from libero_gym.env.state import EpisodeState, snapshot_from_json, snapshot_to_json
 from libero_gym.observations import (
     INSTRUCTION_KINDS,
     Observation,
 )
-from libero_gym.observer import Observer
 from libero_gym.rendering import renderer as rendering
 from libero_gym.reward_model import RewardModel
 from libero_gym.rewards import SCORE, TERMS
-from libero_gym.shaping import make_potential, reward_terms
 from libero_gym.simulation.simulator import SETTLE_ACTION, Physics, SimState, Simulator
-from libero_gym.simulators import Simulators
-from libero_gym.starts import choose_start
 from libero_gym.tasks import Suite, Task, get_suite, get_tasks
 from libero_gym.uncopyable import Uncopyable, deep_copy
 
-__all__ = ["ACTION_DIM", "LiberoEnv", "check_task_ids", "check_task_weights"]
+__all__ = ["ACTION_DIM", "LiberoEnv"]
 
 
 # Arguments that decide what happens, by the attributes that hold them.
@@ -113,10 +112,10 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     ``reset(seed=, options={"task_id": i, "init_state_id": j, "fixture_draw": n})``. What the options leave open is
     drawn from the environment's own generator, the state among the official ones that ``init_state_ids`` names;
-    ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1),
-    and so does a task without official states, seeded 0 to 49.
-    Fixtures stand where stock LIBERO puts them at its first reset after ``seed(0)``, unless ``fixture_draw`` asks for
-    the n-th, or ``fixture_seed`` for another seed. Objects then settle for ``settle_steps`` control steps.
+    ``{"placement_seed": s}`` starts with objects anywhere in the BDDL's regions instead (``init_state_id`` is then -1).
+    A task without official states always does, with a seed from ``placement_seeds``, else from 0 to 49. Fixtures stand
+    where stock LIBERO puts them at its first reset after ``seed(0)``, unless ``fixture_draw`` asks for the n-th, or
+    ``fixture_seed`` for another seed. Objects then settle for ``settle_steps`` control steps.
 
     ## Copies
 
@@ -143,15 +142,15 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         placement_seeds: Further initial states that resets draw from, as likely as the official ones: objects anywhere
             in the BDDL's regions, one state per seed.
         image_size: Side of the square images in pixels, 8 to 2048.
-        cameras: Of ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
+        cameras: Cameras to show, ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
         reward: ``"sparse"``, ``"progress"`` or ``"process"``.
         reward_model: For ``"process"``: an object with ``score(images, instructions)``, or what an installed package
             loads it from, such as a folder of `vla_agent`'s.
         renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for decimated
-            meshes, several times faster without a GPU (PSNR against exact about 30 dB).
+            meshes, which are cheaper to draw without a GPU.
         physics: ``"exact"`` for stock's states to the bit, used for every reported result; ``"fast"`` solves for the
-            contact forces once per substep where stock solves three times: 1.3 to 1.5 times as fast, equal within the
-            solver's tolerance until contacts amplify the difference.
+            contact forces once per substep where stock solves three times, so states are equal within the solver's
+            tolerance until contacts amplify the difference.
         settle_steps: Control steps with an open gripper before the first observation.
         chunk_size: Control steps per `step`, executed open-loop, stopped by success; one frame at their end.
         privileged: Whether observations hold what only the simulator knows; see `libero_gym.privileged`.
@@ -338,7 +337,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             gym.error.ResetNeeded: Before the first `reset`.
         """
         state = self.simulator.get_state()
-        return env_state.to_json(self.suite.name, self._episode, self.np_random, state)
+        return snapshot_to_json(self.suite.name, self._episode, self.np_random, state)
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
         """Go on where `snapshot` was taken; gives the observation there, and its info without the step's rewards.
@@ -348,7 +347,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         """
         self._check_open()
         own = self.suite.name, self.task_ids, self.tasks, self.privileged
-        episode, state, generator = env_state.from_json(snapshot, *own)
+        episode, state, generator = snapshot_from_json(snapshot, *own)
         self._simulators.get(episode.task, episode.fixture_draw, episode.fixture_seed).set_state(state)
         self._begin(episode)
         self.np_random = generator

@@ -1,4 +1,4 @@
-"""A policy's own episodes, recorded for process reward models: what they are to tell apart in training."""
+"""Recordings of a policy's own episodes, whose successes and failures process reward models learn to tell apart."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.env_arguments import check_own_task
+from libero_gym.env.arguments import check_own_task
 from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
 from libero_gym.simulation.simulator import SimState
 from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
@@ -51,7 +51,9 @@ class EpisodeState:
         }
 
 
-def to_json(suite: str, episode: EpisodeState, generator: np.random.Generator, state: SimState) -> dict[str, Any]:
+def snapshot_to_json(
+    suite: str, episode: EpisodeState, generator: np.random.Generator, state: SimState
+) -> dict[str, Any]:
     """All that an environment's future depends on, as JSON can hold it."""
     return {
         "suite": suite,
@@ -67,13 +69,13 @@ def to_json(suite: str, episode: EpisodeState, generator: np.random.Generator, s
     }
 
 
-def from_json(
+def snapshot_from_json(
     snapshot: Any, suite: str, task_ids: Sequence[int], tasks: Sequence[Task], privileged: bool
 ) -> tuple[EpisodeState, SimState, np.random.Generator]:
     """The episode, the simulator's state and the random generator of a snapshot.
 
     Args:
-        snapshot: What `to_json` gave.
+        snapshot: What `snapshot_to_json` gave.
         suite: Name of the environment's suite.
         task_ids: The environment's tasks.
         tasks: All tasks of the suite.
