@@ -100,12 +100,12 @@ def measure(name: str, folder: Path) -> Shape:
     )
 
 
-def imports(folder: Path) -> dict[str, set[str]]:
-    """Which files of a package import which others, by dotted name; a package's name stands for its `__init__.py`.
+def imports(*folders: Path) -> dict[str, set[str]]:
+    """Which files of packages import which others, by dotted name; a package's name stands for its `__init__.py`.
 
     A name that a package shows lazily (its `__init__.pyi` says from where) counts as an import of that file.
     """
-    paths = {_module(path, folder): path for path in sorted(folder.rglob("*.py"))}
+    paths = {_module(path, folder): path for folder in folders for path in sorted(folder.rglob("*.py"))}
     shown = {
         f"{module}.{alias.name}": f"{module}.{node.module}"
         for module, path in paths.items()

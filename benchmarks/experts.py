@@ -24,7 +24,7 @@ from libero_gym.compilation.compile import compile_task
 from libero_gym.experts.expert import run_expert
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import SUITES, get_tasks, initial_states
-from vla_agent.intervals import wilson_interval
+from vla_agent.common.intervals import wilson_interval
 
 OUT = Path(__file__).parent / "results" / "experts.json"
 FOUR_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")

@@ -27,7 +27,7 @@ from measuring import provenance
 
 from vla_agent import EvaluationReport
 from vla_agent.commands.train import Options
-from vla_agent.intervals import mcnemar_exact, wilson_interval
+from vla_agent.common.intervals import mcnemar_exact, wilson_interval
 from vla_agent.runs.run_files import STATE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

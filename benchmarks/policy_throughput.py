@@ -30,7 +30,7 @@ from peft.tuners import lora
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from libero_gym.version import package_versions
+from libero_gym.common.version import package_versions
 from vla_agent.bins import GREEDY, bin_log_probs
 from vla_agent.openvla import OpenVLA, OpenVLAConfig
 from vla_agent.openvla.sequence import KeyValueCache, causal_mask, lay_out_prompts

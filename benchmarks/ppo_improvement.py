@@ -31,8 +31,8 @@ import numpy as np
 from measuring import provenance
 
 from vla_agent import EvaluationReport, RunError, latest_run
-from vla_agent.figures import new_figure, save_figure
-from vla_agent.intervals import newcombe_interval, wilson_interval
+from vla_agent.common.figures import new_figure, save_figure
+from vla_agent.common.intervals import newcombe_interval, wilson_interval
 from vla_agent.process_reward.hacking import check_hacking
 from vla_agent.runs.run_files import STATE
 

@@ -20,7 +20,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """``__version__``, looked up at its first use."""
     if name == "__version__":
-        from libero_gym.version import version
+        from libero_gym.common.version import version
 
         return version()
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

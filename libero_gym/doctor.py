@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from libero_gym import cache, stock
-from libero_gym.version import BENCHMARK, installed_version
+from libero_gym import stock
+from libero_gym.common import cache
+from libero_gym.common.version import BENCHMARK, installed_version
 
 # The versions that continuous integration runs; see constraints.txt.
 TESTED = {
@@ -126,7 +127,7 @@ def check_assets() -> list[Finding]:
 
 def check_cache() -> list[Finding]:
     """Check that compiled tasks can be kept on disk."""
-    from libero_gym.numba_cache import is_writable
+    from libero_gym.common.numba_cache import is_writable
 
     cure = "set LIBERO_GYM_CACHE to a folder that can be written; until then every process compiles its tasks"
     limit = cache.cache_limit_bytes()

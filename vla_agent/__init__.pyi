@@ -3,9 +3,9 @@ from .algorithms.ppo import VLAPPO as VLAPPO
 from .callbacks import Curriculum as Curriculum
 from .callbacks import LearningCurve as LearningCurve
 from .callbacks import SuccessCallback as SuccessCallback
+from .common.errors import NonFiniteError as NonFiniteError
 from .envs.make import make_vec_env as make_vec_env
 from .envs.vec_env import VLAVecEnv as VLAVecEnv
-from .errors import NonFiniteError as NonFiniteError
 from .evaluation import Comparison as Comparison
 from .evaluation import EvaluationCallback as EvaluationCallback
 from .evaluation import EvaluationReport as EvaluationReport

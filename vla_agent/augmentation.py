@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch as th
 from torch.nn import functional as F
 
-from libero_gym.checks import real_number, whole_number
+from libero_gym.common.checks import real_number, whole_number
 
 # Luma of Rec. 601, which torchvision takes for grey.
 _LUMA = (0.299, 0.587, 0.114)

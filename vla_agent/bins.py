@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch as th
 from torch.nn import functional as F
 
-from libero_gym.checks import real_number, whole_number
+from libero_gym.common.checks import real_number, whole_number
 from vla_agent.action_tokens import N_BINS
 
 # Log-probability of a bin that truncation leaves out: as good as impossible, yet finite in sums and products.

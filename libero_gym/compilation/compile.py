@@ -12,14 +12,14 @@ import logging
 import os
 import warnings
 
-from libero_gym import cache
+from libero_gym.common import cache
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.common.version import BENCHMARK
 from libero_gym.compilation import decimation, records
 from libero_gym.compilation.extraction import extract, full_model
-from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.stock import stock_env
 from libero_gym.tasks import Task
-from libero_gym.version import BENCHMARK
 
 logger = logging.getLogger(__name__)
 

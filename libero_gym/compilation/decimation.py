@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from libero_gym.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
 
 # Raise it when decimated models change, for they are cached.
 VERSION = 3

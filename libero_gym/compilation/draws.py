@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym import cache
-from libero_gym.checks import whole_number
+from libero_gym.common import cache
+from libero_gym.common.checks import whole_number
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.extraction import read_draw
 from libero_gym.compilation.records import task_key

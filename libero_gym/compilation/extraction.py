@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation import records
-from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation import goals
 from libero_gym.simulation.compiled import Burner, CompiledTask, FixtureDraw, RobotIndices
 from libero_gym.stock import without_visuals

@@ -15,11 +15,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from libero_gym import cache
+from libero_gym.common import cache
+from libero_gym.common.memory import available_memory
+from libero_gym.common.numba_cache import is_writable
 from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task, is_compiled, prepare_visual_model
-from libero_gym.memory import available_memory
-from libero_gym.numba_cache import is_writable
 from libero_gym.tasks import Task
 
 logger = logging.getLogger(__name__)

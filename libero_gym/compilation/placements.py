@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym import cache
-from libero_gym.checks import whole_number
+from libero_gym.common import cache
+from libero_gym.common.checks import whole_number
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation.records import task_key
-from libero_gym.mujoco_import import mujoco
 from libero_gym.stock import stock_env, without_visuals
 from libero_gym.tasks import Task
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.common.version import BENCHMARK, BENCHMARK_ASSETS, installed_version
 from libero_gym.compilation import decimation
-from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation import goals
 from libero_gym.simulation.compiled import Burner, CompiledTask, FixtureDraw, RobotIndices
 from libero_gym.tasks import Task
-from libero_gym.version import BENCHMARK, BENCHMARK_ASSETS, installed_version
 
 # The distributions whose versions decide what a task compiles to.
 SOURCES = (*BENCHMARK, *BENCHMARK_ASSETS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from libero_gym.atomic import write_text
+from libero_gym.common.atomic import write_text
 
 CARD_PATH = "README.md"
 # The header follows LeRobot's own cards. The card states no number, so that a longer dataset can keep it.

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from libero_gym.checks import real_number, whole_number
+from libero_gym.common.checks import real_number, whole_number
+from libero_gym.common.json_files import parse_json
 from libero_gym.demonstrations.episodes import MAX_FRAMES, MAX_SIDE, DamagedEpisodeError
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH, OWN_FIELDS, OWN_PREFIX
 from libero_gym.dimensions import ACTION_DIM, STATE_DIM
-from libero_gym.json_files import parse_json
 
 MAX_FPS = 1000
 MAX_INDEX = 1_000_000  # of a chunk or a file

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from libero_gym import videos
+from libero_gym.common import videos
 from libero_gym.demonstrations.episodes import MAX_PIXEL_BYTES, DamagedEpisodeError
 from libero_gym.demonstrations.lerobot_fields import Feature
 

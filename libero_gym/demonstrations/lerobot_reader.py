@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.checks import as_path, real_number, sequence, whole_number
+from libero_gym.common.checks import as_path, real_number, sequence, whole_number
+from libero_gym.common.json_files import read_json
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, check_episode
-from libero_gym.demonstrations.gripper_commands import GripperCommands
 from libero_gym.demonstrations.lerobot_fields import (
     Feature,
     camera_feature,
@@ -27,7 +27,7 @@ from libero_gym.demonstrations.lerobot_fields import (
 from libero_gym.demonstrations.lerobot_frames import from_cells, from_video
 from libero_gym.demonstrations.lerobot_layout import IMAGE_PREFIX, INFO_PATH, STATS_PATH, require_pyarrow
 from libero_gym.dimensions import CONTROL_FREQ, GRIPPER_DIM
-from libero_gym.json_files import read_json
+from libero_gym.gripper import GripperCommands
 
 # Bounds of one parquet file; LeRobot begins another one at 100 MB.
 _MAX_ROWS, _MAX_TABLE_BYTES = 10**7, 16 * 2**30

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym import videos
-from libero_gym.atomic import write_bytes
-from libero_gym.checks import as_path, flag, sequence, whole_number
+from libero_gym.common import videos
+from libero_gym.common.atomic import write_bytes
+from libero_gym.common.checks import as_path, flag, sequence, whole_number
 from libero_gym.demonstrations.dataset_card import write_card
 from libero_gym.demonstrations.episodes import Episode, check_episode
 from libero_gym.demonstrations.leftovers import MARK, foreign_data, remove_leftovers

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.checks import as_path, did_you_mean, sequence
+from libero_gym.common.checks import as_path, did_you_mean, sequence
+from libero_gym.common.json_files import parse_json
 from libero_gym.demonstrations.episodes import (
     MAX_FRAMES,
     MAX_PIXEL_BYTES,
@@ -25,7 +26,6 @@ from libero_gym.demonstrations.episodes import (
     check_episode,
 )
 from libero_gym.dimensions import ACTION_DIM
-from libero_gym.json_files import parse_json
 from libero_gym.tasks import file_name_instruction, get_suite, get_tasks
 
 # The name in the file of each observation key.

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from libero_gym import videos
-from libero_gym.checks import choice, flag, real_number, sequence, whole_number
+from libero_gym.common import videos
+from libero_gym.common.checks import choice, flag, real_number, sequence, whole_number
 from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.rendering.renderer import RENDERERS
 from libero_gym.tasks import get_tasks, initial_states

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym import videos
-from libero_gym.array_files import pack
-from libero_gym.atomic import write_bytes
+from libero_gym.common import videos
+from libero_gym.common.array_files import pack
+from libero_gym.common.atomic import write_bytes
+from libero_gym.common.version import package_versions
 from libero_gym.demonstrations.episodes import Episode, check_episode
 from libero_gym.demonstrations.lerobot_stats import image_stats
 from libero_gym.demonstrations.plan import EpisodeKey, RecordingOptions
 from libero_gym.dimensions import ACTION_DIM, GRIPPER_DIM, IMAGE_KEYS
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import Suite
-from libero_gym.version import package_versions
 
 Policy = Callable[[dict[str, Any]], np.ndarray]
 """A function from an observation to an action (7,)."""

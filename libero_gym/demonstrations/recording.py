@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from libero_gym import videos
-from libero_gym.array_files import unpack
-from libero_gym.atomic import write_bytes
-from libero_gym.checks import flag, sequence, whole_number
+from libero_gym.common import videos
+from libero_gym.common.array_files import unpack
+from libero_gym.common.atomic import write_bytes
+from libero_gym.common.checks import flag, sequence, whole_number
+from libero_gym.common.json_files import read_json
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode
 from libero_gym.demonstrations.leftovers import foreign_data
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH, require_pyarrow
@@ -36,7 +37,6 @@ from libero_gym.demonstrations.recorder import PolicyFactory, RecordingJob
 from libero_gym.demonstrations.workers import record_episodes
 from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.env import LiberoEnv, check_task_ids
-from libero_gym.json_files import read_json
 from libero_gym.rendering import renderer as rendering
 from libero_gym.tasks import get_suite
 

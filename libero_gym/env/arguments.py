@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from libero_gym.checks import choice, did_you_mean, sequence, whole_number
+from libero_gym.common.checks import choice, did_you_mean, sequence, whole_number
 from libero_gym.compilation.draws import check_draw, check_seed
 from libero_gym.compilation.placements import check_placement_seed
 from libero_gym.rendering.scene import CAMERAS

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from libero_gym.checks import choice, flag, whole_number
+from libero_gym.common.checks import choice, flag, whole_number
+from libero_gym.common.uncopyable import Uncopyable, deep_copy
 from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, PRIVILEGED_KEY
 from libero_gym.env.arguments import (
     check_action,
@@ -40,7 +41,6 @@ from libero_gym.reward_model import RewardModel
 from libero_gym.rewards import SCORE, TERMS
 from libero_gym.simulation.simulator import SETTLE_ACTION, Physics, SimState, Simulator
 from libero_gym.tasks import Suite, Task, get_suite, get_tasks
-from libero_gym.uncopyable import Uncopyable, deep_copy
 
 __all__ = ["ACTION_DIM", "LiberoEnv"]
 

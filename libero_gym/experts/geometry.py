@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from libero_gym.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
 
 DOWN = np.array([0.0, 0.0, -1.0])
 UP = -DOWN

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.experts.arm import CLOSED, OPEN, START_HAND, Actions, Arm
 from libero_gym.experts.geometry import UP, down, rotation_about_z, tilted, unit
-from libero_gym.mujoco_import import mujoco
 from libero_gym.simulation import goals
 
 DRAWER_OPEN = -0.155  # m; the joint of a drawer ends at -0.16

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.compile import MAX_SCENES
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
 from libero_gym.rendering.scene import LayeredScene, Scene
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
-from libero_gym.uncopyable import Uncopyable
 
 # "exact" draws stock LIBERO's pixels. "fast" draws decimated meshes and smaller textures (see `decimation`), and what
 # stands still only once (see `scene`).

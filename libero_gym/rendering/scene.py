@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import minimum_filter
 
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.compile import visual_model
-from libero_gym.mujoco_import import mujoco
 from libero_gym.rendering.gl import GLCalls
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
-from libero_gym.uncopyable import Uncopyable
 
 # The observation's name of a camera, and LIBERO's.
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from libero_gym.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
 
 NO_GEOM = -1
 """Fills the rows of `StateArrays.contacts` that hold no contact."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from libero_gym.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.simulation import goals
 from libero_gym.tasks import Task
 

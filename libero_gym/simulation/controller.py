@@ -16,8 +16,8 @@ import llvmlite.binding
 import numpy as np
 from numba import types
 
-from libero_gym.mujoco_import import mujoco
-from libero_gym.numba_cache import compiled
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.common.numba_cache import compiled
 
 # robosuite 1.4, controllers/config/osc_pose.json
 KP = 150.0

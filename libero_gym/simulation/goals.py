@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from libero_gym.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.simulation.arrays import StateArrays
 
 # LIBERO's tolerances: ObjectState.check_ontop, SiteObject.under, SiteObject.in_box, predicates.Up.

@@ -20,11 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from libero_gym.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.simulation import controller, goals
 from libero_gym.simulation.arrays import StateArrays, contacts_of
 from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
-from libero_gym.uncopyable import Uncopyable
 
 logger = logging.getLogger(__name__)
 

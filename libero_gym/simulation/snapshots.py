@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.checks import real_number, whole_number
+from libero_gym.common.checks import real_number, whole_number
 from libero_gym.simulation.simulator import Memory, SimState
 
 _BIT_GENERATORS = {

@@ -10,8 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from libero_gym.checks import choice, did_you_mean, sequence, whole_number
-from libero_gym.memory import available_memory
+from libero_gym.common.checks import choice, did_you_mean, sequence, whole_number
+from libero_gym.common.memory import available_memory
 
 # What an environment takes beside its observations: measured, 1.2 MB for Spatial's task 0 without cameras.
 _SIMULATOR_BYTES = 1_200_000

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
+from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.tasks import Task
-from libero_gym.uncopyable import Uncopyable
 from libero_gym.vector import messages, protocol
 from libero_gym.vector.shared_arrays import Layout, anonymous_file
 

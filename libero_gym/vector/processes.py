@@ -13,11 +13,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
-from libero_gym.checks import flag, real_number, whole_number
+from libero_gym.common.checks import flag, real_number, whole_number
+from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.first_use import compile_tasks
 from libero_gym.rendering import devices
 from libero_gym.tasks import placement_seeds_of
-from libero_gym.uncopyable import Uncopyable
 from libero_gym.vector import protocol
 from libero_gym.vector.arguments import MAX_TIMEOUT, check_snapshot
 from libero_gym.vector.backend import Plan

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from libero_gym.uncopyable import Uncopyable
+from libero_gym.common.uncopyable import Uncopyable
 
 # Name -> (shape, dtype string); small enough to send to a worker as text.
 Layout = Mapping[str, tuple[tuple[int, ...], str]]

@@ -13,11 +13,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from libero_gym.checks import choice, flag, whole_number
+from libero_gym.common.checks import choice, flag, whole_number
+from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.env import LiberoEnv
 from libero_gym.env.arguments import check_actions, check_options, check_task_weights
 from libero_gym.rewards import TERMS
-from libero_gym.uncopyable import Uncopyable
 from libero_gym.vector import arguments as vector_arguments
 from libero_gym.vector.backend import ENDED, FINAL, IDLE, INFO_KEYS, Backend, BackendFactory, Plan, ResetRequests
 from libero_gym.vector.pool import WorkerError

@@ -17,10 +17,11 @@ from paths import ROOT
 
 import libero_gym
 import vla_agent
-from libero_gym import cache, doctor, numba_cache, stock
+from libero_gym import doctor, stock
+from libero_gym.common import cache, numba_cache
+from libero_gym.common.version import package_versions
 from libero_gym.stock import BenchmarkError, task_files
 from libero_gym.tasks import get_tasks
-from libero_gym.version import package_versions
 
 # What numba and `pathlib` ask: may a file be made here, and where is this user's home?
 STRANGER = """
@@ -60,7 +61,7 @@ def run(code: str, folder: Path, without: tuple[str, ...] = (), **environment: s
 
 def test_everything_imports_for_a_user_without_home_who_can_write_nowhere(tmp_path: Path) -> None:
     code = STRANGER + (
-        "from libero_gym import cache, numba_cache\n"
+        "from libero_gym.common import cache, numba_cache\n"
         "from libero_gym.simulation import controller\n"
         "from libero_gym.stock import import_stock\n"
         "from libero_gym.tasks import get_tasks\n"
@@ -236,7 +237,7 @@ def test_both_packages_say_the_version_that_is_installed(monkeypatch: pytest.Mon
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert libero_gym.__version__ == vla_agent.__version__ == setup["metadata"]["version"]
-    monkeypatch.setattr("libero_gym.version.DISTRIBUTION", "libero-vla-not-installed")
+    monkeypatch.setattr("libero_gym.common.version.DISTRIBUTION", "libero-vla-not-installed")
     assert libero_gym.__version__ == vla_agent.__version__ == "unknown"
     with pytest.raises(AttributeError, match="module 'libero_gym' has no attribute 'versoin'"):
         _ = libero_gym.versoin

@@ -13,7 +13,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
-from libero_gym.checks import choice, flag, real_number, whole_number
+from libero_gym.common.checks import choice, flag, real_number, whole_number
 from vla_agent.policy.arguments import Check, check_device, check_dict
 
 LARGEST_SEED = 2**32 - 1  # NumPy's, which SB3 seeds as well

@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from libero_gym.checks import flag, whole_number
+from libero_gym.common.checks import flag, whole_number
 from vla_agent.algorithms import arguments, health
 from vla_agent.algorithms.resumable import ResumableAlgorithm
 from vla_agent.algorithms.rollout import Observations, Rollout, RolloutHooks, collect

@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
 
 Batch = RolloutBufferSamples | DictRolloutBufferSamples
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_agent.errors import NonFiniteError
+from vla_agent.common.errors import NonFiniteError
 
 _WAY_OUT = "Nothing was learned from this rollout; what safe_learn saved goes on from before it."
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch as th
 
-from vla_agent.errors import NonFiniteError
+from vla_agent.common.errors import NonFiniteError
 
 ACTION_DIM_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env import VecEnv
 
-from libero_gym.checks import flag
+from libero_gym.common.checks import flag
 from vla_agent.algorithms import arguments
 from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.callbacks.state import StatefulCallback

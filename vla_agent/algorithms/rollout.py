@@ -13,7 +13,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
 from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.algorithms.finite import check_observations, check_rewards, check_values
 from vla_agent.algorithms.health import Stopwatch

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 
-from libero_gym.checks import choice, real_number
+from libero_gym.common.checks import choice, real_number
 from vla_agent.callbacks.success import SuccessCallback
 
 Mode = Literal["uniform", "hardest", "frontier"]

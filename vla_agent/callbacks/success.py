@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from libero_gym.checks import whole_number
-from vla_agent.figures import new_figure, save_figure
-from vla_agent.intervals import wilson_interval
+from libero_gym.common.checks import whole_number
+from vla_agent.common.figures import new_figure, save_figure
+from vla_agent.common.intervals import wilson_interval
 
 
 class TrainingEpisode(NamedTuple):

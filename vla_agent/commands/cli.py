@@ -6,8 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from libero_gym.checks import did_you_mean
-from libero_gym.version import DISTRIBUTION, installed_version
+from libero_gym.common.checks import did_you_mean
+from libero_gym.common.version import DISTRIBUTION, installed_version
 from vla_agent.commands.options import run_command
 
 # Modules are imported when they are asked for: torch and transformers take seconds.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
 from vla_agent import EvaluationReport, compare_reports, evaluate_policy
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch as th
 from tqdm import tqdm
 
-from libero_gym.atomic import write_text
-from libero_gym.checks import real_number, whole_number
+from libero_gym.common.atomic import write_text
+from libero_gym.common.checks import real_number, whole_number
+from libero_gym.common.json_files import parse_json
 from libero_gym.demonstrations import LeRobotReader, record
 from libero_gym.dimensions import CAMERA_KEYS
-from libero_gym.json_files import parse_json
 from libero_gym.tasks import SUITES, get_suite
 from vla_agent.augmentation import Augmentation
 from vla_agent.commands.options import ids_or_none, option_name, parse_options

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
+from libero_gym.common.videos import write_film
 from libero_gym.dimensions import CONTROL_FREQ
-from libero_gym.videos import write_film
 from vla_agent.commands.options import parse_options
-from vla_agent.figures import new_figure, save_figure
+from vla_agent.common.figures import new_figure, save_figure
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from libero_gym.checks import choice, did_you_mean, flag, whole_number
+from libero_gym.common.checks import choice, did_you_mean, flag, whole_number
 
 # Each environment has a simulator and frames in shared memory; a larger number is a typing error.
 MAX_ENVS = 10_000

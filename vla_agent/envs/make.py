@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import gymnasium as gym
 import numpy as np
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
 from vla_agent.backbone import BackboneProcessor
 from vla_agent.envs.arguments import check_arguments, check_keywords
 from vla_agent.envs.vec_env import ImageTransform, VLAVecEnv

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from libero_gym.checks import flag, real_number, whole_number
+from libero_gym.common.checks import flag, real_number, whole_number
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, CONTROL_FREQ
 from vla_agent.action_tokens import N_BINS
 from vla_agent.envs.episodes import EpisodeStart, FinishedEpisode, play_episodes

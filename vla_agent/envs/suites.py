@@ -8,7 +8,7 @@ from typing import NamedTuple
 import gymnasium as gym
 from tqdm import tqdm
 
-from libero_gym.checks import did_you_mean
+from libero_gym.common.checks import did_you_mean
 
 
 class SuiteDescription(NamedTuple):

@@ -14,9 +14,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
+from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS
-from libero_gym.uncopyable import Uncopyable
 from vla_agent.backbone import BackboneProcessor, Codec
 from vla_agent.envs.prompts import PromptTable
 from vla_agent.episode_totals import EpisodeTotals

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from libero_gym.common.videos import write_film
 from libero_gym.dimensions import CONTROL_FREQ
-from libero_gym.videos import write_film
+from vla_agent.common.intervals import mcnemar_exact
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
 from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.evaluation.trials import Trial
-from vla_agent.intervals import mcnemar_exact
 
 FILM_SIZE = 256  # pixels of each side's frame
 FILM_SPEED = 2  # times as fast as the robot

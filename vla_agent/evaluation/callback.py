@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
-from libero_gym.checks import flag, whole_number
-from vla_agent.atomic import destination
+from libero_gym.common.checks import flag, whole_number
 from vla_agent.callbacks.success import Evaluated
+from vla_agent.common.atomic import destination
 from vla_agent.evaluation.evaluator import Evaluator
 from vla_agent.evaluation.reports import EvaluationReport
 from vla_agent.evaluation.results import EpisodeResult, SuccessRow

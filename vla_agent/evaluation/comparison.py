@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vla_agent.common.intervals import mcnemar_exact, newcombe_interval
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import EvaluationReport
 from vla_agent.evaluation.results import SuccessRow, describe_ids, describe_row
-from vla_agent.intervals import mcnemar_exact, newcombe_interval
 
 SIGNIFICANCE_LEVEL = 0.05
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch as th
 from tqdm import tqdm
 
-from libero_gym.checks import choice, flag, sequence, whole_number
+from libero_gym.common.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env

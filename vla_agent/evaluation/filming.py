@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from libero_gym.common.videos import write_film
 from libero_gym.dimensions import CONTROL_FREQ
-from libero_gym.videos import write_film
 from vla_agent.evaluation.results import EpisodeResult
 
 # Smaller frames are enlarged to at least so many pixels.

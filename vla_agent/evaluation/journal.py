@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from libero_gym.atomic import write_text
-from libero_gym.json_files import MAX_BYTES, parse_json
+from libero_gym.common.atomic import write_text
+from libero_gym.common.json_files import MAX_BYTES, parse_json
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.results import SCHEMA, EpisodeResult, ReportError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vla_agent.common.figures import new_figure, save_figure
 from vla_agent.evaluation.protocols import describe_protocol
 from vla_agent.evaluation.results import EvaluationResults, SuccessRow, describe_ids, describe_row
-from vla_agent.figures import new_figure, save_figure
 
 CHART_FILE = "success.png"
 _LABEL_LENGTH = 95

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch as th
 
-from libero_gym.atomic import write_text
-from libero_gym.json_files import read_json
-from libero_gym.version import UNKNOWN, package_versions
-from vla_agent.hashes import hash_files, hash_weights
+from libero_gym.common.atomic import write_text
+from libero_gym.common.json_files import read_json
+from libero_gym.common.version import UNKNOWN, package_versions
+from vla_agent.common.hashes import hash_files, hash_weights
 
 PACKAGES = (
     "libero-vla",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from libero_gym.atomic import replacing, write_text
-from libero_gym.checks import as_path
-from libero_gym.json_files import KINDS, read_json
+from libero_gym.common.atomic import replacing, write_text
+from libero_gym.common.checks import as_path
+from libero_gym.common.json_files import KINDS, read_json
 from vla_agent.evaluation.pages import CHART_FILE, draw_chart, markdown
 from vla_agent.evaluation.results import SCHEMA, EpisodeResult, EvaluationResults, ReportError, shortened
 

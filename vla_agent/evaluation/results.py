@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from libero_gym.checks import flag, whole_number
-from vla_agent.intervals import wilson_interval
+from libero_gym.common.checks import flag, whole_number
+from vla_agent.common.intervals import wilson_interval
 
 SCHEMA = 1
 

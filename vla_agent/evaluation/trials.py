@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from libero_gym.checks import sequence, whole_number
+from libero_gym.common.checks import sequence, whole_number
 from vla_agent.envs.episodes import EpisodeStart
 from vla_agent.envs.suites import SuiteDescription, describe_suite
 from vla_agent.evaluation.provenance import TRAINING_FILE, TrainingStates

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
+from libero_gym.common.json_files import read_json
 from libero_gym.dimensions import ACTION_DIM
-from libero_gym.json_files import read_json
 from vla_agent.action_tokens import N_BINS
 from vla_agent.openvla.config_checks import check_depth, check_fields
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from libero_gym.checks import flag, real_number, whole_number
+from libero_gym.common.checks import flag, real_number, whole_number
 
 # Largest values; Llama-2 70B has 80 layers of width 8192, and Llama-3's vocabulary has 128256 entries.
 _TEXT_MAXIMA = {

@@ -4,10 +4,10 @@ import logging
 import re
 from pathlib import Path
 
-from libero_gym.json_files import read_json
+from libero_gym.common.json_files import read_json
+from vla_agent.common.shipped import SHIPPED_FOLDER
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.config_checks import check_statistics
-from vla_agent.shipped import SHIPPED_FOLDER
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.checks import did_you_mean
-from libero_gym.json_files import MAX_BYTES, parse_json
+from libero_gym.common.checks import did_you_mean
+from libero_gym.common.json_files import MAX_BYTES, parse_json
 from vla_agent.action_tokens import ActionTokenizer, BinCodec, action_table, normalize, unnormalize
-from vla_agent.hashes import fingerprint
+from vla_agent.common.hashes import fingerprint
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.config_checks import check_numbers, finite
 from vla_agent.openvla.files import (

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm import tqdm
 
-from libero_gym.checks import as_path
-from libero_gym.json_files import read_json
-from vla_agent.atomic import naming, save_tensors
+from libero_gym.common.checks import as_path
+from libero_gym.common.json_files import read_json
+from vla_agent.common.atomic import naming, save_tensors
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.files import (
     CONFIG_FILE,

@@ -12,7 +12,7 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 
-from libero_gym.checks import did_you_mean, flag, real_number, sequence, whole_number
+from libero_gym.common.checks import did_you_mean, flag, real_number, sequence, whole_number
 from vla_agent.backbone import is_backbone
 from vla_agent.policy.lora import LoraSettings
 

@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch as th
 from torch import nn
 
-from libero_gym.checks import did_you_mean
-from libero_gym.json_files import read_json
+from libero_gym.common.checks import did_you_mean
+from libero_gym.common.json_files import read_json
 from vla_agent.backbone import BackboneProcessor, VLABackbone
 from vla_agent.openvla.files import CONFIG_FILE, CheckpointError, resolve_folder
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch as th
 from torch import nn
 
-from libero_gym.checks import choice, did_you_mean, flag, real_number, whole_number
+from libero_gym.common.checks import choice, did_you_mean, flag, real_number, whole_number
 
 Target = Literal["all-linear", "language"]
 

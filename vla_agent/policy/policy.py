@@ -15,11 +15,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from libero_gym.checks import choice, did_you_mean, flag
+from libero_gym.common.checks import choice, did_you_mean, flag
 from libero_gym.dimensions import CAMERA_KEYS, PRIVILEGED_KEY
 from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.bins import Sampling, bin_entropy, gather_bins
-from vla_agent.errors import NonFiniteError
+from vla_agent.common.errors import NonFiniteError
 from vla_agent.policy.arguments import check_policy
 from vla_agent.policy.checks import check_fit, check_observation, check_spaces, observation_keys
 from vla_agent.policy.critic import ValueHead

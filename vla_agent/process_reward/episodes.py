@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from libero_gym.array_files import pack, unpack
-from libero_gym.atomic import write_bytes
+from libero_gym.common.array_files import pack, unpack
+from libero_gym.common.atomic import write_bytes
 
 
 class PolicyEpisode(NamedTuple):

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from libero_gym.checks import real_number, whole_number
+from libero_gym.common.checks import real_number, whole_number
 from libero_gym.gripper import FINGERS, gripper_opening
-from vla_agent.figures import new_figure, save_figure
+from vla_agent.common.figures import new_figure, save_figure
 
 # Kinds of examples: one positive, three negative, one in between, and failures in which the hand still holds something.
 KINDS = ("keyframe", "before", "other instruction", "failure", "between", "holding failure")

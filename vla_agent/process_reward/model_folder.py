@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from libero_gym.json_files import read_json
+from libero_gym.common.json_files import read_json
 from vla_agent.process_reward.interface import RewardModelError
 
 _MAX_LAYERS, _MAX_WIDTH = 1024, 2**24  # far above any model's

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_agent.atomic import Kind, writing
-from vla_agent.figures import new_figure, save_figure
+from vla_agent.common.atomic import Kind, writing
+from vla_agent.common.figures import new_figure, save_figure
 from vla_agent.process_reward.interface import CAMERA, RewardModel
 from vla_agent.process_reward.labels import HOLDING, LabelledFrames, Recorded
 from vla_agent.process_reward.reports import RewardReport, called, episode_scores

@@ -14,7 +14,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from libero_gym.checks import sequence, whole_number
+from libero_gym.common.checks import sequence, whole_number
 from vla_agent.process_reward.interface import CAMERA, RewardModelError, check_frames, warn_of_unseen
 from vla_agent.process_reward.storage import check_weights, digest, read_config, read_weights, write_scorer
 

@@ -11,7 +11,7 @@ import torch as th
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from libero_gym.checks import flag, real_number, whole_number
+from libero_gym.common.checks import flag, real_number, whole_number
 from vla_agent.augmentation import Augmentation
 from vla_agent.process_reward.labels import LabelledFrames
 from vla_agent.process_reward.tiny_scorer import TinyScorer

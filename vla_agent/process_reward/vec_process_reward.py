@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from libero_gym.checks import choice, flag, real_number, whole_number
+from libero_gym.common.checks import choice, flag, real_number, whole_number
 from libero_gym.gripper import FINGERS, gripper_opening
 from vla_agent.episode_totals import EpisodeTotals
 from vla_agent.process_reward.interface import RewardModel, check_camera, checked_scores

@@ -13,7 +13,7 @@ import numpy as np
 import torch as th
 from torch.nn import functional as F
 
-from libero_gym.checks import sequence
+from libero_gym.common.checks import sequence
 from vla_agent.policy.lora import LoraSettings, add_lora
 from vla_agent.process_reward.interface import CAMERA, RewardModelError, check_frames, warn_of_unseen
 from vla_agent.process_reward.model_folder import check_model_folder

@@ -21,9 +21,9 @@ from typing import Any, cast
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from libero_gym.checks import whole_number
-from vla_agent.atomic import remove
+from libero_gym.common.checks import whole_number
 from vla_agent.callbacks.tree import as_callbacks, parts
+from vla_agent.common.atomic import remove
 from vla_agent.runs.learner import Learner
 from vla_agent.runs.run_files import RUN, RunError
 from vla_agent.runs.run_folder import (

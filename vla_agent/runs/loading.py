@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from libero_gym.checks import did_you_mean
+from libero_gym.common.checks import did_you_mean
 from vla_agent.policy.arguments import check_names
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.documents import fault

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch as th
 from safetensors import SafetensorError
 
-from libero_gym.json_files import MAX_BYTES, parse_json
-from vla_agent.atomic import ZIP, Kind
-from vla_agent.hashes import sha256
+from libero_gym.common.json_files import MAX_BYTES, parse_json
+from vla_agent.common.atomic import ZIP, Kind
+from vla_agent.common.hashes import sha256
 from vla_agent.runs.documents import fault
 
 FORMAT = 2

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from libero_gym.atomic import write_text
-from libero_gym.checks import choice, whole_number
-from libero_gym.json_files import read_json
-from libero_gym.version import version
+from libero_gym.common.atomic import write_text
+from libero_gym.common.checks import choice, whole_number
+from libero_gym.common.json_files import read_json
+from libero_gym.common.version import version
 from vla_agent.runs import run_files
 from vla_agent.runs.learner import Learner
 from vla_agent.runs.run_files import FILES, STATE, RunError

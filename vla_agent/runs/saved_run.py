@@ -19,7 +19,7 @@ from typing import Any
 
 import torch as th
 
-from vla_agent.atomic import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
+from vla_agent.common.atomic import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.learner import Learner, live_policy
 from vla_agent.runs.moments import Contents, own_containers

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from libero_gym.checks import flag
-from vla_agent.atomic import ZIP
+from libero_gym.common.checks import flag
+from vla_agent.common.atomic import ZIP
 from vla_agent.runs.run_files import RunError, find, is_foreign_zip
 
 

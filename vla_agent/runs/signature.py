@@ -9,7 +9,7 @@ from abc import ABCMeta
 from collections.abc import Callable
 from typing import Any
 
-from libero_gym.checks import did_you_mean
+from libero_gym.common.checks import did_you_mean
 
 # Arguments that a run does not hold as such: it has the policy's class and ``policy_kwargs`` in places of their own,
 # and environments and device belong to the process that trains.

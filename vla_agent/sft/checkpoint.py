@@ -10,7 +10,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from vla_agent.atomic import Kind, save_tensors, writing
+from vla_agent.common.atomic import Kind, save_tensors, writing
 from vla_agent.runs.run_files import FolderFiles, read_json, read_tensors
 
 STATE_FILE, TENSORS_FILE = "trainer.json", "trainer.safetensors"

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from libero_gym.checks import flag, sequence, whole_number
-from libero_gym.demonstrations.gripper_commands import GripperCommands
+from libero_gym.common.checks import flag, sequence, whole_number
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, GRIPPER_DIM, STATE_DIM
+from libero_gym.gripper import GripperCommands
 from vla_agent.openvla.image import libero_image
 
 MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch as th
 
-from libero_gym.checks import real_number
+from libero_gym.common.checks import real_number
 from vla_agent.action_tokens import N_BINS
 
 

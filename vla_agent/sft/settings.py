@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from libero_gym.checks import did_you_mean, real_number, whole_number
+from libero_gym.common.checks import did_you_mean, real_number, whole_number
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
 from vla_agent.action_tokens import bin_centers, to_bins
 from vla_agent.augmentation import Augmentation
 from vla_agent.backbone import VLABackbone, model_inputs
-from vla_agent.errors import NonFiniteError
-from vla_agent.hashes import fingerprint
+from vla_agent.common.errors import NonFiniteError
+from vla_agent.common.hashes import fingerprint
 from vla_agent.openvla import OpenVLA
 from vla_agent.policy.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.policy.precision import warn_of_lost_steps

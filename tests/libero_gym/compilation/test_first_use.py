@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from libero_gym import cache
+from libero_gym.common import cache
 from libero_gym.compilation import compile as compile_module
 from libero_gym.compilation import first_use, records
 from libero_gym.compilation.compile import compile_task, is_compiled

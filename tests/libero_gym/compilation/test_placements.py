@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from libero_gym import cache
+from libero_gym.common import cache
 from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.placements import sampled_state

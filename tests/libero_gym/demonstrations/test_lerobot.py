@@ -79,7 +79,7 @@ def test_pooled_moments_are_those_of_all_values() -> None:
 def test_a_file_of_several_episodes_is_read_too(dataset: Path, tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from libero_gym import videos
+    from libero_gym.common import videos
 
     episodes = list(LeRobotReader(dataset))
     frames = np.concatenate([episode.images["image"] for episode in episodes])

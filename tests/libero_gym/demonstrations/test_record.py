@@ -16,7 +16,7 @@ from paths import TESTS
 from recorded_policies import GivesUp, Soup, broken, push, two_steps
 from recordings import record_pushes, same_episodes, write_dataset
 
-from libero_gym.atomic import write_bytes
+from libero_gym.common.atomic import write_bytes
 from libero_gym.demonstrations import LeRobotReader, LeRobotWriter, recorder, workers
 from libero_gym.demonstrations import recording as demonstrations
 from libero_gym.demonstrations.episodes import Episode

@@ -16,6 +16,7 @@ from evaluations import report_of
 from PIL import Image, ImageColor
 
 from vla_agent import EvaluationReport, compare_reports
+from vla_agent.common.intervals import newcombe_interval, wilson_interval
 from vla_agent.evaluation import ReportError, SuccessRow
 from vla_agent.evaluation.pages import _TASK_COLOR, _TRACK_COLOR, draw_chart, markdown
 from vla_agent.evaluation.provenance import (
@@ -26,7 +27,6 @@ from vla_agent.evaluation.provenance import (
     write_training_states,
 )
 from vla_agent.evaluation.results import describe_ids
-from vla_agent.intervals import newcombe_interval, wilson_interval
 
 
 def test_rows_by_hand() -> None:

@@ -14,10 +14,10 @@ from evaluations import BLIND, Noise, report_of
 
 from vla_agent import EvaluationReport, Evaluator, compare_reports, evaluate_policy
 from vla_agent.commands import cli
+from vla_agent.common.intervals import mcnemar_exact, wilson_interval
 from vla_agent.evaluation import ReportError
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.provenance import read_training_states
-from vla_agent.intervals import mcnemar_exact, wilson_interval
 
 Damage = Callable[[dict[str, Any]], Any]
 

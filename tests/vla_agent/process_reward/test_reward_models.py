@@ -14,6 +14,7 @@ import pytest
 import torch as th
 from safetensors.torch import save_file
 
+from vla_agent.common.shipped import SHIPPED_FOLDER
 from vla_agent.policy.lora import LoraSettings, target_modules
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
 from vla_agent.process_reward.hacking import check_hacking
@@ -30,7 +31,6 @@ from vla_agent.process_reward.labels import (
 from vla_agent.process_reward.pages import write_report
 from vla_agent.process_reward.reports import auc_interval, bootstrap, report, roc_auc, time_correlation
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
-from vla_agent.shipped import SHIPPED_FOLDER
 
 SIZE = 32
 RED, GREEN = "take the red cup", "take the green cup"

@@ -21,7 +21,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from vla_agent import VLAPPO
-from vla_agent import atomic as folders
+from vla_agent.common import atomic as folders
 from vla_agent.openvla import load_processor
 from vla_agent.runs.run_files import CHECKSUMS, FILES, RunError
 from vla_agent.runs.serialization import restore_generators

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from saved_runs import fake, fake_model
 
 from vla_agent import VLAPPO
-from vla_agent import atomic as folders
-from vla_agent.atomic import Kind, destination, writing, writing_zip
+from vla_agent.common import atomic as folders
+from vla_agent.common.atomic import Kind, destination, writing, writing_zip
 from vla_agent.openvla import OpenVLA
 from vla_agent.process_reward.pages import REPORT
 from vla_agent.process_reward.storage import SCORER

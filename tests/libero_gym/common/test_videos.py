@@ -8,7 +8,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from libero_gym.videos import decode, encode, write_film
+from libero_gym.common.videos import decode, encode, write_film
 
 
 def frames(n: int, height: int, width: int) -> np.ndarray:

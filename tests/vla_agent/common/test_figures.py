@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_agent.figures import new_figure, save_figure
+from vla_agent.common.figures import new_figure, save_figure
 
 
 @pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml")])

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from libero_gym import atomic, checks
-from libero_gym.json_files import parse_json, read_json
+from libero_gym.common import atomic, checks
+from libero_gym.common.json_files import parse_json, read_json
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 1.0, 2.5, "1", None, [1], float("nan")])

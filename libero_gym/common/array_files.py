@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.json_files import parse_json
+from libero_gym.common.json_files import parse_json
 
 
 def pack(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vla_agent.intervals import mcnemar_exact, newcombe_interval, wilson_interval
+from vla_agent.common.intervals import mcnemar_exact, newcombe_interval, wilson_interval
 
 TIGHT = {"rel": 0, "abs": 1e-12}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from libero_gym.atomic import replacing
+from libero_gym.common.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,7 +19,7 @@ import torch as th
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from libero_gym.atomic import replacing
+from libero_gym.common.atomic import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
 
 
 def wilson_interval(successes: int, n: int, confidence_level: float = 0.95) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from libero_gym.atomic import write_bytes
+from libero_gym.common.atomic import write_bytes
 
 DATASET_CRF, FILM_CRF, MAX_CRF = 18, 23, 51
 # LeRobot's choice for datasets: every second frame is a key frame, so that single frames are read quickly.

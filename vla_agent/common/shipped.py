@@ -2,4 +2,4 @@
 
 from pathlib import Path
 
-SHIPPED_FOLDER = Path(__file__).parent / "checkpoints"
+SHIPPED_FOLDER = Path(__file__).parents[1] / "checkpoints"

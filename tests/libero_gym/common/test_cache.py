@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from libero_gym import cache
+from libero_gym.common import cache
 from libero_gym.compilation.compile import compile_task
 from libero_gym.tasks import Task
 

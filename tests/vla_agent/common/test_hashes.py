@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch as th
 
-from vla_agent.hashes import fingerprint, hash_files, hash_weights, sha256
+from vla_agent.common.hashes import fingerprint, hash_files, hash_weights, sha256
 from vla_agent.openvla.processor import load_processor
 from vla_agent.process_reward import load_reward_model
 

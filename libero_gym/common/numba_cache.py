@@ -10,7 +10,7 @@ from typing import Any
 
 import numba
 
-from libero_gym import cache
+from libero_gym.common import cache
 
 _config: Any = numba.config  # filled from the environment when numba is imported
 

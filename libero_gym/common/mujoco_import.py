@@ -11,7 +11,7 @@ import os
 import sys
 from types import ModuleType
 
-from libero_gym.environment_variables import restored
+from libero_gym.common.environment_variables import restored
 
 # What mujoco/gl_context.py takes for "none".
 NO_GL = "disable"
