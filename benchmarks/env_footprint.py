@@ -58,14 +58,14 @@ def start_ours(renderer: str) -> dict[str, float]:
 
 
 def start_stock() -> dict[str, float]:
-    """The same for LIBERO's own ``OffScreenRenderEnv``; a further one costs what the first did."""
-    from libero_gym.compilation.compile import _quiet
+    """Milliseconds until the first frame of LIBERO's own ``OffScreenRenderEnv``; a further one takes as long."""
+    from libero_gym.stock import quiet
 
     started = time.perf_counter()
     env_class, _ = import_stock()
     imported = time.perf_counter()
     task, state = official_task()
-    with _quiet():
+    with quiet():
         env = env_class(**stock_kwargs(task))
         made = time.perf_counter()
         env.seed(0)
@@ -107,16 +107,16 @@ PROBES = {probe.__name__: probe for probe in (start_ours, start_stock, workers_o
 
 
 def phases(started: float, imported: float, made: float, shown: float) -> dict[str, float]:
-    """Milliseconds between these times in seconds."""
+    """Milliseconds between points in time that are given in seconds."""
     times = {"make_ms": made - imported, "first_frame_ms": shown - made, "all_with_imports_ms": shown - started}
     return {name: seconds * 1e3 for name, seconds in times.items()}
 
 
 def import_stock() -> tuple[Any, Any]:
     """LIBERO's environment and vector environment, set to render with EGL."""
-    from libero_gym.compilation.compile import _import_stock
+    from libero_gym.stock import import_stock as prepare_stock
 
-    _import_stock()
+    prepare_stock()
     os.environ["MUJOCO_GL"] = "egl"
     from libero.libero.envs import OffScreenRenderEnv, SubprocVectorEnv
 
@@ -164,7 +164,7 @@ def run_probe(name: str, *args: str) -> dict[str, float]:
 
 
 def measure_start(renderer: str, repeats: int) -> dict[str, Any]:
-    """Start-up of ours and stock in turn."""
+    """Start-up times of our environment and stock's, measured in turn."""
     from measuring import against, summary
     from tqdm import tqdm
 

@@ -19,9 +19,10 @@ import numpy as np
 from measuring import against, milliseconds, provenance, psnr, report, summary
 from tqdm import tqdm
 
-from libero_gym.compilation import compile as compile_module
+from libero_gym.compilation.compile import compile_task
 from libero_gym.rendering import renderer as rendering
 from libero_gym.simulation.simulator import Simulator
+from libero_gym.stock import import_stock, stock_env
 from libero_gym.tasks import Task, get_tasks, initial_states
 
 TASKS = (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 0), ("libero_10", 2))
@@ -40,12 +41,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
     """Control steps and resets without cameras, milliseconds."""
-    simulator = Simulator(compile_module.compile_task(task))
-    fast = Simulator(compile_module.compile_task(task), physics="fast")
+    simulator = Simulator(compile_task(task))
+    fast = Simulator(compile_task(task), physics="fast")
     states = initial_states(task)
     actions = np.random.default_rng(0).uniform(-1, 1, (STEPS, 7))
     result: dict[str, list[float]] = {"step": [], "fast_step": [], "stock_step": [], "reset": [], "stock_reset": []}
-    with compile_module.stock_env(task) as stock:
+    with stock_env(task.bddl_file) as stock:
         for repeat in range(repeats + 1):  # the first warms up
             state = states[repeat % len(states)]
             timings = {
@@ -68,8 +69,8 @@ def measure_physics(task: Task, repeats: int) -> dict[str, Any]:
 
 
 def measure_frames(task: Task, repeats: int) -> dict[str, Any]:
-    """One camera's frame with each renderer, by size: milliseconds; and how far fast is from exact, dB."""
-    simulator = Simulator(compile_module.compile_task(task))
+    """Milliseconds of one camera's frame with each renderer by size, and the difference of fast from exact in dB."""
+    simulator = Simulator(compile_task(task))
     sizes = {size: measure_frames_of_size(simulator, size, repeats) for size in SIZES}
     rendering.release()
     return {f"frame_{size}": figures for size, figures in sizes.items()}
@@ -98,7 +99,7 @@ def measure_frames_of_size(simulator: Simulator, size: int, repeats: int) -> dic
 def measure_vectors(n_envs: int, repeats: int) -> dict[str, Any]:
     """Control steps per second of whole vector environments with one 128-pixel camera, all stepped in turn.
 
-    Whatever else the machine does meets all of them alike; ratios to stock are taken round by round.
+    Other load on the machine slows all of them alike, since they take turns; ratios to stock are taken round by round.
     """
     envs = {name: (make_vector(n_envs, **kwargs), kwargs.get("chunk_size", 1)) for name, kwargs in VARIANTS.items()}
     envs["stock"] = (make_stock_vector(n_envs), 1)  # forked from this process, which must not have a GL context
@@ -128,7 +129,7 @@ def make_vector(n_envs: int, **kwargs: Any) -> Any:
 
 def make_stock_vector(n_envs: int) -> Any:
     """LIBERO's own subprocess vector environment of the same task."""
-    compile_module._import_stock()
+    import_stock()
     os.environ["MUJOCO_GL"] = "egl"
     from libero.libero.envs import OffScreenRenderEnv, SubprocVectorEnv
 

@@ -2,9 +2,9 @@
 
     python benchmarks/experts.py --suites libero_spatial libero_object --states 20
 
-Prints successes with Wilson's 95 % interval, mean control steps of the successes, and what the expert was doing where
-it failed. Goes over all tasks state by state and writes every episode to ``--out``: a run cut short has measured
-every task as often, and a second run goes on where the first stopped.
+Prints successes with Wilson's 95 % interval, mean control steps of the successes, and what the expert was doing when
+it failed. Runs the first state of all tasks, then the second, and so on, so that a run that is cut short has measured
+every task equally often. Writes every episode to ``--out``; a second run goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from libero_gym.compilation.compile import compile_task
 from libero_gym.experts.expert import run_expert
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import SUITES, get_tasks, initial_states
-from vla_agent.intervals import wilson_interval
+from vla_agent.common.intervals import wilson_interval
 
 OUT = Path(__file__).parent / "results" / "experts.json"
 FOUR_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")

@@ -1,4 +1,4 @@
-"""How close the lean core is to stock LIBERO, and how it holds up: the wide sweeps behind the tests.
+"""How close the lean core is to stock LIBERO over all tasks, and whether long runs leak memory.
 
     python benchmarks/fidelity.py --steps         # 40 tasks: 110 control steps and frames next to stock; 15 minutes
     python benchmarks/fidelity.py --predicates    # 290 tasks: compile, and every goal predicate; 40 minutes
@@ -25,11 +25,14 @@ import numpy as np
 from measuring import commit, machine
 from tqdm import tqdm
 
-from libero_gym.compilation import compile as compile_module
+from libero_gym.compilation.compile import compile_task
+from libero_gym.compilation.extraction import extract
 from libero_gym.env import LiberoEnv
 from libero_gym.rendering import renderer as rendering
 from libero_gym.simulation import goals
+from libero_gym.simulation.arrays import StateArrays
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
+from libero_gym.stock import import_stock, stock_env
 from libero_gym.tasks import SUITES, Task, get_tasks, initial_states
 
 OUT = Path(__file__).parent / "results" / "fidelity.json"
@@ -49,7 +52,7 @@ Row = dict[str, Any]
 @contextlib.contextmanager
 def stock_with_cameras(task: Task, size: int) -> Iterator[Any]:
     """Stock LIBERO's rendering environment, reset once under ``seed(0)``."""
-    compile_module._import_stock()
+    import_stock()
     from libero.libero.envs import OffScreenRenderEnv
 
     stock = OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=size, camera_widths=size)
@@ -63,10 +66,10 @@ def stock_with_cameras(task: Task, size: int) -> Iterator[Any]:
 
 
 def compare_steps(task: Task) -> Row:
-    """Ten settle actions and a hundred random ones in both, from one official state; frames of the first few."""
+    """Compare states, flags and some frames with stock's over ten settle actions and a hundred random ones."""
     state = initial_states(task)[task.task_id % len(initial_states(task))]
     actions = [SETTLE_ACTION] * 10 + list(np.random.default_rng(task.task_id).uniform(-1, 1, (100, 7)))
-    simulator = Simulator(compile_module.compile_task(task))
+    simulator = Simulator(compile_task(task))
     simulator.reset(state)
     difference, flags, frames = 0.0, 0, 0
     with stock_with_cameras(task, FRAME_SIZE) as stock:
@@ -101,14 +104,16 @@ def count_equal_frames(obs: dict[str, Any], simulator: Simulator) -> int:
 
 
 def compare_predicates(task: Task) -> Row:
-    """Every goal predicate in both, at the official states and at ones planted around where predicates flip."""
-    with compile_module.stock_env(task) as stock:
-        record = compile_module._extract(stock)  # compile_task would build stock a second time
-        compiled = compile_module._compiled_from_record(task, record)
-        simulator = Simulator(compiled)
+    """Compare every goal predicate with stock's, at official states and at states around which predicates flip.
+
+    Ours is evaluated state by state, and at all states in one batch, which must be the same.
+    """
+    with stock_env(task.bddl_file) as stock:
+        simulator = Simulator(extract(task, stock))  # compile_task would build stock a second time
         official = initial_states(task)
         planted = [plant(simulator, official[index % len(official)], index) for index in range(N_PLANTED)]
         seen: list[list[bool]] = []
+        arrays: list[StateArrays] = []
         disagreements = 0
         for state in [*official, *planted]:
             simulator.reset(state)
@@ -117,6 +122,10 @@ def compare_predicates(task: Task) -> Row:
             disagreements += stock_values != simulator.predicates()
             disagreements += bool(stock.check_success()) != simulator.success
             seen.append(stock_values)
+            arrays.append(StateArrays.concatenate([simulator.arrays]))
+        batch = StateArrays.concatenate(arrays)
+        batched = [predicate.bind(simulator.model)(batch) for predicate in simulator.compiled.goal]
+        disagreements += int((np.stack(batched, axis=-1) != np.array(seen)).any(axis=-1).sum())
     return {
         "states": len(seen),
         "disagreements": disagreements,
@@ -145,14 +154,14 @@ def plant(simulator: Simulator, state: np.ndarray, seed: int) -> np.ndarray:
 
 
 def moved_body(predicate: goals.Predicate) -> str | None:
-    """The body that a placing predicate asks to be moved; None for a joint."""
+    """Body that a placing predicate is about; None for a joint."""
     if isinstance(predicate, goals.JointThreshold):
         return None
     return predicate.upper_body if isinstance(predicate, goals.OnObject) else predicate.body
 
 
 def target_position(predicate: goals.Predicate, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-    """Where a placing predicate wants its object, (3,) in m."""
+    """Target of a placing predicate's object, (3,) in m."""
     if isinstance(predicate, goals.OnObject):
         return np.array(data.body(predicate.lower_body).xpos)
     if isinstance(predicate, goals.Up):
@@ -171,7 +180,7 @@ def probe_settling(task: Task, state_ids: Iterable[int] | None = None) -> Row:
         task: The task.
         state_ids: Which of its official states; None for all.
     """
-    simulator = Simulator(compile_module.compile_task(task))
+    simulator = Simulator(compile_task(task))
     model, data = simulator.model, simulator.data
     free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
     bodies, dofs = model.jnt_bodyid[free], model.jnt_dofadr[free]
@@ -243,8 +252,8 @@ def memory_growth(run: Callable[[int], None], warm_up: int, n: int, parts: int =
 def private_megabytes() -> float:
     """Memory that this process allocated.
 
-    Pages of files, such as libraries, are left out: whether they count as private depends on who else has them open,
-    which moved the unique set size by 100 MB.
+    Pages of files, such as libraries, are left out: whether they count as private depends on which other processes have
+    them open.
     """
     gc.collect()
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -270,7 +279,7 @@ def results(out: Path) -> Iterator[Row]:
 
 
 def dump(content: Row) -> str:
-    """JSON with one line per row."""
+    """JSON text with one line per row."""
     sections = []
     for name, rows in content.items():
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())
@@ -298,6 +307,7 @@ def main() -> None:
     for section in ("steps", "predicates", "settle", "memory"):
         parser.add_argument(f"--{section}", action="store_true")
     parser.add_argument("--suites", nargs="*", choices=list(SUITES), help="instead of the check's own")
+    parser.add_argument("--tasks", nargs="*", type=int, help="task ids, all by default")
     parser.add_argument("--fresh", action="store_true", help="measure anew what the results hold already")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
@@ -316,6 +326,7 @@ def main() -> None:
     ):
         if getattr(args, section):
             tasks = [task for suite in args.suites or suites for task in get_tasks(suite)]
+            tasks = [task for task in tasks if args.tasks is None or task.task_id in args.tasks]
             sweep(section, check, tasks, args.out, args.fresh)
 
 

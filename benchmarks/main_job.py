@@ -1,4 +1,4 @@
-"""Whether the first command of the README shows learning: three seeds of exactly it, judged on states nobody chose.
+"""Whether the first command of the README shows learning: three seeds of it, judged on unseen states.
 
     python benchmarks/main_job.py                    # three seeds, an hour of two cores; goes on where it stopped
     python benchmarks/main_job.py --seeds 0
@@ -27,8 +27,8 @@ from measuring import provenance
 
 from vla_agent import EvaluationReport
 from vla_agent.commands.train import Options
-from vla_agent.intervals import mcnemar_exact, wilson_interval
-from vla_agent.runs.saved_run import STATE
+from vla_agent.common.intervals import mcnemar_exact, wilson_interval
+from vla_agent.runs.run_files import STATE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULTS = Path(__file__).parent / "results"
@@ -43,7 +43,7 @@ def run(script: str, *arguments: str) -> float:
 
 
 def train(args: argparse.Namespace, seed: int) -> tuple[Path, float]:
-    """The folder of a seed's run and the seconds that it took; what is there already is not run again."""
+    """The folder of a seed's run and the seconds that it took; a finished run is not repeated."""
     folder = args.work / f"seed_{seed}"
     note = args.work / f"seed_{seed}.json"
     if not (folder / "model" / STATE).is_file():
@@ -53,7 +53,7 @@ def train(args: argparse.Namespace, seed: int) -> tuple[Path, float]:
 
 
 def times(folder: Path) -> dict[str, float]:
-    """Where a run's seconds went."""
+    """Seconds of a run by what it did."""
     seconds = {name: round(spent, 1) for name, spent in json.loads((folder / "times.json").read_text()).items()}
     with (folder / "progress.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -78,7 +78,7 @@ def evaluate(args: argparse.Namespace, model: str, folder: Path) -> Outcomes:
 
 
 def describe(before: Outcomes, after: Outcomes) -> dict[str, Any]:
-    """A seed beside what it started from."""
+    """Rates of a seed, and how they differ from those before training."""
     gained = sum(after[key] and not before[key] for key in before)
     lost = sum(before[key] and not after[key] for key in before)
     kinds = sorted({(kind, task_id) for kind, task_id, _ in before})

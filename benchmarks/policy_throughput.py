@@ -14,9 +14,7 @@ takes a few minutes.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
-import platform
 import resource
 import statistics
 import time
@@ -32,9 +30,9 @@ from peft.tuners import lora
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from vla_agent.bins import bin_log_probs
+from libero_gym.common.version import package_versions
+from vla_agent.bins import GREEDY, bin_log_probs
 from vla_agent.openvla import OpenVLA, OpenVLAConfig
-from vla_agent.openvla.decoders import Sampling, draw_chain
 from vla_agent.openvla.sequence import KeyValueCache, causal_mask, lay_out_prompts
 from vla_agent.policy.adapted_linear import AdaptedLinear
 from vla_agent.policy.lora import LoraSettings, add_lora
@@ -126,7 +124,7 @@ def measure_parts(model: OpenVLA, batch: int, repeats: int, rate: float) -> dict
 
     runs = {"prefill": prefill}
     if model.config.decoding == "autoregressive":
-        runs["chain"] = lambda: draw_chain(model, layout, prefix, Sampling(deterministic=True), None)
+        runs["chain"] = lambda: model.decoder.draw(model, layout, prefix, GREEDY, None)
     times = measure_in_turn(runs, repeats, device)
     share = operations(prefill) / statistics.median(times["prefill"]) * 1e3 / rate
     results = {
@@ -198,14 +196,13 @@ def generate(model: OpenVLA, ids: th.Tensor, mask: th.Tensor, pixels: th.Tensor)
 def measure_update(model: OpenVLA, batch: int, repeats: int, rate: float) -> dict[str, Any]:
     """Milliseconds of one teacher-forced forward and backward pass over ``batch`` observations, adapters trained.
 
-    With our adapted layers and with peft's in turn.
+    Measures our adapted layers and peft's in turn.
     """
     inputs, device = make_inputs(model, batch), model.device
     bins = th.randint(256, (batch, model.n_action_tokens), generator=th.Generator().manual_seed(0)).to(device)
-    actions = model.action_token_ids[bins]
 
     def update() -> None:
-        scores = model.score_actions(*inputs, actions, bins_only=True)
+        scores = model.score_actions(*inputs, bins)
         loss = -bin_log_probs(scores.logits).gather(-1, bins[..., None]).mean()
         loss.backward()
         model.zero_grad(set_to_none=True)
@@ -230,7 +227,7 @@ def measure_update(model: OpenVLA, batch: int, repeats: int, rate: float) -> dic
 
 
 def pefts_layers() -> AbstractContextManager[Any]:
-    """Inside, adapted layers compute as peft's do."""
+    """Adapted layers compute as peft's do inside this context."""
     return mock.patch.object(AdaptedLinear, "forward", lora.Linear.forward)
 
 
@@ -247,7 +244,7 @@ def peak_memory_gb(device: th.device) -> float:
 
 
 def provenance(args: argparse.Namespace, device: th.device, dtype: th.dtype) -> dict[str, Any]:
-    """What the numbers hold for."""
+    """Model, device, commit and versions of a measurement."""
     name = th.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {th.get_num_threads()} threads"
     return {
         "commit": commit(),
@@ -255,8 +252,7 @@ def provenance(args: argparse.Namespace, device: th.device, dtype: th.dtype) -> 
         "load_before": round(os.getloadavg()[0], 2),
         "dtype": str(dtype).removeprefix("torch."),
         "model": args.model,
-        "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in ("torch", "transformers", "peft")},
+        "versions": package_versions(("torch", "transformers", "peft")),
     }
 
 

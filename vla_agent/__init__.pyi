@@ -3,9 +3,9 @@ from .algorithms.ppo import VLAPPO as VLAPPO
 from .callbacks import Curriculum as Curriculum
 from .callbacks import LearningCurve as LearningCurve
 from .callbacks import SuccessCallback as SuccessCallback
+from .common.errors import NonFiniteError as NonFiniteError
+from .envs.make import make_vec_env as make_vec_env
 from .envs.vec_env import VLAVecEnv as VLAVecEnv
-from .envs.vec_env import make_vec_env as make_vec_env
-from .errors import NonFiniteError as NonFiniteError
 from .evaluation import Comparison as Comparison
 from .evaluation import EvaluationCallback as EvaluationCallback
 from .evaluation import EvaluationReport as EvaluationReport
@@ -17,8 +17,8 @@ from .policy.distributions import ActionTokenDistribution as ActionTokenDistribu
 from .runs.keeping import RunCheckpoints as RunCheckpoints
 from .runs.keeping import SaveOnSignal as SaveOnSignal
 from .runs.keeping import safe_learn as safe_learn
+from .runs.run_files import RunError as RunError
 from .runs.run_folder import claim_run as claim_run
 from .runs.run_folder import latest_run as latest_run
-from .runs.saved_run import RunError as RunError
 
 __version__: str

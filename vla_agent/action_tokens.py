@@ -1,16 +1,21 @@
-"""Bins, token ids and continuous actions of OpenVLA: one table per direction, exact to the published code.
+"""Bins, token ids and continuous actions, in both directions, exact to OpenVLA's published code.
 
 A *bin* counts from 0 (value -1) to 255 (value 1) within one action dimension. Its *token id* counts down from the end
 of the tokenizer's vocabulary: `id = vocab_size - 1 - bin`, so that 31999 is -1 and 31744 is 1 for the published one.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from gymnasium import spaces
+
 N_BINS = 256
-"""Action tokens per dimension (`n_action_bins` of the published config.json)."""
+"""Bins, and so action tokens, per dimension (`n_action_bins` of the published config.json)."""
 
 
 def bin_centers() -> np.ndarray:
@@ -25,6 +30,26 @@ def bin_centers() -> np.ndarray:
     edges = np.linspace(-1.0, 1.0, N_BINS)
     centers = (edges[:-1] + edges[1:]) / 2.0
     return centers[np.clip(np.arange(N_BINS), 0, N_BINS - 2)]
+
+
+def nearest_bins(actions: np.ndarray) -> np.ndarray:
+    """Bins of normalised actions; values outside [-1, 1] are clipped.
+
+    Digitises in float64 as the published code does: float32 edges move 1 in 73 bins.
+
+    Args:
+        actions: Any shape, finite.
+
+    Returns:
+        int64 in 0..255, the same shape.
+
+    Raises:
+        ValueError: If an action is NaN or infinite.
+    """
+    values = np.asarray(actions, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("Actions must be finite, but some are NaN or infinite; repair the data they come from.")
+    return np.digitize(np.clip(values, -1.0, 1.0), np.linspace(-1.0, 1.0, N_BINS)) - 1
 
 
 class ActionTokenizer:
@@ -42,27 +67,11 @@ class ActionTokenizer:
         if vocab_size <= N_BINS:
             raise ValueError(f"A vocabulary of {vocab_size} entries cannot hold {N_BINS} action tokens; give more.")
         self.vocab_size = int(vocab_size)
-        self._edges = np.linspace(-1.0, 1.0, N_BINS)
         self._centers = bin_centers()
 
     def encode(self, actions: np.ndarray) -> np.ndarray:
-        """Token ids of normalised actions; values outside [-1, 1] are clipped.
-
-        Digitises in float64 as the published code does: float32 edges move 1 in 73 ids.
-
-        Args:
-            actions: Any shape, finite.
-
-        Returns:
-            int64, the same shape.
-
-        Raises:
-            ValueError: If an action is NaN or infinite.
-        """
-        values = np.asarray(actions, dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError("Actions must be finite, but some are NaN or infinite; repair the data they come from.")
-        return self.vocab_size - np.digitize(np.clip(values, -1.0, 1.0), self._edges)
+        """Token ids, int64, of the `nearest_bins` of normalised actions of any shape."""
+        return self.vocab_size - 1 - nearest_bins(actions)
 
     def decode(self, token_ids: np.ndarray) -> np.ndarray:
         """Normalised actions of token ids.
@@ -115,6 +124,80 @@ def _integers(values: np.ndarray, what: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
+class BinCodec:
+    """How environments and bins meet: one table of actions, and the prompts of one tokenizer.
+
+    Args:
+        table: What an environment is given for each bin of each action dimension, float64 (D, 256); see `action_table`.
+        chunk_size: Actions that one decision decides.
+        encode: Token ids of the prompt that an instruction makes.
+    """
+
+    def __init__(self, table: np.ndarray, chunk_size: int, encode: Callable[[str], Sequence[int]]) -> None:
+        self.table = table
+        self.chunk_size = chunk_size
+        self._encode = encode
+
+    @property
+    def action_space(self) -> spaces.MultiDiscrete:
+        """One decision: 256 bins for each dimension of each action of a chunk, the first action's first."""
+        from gymnasium import spaces  # a model that stands alone needs no gym
+
+        return spaces.MultiDiscrete([N_BINS] * (self.chunk_size * len(self.table)))
+
+    def decode(self, actions: np.ndarray) -> np.ndarray:
+        """What environments are given for decisions.
+
+        Args:
+            actions: Bins, integers (n, chunk * D).
+
+        Returns:
+            float64, shape (n, chunk, D).
+
+        Raises:
+            ValueError: If the actions have another shape, or are not bins.
+        """
+        bins = np.asarray(actions)
+        n_dims = len(self.table)
+        expected = (len(bins) if bins.ndim else 1, self.chunk_size * n_dims)
+        if bins.shape != expected or not np.issubdtype(bins.dtype, np.integer):
+            raise ValueError(f"The actions are {bins.dtype} {bins.shape}; expected integers {expected}.")
+        if bins.size and (bins.min() < 0 or bins.max() >= N_BINS):
+            raise ValueError(f"The actions lie in {bins.min()}..{bins.max()}; expected bins 0..{N_BINS - 1}.")
+        return self.table[np.arange(n_dims), bins.reshape(-1, self.chunk_size, n_dims)]
+
+    def encode_prompt(self, instruction: str, state: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """`input_ids` and `attention_mask`, int64 (L,), of an instruction; the state is no part of these prompts."""
+        input_ids = np.asarray(self._encode(instruction), dtype=np.int64)
+        return input_ids, np.ones_like(input_ids)
+
+
+def normalize(actions: np.ndarray, stats: Mapping[str, Any]) -> np.ndarray:
+    """Actions, or states, scaled so that q01 and q99 become -1 and 1, and clipped there, where the mask holds.
+
+    The inverse of `unnormalize`, as OpenVLA's data pipeline computes it (its 1e-8 included).
+
+    Args:
+        actions: Shape (..., D).
+        stats: `q01`, `q99`, and `mask` (all True if left out), such as the `action` entry of a checkpoint's
+            `norm_stats`.
+
+    Returns:
+        float64, shape (..., D); unchanged where the mask is False.
+
+    Raises:
+        ValueError: If the statistics are incomplete or their width is not the actions'.
+    """
+    q01, q99, mask = _fitting_quantiles(actions, stats)
+    scaled = np.clip(2 * (actions - q01) / (q99 - q01 + 1e-8) - 1, -1, 1)
+    return np.where(mask, scaled, actions)
+
+
+def to_bins(actions: np.ndarray, stats: Mapping[str, Any]) -> np.ndarray:
+    """Bins, int64 (..., D), of actions (..., D) in the data's units; arguments as `normalize`."""
+    return nearest_bins(normalize(actions, stats))
+
+
 def unnormalize(actions: np.ndarray, stats: Mapping[str, Any]) -> np.ndarray:
     """Actions in the data's own units: `0.5 (a + 1) (q99 - q01) + q01` where the mask holds, unchanged elsewhere.
 
@@ -128,10 +211,8 @@ def unnormalize(actions: np.ndarray, stats: Mapping[str, Any]) -> np.ndarray:
     Raises:
         ValueError: If the statistics are incomplete or their width is not the actions'.
     """
-    q01, q99, mask = _quantiles(stats)
+    q01, q99, mask = _fitting_quantiles(actions, stats)
     values = np.asarray(actions, dtype=np.float64)
-    if values.shape[-1:] != q01.shape:
-        raise ValueError(f"Actions of shape {values.shape} do not fit statistics of {q01.shape[0]} dimensions.")
     return np.where(mask, 0.5 * (values + 1) * (q99 - q01) + q01, values)
 
 
@@ -163,6 +244,14 @@ def to_environment(actions: np.ndarray) -> np.ndarray:
     result = np.array(actions, dtype=np.float64)
     result[..., -1] = -np.sign(2 * result[..., -1] - 1)
     return result
+
+
+def _fitting_quantiles(actions: np.ndarray, stats: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    q01, q99, mask = _quantiles(stats)
+    shape = np.shape(actions)
+    if shape[-1:] != q01.shape:
+        raise ValueError(f"Actions of shape {shape} do not fit statistics of {q01.shape[0]} dimensions.")
+    return q01, q99, mask
 
 
 def _quantiles(stats: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch as th
 from torch.nn import functional as F
 
-from libero_gym.checks import real_number, whole_number
+from libero_gym.common.checks import real_number, whole_number
 
-# Luma of Rec. 601, which colour jitter in the usual libraries takes for grey.
+# Luma of Rec. 601, which torchvision takes for grey.
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -16,10 +16,11 @@ class Augmentation:
     """How images are varied; each image draws its own numbers. The defaults vary nothing.
 
     Attributes:
-        crop_area: Least share of the area that a random square crop keeps, stretched back to full size. OpenVLA crops
-            exactly this share (0.9), and its evaluation takes the centre crop of that size.
-        shift: Pixels by which an image is moved at most, up and down and sideways, its edges repeated (Kostrikov,
-            Yarats and Fergus, 2020). Needs no crop in evaluation.
+        crop_area: Smallest share of the area that a random square crop keeps; each image draws its share between this
+            and 1, and is stretched back to full size. OpenVLA's crops always keep a share of 0.9, and its evaluation
+            takes the centre crop of that size.
+        shift: Largest number of pixels by which an image is moved, up or down and sideways; its edges are repeated
+            (Kostrikov, Yarats and Fergus, 2020, arXiv 2004.13649). Evaluation needs no crop for it.
         brightness: Added to values in [0, 1], uniform in +-brightness.
         contrast: Factor on the distance to the image's mean grey, uniform in 1 +- contrast.
         saturation: Factor on the distance to each pixel's own grey, uniform in 1 +- saturation.

@@ -1,1 +1,5 @@
-"""From LIBERO's files to a compiled task: read once through robosuite, kept on disk, drawn from."""
+"""From LIBERO's files to compiled tasks, read once through robosuite and kept on disk; further starts and fixtures."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,7 +1,7 @@
 """A lighter look at the same scene: visual meshes with a tenth to a fifth of the faces, textures of at most 512 pixels.
 
-Software OpenGL spends its time on transforming some 300,000 triangles, whatever the image's size. Decimating them makes
-a frame several times cheaper at a measured loss (see the README); physics has its own model and does not change.
+Software OpenGL spends its time on transforming some 300,000 triangles, whatever the image's size, so fewer triangles
+make a frame cheaper. Physics has a model of its own and does not change.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
 
 # Raise it when decimated models change, for they are cached.
 VERSION = 3
-# Share of the faces to keep. The robot's many small parts bear more than bowls and stove rings, close to the wrist.
+# Share of the faces to keep. The robot's many small parts bear more than bowls and stove rings, which the wrist camera
+# sees from close by.
 FACE_SHARE, ROBOT_FACE_SHARE = 0.2, 0.1
 _ROBOT_PREFIXES = ("robot0_", "gripper0_", "mount0_")
 MIN_FACES = 150
 MAX_TEXTURE = 512
-# Where candidates for a new face's corner are looked for, faces of another texture chart are this far away, in units
-# of the mesh's size: farther than any real distance.
+# The distance that separates texture charts when a new face's corner looks for its nearest old one, in units of the
+# mesh's size: farther than any real distance.
 _CHART_DISTANCE = 10.0
-# How much a corner's direction counts against its place, in units of the mesh's size.
+# The weight of a corner's direction against its place, in units of the mesh's size.
 _NORMAL_WEIGHT = 0.05
-# Points by which an old surface is searched for what lies under a new face.
+# Number of points that stand for an old surface when the part under a new face is searched.
 _SURFACE_POINTS = 20_000
 
 

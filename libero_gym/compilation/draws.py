@@ -15,20 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym import cache
-from libero_gym.checks import whole_number
-from libero_gym.compilation.compile import (
-    FixtureDraw,
-    compile_task,
-    read_draw,
-    reset_without_visuals,
-    stock_env,
-    stock_reset,
-    task_key,
-)
+from libero_gym.common import cache
+from libero_gym.common.checks import whole_number
+from libero_gym.compilation.compile import compile_task
+from libero_gym.compilation.extraction import read_draw
+from libero_gym.compilation.records import task_key
+from libero_gym.simulation.compiled import FixtureDraw
+from libero_gym.stock import reset_without_visuals, stock_env, stock_reset
 from libero_gym.tasks import Task
 
-BLOCK = 50  # trials a task of the evaluation protocol
+BLOCK = 50  # the evaluation protocol has so many trials per task
 MAX_DRAW = 1000
 MAX_SEED = 2**32 - 1  # of NumPy's global generator
 
@@ -38,7 +34,7 @@ _kept: dict[str, list[FixtureDraw]] = {}
 
 
 def fixture_draw(task: Task, draw: int = 1, seed: int = 0) -> FixtureDraw:
-    """What stock LIBERO's ``draw``-th reset after ``seed(seed)`` leaves, counted from 1.
+    """The fixtures that stock LIBERO's ``draw``-th reset after ``seed(seed)`` leaves, counted from 1.
 
     The evaluation protocol seeds once per task and resets before every trial, so trial k runs on draw k.
 
@@ -53,19 +49,27 @@ def fixture_draw(task: Task, draw: int = 1, seed: int = 0) -> FixtureDraw:
 
 
 def check_draw(draw: int) -> int:
-    """The number of a draw itself; a ValueError if it is none."""
+    """The number of a draw as an int.
+
+    Raises:
+        ValueError: If it is no whole number from 1 to `MAX_DRAW`.
+    """
     return whole_number("fixture_draw", draw, 1, MAX_DRAW)
 
 
 def check_seed(seed: int) -> int:
-    """The seed itself; a ValueError if it is none."""
+    """The seed as an int.
+
+    Raises:
+        ValueError: If it is no whole number from 0 to `MAX_SEED`.
+    """
     return whole_number("fixture_seed", seed, 0, MAX_SEED)
 
 
 def prepare(task: Task, draws: int, seed: int = 0) -> None:
     """Make the first ``draws`` draws of a seed now, or read them from the cache, and keep them for `fixture_draw`.
 
-    Takes 3-8 s for a block of 50 draws when nothing is cached.
+    A block of 50 draws takes 3-8 s if nothing is cached.
     """
     key = _key(task, seed)
     if len(_kept.get(key, [])) >= draws:
@@ -81,7 +85,7 @@ def prepare(task: Task, draws: int, seed: int = 0) -> None:
 def _draw(task: Task, draws: int, seed: int) -> list[FixtureDraw]:
     """The first draws of a seed, from one stock environment: its samplers use more of the generator at each reset."""
     logger.info("Drawing fixtures of %s, %d times after seed %d", task.name, draws, seed)
-    with stock_env(task, seed=seed) as env:
+    with stock_env(task.bddl_file, seed=seed) as env:
         found = [read_draw(env)]
         reset_without_visuals(env)
         for _ in range(draws - 1):
@@ -103,7 +107,7 @@ def _to_bytes(draws: list[FixtureDraw]) -> bytes:
 
 
 def _read(key: str) -> list[FixtureDraw]:
-    """What the cache has of a seed's draws; an empty list if nothing."""
+    """The draws of a seed that the cache has; an empty list if it has none."""
     blob = cache.read(key)
     if blob is None:
         return []
@@ -114,7 +118,7 @@ def _read(key: str) -> list[FixtureDraw]:
 
 @contextlib.contextmanager
 def _one_process(key: str) -> Iterator[None]:
-    """Others that want the same wait, and find it in the cache then; without a cache folder nobody waits."""
+    """Let one process at a time draw this; the others wait, and find it in the cache. Without a cache nobody waits."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, RuntimeError):
             path = cache.cache_dir() / f".{key}.lock"

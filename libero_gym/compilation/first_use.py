@@ -1,4 +1,4 @@
-"""Compiles tasks before they are used, several at a time, and says so: what takes seconds per task is no silence."""
+"""Compiles tasks before they are used, several at a time, and says so, because it takes seconds per task."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from libero_gym import cache
+from libero_gym.common import cache
+from libero_gym.common.memory import available_memory
+from libero_gym.common.numba_cache import is_writable
 from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task, is_compiled, prepare_visual_model
-from libero_gym.memory import available_memory
-from libero_gym.simulation.numba_cache import is_writable
-from libero_gym.tasks import Task, get_tasks
+from libero_gym.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 _Jobs = queue.SimpleQueue[dict[str, Any]]
-# What a process that compiles takes at most, measured; a kitchen scene with decimation.
+# Bytes that a process that compiles takes at most: for a kitchen scene with decimation, measured.
 _PROCESS_BYTES = 2.5e9
 
 
@@ -37,18 +37,18 @@ def compile_tasks(
     progress: bool = True,
     max_processes: int | None = None,
 ) -> None:
-    """Have these tasks in the cache on disk. What is there already costs nothing.
+    """Compile those of these tasks that the cache on disk does not have.
 
-    The work is done by fresh interpreters, so that the caller may fork later and needs no ``if __name__ ==
-    "__main__"``. They touch no OpenGL. Where one fails, or nothing can be cached, its tasks are left to whoever
-    uses them, who then compiles them, or fails with the reason.
+    Fresh interpreters do the work, so that the caller may fork later and needs no ``if __name__ == "__main__"``. They
+    touch no OpenGL. If one fails, or nothing can be cached, nothing is raised: whoever uses the task compiles it then,
+    or fails with the reason.
 
     Args:
-        tasks: What is going to be used.
-        renderer: Also prepare the model that this renderer draws.
-        placement_seeds: Also draw the initial states of these seeds.
-        progress: Show a bar with a rate, or log one line (WARNING) where standard error is no terminal.
-        max_processes: At most so many processes; None for as many as cores and memory allow.
+        tasks: Tasks that are going to be used.
+        renderer: Renderer whose models to prepare, too; None for none.
+        placement_seeds: Seeds whose initial states to draw, too.
+        progress: Whether to show a bar with a rate, or log one line (WARNING) if standard error is no terminal.
+        max_processes: Largest number of processes; None for as many as cores and memory allow.
     """
     seeds = sorted(set(placement_seeds))
     missing = [task for task in tasks if not _is_ready(task, renderer, seeds)]
@@ -56,7 +56,7 @@ def compile_tasks(
         return
     jobs: _Jobs = queue.SimpleQueue()
     for task in missing:
-        jobs.put({"suite": task.suite, "task_id": task.task_id, "renderer": renderer, "seeds": seeds})
+        jobs.put({"task": _task_to_json(task), "renderer": renderer, "seeds": seeds})
     n_processes = min(len(missing), max_processes or _processes_that_fit())
     if progress and not sys.stderr.isatty():
         logger.warning(
@@ -72,7 +72,7 @@ def compile_tasks(
 
 
 def _answers(jobs: _Jobs, n_jobs: int, n_processes: int) -> Iterator[str | None]:
-    """What went wrong with each job, None if nothing did, in the order of their ends."""
+    """What went wrong with each job, None if nothing did, in the order in which they end."""
     answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     processes: list[subprocess.Popen[str]] = []
     stopped = threading.Event()
@@ -99,14 +99,14 @@ def _do_jobs(
     processes: list[subprocess.Popen[str]],
     stopped: threading.Event,
 ) -> None:
-    """Have one process do jobs until none is left; another takes its place if it ends, as for want of memory."""
+    """Let one process do jobs until none is left, and replace it if it ends, for instance for want of memory."""
     process = None
     while not (stopped.is_set() or jobs.empty()):
         try:
             job = jobs.get_nowait()
         except queue.Empty:  # another thread was faster
             break
-        answer = json.dumps(f"{job['suite']} {job['task_id']}: the process that compiled it ended.")
+        answer = json.dumps(f"{_label(job['task'])}: the process that compiled it ended.")
         try:
             if process is None or process.poll() is not None:
                 process = subprocess.Popen(_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -117,7 +117,7 @@ def _do_jobs(
             process.stdin.flush()
             answer = process.stdout.readline() or answer
         except OSError as error:
-            answer = json.dumps(f"{job['suite']} {job['task_id']}: {error}")
+            answer = json.dumps(f"{_label(job['task'])}: {error}")
         answers.put(json.loads(answer))
     if process is not None:
         with contextlib.suppress(OSError):
@@ -126,6 +126,16 @@ def _do_jobs(
 
 def _command() -> list[str]:
     return [sys.executable, "-m", "libero_gym.compilation.first_use"]
+
+
+def _task_to_json(task: Task) -> dict[str, Any]:
+    """The arguments of `Task` that compiling needs, all but the initial states."""
+    values = {name: value for name, value in vars(task).items() if name != "init_states"}
+    return values | {"bddl_file": str(task.bddl_file)}
+
+
+def _label(task: dict[str, Any]) -> str:
+    return f"{task['suite']} {task['task_id']}"
 
 
 def _is_ready(task: Task, renderer: str | None, seeds: Sequence[int]) -> bool:
@@ -140,7 +150,7 @@ def _can_cache() -> bool:
 
 
 def _processes_that_fit() -> int:
-    """As many as there are cores for this process, and memory for them; at least one."""
+    """The number of processes that this process's cores and the free memory allow; at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = available_memory()
     if memory is not None:
@@ -157,13 +167,13 @@ def _serve() -> None:
         job = json.loads(line)
         problem = None
         try:
-            task = get_tasks(job["suite"])[job["task_id"]]
+            task = Task(**job["task"])
             compiled = compile_task(task)
             if job["renderer"] is not None:
                 prepare_visual_model(compiled, job["renderer"])
             placements.prepare(task, job["seeds"])
         except Exception as error:
-            problem = f"{job['suite']} {job['task_id']}: {type(error).__name__}: {error}"
+            problem = f"{_label(job['task'])}: {type(error).__name__}: {error}"
         answers.write(json.dumps(problem) + "\n")
         answers.flush()
 

@@ -1,6 +1,7 @@
-"""Initial states beyond the official ones: objects where LIBERO's own samplers put them in the BDDL's regions.
+"""Initial states beyond the official ones: LIBERO's own samplers put objects into the regions of the BDDL file.
 
-LIBERO ships 50 initial states a task, and evaluations use all of them. What trains on others keeps those unseen.
+LIBERO ships 50 initial states per task, and evaluations use all of them. A training that starts from others keeps those
+unseen.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym import cache
-from libero_gym.compilation.compile import stock_env, task_key, without_visuals
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.common import cache
+from libero_gym.common.checks import whole_number
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.compilation.records import task_key
+from libero_gym.stock import stock_env, without_visuals
 from libero_gym.tasks import Task
 
 # Making a stock environment takes seconds and a draw milliseconds, so they are drawn, and kept, in blocks.
 BLOCK = 50
+# LIBERO draws with NumPy's old generator, whose seeds have 32 bits; the last block must fit.
+MAX_SEED = 2**32 - 1 - BLOCK
 _kept: dict[str, np.ndarray] = {}
 
 
@@ -27,13 +32,13 @@ def sampled_state(task: Task, placement_seed: int) -> np.ndarray:
 
     Args:
         task: The task.
-        placement_seed: Any integer from 0; equal seeds give equal states.
+        placement_seed: A seed from 0 to `MAX_SEED`; equal seeds give equal states.
 
     Returns:
         Flattened state ``[time, qpos, qvel]``, float64 of shape (1 + nq + nv,). Read-only.
 
     Raises:
-        ValueError: If the seed is not an integer from 0.
+        ValueError: If the seed is no whole number, or out of range.
     """
     seed = check_placement_seed(placement_seed)
     prepare(task, [seed])
@@ -42,18 +47,19 @@ def sampled_state(task: Task, placement_seed: int) -> np.ndarray:
 
 
 def check_placement_seed(placement_seed: Any) -> int:
-    """The seed itself.
+    """The seed as an int.
 
     Raises:
-        ValueError: If it is not an integer from 0.
+        ValueError: If it is no whole number, or out of range.
     """
-    if isinstance(placement_seed, bool) or not isinstance(placement_seed, (int, np.integer)) or placement_seed < 0:
-        raise ValueError(f"placement_seed={placement_seed!r}; expected an integer from 0.")
-    return int(placement_seed)
+    seed = whole_number("placement_seed", placement_seed, minimum=0)
+    if seed > MAX_SEED:
+        raise ValueError(f"placement_seed={seed} is out of range; LIBERO's generator takes 0 to {MAX_SEED}.")
+    return seed
 
 
 def prepare(task: Task, placement_seeds: Sequence[int]) -> None:
-    """Draw these seeds' states now, or read them from the cache, and keep them for `sampled_state`."""
+    """Draw the states of these seeds now, or read them from the cache, and keep them for `sampled_state`."""
     missing = []
     for block in sorted({seed // BLOCK for seed in placement_seeds}):
         key = _key(task, block)
@@ -74,7 +80,7 @@ def prepare(task: Task, placement_seeds: Sequence[int]) -> None:
 
 
 def are_drawn(task: Task, placement_seeds: Sequence[int]) -> bool:
-    """Whether `prepare` would find these seeds' states in the cache."""
+    """Whether `prepare` would find the states of these seeds in the cache."""
     return all(cache.contains(_key(task, block)) for block in {seed // BLOCK for seed in placement_seeds})
 
 
@@ -89,16 +95,21 @@ def _key(task: Task, block: int) -> str:
 
 def _draw(task: Task, seeds: Sequence[int]) -> np.ndarray:
     """Initial states of these seeds, float64 (n, 1 + nq + nv)."""
-    with stock_env(task) as env:
+    with stock_env(task.bddl_file) as env:
         return draw_from(env, seeds)
 
 
 def draw_from(env: Any, seeds: Sequence[int]) -> np.ndarray:
-    """One soft reset of a stock environment per seed, its fixtures held where they stand; that environment is spent.
+    """The states after one soft reset of a stock environment per seed, with fixtures where they stand now.
+
+    The environment cannot be used for anything else afterwards.
 
     Args:
-        env: As `compile.stock_env` gives it; at its first reset, for the poses of the protocol.
-        seeds: What LIBERO's samplers are seeded with, one per state.
+        env: What `stock.stock_env` gives after its first reset, whose fixtures are those of the protocol.
+        seeds: Seeds of LIBERO's samplers, one per state.
+
+    Returns:
+        States ``[time, qpos, qvel]``, float64 (n, 1 + nq + nv).
     """
     domain = env.env
     model = domain.sim.model
@@ -118,10 +129,10 @@ def draw_from(env: Any, seeds: Sequence[int]) -> np.ndarray:
 
 
 def _leave_out_what_no_sampler_reads(domain: Any) -> None:
-    """Have resets skip forward passes, contacts, looking up names and making a controller: most of a reset's time.
+    """Let resets skip forward passes, contacts, look-ups of names and a new controller, which take most of their time.
 
-    LIBERO runs ``mj_step1`` itself before it samples (`BDDLBaseDomain._reset_internal`), and that computes from
-    positions alone all that its samplers look at: where sites are.
+    LIBERO itself runs ``mj_step1`` before it samples (`BDDLBaseDomain._reset_internal`). That computes from positions
+    alone everything that its samplers look at: where sites are.
     """
     domain.sim.forward = lambda: None
     domain._setup_references = lambda: None
@@ -131,7 +142,7 @@ def _leave_out_what_no_sampler_reads(domain: Any) -> None:
 
 
 def _hold_fixtures(domain: Any) -> None:
-    """Have the samplers put fixtures where they stand now."""
+    """Let the samplers put fixtures where they stand now."""
     model = domain.sim.model
     poses = {}
     for name, fixture in domain.fixtures_dict.items():

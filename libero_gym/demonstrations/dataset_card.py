@@ -1,13 +1,13 @@
-"""The card of a dataset: a ``README.md`` by which Hugging Face's tools find the parquet files."""
+"""The card of a dataset: a ``README.md`` that tells Hugging Face's tools where the parquet files are."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from libero_gym.atomic import write_text
+from libero_gym.common.atomic import write_text
 
 CARD_PATH = "README.md"
-# As LeRobot's own cards have it. No number stands in the card, so that a longer dataset needs no other one.
+# The header follows LeRobot's own cards. The card states no number, so that a longer dataset can keep it.
 CARD = """\
 ---
 tags:
@@ -30,7 +30,7 @@ Demonstrations in LeRobot's format v3.0, written by libero-vla.
 
 
 def write_card(root: Path) -> None:
-    """Write the card, unless there is a ``README.md``: it is the user's own, or says the same."""
+    """Write the card, unless the folder has a ``README.md``: that is the user's own, or the same card."""
     path = root / CARD_PATH
     if not path.exists() and not path.is_symlink():
         write_text(path, CARD)

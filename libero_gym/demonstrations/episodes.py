@@ -1,48 +1,45 @@
-"""One demonstration as arrays, and as one file that is whole or absent."""
+"""One demonstration as arrays."""
 
 from __future__ import annotations
 
-import json
-import zipfile
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, STATE_DIM
-from libero_gym.json_files import parse_json
 
-# More than any demonstration has; what a file states beyond is damage, and no memory is asked for it.
+# Bounds that no demonstration reaches. A file that states more is damaged, and no memory is allocated for it.
 MAX_FRAMES = 100_000
 MAX_SIDE = 8192  # pixels
 MAX_PIXEL_BYTES = 16 * 2**30  # of one camera's frames in an episode
 
 
 class DamagedEpisodeError(ValueError):
-    """A file or an episode in it is damaged or half-written; the message names it."""
+    """A file, or an episode in it, is damaged or half-written; the message names it."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """What a robot saw and did; frame t is what it saw before action t.
+    """What a robot saw and did. It saw frame t before it took action t.
 
     Attributes:
-        instruction: What it was told.
+        instruction: The words that told the robot what to do.
         state: Robot states, float32 (T, 8), as in the environment's observation: position in m, axis-angle in rad,
             finger joints in m.
-        actions: Float32 (T, 7), as the environment takes them: +1 closes the gripper.
-        images: Frames by observation key (``image``, ``wrist_image``), uint8 (T, H, W, 3), turned by 180 degrees as in
-            the environment's observation.
+        actions: Actions as the environment takes them, float32 (T, 7); +1 closes the gripper.
+        images: Frames by observation key (``image``, ``wrist_image``), uint8 (T, H, W, 3), turned by 180 degrees like
+            those of the environment.
         success: Whether the goal held at the end.
         suite: LIBERO's name of the suite, empty if unknown.
         task_id: The task in it, -1 if unknown.
         task_name: LIBERO's name of the task.
-        init_state_id: The official initial state, -1 if it was none.
-        placement_seed: What drew the initial state if it was not official, see `placements`; -1 if unknown.
-        seed: Of the recording, -1 if unknown.
+        init_state_id: The official initial state, -1 if the episode began from another one.
+        placement_seed: The seed that drew an initial state which is not official, see
+            `libero_gym.compilation.placements`; -1 if the state is official or its seed unknown.
+        seed: The recording's seed, -1 if unknown.
         fps: Frames per second.
-        versions: Versions of what recorded it, by package.
+        versions: Versions of the packages that recorded the episode, by name.
     """
 
     instruction: str
@@ -64,7 +61,7 @@ class Episode:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Everything but the arrays, as JSON can hold it."""
+        """Everything except the arrays, as values of JSON."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _ARRAYS}
 
 
@@ -76,10 +73,10 @@ def check_episode(episode: Episode, name: str) -> None:
 
     Args:
         episode: The episode.
-        name: How messages call it.
+        name: The episode's name in messages.
 
     Raises:
-        ValueError: If a shape or dtype does not fit, the episode is empty, or a number is not finite.
+        ValueError: If a shape or a dtype does not fit, the episode is empty, or a number is not finite.
     """
     n_frames = len(episode)
     if n_frames == 0:
@@ -98,28 +95,3 @@ def check_episode(episode: Episode, name: str) -> None:
             raise ValueError(
                 f"{name} has frames of {key!r} as {frames.dtype} {frames.shape}; expected uint8 ({n_frames}, H, W, 3)."
             )
-
-
-def pack(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
-    """A description and arrays as the bytes of an NPZ file, whose entries carry checksums."""
-    import io
-
-    buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(description, sort_keys=True).encode(), np.uint8)
-    np.savez(buffer, **arrays, description=text)  # type: ignore[arg-type]  # its second parameter is a flag
-    return buffer.getvalue()
-
-
-def unpack(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The description and the arrays of a file of `pack`.
-
-    Raises:
-        DamagedEpisodeError: If the file is damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        description = parse_json(arrays.pop("description").tobytes(), "its description")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DamagedEpisodeError(f"{path} is damaged ({error}).") from error
-    return description, arrays

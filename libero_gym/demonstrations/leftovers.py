@@ -1,4 +1,4 @@
-"""Which files of a dataset's folder are our own: only those are ever replaced unasked, or removed."""
+"""Which files in a dataset's folder the writer wrote itself: only those are replaced without asking, or removed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-# In the schema of every data file that we write. The videos beside one are written after it.
+# The key that the writer puts into the schema of each data file. It writes a data file before the videos that belong
+# to it, so that unmarked videos beside a marked file are its own.
 MARK = b"libero_gym"
 _FILE = re.compile(r"file-(\d{3,})\.parquet")
-# What `atomic.replacing` leaves of a killed process.
+# The temporary files of `atomic.replacing`, which a killed process leaves behind.
 _TEMPORARY = re.compile(r"\.file-\d{3,}\.[a-z0-9_]{8}\.(parquet|mp4)")
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a data file has our mark."""
+    """Whether a data file has the writer's mark."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -25,21 +26,21 @@ def is_ours(path: Path) -> bool:
 
 
 def foreign_data(root: Path) -> Path | None:
-    """A file where a dataset's data and descriptions go that we did not write; None if there is none."""
+    """A file of someone else in a place where the dataset's files go; None if there is none."""
     for path in _files(root / "data"):
         if not _TEMPORARY.fullmatch(path.name) and not is_ours(path):
             return path
-    ours = any(_files(root / "data"))  # then the other folders are of the same writer
+    ours = any(_files(root / "data"))  # all of them are marked, so the other folders are the same writer's
     return None if ours else next(iter([*_files(root / "meta"), *_files(root / "videos")]), None)
 
 
 def remove_leftovers(root: Path, wanted: set[tuple[int, int]], video_keys: list[str]) -> None:
-    """Remove the files of an earlier, longer dataset of ours; other tools read whatever lies in ``data``.
+    """Remove the files of an earlier, longer dataset; other tools read every file in ``data``.
 
     Args:
         root: The dataset's folder.
-        wanted: Chunk and file index of what stays.
-        video_keys: The folders of videos that we write.
+        wanted: Chunk and file index of the files that stay.
+        video_keys: The folders of the dataset's videos.
     """
     for path in list(root.glob("data/chunk-*/*")):
         if _TEMPORARY.fullmatch(path.name):
@@ -48,7 +49,7 @@ def remove_leftovers(root: Path, wanted: set[tuple[int, int]], video_keys: list[
         match, chunk = _FILE.fullmatch(path.name), path.parent.name.removeprefix("chunk-")
         if match is None or not chunk.isdecimal() or (int(chunk), int(match[1])) in wanted or not is_ours(path):
             continue
-        for key in video_keys:  # before the data file, whose mark says that they are ours
+        for key in video_keys:  # before the data file, whose mark proves that they may go
             (root / "videos" / key / path.parent.name / f"{path.stem}.mp4").unlink(missing_ok=True)
         path.unlink()
     for key in video_keys:

@@ -1,4 +1,4 @@
-"""What a LeRobot dataset says of itself, read with distrust: each value in its type and bounds, or one sentence."""
+"""The values that a LeRobot dataset states: each is checked for its type and bounds, or an error says what is wrong."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from libero_gym.checks import real_number, whole_number
+from libero_gym.common.checks import real_number, whole_number
+from libero_gym.common.json_files import parse_json
 from libero_gym.demonstrations.episodes import MAX_FRAMES, MAX_SIDE, DamagedEpisodeError
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH, OWN_FIELDS, OWN_PREFIX
 from libero_gym.dimensions import ACTION_DIM, STATE_DIM
-from libero_gym.json_files import parse_json
 
 MAX_FPS = 1000
 MAX_INDEX = 1_000_000  # of a chunk or a file
-# A width of four digits is more than any dataset writes; an unbounded one would make a path of gigabytes.
+# One digit of width suffices for every dataset; an unbounded width could make a path of gigabytes.
 _PLACEHOLDER = re.compile(r"\{(\w+)(?::0?(\d)?d?)?\}")
 
 
@@ -23,7 +23,7 @@ class Feature(NamedTuple):
     """A camera of a dataset.
 
     Attributes:
-        name: Of the feature, such as ``observation.images.image``.
+        name: The feature's name, such as ``observation.images.image``.
         kind: ``"video"`` or ``"image"``.
         shape: (H, W, 3).
     """
@@ -34,16 +34,16 @@ class Feature(NamedTuple):
 
 
 def check_info(info: dict[str, Any], root: Path, fps: float | None) -> None:
-    """Check ``meta/info.json`` as far as every reading needs it.
+    """Check the parts of ``meta/info.json`` that every reader needs.
 
     Args:
-        info: Its content.
+        info: The file's content.
         root: The dataset's folder, for messages.
-        fps: Frames per second that the caller needs, None for any.
+        fps: Frames per second that the caller needs; None if any will do.
 
     Raises:
-        DamagedEpisodeError: If something is missing or of the wrong kind.
-        ValueError: If version, frame rate or dimensions do not fit.
+        DamagedEpisodeError: If an entry is missing or of the wrong type.
+        ValueError: If the version, the frame rate or a dimension does not fit.
     """
     version = _entry(info, "codebase_version", str, root)
     if not version.startswith("v3."):
@@ -68,15 +68,15 @@ def check_info(info: dict[str, Any], root: Path, fps: float | None) -> None:
 
 
 def camera_feature(name: str, feature: dict[str, Any], root: Path) -> Feature:
-    """A camera's feature, checked.
+    """Check a camera's feature.
 
     Raises:
-        DamagedEpisodeError: If its shape is not one of frames.
+        DamagedEpisodeError: If its shape is not that of frames.
     """
     shape = feature.get("shape")
     if not isinstance(shape, list) or len(shape) != 3 or not all(_is_side(side) for side in shape) or 3 not in shape:
         raise _damaged(root, f"{name!r} has shape {shape}; expected H, W, 3")
-    # Some datasets state the channels first.
+    # Some datasets state (channels, height, width).
     height, width, channels = (shape[1], shape[2], shape[0]) if shape[2] != 3 else shape
     if channels != 3:
         raise _damaged(root, f"{name!r} has shape {shape}; expected H, W, 3")
@@ -84,7 +84,12 @@ def camera_feature(name: str, feature: dict[str, Any], root: Path) -> Feature:
 
 
 def file_path(root: Path, template: str, **values: Any) -> Path:
-    """A file of the dataset, from a template such as ``data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet``.
+    """The path of a file of the dataset.
+
+    Args:
+        root: The dataset's folder.
+        template: Such as ``data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet``.
+        **values: The values of its fields.
 
     Raises:
         DamagedEpisodeError: If the template has other fields or formats, or the path leaves the folder.
@@ -104,7 +109,7 @@ def file_path(root: Path, template: str, **values: Any) -> Path:
 
 
 def whole_cell(row: Mapping[str, Any], name: str, minimum: int = 0, maximum: int = MAX_INDEX) -> int:
-    """A whole number of an episode's row.
+    """Read a whole number from an episode's row.
 
     Raises:
         DamagedEpisodeError: If it is missing or out of bounds.
@@ -113,17 +118,17 @@ def whole_cell(row: Mapping[str, Any], name: str, minimum: int = 0, maximum: int
 
 
 def length_of(row: Mapping[str, Any]) -> int:
-    """How many frames an episode's row states."""
+    """The number of frames that an episode's row states."""
     return whole_cell(row, "length", 1, MAX_FRAMES)
 
 
 def seconds_cell(row: Mapping[str, Any], name: str) -> float:
-    """A time in s of an episode's row; NaN, infinity and negative ones are refused."""
+    """Read a time in s from an episode's row; NaN, infinity and negative times raise a DamagedEpisodeError."""
     return _cell(real_number, row, name, 0.0, 1e7)
 
 
 def instruction_of(row: Mapping[str, Any]) -> str:
-    """What the robot was told; empty where the row says nothing."""
+    """The episode's instruction; empty if the row states none."""
     tasks = row.get("tasks")
     if tasks is None or tasks == []:
         return ""
@@ -133,7 +138,7 @@ def instruction_of(row: Mapping[str, Any]) -> str:
 
 
 def versions_of(row: Mapping[str, Any]) -> dict[str, str]:
-    """The versions that a row of ours states."""
+    """The versions of packages that the row states; empty if it states none."""
     text = row.get(OWN_PREFIX + "versions")
     if text is None or text == "":
         return {}
@@ -144,10 +149,10 @@ def versions_of(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def own_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's own fields of ours by `Episode`'s names; missing ones are left out.
+    """The row's fields that only our datasets have, by their names in `Episode`; missing fields are left out.
 
     Raises:
-        DamagedEpisodeError: If one is of another type.
+        DamagedEpisodeError: If a field is of another type.
     """
     found = {}
     for name, kind in OWN_FIELDS.items():

@@ -1,4 +1,4 @@
-"""Frames of a LeRobot dataset: decoded from its videos, or from the images that its data files hold."""
+"""Frames of a LeRobot dataset, decoded from its videos or from images in its data files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from libero_gym.demonstrations import videos
+from libero_gym.common import videos
 from libero_gym.demonstrations.episodes import MAX_PIXEL_BYTES, DamagedEpisodeError
 from libero_gym.demonstrations.lerobot_fields import Feature
 
-# What Pillow raises for bytes that are no whole image.
+# The errors that Pillow raises for bytes that are no whole image.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def from_video(path: Path, feature: Feature, n_frames: int, start_s: float, fps: float) -> np.ndarray:
-    """An episode's frames of a video, uint8 (n_frames, H, W, 3).
+    """Decode an episode's frames from a video, uint8 (n_frames, H, W, 3).
 
     Raises:
-        DamagedEpisodeError: If they are not there.
+        DamagedEpisodeError: If the video is damaged, missing or too short.
     """
     _check_size(feature, n_frames)
     try:
@@ -32,15 +32,15 @@ def from_video(path: Path, feature: Feature, n_frames: int, start_s: float, fps:
 
 
 def from_cells(cells: list[Any], feature: Feature, path: Path) -> np.ndarray:
-    """An episode's frames of the cells ``{"bytes": png, "path": None}`` of a data file, uint8 (T, H, W, 3).
+    """Decode an episode's frames from a data file's cells ``{"bytes": png, "path": None}``, uint8 (T, H, W, 3).
 
     Args:
-        cells: One per frame.
+        cells: The cells, one per frame.
         feature: The camera.
         path: The data file, for messages.
 
     Raises:
-        DamagedEpisodeError: If one is no image, or has another size.
+        DamagedEpisodeError: If a cell is no image, or an image of another size.
     """
     _check_size(feature, len(cells))
     frames = np.empty((len(cells), *feature.shape), np.uint8)

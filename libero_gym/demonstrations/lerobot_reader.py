@@ -1,4 +1,4 @@
-"""Reading demonstrations from a LeRobot dataset, of ours or others'."""
+"""Reading demonstrations from LeRobot datasets, our own or other people's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.checks import as_path, real_number, sequence, whole_number
+from libero_gym.common.checks import as_path, real_number, sequence, whole_number
+from libero_gym.common.json_files import read_json
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, check_episode
-from libero_gym.demonstrations.gripper_commands import GripperCommands
 from libero_gym.demonstrations.lerobot_fields import (
     Feature,
     camera_feature,
@@ -27,30 +27,31 @@ from libero_gym.demonstrations.lerobot_fields import (
 from libero_gym.demonstrations.lerobot_frames import from_cells, from_video
 from libero_gym.demonstrations.lerobot_layout import IMAGE_PREFIX, INFO_PATH, STATS_PATH, require_pyarrow
 from libero_gym.dimensions import CONTROL_FREQ, GRIPPER_DIM
-from libero_gym.json_files import read_json
+from libero_gym.gripper import GripperCommands
 
-_MAX_ROWS, _MAX_TABLE_BYTES = 10**7, 16 * 2**30  # of one parquet file; LeRobot begins another at 100 MB
+# Bounds of one parquet file; LeRobot begins another one at 100 MB.
+_MAX_ROWS, _MAX_TABLE_BYTES = 10**7, 16 * 2**30
 
 
 class LeRobotReader:
-    """A dataset in LeRobot's format v3.0, of ours or others'; frames are decoded an episode at a time.
+    """A dataset in LeRobot's format v3.0 as a sequence of episodes, whose frames are decoded when an episode is read.
 
-    ``len(reader)``, ``reader[i]``, and iteration, which names damaged episodes in a warning and skips them. Frames are
-    read from videos, and from PNG or JPEG bytes in the data files ("dtype": "image").
+    ``len(reader)`` and ``reader[i]`` work as for lists. Iteration warns of damaged episodes and skips them. The reader
+    takes frames from videos, and from PNG or JPEG bytes in the data files ("dtype": "image").
 
     Args:
         root: The dataset's folder.
-        cameras: Keys to decode, the part after ``observation.images.``; None for all, ``()`` for none.
-        fps: Frames per second that the caller needs, None for any. Nothing is resampled.
+        cameras: The cameras to decode, named by what follows ``observation.images.``; None for all, ``()`` for none.
+        fps: Frames per second that the caller needs; None if any will do. The reader does not resample.
 
     Raises:
         FileNotFoundError: If the folder holds no finished dataset.
         ImportError: If pyarrow is missing.
-        ValueError: If version, frame rate, dimensions or cameras do not fit.
+        ValueError: If the version, the frame rate, a dimension or a camera does not fit.
         DamagedEpisodeError: If the ``meta`` folder is damaged.
 
     Warns:
-        UserWarning: If the gripper's commands are of another convention, or cameras are of a kind that is not read.
+        UserWarning: If the gripper's commands follow another convention, or the reader cannot read a kind of camera.
     """
 
     def __init__(
@@ -78,10 +79,10 @@ class LeRobotReader:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Episode:
-        """An episode with its frames.
+        """Read an episode with its frames.
 
         Raises:
-            IndexError: If there is none of that index.
+            IndexError: If there is no episode of that index.
             DamagedEpisodeError: If its files are damaged or missing; the message names them.
         """
         row = self._rows[self._checked_index(index)]
@@ -111,10 +112,13 @@ class LeRobotReader:
         return (episode for _, episode in self.enumerate())
 
     def enumerate(self, indices: Iterable[int] | None = None) -> Iterator[tuple[int, Episode]]:
-        """Episodes with their indices; damaged ones are named in a warning and skipped.
+        """Read episodes; damaged ones are named in a warning and skipped.
 
         Args:
-            indices: Which to read; None for all.
+            indices: The episodes to read; None for all.
+
+        Yields:
+            An index and its episode.
         """
         for index in range(len(self)) if indices is None else indices:
             try:
@@ -125,7 +129,7 @@ class LeRobotReader:
             yield index, episode
 
     def _find_cameras(self, all_of_them: bool) -> dict[str, Feature]:
-        """The cameras by key; those of other kinds are named in a warning if all were asked for."""
+        """The dataset's cameras by key; if all are wanted, a warning names those of an unknown kind."""
         features: dict[str, Feature] = {}
         for name, feature in self.info["features"].items():
             kind = feature.get("dtype")
@@ -148,12 +152,12 @@ class LeRobotReader:
         return tuple(wanted)
 
     def _stated_gripper(self) -> GripperCommands:
-        """The gripper's commands as ``meta/stats.json`` states their range; nothing where it states none."""
+        """The range of the gripper's commands that ``meta/stats.json`` states; an empty range if it states none."""
         try:
             stats = read_json(self.root / STATS_PATH)
             low, high = (float(stats["action"][name][GRIPPER_DIM]) for name in ("min", "max"))
         except (OSError, ValueError, KeyError, TypeError, IndexError):
-            return GripperCommands()  # reading needs no statistics
+            return GripperCommands()  # a dataset can be read without its statistics
         return GripperCommands(low, high, has_zero=0 in (low, high))
 
     def _read_rows(self) -> list[dict[str, Any]]:
@@ -184,7 +188,7 @@ class LeRobotReader:
         return file_path(self.root, self.info["data_path"], **numbers)
 
     def _read_data(self, row: dict[str, Any], path: Path) -> dict[str, Any]:
-        """States, actions and image cells of an episode, checked for gaps."""
+        """Read an episode's states, actions and image cells, and check that no frame is missing."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -224,7 +228,7 @@ class LeRobotReader:
 
 
 def _check_parquet(path: Path) -> None:
-    """Refuse a file that states more than any dataset's has, before it is read."""
+    """Raise a DamagedEpisodeError if a file states more than any dataset's file holds, before it is read."""
     import pyarrow.parquet as pq
 
     stated = pq.read_metadata(path)

@@ -14,9 +14,14 @@ Stats = dict[str, dict[str, Any]]
 
 
 def image_stats(frames: np.ndarray, max_samples: int = 100) -> dict[str, Any]:
-    """LeRobot's statistics of an episode's frames uint8 (T, H, W, 3): per channel (3, 1, 1), of values in [0, 1].
+    """LeRobot's statistics of an episode's frames: one value per channel, of colours in [0, 1].
 
-    At most ``max_samples`` frames, evenly spaced, and about 150 to 300 pixels a side are looked at.
+    Args:
+        frames: uint8 (T, H, W, 3); 150 to 300 pixels of each side are used.
+        max_samples: The largest number of frames to use; they are evenly spaced.
+
+    Returns:
+        Lists of shape (3, 1, 1) by statistic; ``count`` is the number of used frames, as LeRobot counts.
     """
     chosen = np.linspace(0, len(frames) - 1, min(len(frames), max_samples)).round().astype(int)
     stride = max(1, min(frames.shape[1:3]) // 150)
@@ -29,7 +34,7 @@ def image_stats(frames: np.ndarray, max_samples: int = 100) -> dict[str, Any]:
 
 
 def vector_stats(values: np.ndarray) -> dict[str, Any]:
-    """LeRobot's statistics of values (T, D): min, max, mean, std, count and quantiles, as lists of length D."""
+    """LeRobot's statistics of values (T, D): min, max, mean, std and quantiles as lists of length D, and a count."""
     values = np.asarray(values, dtype=np.float64)
     stats = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
     quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
@@ -38,7 +43,10 @@ def vector_stats(values: np.ndarray) -> dict[str, Any]:
 
 
 def pooled_stats(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Statistics of several episodes' frames together, of those of each; quantiles are averaged, so approximate."""
+    """Pool the statistics of several episodes.
+
+    Min, max, mean, std and count are exact. Quantiles are averages, weighted by count, and so approximate.
+    """
     counts = np.array([entry["count"][0] for entry in stats], dtype=np.float64)
     weights = counts / counts.sum()
 
@@ -49,5 +57,6 @@ def pooled_stats(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
     mean = mean_of(stacked["mean"])
     pooled = {name: mean_of(values) for name, values in stacked.items() if name in QUANTILES}
     pooled["min"], pooled["max"], pooled["mean"] = stacked["min"].min(0), stacked["max"].max(0), mean
+    # The variance of all values is the mean variance plus the variance of the means.
     pooled["std"] = np.sqrt(mean_of(stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2))
     return {**{name: value.tolist() for name, value in pooled.items()}, "count": [int(counts.sum())]}

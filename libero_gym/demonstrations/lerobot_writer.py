@@ -1,4 +1,4 @@
-"""Writing demonstrations as a LeRobot dataset, so that other people's tools open them."""
+"""Writing demonstrations as a LeRobot dataset, which other people's tools open."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.atomic import write_bytes
-from libero_gym.checks import as_path, flag, sequence, whole_number
-from libero_gym.demonstrations import videos
+from libero_gym.common import videos
+from libero_gym.common.atomic import write_bytes
+from libero_gym.common.checks import as_path, flag, sequence, whole_number
 from libero_gym.demonstrations.dataset_card import write_card
 from libero_gym.demonstrations.episodes import Episode, check_episode
 from libero_gym.demonstrations.leftovers import MARK, foreign_data, remove_leftovers
@@ -46,21 +46,21 @@ _SCALARS = {
 
 
 class LeRobotWriter:
-    """Writes a dataset, episode by episode; it can be read once `finish` has written its ``meta`` folder.
+    """Writes a dataset, one episode after another. It can be read after `finish`, which writes the ``meta`` folder.
 
-    An overwritten dataset's ``meta/info.json`` is removed first, so that a half-written folder is never taken for a
-    whole one.
+    A dataset that is overwritten loses its ``meta/info.json`` first, so that nobody takes a half-written folder for a
+    whole dataset.
 
     Args:
         root: The dataset's folder.
-        cameras: Observation keys of the frames to write, such as ``("image", "wrist_image")``.
+        cameras: The observation keys of the frames, such as ``("image", "wrist_image")``.
         fps: Frames per second of every episode.
-        crf: See `videos.encode`.
-        overwrite: Whether a dataset in the folder may be replaced. Files that we did not write, and whose names are not
-            needed, stay in any case; so does a ``README.md``.
+        crf: Quality of the videos, see `videos.encode`.
+        overwrite: Whether the writer may replace a dataset in the folder. Files of other origin stay unless the dataset
+            needs their names; a ``README.md`` always stays.
 
     Raises:
-        FileExistsError: If there is one, and it may not, or something else is in the way.
+        FileExistsError: If the folder holds a dataset that may not be replaced, or other data.
         ValueError: If a number is out of range.
         ImportError: If pyarrow is missing.
     """
@@ -71,7 +71,7 @@ class LeRobotWriter:
         *,
         cameras: Sequence[str],
         fps: int = CONTROL_FREQ,
-        crf: int = videos.DEFAULT_CRF,
+        crf: int = videos.DATASET_CRF,
         overwrite: bool = False,
     ) -> None:
         require_pyarrow()
@@ -98,8 +98,8 @@ class LeRobotWriter:
         """Write an episode.
 
         Raises:
-            ValueError: If its frame rate, cameras, frame sizes or dimensions do not fit.
-            OSError: If the disk is full; episodes added before are untouched.
+            ValueError: If the frame rate, a camera, a frame size or a dimension does not fit.
+            OSError: If the disk is full; the episodes before are untouched.
         """
         name = f"Episode {len(self._rows)} ({episode.task_name or episode.instruction})"
         check_episode(episode, name)
@@ -113,10 +113,16 @@ class LeRobotWriter:
     def add_encoded(
         self, episode: Episode, encoded: dict[str, bytes], shapes: dict[str, tuple[int, ...]], stats: Stats
     ) -> None:
-        """Write an episode whose frames are MP4 files already, of ``(H, W, 3)`` shapes and `image_stats`.
+        """Write an episode whose frames are encoded already.
+
+        Args:
+            episode: The episode; its ``images`` are ignored.
+            encoded: MP4 files by camera, from `videos.encode`.
+            shapes: (H, W, 3) of the frames by camera.
+            stats: `image_stats` of the frames by camera.
 
         Raises:
-            ValueError: If its frame rate, cameras or frame sizes do not fit.
+            ValueError: If the frame rate, a camera or a frame size does not fit.
         """
         index = len(self._rows)
         self._check_fits(f"Episode {index} ({episode.task_name or episode.instruction})", episode.fps, shapes)
@@ -132,7 +138,7 @@ class LeRobotWriter:
         self._n_frames += len(episode)
 
     def finish(self) -> None:
-        """Write the ``meta`` folder, ``info.json`` last.
+        """Write the ``meta`` folder; ``info.json``, which makes the dataset readable, comes last.
 
         Raises:
             ValueError: If no episode was added.
@@ -163,7 +169,7 @@ class LeRobotWriter:
                 raise ValueError(f"{name} has frames {tuple(shape)} of {key!r}; this dataset has {self._shapes[key]}.")
 
     def _frame_columns(self, episode: Episode, index: int) -> dict[str, np.ndarray]:
-        """Columns of the data file, a row per frame, in the order of the features."""
+        """The data file's columns in the order of the features; each frame has a row."""
         n_frames = len(episode)
         done = np.arange(n_frames) == n_frames - 1
         return {
@@ -230,7 +236,7 @@ class LeRobotWriter:
                 "dtype": "video",
                 "shape": list(shape),
                 "names": ["height", "width", "channels"],
-                "info": videos.info(shape, self.fps),
+                "info": _video_info(shape, self.fps),
             }
         features["observation.state"] = {"dtype": "float32", "shape": [STATE_DIM], "names": STATE_NAMES}
         features["action"] = {"dtype": "float32", "shape": [ACTION_DIM], "names": ACTION_NAMES}
@@ -239,6 +245,20 @@ class LeRobotWriter:
         for name, dtype in _SCALARS.items():
             features[name] = {"dtype": dtype, "shape": [1], "names": None}
         return features
+
+
+def _video_info(shape: tuple[int, ...], fps: int) -> dict[str, Any]:
+    """The description of a video of `videos.encode` in ``meta/info.json``."""
+    return {
+        "video.height": shape[0],
+        "video.width": shape[1],
+        "video.codec": "h264",
+        "video.pix_fmt": "yuv420p",
+        "video.is_depth_map": False,
+        "video.fps": fps,
+        "video.channels": 3,
+        "has_audio": False,
+    }
 
 
 def _two_dims(values: np.ndarray) -> np.ndarray:
@@ -258,7 +278,7 @@ def _data_parquet(columns: dict[str, np.ndarray]) -> bytes:
 
 
 def _tasks_parquet(tasks: dict[str, int]) -> bytes:
-    """Tasks and their indices; LeRobot reads the file with pandas and takes the words as its index."""
+    """The table of tasks. LeRobot reads it by pandas with the instructions as index, which the metadata declare."""
     import pyarrow as pa
 
     table = pa.table({"task_index": pa.array(list(tasks.values()), pa.int64()), "task": pa.array(list(tasks))})

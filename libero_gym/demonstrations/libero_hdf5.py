@@ -1,9 +1,9 @@
 """LIBERO's own demonstrations: HDF5 files, one per task, of 50 teleoperated episodes at 128x128 pixels.
 
 A file holds ``data/demo_i`` with ``actions`` (T, 7), ``states`` and ``obs``: ``agentview_rgb``, ``eye_in_hand_rgb``,
-``ee_pos``, ``ee_ori`` (axis-angle), ``gripper_states``. Its frames have OpenGL's rows, bottom first; ours are turned by
-180 degrees, so they are turned here, and keep their size. Written from knowledge of the layout; not yet tried on a
-published file.
+``ee_pos``, ``ee_ori`` (axis-angle), ``gripper_states``. Its frames have OpenGL's rows, bottom first; the
+reader turns them by 180 degrees, like the environment's, and keeps their size. It follows a description of the layout,
+and has not read a published file yet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.checks import as_path, did_you_mean, sequence
+from libero_gym.common.checks import as_path, did_you_mean, sequence
+from libero_gym.common.json_files import parse_json
 from libero_gym.demonstrations.episodes import (
     MAX_FRAMES,
     MAX_PIXEL_BYTES,
@@ -25,31 +26,30 @@ from libero_gym.demonstrations.episodes import (
     check_episode,
 )
 from libero_gym.dimensions import ACTION_DIM
-from libero_gym.json_files import parse_json
 from libero_gym.tasks import file_name_instruction, get_suite, get_tasks
 
-# The file's name of each of our observation keys.
+# The name in the file of each observation key.
 HDF5_KEYS = {"image": "agentview_rgb", "wrist_image": "eye_in_hand_rgb"}
 _STATE_WIDTHS = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
-# What h5py raises for damaged files.
+# The errors that h5py raises for damaged files.
 _DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError)
-_MAX_RATIO = 1100  # of compression: deflate's limit is 1032
+_MAX_RATIO = 1100  # no compressed data expand further: deflate's limit is 1032
 
 
 def read_libero_hdf5(
     path: str | Path, *, suite: str | None = None, cameras: Sequence[str] = ("image", "wrist_image")
 ) -> Iterator[Episode]:
-    """Episodes of a LIBERO demonstration file, or of every file of a folder, one at a time.
+    """Read the episodes of a LIBERO demonstration file, or of every file in a folder, one at a time.
 
-    Damaged files and episodes are named in a warning and skipped.
+    A warning names damaged files and episodes, which are skipped.
 
     Args:
         path: A ``.hdf5`` file, or a folder of them.
-        suite: LIBERO's name of the suite, to find each task's id; None leaves it at -1.
-        cameras: Observation keys of the frames to read; ``()`` for none.
+        suite: LIBERO's name of the suite, in which each task's id is looked up; None leaves the ids at -1.
+        cameras: The observation keys of the frames to read; ``()`` for none.
 
     Yields:
-        Episodes with frames turned as ours are. Their instruction is the one of the suite, else the file's.
+        Episodes with frames turned like the environment's. Their instruction is the suite's, else the file's.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -122,12 +122,15 @@ def _frames(obs: Any, name: str, n_frames: int) -> np.ndarray:
 
 
 def _array(group: Any, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """A dataset of numbers, whose shape and size are checked before memory is asked for.
+    """Read a dataset of numbers, after its shape and size are checked.
 
     Args:
-        group: Where it is.
-        name: Its name.
-        shape: What it must have; None for any number of frames, of which the first axis may have the most, or pixels.
+        group: The group that holds the dataset.
+        name: The dataset's name.
+        shape: The shape that it must have; None allows any number of frames (first axis) or of pixels (others).
+
+    Raises:
+        DamagedEpisodeError: If it is missing, of another shape, or states more data than the file holds.
     """
     import h5py
 
@@ -142,8 +145,8 @@ def _array(group: Any, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
         raise DamagedEpisodeError(f"{name!r} has shape {got}; expected 1 to {MAX_FRAMES} frames of at most {MAX_SIDE}")
     if dataset.dtype.kind not in "biuf":
         raise DamagedEpisodeError(f"{name!r} holds {dataset.dtype}; expected numbers")
-    # A shape is cheap to state: what it promises must be in the file, compressed at most. Data that lie in other files
-    # (external, virtual) are never followed.
+    # A few bytes can state an enormous shape: the data that it promises must be in the file, compressed at most. Data
+    # that lie in other files (external, virtual) would let a file read any other one.
     stored, compressed = dataset.id.get_storage_size(), dataset.compression is not None
     if dataset.is_virtual or dataset.external or dataset.nbytes > stored * (_MAX_RATIO if compressed else 1):
         raise DamagedEpisodeError(f"{name!r} states {dataset.nbytes} bytes, and the file holds {stored} for it")
@@ -153,7 +156,7 @@ def _array(group: Any, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
 
 
 def _group(parent: Any, name: str) -> Any:
-    """A group of the file itself; a link that leads into another file is not followed."""
+    """A group of the file itself; links into other files raise a DamagedEpisodeError."""
     import h5py
 
     if not isinstance(parent.get(name, getlink=True), h5py.HardLink) or parent.get(name, getclass=True) != h5py.Group:
@@ -162,13 +165,13 @@ def _group(parent: Any, name: str) -> Any:
 
 
 def _demo_order(name: str) -> tuple[float, str]:
-    """Demonstrations by number; others, which nobody writes, behind them."""
+    """A key that sorts demonstrations by number and puts other names behind them."""
     number = name.removeprefix("demo_")
     return (int(number), "") if number.isascii() and number.isdecimal() and len(number) < 10 else (np.inf, name)
 
 
 def _instruction(data: Any, task_name: str) -> str:
-    """What the file says that the robot was told, else what its name says: regenerated files have no attributes."""
+    """The instruction that the file states, else that of its name: regenerated files have no attributes."""
     try:
         words = parse_json(data.attrs["problem_info"], "problem_info")["language_instruction"]
         return "".join(words).strip().strip('"')

@@ -3,17 +3,16 @@
     from libero_gym.demonstrations import record
     record("data/spatial", "libero_spatial", "my_policies:make", init_state_ids=range(20), n_workers=8)
 
-Every episode is first written, whole or not at all, to ``<root>/.recording``; from there the dataset is assembled in
-the plan's order, so that the same plan gives the same dataset however often it was interrupted. The folder lets a later
-run continue or extend the plan, and may be removed when the dataset is done. Scripts that record with workers need
-``if __name__ == "__main__":``, for the workers are spawned.
+Each episode is first written to ``<root>/.recording``, as a whole or not at all. The dataset is assembled from there in
+the plan's order, so that the same plan gives the same dataset however often it was interrupted. A later run needs the
+folder to continue or extend the plan; it may be removed when the dataset is done. A script that records with workers
+needs ``if __name__ == "__main__":``, because each worker is a fresh process that imports the script.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
 import json
 import re
 import warnings
@@ -24,34 +23,37 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from libero_gym.atomic import write_bytes
-from libero_gym.checks import choice, flag, real_number, sequence, whole_number
-from libero_gym.demonstrations import videos
-from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, unpack
+from libero_gym.common import videos
+from libero_gym.common.array_files import unpack
+from libero_gym.common.atomic import write_bytes
+from libero_gym.common.checks import flag, sequence, whole_number
+from libero_gym.common.json_files import read_json
+from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode
 from libero_gym.demonstrations.leftovers import foreign_data
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH, require_pyarrow
 from libero_gym.demonstrations.lerobot_writer import LeRobotWriter
-from libero_gym.demonstrations.recorder import EpisodeKey, PolicyFactory, RecordingOptions, record_missing
+from libero_gym.demonstrations.plan import EpisodeKey, RecordingOptions, plan_episodes
+from libero_gym.demonstrations.recorder import PolicyFactory, RecordingJob
+from libero_gym.demonstrations.workers import record_episodes
 from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.env import LiberoEnv, check_task_ids
-from libero_gym.json_files import read_json
 from libero_gym.rendering import renderer as rendering
-from libero_gym.tasks import get_suite, get_tasks, initial_states
+from libero_gym.tasks import get_suite
 
 RECORDING_FOLDER = ".recording"
-# What `atomic.replacing` leaves of a killed process, by `EpisodeKey.file_name`.
+# The temporary files of `atomic.replacing`, which a killed process leaves behind, for names of `EpisodeKey.file_name`.
 _TEMPORARY = re.compile(
     r"\.(task\d{3,}_(init|place)\d{3,}_repeat\d{3,}\.[a-z0-9_]{8}\.npz|options\.[a-z0-9_]{8}\.json)"
 )
 
 
 class RecordingSummary(NamedTuple):
-    """What came of a plan.
+    """Numbers of episodes after a recording.
 
     Attributes:
         n_planned: Episodes in the plan.
-        n_recorded: Of those, recorded by this run.
-        n_resumed: Recorded by earlier runs.
+        n_recorded: Episodes that this run recorded.
+        n_resumed: Episodes that earlier runs recorded.
         n_successes: Episodes that ended in success.
         n_written: Episodes in the dataset.
     """
@@ -84,61 +86,63 @@ def record(
     random_action_prob: float = 0.0,
     keep_failures: bool = False,
     seed: int = 0,
-    crf: int = videos.DEFAULT_CRF,
+    crf: int = videos.DATASET_CRF,
     n_workers: int = 1,
     render_device: int | None = None,
     progress_bar: bool = True,
 ) -> RecordingSummary:
-    """Record a policy's episodes, and write them as a LeRobot dataset; call it again to continue or to extend.
+    """Record a policy's episodes and write them as a LeRobot dataset. Another call continues or extends the recording.
 
     Args:
         root: The dataset's folder.
-        suite: LIBERO's name of the suite.
-        policy: Called with the environment after each reset, gives the episode's policy: a function from observation
-            to action (7,), or an object with ``act()``, and perhaps ``reset()`` and ``done``, for privileged policies;
-            ``done`` or a StopIteration ends the episode. As ``"module:function"``, or anything that pickles: the
-            workers are fresh processes.
+        suite: Name of a registered suite.
+        policy: A factory that is called with the environment after each reset and returns the episode's policy: a
+            function from an observation to an action (7,), or an object with ``act()`` that reads the environment, and
+            perhaps with ``reset()`` and ``done``. A true ``done`` or a StopIteration ends the episode. Workers import
+            the factory by a name, ``"module:function"``, or unpickle it.
         task_ids: Tasks to record; None for all.
-        init_state_ids: Official initial states of each; None for all. Say which you train on: evaluations use all 50.
-        placement_seeds: Further initial states, with objects anywhere in the BDDL's regions; see `placements`.
-        episodes_per_state: Episodes from each state, which differ in their random numbers.
-        cameras: Of ``"agentview"`` and ``"wrist"``.
+        init_state_ids: Official initial states of each task; None for all. Evaluations use all 50, so leave some out.
+        placement_seeds: Seeds that draw further initial states, with objects anywhere in the BDDL's regions; see
+            `libero_gym.compilation.placements`.
+        episodes_per_state: Number of episodes from each state, which differ in their random numbers.
+        cameras: Cameras to record, ``"agentview"`` or ``"wrist"`` or both.
         image_size: Side of the frames in pixels, even.
         renderer: ``"exact"`` or ``"fast"``.
         settle_steps: Control steps before the first frame.
         max_steps: Control steps after which an episode has failed; None for the suite's limit.
-        action_noise: Standard deviation of Gaussian noise on the six motion dimensions of every action. The noisy
-            action is executed.
-        noise_steps: Control steps for which one draw of the noise holds: i.i.d. noise averages out within a chunk.
-        record_intended: Record what the policy asked for, not the noisy action that was executed, and leave out the
-            random prefix: demonstrations that show how to come back (DART; Laskey et al., 2017).
-        random_prefix: Up to so many uniformly random actions with an open gripper begin each episode (their number is
-            drawn too), so that demonstrations show recoveries.
+        action_noise: Standard deviation of Gaussian noise on the six motion dimensions of every executed action.
+        noise_steps: Control steps for which a draw of the noise holds. Noise that is drawn in each step averages out
+            within an action chunk.
+        record_intended: Whether to record the policy's own action instead of the executed one, and to leave the random
+            prefix out, so that demonstrations show how to come back (DART; Laskey et al., 2017, arXiv 1703.09327).
+        random_prefix: Largest number of uniformly random actions with an open gripper that begin an episode; each
+            episode draws its own number. Demonstrations then show recoveries.
         random_action_prob: Probability that an action is replaced by a uniformly random one.
-        keep_failures: Whether failed episodes enter the dataset, marked in ``libero/success`` and ``next.success``.
-        seed: Of all random numbers. An episode's depend on this and on its key, not on workers or order.
+        keep_failures: Whether failed episodes enter the dataset; ``libero/success`` and ``next.success`` mark them.
+        seed: Seed of all random numbers. An episode's numbers depend on the seed and its key, not on workers or order.
         crf: Quality of the videos, see `videos.encode`.
-        n_workers: Processes; 0 records in this one.
+        n_workers: Number of worker processes; 0 records in this process.
         render_device: EGL device index of the workers.
-        progress_bar: Show a bar with the rate, where the output is a terminal.
+        progress_bar: Whether a bar shows the rate if the output is a terminal.
 
     Returns:
-        What came of it.
+        How many episodes were recorded, succeeded and are in the dataset.
 
     Raises:
         ImportError: If pyarrow is missing.
-        ValueError: If an option is out of range, or differs from those that the folder was begun with.
+        ValueError: If an option is out of range, or differs from the one that the folder was begun with.
         FileExistsError: If the folder holds a dataset that was not recorded there.
         BlockingIOError: If another process records to this folder.
-        RuntimeError: If a policy raises; the message holds its traceback. What was complete is kept.
-        OSError: If the disk is full. What was complete is kept.
+        RuntimeError: If a policy raises; the message holds its traceback. Complete episodes are kept.
+        OSError: If the disk is full. Complete episodes are kept.
     """
     require_pyarrow()
     progress_bar = flag("progress_bar", progress_bar)
     if not isinstance(policy, str) and not callable(policy):
         raise ValueError(f"policy={policy!r}; expected a factory, or its name as 'module:function'.")
-    n_tasks = get_suite(suite).n_tasks
-    keys = _plan(suite, check_task_ids(task_ids, n_tasks, suite), init_state_ids, placement_seeds, episodes_per_state)
+    n_tasks, default_max_steps = get_suite(suite).n_tasks, get_suite(suite).max_steps
+    task_ids = check_task_ids(task_ids, n_tasks, suite)
+    keys = plan_episodes(suite, task_ids, init_state_ids, placement_seeds, episodes_per_state)
     options = RecordingOptions(
         suite=suite,
         policy=policy if isinstance(policy, str) else _policy_name(policy),
@@ -146,7 +150,7 @@ def record(
         image_size=rendering.check_image_size(image_size),
         renderer=renderer,
         settle_steps=settle_steps,
-        max_steps=get_suite(suite).max_steps if max_steps is None else max_steps,
+        max_steps=default_max_steps if max_steps is None else max_steps,
         action_noise=action_noise,
         noise_steps=noise_steps,
         record_intended=record_intended,
@@ -156,120 +160,88 @@ def record(
         seed=seed,
         crf=crf,
     )
-    _check_options(options, n_workers)
-    staging = Path(root) / RECORDING_FOLDER
-    _check_folder(Path(root))
-    staging.mkdir(parents=True, exist_ok=True)
-    with _lock(staging):
-        _check_same_options(staging / "options.json", options)
-        missing = [key for key in keys if not _is_recorded(staging / key.file_name)]
+    n_workers = whole_number("n_workers", n_workers, 0)
+    job = RecordingJob(Path(root) / RECORDING_FOLDER, options, policy, render_device, get_suite(suite))
+    return _record(Path(root), keys, job, n_workers, progress_bar)
+
+
+def _record(
+    root: Path, keys: list[EpisodeKey], job: RecordingJob, n_workers: int, progress_bar: bool
+) -> RecordingSummary:
+    """Record the episodes that are missing, and write the dataset."""
+    _check_folder(root)
+    job.staging.mkdir(parents=True, exist_ok=True)
+    with _lock(job.staging):
+        _check_same_options(job.staging / "options.json", job.options)
+        missing = [key for key in keys if not _is_recorded(job.staging / key.file_name)]
+        n_resumed = len(keys) - len(missing)
         with tqdm(
             total=len(keys),
-            initial=len(keys) - len(missing),
+            initial=n_resumed,
             unit="episode",
             desc="recording",
             disable=None if progress_bar else True,
         ) as bar:
-            record_missing(missing, n_workers, staging, options, policy, render_device, bar)
-        n_successes, n_written = _assemble(Path(root), keys, options)
-    n_recorded = sum((staging / key.file_name).is_file() for key in missing)
-    return RecordingSummary(len(keys), n_recorded, len(keys) - len(missing), n_successes, n_written)
+            n_successes = 0
+            for n_done, success in enumerate(record_episodes(job, missing, n_workers), start=1):
+                n_successes += success
+                bar.set_postfix(success=f"{n_successes / n_done:.0%}", refresh=False)
+                bar.update()
+        n_successes, n_written = _assemble(root, keys, job.options)
+    n_recorded = sum((job.staging / key.file_name).is_file() for key in missing)
+    return RecordingSummary(len(keys), n_recorded, n_resumed, n_successes, n_written)
 
 
 def expert_policy(env: LiberoEnv) -> Any:
-    """The scripted expert as a policy for `record`: ``"libero_gym.demonstrations:expert_policy"``."""
-    return importlib.import_module("libero_gym.experts").Expert(env.simulator)
+    """The scripted expert as a policy for `record`, by the name ``"libero_gym.demonstrations:expert_policy"``."""
+    from libero_gym.experts import Expert
+
+    return Expert(env.simulator)
 
 
 def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> tuple[int, int]:
-    """Write the dataset from the staged episodes; gives how many succeeded and how many it holds."""
+    """Write the dataset from the staged episodes, and return how many succeeded and how many it holds."""
     n_successes = n_written = 0
     cameras = [IMAGE_KEYS[camera] for camera in options.cameras]
     writer = LeRobotWriter(root, cameras=cameras, crf=options.crf, overwrite=True)
     for key in keys:
         path = root / RECORDING_FOLDER / key.file_name
         if not path.is_file():
-            continue  # its workers died; a warning said so
+            continue  # the workers that recorded it died; a warning said so
         try:
-            description, arrays = unpack(path)
+            description, arrays = unpack(path, DamagedEpisodeError)
             episode = Episode(state=arrays["state"], actions=arrays["actions"], **description["episode"])
             n_successes += episode.success
             if not episode.success and not options.keep_failures:
                 continue
             encoded = {name: arrays["video_" + name].tobytes() for name in writer.cameras}
         except (DamagedEpisodeError, KeyError, TypeError) as error:
-            warnings.warn(f"{path} is left out: {error}", stacklevel=3)
+            warnings.warn(f"{path} is left out: {error}", stacklevel=4)
             continue
         writer.add_encoded(episode, encoded, description["shapes"], description["stats"])
         n_written += 1
     if n_written:
         writer.finish()
     else:
-        warnings.warn(f"None of {len(keys)} episodes succeeded; {root} holds no dataset.", stacklevel=3)
+        warnings.warn(f"None of {len(keys)} episodes succeeded; {root} holds no dataset.", stacklevel=4)
     return n_successes, n_written
 
 
 def _is_recorded(path: Path) -> bool:
-    """Whether an episode is there and whole; a damaged one is named, removed, and recorded again."""
+    """Whether an episode is there and whole; a damaged file is named in a warning and removed."""
     if not path.is_file():
         return False
     try:
-        unpack(path)
+        unpack(path, DamagedEpisodeError)
     except DamagedEpisodeError as error:
-        warnings.warn(f"{error} It is recorded again.", stacklevel=3)
+        warnings.warn(f"{error} It is recorded again.", stacklevel=4)
         path.unlink()
         return False
     return True
 
 
-def _plan(
-    suite: str,
-    task_ids: tuple[int, ...],
-    init_state_ids: Iterable[int] | None,
-    placement_seeds: Iterable[int],
-    episodes_per_state: int,
-) -> list[EpisodeKey]:
-    """The episodes to record, in the dataset's order."""
-    whole_number("episodes_per_state", episodes_per_state, 1)
-    wanted = None if init_state_ids is None else _numbers("init_state_ids", init_state_ids)
-    seeds = _numbers("placement_seeds", placement_seeds)
-    keys = []
-    for task_id in task_ids:
-        n_states = len(initial_states(get_tasks(suite)[task_id]))
-        for index in range(n_states) if wanted is None else wanted:
-            if not 0 <= index < n_states:
-                raise ValueError(f"init_state_id={index} is out of range; task {task_id} has 0 to {n_states - 1}.")
-            keys += [EpisodeKey(task_id, index, repeat) for repeat in range(episodes_per_state)]
-        keys += [EpisodeKey(task_id, -1, repeat, seed) for seed in seeds for repeat in range(episodes_per_state)]
-    if not keys:
-        raise ValueError("The plan has no episodes: init_state_ids and placement_seeds are empty.")
-    return sorted(set(keys))
-
-
-def _numbers(name: str, values: Iterable[int]) -> list[int]:
-    return [whole_number(f"{name}[{index}]", value, 0) for index, value in enumerate(sequence(name, values))]
-
-
-def _check_options(options: RecordingOptions, n_workers: int) -> None:
-    if options.image_size % 2:
-        raise ValueError(f"image_size={options.image_size} cannot become H.264; choose an even size.")
-    for name in ("max_steps", "noise_steps"):
-        whole_number(name, getattr(options, name), 1)
-    for name in ("settle_steps", "random_prefix", "seed"):
-        whole_number(name, getattr(options, name), 0)
-    real_number("action_noise", options.action_noise, 0)
-    real_number("random_action_prob", options.random_action_prob, 0, 1)
-    whole_number("crf", options.crf, 0, videos.MAX_CRF)
-    whole_number("n_workers", n_workers, 0)
-    choice("renderer", options.renderer, rendering.RENDERERS)
-    for name in ("record_intended", "keep_failures"):
-        flag(name, getattr(options, name))
-    for camera in options.cameras:
-        choice("camera", camera, IMAGE_KEYS)
-
-
 def _check_folder(root: Path) -> None:
-    """Refuse a folder with something where a dataset goes that was not recorded there."""
+    """Raise a FileExistsError if a dataset's place in the folder is taken by something that was not recorded there."""
     if root.exists() and not root.is_dir():
         raise FileExistsError(f"{root} is a file; choose a folder for the dataset.")
     if (root / RECORDING_FOLDER / "options.json").exists():
@@ -281,8 +253,8 @@ def _check_folder(root: Path) -> None:
 
 
 def _check_same_options(path: Path, options: RecordingOptions) -> None:
-    """Note a new recording's options, and hold a continued one to its own."""
-    now = json.loads(json.dumps(asdict(options)))
+    """Write a new recording's options to a file, or compare a continued one's with its file."""
+    now = json.loads(json.dumps(asdict(options)))  # tuples become lists, as in the file
     if not path.is_file():
         write_bytes(path, json.dumps(now, indent=4).encode())
         return
@@ -298,19 +270,19 @@ def _check_same_options(path: Path, options: RecordingOptions) -> None:
 
 @contextlib.contextmanager
 def _lock(staging: Path) -> Iterator[None]:
-    """Hold the folder for this process; the lock goes with the process, however it ends."""
+    """Lock the folder for this process; the system releases the lock when the process ends, in whatever way."""
     with open(staging / "lock", "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(f"Another process records to {staging.parent}; wait for it, or end it.") from error
         for leftover in list(staging.iterdir()):
-            if _TEMPORARY.fullmatch(leftover.name):  # of a killed worker
+            if _TEMPORARY.fullmatch(leftover.name):  # a killed worker left it
                 leftover.unlink(missing_ok=True)
         yield
 
 
 def _policy_name(policy: PolicyFactory) -> str:
-    """What the options note of a policy that is an object."""
+    """The name under which the options note a policy that is given as an object."""
     named = getattr(policy, "func", policy)
     return str(getattr(named, "__qualname__", type(named).__qualname__))

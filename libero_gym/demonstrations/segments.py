@@ -1,25 +1,23 @@
-"""Pseudo-labels from demonstrations: cuts where the gripper changes, keyframes where the hand rests.
+"""Pseudo-labels of demonstrations: cuts where the gripper changes, keyframes where the hand rests.
 
-What VLA-RL (arXiv 2505.18719) trains its process reward on: an episode is cut where the gripper's opening changes
-markedly; inside a segment, frames where the end effector nearly stops are keyframes and get a positive label. The paper
-gives no thresholds; those here are ours, in SI units, and arguments.
+VLA-RL (arXiv 2505.18719) trains its process reward on such labels. It cuts an episode where the gripper's opening
+changes markedly; the frames of a segment in which the end effector nearly stops are keyframes and get a positive label.
+The paper gives no thresholds. Those here are our own, in SI units, and can be given as arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from libero_gym.atomic import replacing
 from libero_gym.dimensions import CONTROL_FREQ
+from libero_gym.gripper import FINGERS, gripper_opening
 
-# The fingers of the Panda are 0 to 8 cm apart. A grasp of a can changes that by 16 mm; of its release, the 4 mm remain
-# that pass before the goal holds and the episode ends.
+# The Panda's fingers are 0 to 8 cm apart. Grasping a can changes the opening by 16 mm, but only the first 4 mm of its
+# release are recorded: then the goal holds and the episode ends.
 MIN_OPENING_CHANGE = 0.003  # m
-# A hand that moves slower than this fraction of the episode's fastest frame, or than the absolute speed, rests.
+# A hand rests if it moves slower than REST_SPEED, or than this fraction of the episode's fastest frame.
 REST_SPEED = 0.02  # m/s
 REST_FRACTION = 0.1
 
@@ -28,7 +26,7 @@ class Segments(NamedTuple):
     """An episode's segments and labels.
 
     Attributes:
-        cuts: First frame of every segment but the first, int64 (n_segments - 1,), increasing.
+        cuts: First frame of every segment except the first, int64 (n_segments - 1,), increasing.
         segment_ids: Segment of each frame, int64 (T,).
         keyframes: Frames labelled positive, int64 (n_keyframes,), increasing.
         labels: 1 at keyframes and 0 elsewhere, int64 (T,).
@@ -44,11 +42,6 @@ class Segments(NamedTuple):
     speed: np.ndarray
 
 
-def gripper_opening(state: np.ndarray) -> np.ndarray:
-    """Distance between the fingers in m, (T,), of robot states (T, 8), whose last two are the finger joints."""
-    return np.asarray(state[:, 6] - state[:, 7], dtype=np.float64)
-
-
 def eef_speed(state: np.ndarray, fps: float = CONTROL_FREQ) -> np.ndarray:
     """Speed of the end effector in m/s, (T,): central differences of ``state[:, 0:3]``, one-sided at both ends."""
     if len(state) < 2:
@@ -60,19 +53,18 @@ def eef_speed(state: np.ndarray, fps: float = CONTROL_FREQ) -> np.ndarray:
 def gripper_cuts(opening: np.ndarray, min_change: float = MIN_OPENING_CHANGE, still_for: int = 3) -> np.ndarray:
     """Frames at which the gripper begins a marked change.
 
-    A change is a run of frames in which the opening moves, pauses of less than ``still_for`` frames included; it is
-    marked if the opening at its end differs from that at its start by ``min_change``. Fingers that meet an object, or
-    tremble around one opening, make no cut.
+    A change is a run of frames in which the opening moves; pauses of less than ``still_for`` frames belong to it. A
+    change is marked if the openings at its ends differ by ``min_change``: fingers that tremble make no cut.
 
     Args:
         opening: Distance between the fingers in m, (T,).
-        min_change: In m.
-        still_for: Frames of rest that end a change.
+        min_change: Smallest difference in m of a marked change.
+        still_for: Number of frames without motion that end a change.
 
     Returns:
-        The last frame before each change, int64 (n_cuts,); never 0, since an episode begins with a segment.
+        The last frame before each change, int64 (n_cuts,). It is never 0, because a segment precedes every cut.
     """
-    # Slower than a tenth of the marked change in `still_for` frames is drift, not motion.
+    # Fingers that need more than ten times `still_for` frames for a marked change drift; they do not move.
     moving = np.flatnonzero(np.abs(np.diff(opening)) > 0.1 * min_change / max(still_for, 1))
     if len(moving) == 0:
         return np.zeros(0, dtype=np.int64)
@@ -89,16 +81,16 @@ def rest_keyframes(
     rest_fraction: float = REST_FRACTION,
     skip_start: int = 5,
 ) -> np.ndarray:
-    """One keyframe per rest of the hand: the slowest frame of each run of frames in which it nearly stops.
+    """One keyframe per rest of the hand: the slowest frame of each run of frames in which the hand nearly stops.
 
-    A run does not reach across a cut, so that one rest with a grasp in it gives a keyframe before and one after it.
+    Runs end at cuts, so that a rest with a grasp in it gives one keyframe before the grasp and one after it.
 
     Args:
-        speed: Of the end effector in m/s, (T,).
-        cuts: First frame of each segment but the first.
-        rest_speed: Slower than this is rest, in m/s.
-        rest_fraction: So is slower than this part of the episode's fastest frame.
-        skip_start: Frames at the episode's start that are never keyframes, for there the arm has not moved yet.
+        speed: Speed of the end effector in m/s, (T,).
+        cuts: First frame of each segment except the first.
+        rest_speed: A hand slower than this rests, in m/s.
+        rest_fraction: A hand slower than this fraction of the episode's highest speed rests, too.
+        skip_start: Number of frames at the episode's start that are no keyframes, because the arm has not moved yet.
 
     Returns:
         Frame indices, int64 (n_keyframes,), increasing.
@@ -128,73 +120,29 @@ def segment_episode(
 
     Args:
         state: Robot states (T, 8): position in m, axis-angle in rad, finger joints in m.
-        actions: What was commanded in each, (T, 7); the cuts follow the measured opening, so only the length counts.
+        actions: Actions (T, 7). Only their number is used: cuts follow the measured opening, not the command.
         fps: Frames per second.
         min_opening_change: See `gripper_cuts`.
         rest_speed: See `rest_keyframes`.
         rest_fraction: See `rest_keyframes`.
 
     Returns:
-        The segments; the same input gives the same result.
+        The segments and labels.
 
     Raises:
-        ValueError: If the shapes do not fit, or something is not finite.
+        ValueError: If the shapes do not fit, or a state is not finite.
     """
     state, actions = np.asarray(state), np.asarray(actions)
     if state.ndim != 2 or state.shape[1] != 8 or actions.shape != (len(state), 7):
         raise ValueError(f"state {state.shape} and actions {actions.shape}: expected (T, 8) and (T, 7), T alike.")
     if not np.isfinite(state).all():
         raise ValueError("The states hold NaN or infinity; a segmentation would follow them.")
-    opening, speed = gripper_opening(state), eef_speed(state, fps)
+    opening, speed = gripper_opening(state[:, FINGERS]).astype(np.float64), eef_speed(state, fps)
     cuts = gripper_cuts(opening, min_opening_change)
     keyframes = rest_keyframes(speed, cuts, rest_speed, rest_fraction)
     labels = np.zeros(len(state), dtype=np.int64)
     labels[keyframes] = 1
     return Segments(cuts, _segment_ids(len(state), cuts), keyframes, labels, opening, speed)
-
-
-def plot_segments(
-    segments: Segments,
-    path: str | Path,
-    *,
-    images: Sequence[np.ndarray] | np.ndarray | None = None,
-    title: str = "",
-    fps: float = CONTROL_FREQ,
-    n_frames: int = 8,
-) -> None:
-    """Draw an episode: frames, the gripper's opening, the hand's speed, cuts (lines) and keyframes (dots).
-
-    Args:
-        segments: Of `segment_episode`.
-        path: Where the image goes; its suffix chooses the format.
-        images: Frames uint8 (T, H, W, 3); ``n_frames`` of them, evenly spaced, are shown.
-        title: Such as the instruction.
-        fps: Frames per second.
-        n_frames: How many frames are shown.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    strip, *panels = figure.subplots(3, 1, height_ratios=(1.2, 1, 1))
-    strip.axis("off")
-    strip.set_title(title, fontsize=10)
-    if images is not None and len(images) > 0:
-        shown = np.linspace(0, len(images) - 1, min(n_frames, len(images))).round().astype(int)
-        strip.imshow(np.concatenate([images[index] for index in shown], axis=1))
-    seconds = np.arange(len(segments.speed)) / fps
-    curves = ((segments.opening * 100, "opening (cm)"), (segments.speed * 100, "hand speed (cm/s)"))
-    for panel, (values, label) in zip(panels, curves, strict=True):
-        panel.plot(seconds, values, color="tab:blue", linewidth=1)
-        panel.plot(seconds[segments.keyframes], values[segments.keyframes], "o", color="tab:green", markersize=5)
-        for cut in segments.cuts:
-            panel.axvline(seconds[cut], color="tab:red", linewidth=1, linestyle="--")
-        panel.set_ylabel(label)
-        panel.margins(x=0)
-    panels[-1].set_xlabel("time (s); red: cut, green: keyframe")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
 
 
 def _segment_ids(n_frames: int, cuts: np.ndarray) -> np.ndarray:

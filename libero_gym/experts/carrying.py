@@ -9,7 +9,7 @@ import numpy as np
 from libero_gym.experts.arm import CLOSED, OPEN, START_HAND, Actions, Arm
 from libero_gym.experts.geometry import UP, corridor_height, down, highest_near, long_axis, tilted, yaw_of
 from libero_gym.experts.grasps import FAR, PALM_LENGTH, TIP, Grasp, grasp_options, plan_grasps
-from libero_gym.experts.joints import Fixtures
+from libero_gym.experts.joints import Joints
 from libero_gym.experts.pushing import is_hollow, push_plate, shove_from_inside
 from libero_gym.simulation import goals
 
@@ -21,12 +21,12 @@ class Carrying:
     """Moves the bodies that a goal names.
 
     Args:
-        arm: What moves them.
-        fixtures: The scene's drawers.
+        arm: The arm that moves them.
+        joints: The scene's drawers.
     """
 
-    def __init__(self, arm: Arm, fixtures: Fixtures) -> None:
-        self.arm, self.fixtures = arm, fixtures
+    def __init__(self, arm: Arm, joints: Joints) -> None:
+        self.arm, self.joints = arm, joints
         self.model, self.data = arm.simulator.model, arm.simulator.data
         self.goal = arm.simulator.compiled.goal
         self._failed_grasps: dict[str, int] = {}
@@ -34,7 +34,7 @@ class Carrying:
         self._start_low = {body: arm.points(body)[:, 2].min() for body in bodies}
 
     def achieve(self, predicate: Placement) -> Actions:
-        """Bring the predicate's body to where it holds, once; a lost object ends the attempt."""
+        """Try once to bring the predicate's body to a place where the predicate holds; losing the body ends the try."""
         body = moved_body(predicate)
         if isinstance(predicate, goals.OnSite) and "plate" in body:
             yield from push_plate(self.arm, predicate)
@@ -46,8 +46,8 @@ class Carrying:
                 yield from self._place(predicate)
 
     def make_room(self, body: str, drawer: str) -> Actions:
-        """Move an object out from where an opened drawer would hang over it, if it would."""
-        opened = self.fixtures.opened_points(drawer)
+        """Move an object away if an opened drawer would hang over it."""
+        opened = self.joints.opened_points(drawer)
         if np.linalg.norm((opened - self.data.body(body).xpos)[:, :2], axis=1).min() > self._radius(body) + 0.02:
             return
         spot = self._free_spot(body, opened)
@@ -87,12 +87,12 @@ class Carrying:
             yield from arm.release()
 
     def _go_over(self, grasp: Grasp, body: str) -> Actions:
-        """To 7 cm above a grasp, over whatever stands on the way there."""
+        """Go to 7 cm above a grasp, high enough over whatever stands on the way."""
         arm, hand = self.arm, down(grasp.yaw)
         above = grasp.pos + 0.07 * UP
         start = arm.pos()
         clear = corridor_height(arm.obstacles(body), start[:2], above[:2], half_width=0.07) + TIP + 0.015
-        if arm.mat()[2, 2] > -0.8:  # turned far out, an arm locks its elbow
+        if arm.mat()[2, 2] > -0.8:  # a hand that is tilted this far may lock the arm's elbow
             aside = np.array([*(0.5 * (start + above)[:2]), max(clear, start[2])])
             yield from arm.move(aside, hand, OPEN, tol=0.05, max_steps=40, angle_tol=0.6)
         yield from arm.rise(max(clear, arm.points(body)[:, 2].max() + 0.05))
@@ -101,22 +101,25 @@ class Carrying:
         yield from arm.move(above, hand, OPEN, tol=0.02, max_steps=70)
 
     def _grasp(self, body: str, avoid: tuple[float, float]) -> Grasp | None:
-        """The best grasp; after failures the next best ones in turn."""
+        """The best grasp; after each failure the next best one."""
         arm = self.arm
         options = replace(grasp_options(body, avoid), base=self._base())
         found = plan_grasps(arm.points(body), arm.obstacles(body), options, yaw_of(arm.mat()))
         return found[self._failed_grasps.get(body, 0) % len(found)] if found else None
 
     def _avoided(self, predicate: Placement) -> tuple[float, float]:
-        """The palm is 21 cm wide: it must not lie across a drawer's front, nor across a second pot."""
-        drawer = self.fixtures.drawer_of(predicate)
+        """Direction along which the fingers should not close, (2,); zeros for none.
+
+        The palm is 21 cm wide: it must not lie across a drawer's front, nor across a second pot.
+        """
+        drawer = self.joints.drawer_of(predicate)
         if drawer is not None:
             return self._along(drawer)
         return (1.0, 0.0) if self._shares_target(predicate) and "moka" in moved_body(predicate) else (0.0, 0.0)
 
     def _along(self, drawer: str) -> tuple[float, float]:
-        """The drawer's pull in the plane."""
-        pull = self.fixtures.pull(drawer)
+        """The direction in the plane in which the drawer opens."""
+        pull = self.joints.pull(drawer)
         return float(pull[0]), float(pull[1])
 
     # ------------------------------------------------------------------------------------------------------ place
@@ -126,12 +129,13 @@ class Carrying:
         yield from self._bring(body, self._target(predicate), self._turn_to_fit(predicate))
 
     def _bring(self, body: str, target: np.ndarray, turn: float | None = None) -> Actions:
-        """Carry a held object over what is on the way, lower it and let go.
+        """Carry a held object over what is on the way, lower it and let it go.
 
         Args:
             body: The object.
             target: xy of the body's origin and z of its lowest point, (3,) in m.
-            turn: Angle in rad by which to turn it on the way, for a tight fit: its middle then goes to the target.
+            turn: Angle in rad by which to turn the object on the way, for a tight fit. Its middle then goes to the
+                target, instead of its origin. None for no turn.
         """
         arm, data = self.arm, self.data
         arm.phase = f"transport {body}"
@@ -146,7 +150,8 @@ class Carrying:
         hang = start[2] - arm.points(body)[:, 2].min()
         way = arm.obstacles(body), start[:2], target[:2] - offset()
         clear, wide = (corridor_height(*way, half) + hang for half in (self._radius(body), 0.11))
-        # Always over the target and what the object would hit; over what stands near the way up to a limit.
+        # The object always passes over the target and over what it would hit. Things beside the way, which only the
+        # palm could hit, raise the path by 18 cm at most.
         height = max(target[2] + hang + 0.03, clear + 0.015, min(wide + 0.025, start[2] + 0.18))
         yield from arm.move(np.array([*start[:2], height]), hand, CLOSED, tol=0.02, max_steps=30)
         hand = down(yaw_of(hand) + (turn or 0.0))
@@ -164,7 +169,7 @@ class Carrying:
         yield from arm.release()
 
     def _target(self, predicate: Placement) -> np.ndarray:
-        """Where the body's centre goes in the plane and at what height its lowest point is let go, (3,) in m."""
+        """The target of `_bring`, (3,) in m: xy of the body's origin, and z of its lowest point when it is let go."""
         data, body = self.data, moved_body(predicate)
         obstacles = self.arm.obstacles(body)
         if isinstance(predicate, goals.OnObject):
@@ -175,9 +180,9 @@ class Carrying:
         site = data.site(predicate.site).xpos.copy()
         if "basket" in predicate.site:
             return self._basket_target(predicate, site)
-        drawer = self.fixtures.drawer_of(predicate)
+        drawer = self.joints.drawer_of(predicate)
         if drawer is not None:
-            site += 0.018 * self.fixtures.pull(drawer)
+            site += 0.018 * self.joints.pull(drawer)
         if isinstance(predicate, goals.InSite):
             obstacles = obstacles[obstacles[:, 2] < site[2]]
         elif predicate.parent_geoms is None:
@@ -210,10 +215,10 @@ class Carrying:
         turn = np.arctan2(own[0] * axis[1] - own[1] * axis[0], own @ axis)
         yaw, start = yaw_of(self.arm.mat()), yaw_of(START_HAND)
         ends = [float(turn + k * np.pi) for k in (-2, -1, 0, 1, 2)]
-        return min(ends, key=lambda end: abs(yaw + end - start))  # an arm turns its wrist so far and no farther
+        return min(ends, key=lambda end: abs(yaw + end - start))  # the wrist's range is limited
 
     def _free_spot(self, body: str, opened: np.ndarray) -> np.ndarray | None:
-        """The nearest place on the table with nothing around it once a drawer is open, (3,) as `_bring` takes it."""
+        """The nearest place on the table that an opened drawer leaves free, (3,) as `_bring` takes it; None if none."""
         centre, radius = self.data.body(body).xpos[:2], self._radius(body)
         others, drawer = self.arm.obstacles(body)[:, :2], opened[:, :2]
         angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -230,12 +235,12 @@ class Carrying:
         return np.array([*spot, self._start_low[body] + 0.006])
 
     def _base(self) -> tuple[float, float]:
-        """Where the arm stands, in the plane."""
+        """Position of the arm's base in the plane, m."""
         x, y, _ = self.data.body("robot0_base").xpos
         return float(x), float(y)
 
     def _radius(self, body: str) -> float:
-        """How far in m the object reaches from its body's origin in the plane."""
+        """Largest distance in m in the plane from the body's origin to a point of the object."""
         return float(np.linalg.norm((self.arm.points(body) - self.data.body(body).xpos)[:, :2], axis=1).max())
 
     # ----------------------------------------------------------------------------------------------- from the side
@@ -246,7 +251,7 @@ class Carrying:
         return highest_near(self.arm.obstacles(predicate.body), site[:2], 0.0, radius=0.02) > site[2] + 0.03
 
     def _insert(self, predicate: goals.InSite) -> Actions:
-        """Grasp with the hand nearly level, put the object through the open side and leave the same way."""
+        """Grasp with the hand nearly level, put the object through the open side, and leave the same way."""
         arm, body, data = self.arm, predicate.body, self.data
         pull, target = self._opening(predicate)
         hand = arm.nearest(tilted(pull, SIDEWAYS_TILT, vertical=False))
@@ -295,7 +300,7 @@ class Carrying:
         return pull, target
 
     def _side_grasp(self, body: str, hand: np.ndarray) -> np.ndarray | None:
-        """Where to grasp with a tilted hand, (3,) in m: planned in a frame in which that hand points down."""
+        """The point to grasp with a tilted hand, (3,) in m, planned in a frame in which that hand points down."""
         points = self.arm.points(body)
         span = np.arange(-0.25, 0.25, 0.01)
         table = np.stack(np.meshgrid(span, span, [0.0]), axis=-1).reshape(-1, 3) + [
@@ -315,7 +320,7 @@ def moved_body(predicate: Placement) -> str:
 
 
 def _room(points: np.ndarray, way: np.ndarray) -> float:
-    """How far in m one gets from the origin along a horizontal unit vector, 3 cm to either side free; at most 0.3."""
+    """Free distance in m from the origin along a horizontal unit vector, 3 cm wide to either side; at most 0.3."""
     ahead = points @ way
     aside = np.abs(points @ np.cross(UP, way))
     hit = ahead[(aside < 0.03) & (ahead > 0)]

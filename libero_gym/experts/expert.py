@@ -1,7 +1,7 @@
-"""Scripted experts on privileged state: skills that read the simulator and the goal, and act through the arm's actions.
+"""Scripted experts: skills that read the simulator's state and the goal, and act by the same actions as any policy.
 
-A skill is a generator of actions. `Expert` does the first unmet predicate of the goal, looks again, and goes on until
-all hold with the hand empty. Grasps come from the geometry of collision boxes; there is no table of grasps per object.
+A skill is a generator of actions. `Expert` achieves one unmet predicate of the goal, looks again, and goes on until all
+hold and the hand is empty. Grasps are planned from collision boxes; there is no table of grasps per object.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import numpy as np
 
 from libero_gym.experts.arm import OPEN, Actions, Arm
 from libero_gym.experts.carrying import Carrying, moved_body
-from libero_gym.experts.joints import DRAWER_USABLE, Fixtures
+from libero_gym.experts.joints import DRAWER_USABLE, Joints
 from libero_gym.simulation import goals
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
 
-MAX_TASKS = 16
+MAX_ATTEMPTS = 16  # skills that an expert begins before it gives up
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an episode went.
+    """The result of an expert's episode.
 
     Attributes:
         success: Whether the goal held at the end of some control step within the limit.
-        steps: Control steps until then, or until the expert gave up.
-        rests: Whether the goal still held when the script had ended, the hand open and away.
-        cause: The skill that ran when time or attempts were up; empty on success.
+        steps: Control steps until the goal held, or until the expert gave up.
+        rests: Whether the goal still held after the script had ended, with the hand open and away.
+        cause: The skill that ran when steps or attempts ran out; empty on success.
     """
 
     success: bool
@@ -40,9 +40,9 @@ class Expert:
     """Solves a task by script from the simulator's current state.
 
     Args:
-        simulator: Whose state is read; the caller steps it with each action before asking for the next.
+        simulator: The simulator to read. The caller steps it with each action before it asks for the next one.
         noise: Standard deviation of Gaussian noise on the six motion dimensions, in units of action.
-        seed: Seed of the noise; equal seeds give equal actions.
+        seed: Seed of the noise. Equal seeds give equal actions.
     """
 
     def __init__(self, simulator: Simulator, noise: float = 0.0, seed: int = 0) -> None:
@@ -52,7 +52,7 @@ class Expert:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the episode; call it after the simulator's own reset and settling."""
+        """Begin another episode. Call it after the simulator's own reset and settling."""
         self.done = False
         self._rng = np.random.default_rng(self.seed)
         self._arm = Arm(self.simulator)
@@ -60,11 +60,11 @@ class Expert:
 
     @property
     def phase(self) -> str:
-        """The skill that runs, and on what."""
+        """The running skill and its object, in words."""
         return self._arm.phase
 
     def act(self) -> np.ndarray:
-        """The next action, float64 (7,) in [-1, 1]; holds still with an open hand once `done`."""
+        """The next action, float64 (7,) in [-1, 1]; after the end (`done`) it holds still with an open hand."""
         action = next(self._actions, None)
         if action is None:
             self.done = True
@@ -74,48 +74,48 @@ class Expert:
         return np.clip(action, -1.0, 1.0)
 
     def _solve(self) -> Actions:
-        fixtures = Fixtures(self._arm)
-        carrying = Carrying(self._arm, fixtures)
-        for _ in range(MAX_TASKS):
+        joints = Joints(self._arm)
+        carrying = Carrying(self._arm, joints)
+        for _ in range(MAX_ATTEMPTS):
             held = self.simulator.predicates()
             unmet = [p for p, holds in zip(self.simulator.compiled.goal, held, strict=True) if not holds]
             if unmet:
-                yield from _achieve(min(unmet, key=_rank), fixtures, carrying)
+                yield from _achieve(min(unmet, key=_rank), joints, carrying)
                 continue
             yield from self._arm.stay(OPEN, 5)
             if all(self.simulator.predicates()):
                 return
 
 
-def _achieve(predicate: goals.Predicate, fixtures: Fixtures, carrying: Carrying) -> Actions:
+def _achieve(predicate: goals.Predicate, joints: Joints, carrying: Carrying) -> Actions:
     if isinstance(predicate, goals.JointThreshold):
-        yield from fixtures.achieve(predicate)
+        yield from joints.achieve(predicate)
         return
     if isinstance(predicate, goals.Up):  # no task of the suites asks for it
         return
-    drawer = fixtures.drawer_of(predicate)
-    if drawer is not None and fixtures.position(drawer) > DRAWER_USABLE:
+    drawer = joints.drawer_of(predicate)
+    if drawer is not None and joints.position(drawer) > DRAWER_USABLE:
         yield from carrying.make_room(moved_body(predicate), drawer)
-        yield from fixtures.open_drawer(drawer)
+        yield from joints.open_drawer(drawer)
     else:
         yield from carrying.achieve(predicate)
 
 
 def _rank(predicate: goals.Predicate) -> int:
-    """Open and turn on first, then place, close last."""
+    """The order of achievement: things are opened and turned on first, closed last."""
     if isinstance(predicate, goals.JointThreshold):
         return 3 if predicate.every else 0
     return 2 if isinstance(predicate, goals.InSite) else 1
 
 
 def run_expert(simulator: Simulator, state: np.ndarray, max_steps: int, settle_steps: int = 10) -> Outcome:
-    """Run one episode as the evaluation protocol does, and on until the object is released.
+    """Run one episode as the evaluation protocol does, and go on until the object is released.
 
     Args:
         simulator: The task's simulator.
-        state: Official initial state.
+        state: An official initial state.
         max_steps: Control steps after settling within which the goal has to hold once.
-        settle_steps: Control steps with an open gripper before.
+        settle_steps: Control steps with an open gripper before the expert begins.
     """
     simulator.reset(state)
     for _ in range(settle_steps):

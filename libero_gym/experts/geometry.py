@@ -1,28 +1,29 @@
-"""What scripted experts know of space: rotations of the hand, and collision geometry as clouds of points."""
+"""Geometry for scripted experts: rotations of the hand, and collision boxes as clouds of points."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
 
 DOWN = np.array([0.0, 0.0, -1.0])
 UP = -DOWN
 
 
 def down(yaw: float) -> np.ndarray:
-    """Hand pointing down with its closing axis at an angle to x, (3, 3)."""
+    """Orientation of a hand that points down, with its closing axis at the angle ``yaw`` in rad to x, (3, 3)."""
     closing = np.array([np.cos(yaw), np.sin(yaw), 0.0])
     return np.column_stack([closing, np.cross(DOWN, closing), DOWN])
 
 
 def tilted(pull: np.ndarray, angle: float, vertical: bool) -> np.ndarray:
-    """Hand tilted from down by an angle so that it points against ``pull``, (3, 3).
+    """Orientation of a hand that is tilted from down by an angle and so points against ``pull``, (3, 3).
 
     Args:
         pull: Horizontal unit vector (3,).
         angle: Tilt in rad.
-        vertical: Close in the vertical plane of the pull (around a horizontal handle) or across it.
+        vertical: Whether the fingers close in the vertical plane of the pull, as around a horizontal handle; otherwise
+            they close across it.
     """
     approach = -np.sin(angle) * pull + np.cos(angle) * DOWN
     across = np.cross(UP, pull)
@@ -43,6 +44,7 @@ def rotation_about_z(angle: float) -> np.ndarray:
 
 def rotation_vector(matrix: np.ndarray) -> np.ndarray:
     """Axis times angle in rad, (3,), of a rotation matrix (3, 3)."""
+    # MuJoCo's conversion, because scipy's rounds otherwise and takes twenty times as long for one matrix.
     quat, vector = np.zeros(4), np.zeros(3)
     mujoco.mju_mat2Quat(quat, np.ascontiguousarray(matrix).ravel())
     mujoco.mju_quat2Vel(vector, quat, 1.0)
@@ -50,7 +52,7 @@ def rotation_vector(matrix: np.ndarray) -> np.ndarray:
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
-    """The vector at length one."""
+    """The vector scaled to length one."""
     return np.asarray(vector / np.linalg.norm(vector))
 
 
@@ -62,7 +64,10 @@ def box_surface(half: np.ndarray, spacing: float) -> np.ndarray:
 
 
 def geom_points(model: mujoco.MjModel, data: mujoco.MjData, geoms: np.ndarray, spacing: float) -> np.ndarray:
-    """Surface points of the boxes among some geoms that can collide, (n, 3) in m; round ones count as their boxes."""
+    """Surface points of those geoms that can collide and are boxes, capsules or cylinders, (n, 3) in m.
+
+    A capsule or a cylinder counts as the box around it.
+    """
     clouds = []
     for geom in geoms:
         if model.geom_contype[geom] == 0 and model.geom_conaffinity[geom] == 0:
@@ -86,12 +91,12 @@ def corridor_height(points: np.ndarray, start: np.ndarray, end: np.ndarray, half
 
 
 def highest_near(points: np.ndarray, xy: np.ndarray, default: float, radius: float = 0.03) -> float:
-    """Height in m of the highest point within a radius in the plane."""
+    """Height in m of the highest point within a radius in the plane; ``default`` if there is none."""
     near = np.linalg.norm(points[:, :2] - xy, axis=1) < radius
     return float(points[near, 2].max()) if near.any() else float(default)
 
 
 def long_axis(points: np.ndarray, min_ratio: float = 1.5) -> np.ndarray | None:
-    """Unit vector (2,) along which points spread most in the plane; None if hardly more than across it."""
+    """Unit vector (2,) along which points spread most in the plane; None if they spread hardly less across it."""
     spreads, axes = np.linalg.eigh(np.cov(points[:, :2].T))
     return np.asarray(axes[:, 1]) if spreads[1] > min_ratio**2 * spreads[0] else None

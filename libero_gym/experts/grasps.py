@@ -1,6 +1,6 @@
-"""Grasps planned from collision geometry: where two fingers fit around something and nothing is in their way.
+"""Grasps planned from collision geometry: places where two fingers fit around something with nothing in their way.
 
-All in a frame in which the hand descends along -z; for a tilted hand, turn the points first.
+All coordinates are in a frame in which the hand descends along -z. For a tilted hand, turn the points first.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Panda hand, measured from the grip site in m: inner face and outer face of an open finger, half-width of a finger,
-# its tip below, the palm above, half extents of the palm along and across the closing axis, its length.
+# The Panda's hand in m, measured from the grip site: inner and outer face of an open finger, half a finger's width, the
+# fingertip below and the palm above; then the palm's half extents along and across the closing axis, and its length.
 FINGER_INNER, FINGER_OUTER, FINGER_HALF, TIP, PALM = 0.0395, 0.0565, 0.0105, 0.011, 0.033
 PALM_HALF, PALM_LENGTH = (0.105, 0.034), 0.065
 FAR = 0.68  # m from the arm's base, where a hand that points down comes near the end of its reach
@@ -21,7 +21,13 @@ YAWS = tuple(np.linspace(0.0, np.pi, 16, endpoint=False))
 
 @dataclass(frozen=True)
 class Grasp:
-    """A top-down grasp: grip site's position in m (3,), the closing axis's angle to x in rad, and a score."""
+    """A top-down grasp.
+
+    Attributes:
+        pos: Position of the grip site in m, (3,).
+        yaw: Angle of the closing axis to x in rad.
+        score: Higher is better.
+    """
 
     pos: np.ndarray
     yaw: float
@@ -30,15 +36,15 @@ class Grasp:
 
 @dataclass(frozen=True)
 class GraspOptions:
-    """What is sought in a grasp.
+    """The requirements and preferences of a search for grasps.
 
     Attributes:
         max_width: Widest span between the fingers, m.
         centering: Cost per m between grasp and object centre.
         avoid: Horizontal direction (2,) along which the fingers should not close; zeros for none.
         yaws: Angles of the closing axis to try, rad.
-        base: Where the arm stands (2,), m; grasps out of its easy reach cost. None if it does not matter.
-        palm_length: How far up from the palm there has to be room, m.
+        base: Position of the arm's base in the plane, m (2,); grasps out of its easy reach cost. None for no cost.
+        palm_length: Length above the palm that has to be free, m.
     """
 
     max_width: float = 0.070
@@ -50,7 +56,7 @@ class GraspOptions:
 
 
 def grasp_options(body: str, avoid: tuple[float, float] = (0.0, 0.0)) -> GraspOptions:
-    """Rims of bowls and mugs, necks of bottles, else the middle."""
+    """Options for an object by its name: rims of bowls and mugs, necks of bottles, the middle of others."""
     if "bowl" in body:
         return GraspOptions(0.022, 2.0, avoid)
     if "mug" in body:
@@ -63,14 +69,14 @@ def grasp_options(body: str, avoid: tuple[float, float] = (0.0, 0.0)) -> GraspOp
 def plan_grasps(
     points: np.ndarray, obstacles: np.ndarray, options: GraspOptions, hand_yaw: float, n_best: int = 6
 ) -> list[Grasp]:
-    """Top-down grasps whose straight descent is free, best first.
+    """Plan top-down grasps whose straight descent is free, best first.
 
     Args:
         points: Surface points of the object, (n, 3) in m.
-        obstacles: Surface points of all else, (m, 3) in m.
-        options: What is sought.
-        hand_yaw: The closing axis's present angle to x, rad.
-        n_best: How many to return; they differ by 1 cm or 0.3 rad.
+        obstacles: Surface points of everything else, (m, 3) in m.
+        options: Requirements and preferences.
+        hand_yaw: Present angle of the closing axis to x, rad.
+        n_best: Largest number of grasps to return; they differ by 1 cm or 0.3 rad.
     """
     centre = 0.5 * (points.min(axis=0) + points.max(axis=0))
     reach = np.linalg.norm(points - centre, axis=1).max() + 0.12
@@ -102,7 +108,16 @@ def plan_grasps(
 
 
 def _spans(local: np.ndarray, max_width: float) -> Iterator[tuple[float, float, float, float, float]]:
-    """What fits between the pads: along, height, across, width and slant, for every slab and depth."""
+    """Parts of the object that fit between the pads.
+
+    Args:
+        local: The object's points: along the closing axis, across it, height; (n, 3) in m.
+        max_width: Widest span between the fingers, m.
+
+    Yields:
+        For each slab across and each depth: middle along the closing axis, height, middle across, width, and slant,
+        which is the distance along between the middles of the slab's two halves. All in m.
+    """
     bottom = local[:, 2].min()
     for v in np.arange(local[:, 1].min() + 0.004, local[:, 1].max() - 0.003, 0.006):
         slab = local[np.abs(local[:, 1] - v) < 0.0085]
@@ -125,7 +140,7 @@ def _spans(local: np.ndarray, max_width: float) -> Iterator[tuple[float, float, 
 
 
 def _blocked(world: np.ndarray, u: float, v: float, z: float, palm_length: float) -> bool:
-    """Whether anything lies where the open fingers or the palm descend."""
+    """Whether anything lies where the open fingers or the palm would descend."""
     along, across = np.abs(world[:, 0] - u), np.abs(world[:, 1] - v)
     fingers = (along > FINGER_INNER) & (along < FINGER_OUTER) & (across < FINGER_HALF) & (world[:, 2] > z - TIP)
     above_palm = world[:, 2] - z - PALM

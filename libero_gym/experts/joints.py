@@ -1,27 +1,27 @@
-"""Skills on things with joints: drawers, doors and knobs."""
+"""Skills that move joints: drawers, doors and knobs."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.experts.arm import CLOSED, OPEN, START_HAND, Actions, Arm
 from libero_gym.experts.geometry import UP, down, rotation_about_z, tilted, unit
 from libero_gym.simulation import goals
-from libero_gym.simulation.mujoco_import import mujoco
 
-DRAWER_OPEN = -0.155  # m; a drawer's joint ends at -0.16
-DRAWER_USABLE = -0.12  # m; from here on objects go in
+DRAWER_OPEN = -0.155  # m; the joint of a drawer ends at -0.16
+DRAWER_USABLE = -0.12  # m; a drawer that is open this far takes objects
 
 
-class Fixtures:
-    """Drawers, doors and knobs of the arm's scene, by the names of their joints."""
+class Joints:
+    """Drawers, doors and knobs of the arm's scene, named by their joints."""
 
     def __init__(self, arm: Arm) -> None:
         self.arm = arm
         self.model, self.data = arm.simulator.model, arm.simulator.data
 
     def achieve(self, predicate: goals.JointThreshold) -> Actions:
-        """Move a joint past its threshold; a kind of joint without a skill is left as it is."""
+        """Move a joint past its threshold; without a skill for its kind, do nothing."""
         joint = predicate.joints[0]
         if self.model.joint(joint).type[0] == mujoco.mjtJoint.mjJNT_SLIDE:
             yield from self.close_drawer(joint) if predicate.above else self.open_drawer(joint)
@@ -38,7 +38,7 @@ class Fixtures:
     # ---------------------------------------------------------------------------------------------------- drawers
 
     def drawer_of(self, predicate: goals.Predicate) -> str | None:
-        """The sliding joint of the drawer that the object goes into."""
+        """The sliding joint of the drawer that the object goes into; None if it goes elsewhere."""
         if not isinstance(predicate, goals.InSite):
             return None
         joint = self.model.body_jntadr[self.model.site_bodyid[self.model.site(predicate.site).id]]
@@ -47,7 +47,7 @@ class Fixtures:
         return str(self.model.joint(joint).name)
 
     def pull(self, joint: str) -> np.ndarray:
-        """Unit vector in which the drawer opens: LIBERO's drawers have negative positions when open."""
+        """Direction in which the drawer opens, a unit vector: open drawers of LIBERO have negative positions."""
         return np.array(-self.data.joint(joint).xaxis)
 
     def opened_points(self, joint: str) -> np.ndarray:
@@ -118,7 +118,7 @@ class Fixtures:
         return self.arm.part_points(int(self.model.joint(joint).bodyid[0]))
 
     def _door_spot(self, joint: str) -> tuple[np.ndarray, np.ndarray]:
-        """Where a hand pointing down touches a door's outside, (3,) in m, and the way it closes, a unit vector (3,)."""
+        """The point at which to push a door from outside with the hand down, (3,) in m, and the closing direction."""
         body = int(self.model.joint(joint).bodyid[0])
         geoms = np.flatnonzero((self.model.geom_bodyid == body) & (self.model.geom_conaffinity > 0))
         panel = geoms[np.argmax(self.model.geom_rbound[geoms])]

@@ -9,14 +9,14 @@ from libero_gym.experts.geometry import UP, highest_near
 from libero_gym.experts.grasps import TIP
 from libero_gym.simulation import goals
 
-PUSH_SPEED, PUSH_PRESS = 0.3, 0.1  # actions, on a plate
+PUSH_SPEED, PUSH_PRESS = 0.3, 0.1  # components of the actions that drag a plate: forward and down
 
 
 def push_plate(arm: Arm, predicate: goals.OnSite) -> Actions:
     """Drag a plate over the table with the closed hand on its middle: its rim is too thin to grasp.
 
-    The hand holds by friction, hardly more than the table has, so it has to go gently: pressed harder, the plate
-    stays; pushed faster, the hand climbs over the rim. Pressing on the rim would tip the plate.
+    The hand holds the plate by friction, which is hardly stronger than the table's. A hand that presses harder stops
+    the plate, one that moves faster climbs over the rim, and one that presses on the rim tips the plate.
     """
     data = arm.simulator.data
     arm.phase = f"push {predicate.body}"
@@ -57,5 +57,5 @@ def is_hollow(arm: Arm, body: str) -> bool:
 
 
 def _floor(arm: Arm, body: str) -> float:
-    """Height in m of the object's middle."""
+    """Height in m of the object's highest point near its middle."""
     return highest_near(arm.points(body), arm.simulator.data.body(body).xpos[:2], 0.0, radius=0.02)

@@ -1,6 +1,6 @@
-"""Which GPUs there are to render on, and which worker process renders on which.
+"""Finds the GPUs that can render, and says which worker process renders on which.
 
-EGL and CUDA number the same GPUs differently, so EGL is asked which is which. It is asked in a process of its own: this
+EGL and CUDA number the same GPUs differently, so EGL is asked which is which. A process of its own asks, so that this
 one stays free of GL, whose state does not survive a fork.
 """
 
@@ -35,11 +35,11 @@ class EglDevice:
     """One device as EGL lists it.
 
     Attributes:
-        index: Its place in EGL's list, which is what ``render_device`` means.
+        index: Its place in EGL's list, which ``render_device`` counts by.
         usable: Whether a display could be initialised on it; in containers EGL may list GPUs that it may not open.
         software: Whether it is a software renderer.
         cuda_device: CUDA's number for it, without regard to ``CUDA_VISIBLE_DEVICES``; None if it has none.
-        uuid: As CUDA and ``nvidia-smi`` write it, such as ``"GPU-01234567-89ab-..."``; None if not told.
+        uuid: Its name for CUDA and ``nvidia-smi``, such as ``"GPU-01234567-89ab-..."``; None if EGL does not say.
     """
 
     index: int
@@ -51,7 +51,7 @@ class EglDevice:
 
 @functools.lru_cache(maxsize=1)
 def egl_devices() -> tuple[EglDevice, ...]:
-    """All devices that EGL lists, in its order; empty where there is no EGL. Asked once per process."""
+    """All devices that EGL lists, in its order; empty if there is no EGL. EGL is asked once per process."""
     # The driver counts CUDA_VISIBLE_DEVICES out of the numbers that it reports, some versions wrongly; without it they
     # are CUDA's own. `visible_gpus` applies it afterwards.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
@@ -69,11 +69,11 @@ def egl_devices() -> tuple[EglDevice, ...]:
 def visible_gpus(devices: Sequence[EglDevice], cuda_visible_devices: str | None) -> list[int]:
     """EGL indices of the GPUs to render on, in CUDA's order.
 
-    Devices that CUDA knows go first: a GPU of theirs may be listed a second time by another driver. Only where there
-    are none does any other GPU count, and ``CUDA_VISIBLE_DEVICES`` says nothing about those.
+    If CUDA knows any of the devices, only those count, because another driver may list the same GPU a second time. If
+    it knows none, all GPUs count, and ``CUDA_VISIBLE_DEVICES`` says nothing about them.
 
     Args:
-        devices: As from `egl_devices`.
+        devices: What `egl_devices` gives.
         cuda_visible_devices: The variable's value, None if unset: CUDA's numbers (as ``CUDA_DEVICE_ORDER`` orders
             them) or UUIDs, which may be abbreviated. CUDA ignores what follows an invalid entry, and so does this. If
             a UUID is not known here, or one of a slice of a GPU, all GPUs are used, with a warning.
@@ -108,7 +108,7 @@ def spread(sizes: Sequence[int], gpus: Sequence[int]) -> list[int | None]:
 
     Args:
         sizes: Number of environments per worker.
-        gpus: As from `visible_gpus`.
+        gpus: What `visible_gpus` gives.
 
     Returns:
         An element of ``gpus`` per worker; None for each if there are none.
@@ -134,7 +134,7 @@ def default_gpus() -> list[int]:
 def per_worker(
     render_device: int | Sequence[int | None] | None, sizes: Sequence[int], gpus: Sequence[int]
 ) -> tuple[int | None, ...]:
-    """The EGL device index of each worker process: as given, or by `spread` for None.
+    """The EGL device index of each worker process: the given ones, or those of `spread` for None.
 
     Raises:
         ValueError: If ``render_device`` is neither None, nor an index, nor a sequence with one per worker.
@@ -156,7 +156,7 @@ def _is_index(device: object) -> bool:
 
 @functools.cache
 def _warn_of_unknown(entry: str) -> None:
-    """Once per entry and process."""
+    """Warn once per entry and process."""
     warnings.warn(
         f"CUDA_VISIBLE_DEVICES names {entry!r}, which EGL does not know, so environments render on all GPUs. "
         "Pass render_device (EGL indices) to choose.",

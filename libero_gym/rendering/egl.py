@@ -84,7 +84,7 @@ class Egl:
         return list(handles[: count.value])
 
     def extensions(self, device: int | None) -> frozenset[str]:
-        """Names of what a device can be asked."""
+        """Names of the extensions that a device has."""
         value = self.query_string(device, _EXTENSIONS) if self.query_string else None
         return frozenset((value or b"").decode().split())
 
@@ -93,19 +93,19 @@ class Egl:
         return "EGL_MESA_device_software" in self.extensions(device)
 
     def open(self, device: int | None) -> int | None:
-        """An initialised display on a device; None if there cannot be one."""
+        """An initialised display on a device; None if it cannot be opened."""
         display: int | None = self.get_display(_PLATFORM_DEVICE_EXT, device, None) if self.get_display else None
         return display if display and self.initialize(display, None, None) else None
 
     def binding(self) -> Binding | None:
-        """What is current in this thread."""
+        """What is current in this thread; None if nothing is."""
         context = self.current_context()
         if not context:
             return None
         return Binding(self.current_display(), self.current_surface(_DRAW), self.current_surface(_READ), context)
 
     def bind(self, binding: Binding) -> bool:
-        """Make it current in this thread; whether that worked."""
+        """Make a binding current in this thread, and say whether that worked."""
         return bool(self.make_current(*binding))
 
 
@@ -148,7 +148,7 @@ class EglContext:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """As `GLContext.current`."""
+        """See `GLContext.current`."""
         egl, window = self._egl, None
         previous = egl.binding()
         ours = Binding(self.display, None, None, self._context)
@@ -163,7 +163,7 @@ class EglContext:
         try:
             yield
         finally:
-            # What was current may have been destroyed meanwhile, by another thread; then nothing is.
+            # Another thread may have destroyed what was current; then nothing becomes current.
             if previous is None or not egl.bind(previous):
                 egl.bind(Binding(self.display, None, None, None))
             if window is not None:

@@ -1,8 +1,8 @@
-"""OpenGL beside MuJoCo: what the back ends in `egl` and `osmesa` have in common, and calls that MuJoCo does not make.
+"""What the OpenGL back ends in `egl` and `osmesa` have in common, and OpenGL calls that MuJoCo does not make.
 
-MuJoCo's own ``GLContext`` is not used, because it takes away the caller's context when it is made and when it is freed
-(``eglReleaseThread``), draws on one device per process whichever is asked for later, and cannot be imported where its
-library is missing.
+MuJoCo's own ``GLContext`` is not used for three reasons: it takes the caller's context away when it is made and when it
+is freed (``eglReleaseThread``); it draws on one device per process, whichever is asked for later; and it cannot be
+imported if its library is missing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class GLContext(Protocol):
     calls: GLCalls
 
     def current(self) -> AbstractContextManager[None]:
-        """Makes the context current in this thread, and what was current before so again at the end.
+        """Make the context current in this thread for a while; then what was current before is current again.
 
         Raises:
             ContextLostError: If it cannot be made current.
@@ -50,7 +50,7 @@ class GLCalls:
     """OpenGL functions that work on the current context.
 
     Args:
-        find: Gives the address of a function by its name, as the back end's ``GetProcAddress`` does.
+        find: The back end's ``GetProcAddress``, which gives the address of a function by its name.
     """
 
     def __init__(self, find: Callable[[bytes], int | None]) -> None:
@@ -64,7 +64,7 @@ class GLCalls:
         )
 
     def renderer(self) -> str:
-        """GL's name of what draws."""
+        """OpenGL's name of what draws."""
         return str((self._get_string(_RENDERER) or b"").decode(errors="replace"))
 
     def alpha_bits(self) -> int:
@@ -102,7 +102,7 @@ def function(find: Callable[[bytes], int | None], name: str, result: Any, *argum
 class GLXBinding:
     """The GLX context (of a window, such as GLFW's) that is current in this thread.
 
-    libglvnd refuses to make an EGL context current while a GLX one is, so that one has to be let go and bound again.
+    libglvnd refuses to make an EGL context current while a GLX one is, so that one is released and bound again later.
     """
 
     def __init__(self, library: ctypes.CDLL, context: int) -> None:
@@ -116,7 +116,7 @@ class GLXBinding:
 
     @classmethod
     def current(cls) -> GLXBinding | None:
-        """What is current by GLX; None if nothing is. Loads nothing."""
+        """The context that is current by GLX; None if none is. It loads no library."""
         try:
             library = ctypes.CDLL("libGLX.so.0", mode=os.RTLD_NOLOAD)
         except OSError:

@@ -64,7 +64,7 @@ class OSMesaContext:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """As `GLContext.current`."""
+        """See `GLContext.current`."""
         previous = self._binding()
         buffer = ctypes.addressof(self._buffer)
         if not self._library.OSMesaMakeCurrent(self._context, buffer, _UNSIGNED_BYTE, _SIDE, _SIDE):

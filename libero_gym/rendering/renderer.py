@@ -1,9 +1,9 @@
 """Camera frames, pixel for pixel those of stock LIBERO, from one GL context per process and device.
 
-Any thread may draw; one at a time does. The context is current only while a frame is drawn: what was current before, of
-this or another library, is so again afterwards. It is made at the first frame, never before: a process that has used GL
-must not be forked, for the child's first frame would hang. Meshes and textures are uploaded once per scene and shared
-by all environments of the process.
+Any thread may draw, one at a time. The context is current only while a frame is drawn; then the context that was
+current before, of this or another library, is current again. It is made at the first frame and not earlier, because a
+process that has used GL must not be forked: the child's first frame would hang. Meshes and textures are uploaded once
+per scene, and all environments of the process share them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from libero_gym.compilation.compile import MAX_SCENES, CompiledTask
+from libero_gym.common.uncopyable import Uncopyable
+from libero_gym.compilation.compile import MAX_SCENES
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
 from libero_gym.rendering.scene import LayeredScene, Scene
+from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
-from libero_gym.uncopyable import Uncopyable
 
-# "exact" draws stock LIBERO's pixels; "fast" decimated meshes and smaller textures (see `decimation`), and what stands
-# still only once (see `scene`).
+# "exact" draws stock LIBERO's pixels. "fast" draws decimated meshes and smaller textures (see `decimation`), and what
+# stands still only once (see `scene`).
 RENDERERS = ("exact", "fast")
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
 DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libglib2.0-0"
@@ -65,11 +66,11 @@ def available_backends() -> list[str]:
 
 
 def make_gl_context(backend: str, device: int | None = None) -> GLContext:
-    """A GL context of that back end that has been current once, and is no more.
+    """A GL context that works: it was made current once. It is not current any more.
 
     Args:
         backend: ``"egl"`` or ``"osmesa"``.
-        device: EGL device index; None for the one that ``$MUJOCO_EGL_DEVICE_ID`` names, else EGL's first that works.
+        device: EGL device index; None for the one that ``$MUJOCO_EGL_DEVICE_ID`` names, else the first that works.
 
     Raises:
         RenderingError: If the device does not exist or cannot be opened, or the context cannot be made current.
@@ -88,7 +89,7 @@ class _ProcessRenderer(Uncopyable):
         self._scenes: OrderedDict[str, Scene] = OrderedDict()
 
     def scene(self, compiled: CompiledTask, size: int, renderer: str) -> Scene:
-        """The uploaded scene of a task; the least recently used one makes room where there are too many."""
+        """The uploaded scene of a task; if there are too many, the least recently used one is freed."""
         key = f"{compiled.visual_key}-{renderer}"
         if key not in self._scenes:
             while len(self._scenes) >= MAX_SCENES:
@@ -104,7 +105,7 @@ class _ProcessRenderer(Uncopyable):
             self._scenes.popitem()[1].free()
 
     def abandon(self) -> None:
-        """Never free the scenes: their context is lost, and in another they would delete what is not theirs."""
+        """Keep the scenes from being freed: their context is lost, and in another they would delete others' names."""
         _abandoned.extend(self._scenes.values())
         self._scenes.clear()
 
@@ -124,10 +125,10 @@ def render(
     Any thread may call this. The GL context that is current in it stays so.
 
     Args:
-        simulator: What to draw.
+        simulator: The simulator to draw.
         cameras: Names from `scene.CAMERAS`.
         size: Side in pixels.
-        device: EGL device index; None for the one in use already, or else as `make_gl_context` has it.
+        device: EGL device index; None for the one that is in use, else the one that `make_gl_context` chooses.
         renderer: One of `RENDERERS`.
 
     Returns:
@@ -161,7 +162,7 @@ def release() -> None:
 
 
 def gl_renderer() -> str:
-    """What draws this process's frames, as OpenGL names it, such as ``"llvmpipe (LLVM 15.0.6, 256 bits)"``.
+    """OpenGL's name of what draws this process's frames, such as ``"llvmpipe (LLVM 15.0.6, 256 bits)"``.
 
     Makes the process's GL context if there is none.
 
@@ -174,7 +175,7 @@ def gl_renderer() -> str:
 
 @contextlib.contextmanager
 def _drawing(device: int | None) -> Iterator[_ProcessRenderer]:
-    """This process's renderer on a device, with its context current in this thread, for no other thread to disturb."""
+    """This process's renderer on a device; its context is current in this thread, and other threads wait."""
     if _gl_process not in (None, os.getpid()):
         raise RenderingError(
             "This process was forked from one that had already used OpenGL, with which it would hang. Start worker "
@@ -212,7 +213,7 @@ def _process_renderer(device: int | None) -> _ProcessRenderer:
 
 @contextlib.contextmanager
 def _collection_paused() -> Iterator[None]:
-    """No garbage collection: it may run another library's finalisers, which free GL's names in the current context.
+    """Pause garbage collection: it may run another library's finalisers, which free GL's names in the current context.
 
     MuJoCo's own ``MjrContext`` does so, and robosuite's and Gymnasium's viewers hold one each.
     """

@@ -1,6 +1,6 @@
 """One scene's meshes and textures in a GL context, and how a frame is drawn from them.
 
-A GL context must be current while any of this runs; `rendering` sees to that.
+A GL context must be current while any of this runs; `renderer` sees to that.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import minimum_filter
 
-from libero_gym.compilation.compile import CompiledTask, visual_model
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.common.uncopyable import Uncopyable
+from libero_gym.compilation.compile import visual_model
 from libero_gym.rendering.gl import GLCalls
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
-from libero_gym.uncopyable import Uncopyable
 
 # The observation's name of a camera, and LIBERO's.
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
@@ -36,14 +37,14 @@ class Scene(Uncopyable):
 
     Non-obvious behaviours:
 
-    * MuJoCo's ``MjrContext`` frees its names in whatever GL context is current when it is dropped, which may be that of
-      another library. So it is the last thing that is made here, and `free` must be called in the context of ours.
+    * MuJoCo's ``MjrContext`` frees its names in whatever GL context is current when it is dropped, which may be another
+      library's. So it is made last here, and `free` must be called while our context is current.
 
     Args:
         calls: OpenGL's functions in the context that is current.
         compiled: The task.
         buffer_size: Side of the first frames in pixels; larger ones are possible later.
-        renderer: Which of the task's visual models to draw.
+        renderer: Name of the visual model to draw; see `compile.visual_model`.
     """
 
     def __init__(self, calls: GLCalls, compiled: CompiledTask, buffer_size: int, renderer: str) -> None:
@@ -119,10 +120,10 @@ class _Background:
 class LayeredScene(Scene):
     """A scene that draws what stands still once, and after that only the robot, objects, doors and drawers.
 
-    Cameras that stand still get the static part (walls, tables, cabinets' bodies, stoves) as a stored image with depth;
-    the rest is drawn in front of it, its edges blended by the share of samples that they cover. What that leaves out is
-    the reflection of moving things on the stove; the moving camera loses all reflections. A frame depends on the state
-    alone, never on earlier frames.
+    Cameras that stand still get the static part (walls, tables, cabinets' bodies, stoves) as a stored image with depth.
+    The rest is drawn in front of it, its edges blended by the share of samples that they cover. The stove does not
+    reflect what moves; the moving camera sees no reflections. A frame depends on the state alone, never on earlier
+    frames.
     """
 
     def __init__(self, calls: GLCalls, compiled: CompiledTask, buffer_size: int, renderer: str) -> None:
@@ -131,7 +132,7 @@ class LayeredScene(Scene):
         super().__init__(calls, compiled, buffer_size, renderer)
 
     def pose(self, simulator: Simulator) -> None:
-        """As `Scene.pose`, and remember what decides how the static part looks."""
+        """Pose the scene as `Scene.pose` does, and remember what decides how the static part looks."""
         super().pose(simulator)
         fixtures = simulator.fixtures
         self._static_key = (fixtures.pos.tobytes(), fixtures.quat.tobytes(), simulator.burners_shown)
@@ -170,7 +171,7 @@ class LayeredScene(Scene):
         self.scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = skybox
 
     def _has_alpha(self) -> bool:
-        """Whether the frame buffer tells how much of a pixel was drawn to."""
+        """Whether the frame buffer says which share of a pixel was drawn to."""
         return self.calls.alpha_bits() > 0
 
     def _read_rgba(self, size: int) -> np.ndarray:
@@ -180,18 +181,18 @@ class LayeredScene(Scene):
 
 
 def _composite(background: _Background, pixels: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """What moves, in front of or hidden behind what stands still.
+    """The moving part in front of the still part, or hidden behind it.
 
     Args:
         background: The still part.
         pixels: The moving part over black, uint8 (size, size, 4); alpha is the share of a pixel that it covers.
-        depth: Its depth, (size, size), 1 where the pixel's centre is not covered.
+        depth: Depth of the moving part, (size, size); 1 if it does not cover the pixel's centre.
 
     Returns:
         uint8 (size, size, 3).
     """
     alpha = pixels[..., 3]
-    # An edge's pixel may be covered in part but not at its centre: it stands as near as its neighbours.
+    # An edge may cover a part of a pixel but not its centre, which has no depth then; its neighbours' depth serves.
     nearest = np.where(depth < 1, depth, minimum_filter(depth, 3))
     visible = (alpha > 0) & (nearest <= background.depth + _DEPTH_TOLERANCE)
     blended = pixels[..., :3] + (1 - alpha[..., None] / np.float32(255)) * background.color

@@ -16,8 +16,8 @@ import llvmlite.binding
 import numpy as np
 from numba import types
 
-from libero_gym.simulation.mujoco_import import mujoco
-from libero_gym.simulation.numba_cache import compiled
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.common.numba_cache import compiled
 
 # robosuite 1.4, controllers/config/osc_pose.json
 KP = 150.0
@@ -172,13 +172,15 @@ def run_substeps(
             xquat; then dof_Madr and dof_parentid of the model.
         indices: Arm's qpos and dof addresses, actuators, gripper's qpos addresses and actuators, as int64 arrays.
         goal_pos, goal_ori: Goal pose of this control step.
-        stale: Controller state of the stock reset; used for the first substep's torques if ``use_stale``.
+        stale: Controller state of the stock reset, see `compiled.RobotIndices`.
+        use_stale: Whether the first substep's torques are computed from ``stale``.
         gripper: Gripper command in [-1, 1], (2,), changed in place.
-        sign: (2,) direction per substep times speed; and ctrl bias and weight: rows (3, 2).
-        snapshot: Filled at the sampling substep: qpos that the kinematics belong to (nq,), and 9 numbers: eef position,
-            hand quaternion (wxyz), finger joints.
-        exact: Also run the solves whose only trace is the warm start of the next: stock's bits, at three times the
-            solves.
+        sign: Three rows of the gripper's plan, (3, 2): the command's change per substep, then bias and weight from
+            command to control.
+        snapshot: Two arrays that the sampling substep fills: qpos that the kinematics belong to (nq,), and 9 numbers,
+            which are end-effector position, hand quaternion (wxyz) and finger joints.
+        exact: Whether to run the solves whose only trace is the warm start of the next one, too. They give stock's
+            bits, at three times the number of solves.
     """
     model, data = pointers
     site, hand, n_substeps, sample_at = ids

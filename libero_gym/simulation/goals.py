@@ -1,19 +1,31 @@
-"""LIBERO's goal predicates as data, and their evaluation on a MuJoCo state.
+"""LIBERO's goal predicates as data, and their evaluation on MuJoCo's arrays.
 
-A goal is a conjunction of predicates. At compile time each predicate becomes a small frozen record of names and
-numbers (it can be written to JSON); `bind` resolves the names to ids of a model, and the result is called with an
-`MjData`. The formulas are those of LIBERO's ``object_states`` and ``site_object`` modules; tests hold them to it.
+A goal is a conjunction of predicates. At compile time each predicate becomes a small frozen record of names and numbers
+(it can be written to JSON). It has three members:
+
+* ``label``: the predicate in words, for the names of reward terms;
+* ``bind(model)`` resolves the names in a model and gives a function of `StateArrays` that says in which of the n
+  environments the predicate holds, bool (n,);
+* ``bind_relation(model)`` gives a function of the same arrays that says where its object is and where it should be, a
+  `Relation`. Progress (`libero_gym.rewards`) and privileged features (`libero_gym.privileged`) are made of it.
+
+To add a predicate, write such a dataclass here and add it to the union `Predicate`; `compilation.extraction` says which
+word of a BDDL file it stands for.
+
+The formulas are those of LIBERO's ``object_states`` and ``site_object`` modules; tests hold them to it. Sums over the
+three coordinates are NumPy's reductions, which round alike for one environment and for many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.simulation.arrays import StateArrays
 
 # LIBERO's tolerances: ObjectState.check_ontop, SiteObject.under, SiteObject.in_box, predicates.Up.
 ON_TOP_RADIUS = 0.03
@@ -22,7 +34,27 @@ BELOW_SITE_SLACK = 0.005
 BOX_FLOOR_SLACK = 0.01
 UP_HEIGHT = 1.0
 
-Check: TypeAlias = Callable[[mujoco.MjData], bool]
+
+class Relation(NamedTuple):
+    """Where a predicate's object is in n environments, and where it should be.
+
+    Attributes:
+        points: Positions in m that the hand has to reach one of, (n, p, 3): the object's, or those of the joints'
+            bodies. The first one is the object's place.
+        to_target: The way from the object to its target in m, (n, 3). A joint's has three times what its position
+            lacks to the threshold, in m or rad.
+        upright: The direction of the object's own z axis, a unit vector (n, 3).
+        done: Share in [0, 1] of the way that is behind it, (n,); None if the distance ``to_target`` tells that.
+    """
+
+    points: np.ndarray
+    to_target: np.ndarray
+    upright: np.ndarray
+    done: np.ndarray | None = None
+
+
+Check: TypeAlias = Callable[[StateArrays], np.ndarray]
+Relate: TypeAlias = Callable[[StateArrays], Relation]
 
 
 @dataclass(frozen=True)
@@ -34,16 +66,27 @@ class OnObject:
     upper_geoms: tuple[str, ...]
     lower_geoms: tuple[str, ...]
 
+    @property
+    def label(self) -> str:
+        """The predicate in words."""
+        return f"on({_object(self.upper_body)}, {_object(self.lower_body)})"
+
     def bind(self, model: mujoco.MjModel) -> Check:
-        """The predicate with its names resolved in a model, as a function of its data."""
+        """A function that says where the predicate holds, bool (n,)."""
         upper, lower = _body(model, self.upper_body), _body(model, self.lower_body)
         touches = _contact_check(model, self.upper_geoms, self.lower_geoms)
 
-        def check(data: mujoco.MjData) -> bool:
-            low, high = data.xpos[lower], data.xpos[upper]
-            return bool(low[2] <= high[2] and np.linalg.norm(low[:2] - high[:2]) < ON_TOP_RADIUS and touches(data))
+        def check(state: StateArrays) -> np.ndarray:
+            low, high = state.xpos[:, lower], state.xpos[:, upper]
+            above = (low[:, 2] <= high[:, 2]) & (length(low[:, :2] - high[:, :2]) < ON_TOP_RADIUS)
+            return above & touches(state) if above.any() else above
 
         return check
+
+    def bind_relation(self, model: mujoco.MjModel) -> Relate:
+        """A function that says where the upper object is, and that it should be at the lower one's centre."""
+        upper, lower = _body(model, self.upper_body), _body(model, self.lower_body)
+        return lambda state: _relation(state, upper, state.xpos[:, lower])
 
 
 @dataclass(frozen=True)
@@ -56,19 +99,31 @@ class OnSite:
     body_geoms: tuple[str, ...]
     parent_geoms: tuple[str, ...] | None
 
+    @property
+    def label(self) -> str:
+        """The predicate in words."""
+        return f"on({_object(self.body)}, {self.site})"
+
     def bind(self, model: mujoco.MjModel) -> Check:
-        """The predicate with its names resolved in a model, as a function of its data."""
+        """A function that says where the predicate holds, bool (n,)."""
         body, site = _body(model, self.body), _site(model, self.site)
         size = np.array(self.size)
         touches = None if self.parent_geoms is None else _contact_check(model, self.parent_geoms, self.body_geoms)
 
-        def check(data: mujoco.MjData) -> bool:
-            delta = data.site_xmat[site].reshape(3, 3) @ (data.xpos[body] - data.site_xpos[site])
-            above = size[2] - BELOW_SITE_SLACK < delta[2] < size[2] + ABOVE_SITE_HEIGHT
-            inside = bool(above and np.all(np.abs(delta[:2]) < size[:2]))
-            return inside and (touches is None or touches(data))
+        def check(state: StateArrays) -> np.ndarray:
+            # `SiteObject.under` multiplies by the site's matrix where its transpose would turn into the site's frame.
+            delta = (state.site_xmat[:, site] @ (state.xpos[:, body] - state.site_xpos[:, site])[..., None])[..., 0]
+            height, across = delta[:, 2], np.abs(delta[:, :2])
+            inside = (size[2] - BELOW_SITE_SLACK < height) & (height < size[2] + ABOVE_SITE_HEIGHT)
+            inside &= np.logical_and.reduce(across < size[:2], axis=-1)
+            return inside if touches is None or not inside.any() else inside & touches(state)
 
         return check
+
+    def bind_relation(self, model: mujoco.MjModel) -> Relate:
+        """A function that says where the object is, and that it should be at the site."""
+        body, site = _body(model, self.body), _site(model, self.site)
+        return lambda state: _relation(state, body, state.site_xpos[:, site])
 
 
 @dataclass(frozen=True)
@@ -79,19 +134,29 @@ class InSite:
     site: str
     size: tuple[float, float, float]
 
-    def bind(self, model: mujoco.MjModel) -> Check:
-        """The predicate with its names resolved in a model, as a function of its data."""
-        body, site = _body(model, self.body), _site(model, self.site)
-        size = np.array(self.size)
+    @property
+    def label(self) -> str:
+        """The predicate in words."""
+        return f"in({_object(self.body)}, {self.site})"
 
-        def check(data: mujoco.MjData) -> bool:
-            half = np.abs(data.site_xmat[site].reshape(3, 3) @ size)
-            lower = data.site_xpos[site] - half
-            lower[2] -= BOX_FLOOR_SLACK
-            position = data.xpos[body]
-            return bool(np.all(position > lower) and np.all(position < data.site_xpos[site] + half))
+    def bind(self, model: mujoco.MjModel) -> Check:
+        """A function that says where the predicate holds, bool (n,)."""
+        body, site = _body(model, self.body), _site(model, self.site)
+        size = np.array(self.size)[:, None]
+        floor = np.array([0.0, 0.0, BOX_FLOOR_SLACK])
+
+        def check(state: StateArrays) -> np.ndarray:
+            centre, position = state.site_xpos[:, site], state.xpos[:, body]
+            half = np.abs((state.site_xmat[:, site] @ size)[..., 0])
+            inside = (position > centre - half - floor) & (position < centre + half)
+            return np.logical_and.reduce(inside, axis=-1)
 
         return check
+
+    def bind_relation(self, model: mujoco.MjModel) -> Relate:
+        """A function that says where the object is, and that it should be at the site."""
+        body, site = _body(model, self.body), _site(model, self.site)
+        return lambda state: _relation(state, body, state.site_xpos[:, site])
 
 
 @dataclass(frozen=True)
@@ -112,21 +177,45 @@ class JointThreshold:
     inclusive: bool
     every: bool
 
+    @property
+    def label(self) -> str:
+        """The predicate in words."""
+        return f"{'above' if self.above else 'below'}({', '.join(self.joints)}, {self.threshold:g})"
+
     def bind(self, model: mujoco.MjModel) -> Check:
-        """The predicate with its names resolved in a model, as a function of its data."""
-        addresses = np.array([model.jnt_qposadr[_joint(model, name)] for name in self.joints], dtype=np.int64)
+        """A function that says where the predicate holds, bool (n,)."""
+        addresses = model.jnt_qposadr[_joints(model, self.joints)]
         compare = {
             (True, True): np.greater_equal,
             (True, False): np.greater,
             (False, True): np.less_equal,
             (False, False): np.less,
         }[self.above, self.inclusive]
-        combine = np.all if self.every else np.any
+        combine = np.logical_and if self.every else np.logical_or
 
-        def check(data: mujoco.MjData) -> bool:
-            return bool(combine(compare(data.qpos[addresses], self.threshold)))
+        def check(state: StateArrays) -> np.ndarray:
+            return combine.reduce(compare(state.qpos[:, addresses], self.threshold), axis=-1)
 
         return check
+
+    def bind_relation(self, model: mujoco.MjModel) -> Relate:
+        """A function that says where the joints' bodies are, and how much of the way to the threshold is done.
+
+        The share that is missing is measured in the joint's range. The best joint counts if one is enough, the worst if
+        all have to hold.
+        """
+        joints = _joints(model, self.joints)
+        addresses, bodies = model.jnt_qposadr[joints], model.jnt_bodyid[joints]
+        spans = np.maximum(model.jnt_range[joints, 1] - model.jnt_range[joints, 0], 1e-6)
+        combine, sign = np.minimum if self.every else np.maximum, 1.0 if self.above else -1.0
+
+        def relate(state: StateArrays) -> Relation:
+            missing = self.threshold - state.qpos[:, addresses]
+            done = combine.reduce(1.0 - np.clip(missing * sign / spans, 0.0, 1.0), axis=-1)
+            to_target = np.repeat(missing[:, :1], 3, axis=-1)
+            return Relation(state.xipos[:, bodies], to_target, state.xmat[:, bodies[0], :, 2], done)
+
+        return relate
 
 
 @dataclass(frozen=True)
@@ -135,14 +224,50 @@ class Up:
 
     body: str
 
+    @property
+    def label(self) -> str:
+        """The predicate in words."""
+        return f"up({_object(self.body)})"
+
     def bind(self, model: mujoco.MjModel) -> Check:
-        """The predicate with its names resolved in a model, as a function of its data."""
+        """A function that says where the predicate holds, bool (n,)."""
         body = _body(model, self.body)
-        return lambda data: bool(data.xpos[body][2] >= UP_HEIGHT)
+        return lambda state: np.asarray(state.xpos[:, body, 2] >= UP_HEIGHT)
+
+    def bind_relation(self, model: mujoco.MjModel) -> Relate:
+        """A function that says where the object is, and that it should be straight above, at one metre."""
+        body = _body(model, self.body)
+
+        def relate(state: StateArrays) -> Relation:
+            target = state.xpos[:, body].copy()
+            target[:, 2] = UP_HEIGHT
+            return _relation(state, body, target)
+
+        return relate
 
 
 Predicate: TypeAlias = OnObject | OnSite | InSite | JointThreshold | Up
-_KINDS: dict[str, type[Predicate]] = {kind.__name__: kind for kind in (OnObject, OnSite, InSite, JointThreshold, Up)}
+_KINDS: dict[str, type[Predicate]] = {kind.__name__: kind for kind in get_args(Predicate)}
+
+
+def bind_goal(goal: tuple[Predicate, ...], model: mujoco.MjModel) -> Check:
+    """A function that says where all predicates of a goal hold, bool (n,)."""
+    checks = [predicate.bind(model) for predicate in goal]
+
+    def check(state: StateArrays) -> np.ndarray:
+        holds = checks[0](state)
+        for other in checks[1:]:
+            if not holds.any():
+                break
+            holds = holds & other(state)
+        return holds
+
+    return check
+
+
+def length(vectors: np.ndarray) -> np.ndarray:
+    """Euclidean lengths, (...,), of vectors (..., k)."""
+    return np.asarray(np.sqrt(np.add.reduce(vectors * vectors, axis=-1)))
 
 
 def to_json(goal: tuple[Predicate, ...]) -> list[dict[str, Any]]:
@@ -164,6 +289,16 @@ def _predicate(record: dict[str, Any]) -> Predicate:
     return predicate
 
 
+def _relation(state: StateArrays, body: int, target: np.ndarray) -> Relation:
+    """The relation of a body to the place where it should be, (n, 3) in m."""
+    position = state.xpos[:, body]
+    return Relation(position[:, None], target - position, state.xmat[:, body, :, 2])
+
+
+def _object(root_body: str) -> str:
+    return root_body.removesuffix("_main")
+
+
 def _body(model: mujoco.MjModel, name: str) -> int:
     return _id(model, mujoco.mjtObj.mjOBJ_BODY, name)
 
@@ -172,8 +307,8 @@ def _site(model: mujoco.MjModel, name: str) -> int:
     return _id(model, mujoco.mjtObj.mjOBJ_SITE, name)
 
 
-def _joint(model: mujoco.MjModel, name: str) -> int:
-    return _id(model, mujoco.mjtObj.mjOBJ_JOINT, name)
+def _joints(model: mujoco.MjModel, names: tuple[str, ...]) -> np.ndarray:
+    return np.array([_id(model, mujoco.mjtObj.mjOBJ_JOINT, name) for name in names], dtype=np.int64)
 
 
 def _id(model: mujoco.MjModel, kind: mujoco.mjtObj, name: str) -> int:
@@ -187,16 +322,16 @@ def _contact_check(model: mujoco.MjModel, geoms_1: tuple[str, ...], geoms_2: tup
     """Whether any geom of one group touches any of the other. Geoms that cannot collide are not in the model."""
     in_1, in_2 = _geom_mask(model, geoms_1), _geom_mask(model, geoms_2)
 
-    def check(data: mujoco.MjData) -> bool:
-        pairs = data.contact.geom  # (ncon, 2)
-        a, b = pairs[:, 0], pairs[:, 1]
-        return bool(np.any((in_1[a] & in_2[b]) | (in_2[a] & in_1[b])))
+    def check(state: StateArrays) -> np.ndarray:
+        a, b = state.contacts[..., 0], state.contacts[..., 1]
+        return np.logical_or.reduce((in_1[a] & in_2[b]) | (in_2[a] & in_1[b]), axis=-1)
 
     return check
 
 
 def _geom_mask(model: mujoco.MjModel, names: tuple[str, ...]) -> np.ndarray:
-    mask = np.zeros(model.ngeom, dtype=bool)
+    """Whether a geom is one of these, by its id; False at the end, which is where `NO_GEOM` looks."""
+    mask = np.zeros(model.ngeom + 1, dtype=bool)
     ids = [mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, name) for name in names]
     mask[[index for index in ids if index >= 0]] = True
     return mask

@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from libero_gym.compilation.compile import CompiledTask, FixtureDraw, model_from_bytes, model_to_bytes
-from libero_gym.simulation import controller
-from libero_gym.simulation.mujoco_import import mujoco
-from libero_gym.uncopyable import Uncopyable
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.common.uncopyable import Uncopyable
+from libero_gym.simulation import controller, goals
+from libero_gym.simulation.arrays import StateArrays, contacts_of
+from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ _LOST_MEMORY = (
 
 @dataclass(frozen=True)
 class Memory:
-    """What influences the future or the next observation beside time, qpos and qvel.
+    """What influences the future or the next observation apart from time, qpos and qvel.
 
     Attributes:
         gripper: Ramped gripper command, (2,).
@@ -72,8 +73,8 @@ class Memory:
 class SimState(np.ndarray):
     """A simulator's state: float64 ``[time, qpos, qvel]`` as LIBERO flattens it, and the controller's memory.
 
-    It is an array, so LIBERO's tools can use it as it is. Copies of the whole array carry the memory, by whichever way
-    they were made; what was computed from it or changed in place (a slice, a sum, a moved object) has none.
+    It is an array, so LIBERO's tools can use it as it is. Copies of the whole array carry the memory, however they were
+    made. Arrays that were computed from it or changed in place (a slice, a sum, a moved object) have none.
     """
 
     # What `get_state` gave: the values, and the memory that belongs to them.
@@ -95,7 +96,7 @@ class SimState(np.ndarray):
 
     @property
     def memory(self) -> Memory | None:
-        """The controller's memory, as long as the values are those that it belongs to."""
+        """The controller's memory; None if the values are not those that it belongs to."""
         if self._origin is None or not np.array_equal(self, self._origin[0]):
             return None
         return self._origin[1]
@@ -106,10 +107,10 @@ class Simulator(Uncopyable):
 
     Args:
         compiled: The task.
-        fixtures: Where the fixtures stand; the protocol's first draw by default. Other poses need a model of their own
+        fixtures: Poses of the fixtures; None for the protocol's first draw. Other poses need a model of their own
             (3 MB).
-        physics: "exact" for stock's bits; "fast" solves for the contact forces once per substep instead of three times,
-            so that what follows differs from stock's within the solver's tolerance, and after contacts beyond it.
+        physics: "exact" gives stock's bits. "fast" solves for the contact forces once per substep instead of three
+            times: states differ from stock's within the solver's tolerance, and after contacts beyond it.
     """
 
     copy_instead = "copy.deepcopy() gives one of its own; get_state() and set_state() move its state to another one."
@@ -124,19 +125,20 @@ class Simulator(Uncopyable):
         self.burners_on: tuple[bool, ...] = (False,) * len(compiled.burners)
         self.burners_shown = self.burners_on
         self.kinematics_qpos = np.zeros(self.model.nq)
+        self._goal = goals.bind_goal(compiled.goal, self.model)
         self._checks = [predicate.bind(self.model) for predicate in compiled.goal]
         self._burner_checks = [burner.knob.bind(self.model) for burner in compiled.burners]
         self._sample = np.zeros(9)
         self._gripper = np.zeros(2)
-        self._goal_ori = np.array(compiled.arm.stale["goal_ori"])
+        self._goal_ori = np.array(compiled.robot.stale["goal_ori"])
         self._stale = True
         self._bind_kernel()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Simulator:
-        """A simulator of its own in the same state; the compiled task is shared."""
+        """Another simulator in the same state; the compiled task is shared."""
         twin = Simulator(self.compiled, self.fixtures, self.physics)
         twin.set_state(self.get_state())
-        # With the kinematics of the last substep's start, which no state has.
+        # A state lacks the kinematics of the last substep's start, which the data has.
         twin.model, twin.data = self.model, copy.copy(self.data)
         twin._bind_kernel()
         return twin
@@ -147,19 +149,19 @@ class Simulator(Uncopyable):
         return int(1 + self.model.nq + self.model.nv)
 
     def reset(self, state: np.ndarray) -> None:
-        """Start from an initial state, as a stock hard reset under ``seed(0)`` and ``set_init_state`` would.
+        """Start from an initial state, as stock LIBERO does by a hard reset under ``seed(0)`` and ``set_init_state``.
 
         Args:
             state: ``[time, qpos, qvel]``, float64 of shape (1 + nq + nv,).
 
         Raises:
-            ValueError: If the state has another length, or holds what MuJoCo would answer with a reset of its own.
+            ValueError: If the state has another length, or holds numbers at which MuJoCo would reset itself.
         """
         values = self._check_state(state)
         mujoco.mj_resetData(self.model, self.data)
         self.data.qacc_warmstart[:] = self.fixtures.warmstart
         self._gripper[:] = 0.0
-        self._goal_ori = np.array(self.compiled.arm.stale["goal_ori"])
+        self._goal_ori = np.array(self.compiled.robot.stale["goal_ori"])
         self._stale = True
         self._write(values)
         mujoco.mj_forward(self.model, self.data)
@@ -172,13 +174,13 @@ class Simulator(Uncopyable):
         Args:
             action: float64 (7,): position and axis-angle change in [-1, 1] of 5 cm and 0.5 rad; gripper, +1 closing.
         """
-        arm = self.compiled.arm
+        robot = self.compiled.robot
         mujoco.mj_step1(self.model, self.data)
         if self._stale:
-            eef_pos, eef_ori = arm.stale["ee_pos"], arm.stale["ee_ori_mat"]
+            eef_pos, eef_ori = robot.stale["ee_pos"], robot.stale["ee_ori_mat"]
         else:
-            eef_pos = self.data.site_xpos[arm.eef_site].copy()
-            eef_ori = self.data.site_xmat[arm.eef_site].reshape(3, 3).copy()
+            eef_pos = self.data.site_xpos[robot.eef_site].copy()
+            eef_ori = self.data.site_xmat[robot.eef_site].reshape(3, 3).copy()
         scaled = np.clip(action[:6], -1, 1) * controller.ACTION_SCALE
         if np.any(scaled[3:] != 0.0):
             self._goal_ori = controller.rotated_goal(scaled[3:], eef_ori)
@@ -254,9 +256,15 @@ class Simulator(Uncopyable):
         self.burners_shown = memory.burners_shown
         self.success = memory.success
 
+    @property
+    def arrays(self) -> StateArrays:
+        """What predicates and rewards read, as a batch of one: views, so they hold until the next step."""
+        return self._views._replace(contacts=contacts_of(self.data))
+
     def predicates(self) -> list[bool]:
         """Whether each predicate of the goal holds now."""
-        return [check(self.data) for check in self._checks]
+        state = self.arrays
+        return [bool(check(state)[0]) for check in self._checks]
 
     def _check_state(self, state: Any) -> np.ndarray:
         """The state as float64 (1 + nq + nv,)."""
@@ -294,24 +302,26 @@ class Simulator(Uncopyable):
         self.data.qvel[:] = state[1 + nq :]
 
     def _finish_control_step(self) -> None:
-        self.success = all(check(self.data) for check in self._checks)
+        state = self.arrays
+        self.success = bool(self._goal(state)[0])
         # Frames show what held at the end of the control step before them, except right after a reset.
         self.burners_shown = self.burners_on
-        self.burners_on = tuple(check(self.data) for check in self._burner_checks)
+        self.burners_on = tuple(bool(check(state)[0]) for check in self._burner_checks)
 
     def _sample_now(self) -> None:
         """Sample observations from the current state, as a forced update does after a reset."""
-        arm = self.compiled.arm
+        robot = self.compiled.robot
         self.kinematics_qpos[:] = self.data.qpos
         self.burners_shown = self.burners_on
-        self._sample[0:3] = self.data.site_xpos[arm.eef_site]
-        self._sample[3:7] = self.data.xquat[arm.hand_body]
-        self._sample[7:9] = self.data.qpos[arm.gripper_qpos]
+        self._sample[0:3] = self.data.site_xpos[robot.eef_site]
+        self._sample[3:7] = self.data.xquat[robot.hand_body]
+        self._sample[7:9] = self.data.qpos[robot.gripper_qpos]
 
     def _bind_kernel(self) -> None:
-        """Gather the arguments of the compiled loop that never change."""
-        arm, model, data, stale = self.compiled.arm, self.model, self.data, self.compiled.arm.stale
-        low, high = model.actuator_ctrlrange[arm.gripper_actuators].T
+        """Gather the arguments of the compiled loop that never change, and the views of the data."""
+        self._views = StateArrays.of(self.data)
+        robot, model, data, stale = self.compiled.robot, self.model, self.data, self.compiled.robot.stale
+        low, high = model.actuator_ctrlrange[robot.gripper_actuators].T
         # Rows: step per substep, then bias and weight from command to control range.
         self._gripper_plan = np.stack([np.zeros(2), 0.5 * (high + low), 0.5 * (high - low)])
         self._stale_arrays = (
@@ -321,11 +331,11 @@ class Simulator(Uncopyable):
         )
         self._kernel = (
             (model._address, data._address),
-            (arm.eef_site, arm.hand_body, N_SUBSTEPS, SAMPLED_SUBSTEP),
-            (stale["initial_joint"], arm.torque_low, arm.torque_high),
+            (robot.eef_site, robot.hand_body, N_SUBSTEPS, SAMPLED_SUBSTEP),
+            (stale["initial_joint"], robot.torque_low, robot.torque_high),
             (data.qpos, data.qvel, data.ctrl, data.qM, data.qfrc_bias, data.site_xpos, data.site_xmat, data.xquat,
              model.dof_Madr, model.dof_parentid),
-            (arm.qpos, arm.dof, arm.actuators, arm.gripper_qpos, arm.gripper_actuators),
+            (robot.qpos, robot.dof, robot.actuators, robot.gripper_qpos, robot.gripper_actuators),
         )  # fmt: skip
 
 
@@ -334,7 +344,7 @@ def _model_with_fixtures(compiled: CompiledTask, fixtures: FixtureDraw) -> mujoc
     own = compiled.fixtures
     if np.array_equal(fixtures.pos, own.pos) and np.array_equal(fixtures.quat, own.quat):
         return compiled.physics
-    model = model_from_bytes(model_to_bytes(compiled.physics))
+    model = copy.copy(compiled.physics)
     model.body_pos[fixtures.body_ids] = fixtures.pos
     model.body_quat[fixtures.body_ids] = fixtures.quat
     return model

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.checks import real_number, whole_number
-from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
+from libero_gym.common.checks import real_number, whole_number
 from libero_gym.simulation.simulator import Memory, SimState
 
 _BIT_GENERATORS = {
@@ -39,7 +38,7 @@ def state_from_json(data: dict[str, Any]) -> SimState:
     """The state that `state_to_json` wrote.
 
     Raises:
-        ValueError: If it is another thing.
+        ValueError: If it is no such thing.
     """
     try:
         memory = dict(data["memory"])
@@ -56,7 +55,7 @@ def generator_from_json(data: dict[str, Any]) -> np.random.Generator:
     """The generator whose ``bit_generator.state`` was written.
 
     Raises:
-        ValueError: If it is another thing.
+        ValueError: If it is no such thing.
     """
     try:
         generator = np.random.Generator(_BIT_GENERATORS[data["bit_generator"]]())
@@ -66,13 +65,13 @@ def generator_from_json(data: dict[str, Any]) -> np.random.Generator:
     return generator
 
 
-def check_snapshot(snapshot: Any, privileged: bool, suite: str) -> None:
-    """Whether this can be a snapshot of `LiberoEnv`, as far as one can tell without its parts.
+def check_snapshot(snapshot: Any, privileged_size: int, suite: str) -> None:
+    """Check that this can be a snapshot of `LiberoEnv`, as far as one can tell without its parts.
 
     Args:
-        snapshot: What came.
-        privileged: Whether the environment shows privileged observations.
-        suite: The environment's suite; a snapshot of an earlier version does not say its own.
+        snapshot: The value to check.
+        privileged_size: Size of the environment's privileged observations; 0 if it shows none.
+        suite: Name of the environment's suite; snapshots of earlier versions do not name theirs, and pass.
 
     Raises:
         ValueError: If it is none, or of another suite.
@@ -90,7 +89,7 @@ def check_snapshot(snapshot: Any, privileged: bool, suite: str) -> None:
         if not isinstance(snapshot[key], dict):
             raise ValueError(f"The snapshot's {key!r} is damaged: expected a dict, got {type(snapshot[key]).__name__}.")
     real_number("The snapshot's phi", snapshot["phi"])
-    if privileged and np.shape(snapshot["privileged"]) != (PRIVILEGED_SIZE,):
+    if privileged_size and np.shape(snapshot["privileged"]) != (privileged_size,):
         raise ValueError(
             "The snapshot is of an environment without privileged=True, and this one has it; make it without."
         )

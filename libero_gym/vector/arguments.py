@@ -10,8 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from libero_gym.checks import choice, did_you_mean, sequence, whole_number
-from libero_gym.memory import available_memory
+from libero_gym.common.checks import choice, did_you_mean, sequence, whole_number
+from libero_gym.common.memory import available_memory
 
 # What an environment takes beside its observations: measured, 1.2 MB for Spatial's task 0 without cameras.
 _SIMULATOR_BYTES = 1_200_000
@@ -21,9 +21,13 @@ _COPIES = 4
 MAX_TIMEOUT = 1e6
 
 
-def refuse_misspelt_arguments(given: Iterable[str], function: Callable[..., Any], inner: Callable[..., Any]) -> None:
-    """Raise if a keyword that ``inner`` does not have is nearly one of ``function``; others are left to ``inner``."""
-    own = [name for name, kind in inspect.signature(function).parameters.items() if kind.kind != kind.VAR_KEYWORD]
+def keywords(function: Callable[..., Any]) -> list[str]:
+    """Names of a function's keyword-only arguments."""
+    return [name for name, kind in inspect.signature(function).parameters.items() if kind.kind == kind.KEYWORD_ONLY]
+
+
+def refuse_misspelt_arguments(given: Iterable[str], own: Sequence[str], inner: Callable[..., Any]) -> None:
+    """Raise if a keyword that ``inner`` does not have is nearly one of ``own``; others are left to ``inner``."""
     known = inspect.signature(inner).parameters
     for name in given:
         if name not in known and (hint := did_you_mean(name, [*own, *known])) and did_you_mean(name, own) == hint:
@@ -31,17 +35,21 @@ def refuse_misspelt_arguments(given: Iterable[str], function: Callable[..., Any]
 
 
 def check_autoreset_mode(mode: Any) -> AutoresetMode:
-    """One of Gymnasium's modes, given as that or by its value (``"NextStep"``)."""
+    """One of Gymnasium's modes, given as such or by its value (``"NextStep"``).
+
+    Raises:
+        ValueError: If there is no such mode.
+    """
     if isinstance(mode, AutoresetMode):
         return mode
     return AutoresetMode(choice("autoreset_mode", mode, [known.value for known in AutoresetMode]))
 
 
 def check_num_envs(num_envs: Any, observation_space: spaces.Dict) -> int:
-    """How many environments; as many as memory may hold.
+    """The number of environments, which the machine's free memory has to hold.
 
     Raises:
-        ValueError: If it is no number of at least 1, or the machine's free memory is less than they need.
+        ValueError: If it is no whole number of at least 1, or the environments need more memory than is free.
     """
     n = whole_number("num_envs", num_envs, minimum=1)
     sizes = [
@@ -59,31 +67,14 @@ def check_num_envs(num_envs: Any, observation_space: spaces.Dict) -> int:
     return n
 
 
-def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Finite actions as float64 of this shape.
-
-    Raises:
-        ValueError: If they are no numbers, have another shape, or are not finite; that names the environments.
-    """
-    try:
-        values = np.asarray(actions)
-    except (TypeError, ValueError) as error:  # rows of different lengths, a tensor on a GPU
-        raise ValueError(f"The actions are no array of numbers ({error}); expected shape {shape}.") from None
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"The actions are no array of numbers, but of {values.dtype}; expected shape {shape}.")
-    if values.shape != shape:
-        raise ValueError(f"The actions have shape {values.shape}; expected {shape}.")
-    if not np.isfinite(values).all():
-        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)).tolist()
-        raise ValueError(f"The actions of environments {bad} hold NaN or infinity; expected values in [-1, 1].")
-    return values.astype(np.float64)
-
-
 def split_options(options: Any, n: int) -> tuple[np.ndarray, dict[str, list[Any]]]:
-    """The mask of environments to reset, bool (n,), and of each further option the value of every environment.
+    """Options of a reset, taken apart.
+
+    Returns:
+        The mask of the environments to reset, bool (n,), and for each other option its n values.
 
     Raises:
-        ValueError: If an option is given for another number of environments, or the mask is none.
+        ValueError: If an option has values for another number of environments, or the mask is none.
     """
     if options is None:
         options = {}
@@ -102,10 +93,10 @@ def split_options(options: Any, n: int) -> tuple[np.ndarray, dict[str, list[Any]
 
 
 def check_seeds(seed: Any, n: int) -> list[int | None]:
-    """A seed for each environment: ``seed + i``, or its own.
+    """One seed for each environment: ``seed + i`` if a single seed is given.
 
     Raises:
-        ValueError: If one is no whole number of at least 0, or there are not as many as environments.
+        ValueError: If a seed is no whole number of at least 0, or their number is not n.
     """
     if seed is None:
         return [None] * n
@@ -117,10 +108,10 @@ def check_seeds(seed: Any, n: int) -> list[int | None]:
 
 
 def per_env(name: str, value: Any, n: int) -> list[Any]:
-    """One value for each environment, of one for all or a sequence.
+    """One value for each environment: the elements of a sequence, or a single value n times.
 
     Raises:
-        ValueError: If the sequence has another length.
+        ValueError: If the sequence has another length than n.
     """
     if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)) or np.ndim(value) == 0:
         return [value] * n
@@ -130,29 +121,31 @@ def per_env(name: str, value: Any, n: int) -> list[Any]:
 
 
 def check_indices(indices: Any, n: int) -> list[int]:
-    """The environments that are meant; all for None.
+    """Numbers of the chosen environments; None chooses all.
 
     Raises:
-        ValueError: If there is none of that number.
+        ValueError: If an environment does not exist.
     """
     if indices is None:
         return list(range(n))
     return [whole_number("indices", index, 0, n - 1) for index in sequence("indices", indices)]
 
 
-def check_snapshot(snapshot: Any, n: int, n_tasks: int) -> dict[str, Any]:
-    """What `LiberoVectorEnv.snapshot` gave.
+def check_snapshot(snapshot: Any, lengths: Mapping[str, int]) -> dict[str, Any]:
+    """A snapshot of `LiberoVectorEnv`.
+
+    Args:
+        snapshot: The value to check.
+        lengths: Names of the lists that it must hold, with their lengths: the number of environments or of tasks.
 
     Raises:
-        ValueError: If it is something else, or of other environments.
+        ValueError: If the value is no snapshot, or one of another number of environments or tasks.
     """
-    needed = ("environments", "task_weights", "seeds", "restarts")
-    missing = [name for name in needed if not isinstance(snapshot, Mapping) or name not in snapshot]
+    missing = [name for name in lengths if not isinstance(snapshot, Mapping) or name not in snapshot]
     if missing:
         raise ValueError(f"This is no snapshot of a LiberoVectorEnv: it lacks {', '.join(missing)}.")
-    for name in ("environments", "seeds", "restarts"):
-        if len(sequence(name, snapshot[name])) != n:
-            raise ValueError(f"The snapshot is of {len(snapshot[name])} environments; here are {n}.")
-    if len(sequence("task_weights", snapshot["task_weights"])) != n_tasks:
-        raise ValueError(f"The snapshot is of {len(snapshot['task_weights'])} tasks; here are {n_tasks}.")
+    for name, length in lengths.items():
+        if len(sequence(name, snapshot[name])) != length:
+            what = "tasks" if name == "task_weights" else "environments"
+            raise ValueError(f"The snapshot is of {len(snapshot[name])} {what}; here are {length}.")
     return dict(snapshot)

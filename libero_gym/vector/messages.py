@@ -1,7 +1,7 @@
-"""What the pool and the processes of `worker` say to each other: numbered requests and answers.
+"""Messages between the pool and the processes of `worker`: numbered requests and answers.
 
-Each message is a number and a pickle. The number tells which request an answer belongs to, so that an answer that
-nobody waits for any more (after Ctrl-C) is not taken for another one's.
+Each message is a number and a pickle. The number says which request an answer belongs to: after Ctrl-C, an answer may
+come that nobody waits for any more, and it must not be taken for another request's.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Channel:
         self.asked = 0  # number of the latest request
 
     def send(self, content: bytes) -> None:
-        """Ask for something: `pickled` makes the content. ``asked`` is the number that the answer will have.
+        """Send a request, whose content `pickled` makes. Its answer will have the number ``asked``.
 
         Raises:
             OSError: If the other side is gone.
@@ -58,7 +58,7 @@ class Channel:
         self.connection.send_bytes(_numbered(self.asked, content))
 
     def receive(self) -> tuple[int, str, Any]:
-        """The next answer: the request's number, `DONE` and the result, or `FAILED` and a `Failure`.
+        """Wait for the next answer: the request's number, then `DONE` and the result, or `FAILED` and a `Failure`.
 
         Raises:
             EOFError: If the other side is gone; or OSError.
@@ -86,7 +86,7 @@ def pickled(request: str, args: tuple[Any, ...]) -> bytes:
 
 
 def serve(connection: Connection, requests: Mapping[str, Callable[..., Any]]) -> None:
-    """Answer requests until `CLOSE` comes or the other side is gone; whatever goes wrong is an answer, too."""
+    """Answer requests until `CLOSE` comes or the other side is gone; an exception is an answer, too."""
     while True:
         try:
             number, content = _split(connection.recv_bytes())
@@ -129,7 +129,7 @@ def _failure(error: Exception) -> Failure:
 
 
 def _is_portable(error: Exception) -> bool:
-    """Whether the exception arrives as it is: of a package that may be imported there, with all that its text needs."""
+    """Whether unpickling gives the same exception, and imports nothing that the trainer must not import."""
     if type(error).__module__.split(".")[0] not in _PORTABLE_PACKAGES:
         return False
     try:

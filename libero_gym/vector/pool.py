@@ -1,4 +1,4 @@
-"""The processes behind `LiberoVectorEnv` as it sees them: a template and its workers, and what became of each."""
+"""The trainer's side of the worker processes: starts them, talks to them, and finds out how they ended."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from libero_gym.uncopyable import Uncopyable
-from libero_gym.vector import messages
-from libero_gym.vector import worker as protocol
+from libero_gym.common.uncopyable import Uncopyable
+from libero_gym.tasks import Task
+from libero_gym.vector import messages, protocol
 from libero_gym.vector.shared_arrays import Layout, anonymous_file
 
 # Seconds for the template to compile a task or to fork, whatever a step may take.
@@ -33,7 +33,7 @@ class WorkerError(RuntimeError):
 
 @dataclass
 class _Worker:
-    """One worker process, and why it can no longer be used, if so."""
+    """One worker process; ``failure`` says why it can no longer be used, None if it can."""
 
     arguments: tuple[int, int]  # of `WorkerPool.fork`
     pid: int
@@ -43,7 +43,7 @@ class _Worker:
     answers: dict[int, tuple[str, Any]] = field(default_factory=dict)  # that came before they were waited for
 
     def trace(self) -> str:
-        """What the worker wrote about its end. Reads without moving the offset, which the two processes share."""
+        """What the worker wrote about its end. Reads without moving the file's offset, which both processes share."""
         return os.pread(self.crash_log, os.fstat(self.crash_log).st_size, 0).decode(errors="replace")
 
     def close(self) -> None:
@@ -81,19 +81,24 @@ class WorkerPool(Uncopyable):
 
     @property
     def failures(self) -> dict[int, str]:
-        """What became of the workers that can no longer be used, by number."""
+        """Why workers can no longer be used, by number."""
         return {number: worker.failure for number, worker in enumerate(self._workers) if worker.failure is not None}
 
-    def compile(self, suite: str, task_id: int, renderer: str | None, placement_seeds: Sequence[int] = ()) -> None:
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers, by number."""
+        return [worker.pid for worker in self._workers]
+
+    def compile(self, task: Task, renderer: str | None, placement_seeds: Sequence[int] = ()) -> None:
         """Have the template compile a task, its visual model if a renderer is named, and draw these placements."""
-        self._ask_template(protocol.COMPILE, suite, task_id, renderer, placement_seeds)
+        self._ask_template(protocol.COMPILE, task, renderer, placement_seeds)
 
     def fork(self, first: int, last: int) -> None:
         """Start a worker for the environments ``[first, last)``."""
         self._workers.append(self._fork(first, last))
 
     def replace(self, number: int) -> None:
-        """Start a worker in the place of a failed one, and close what was kept of that; see `fork`."""
+        """Start a worker in the place of a failed one, as `fork` does, and close the connection and log of that."""
         failed = self._workers[number]
         assert failed.failure is not None
         successor = self._fork(*failed.arguments)
@@ -101,11 +106,11 @@ class WorkerPool(Uncopyable):
         self._workers[number] = successor
 
     def send(self, request: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, int]:
-        """Ask workers for something; one that is gone is noticed by `gather`.
+        """Send a request to workers. If a worker is gone, `gather` notices.
 
         Args:
-            request: What for.
-            arguments: By worker.
+            request: The request, such as `protocol.STEP`.
+            arguments: Arguments of the request by worker.
 
         Returns:
             The request's number by worker, for `gather`.
@@ -122,12 +127,15 @@ class WorkerPool(Uncopyable):
         return {number: self._workers[number].channel.asked for number in contents}
 
     def gather(self, requests: Mapping[int, int]) -> dict[int, Any]:
-        """One answer from each of these workers, by number; `failures` says why others are missing.
+        """Wait for one answer from each of these workers; `failures` says why some are missing.
 
         Answers to requests that nobody gathered are kept, so an interrupted `gather` can be repeated.
 
         Args:
-            requests: By worker, what `send` gave.
+            requests: Number of the request by worker, as `send` gave it.
+
+        Returns:
+            Answers by worker.
 
         Raises:
             Exception: As an environment raised it, from a `WorkerError` with the traceback there; after all have
@@ -162,7 +170,7 @@ class WorkerPool(Uncopyable):
         return {number: content for number, (_, content) in answers.items()}
 
     def close(self) -> None:
-        """Ask the workers to leave, make those that do not, and end the template; safe to call twice.
+        """Ask the workers to leave, kill those that do not, and end the template. May be called twice.
 
         In a process forked from the one that made the pool, only what that process holds is closed.
         """
@@ -235,7 +243,7 @@ class WorkerPool(Uncopyable):
 
     @contextlib.contextmanager
     def _whole_messages(self, number: int) -> Iterator[None]:
-        """End the worker if Ctrl-C stops us within a message to or from it: what follows could not be told apart."""
+        """End the worker if Ctrl-C cuts a message to or from it short: the next message would begin in its middle."""
         try:
             yield
         except Exception:
@@ -256,7 +264,7 @@ class WorkerPool(Uncopyable):
         worker.failure = f"Worker {number} died{how} without an answer.\n{trace}"
 
     def _end_hung(self, number: int) -> None:
-        """Ask a worker that does not answer where it is, and end it."""
+        """Record where a worker that does not answer hangs, and end it."""
         worker = self._workers[number]
         stack = _stack(worker).strip() or "It did not say where."
         _kill(worker)
@@ -267,7 +275,11 @@ class WorkerPool(Uncopyable):
         )
 
     def _end(self, worker: _Worker) -> int | None:
-        """Have the template end and reap a worker; gives how it ended, as `Popen.returncode` does, if known."""
+        """Have the template end and reap a worker.
+
+        Returns:
+            How it ended, as `Popen.returncode` says it; None if nobody knows.
+        """
         worker.channel.connection.close()
         try:
             return self._ask_template(protocol.END, worker.pid)
@@ -319,7 +331,7 @@ def _raise(failures: Mapping[str, messages.Failure]) -> None:
 
 @contextlib.contextmanager
 def _blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """Let these signals wait; a process started meanwhile never gets them, unless it asks for them."""
+    """Block these signals; a process that is started meanwhile inherits that, until it unblocks them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -328,13 +340,13 @@ def _blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
 
 
 def _kill(worker: _Worker) -> None:
-    """Kill a worker whose connection is open: its process id is still its own, even where the template is gone."""
+    """Kill a worker whose connection is open. Nobody has reaped it, so its process id still names it."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker.pid, signal.SIGKILL)
 
 
 def _stack(worker: _Worker) -> str:
-    """Where a worker is: its handler writes that even where Python is stuck in a library. Wakes it if stopped."""
+    """The stacks of a worker's threads. Its signal handler writes them even while Python is stuck in a library."""
     trace = ""
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker.pid, protocol.STACK_SIGNAL)

@@ -1,4 +1,4 @@
-"""Named NumPy arrays in one block of memory that several processes map: how frames travel without being pickled."""
+"""Named NumPy arrays in one block of memory that several processes map, so frames travel without being pickled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from libero_gym.uncopyable import Uncopyable
+from libero_gym.common.uncopyable import Uncopyable
 
 # Name -> (shape, dtype string); small enough to send to a worker as text.
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
@@ -53,7 +53,7 @@ class SharedArrays(Uncopyable):
 
 
 def anonymous_file() -> int:
-    """The descriptor of an empty file without a name, in memory where the system can."""
+    """The descriptor of an empty file without a name; in memory if the system can do that (Linux)."""
     if hasattr(os, "memfd_create"):  # Linux: not in /dev/shm, whose size does not matter therefore
         return os.memfd_create("libero_gym")
     with tempfile.TemporaryFile() as stream:
@@ -61,7 +61,7 @@ def anonymous_file() -> int:
 
 
 def _reserved_file(size: int) -> int:
-    """An anonymous file with all its memory taken now: taken later, what is missing would kill the process (SIGBUS).
+    """An anonymous file with all its memory reserved: a page that is missing later would kill the process (SIGBUS).
 
     Raises:
         OSError: If there is too little; the message says what to do.

@@ -1,4 +1,4 @@
-"""Many LIBERO environments as one batch, in worker processes that share models and memory."""
+"""Many LIBERO environments as one batch, whatever simulates them."""
 
 from __future__ import annotations
 
@@ -12,43 +12,37 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
-from tqdm import tqdm
 
-from libero_gym.checks import flag, real_number, whole_number
-from libero_gym.compilation.first_use import compile_tasks
+from libero_gym.common.checks import choice, flag, whole_number
+from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.env import LiberoEnv
-from libero_gym.env_arguments import check_options, check_task_weights
-from libero_gym.rendering import devices
+from libero_gym.env.arguments import check_actions, check_options, check_task_weights
 from libero_gym.rewards import TERMS
-from libero_gym.uncopyable import Uncopyable
 from libero_gym.vector import arguments as vector_arguments
-from libero_gym.vector import worker as protocol
+from libero_gym.vector.backend import ENDED, FINAL, IDLE, INFO_KEYS, Backend, BackendFactory, Plan, ResetRequests
 from libero_gym.vector.pool import WorkerError
-from libero_gym.vector.processes import MAX_REPLACEMENTS, Processes, ResetRequests, shares
-from libero_gym.vector.shared_arrays import Layout
+from libero_gym.vector.processes import MAX_REPLACEMENTS, Processes
 
-__all__ = ["MAX_REPLACEMENTS", "LiberoVectorEnv", "WorkerError"]
+__all__ = ["BACKENDS", "MAX_REPLACEMENTS", "LiberoVectorEnv", "WorkerError"]
 
-_INFO_KEYS = ("is_success", "task_id", "init_state_id", "elapsed_steps")
-_AUTORESET = {
-    AutoresetMode.SAME_STEP: protocol.SAME_STEP,
-    AutoresetMode.NEXT_STEP: protocol.NEXT_STEP,
-    AutoresetMode.DISABLED: protocol.DISABLED,
-}
+# What can simulate the environments, by the name that `LiberoVectorEnv` is asked with.
+BACKENDS: dict[str, BackendFactory] = {"processes": Processes}
+
+
+def backend_factory(backend: str | BackendFactory) -> BackendFactory:
+    """What makes the back end of that name; a function that makes one is returned as it is.
+
+    Raises:
+        ValueError: If there is none; the message lists those there are.
+    """
+    return backend if callable(backend) else BACKENDS[choice("backend", backend, BACKENDS)]
 
 
 class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]):
     """`LiberoEnv` times ``num_envs``: the same spaces, batched; a task of its own for each environment.
 
-    The environments live in worker processes, forked from one template process (see `libero_gym.vector.worker`); each
-    serves a fixed share of them. Frames, states, rewards and actions are in shared memory. Observations handed out are
-    copies.
-
-    Threads would step no slower: a control step holds Python's lock for 0.5 of its 7.3 ms. Four environments without
-    cameras on two cores, which other jobs used as well, made 87 (72-142) control steps per second in two threads and 82
-    (64-129) in two processes, median and range of 9 rounds in turns, at 7.6 ms of CPU each. Processes it is because a
-    crash in a driver must not take the trainer along, nor a hang; because each has an OpenGL context of its own, on a
-    GPU of its own; and because the trainer's Python then never waits for theirs.
+    A back end simulates the environments; ``"processes"``, which `libero_gym.vector.processes.Processes` describes, has
+    them in worker processes and gives what `LiberoEnv` gives, to the bit. Observations handed out are copies.
 
     Instructions are the environments' own at every step. Gymnasium's ``AsyncVectorEnv``, which
     ``vectorization_mode="async"`` makes, shows none: Gymnasium 1.4 reads ``Text`` from shared memory once, before any
@@ -68,46 +62,20 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
 
     ## Failures
 
-    A worker that dies (a crash in a driver, a kill) or hangs raises `WorkerError` with its own traceback: where it
-    crashed, or where it was when ``timeout`` ran out. With ``restart=True`` `step` and `reset` replace it and go on:
-
-    * Environments whose episode was cut short are truncated with reward 0. ``final_obs`` and ``final_info`` are their
-      last, and the observation is that of a new episode. One whose episode had ended just before keeps its result.
-    * The new episode's seed follows from the seed that the environment was last reset with and the number of restarts
-      since, so that the same failures give the same rollout. In `reset`, an environment that was to be reset is, with
-      the seed and options asked for; others of the worker start a new episode all the same.
-    * ``infos["worker_restarted"]``, bool (num_envs,), says which environments this happened to; with ``restart=True``
-      it is always there. A warning names the worker, the reason and the environments; the log has the traceback.
-    * A worker that is replaced `MAX_REPLACEMENTS` times without completing a step raises `WorkerError` the next time.
-    * `call` and `render` cannot make up an answer: they raise, and the next `step` or `reset` replaces the worker.
-
-    In other modes than ``SAME_STEP`` a restart is no autoreset: the step shows the last observation, and the new
-    episode begins when the mode has it begin.
-
-    An exception in an environment's Python code is raised here as it was there, from a `WorkerError` with the traceback
-    of the worker, which lives on: a bug or a bad option would only repeat itself. Without the template process no
-    worker can be replaced; that raises `WorkerError`.
-
-    SIGINT, SIGTERM and SIGHUP are left to the process that made the environments, even where the whole process group
-    gets them (Ctrl-C, ``timeout``, a batch system): workers ignore them, and end when that process closes them or is
-    gone. A step that Ctrl-C interrupts can still be collected by `step_wait`, or abandoned by `reset`.
+    A worker process that dies or hangs raises `WorkerError` with its own traceback. With ``restart=True`` `step` and
+    `reset` replace it and go on; `Processes` says what becomes of its episodes. An exception in an environment's Python
+    code is raised here as it was there.
 
     Args:
         num_envs: Number of environments.
-        n_workers: Number of worker processes; None chooses as many as CPU cores, or the next multiple of the number of
-            GPUs to render on, and at most ``num_envs``.
-        timeout: Seconds after which a worker that does not answer counts as hung.
-        restart: Whether to replace workers that die or hang.
-        render_device: EGL device index for all workers, or a sequence with one per worker. None spreads the
-            environments evenly over the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves (see
-            `libero_gym.rendering.devices`), unless ``MUJOCO_EGL_DEVICE_ID`` is set; without a GPU, EGL chooses.
+        backend: What simulates them: a name among `BACKENDS`, or a function that makes a `Backend` of a `Plan`.
         autoreset_mode: A ``gymnasium.vector.AutoresetMode``, or its value, such as ``"NextStep"``.
         max_episode_steps: Truncate episodes after so many control steps; None takes the suite's limit.
-        **env_kwargs: Further arguments of `LiberoEnv`.
+        **kwargs: Arguments of the back end (those of `Processes`: ``n_workers``, ``timeout``, ``restart``,
+            ``render_device``), and further arguments of `LiberoEnv`.
 
     Attributes:
-        render_devices: EGL device index per worker; None where EGL chooses.
-        n_restarts: How many workers have been replaced so far.
+        backend: What simulates the environments.
         settings: The arguments that decide what happens in the environments, as JSON can hold them.
 
     Raises:
@@ -126,15 +94,17 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         self,
         num_envs: int = 1,
         *,
-        n_workers: int | None = None,
-        timeout: float = 300.0,
-        restart: bool = False,
-        render_device: int | Sequence[int | None] | None = None,
+        backend: str | BackendFactory = "processes",
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         max_episode_steps: int | None = None,
-        **env_kwargs: Any,
+        **kwargs: Any,
     ) -> None:
-        vector_arguments.refuse_misspelt_arguments(env_kwargs, type(self).__init__, LiberoEnv.__init__)
+        make = backend_factory(backend)
+        own = vector_arguments.keywords(make)
+        options = {name: value for name, value in kwargs.items() if name in own}
+        env_kwargs = {name: value for name, value in kwargs.items() if name not in own}
+        names = ["num_envs", *vector_arguments.keywords(type(self).__init__), *own]
+        vector_arguments.refuse_misspelt_arguments(env_kwargs, names, LiberoEnv.__init__)
         if env_kwargs.get("reward") == "process":
             raise ValueError(
                 "reward='process' would put a reward model into every worker; vla_agent.make_vec_env(..., "
@@ -142,45 +112,36 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             )
         example = LiberoEnv(**env_kwargs)  # checks the arguments; draws nothing
         self.num_envs = vector_arguments.check_num_envs(num_envs, cast(spaces.Dict, example.observation_space))
-        self.timeout = real_number("timeout", timeout, maximum=vector_arguments.MAX_TIMEOUT, above=0)
-        self.restart = flag("restart", restart)
         self.autoreset_mode = vector_arguments.check_autoreset_mode(autoreset_mode)
         self.max_episode_steps = example.suite.max_steps
         if max_episode_steps is not None:
             self.max_episode_steps = whole_number("max_episode_steps", max_episode_steps, minimum=1)
-        if n_workers is not None:
-            n_workers = whole_number("n_workers", n_workers, minimum=1)
         self.suite, self.task_ids, self.instructions = example.suite, example.task_ids, example.instructions
         self.chunk_size, self.render_mode = example.chunk_size, example.render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.settings = example.settings | {"max_episode_steps": self.max_episode_steps}
         self._tasks = example.tasks
-        self._terms = TERMS[example.reward_type]
+        self._terms = TERMS[example.reward]
         self.single_observation_space = example.observation_space
         self.single_action_space = example.action_space
         self.observation_space = batch_space(example.observation_space, self.num_envs)
         self.action_space = batch_space(example.action_space, self.num_envs)
-        draws = bool(example.cameras) or self.render_mode is not None
-        gpus = devices.default_gpus() if render_device is None and draws else []
-        sizes = shares(self.num_envs, n_workers, len(gpus))
-        self.render_devices = devices.per_worker(render_device, [last - first for first, last in sizes], gpus)
         self._owner = os.getpid()
-        self._processes = Processes(sizes, self._make_layout(), self.timeout, self.restart)
-        self._finalizer = weakref.finalize(self, self._processes.close)
-        try:
-            self.set_task_weights(np.ones(len(self.task_ids)))
-            self.set_autoreset(True)
-            self._compile(example.renderer if example.cameras else None)
-            common = {**env_kwargs, "max_episode_steps": self.max_episode_steps}
-            self._processes.start([common | {"render_device": device} for device in self.render_devices])
-        except BaseException:
-            self.close()  # the traceback would keep the processes alive
-            raise
+        env_kwargs |= {"suite": self.suite, "max_episode_steps": self.max_episode_steps}
+        self.backend: Backend = make(Plan(self.num_envs, example, env_kwargs), **options)
+        self._finalizer = weakref.finalize(self, self.backend.close)
+        self.set_task_weights(np.ones(len(self.task_ids)))
+        self.set_autoreset(True)
 
     @property
     def n_restarts(self) -> int:
         """How many workers have been replaced so far."""
-        return self._processes.n_restarts
+        return self.backend.n_restarts
+
+    @property
+    def render_devices(self) -> tuple[int | None, ...]:
+        """EGL device index per worker; None where EGL chooses."""
+        return self.backend.render_devices
 
     # ----------------------------------------------------------------------------- Gymnasium's interface
 
@@ -208,7 +169,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             own = {name: values[index] for name, values in per_env.items()}
             # As the environment would, but before any of them is reset.
             requests[index] = (seeds[index], check_options(own, self.task_ids, self._tasks))
-        self._processes.reset(requests)
+        self.backend.reset(requests)
         return self._observations(""), self._infos("", np.ones(self.num_envs, dtype=bool))
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -225,14 +186,13 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             gym.error.ClosedEnvironmentError: After `close`.
         """
         self._check_open()
-        if self._processes.is_stepping:
+        if self.backend.is_stepping:
             raise gym.error.AlreadyPendingCallError(
                 "A step is under way; collect it with step_wait(), or abandon it with reset().", "step"
             )
-        shape = cast(tuple[int, ...], self.action_space.shape)
-        self._shared["actions"][:] = vector_arguments.check_actions(actions, shape)
+        checked = check_actions(actions, cast(tuple[int, ...], self.action_space.shape))
         self._check_running()
-        self._processes.begin_step()
+        self.backend.begin_step(checked)
 
     def step_wait(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Collect the step that `step_async` started.
@@ -243,29 +203,29 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             gym.error.ClosedEnvironmentError: After `close`.
         """
         self._check_open()
-        if not self._processes.is_stepping:
+        if not self.backend.is_stepping:
             raise gym.error.NoAsyncCallError("No step is under way; start one with step_async().", "step")
-        self._processes.end_step()
-        terminated = self._shared["terminated"].copy()
-        truncated = self._shared["truncated"].copy()
+        self.backend.end_step()
+        terminated = self.backend.arrays["terminated"].copy()
+        truncated = self.backend.arrays["truncated"].copy()
         infos = self._infos("", np.ones(self.num_envs, dtype=bool))
         done = terminated | truncated
         if self.autoreset_mode is AutoresetMode.SAME_STEP and done.any():
-            final = self._observations("final_")
+            final = self._observations(FINAL)
             final_obs = np.full(self.num_envs, None, dtype=object)
             for index in np.flatnonzero(done):
                 final_obs[index] = {key: values[index] for key, values in final.items()}
             infos["final_obs"], infos["_final_obs"] = final_obs, done.copy()
-            infos["final_info"], infos["_final_info"] = self._infos("final_", done), done.copy()
-        return self._observations(""), self._shared["rewards"].copy(), terminated, truncated, infos
+            infos["final_info"], infos["_final_info"] = self._infos(FINAL, done), done.copy()
+        return self._observations(""), self.backend.arrays["rewards"].copy(), terminated, truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One agentview frame per environment, with ``render_mode="rgb_array"``."""
         self._check_open()
-        return self.call("render") if self.render_mode is not None else None
+        return self.backend.render() if self.render_mode is not None else None
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close workers and free the shared memory."""
+        """Close the back end."""
         self._finalizer()
 
     # -------------------------------------------------------------------------------------- our additions
@@ -277,7 +237,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             ValueError: If there is not one finite, non-negative weight per task, or all are zero.
         """
         self._check_open()
-        self._shared["task_weights"][:] = check_task_weights(weights, len(self.task_ids))
+        self._task_weights = check_task_weights(weights, len(self.task_ids))
+        self.backend.set_task_weights(self._task_weights)
 
     def set_autoreset(self, enabled: bool) -> None:
         """Whether what ``autoreset_mode`` says follows an episode's end; True from the start.
@@ -287,7 +248,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         With True again, those that rest begin a new episode in the next step, unless autoreset is ``DISABLED``.
         """
         self._check_open()
-        self._shared["autoreset"][:] = _AUTORESET[self.autoreset_mode] if flag("enabled", enabled) else protocol.REST
+        self._rests = not flag("enabled", enabled)
+        self.backend.set_autoreset(None if self._rests else self.autoreset_mode)
 
     def snapshot(self) -> dict[str, Any]:
         """All that the future of the environments depends on, as JSON can hold it; for `restore`.
@@ -298,13 +260,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         """
         self._check_open()
         self._check_begun()
-        return {
-            "environments": list(self.call("snapshot")),
-            "task_weights": self._shared["task_weights"].tolist(),
-            "seeds": list(self._processes.seeds),
-            "restarts": self._processes.restarts_since.tolist(),
-            "ended": (self._shared["phase"] == protocol.ENDED).tolist(),
-        }
+        return {**self.backend.snapshot(), "task_weights": self._task_weights.tolist()}
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Go on where `snapshot` was taken, in this process or another; gives observations and infos as `reset` does.
@@ -314,11 +270,11 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             WorkerError: If a worker fails.
         """
         self._check_open()
-        saved = vector_arguments.check_snapshot(snapshot, self.num_envs, len(self.task_ids))
-        self.set_task_weights(saved["task_weights"])
-        self._processes.seeds[:] = saved["seeds"]
-        self._processes.restarts_since[:] = saved["restarts"]
-        self._processes.restore(saved["environments"], saved.get("ended", [False] * self.num_envs))
+        lengths = {"environments": self.num_envs, "task_weights": len(self.task_ids)}
+        saved = vector_arguments.check_snapshot(snapshot, lengths)
+        weights = check_task_weights(saved["task_weights"], len(self.task_ids))
+        self.backend.restore(saved)
+        self.set_task_weights(weights)
         return self._observations(""), self._infos("", np.ones(self.num_envs, dtype=bool))
 
     def call(self, name: str, *args: Any, indices: Sequence[int] | None = None, **kwargs: Any) -> tuple[Any, ...]:
@@ -331,19 +287,9 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             WorkerError: If a worker has failed.
         """
         self._check_open()
-        return self._processes.call(name, vector_arguments.check_indices(indices, self.num_envs), args, kwargs)
+        return self.backend.call(name, vector_arguments.check_indices(indices, self.num_envs), args, kwargs)
 
     # -------------------------------------------------------------------------------------------- private
-
-    @property
-    def _shared(self) -> Any:
-        return self._processes.shared
-
-    def _compile(self, renderer: str | None) -> None:
-        placement_seeds = self.settings["placement_seeds"]
-        compile_tasks([self._tasks[i] for i in self.task_ids], renderer=renderer, placement_seeds=placement_seeds)
-        for task_id in tqdm(self.task_ids, desc="Loading tasks", unit="task", disable=None, leave=False):
-            self._processes.pool.compile(self.suite.name, task_id, renderer, placement_seeds)
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:
@@ -355,55 +301,41 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             )
 
     def _check_begun(self) -> None:
-        idle = np.flatnonzero(self._shared["phase"] == protocol.IDLE).tolist()
+        idle = np.flatnonzero(self.backend.arrays["phase"] == IDLE).tolist()
         if idle:
             raise gym.error.ResetNeeded(f"Call reset() first: environments {idle} have no episode.")
 
     def _check_running(self) -> None:
         """Raise unless each environment can be stepped."""
         self._check_begun()
-        ended = np.flatnonzero(self._shared["phase"] == protocol.ENDED).tolist()
-        if ended and self._shared["autoreset"][0] == protocol.DISABLED:
+        ended = np.flatnonzero(self.backend.arrays["phase"] == ENDED).tolist()
+        if ended and self.autoreset_mode is AutoresetMode.DISABLED and not self._rests:
             raise gym.error.ResetNeeded(
                 f"The episodes of environments {ended} have ended, and autoreset is disabled; reset them with "
                 'options={"reset_mask": ...}.'
             )
 
-    def _make_layout(self) -> Layout:
-        n = self.num_envs
-        layout: dict[str, tuple[tuple[int, ...], str]] = {}
-        for key, space in cast(spaces.Dict, self.observation_space).spaces.items():
-            if not self._is_text(key):
-                layout[key] = (cast(tuple[int, ...], space.shape), np.dtype(space.dtype).name)
-        layout |= {"reward_terms": ((n, len(self._terms)), "float64")}
-        layout |= {"is_success": ((n,), "bool"), "task_id": ((n,), "int64"), "init_state_id": ((n,), "int64")}
-        layout |= {"elapsed_steps": ((n,), "int64")}
-        layout = {prefix + key: value for prefix in ("", "final_") for key, value in layout.items()}
-        layout |= {"rewards": ((n,), "float64"), "terminated": ((n,), "bool"), "truncated": ((n,), "bool")}
-        layout |= {"phase": ((n,), "int8"), "autoreset": ((1,), "int8")}
-        layout |= {"task_weights": ((len(self.task_ids),), "float64")}
-        return layout | {"actions": (cast(tuple[int, ...], self.action_space.shape), "float64")}
-
     def _is_text(self, key: str) -> bool:
         return isinstance(cast(spaces.Dict, self.single_observation_space)[key], spaces.Text)
 
     def _observations(self, prefix: str) -> dict[str, Any]:
-        task_ids = self._shared[prefix + "task_id"]
+        arrays = self.backend.arrays
+        task_ids = arrays[prefix + "task_id"]
         instructions = tuple(self._tasks[task_id].instruction for task_id in task_ids)
         return {
-            key: instructions if self._is_text(key) else self._shared[prefix + key].copy()
+            key: instructions if self._is_text(key) else arrays[prefix + key].copy()
             for key in cast(spaces.Dict, self.single_observation_space).spaces
         }
 
     def _infos(self, prefix: str, mask: np.ndarray) -> dict[str, Any]:
         """Infos as Gymnasium batches them: an array per key, and under ``_key`` for which environments it holds."""
-        tasks = [self._tasks[task_id] for task_id in self._shared[prefix + "task_id"]]
-        infos: dict[str, Any] = {key: self._shared[prefix + key].copy() for key in _INFO_KEYS}
-        if self.restart:
-            infos["worker_restarted"] = self._processes.restarted.copy()
+        arrays = self.backend.arrays
+        tasks = [self._tasks[task_id] for task_id in arrays[prefix + "task_id"]]
+        infos: dict[str, Any] = {key: arrays[prefix + key].copy() for key in INFO_KEYS}
+        infos |= {key: arrays[key].copy() for key in self.backend.info_keys}
         infos["task_name"] = np.array([task.name for task in tasks], dtype=object)
         infos["instruction"] = np.array([task.instruction for task in tasks], dtype=object)
-        terms = self._shared[prefix + "reward_terms"]
+        terms = arrays[prefix + "reward_terms"]
         infos["reward_terms"] = {name: terms[:, column].copy() for column, name in enumerate(self._terms)}
         infos["reward_terms"] |= {"_" + name: mask.copy() for name in self._terms}
         return infos | {"_" + key: mask.copy() for key in infos}

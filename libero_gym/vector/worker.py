@@ -1,4 +1,4 @@
-"""The processes behind `LiberoVectorEnv`: a template that compiles tasks and never touches GL, and its forks.
+"""The worker processes of a `LiberoVectorEnv`: a template that compiles tasks and never touches GL, and its forks.
 
 ``python -m libero_gym.vector.worker CONTROL_FD`` is the template. It is a fresh interpreter, so it inherits neither
 CUDA nor GL contexts nor threads from the trainer, and the trainer's script needs no ``if __name__ == "__main__"``.
@@ -23,23 +23,12 @@ from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task, visual_model
 from libero_gym.env import LiberoEnv
 from libero_gym.rendering import renderer as rendering
-from libero_gym.tasks import get_tasks
+from libero_gym.tasks import Task
+from libero_gym.vector import protocol
 from libero_gym.vector.messages import serve
+from libero_gym.vector.protocol import ENDED, FINAL, INFO_KEYS, NEXT_STEP, RUNNING, SAME_STEP
 from libero_gym.vector.shared_arrays import Layout, SharedArrays
 
-# What a worker is asked to do; everything else about a step is in the shared arrays.
-MAKE, STEP, RESET, RESTORE, CALL = "make", "step", "reset", "restore", "call"
-# What the template is asked to do.
-COMPILE, FORK, END = "compile", "fork", "end"
-# What becomes of an environment whose episode ends, in the shared array "autoreset": Gymnasium's three modes, and
-# DISABLED with steps that leave it as it is.
-SAME_STEP, NEXT_STEP, DISABLED, REST = range(4)
-# Where each environment is, in the shared array "phase".
-IDLE, RUNNING, ENDED = range(3)
-# The trainer's to handle, which closes its workers: Ctrl-C, a batch system's end of job, a terminal that closes.
-IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Makes a worker write the stacks of its threads to its crash log.
-STACK_SIGNAL = signal.SIGUSR1
 # Seconds that workers get to free their GL contexts.
 _PATIENCE = 5.0
 
@@ -52,11 +41,11 @@ class Worker:
         self.shared = shared
         self.envs: dict[int, LiberoEnv] = {}
         self.requests: dict[str, Callable[..., Any]] = {
-            MAKE: self.make,
-            STEP: self.step,
-            RESET: self.reset,
-            RESTORE: self.restore,
-            CALL: self.call,
+            protocol.MAKE: self.make,
+            protocol.STEP: self.step,
+            protocol.RESET: self.reset,
+            protocol.RESTORE: self.restore,
+            protocol.CALL: self.call,
         }
 
     def make(self, env_kwargs: dict[str, Any]) -> None:
@@ -64,21 +53,21 @@ class Worker:
         self.envs = {index: LiberoEnv(**env_kwargs) for index in self.indices}
 
     def step(self) -> None:
-        """Step each environment; where its episode ends, or had ended before, do as the autoreset mode says.
-
-        The flags are written before a reset: should the process die, they tell whether the last observation of an
-        environment is the current one, or the final one.
-        """
+        """Step each environment. If its episode ends, or had ended before, follow the autoreset mode."""
         mode = int(self.shared["autoreset"][0])
         for index in self.indices:
             if self.shared["phase"][index] == ENDED:
                 self.shared["rewards"][index] = 0.0
-                if mode in (SAME_STEP, NEXT_STEP):  # SAME_STEP: where autoreset was off when it ended
+                # NEXT_STEP leaves this step's action aside, as Gymnasium defines it (gymnasium/vector/vector_env.py,
+                # AutoresetMode). SAME_STEP comes here only if autoreset was off when the episode ended.
+                if mode in (SAME_STEP, NEXT_STEP):
                     self._reset(index, None, {})
                 continue
             obs, reward, terminated, truncated, info = self.envs[index].step(self.shared["actions"][index])
             ended = terminated or truncated
-            self._write("final_" if ended else "", index, obs, info)
+            # Results and flags are written before the reset: if the process dies in there, `Processes` reads from them
+            # whether the episode had ended and which observation was its last.
+            self._write(FINAL if ended else "", index, obs, info)
             self.shared["rewards"][index] = reward
             self.shared["terminated"][index] = terminated
             self.shared["truncated"][index] = truncated
@@ -90,7 +79,7 @@ class Worker:
             else:
                 self._write("", index, obs, info)
 
-    def reset(self, requests: dict[int, tuple[int | None, dict[str, Any]]]) -> None:
+    def reset(self, requests: protocol.ResetRequests) -> None:
         """Reset some environments, each with its seed and options."""
         for index, (seed, options) in requests.items():
             self._reset(index, seed, options)
@@ -116,15 +105,15 @@ class Worker:
 
     def _reset(self, index: int, seed: int | None, options: dict[str, Any]) -> None:
         env = self.envs[index]
-        env.set_task_weights(self.shared["task_weights"])
+        env.set_task_weights(self.shared["task_weights"])  # they may have changed since the last reset
         self._write("", index, *env.reset(seed=seed, options=options))
         self.shared["phase"][index] = RUNNING
 
     def _write(self, prefix: str, index: int, obs: dict[str, Any], info: dict[str, Any]) -> None:
         for key, value in obs.items():
-            if key in self.shared:  # texts are not: the trainer knows them by their task
+            if key in self.shared:  # texts are not: the trainer knows them by the task
                 self.shared[prefix + key][index] = value
-        for key in ("is_success", "task_id", "init_state_id", "elapsed_steps"):
+        for key in INFO_KEYS:
             self.shared[prefix + key][index] = info[key]
         self.shared[prefix + "reward_terms"][index] = list(info["reward_terms"].values())
 
@@ -134,12 +123,12 @@ def _run_template(control: socket.socket) -> None:
     connection = Connection(os.dup(control.fileno()))
     children: list[int] = []
 
-    def compile_(suite: str, task_id: int, renderer: str | None, placement_seeds: list[int]) -> None:
-        task = get_tasks(suite)[task_id]
+    def compile_(task: Task, renderer: str | None, placement_seeds: list[int]) -> None:
         compiled = compile_task(task)
         placements.prepare(task, placement_seeds)
         if renderer is not None:
-            visual_model(compiled, renderer)  # forks share its pages
+            # The template draws nothing. Its forks find the model in memory and share the pages that none writes to.
+            visual_model(compiled, renderer)
 
     def fork(*args: Any) -> int:
         _, descriptors, _, _ = socket.recv_fds(control, 1, 3)
@@ -150,13 +139,15 @@ def _run_template(control: socket.socket) -> None:
         children.remove(pid)
         return _kill(pid)
 
-    serve(connection, {COMPILE: compile_, FORK: fork, END: end})
+    serve(connection, {protocol.COMPILE: compile_, protocol.FORK: fork, protocol.END: end})
     _end(children)
 
 
 def _fork_worker(inherited: tuple[Any, ...], descriptors: list[int], first: int, last: int, layout: Layout) -> int:
     """Fork a worker over (its connection, the shared arrays, its crash log); gives its process id."""
     connection_fd, memory_fd, crash_fd = descriptors
+    # Safe here and not in the trainer: the template starts no threads (see `WorkerPool`) and touches neither GL nor
+    # CUDA. A child would have the calling thread alone (fork(2)), and could not use its parent's contexts.
     pid = os.fork()
     if pid:
         for descriptor in descriptors:
@@ -164,10 +155,11 @@ def _fork_worker(inherited: tuple[Any, ...], descriptors: list[int], first: int,
         return pid
     status = 1
     try:
-        for handle in inherited:
+        for handle in inherited:  # else the template would seem alive to the trainer as long as a worker is
             handle.close()
+        # Python's handlers for SIGSEGV and the like write tracebacks into a file that the trainer reads afterwards.
         faulthandler.enable(file=crash_fd)
-        faulthandler.register(STACK_SIGNAL, file=crash_fd)
+        faulthandler.register(protocol.STACK_SIGNAL, file=crash_fd)
         worker = Worker(first, last, SharedArrays(layout, memory_fd))
         with Connection(connection_fd) as connection:
             serve(connection, worker.requests)
@@ -178,11 +170,11 @@ def _fork_worker(inherited: tuple[Any, ...], descriptors: list[int], first: int,
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(status)  # without the template's exit handlers, and without its buffers a second time
 
 
 def _end(children: list[int]) -> None:
-    """Wait for workers to leave by themselves, which they do once nobody talks to them; then make them."""
+    """Wait for workers to leave, as they do when their connection closes, and kill those that do not."""
     deadline = time.monotonic() + _PATIENCE
     for pid in children:
         if _wait(pid, deadline) is None:
@@ -190,13 +182,17 @@ def _end(children: list[int]) -> None:
 
 
 def _kill(pid: int) -> int | None:
-    """Kill a child unless it has ended already; gives its exit code, negative for a signal, None if it will not die."""
+    """Kill a child unless it has ended already.
+
+    Returns:
+        Its exit code, negative for a signal; None if it does not die, as in an uninterruptible system call.
+    """
     os.kill(pid, signal.SIGKILL)  # nobody else reaps it, so the id is still its own
     return _wait(pid, time.monotonic() + _PATIENCE)
 
 
 def _wait(pid: int, deadline: float) -> int | None:
-    """The exit code of a child that ends before the deadline."""
+    """The exit code of a child that ends before the deadline; None if it does not."""
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -208,7 +204,7 @@ def _wait(pid: int, deadline: float) -> int | None:
 
 def main() -> None:
     """Entry point of the template process."""
-    for signum in IGNORED_SIGNALS:  # blocked until here, and in case that another library sets a handler
+    for signum in protocol.IGNORED_SIGNALS:  # blocked until here, and in case that another library sets a handler
         signal.signal(signum, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as control:
         _run_template(control)

@@ -10,16 +10,17 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import mujoco
 import numba
 import pytest
 from paths import ROOT
 
 import libero_gym
 import vla_agent
-from libero_gym import benchmark_files, cache, doctor
-from libero_gym.benchmark_files import BenchmarkError
-from libero_gym.compilation.compile import task_files
-from libero_gym.simulation import numba_cache
+from libero_gym import doctor, stock
+from libero_gym.common import cache, numba_cache
+from libero_gym.common.version import package_versions
+from libero_gym.stock import BenchmarkError, task_files
 from libero_gym.tasks import get_tasks
 
 # What numba and `pathlib` ask: may a file be made here, and where is this user's home?
@@ -60,11 +61,11 @@ def run(code: str, folder: Path, without: tuple[str, ...] = (), **environment: s
 
 def test_everything_imports_for_a_user_without_home_who_can_write_nowhere(tmp_path: Path) -> None:
     code = STRANGER + (
-        "from libero_gym import cache\n"
-        "from libero_gym.simulation import controller, numba_cache\n"
-        "from libero_gym.compilation.compile import _import_stock\n"
+        "from libero_gym.common import cache, numba_cache\n"
+        "from libero_gym.simulation import controller\n"
+        "from libero_gym.stock import import_stock\n"
         "from libero_gym.tasks import get_tasks\n"
-        "get_tasks('libero_spatial'), _import_stock()\n"
+        "get_tasks('libero_spatial'), import_stock()\n"
         "import robosuite.macros\n"
         "print(cache.read('x'), cache.contains('x'), numba_cache.own_folder(), robosuite.macros.CACHE_NUMBA)\n"
         "print(robosuite.macros.FILE_LOGGING_LEVEL, controller.rotated_goal.__name__)"
@@ -75,10 +76,12 @@ def test_everything_imports_for_a_user_without_home_who_can_write_nowhere(tmp_pa
 
 
 def test_no_home_means_no_cache_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home(path: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
 
-    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "LIBERO_GYM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.warns(UserWarning, match=r"no home folder is known.*Set LIBERO_GYM_CACHE"):
         cache.write("a", b"content")
     assert cache.read("a") is None
@@ -124,9 +127,9 @@ def test_numba_caches_beside_the_source_or_with_us_or_not(monkeypatch: pytest.Mo
 def test_environments_without_cameras_need_no_opengl(backend: str, tmp_path: Path) -> None:
     code = WITHOUT_OPENGL + (
         "import os, gymnasium as gym\n"
-        "from libero_gym.compilation.compile import _import_stock\n"
+        "from libero_gym.stock import import_stock\n"
         "from libero_gym.rendering import RenderingError\n"
-        "_import_stock()\n"
+        "import_stock()\n"
         "env = gym.make('LIBERO-Spatial-v0', cameras=(), task_id=0)\n"
         "env.reset(seed=0)\n"
         "print(os.environ['MUJOCO_GL'], os.environ.get('PYOPENGL_PLATFORM'))\n"
@@ -145,7 +148,7 @@ def other_libero(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "libero-0.1.0.dist-info").mkdir()
     (folder / "libero-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: libero\nVersion: 0.1.0\n")
     monkeypatch.syspath_prepend(folder)
-    benchmark_files.check_installed.cache_clear()
+    stock.check_installed.cache_clear()
     get_tasks.cache_clear()
 
 
@@ -164,13 +167,13 @@ def test_a_checkout_that_shadows_the_benchmark_is_named(tmp_path: Path, monkeypa
     (tmp_path / "libero" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "libero", raising=False)
-    benchmark_files.check_installed.cache_clear()
+    stock.check_installed.cache_clear()
     with pytest.raises(BenchmarkError, match=r"Python finds `libero` at .*off PYTHONPATH"):
-        benchmark_files.check_installed()
+        stock.check_installed()
 
 
 def test_a_file_that_was_overwritten_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert benchmark_files.changed_files(("libero/__init__.py",)) == []
+    assert stock.changed_files(("libero/__init__.py",)) == []
     digest = "sha256=LPJNul-wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ"  # of "hello"
 
     class Installed:
@@ -183,7 +186,7 @@ def test_a_file_that_was_overwritten_is_found(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed())
     (tmp_path / "same.py").write_text("hello")
     (tmp_path / "other.py").write_text("hullo")
-    assert benchmark_files.changed_files() == [tmp_path / "other.py", tmp_path / "missing.py"]
+    assert stock.changed_files() == [tmp_path / "other.py", tmp_path / "missing.py"]
 
 
 def test_a_configuration_of_libero_does_not_move_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +198,7 @@ def test_a_configuration_of_libero_does_not_move_the_benchmark(tmp_path: Path, m
     from libero.libero import get_libero_path
 
     assert get_libero_path("assets") == f"{tmp_path}/assets"
-    with benchmark_files.pinned():
+    with stock.pinned():
         assert not get_libero_path("assets").startswith(str(tmp_path))
     (finding,) = doctor.check_benchmark()
     assert (finding.level, "LIBERO_CONFIG_PATH" in finding.found) == ("note", True)
@@ -204,9 +207,9 @@ def test_a_configuration_of_libero_does_not_move_the_benchmark(tmp_path: Path, m
 def test_a_configuration_with_the_packages_own_paths_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "config.yaml").write_text(f"bddl_files: {benchmark_files.root()}/./bddl_files\ndatasets: /data\n")
+    (tmp_path / "config.yaml").write_text(f"bddl_files: {stock.root()}/./bddl_files\ndatasets: /data\n")
     monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
-    assert benchmark_files.ignored_configuration() is None
+    assert stock.ignored_configuration() is None
 
 
 def test_doctor_starts_without_mujoco(tmp_path: Path) -> None:
@@ -234,10 +237,18 @@ def test_both_packages_say_the_version_that_is_installed(monkeypatch: pytest.Mon
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert libero_gym.__version__ == vla_agent.__version__ == setup["metadata"]["version"]
-    monkeypatch.setattr("libero_gym.version.DISTRIBUTION", "libero-vla-not-installed")
+    monkeypatch.setattr("libero_gym.common.version.DISTRIBUTION", "libero-vla-not-installed")
     assert libero_gym.__version__ == vla_agent.__version__ == "unknown"
     with pytest.raises(AttributeError, match="module 'libero_gym' has no attribute 'versoin'"):
         _ = libero_gym.versoin
+
+
+def test_versions_of_packages_say_what_is_missing() -> None:
+    assert package_versions(("mujoco", "libero-vla-not-installed")) == {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "mujoco": mujoco.__version__,
+        "libero-vla-not-installed": None,
+    }
 
 
 def test_an_old_python_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

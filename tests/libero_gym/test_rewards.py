@@ -9,7 +9,7 @@ from scripted import soup_into_basket
 
 from libero_gym.compilation.compile import compile_task
 from libero_gym.env import LiberoEnv
-from libero_gym.rewards import TaskProgress, bind_progress, discounted_potential, nearness
+from libero_gym.rewards import TaskProgress, discounted_potential, nearness
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
 from libero_gym.tasks import get_tasks, initial_states
 
@@ -32,7 +32,11 @@ def _settled(suite: str, task_id: int) -> tuple[Simulator, TaskProgress]:
     simulator.reset(initial_states(task)[0])
     for _ in range(20):
         simulator.step(SETTLE_ACTION)
-    return simulator, bind_progress(simulator.compiled.goal, simulator.model)
+    return simulator, TaskProgress(simulator.compiled.goal, simulator.model)
+
+
+def _phi(progress: TaskProgress, simulator: Simulator) -> float:
+    return float(progress(simulator.arrays, simulator.eef_pos()[None])[0])
 
 
 def test_nearness_falls_from_one_over_a_half_at_ten_centimetres() -> None:
@@ -54,23 +58,24 @@ def test_terms_are_named_bounded_and_sum_to_the_potential(suite: str, task_id: i
     bounds = np.tile([0.3, 0.5, 0.2], len(labels)) / len(labels)
     for action in random_actions(30):
         simulator.step(action)
-        phi, terms = progress(simulator.data, simulator.eef_pos()), progress.terms(simulator.data, simulator.eef_pos())
-        values = np.array(list(terms.values()))
+        shares = progress.shares(simulator.arrays, simulator.eef_pos()[None])
+        phi, terms = _phi(progress, simulator), progress.terms(shares)
+        values = np.concatenate(list(terms.values()))
         assert tuple(terms) == progress.names
         assert ((values >= 0) & (values <= bounds + 1e-12)).all()
         assert 0 < phi < 1
-        assert sum(terms.values()) == pytest.approx(phi)
-        holds = [terms[f"{label}/hold"] > 0 for label in labels]
+        assert values.sum() == pytest.approx(phi)
+        holds = [bool(terms[f"{label}/hold"][0] > 0) for label in labels]
         assert holds == simulator.predicates()
 
 
 def test_undiscounted_shaping_telescopes_over_an_episode() -> None:
     simulator, progress = _settled("libero_10", 2)
-    phis = [progress(simulator.data, simulator.eef_pos())]
+    phis = [_phi(progress, simulator)]
     total = 0.0
     for action in random_actions(40):
         simulator.step(action)
-        phis.append(progress(simulator.data, simulator.eef_pos()))
+        phis.append(_phi(progress, simulator))
         total += discounted_potential(phis[-2], phis[-1], gamma=1.0)
     assert np.ptp(phis) > 0.01
     assert total == pytest.approx(phis[-1] - phis[0])
@@ -79,10 +84,10 @@ def test_undiscounted_shaping_telescopes_over_an_episode() -> None:
 @pytest.mark.parametrize(("suite", "task_id"), TERMS)
 def test_standing_still_pays_nothing(suite: str, task_id: int) -> None:
     simulator, progress = _settled(suite, task_id)
-    phi = progress(simulator.data, simulator.eef_pos())
+    phi = _phi(progress, simulator)
     for _ in range(10):
         simulator.step(SETTLE_ACTION)
-        previous, phi = phi, progress(simulator.data, simulator.eef_pos())
+        previous, phi = phi, _phi(progress, simulator)
         assert discounted_potential(previous, phi, gamma=1.0) == pytest.approx(0.0, abs=1e-4)
         assert discounted_potential(previous, phi) <= 0.0
 
@@ -90,12 +95,12 @@ def test_standing_still_pays_nothing(suite: str, task_id: int) -> None:
 def test_potential_rises_along_a_success_and_the_reward_says_so() -> None:
     env = LiberoEnv("libero_object", task_id=0, cameras=(), reward="progress")
     env.reset(options={"init_state_id": 5})
-    progress = bind_progress(env.simulator.compiled.goal, env.simulator.model)
-    phis, terms, terminated = [progress(env.simulator.data, env.simulator.eef_pos())], [], False
+    progress = TaskProgress(env.simulator.compiled.goal, env.simulator.model)
+    phis, terms, terminated = [_phi(progress, env.simulator)], [], False
     actions = soup_into_basket(env.simulator)
     while not terminated:
         _, reward, terminated, _, info = env.step(next(actions))
-        phis.append(progress(env.simulator.data, env.simulator.eef_pos()))
+        phis.append(_phi(progress, env.simulator))
         terms.append(info["reward_terms"])
         assert reward == pytest.approx(sum(terms[-1].values()))
         assert -1 <= terms[-1]["progress"] <= 1

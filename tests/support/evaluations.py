@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fakes import FakeProcessor
+from fakes import FakeConfig, FakeProcessor
 
 from vla_agent import EvaluationReport
 from vla_agent.evaluation import EpisodeResult
@@ -16,11 +15,7 @@ class SimProcessor(FakeProcessor):
     """A fake one that real environments are made for."""
 
     def __init__(self, chunk_size: int = 1, num_images: int = 1) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(num_images=num_images, action_chunk_size=chunk_size)
-
-    def action_stats(self, unnorm_key: str | None = None) -> dict[str, Any]:
-        return {}
+        super().__init__(config=FakeConfig(num_images, action_chunk_size=chunk_size))
 
 
 # Environments that draw nothing, and episodes of three steps.

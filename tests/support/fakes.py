@@ -12,12 +12,20 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import nn
 
-from vla_agent.bins import bin_log_probs
+from vla_agent.action_tokens import BinCodec
+from vla_agent.backbone import Abilities
+from vla_agent.bins import PLAIN, Sampling
 from vla_agent.envs.vec_env import VLAVecEnv
 
 IMAGE_SIZE = 16
 VOCAB_SIZE = 300
 INSTRUCTIONS = ["go left", "go right please", "stay"]
+
+
+class FakeConfig(NamedTuple):
+    num_images: int = 1
+    use_state: bool = False
+    action_chunk_size: int = 1
 
 
 class FakeProcessor:
@@ -26,17 +34,27 @@ class FakeProcessor:
     image_size = IMAGE_SIZE
     unnorm_keys = ("fake",)
 
-    def __init__(self, name: str = "fake") -> None:
+    def __init__(self, name: str = "fake", config: FakeConfig | None = None) -> None:
         self.name = name
+        self.config = config or FakeConfig()
+
+    def codec(self, unnorm_key: str | None = None) -> BinCodec:
+        return BinCodec(self.action_table(unnorm_key), self.config.action_chunk_size, self._encode)
 
     def tokenize(self, instructions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [[1] + [3 + sum(word.encode()) % 40 for word in text.split()] for text in instructions]
+        rows = [self._encode(text) for text in instructions]
         length = max(map(len, rows))
         ids = np.array([row + [2] * (length - len(row)) for row in rows], dtype=np.int64)
         mask = np.array([[1] * len(row) + [0] * (length - len(row)) for row in rows], dtype=np.int64)
         return ids, mask
 
+    def action_stats(self, unnorm_key: str | None = None) -> dict[str, Any]:
+        if unnorm_key not in (None, "fake"):
+            raise ValueError(f"The checkpoint has no statistics for unnorm_key '{unnorm_key}'. It has: ['fake'].")
+        return {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}
+
     def action_table(self, unnorm_key: str | None = None) -> np.ndarray:
+        self.action_stats(unnorm_key)
         return np.tile(np.linspace(-1.0, 1.0, 256), (7, 1))
 
     def normalize_state(self, state: np.ndarray, unnorm_key: str | None = None) -> np.ndarray:
@@ -45,14 +63,12 @@ class FakeProcessor:
     def fingerprint(self) -> str:
         return self.name
 
-
-class FakeConfig(NamedTuple):
-    num_images: int = 1
-    use_state: bool = False
+    def _encode(self, text: str) -> list[int]:
+        return [1] + [3 + sum(word.encode()) % 40 for word in text.split()]
 
 
 class FakeScores(NamedTuple):
-    action_ids: th.Tensor
+    bins: th.Tensor
     logits: th.Tensor
     hidden: th.Tensor
 
@@ -66,8 +82,8 @@ class FakeBackbone(nn.Module):
         super().__init__()
         self.n_action_tokens = n_action_tokens
         self.hidden_size = width
-        self.config = config or FakeConfig()
-        self.processor = FakeProcessor()
+        self.config = config or FakeConfig(action_chunk_size=n_action_tokens // 7)
+        self.processor = FakeProcessor(config=self.config)
         with th.random.fork_rng():
             th.manual_seed(seed)
             self.vision = nn.Linear(3 * 16 * self.config.num_images, width)
@@ -77,12 +93,19 @@ class FakeBackbone(nn.Module):
             self.lm_head = nn.Linear(width, VOCAB_SIZE)
             self.spare = nn.Linear(width, 2)  # no output depends on it
 
+    abilities = Abilities()
+
     @property
-    def action_token_ids(self) -> th.Tensor:
+    def device(self) -> th.device:
+        return self.lm_head.weight.device
+
+    @property
+    def _token_ids(self) -> th.Tensor:
         return th.arange(VOCAB_SIZE - 1, VOCAB_SIZE - 257, -1, device=self.lm_head.weight.device)
 
     def unused_parameter_names(self) -> list[str]:
-        return ["spare.weight", "spare.bias"]
+        unread = [] if self.config.use_state else ["state.weight", "state.bias"]
+        return ["spare.weight", "spare.bias", *unread]
 
     def preprocess(self, *images: th.Tensor) -> th.Tensor:
         assert all(x.dtype == th.uint8 and x.shape[1:] == (IMAGE_SIZE, IMAGE_SIZE, 3) for x in images)
@@ -101,7 +124,7 @@ class FakeBackbone(nn.Module):
         return th.tanh(hidden)
 
     def _logits(self, hidden: th.Tensor) -> th.Tensor:
-        return self.lm_head(hidden)[..., self.action_token_ids]
+        return self.lm_head(hidden)[..., self._token_ids]
 
     @th.no_grad()
     def sample_actions(
@@ -111,39 +134,46 @@ class FakeBackbone(nn.Module):
         pixel_values: th.Tensor,
         *,
         state: th.Tensor | None = None,
-        deterministic: bool = False,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        sampling: Sampling = PLAIN,
+        generator: th.Generator | None = None,
     ) -> FakeScores:
         hidden = first = self._first_hidden(input_ids, attention_mask, pixel_values, state)
-        all_ids, all_logits = [], []
-        for _ in range(self.n_action_tokens):
-            logits = self._logits(hidden).float()
-            probs = bin_log_probs(logits, temperature, top_k, top_p).exp()
-            bins = logits.argmax(-1) if deterministic else th.multinomial(probs, 1).squeeze(1)
-            all_logits.append(logits)
-            all_ids.append(self.action_token_ids[bins])
-            hidden = self.cell(self.words(all_ids[-1]), hidden)
-        return FakeScores(th.stack(all_ids, 1), th.stack(all_logits, 1), first)
+        noise = sampling.noise(self.n_action_tokens, len(hidden), hidden.device, generator)
+        all_bins, all_logits = [], []
+        for i in range(self.n_action_tokens):
+            all_logits.append(self._logits(hidden).float())
+            all_bins.append(sampling.choose(all_logits[-1], None if noise is None else noise[i]))
+            hidden = self.cell(self.words(self._token_ids[all_bins[-1]]), hidden)
+        logits = th.stack(all_logits, 1)
+        if not logits.isfinite().all():
+            raise FloatingPointError("The fake's logits are not finite.")
+        return FakeScores(th.stack(all_bins, 1), logits, first)
 
     def score_actions(
         self,
         input_ids: th.Tensor,
         attention_mask: th.Tensor,
         pixel_values: th.Tensor,
-        action_ids: th.Tensor,
+        bins: th.Tensor,
         *,
         state: th.Tensor | None = None,
-        bins_only: bool = False,
     ) -> FakeScores:
-        assert bins_only
         hidden = first = self._first_hidden(input_ids, attention_mask, pixel_values, state)
         all_logits = []
         for i in range(self.n_action_tokens):
-            all_logits.append(self._logits(hidden))
-            hidden = self.cell(self.words(action_ids[:, i]), hidden)
-        return FakeScores(action_ids, th.stack(all_logits, 1), first)
+            all_logits.append(self._logits(hidden).float())
+            hidden = self.cell(self.words(self._token_ids[bins[:, i]]), hidden)
+        return FakeScores(bins, th.stack(all_logits, 1), first)
+
+    def encode_observations(
+        self,
+        input_ids: th.Tensor,
+        attention_mask: th.Tensor,
+        pixel_values: th.Tensor,
+        *,
+        state: th.Tensor | None = None,
+    ) -> th.Tensor:
+        return self._first_hidden(input_ids, attention_mask, pixel_values, state)
 
 
 class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]):
@@ -183,6 +213,9 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.generators = [np.random.default_rng(i) for i in range(num_envs)]
         self.tasks = np.zeros(num_envs, dtype=np.int64)
+        self.states = np.full(num_envs, -1)
+        self.resting = np.zeros(num_envs, dtype=bool)
+        self.autoreset = True
         self.elapsed = np.zeros(num_envs, dtype=np.int64)
         self.seeds: list[Any] = []
         self.options: list[Any] = []
@@ -192,10 +225,12 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         self.seeds.append(seed)
         self.options.append(options)
-        if seed is not None:
-            self.generators = [np.random.default_rng(value) for value in seed]
-        for i in range(self.num_envs):
-            self._begin(i)
+        options = options or {}
+        for i in np.flatnonzero(options.get("reset_mask", np.ones(self.num_envs, dtype=bool))):
+            if seed is not None and seed[i] is not None:
+                self.generators[i] = np.random.default_rng(seed[i])
+            chosen = {name: values[i] for name, values in options.items() if values[i] is not None}
+            self._begin(int(i), chosen.get("task_id"), chosen.get("init_state_id", -1))
         return self._observe(), self._infos(np.zeros(self.num_envs), np.ones(self.num_envs, dtype=bool))
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -203,9 +238,11 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         self.actions.append(actions)
         first = actions.reshape(self.num_envs, -1)[:, 0]
         rewards = (np.sign(first) == np.where(self.tasks == 1, 1.0, -1.0)).astype(np.float64)
-        self.elapsed += 1
+        rewards *= ~self.resting
+        self.elapsed += ~self.resting
         terminated = (self.elapsed == self.max_episode_steps - 1) & (rewards > 0)
         truncated = (self.elapsed >= self.max_episode_steps) & ~terminated
+        terminated, truncated = terminated & ~self.resting, truncated & ~self.resting
         done = terminated | truncated
         infos = self._infos(rewards, np.ones(self.num_envs, dtype=bool), terminated)
         if done.any():
@@ -213,10 +250,15 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
             final_obs = np.full(self.num_envs, None, dtype=object)
             for i in np.flatnonzero(done):
                 final_obs[i] = {key: values[i] for key, values in last.items()}
-                self._begin(int(i))
+                self.resting[i] = not self.autoreset
+                if self.autoreset:
+                    self._begin(int(i))
             infos = self._infos(rewards, np.ones(self.num_envs, dtype=bool), terminated & ~done)
             infos |= {"final_obs": final_obs, "_final_obs": done, "final_info": final_info, "_final_info": done}
         return self._observe(), rewards, terminated, truncated, infos
+
+    def set_autoreset(self, enabled: bool) -> None:
+        self.autoreset = enabled
 
     def set_task_weights(self, weights: Any) -> None:
         self.task_weights = weights
@@ -244,9 +286,11 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
     def close_extras(self, **kwargs: Any) -> None:
         self.closed_times += 1
 
-    def _begin(self, i: int) -> None:
-        self.tasks[i] = self.generators[i].integers(2)
+    def _begin(self, i: int, task_id: int | None = None, init_state_id: int = -1) -> None:
+        self.tasks[i] = self.generators[i].integers(2) if task_id is None else task_id
+        self.states[i] = init_state_id
         self.elapsed[i] = 0
+        self.resting[i] = False
 
     def _observe(self) -> dict[str, Any]:
         shape = (self.num_envs, *self.single_observation_space["image"].shape)  # type: ignore[misc]
@@ -265,7 +309,8 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         infos: dict[str, Any] = {
             "is_success": np.zeros(self.num_envs, dtype=bool) if success is None else success.copy(),
             "task_id": self.tasks.copy(),
-            "init_state_id": np.full(self.num_envs, -1),
+            "init_state_id": self.states.copy(),
+            "elapsed_steps": self.elapsed.copy(),
             "task_name": names,
             "instruction": np.array([INSTRUCTIONS[task] for task in self.tasks], dtype=object),
             "reward_terms": {"success": rewards.copy(), "_success": mask.copy()},
@@ -275,4 +320,5 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
 
 def fake_env(n_envs: int = 2, **kwargs: Any) -> VLAVecEnv:
     """`FakeVectorEnv` as an agent sees it."""
-    return VLAVecEnv(FakeVectorEnv(n_envs, **kwargs), FakeProcessor())
+    config = FakeConfig(action_chunk_size=kwargs.get("chunk_size", 1))
+    return VLAVecEnv(FakeVectorEnv(n_envs, **kwargs), FakeProcessor(config=config))

@@ -31,12 +31,11 @@ def make_batch(model: OpenVLA) -> dict[str, th.Tensor]:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 112, 112, 3), dtype=np.uint8)
     input_ids, attention_mask = model.tokenize(INSTRUCTIONS)
-    action_ids = model.action_token_ids[th.from_numpy(rng.integers(0, 256, (3, 7)))]
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "pixel_values": model.preprocess(images),
-        "action_ids": action_ids,
+        "bins": th.from_numpy(rng.integers(0, 256, (3, 7))),
     }
 
 
@@ -65,6 +64,12 @@ def make_parallel(folder: Path) -> tuple[OpenVLA, dict[str, th.Tensor]]:
 
 def prompts(batch: dict[str, th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     return batch["input_ids"], batch["attention_mask"], batch["pixel_values"]
+
+
+def as_ids(model: OpenVLA, batch: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """A batch whose actions are token ids, as the model's stand-alone calls take them."""
+    rest = {name: tensor for name, tensor in batch.items() if name != "bins"}
+    return rest | {"action_ids": model.action_token_ids[batch["bins"]]}
 
 
 def single_prompt(batch: dict[str, th.Tensor], row: int) -> list[int]:

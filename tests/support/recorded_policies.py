@@ -38,6 +38,11 @@ def dies_once(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
     return push(env)
 
 
+def dies_always(env: LiberoEnv) -> None:
+    """Kills its process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Soup:
     """An object with `act()`, on privileged state."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from recorded_policies import push
 
-from libero_gym.demonstrations import LeRobotReader
+from libero_gym.demonstrations import LeRobotReader, LeRobotWriter
 from libero_gym.demonstrations.episodes import Episode
 from libero_gym.demonstrations.recording import RecordingSummary, record
 
@@ -28,11 +28,20 @@ def synthetic(n_frames: int, seed: int = 0, size: int = 32) -> Episode:
     )
 
 
-def record_pushes(root: Path, policy: Any = push, **kwargs: Any) -> RecordingSummary:
-    """Record short episodes of LIBERO-Spatial task 0 with small frames."""
+def write_dataset(root: Path) -> Path:
+    """Write a dataset of three episodes with 5, 6 and 7 frames."""
+    writer = LeRobotWriter(root, cameras=("image",))
+    for index in range(3):
+        writer.add(synthetic(5 + index, seed=index))
+    writer.finish()
+    return root
+
+
+def record_pushes(root: Path, policy: Any = push, suite: str = "libero_spatial", **kwargs: Any) -> RecordingSummary:
+    """Record short episodes of a suite, task 0 by default, with small frames."""
     options: dict[str, Any] = {"task_ids": 0, "init_state_ids": range(3), "cameras": ("agentview",), "n_workers": 0}
     options |= {"image_size": 32, "renderer": "fast", "max_steps": 5, "keep_failures": True, "settle_steps": 1}
-    return record(root, "libero_spatial", policy, **{**options, **kwargs}, progress_bar=False)
+    return record(root, suite, policy, **{**options, **kwargs}, progress_bar=False)
 
 
 def same_episodes(first: Path, second: Path) -> bool:

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from vla_agent.action_tokens import ActionTokenizer, action_table, bin_centers, unnormalize
+from vla_agent.action_tokens import (
+    ActionTokenizer,
+    BinCodec,
+    action_table,
+    bin_centers,
+    nearest_bins,
+    normalize,
+    to_bins,
+    unnormalize,
+)
 
 STATS = {
     "q01": [-0.94, -0.88, -0.94, -0.11, -0.2, -0.18, 0.0],
@@ -81,6 +90,40 @@ def test_unnormalize_maps_the_ends_to_the_quantiles_and_leaves_masked_dimensions
     actions = np.stack([np.full(7, -1.0), np.zeros(7), np.full(7, 1.0)])
     expected = [STATS["q01"][:6] + [-1.0], [0.0] * 7, STATS["q99"][:6] + [1.0]]
     np.testing.assert_allclose(unnormalize(actions, STATS), expected, rtol=0, atol=1e-12)
+
+
+def test_normalize_comes_back_from_unnormalize_and_clips_beyond_the_quantiles():
+    actions = np.random.default_rng(0).uniform(-1, 1, (50, 7))
+    np.testing.assert_allclose(normalize(unnormalize(actions, STATS), STATS), actions, rtol=0, atol=1e-7)
+    far = normalize(np.full(7, 5.0), STATS)
+    np.testing.assert_array_equal(far, [1.0] * 6 + [5.0])  # the gripper is masked: neither scaled nor clipped
+
+
+def test_bins_of_worked_actions():
+    stats = {"q01": [0.0, 0.0], "q99": [10.0, 10.0], "mask": [True, False]}
+    # 5 of 0..10 is 0, between edges 127 and 128; the second dimension takes 0.5 and 1 as they are.
+    actions = np.array([[5.0, 0.5], [10.0, 1.0], [-3.0, -1.0]])
+    assert to_bins(actions, stats).tolist() == [
+        [127, 191],
+        [254, 255],
+        [0, 0],
+    ]
+    assert nearest_bins(np.array([-1.0, 0.0, 1.0, 9.0])).tolist() == [0, 127, 255, 255]
+
+
+def test_tokens_are_bins_counted_down(tokenizer):
+    actions = np.random.default_rng(1).uniform(-1.2, 1.2, (100, 7))
+    np.testing.assert_array_equal(tokenizer.encode(actions), 31999 - nearest_bins(actions))
+
+
+def test_a_codec_reads_chunks_action_by_action():
+    table = np.arange(512.0).reshape(2, 256)  # dimension 0 decodes to the bin, dimension 1 to 256 more
+    codec = BinCodec(table, 3, lambda text: [1, len(text)])
+    assert codec.action_space.nvec.tolist() == [256] * 6
+    decoded = codec.decode(np.array([[0, 1, 2, 3, 4, 5]], dtype=np.uint8))
+    assert decoded.tolist() == [[[0, 257], [2, 259], [4, 261]]]
+    assert codec.decode(np.zeros((0, 6), dtype=int)).shape == (0, 3, 2)
+    assert [part.tolist() for part in codec.encode_prompt("push")] == [[1, 4], [1, 1]]
 
 
 def test_statistics_without_mask_rescale_everything():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch as th
 
-from vla_agent.bins import OUTSIDE, bin_log_probs, kept_bins
-from vla_agent.openvla.decoders import Sampling
+from vla_agent.bins import OUTSIDE, Sampling, bin_log_probs, kept_bins
 
 
 @pytest.fixture

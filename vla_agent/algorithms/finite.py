@@ -1,4 +1,4 @@
-"""A number that is none is named where it appears: through GAE, one NaN reward would reach a whole episode."""
+"""Infinite numbers and NaN are told where they appear: through GAE, one NaN reward would reach a whole episode."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from vla_agent.errors import NonFiniteError
+from vla_agent.common.errors import NonFiniteError
 
 _WAY_OUT = "Nothing was learned from this rollout; what safe_learn saved goes on from before it."
 
 
 def check_rewards(rewards: np.ndarray, infos: Sequence[Mapping[str, Any]], num_timesteps: int) -> None:
-    """Complains about a reward that is no finite number.
+    """Complains about a reward that is not finite.
 
     Args:
-        rewards: Of one step, (n_envs,).
-        infos: Of the step; ``reward_terms`` tell which term it is.
+        rewards: Rewards of one step, (n_envs,).
+        infos: Information of the step; ``reward_terms`` tell which term it is.
         num_timesteps: Environment steps of the run so far.
 
     Raises:
-        NonFiniteError: It names environment, step and term.
+        NonFiniteError: If there is one; the message names environment, step and term.
     """
     for index in np.flatnonzero(~np.isfinite(rewards)).tolist():
         terms = infos[index].get("reward_terms", {})
@@ -37,15 +37,16 @@ def check_rewards(rewards: np.ndarray, infos: Sequence[Mapping[str, Any]], num_t
 def check_observations(
     observations: Mapping[str, np.ndarray], infos: Sequence[Mapping[str, Any]] | None, num_timesteps: int
 ) -> None:
-    """Complains about observations that hold no finite number, also the last ones of episodes.
+    """Complains about observations with a number that is not finite, also about the last ones of episodes.
 
     Args:
-        observations: By key, (n_envs, ...); images and tokens are whole numbers, so only others are looked at.
-        infos: Of the step that led to them, with ``terminal_observation`` where an episode ended; None after a reset.
+        observations: Observations by key, (n_envs, ...). Images and tokens are whole numbers, which are always finite.
+        infos: Information of the step that led to them, with ``terminal_observation`` if an episode ended; None after a
+            reset.
         num_timesteps: Environment steps of the run so far.
 
     Raises:
-        NonFiniteError: It names environment, step and key.
+        NonFiniteError: If there is one; the message names environment, step and key.
     """
     for key, values in observations.items():
         for index in _rows_with_faults(values):
@@ -57,15 +58,15 @@ def check_observations(
 
 
 def check_values(values: np.ndarray, indices: Sequence[int], num_timesteps: int) -> None:
-    """Complains about values of the critic that are no finite numbers.
+    """Complains about values of the critic that are not finite.
 
     Args:
-        values: (n,).
-        indices: Whose they are, (n,).
+        values: Values, (n,).
+        indices: Index of the environment of each value, (n,).
         num_timesteps: Environment steps of the run so far.
 
     Raises:
-        NonFiniteError: It names environment and step.
+        NonFiniteError: If there is one; the message names environment and step.
     """
     for row in np.flatnonzero(~np.isfinite(values)).tolist():
         raise NonFiniteError(

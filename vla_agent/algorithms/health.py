@@ -9,18 +9,18 @@ from contextlib import contextmanager
 import numpy as np
 import torch as th
 
-from vla_agent.errors import NonFiniteError
+from vla_agent.common.errors import NonFiniteError
 
 ACTION_DIM_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
-# Mean |ratio - 1| that rounding explains. Sampling decodes token by token with cached keys, scoring takes one pass:
+# Mean |ratio - 1| that rounding explains. Sampling decodes token by token with cached keys, and scoring takes one pass:
 # they round differently, in bfloat16 by some hundredths of a nat per token.
 RATIO_TOLERANCE = {th.float64: 1e-6, th.float32: 1e-3, th.bfloat16: 0.3, th.float16: 0.1}
 # A critic whose values spread less than this share of the returns' spread says the same everywhere.
 CONSTANT_CRITIC = 1e-4
-# So many skipped steps in a row are no accident.
+# This many skipped steps in a row are no accident.
 MAX_SKIPPED = 3
-# Weights of each tensor that show whether it moved: of 7e9, a few million are enough.
+# Number of weights of each tensor that show whether it moved: of 7e9, a few million are enough.
 WEIGHTS_WATCHED = 1024
 
 
@@ -35,11 +35,11 @@ class UpdateLog:
         self._values: dict[str, list[th.Tensor]] = defaultdict(list)
 
     def add(self, name: str, value: th.Tensor) -> None:
-        """Add a number; `name` is that of the metric under ``train/``."""
+        """Add a number to the metric of this name under ``train/``."""
         self._values[name].append(value.detach())
 
     def restart(self, name: str) -> None:
-        """Forget what was collected under a name."""
+        """Forget the numbers of a metric."""
         self._values.pop(name, None)
 
     def means(self) -> dict[str, float]:
@@ -89,12 +89,12 @@ def ratio_tolerance(dtype: th.dtype) -> float:
     return RATIO_TOLERANCE.get(dtype, RATIO_TOLERANCE[th.float32])
 
 
-class Monitor:
-    """Speaks up when an update's numbers mean that something is broken. Each warning comes once.
+class UpdateMonitor:
+    """Warns, once per kind, if the numbers of an update mean that something is broken.
 
     Args:
-        tolerance: Mean |ratio - 1| before the first step that is taken for rounding.
-        strict: Raise where the first ratio is off, instead of warning: for policies known to sample and score alike.
+        tolerance: Largest mean |ratio - 1| before the first step that counts as rounding.
+        strict: Whether a first ratio beyond it is an error: for policies that are known to sample and score alike.
     """
 
     def __init__(self, tolerance: float, *, strict: bool) -> None:
@@ -109,11 +109,11 @@ class Monitor:
         """Whether a minibatch's step may be taken; this waits for the device.
 
         Args:
-            loss: Of the minibatch, a scalar.
-            grad_norm: Of all gradients, a scalar.
+            loss: Loss of the minibatch, a scalar.
+            grad_norm: Norm of all gradients, a scalar.
 
         Raises:
-            NonFiniteError: If it may not, `MAX_SKIPPED` times in a row.
+            NonFiniteError: If the answer is no for the `MAX_SKIPPED`-th time in a row.
         """
         if bool(th.isfinite(loss) & th.isfinite(grad_norm)):
             self._skipped_in_a_row = 0
@@ -134,10 +134,10 @@ class Monitor:
 
         Args:
             error: Mean |ratio - 1| over the first minibatch.
-            gap: Mean of log_prob - old_log_prob there.
+            gap: Mean of log_prob - old_log_prob over it.
 
         Raises:
-            RatioError: If it is not, and the monitor is strict.
+            RatioError: If it is not one, and the monitor is strict.
         """
         if error <= self.tolerance:
             return
@@ -154,12 +154,12 @@ class Monitor:
     def check_critic(
         self, values: np.ndarray, returns: np.ndarray, observations: np.ndarray | dict[str, np.ndarray]
     ) -> None:
-        """A trained critic must not say the same for every observation, where they and the returns differ.
+        """Warns if a critic gives every observation the same value, though observations and returns differ.
 
         Args:
-            values: Of a rollout, (n,).
-            returns: Of a rollout, (n,).
-            observations: Of a rollout, (n, ...).
+            values: Values of a rollout, (n,).
+            returns: Returns of a rollout, (n,).
+            observations: Observations of a rollout, (n, ...).
         """
         spread = float(returns.std())
         if spread > 0 and float(values.std()) <= CONSTANT_CRITIC * spread and _vary(observations):
@@ -170,10 +170,10 @@ class Monitor:
             )
 
     def check_trainable(self, module: th.nn.Module, optimizer: th.optim.Optimizer) -> None:
-        """Before training: the optimizer must hold weights that the policy acts with.
+        """Warns before training if the optimizer holds no weight that the policy acts with.
 
         Args:
-            module: The whole policy.
+            module: The policy.
             optimizer: Its optimizer; the parameter group "value" does not count.
         """
         owned = {parameter for parameter in module.parameters() if parameter.requires_grad}
@@ -186,17 +186,17 @@ class Monitor:
             )
 
     def watch(self, optimizer: th.optim.Optimizer) -> None:
-        """Remember the policy's weights, before an update."""
+        """Remembers the policy's weights before an update."""
         self._weights = _sample(_policy_weights(optimizer))
 
     def check_policy_moves(self, metrics: dict[str, float], optimizer: th.optim.Optimizer) -> None:
-        """After steps with gradients, the policy's weights and the ratio must have moved.
+        """Warns if the policy's weights or the ratio did not move in an update with gradients.
 
         The ratio alone does not tell: sampling and scoring round differently, so it is never exactly one.
 
         Args:
-            metrics: Means over the update; without a norm of gradients no step was taken.
-            optimizer: As it was given to `watch`.
+            metrics: Means over the update; if they have no norm of gradients, no step was taken.
+            optimizer: The optimizer that `watch` was given.
         """
         had_gradients = metrics.get("grad_norm_policy", metrics.get("grad_norm", 0.0)) > 0
         weights = _sample(_policy_weights(optimizer))
@@ -227,7 +227,7 @@ class Monitor:
 
 
 def _policy_weights(optimizer: th.optim.Optimizer) -> list[th.nn.Parameter]:
-    """All that the optimizer steps, but for the value head of a `VLAPolicy`."""
+    """The weights that the optimizer changes, without the value head of a `VLAPolicy`."""
     return [p for group in optimizer.param_groups if group.get("name") != "value" for p in group["params"]]
 
 

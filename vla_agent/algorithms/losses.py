@@ -1,4 +1,4 @@
-"""PPO's losses as pure functions. Each returns one number to minimise, a mean over the B samples it is given."""
+"""PPO's losses as pure functions: each returns a mean over the B samples that it is given."""
 
 from typing import Literal
 
@@ -16,8 +16,8 @@ def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float
 
     Args:
         ratio: r = pi(a|s) / pi_old(a|s), shape (B,), or per token (B, N).
-        advantages: A, shape (B,).
-        clip_range: eps.
+        advantages: Advantages A, shape (B,).
+        clip_range: Half width eps of the range.
     """
     if ratio.ndim == 2:
         advantages = advantages.unsqueeze(1)

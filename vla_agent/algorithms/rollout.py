@@ -1,166 +1,267 @@
-"""Rollouts of a `VLAPolicy`: SB3's loop with time limits bootstrapped in one batch; and minibatches."""
+"""Rollouts: a policy plays some steps of a vector environment, and nothing of a learner changes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
+from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.algorithms.finite import check_observations, check_rewards, check_values
 from vla_agent.algorithms.health import Stopwatch
-from vla_agent.policy.policy import VLAPolicy
 
-if TYPE_CHECKING:
-    from vla_agent.algorithms.ppo import VLAPPO
-
-Batch = RolloutBufferSamples | DictRolloutBufferSamples
+Observations = dict[str, np.ndarray]  # by key, (n_envs, ...)
 
 
-class TokenRolloutBuffer(DictRolloutBuffer):
-    """SB3's buffer with one log-probability per action token: `old_log_prob` has shape (batch, N)."""
+class Decided(Protocol):
+    """What a policy decides on B observations with N action tokens; `vla_agent.policy.policy.Decision` is one."""
 
-    def reset(self) -> None:
-        super().reset()
-        self.log_probs = np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=np.float32)
+    @property
+    def actions(self) -> th.Tensor:
+        """Bins, int64 (B, N)."""
 
-    def _get_samples(  # type: ignore[override]
-        self, batch_inds: np.ndarray, env: VecNormalize | None = None
-    ) -> DictRolloutBufferSamples:
-        samples = super()._get_samples(batch_inds, env)
-        return samples._replace(old_log_prob=samples.old_log_prob.view(-1, self.action_dim))
+    @property
+    def values(self) -> th.Tensor | None:
+        """Values of the observations, float32 (B, 1); None for a policy without a critic."""
+
+    @property
+    def token_log_probs(self) -> th.Tensor:
+        """Log-probabilities of the bins, float32 (B, N)."""
+
+    @property
+    def value_inputs(self) -> th.Tensor | None:
+        """What the values were read from, float32 (B, D); None for a policy without a critic."""
 
 
-def collect_rollouts(
-    model: VLAPPO,
-    env: VecEnv,
-    callback: BaseCallback,
-    rollout_buffer: DictRolloutBuffer,
-    n_rollout_steps: int,
-    stopwatch: Stopwatch,
-) -> bool:
-    """`OnPolicyAlgorithm.collect_rollouts` for a `VLAPolicy`.
+class Actor(Protocol):
+    """A policy that `collect` plays with; `VLAPolicy` is one."""
 
-    It differs in what is added: the values that stand in for what a time limit cut off come from one batch per step,
-    the buffer may hold a log-probability per token, the critic's returns may have a lambda of their own, what the value
-    head read may be kept, the phases "decode" and "env" are timed, and the terms of the reward are logged.
+    @property
+    def device(self) -> th.device:
+        """Device of its tensors."""
 
-    Returns:
-        False if the callback stopped it.
+    def set_training_mode(self, mode: bool) -> None:
+        """Turns dropout on or off."""
 
-    Raises:
-        NonFiniteError: If a reward, an observation or a value is no finite number.
+    def act(self, obs: dict[str, th.Tensor]) -> Decided:
+        """Draws actions."""
+
+    def predict_values(self, obs: dict[str, th.Tensor]) -> th.Tensor:
+        """Values (B, 1); `collect` asks for them only if `act` gives values."""
+
+
+class EndedEpisode(NamedTuple):
+    """An episode that ended in a rollout.
+
+    Attributes:
+        step: Step of the rollout, from 0.
+        env: Index of the environment.
+        info: Information of its last step, without the last observation.
     """
-    policy = cast(VLAPolicy, model.policy)
-    last_obs = cast(dict[str, np.ndarray], model._last_obs)
-    assert last_obs is not None, "No previous observation was provided"
-    per_token = isinstance(rollout_buffer, TokenRolloutBuffer)
-    policy.set_training_mode(False)
-    n_steps = 0
-    rollout_buffer.reset()
-    callback.on_rollout_start()
-    dones = np.zeros(env.num_envs, dtype=bool)
-    reward_terms: Counter[str] = Counter()
-    value_inputs = []
-    check_observations(last_obs, None, model.num_timesteps)
 
-    while n_steps < n_rollout_steps:
-        with stopwatch("decode"), th.no_grad():
-            decision = policy.act(_to_tensors(last_obs, policy))
-            actions = decision.actions.cpu().numpy()  # waits for the device
-        values = decision.values
-        check_values(values.flatten().cpu().numpy(), range(env.num_envs), model.num_timesteps)
-        if model.n_value_epochs:
-            value_inputs.append(decision.value_inputs)
-        log_probs = decision.token_log_probs if per_token else decision.token_log_probs.sum(dim=1)
-        with stopwatch("env"):
-            new_obs, rewards, dones, infos = env.step(actions)
-        model.num_timesteps += env.num_envs
-        check_rewards(rewards, infos, model.num_timesteps)
-        check_observations(cast(dict[str, np.ndarray], new_obs), infos, model.num_timesteps)
-        callback.update_locals(locals())
-        if not callback.on_step():
-            return False
-        model._update_info_buffer(infos, dones)
-        for info in infos:
-            reward_terms.update(info.get("reward_terms", {}))
-        n_steps += 1
-        if model.bootstrap_time_limits:
-            with stopwatch("decode"):
-                bootstrap_time_limits(policy, model.gamma, rewards, dones, infos, model.num_timesteps)
-        rollout_buffer.add(
-            last_obs,
-            actions,
-            rewards,
-            model._last_episode_starts,  # type: ignore[arg-type]
-            values,
-            log_probs,
-        )
-        model._last_obs = last_obs = cast(dict[str, np.ndarray], new_obs)
-        model._last_episode_starts = dones
-
-    with stopwatch("decode"), th.no_grad():
-        values = policy.predict_values(_to_tensors(last_obs, policy))
-    compute_targets(rollout_buffer, values, dones, model.value_gae_lambda)
-    model.rollout_value_inputs = th.stack(value_inputs) if value_inputs else None
-    for name, total in reward_terms.items():
-        model.logger.record(f"rollout/reward_{name}", total / (n_rollout_steps * env.num_envs))
-    callback.update_locals(locals())
-    callback.on_rollout_end()
-    return True
+    step: int
+    env: int
+    info: dict[str, Any]
 
 
-def compute_targets(
-    buffer: DictRolloutBuffer, last_values: th.Tensor, dones: np.ndarray, value_gae_lambda: float | None
-) -> None:
-    """Fills in the buffer's advantages and returns, each by its own lambda.
+class Rollout(NamedTuple):
+    """n steps in B environments with N action tokens. Arrays are those of the buffer, if one was handed in."""
+
+    observations: Observations  # what the actions were decided on, by key (n, B, ...)
+    actions: np.ndarray  # bins (n, B, N)
+    rewards: np.ndarray  # float32 (n, B), with what a time limit cut off if that was asked for
+    episode_starts: np.ndarray  # float32 (n, B), 1 for the first step of an episode
+    log_probs: np.ndarray  # float32 (n, B, N); (n, B) in a buffer with one log-probability per action
+    values: np.ndarray | None  # float32 (n, B); None without a critic
+    value_inputs: th.Tensor | None  # float32 (n, B, D), if they were to be kept
+    last_obs: Observations  # observations after the last step
+    dones: np.ndarray  # bool (B,), whether the last step ended an episode
+    last_values: th.Tensor | None  # values of last_obs, float32 (B, 1); None without a critic
+    episodes: list[EndedEpisode]  # in the order in which they ended
+    reward_terms: dict[str, float]  # sums over all steps and environments, by term
+    seconds: dict[str, float]  # duration of "decode" (the model) and "env" (the environments)
+
+
+class RolloutHooks:
+    """What happens beside the playing: a learner counts steps and calls its callbacks here. These do nothing."""
+
+    def on_step(self, step: dict[str, Any]) -> bool:
+        """Called after each step of the environments, before anything of it is stored.
+
+        Args:
+            step: Names and values as in the ``locals`` of SB3's `collect_rollouts`, which callbacks read.
+
+        Returns:
+            Whether to go on.
+        """
+        return True
+
+    def on_stored(self, obs: Observations, dones: np.ndarray) -> None:
+        """Called once the step is stored, with the observations after it."""
+
+
+def collect(
+    policy: Actor,
+    env: VecEnv,
+    n_steps: int,
+    *,
+    last_obs: Observations | None = None,
+    episode_starts: np.ndarray | None = None,
+    buffer: DictRolloutBuffer | None = None,
+    hooks: RolloutHooks | None = None,
+    time_limit_gamma: float | None = None,
+    keep_value_inputs: bool = False,
+    num_timesteps: int = 0,
+) -> Rollout | None:
+    """Plays n steps of a vector environment; beside the buffer that is handed in, it changes the environments alone.
 
     Args:
-        buffer: A full one, whose ``gae_lambda`` is that of the advantages.
-        last_values: Of the observations after it, (n_envs, 1).
-        dones: Of its last step, (n_envs,).
-        value_gae_lambda: Of the returns; None for the buffer's.
+        policy: The policy; it needs no critic.
+        env: The environments.
+        n_steps: Number n of steps in each environment.
+        last_obs: Observations to begin at; None resets the environments.
+        episode_starts: Whether an episode begins at ``last_obs``, (n_envs,); None if one does in all environments.
+        buffer: An empty buffer of n steps to fill; None makes a `TokenRolloutBuffer`.
+        hooks: What happens beside the playing; a hook can stop it.
+        time_limit_gamma: Discount factor with which values stand for what time limits cut off, see
+            `bootstrap_time_limits`; None adds no values.
+        keep_value_inputs: Whether to keep what the values were read from.
+        num_timesteps: Environment steps of the run before this rollout, for messages.
+
+    Returns:
+        The rollout; None if a hook stopped it.
+
+    Raises:
+        NonFiniteError: If a reward, an observation or a value is not finite.
+        ValueError: If ``time_limit_gamma`` or ``keep_value_inputs`` is given for a policy without a critic.
     """
-    buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
-    if value_gae_lambda is None:
-        return
-    advantages, gae_lambda = buffer.advantages.copy(), buffer.gae_lambda
-    buffer.gae_lambda = value_gae_lambda
-    buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
-    buffer.gae_lambda = gae_lambda
-    buffer.advantages[:] = advantages
+    whole_number("n_steps", n_steps, 1)
+    hooks, stopwatch = hooks or RolloutHooks(), Stopwatch()
+    policy.set_training_mode(False)
+    if last_obs is None:
+        last_obs = cast(Observations, env.reset())
+    starts = np.ones(env.num_envs, dtype=bool) if episode_starts is None else episode_starts
+    buffer = _empty_buffer(policy, env, n_steps) if buffer is None else buffer
+    value_inputs: list[th.Tensor] = []
+    episodes: list[EndedEpisode] = []
+    reward_terms: Counter[str] = Counter()
+    # Through GAE, one NaN reaches every advantage before it in its episode: it is told here, where its place is known.
+    check_observations(last_obs, None, num_timesteps)
+
+    for number in range(n_steps):
+        with stopwatch("decode"), th.no_grad():
+            decision = policy.act(_to_tensors(last_obs, policy))
+            actions = decision.actions.cpu().numpy()  # waits for the device, so that the time is the model's
+        values = _checked_values(decision, env.num_envs, num_timesteps, time_limit_gamma, keep_value_inputs)
+        if keep_value_inputs and decision.value_inputs is not None:
+            value_inputs.append(decision.value_inputs)
+        # log pi(a|s) is the sum of its tokens' conditional terms.
+        log_probs = decision.token_log_probs
+        if not isinstance(buffer, TokenRolloutBuffer):
+            log_probs = log_probs.sum(dim=1)
+        with stopwatch("env"):
+            stepped, rewards, dones, infos = env.step(actions)
+        new_obs = cast(Observations, stepped)
+        num_timesteps += env.num_envs
+        check_rewards(rewards, infos, num_timesteps)
+        check_observations(new_obs, infos, num_timesteps)
+        step = {"env": env, "rollout_buffer": buffer, "n_rollout_steps": n_steps, "n_steps": number}
+        step |= {"obs": last_obs, "actions": actions, "clipped_actions": actions, "values": values}
+        step |= {"log_probs": log_probs, "new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
+        if not hooks.on_step(step):
+            return None
+        for info in infos:
+            reward_terms.update(info.get("reward_terms", {}))
+        episodes += _ended(number, dones, infos)
+        # After the hook, as in SB3: callbacks read the environments' own rewards.
+        if time_limit_gamma is not None:
+            with stopwatch("decode"):
+                bootstrap_time_limits(policy, time_limit_gamma, rewards, dones, infos, num_timesteps)
+        # The buffer copies the observations only now: environments must not write into those of the step before.
+        buffer.add(last_obs, actions, rewards, starts, values, log_probs)
+        last_obs, starts = new_obs, dones
+        hooks.on_stored(last_obs, dones)
+
+    # An episode that goes on beyond the rollout is worth what the critic expects of it.
+    last_values = None
+    if decision.values is not None:
+        with stopwatch("decode"), th.no_grad():
+            last_values = policy.predict_values(_to_tensors(last_obs, policy))
+    return Rollout(
+        observations=buffer.observations,
+        actions=buffer.actions,
+        rewards=buffer.rewards,
+        episode_starts=buffer.episode_starts,
+        log_probs=buffer.log_probs,
+        values=None if last_values is None else buffer.values,
+        value_inputs=th.stack(value_inputs) if value_inputs else None,
+        last_obs=last_obs,
+        dones=starts,
+        last_values=last_values,
+        episodes=episodes,
+        reward_terms=dict(reward_terms),
+        seconds=dict(stopwatch.seconds),
+    )
+
+
+def _empty_buffer(policy: Actor, env: VecEnv, n_steps: int) -> TokenRolloutBuffer:
+    space = cast(spaces.Dict, env.observation_space)
+    return TokenRolloutBuffer(n_steps, space, env.action_space, policy.device, n_envs=env.num_envs)
+
+
+def _ended(step: int, dones: np.ndarray, infos: Sequence[Mapping[str, Any]]) -> list[EndedEpisode]:
+    """The episodes that ended in a step; without their last observations, which would keep a frame of each."""
+    return [
+        EndedEpisode(step, i, {key: value for key, value in infos[i].items() if key != "terminal_observation"})
+        for i in np.flatnonzero(dones).tolist()
+    ]
+
+
+def _checked_values(
+    decision: Decided, n_envs: int, num_timesteps: int, time_limit_gamma: float | None, keep_value_inputs: bool
+) -> th.Tensor:
+    """Values (n_envs, 1) for the buffer: the decision's if they are finite, zeros for a policy without a critic."""
+    if decision.values is not None:
+        check_values(decision.values.flatten().cpu().numpy(), range(n_envs), num_timesteps)
+        return decision.values
+    if time_limit_gamma is not None:
+        raise ValueError("time_limit_gamma needs the values of a critic, and the policy gives none. Leave it out.")
+    if keep_value_inputs:
+        raise ValueError("keep_value_inputs needs a critic, and the policy has none. Leave it out.")
+    return th.zeros(n_envs, 1)
 
 
 def bootstrap_time_limits(
-    policy: VLAPolicy,
+    policy: Actor,
     gamma: float,
     rewards: np.ndarray,
     dones: np.ndarray,
-    infos: list[dict[str, Any]],
+    infos: Sequence[dict[str, Any]],
     num_timesteps: int = 0,
 ) -> None:
     """Adds gamma * V(last observation) to the reward of each episode that a time limit ended, in place.
 
-    A time limit is not part of the task: the value of going on belongs to the return (SB3, GH issue 633).
+    A time limit is not part of the task: the value of going on belongs to the return (Pardo et al., 2018, arXiv
+    1712.00378; SB3, GH issue 633).
 
     Args:
-        policy: Gives the values, of all such episodes at once.
+        policy: Policy that gives the values, of all such episodes in one batch.
         gamma: Discount factor.
-        rewards: Of this step, (n_envs,).
-        dones: Of this step, (n_envs,).
-        infos: Of this step, with `TimeLimit.truncated` and `terminal_observation`.
+        rewards: Rewards of this step, (n_envs,).
+        dones: Whether this step ended an episode, (n_envs,).
+        infos: Information of this step, with `TimeLimit.truncated` and `terminal_observation`.
         num_timesteps: Environment steps of the run so far, for messages.
 
     Raises:
-        NonFiniteError: If such a value is none.
+        NonFiniteError: If such a value is not finite.
     """
     cut = [
         i
@@ -172,47 +273,11 @@ def bootstrap_time_limits(
     last = [infos[i]["terminal_observation"] for i in cut]
     batch = {key: np.stack([obs[key] for obs in last]) for key in last[0]}
     with th.no_grad():
+        # SB3 runs the network once per episode; a VLA is too slow for that.
         values = policy.predict_values(_to_tensors(batch, policy)).flatten().cpu().numpy()
     check_values(values, cut, num_timesteps)
     rewards[cut] += gamma * values
 
 
-def _to_tensors(obs: dict[str, np.ndarray], policy: VLAPolicy) -> dict[str, th.Tensor]:
+def _to_tensors(obs: Observations, policy: Actor) -> dict[str, th.Tensor]:
     return cast(dict[str, th.Tensor], obs_as_tensor(obs, policy.device))
-
-
-def check_batches(n_steps: int, n_envs: int | None, batch_size: int) -> None:
-    """Complains if minibatches do not divide the rollout.
-
-    Raises:
-        ValueError: If they do not; it names the nearest sizes that do.
-    """
-    whole_number("n_steps", n_steps, 1)
-    whole_number("batch_size", batch_size, 1)
-    size = n_steps * (n_envs or 1)
-    if n_envs is None or size % batch_size == 0:
-        return
-    fitting = [d for d in range(1, size + 1) if size % d == 0]
-    below = max((d for d in fitting if d < batch_size), default=1)
-    above = min((d for d in fitting if d > batch_size), default=size)
-    choice = f"{below} or {above}" if above > batch_size else f"{below}"
-    raise ValueError(
-        f"batch_size={batch_size} does not divide n_steps * n_envs = {size}; the last minibatch would have "
-        f"{size % batch_size} samples. Use {choice}."
-    )
-
-
-def split_batch(batch: Batch, n_parts: int) -> Iterator[Any]:
-    """Parts of a batch, in order, along the first dimension of every tensor."""
-    if n_parts == 1:
-        yield batch
-        return
-    for indices in np.array_split(np.arange(len(batch.advantages)), n_parts):
-        if not len(indices):
-            continue
-        part = slice(int(indices[0]), int(indices[-1]) + 1)
-        fields: dict[str, Any] = {
-            name: {key: value[part] for key, value in field.items()} if isinstance(field, dict) else field[part]
-            for name, field in batch._asdict().items()
-        }
-        yield type(batch)(**fields)

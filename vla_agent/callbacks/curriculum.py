@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 
-from libero_gym.checks import choice, real_number
+from libero_gym.common.checks import choice, real_number
 from vla_agent.callbacks.success import SuccessCallback
-from vla_agent.envs.vec_env import VLAVecEnv
 
 Mode = Literal["uniform", "hardest", "frontier"]
 
-# Of a task that no episode has tried yet: neither hard nor easy.
+# Success rate of a task that no episode has tried yet: neither hard nor easy.
 UNKNOWN_SUCCESS = 0.5
+
+
+class HasTasks(Protocol):
+    """What a curriculum asks of environments, besides the attribute ``task_ids``; `VLAVecEnv` has it."""
+
+    def set_task_weights(self, weights: Sequence[float]) -> None:
+        """Sets the probability of drawing each task, in the order of ``task_ids``."""
 
 
 def task_weights(success_rates: np.ndarray, mode: Mode, tau: float) -> np.ndarray:
     """Probability of drawing each task, (n_tasks,).
 
-    With s a task's success rate, proportional to
+    Where s is the success rate of a task, its probability is proportional to
 
     * "uniform": 1;
     * "hardest": exp((0.5 - s) / tau), the curriculum of VLA-RL (arXiv 2505.18719);
-    * "frontier": exp(-|0.5 - s| / tau), most for tasks that succeed half the time, where returns differ most.
+    * "frontier": exp(-|0.5 - s| / tau), highest for tasks that succeed half the time, whose returns differ most.
 
     Args:
-        success_rates: s in [0, 1], (n_tasks,).
-        mode: See above.
-        tau: Temperature: the smaller, the more unequal.
+        success_rates: Success rate s of each task in [0, 1], (n_tasks,).
+        mode: Name of a rule above.
+        tau: Temperature; a smaller one makes the probabilities more unequal.
     """
     distance = 0.5 - np.asarray(success_rates, dtype=np.float64)
     exponents = {"uniform": 0.0 * distance, "hardest": distance, "frontier": -np.abs(distance)}[mode] / tau
@@ -45,11 +51,11 @@ class Curriculum(SuccessCallback):
     Args:
         mode: "uniform", "hardest" or "frontier".
         tau: Temperature of the weights.
-        window: The success rate is over so many last episodes of a task. Tasks not yet tried count as 0.5.
+        window: Number of a task's last episodes that its rate is the mean over. A task not yet tried counts as 0.5.
 
     Raises:
-        ValueError: If the mode is unknown or ``tau`` is not positive; in `learn`, if the environment has no tasks to
-            weigh.
+        ValueError: If the mode is unknown or ``tau`` is not positive; in `learn`, if the environment cannot weigh
+            tasks.
     """
 
     def __init__(self, mode: Mode = "hardest", tau: float = 0.5, window: int = 50, verbose: int = 0) -> None:
@@ -80,4 +86,4 @@ class Curriculum(SuccessCallback):
             self.logger.record(f"curriculum/weight_task_{task_id}", weight)
 
     def _apply(self) -> None:
-        cast(VLAVecEnv, self.training_env).set_task_weights(list(self.weights.values()))
+        cast(HasTasks, self.training_env).set_task_weights(list(self.weights.values()))

@@ -8,23 +8,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.callbacks import BaseCallback
 
-from libero_gym.atomic import replacing
-from libero_gym.checks import whole_number
-from vla_agent.intervals import wilson_interval
+from libero_gym.common.checks import whole_number
+from vla_agent.common.figures import new_figure, save_figure
+from vla_agent.common.intervals import wilson_interval
 
 
-class Episode(NamedTuple):
+class TrainingEpisode(NamedTuple):
     """An episode that ended during training.
 
     Attributes:
-        num_timesteps: When it ended.
+        num_timesteps: Timestep at which it ended.
         task_id: Its task.
-        success: Whether its goal held.
+        success: Whether its goal held at the end.
         episode_return: Sum of its rewards.
-        length: Its steps.
+        length: Number of its steps.
         began: Timestep at which it began; 0 for runs saved before this was kept.
     """
 
@@ -36,10 +35,10 @@ class Episode(NamedTuple):
     began: int = 0
 
 
-def ended_episodes(infos: Sequence[dict[str, Any]], num_timesteps: int) -> list[Episode]:
+def ended_episodes(infos: Sequence[dict[str, Any]], num_timesteps: int) -> list[TrainingEpisode]:
     """The episodes that ended in a step of SB3's vector environment."""
     return [
-        Episode(
+        TrainingEpisode(
             num_timesteps,
             int(info.get("task_id", 0)),
             bool(info.get("is_success", False)),
@@ -62,7 +61,7 @@ class EpisodeHistory(BaseCallback):
 
     def __init__(self, verbose: int = 0) -> None:
         super().__init__(verbose)
-        self.history: list[Episode] = []
+        self.history: list[TrainingEpisode] = []
         self.began: list[int] = []
 
     def _on_step(self) -> bool:
@@ -73,16 +72,17 @@ class EpisodeHistory(BaseCallback):
         self.began = [self.num_timesteps if done else began for done, began in zip(dones, self.began, strict=True)]
         return True
 
-    def _add(self, episodes: Sequence[Episode]) -> None:
+    def _add(self, episodes: Sequence[TrainingEpisode]) -> None:
         self.history += episodes
 
-    def batches(self, size: int) -> list[list[Episode]]:
+    def batches(self, size: int) -> list[list[TrainingEpisode]]:
         """Ended episodes in the order in which they began, in batches of ``size``.
 
-        Counted when they end, short episodes come first, and with them successes: a curve then starts too high and
-        sinks while nothing gets worse. Counted where they began, a batch is whole once all its episodes have ended;
-        those that began after one that is still under way are left out.
+        A batch is whole once all its episodes have ended: those that began after one that is still under way are left
+        out.
         """
+        # In the order in which they end, short episodes come first, and successes are short: a curve would start too
+        # high and sink while nothing gets worse.
         under_way = min(self.began, default=0)
         whole = sorted((e for e in self.history if e.began < under_way or not self.began), key=lambda e: e.began)
         return [whole[i : i + size] for i in range(0, len(whole) - size + 1, size)]
@@ -94,14 +94,14 @@ class EpisodeHistory(BaseCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a history of `state_dict`."""
         self.began = list(state.get("began", ()))
-        self._add([Episode(*episode) for episode in state["history"]])
+        self._add([TrainingEpisode(*episode) for episode in state["history"]])
 
 
 class SuccessCallback(EpisodeHistory):
     """Running success rate of each task, logged as ``rollout/success_task_<id>``.
 
     Args:
-        window: Over so many last episodes of a task.
+        window: Number of a task's last episodes that its rate is the mean over.
     """
 
     def __init__(self, window: int = 50, verbose: int = 0) -> None:
@@ -114,7 +114,7 @@ class SuccessCallback(EpisodeHistory):
         """Success rate of each task that was seen, by task id."""
         return {task_id: float(np.mean(recent)) for task_id, recent in sorted(self._recent.items())}
 
-    def _add(self, episodes: Sequence[Episode]) -> None:
+    def _add(self, episodes: Sequence[TrainingEpisode]) -> None:
         super()._add(episodes)
         for episode in episodes:
             self._recent[episode.task_id].append(episode.success)
@@ -125,13 +125,13 @@ class SuccessCallback(EpisodeHistory):
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation on the way found, for a curve.
+    """What an evaluation during training found, for a curve.
 
     Attributes:
-        num_timesteps: When it was.
+        num_timesteps: Timestep at which it ran.
         rate: Success rate.
-        low: Lower end of its interval.
-        high: Upper end.
+        low: Lower end of the rate's 95 % interval.
+        high: Upper end of the interval.
     """
 
     num_timesteps: int
@@ -141,17 +141,18 @@ class Evaluated(NamedTuple):
 
 
 class LearningCurve(EpisodeHistory):
-    """Draws how success rises into a PNG: evaluations on the way with their intervals, and the training's episodes.
+    """Draws success over time into a PNG: evaluations during training with their intervals, and training episodes.
 
     Training episodes are counted in batches by where they *began* (see `EpisodeHistory.batches`), each with Wilson's
     95 % interval. Where the reward is more than success, the mean return is drawn beside it.
 
     Args:
-        path: The picture; replaced after every rollout.
-        window: Training episodes of a batch.
-        evaluations: Gives the evaluations so far; `EvaluationCallback.curve` does. None draws training alone.
-        label: What the evaluations are of, for the legend.
-        learns_from: Timestep until which only the critic learns; a dotted line says so. 0 draws none.
+        path: File of the picture; it is replaced after every rollout.
+        window: Number of training episodes in a batch.
+        evaluations: Function that gives the evaluations so far, such as `EvaluationCallback.curve`; None draws
+            training alone.
+        label: Name of the evaluations in the legend.
+        learns_from: Timestep until which only the critic learns; a dotted line marks it. 0 draws no line.
     """
 
     def __init__(
@@ -182,14 +183,9 @@ class LearningCurve(EpisodeHistory):
         evaluated = list(self.evaluations()) if self.evaluations is not None else []
         if not self.history and not evaluated:
             return
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
-        from matplotlib.figure import Figure
-
         batches = self.batches(self.window)
         shaped = any(episode.episode_return != float(episode.success) for episode in self.history)
-        figure = Figure(figsize=(9, 4.8), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(1, 2 if shaped else 1, squeeze=False)[0]
+        figure, (panels,) = new_figure(9, 4.8, columns=2 if shaped else 1)
         self._draw_success(panels[0], batches, evaluated)
         if shaped:
             self._draw_returns(panels[1], batches)
@@ -197,10 +193,9 @@ class LearningCurve(EpisodeHistory):
             axes.set_xlabel("decisions of the policy (timesteps)")
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
-        with replacing(self.path) as temporary:
-            figure.savefig(temporary, dpi=120)
+        save_figure(figure, self.path, dpi=120)
 
-    def _draw_success(self, axes: Any, batches: list[list[Episode]], evaluated: list[Evaluated]) -> None:
+    def _draw_success(self, axes: Any, batches: list[list[TrainingEpisode]], evaluated: list[Evaluated]) -> None:
         if batches:
             rates = np.array([np.mean([episode.success for episode in batch]) for batch in batches])
             ends = np.array([wilson_interval(sum(e.success for e in batch), len(batch)) for batch in batches])
@@ -227,36 +222,12 @@ class LearningCurve(EpisodeHistory):
         if batches or evaluated:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, frameon=False)
 
-    def _draw_returns(self, axes: Any, batches: list[list[Episode]]) -> None:
+    def _draw_returns(self, axes: Any, batches: list[list[TrainingEpisode]]) -> None:
         means = [np.mean([episode.episode_return for episode in batch]) for batch in batches]
         axes.plot(_middles(batches), means, "o-", color="C1", markersize=3)
         axes.set_ylabel(f"mean return of {self.window} episodes")
 
 
-def _middles(batches: Sequence[Sequence[Episode]]) -> list[float]:
+def _middles(batches: Sequence[Sequence[TrainingEpisode]]) -> list[float]:
     """Where each batch is drawn: at the mean of its beginnings."""
     return [float(np.mean([episode.began for episode in batch])) for batch in batches]
-
-
-def as_callbacks(callback: MaybeCallback) -> list[BaseCallback]:
-    """What `learn` takes as its callback, as a list.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    if callback is None:
-        return []
-    given = callback if isinstance(callback, list) else [callback]
-    return [_as_callback(one) for one in given]
-
-
-def _as_callback(callback: Any) -> BaseCallback:
-    if isinstance(callback, BaseCallback):
-        return callback
-    if isinstance(callback, type) and issubclass(callback, BaseCallback):
-        raise ValueError(f"callback={callback.__name__} is a class; give an instance, {callback.__name__}(...).")
-    if isinstance(callback, type) or not callable(callback):
-        raise ValueError(
-            f"callback={callback!r}; expected a BaseCallback, a function of (locals, globals), or a list of them."
-        )
-    return ConvertCallback(callback)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
-from libero_gym.checks import did_you_mean
+from libero_gym.common.checks import did_you_mean
+from libero_gym.common.version import DISTRIBUTION, installed_version
 from vla_agent.commands.options import run_command
 
 # Modules are imported when they are asked for: torch and transformers take seconds.
@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("vla_agent.commands.train", "train a model by PPO, and see whether it got better"),
     "evaluate": ("vla_agent.commands.evaluate", "success rates by protocol; compare two evaluations"),
     "finetune": ("vla_agent.commands.finetune", "teach a model by demonstrations"),
+    "train-scorer": ("vla_agent.commands.train_scorer", "train a process reward model, and judge it"),
     "record": ("vla_agent.commands.record", "record a scripted expert's demonstrations as a LeRobot dataset"),
     "render": ("vla_agent.commands.render", "draw every task of a suite into an MP4 and a contact sheet"),
     "doctor": ("libero_gym.doctor", "say what works on this machine, and what cures the rest"),
@@ -54,7 +55,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _version() -> str:
-    try:
-        return f"libero-vla {version('libero-vla')}"
-    except PackageNotFoundError:
-        return "libero-vla, not installed: run from its sources"
+    installed = installed_version(DISTRIBUTION)
+    return f"{DISTRIBUTION} {installed}" if installed else f"{DISTRIBUTION}, not installed: run from its sources"

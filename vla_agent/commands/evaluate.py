@@ -1,4 +1,4 @@
-"""Success rates by protocol, and comparisons of two evaluations: ``libero-vla evaluate``."""
+"""Measure success rates by protocol, or compare two evaluations: ``libero-vla evaluate``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from libero_gym.checks import parse_ids, whole_number
+from libero_gym.common.checks import whole_number
 from vla_agent import EvaluationReport, compare_reports, evaluate_policy
-from vla_agent.commands.options import ids_or_none, parse_options
+from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
 
 CROPS = {"auto": None, "yes": True, "no": False}
 
@@ -32,15 +32,15 @@ class Options:
     sample: bool = False  # draw actions instead of taking the likeliest
     n_envs: int | Literal["auto"] = "auto"  # environments side by side; "auto" for as many as CPU cores
     unnorm_key: str = ""  # which action statistics, where the checkpoint has several
-    film_failures: int = 0  # MP4s of so many failures of each task
-    seed: int = 0  # of sampling
+    film_failures: int = 0  # number of failures of each task to film as MP4
+    seed: int = 0  # seed for sampling
     device: str = "auto"  # torch's name, such as "cuda:0"
     out: Path = Path("runs/evaluation")  # folder of the report; the same command goes on where it stopped
-    compare: tuple[Path, Path] | None = None  # evaluate nothing: print what two finished evaluations say
+    compare: tuple[Path, Path] | None = None  # two finished evaluations to compare; nothing is evaluated then
 
 
 def evaluate(options: Options) -> EvaluationReport:
-    """Run what is missing in ``out``."""
+    """Run the episodes that ``out`` lacks, and report on all."""
     held_out = options.init_states == "held-out"
     states: list[int] | str = "held-out" if held_out else parse_ids("--init-states", options.init_states)
     drawn = ids_or_none("--placement-seeds", options.placement_seeds) or []
@@ -69,7 +69,7 @@ def main(options: Options) -> None:
     if options.compare:
         print(compare_reports(*(EvaluationReport.load(folder) for folder in options.compare)))
         return
-    if not sys.stderr.isatty():  # where bars are quiet
+    if not sys.stderr.isatty():  # progress bars are quiet there, so the log says how far it is
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         for package in ("vla_agent", "libero_gym"):
             logging.getLogger(package).setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Teach a model by demonstrations: record them, fine-tune, evaluate: ``libero-vla finetune``."""
+"""Teach a model by demonstrations: record them, fine-tune, and evaluate: ``libero-vla finetune``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 import torch as th
 from tqdm import tqdm
 
-from libero_gym.atomic import write_text
-from libero_gym.checks import real_number, whole_number
+from libero_gym.common.atomic import write_text
+from libero_gym.common.checks import real_number, whole_number
+from libero_gym.common.json_files import parse_json
 from libero_gym.demonstrations import LeRobotReader, record
 from libero_gym.dimensions import CAMERA_KEYS
-from libero_gym.json_files import parse_json
 from libero_gym.tasks import SUITES, get_suite
 from vla_agent.augmentation import Augmentation
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
@@ -25,7 +25,8 @@ from vla_agent.evaluation.provenance import write_training_states
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.tiny import chunked_config, write_tiny
 from vla_agent.sft.data import ActionChunks
-from vla_agent.sft.trainer import Metrics, SFTSettings, SupervisedTrainer
+from vla_agent.sft.settings import SFTSettings
+from vla_agent.sft.trainer import Metrics, SupervisedTrainer
 
 
 @dataclasses.dataclass
@@ -39,39 +40,39 @@ class Options:
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official ones that are recorded; keep others for evaluation
     n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
-    image_size: int = 112  # of recorded frames
-    renderer: Literal["fast", "exact"] = "fast"  # of recorded frames
+    image_size: int = 112  # side of recorded frames in pixels
+    renderer: Literal["fast", "exact"] = "fast"  # renderer of recorded frames
     n_workers: int = 2  # processes that record
     grasp_radius: float = 0.05  # m; episodes that grasp farther from the task's median are left out; 0 keeps all
     cut_waiting: bool = True  # leave out frames in which the hand waits before it closes or opens
     n_steps: int = 2500  # optimizer steps
-    batch_size: int = 32  # examples of a step
+    batch_size: int = 32  # examples per step
     micro_batch_size: int = 0  # examples per forward pass; 0 for the whole batch
-    learning_rate: float = 1e-3  # highest of the schedule
-    bin_sigma: float = 2.0  # bins by which a target is smeared; 0 for the plain next-token loss
+    learning_rate: float = 1e-3  # peak of the schedule
+    bin_sigma: float = 2.0  # standard deviation of a target in bins; 0 for the plain next-token loss
     keyframe_coef: float = 0.5  # weight of a loss on where the hand will be at the gripper's next change
-    ema_decay: float = 0.998  # of the average of the weights that is kept; 0 keeps the last
-    weight_decay: float = 0.02  # of AdamW
-    crop_area: float = 1.0  # 0.9 as OpenVLA, evaluated with the centre crop; or none, but shifts
-    shift: int = 4  # pixels by which images are shifted at most
+    ema_decay: float = 0.998  # decay of the average of the weights that is kept; 0 keeps the last weights
+    weight_decay: float = 0.02  # AdamW's weight decay
+    crop_area: float = 1.0  # least share of an image that a random crop keeps; OpenVLA's crops keep exactly 0.9
+    shift: int = 4  # largest shift of an image in pixels
     lora_rank: int = 0  # 0 trains all weights
     evaluate_states: str = "0-19"  # official initial states to run at the end; empty for none
-    seed: int = 0  # of everything that is drawn
+    seed: int = 0  # seed for everything that is drawn
     device: str = "cuda" if th.cuda.is_available() else "cpu"  # torch's name
     out: Path = Path("runs/finetune")  # folder of all that is written
 
 
 def check_options(options: Options) -> None:
-    """Complain about options before anything slow begins.
+    """Refuse options that mean nothing, before anything slow begins.
 
     Raises:
         ValueError: If one is out of range.
     """
     n_tasks = get_suite(options.suite).n_tasks
-    for index in ids("--task-ids", options.task_ids):
+    for index in ids_or_none("--task-ids", options.task_ids) or ():
         whole_number("--task-ids", index, 0, n_tasks - 1)
     for name in ("init_states", "evaluate_states"):
-        ids(option_name(name), getattr(options, name))
+        ids_or_none(option_name(name), getattr(options, name))
     for name in ("fps", "n_placements", "n_workers", "micro_batch_size", "lora_rank", "seed"):
         whole_number(option_name(name), getattr(options, name), 0)
     real_number("--grasp-radius", options.grasp_radius, 0)
@@ -84,12 +85,8 @@ def check_options(options: Options) -> None:
     th.device(options.device)
 
 
-def ids(option: str, text: str) -> list[int]:
-    """Such as [0, 3, 4, 5] for "0,3-5"; none for an empty text."""
-    return ids_or_none(option, text.strip()) or []
-
-
 def sft_settings(options: Options) -> SFTSettings:
+    """The options as settings of the trainer."""
     return SFTSettings(
         n_steps=options.n_steps,
         batch_size=options.batch_size,
@@ -104,20 +101,21 @@ def sft_settings(options: Options) -> SFTSettings:
 
 
 def augmentation(options: Options) -> Augmentation:
+    """How images are varied: as the options say, and a little in colour."""
     return Augmentation(
         crop_area=options.crop_area, shift=options.shift, brightness=0.1, contrast=0.15, saturation=0.15, hue=0.02
     )
 
 
 def record_demonstrations(options: Options) -> Path:
-    """The expert's demonstrations: disturbed, so that they show how to come back, with its own actions as labels."""
+    """Record the expert. Noise disturbs it, so that it shows how to come back; the labels are its own actions."""
     root = options.out / "demonstrations"
     summary = record(
         root,
         options.suite,
         "libero_gym.demonstrations:expert_policy",
-        task_ids=ids("--task-ids", options.task_ids) or None,
-        init_state_ids=ids("--init-states", options.init_states),
+        task_ids=ids_or_none("--task-ids", options.task_ids),
+        init_state_ids=ids_or_none("--init-states", options.init_states) or [],
         placement_seeds=range(options.n_placements),
         cameras=("agentview",),
         image_size=options.image_size,
@@ -135,19 +133,24 @@ def record_demonstrations(options: Options) -> Path:
 
 
 def load_model(options: Options) -> OpenVLA:
-    """The checkpoint asked for, or a new tiny one."""
+    """Load the checkpoint that was asked for, or make a new tiny one."""
     if options.model:
-        dtype = None if options.lora_rank else th.float32  # in bfloat16, a GPU's default, small steps would be lost
+        dtype = None if options.lora_rank else th.float32  # bfloat16, the default on a GPU, would lose small steps
         return OpenVLA.from_pretrained(options.model, dtype=dtype, device=options.device)
     write_tiny(options.out / "initial", options.seed, chunked_config())
     return OpenVLA.from_pretrained(options.out / "initial", dtype=th.float32, device=options.device)
 
 
 def commonest_grasps(root: str | Path, radius: float, fps: int | None) -> list[int]:
-    """Episodes whose first grasp lies within a radius, in m, of the median over their instruction's episodes.
+    """Indices of the episodes whose first grasp lies near the median of their instruction's grasps.
 
-    The expert takes a bowl by either side of its rim, whichever scores a hair better; a policy that cannot tell which
-    learns the middle of the two, where there is nothing to take.
+    The expert takes a bowl by either side of its rim, depending on small differences. A policy that cannot tell which
+    side is meant learns the middle of the two, where there is nothing to grasp.
+
+    Args:
+        root: The dataset.
+        radius: Largest distance from the median, m.
+        fps: Frames per second that the dataset must state; None takes its own.
     """
     reader = LeRobotReader(root, cameras=(), fps=fps)
     grasps: dict[str, dict[int, np.ndarray]] = {}
@@ -163,6 +166,7 @@ def commonest_grasps(root: str | Path, radius: float, fps: int | None) -> list[i
 
 
 def load_data(options: Options, root: str | Path, model: OpenVLA) -> ActionChunks:
+    """Read the demonstrations whose grasps are kept, as the model takes them."""
     cameras = CAMERA_KEYS[: model.config.num_images]
     fps = options.fps or None
     reader = LeRobotReader(root, cameras=cameras, fps=fps)
@@ -178,7 +182,7 @@ def load_data(options: Options, root: str | Path, model: OpenVLA) -> ActionChunk
 
 
 def note_metrics(path: Path, row: dict[str, Any]) -> None:
-    """Add a line to a file of metrics; those of its step and later are of a run that was cut off, and go."""
+    """Add a line to a file of metrics; lines of the same or a later step are an interrupted run's and are removed."""
     lines = path.read_text().splitlines() if path.is_file() else []
     kept = [line for line in lines if parse_json(line, f"'{path}'").get("step", 0) < row["step"]]
     write_text(path, "\n".join([*kept, json.dumps(row)]) + "\n")
@@ -212,6 +216,7 @@ def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
 
 
 def main(options: Options) -> None:
+    """Record demonstrations if none are given, learn from them, save the model, and evaluate it."""
     check_options(options)
     options.out.mkdir(parents=True, exist_ok=True)
     root = options.demonstrations or record_demonstrations(options)
@@ -220,14 +225,14 @@ def main(options: Options) -> None:
     checkpoint = options.out / "model"
     model.to(th.bfloat16).save_pretrained(checkpoint)
     if not options.demonstrations:  # so that evaluations can tell seen initial states from unseen ones
-        write_training_states(checkpoint, options.suite, ids("--init-states", options.init_states))
+        write_training_states(checkpoint, options.suite, ids_or_none("--init-states", options.init_states) or [])
     print(f"Wrote {checkpoint}; use it as --model {checkpoint}")
     if options.evaluate_states:
         report = evaluate_policy(
             str(checkpoint),
             SUITES[options.suite].env_id,
-            task_ids=ids("--task-ids", options.task_ids) or None,
-            init_state_ids=ids("--evaluate-states", options.evaluate_states),
+            task_ids=ids_or_none("--task-ids", options.task_ids),
+            init_state_ids=ids_or_none("--evaluate-states", options.evaluate_states) or [],
             protocol="training",
             out=options.out / "evaluation",
         )

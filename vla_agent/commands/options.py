@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import tyro
 
-from libero_gym.checks import parse_ids
-
 T = TypeVar("T")
 
+# Environment variable that has commands show the traceback of an error.
 DEBUG = "LIBERO_VLA_DEBUG"
+MAX_IDS = 100_000
 
 
 def parse_options(
@@ -23,7 +24,7 @@ def parse_options(
 
     Args:
         kind: A dataclass whose fields all have defaults.
-        description: What ``--help`` says first.
+        description: First lines of ``--help``.
         arguments: The command line without the program's name; ``sys.argv``'s by default.
         default: Other defaults than the dataclass's.
     """
@@ -35,19 +36,44 @@ def option_name(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def ids_or_none(option: str, text: str) -> list[int] | None:
-    """Such as [0, 3, 4, 5] for "0,3-5"; None for an empty text, which leaves the choice to what it is given to.
+def parse_ids(option: str, text: str) -> list[int]:
+    """Ids of a command line, such as [0, 3, 4, 5] for "0,3-5".
+
+    Args:
+        option: The option, such as "--task-ids", for the message.
+        text: Numbers from 0 and ranges of them, between commas.
 
     Raises:
-        ValueError: If a part is no id; it names the option.
+        ValueError: If a part is neither a number nor a range, a range runs backwards, or there are more than 100,000.
     """
-    return parse_ids(option, text) if text else None
+    ids: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part, re.ASCII)
+        if match is None:
+            raise ValueError(f"{option} {text!r}: {part!r} is no id; expected ids from 0, such as '0,3-5'.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"{option} {text!r}: {part!r} runs backwards; did you mean '{last}-{first}'?")
+        if len(ids) + last - first >= MAX_IDS:
+            raise ValueError(f"{option} {text!r} names more than {MAX_IDS:,} ids.")
+        ids += range(first, last + 1)
+    return ids
+
+
+def ids_or_none(option: str, text: str) -> list[int] | None:
+    """As `parse_ids`, but None for an empty text, which leaves the choice to the function that is given it.
+
+    Raises:
+        ValueError: As `parse_ids`.
+    """
+    return parse_ids(option, text) if text.strip() else None
 
 
 def run_command(command: Callable[[], object]) -> None:
-    """Run a command as a program does: what went wrong is one sentence, and the exit status 1.
+    """Run a command as a program does: an error becomes one sentence and the exit status 1.
 
-    The traceback is shown where ``LIBERO_VLA_DEBUG`` is set, and for errors of types that no check raises.
+    The traceback is shown if the environment variable ``LIBERO_VLA_DEBUG`` is set, and for errors of types that no
+    check raises.
     """
     try:
         command()

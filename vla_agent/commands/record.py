@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
 from libero_gym.demonstrations import record
 from vla_agent.commands.options import ids_or_none, parse_options
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
-import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from libero_gym.atomic import replacing
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
+from libero_gym.common.videos import write_film
+from libero_gym.dimensions import CONTROL_FREQ
 from vla_agent.commands.options import parse_options
+from vla_agent.common.figures import new_figure, save_figure
 
 
 @dataclasses.dataclass
@@ -41,7 +42,7 @@ def rollout(env: gym.Env[Any, Any], task_id: int, n_steps: int) -> tuple[list[np
 
 
 def captioned(frame: np.ndarray, caption: str) -> np.ndarray:
-    """The frame over its caption, at least 256 pixels wide; sides are multiples of 16, else imageio stretches them."""
+    """The frame over its caption, at least 256 pixels wide; sides are multiples of 16, as H.264's blocks."""
     side = len(frame) * -(-256 // len(frame))
     font_size = max(side // 20, 12)
     font = ImageFont.load_default(font_size)
@@ -55,21 +56,15 @@ def captioned(frame: np.ndarray, caption: str) -> np.ndarray:
 
 def contact_sheet(images: list[np.ndarray], captions: list[str], path: Path) -> None:
     """The first frame of every task with its instruction."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = 5
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(3 * columns, 3.4 * rows), layout="tight")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    figure, axes = new_figure(3 * columns, 3.4 * rows, rows, columns)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(image)
         axis.set_title(textwrap.fill(caption, 44), fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save_figure(figure, path)
 
 
 def main(options: Options) -> None:
@@ -85,8 +80,7 @@ def main(options: Options) -> None:
         movie += [captioned(frame, captions[-1]) for frame in frames]
         sheet.append(frames[0])
     env.close()
-    with replacing(options.out / f"{options.suite}.mp4") as temporary:
-        iio.imwrite(temporary, np.stack(movie), fps=20)
+    write_film(options.out / f"{options.suite}.mp4", np.stack(movie), CONTROL_FREQ)
     contact_sheet(sheet, captions, options.out / f"{options.suite}.png")
     print(f"Wrote {options.out / options.suite}.mp4 and .png")
 

@@ -17,8 +17,8 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, make_output_format
 
-from libero_gym.atomic import write_text
-from libero_gym.checks import whole_number
+from libero_gym.common.atomic import write_text
+from libero_gym.common.checks import whole_number
 from libero_gym.rewards import SHAPING_GAMMA
 from vla_agent import (
     VLAPPO,
@@ -33,10 +33,10 @@ from vla_agent import (
 )
 from vla_agent.algorithms.health import Stopwatch
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
-from vla_agent.envs.vec_env import describe_suite
+from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change, film_change, telling_trial
 from vla_agent.evaluation.provenance import read_training_states, write_training_states
-from vla_agent.evaluation.reports import describe_ids
+from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.process_reward import VecProcessReward
 
@@ -49,13 +49,13 @@ class Options:
     task_ids: str = "1,2"  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official initial states to train on; keep others for evaluation
     n_placements: int = 300  # further initial states per task to train on, drawn from the BDDL's regions
-    model: str = "tiny-libero"  # what ships, competent, or "tiny", random; a checkpoint folder, or a hub id
+    model: str = "tiny-libero"  # a model that ships ("tiny" is random), a checkpoint folder, or a hub id
     max_episode_steps: int = 0  # control steps; 0 for the suite's own limit
-    reward: Literal["sparse", "progress", "process"] = "sparse"  # success; with the simulator's progress, or a scorer
-    reward_model: str = "tiny-scorer"  # for "process": what ships, or a folder of train_process_reward.py
+    reward: Literal["sparse", "progress", "process"] = "sparse"  # success; plus progress in simulation; plus a score
+    reward_model: str = "tiny-scorer"  # for "process": the scorer that ships, or a folder of train_process_reward.py
     reward_mode: Literal["potential", "bonus"] = "potential"  # for "process"; "bonus" is VLA-RL's
     reward_weight: float = 1.0  # for "process": weight of its term
-    renderer: Literal["fast", "exact"] = "fast"  # of training frames; "exact" draws stock LIBERO's pixels
+    renderer: Literal["fast", "exact"] = "fast"  # renderer of training frames; "exact" draws stock LIBERO's pixels
     physics: Literal["fast", "exact"] = "fast"  # "exact" gives stock LIBERO's states to the bit
     n_envs: int = 8  # environments side by side
     n_steps: int = 32  # decisions per environment and iteration; tiny-libero decides 8 control steps at a time
@@ -63,41 +63,41 @@ class Options:
     batch_size: int = 128  # decisions per minibatch
     n_epochs: int = 2  # passes over each rollout
     gradient_accumulation_steps: int = 1  # parts of a minibatch that go through the network one after the other
-    learning_rate: float = 5e-5  # of the policy
-    value_learning_rate: float = 1e-3  # of the critic
-    gamma: float = 0.95  # of a decision, here 8 control steps: a grasp that fails and is tried again costs something
-    gae_lambda: float = 0.9  # of the advantages
-    value_gae_lambda: float = 0.95  # of the critic's returns
+    learning_rate: float = 5e-5  # learning rate of the policy
+    value_learning_rate: float = 1e-3  # learning rate of the critic
+    gamma: float = 0.95  # discount per decision, here 8 control steps: trying a failed grasp again costs something
+    gae_lambda: float = 0.9  # GAE's lambda for the advantages
+    value_gae_lambda: float = 0.95  # GAE's lambda for the critic's returns
     n_value_epochs: int = 10  # further passes for the value head alone
     ratio_level: Literal["token", "action"] = "token"  # clip each of a chunk's 56 ratios on its own, or their product
     target_kl: float = 0.0  # stop an update beyond 1.5 times this divergence of whole actions; 0 never does
-    temperature: float = 0.5  # of training's draws: near greedy decoding, by which evaluations decide
+    temperature: float = 0.5  # temperature of training's actions; low, since evaluations take the likeliest action
     critic_warmup_iterations: int = 6  # first iterations in which only the critic learns
     policy_warmup_iterations: int = 0  # iterations over which the policy's learning rate rises
-    privileged_critic: bool = True  # the critic knows from the simulator where the objects are
-    bootstrap_time_limits: bool = False  # evaluations count success within the limit: running out of time is a failure
-    lora_rank: int = 0  # 0 trains all weights
-    lora_target: str = "all-linear"  # or "language": the language model alone
+    privileged_critic: bool = True  # tell the critic where the objects are, from the simulator
+    bootstrap_time_limits: bool = False  # go on valuing behind the time limit; else running out of time is a failure
+    lora_rank: int = 0  # rank of adapters; 0 trains all weights
+    lora_target: str = "all-linear"  # layers with adapters; "language" for the language model alone
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: for a large model on a small GPU
-    kl_ref_coef: float = 0.0  # pulls back to the model that it started from; needs LoRA
+    kl_ref_coef: float = 0.0  # weight of the divergence from the model that it started from; needs LoRA
     detach_value: bool = True  # keep the critic's gradient out of the backbone
-    seed: int = 0  # of everything that is drawn
+    seed: int = 0  # seed for everything that is drawn
     device: str = "auto"  # torch's name, such as "cuda:0"
     out: Path = Path("runs/ppo")  # folder of the run
     curriculum: Literal["uniform", "hardest", "frontier"] = "uniform"  # how tasks are drawn; "hardest" is VLA-RL's
     curriculum_tau: float = 0.5  # temperature of the curriculum
-    checkpoint_every: int = 10  # iterations
-    eval_freq: int = 1024  # evaluate greedily every so many decisions, before and after; 0 never does
+    checkpoint_every: int = 10  # iterations between checkpoints
+    eval_freq: int = 1024  # decisions between greedy evaluations, which also run before and after; 0 for none
     eval_states: str = "0-19"  # official initial states to evaluate on; training must not see them
     n_eval_placements: int = 0  # further initial states per task to evaluate on, drawn; none is trained on
-    eval_renderer: Literal["fast", "exact"] = "fast"  # of evaluations; "exact" takes three times as long
-    existing: Literal["refuse", "aside"] = "refuse"  # another run in --out; "aside" moves it to earlier/
+    eval_renderer: Literal["fast", "exact"] = "fast"  # renderer of evaluations; "exact" takes three times as long
+    existing: Literal["refuse", "aside"] = "refuse"  # if --out holds another run; "aside" moves it to earlier/
     resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
     allow_changes: bool = False  # resume with other options than the run was made with
     long: bool = False  # three tasks and three times as many decisions, 21 minutes
 
 
-# What ``--long`` stands for; options that are given win.
+# Defaults that ``--long`` changes; an option that is given wins.
 LONG: dict[str, Any] = {"env_id": "LIBERO-Spatial-v0", "task_ids": "0-2", "total_timesteps": 12288, "eval_freq": 4096}
 
 
@@ -151,10 +151,10 @@ def learn(options: Options, model: VLAPPO, times: Stopwatch) -> None:
 
 
 def check(options: Options) -> None:
-    """Complain of what options cannot mean, before anything slow.
+    """Refuse options that mean nothing, before anything slow begins.
 
     Raises:
-        ValueError: If one is out of range, or two do not fit each other.
+        ValueError: If an option is out of range, or two do not fit each other.
     """
     for name in ("n_placements", "n_eval_placements", "max_episode_steps", "eval_freq", "lora_rank", "total_timesteps"):
         whole_number(option_name(name), getattr(options, name), minimum=0)
@@ -210,7 +210,13 @@ def make_environments(options: Options) -> VLAVecEnv | VecProcessReward:
 
 
 def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path | None) -> VLAPPO:
-    """PPO with the options' arguments, new or from an earlier run at a path."""
+    """PPO with the options' arguments, new or loaded from an earlier run.
+
+    Args:
+        options: The options.
+        env: The environments to train in.
+        path: The saved run; None makes a new learner.
+    """
     policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
     policy_kwargs["detach_value"] = options.detach_value
     if options.gradient_checkpointing:
@@ -247,7 +253,7 @@ def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path
 
 def make_evaluation(options: Options) -> EvaluationCallback:
     """Greedy evaluations on unseen initial states: before, on the way, and after."""
-    first = options.n_placements  # placement seeds behind those that training draws from
+    first = options.n_placements  # training draws from the placement seeds below
     return EvaluationCallback(
         options.env_id,
         eval_freq=options.eval_freq,
@@ -266,27 +272,27 @@ def make_evaluation(options: Options) -> EvaluationCallback:
 
 
 def make_logger(folder: Path, num_timesteps: int) -> Logger:
-    """Where metrics go; a resumed run writes new files beside those before."""
+    """Logger to the terminal, CSV and TensorBoard; a resumed run writes new files beside the earlier ones."""
     suffix = f"_from_{num_timesteps}" if num_timesteps else ""
     formats = ("stdout", "csv", "tensorboard")
     return Logger(str(folder), [make_output_format(name, str(folder), suffix) for name in formats])
 
 
 def note_training_states(options: Options) -> None:
-    """So that evaluations of the run can tell seen initial states from unseen ones."""
+    """Write down the initial states trained on, so that evaluations can tell seen ones from unseen ones."""
     suite, states = describe_suite(options.env_id).name, ids_or_none("--init-states", options.init_states) or range(50)
     started_from = read_training_states(resolve_folder(options.model, weights=False))
     write_training_states(options.out / "model", suite, states, started_from)
 
 
 def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallback) -> None:
-    """One unseen initial state as an MP4, the start on the left and the trained policy on the right."""
+    """Film one unseen initial state: the policy before training on the left, after training on the right."""
     before, after = evaluation.history[0].episodes, evaluation.history[-1].episodes
     film_change(options.model, model, options.env_id, telling_trial(before, after), options.out / "episode.mp4")
 
 
 def report(options: Options, success: Curriculum, evaluation: EvaluationCallback | None) -> None:
-    """What came of it, in the last lines."""
+    """Print what changed, in the last lines."""
     returns = [episode.episode_return for episode in success.history]
     print(f"{len(returns)} training episodes, mean return {np.mean(returns):.3f}" if returns else "No episode ended.")
     film = ", episode.mp4" if evaluation else ""

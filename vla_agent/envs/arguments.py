@@ -1,4 +1,4 @@
-"""What `make_vec_env` accepts: checked before a model is read or a worker starts, one sentence per fault."""
+"""Checks of `make_vec_env`'s arguments, made before a model is read or a worker starts; one sentence per fault."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import gymnasium as gym
 
-from libero_gym.checks import choice, did_you_mean, flag, whole_number
+from libero_gym.common.checks import choice, did_you_mean, flag, whole_number
 
-# Each is a simulator of its own, with frames in shared memory: more is a slip of the keyboard.
+# Each environment has a simulator and frames in shared memory; a larger number is a typing error.
 MAX_ENVS = 10_000
-# What other programs call an argument of ours.
+# Names that other programs give to arguments of ours: Gymnasium, robosuite and LIBERO.
 KEYWORDS_ELSEWHERE = {
     "num_envs": "n_envs",
     "camera_heights": "image_size",
@@ -34,10 +34,10 @@ def check_arguments(
     image_transform: Any,
     center_crop: bool,
 ) -> None:
-    """Complains about arguments of `make_vec_env` that are out of range.
+    """Check the arguments of `make_vec_env`, as they are named there.
 
     Raises:
-        ValueError: See the messages.
+        ValueError: If an argument is of another type or out of range.
     """
     if not isinstance(env_id, str):
         raise ValueError(f"env_id={env_id!r}; expected a registered id, such as 'LIBERO-Spatial-v0'.")
@@ -48,7 +48,7 @@ def check_arguments(
         raise ValueError(f"{what} {env_id!r}.{did_you_mean(env_id, known)} Ids: {', '.join(known)}.")
     whole_number("n_envs", n_envs, 1, MAX_ENVS)
     choice("reward", reward, ("sparse", "progress", "process"))
-    if not isinstance(model, (str, Path)) and not hasattr(model, "action_table"):
+    if not isinstance(model, (str, Path)) and not hasattr(model, "codec"):
         raise ValueError(f"model={model!r}; expected 'tiny', a checkpoint folder, a hub id, or a model's processor.")
     if unnorm_key is not None and not isinstance(unnorm_key, str):
         raise ValueError(f"unnorm_key={unnorm_key!r}; expected a string, the name of a data set.")
@@ -60,7 +60,7 @@ def check_arguments(
 
 
 def _takes_chunks(spec: gym.envs.registration.EnvSpec) -> bool:
-    """Whether vector environments of the id take ``chunk_size``, as LIBERO's and those made like them do."""
+    """Whether vector environments of the id take ``chunk_size``, as LIBERO's do."""
     if spec.vector_entry_point is None:
         return False
     creator: Any = spec.vector_entry_point
@@ -71,25 +71,26 @@ def _takes_chunks(spec: gym.envs.registration.EnvSpec) -> bool:
 
 
 def check_keywords(env_id: str, env_kwargs: Mapping[str, Any], function: Callable[..., Any]) -> None:
-    """Complains about arguments that LIBERO's environments do not take; of other environments nothing is known.
+    """Check that LIBERO's environments take these arguments; those of other environments are unknown.
 
     Args:
-        env_id: Of the environments.
-        env_kwargs: What goes to them.
-        function: Whose own arguments are offered as well.
+        env_id: Id of the environments.
+        env_kwargs: Arguments for the environments.
+        function: Function whose own arguments the message offers as well.
 
     Raises:
-        TypeError: It offers the nearest name.
+        TypeError: If an argument is unknown; the message offers the nearest name.
     """
     from libero_gym.env import LiberoEnv
-    from libero_gym.vector.vector import LiberoVectorEnv
+    from libero_gym.vector.vector import LiberoVectorEnv, backend_factory
 
     if "suite" not in gym.spec(env_id).kwargs:
         return
-    classes = (function, LiberoVectorEnv.__init__, LiberoEnv.__init__)
+    backend = backend_factory(env_kwargs.get("backend", "processes"))
+    classes = (function, LiberoVectorEnv.__init__, backend, LiberoEnv.__init__)
     parameters = [p for part in classes for p in inspect.signature(part).parameters.values()]
     named = dict.fromkeys(p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD)
-    known = [name for name in named if name not in ("self", "suite", "num_envs")]
+    known = [name for name in named if name not in ("self", "plan", "suite", "num_envs")]
     for name in env_kwargs:
         if name not in known:
             guess = KEYWORDS_ELSEWHERE.get(name)

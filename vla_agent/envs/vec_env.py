@@ -1,11 +1,10 @@
-"""Vector environments as SB3 sees them: prompts as tokens, actions as bins. The one file that imports `libero_gym`."""
+"""Vector environments as SB3 sees them: prompts as tokens, actions as bins."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -15,24 +14,17 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from libero_gym.checks import did_you_mean, whole_number
+from libero_gym.common.checks import whole_number
+from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS
-from libero_gym.uncopyable import Uncopyable
-from vla_agent.action_tokens import N_BINS
-from vla_agent.backbone import BackboneProcessor
-from vla_agent.envs.arguments import check_arguments, check_keywords
-
-if TYPE_CHECKING:
-    from vla_agent.process_reward import RewardModel, VecProcessReward
+from vla_agent.backbone import BackboneProcessor, Codec
+from vla_agent.envs.prompts import PromptTable
+from vla_agent.episode_totals import EpisodeTotals
 
 ImageTransform = Callable[[np.ndarray], np.ndarray]
 
-# Passed on as they are: the robot's state, and what a critic may know beside the frames.
+# These observations are passed on unchanged: the robot's state, and what only a critic may know.
 VECTOR_KEYS = ("state", "privileged")
-# Published models take 224 pixels, and the evaluation protocol renders 256 for them.
-PUBLISHED_IMAGE_SIZE, PUBLISHED_RENDER_SIZE = 224, 256
-# Prompts are padded to a multiple of this, so that the suites share one observation space; models trim the padding.
-PROMPT_MULTIPLE = 64
 
 
 class VLAVecEnv(Uncopyable, VecEnv):
@@ -45,20 +37,27 @@ class VLAVecEnv(Uncopyable, VecEnv):
     | `privileged` | float32 (51,) | with ``privileged=True``: what no camera shows; read by the critic alone |
     | `input_ids`, `attention_mask` | int64 (L,) | the instruction's prompt, looked up in a table |
 
-    Actions are ``MultiDiscrete([256] * (7 * chunk))``, decoded by the checkpoint's table. `infos` are SB3's: a dict per
-    environment with the environment's own keys, and at an episode's end `terminal_observation`, `TimeLimit.truncated`
-    and `episode` (return `r`, length `l`, seconds `t`), so that no `Monitor` is needed.
+    Actions are the codec's, such as ``MultiDiscrete([256] * (7 * chunk))``. `infos` are SB3's: a dict per environment
+    with the environment's own keys, and at an episode's end `terminal_observation`, `TimeLimit.truncated` and `episode`
+    (return `r`, length `l`, seconds `t`), so that no `Monitor` is needed.
 
     Args:
         venv: The environments, with Gymnasium's ``SAME_STEP`` autoreset.
-        processor: The checkpoint's; `vla_agent.openvla.load_processor` reads it without weights.
+        processor: The model's processor; `vla_agent.policy.loading.load_processor` reads it without weights.
         instructions: Every instruction that can occur; ``venv.instructions`` by default.
-        unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
-        image_transform: Applied to each batch of images, uint8 (n_envs, H, W, 3).
-        model: Name of the checkpoint that the processor is of; `VLAPPO` takes it where its policy names no model.
+        unnorm_key: Key of the checkpoint's statistics that decode the actions; None takes the only one.
+        image_transform: Function of each batch of images, uint8 (n_envs, H, W, 3).
+        model: Name of the processor's checkpoint; `VLAPPO` loads it if its policy names no model.
+
+    Attributes:
+        codec: What decodes actions and writes prompts.
 
     Raises:
-        ValueError: If the environments' spaces or autoreset are other ones.
+        ValueError: If the environments' autoreset, spaces or chunk size do not fit.
+
+    Non-obvious behaviours: in the step that ends an episode, `infos` are those of its last step, while the observation
+    and ``reset_infos`` are the next episode's. `begin_episodes` may begin others than those asked for, if a worker
+    fails meanwhile.
     """
 
     copy_instead = (
@@ -86,23 +85,28 @@ class VLAVecEnv(Uncopyable, VecEnv):
             raise ValueError(f"The environments' autoreset_mode is {mode}; VLAVecEnv needs AutoresetMode.SAME_STEP.")
         observation_space, self._action_shape = _checked_spaces(venv)
         texts = list(cast(Any, venv).instructions if instructions is None else instructions)
-        self._table = processor.action_table(unnorm_key)  # (7, 256)
-        self._prompts = _PromptTable(texts, processor)
+        self.codec: Codec = processor.codec(unnorm_key)
+        chunk_size = self._action_shape[0] if len(self._action_shape) == 2 else 1
+        if self.codec.chunk_size != chunk_size:
+            raise ValueError(
+                f"The environments take {chunk_size} actions per step, but the model decides {self.codec.chunk_size}; "
+                "make them with that chunk_size."
+            )
+        self._prompts = PromptTable(texts, self.codec)
         self._image_keys = [key for key in CAMERA_KEYS if key in observation_space.spaces]
-        parts = {key: self._image_space(observation_space[key]) for key in self._image_keys}
+        parts = {key: _image_space(self._transform, observation_space[key]) for key in self._image_keys}
         parts |= {k: cast(spaces.Box, observation_space[k]) for k in VECTOR_KEYS if k in observation_space.spaces}
         super().__init__(
             venv.num_envs,
             spaces.Dict(cast(dict[str, spaces.Space[Any]], parts | self._prompts.spaces())),
-            spaces.MultiDiscrete([N_BINS] * int(np.prod(self._action_shape))),
+            self.codec.action_space,
         )
         self._actions: np.ndarray | None = None
-        self._returns = np.zeros(self.num_envs)
-        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
-        self._starts = np.full(self.num_envs, time.monotonic())
+        self._instructions: Sequence[str] = [""] * self.num_envs
+        self._totals = EpisodeTotals(self.num_envs)
 
     def reset(self) -> dict[str, np.ndarray]:
-        """First observations; seeds and options given before are used up."""
+        """Begin an episode in all environments; seeds and options given before are used up."""
         self._check_open()
         seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
         names = sorted({name for options in self._options for name in options})
@@ -111,20 +115,20 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = unbatch_infos(infos, range(self.num_envs))
-        self._returns[:] = 0.0
-        self._lengths[:] = 0
-        self._starts[:] = time.monotonic()
+        self._totals.begin(slice(None))
         return self._observe(obs, infos)
 
     def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """Abandon the episodes of some environments and begin others; the rest go on.
+        """Begin new episodes in some environments; the others go on.
+
+        The environments that begin use up their seeds given before.
 
         Args:
             options: `LiberoEnv.reset`'s options (``task_id``, ``init_state_id``, ...) by environment.
 
         Returns:
-            Observations of all environments. Infos of those that began are in ``reset_infos``, also of those that were
-            not asked to, but whose worker had to be replaced.
+            Observations of all environments. ``reset_infos`` holds new infos of those that began; an environment whose
+            worker had to be replaced begins as well.
 
         Raises:
             ValueError: If there is no such environment.
@@ -136,14 +140,15 @@ class VLAVecEnv(Uncopyable, VecEnv):
         mask[list(options)] = True
         names = sorted({name for given in options.values() for name in given})
         per_env = {name: [options.get(index, {}).get(name) for index in range(self.num_envs)] for name in names}
-        obs, infos = self.venv.reset(options={**per_env, "reset_mask": mask})
+        seeds = [seed if index in options else None for index, seed in enumerate(self._seeds)]
+        given = None if all(seed is None for seed in seeds) else seeds
+        obs, infos = self.venv.reset(seed=given, options={**per_env, "reset_mask": mask})
+        self._seeds = [None if index in options else seed for index, seed in enumerate(self._seeds)]
         mask |= infos.get("worker_restarted", False)
         began = np.flatnonzero(mask)
         for index, info in zip(began, unbatch_infos(infos, began), strict=True):
             self.reset_infos[index] = info
-        self._returns[mask] = 0.0
-        self._lengths[mask] = 0
-        self._starts[mask] = time.monotonic()
+        self._totals.begin(mask)
         return self._observe(obs, infos)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -155,9 +160,13 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._send(self.decode(actions))
 
     def step_actions(self, actions: np.ndarray) -> VecEnvStepReturn:
-        """As `step`, for a policy without bins: float64 (n_envs, 7) or (n_envs, chunk, 7), as the environments take."""
-        self._send(np.asarray(actions, dtype=np.float64))
+        """Step with actions instead of bins: float64 (n_envs, 7) or (n_envs, chunk, 7), as the environments take."""
+        self.step_actions_async(actions)
         return self.step_wait()
+
+    def step_actions_async(self, actions: np.ndarray) -> None:
+        """Start a step with actions instead of bins; see `step_actions`."""
+        self._send(np.asarray(actions, dtype=np.float64))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Collect the step: observations, rewards float32 (n_envs,), dones, infos."""
@@ -166,8 +175,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         else:
             obs, rewards, terminated, truncated, infos = self.venv.step(self._actions)
         dones = np.asarray(terminated | truncated)
-        self._returns += rewards
-        self._lengths += 1
+        self._totals.add(rewards)
         ended = np.flatnonzero(dones)
         per_env: list[dict[str, Any]] = unbatch_infos(infos, range(self.num_envs))
         if len(ended):
@@ -175,19 +183,16 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return self._observe(obs, infos), np.asarray(rewards, dtype=np.float32), dones, per_env
 
     def decode(self, actions: np.ndarray) -> np.ndarray:
-        """What the environments are given for bins (n_envs, 7 * chunk): float64 (n_envs, 7) or (n_envs, chunk, 7).
+        """The environments' actions for bins (n_envs, 7 * chunk): float64 (n_envs, 7) or (n_envs, chunk, 7).
 
         Raises:
             ValueError: If the actions have another shape, or are not bins.
         """
         bins = np.asarray(actions)
-        expected = (self.num_envs, self.action_space.shape[0])  # type: ignore[index]
-        if bins.shape != expected or not np.issubdtype(bins.dtype, np.integer):
+        expected = (self.num_envs, *self.action_space.shape)  # type: ignore[misc]
+        if bins.shape != expected:
             raise ValueError(f"The actions are {bins.dtype} {bins.shape}; expected integers {expected}.")
-        if bins.min() < 0 or bins.max() >= N_BINS:
-            raise ValueError(f"The actions lie in {bins.min()}..{bins.max()}; expected bins 0..{N_BINS - 1}.")
-        chunks = bins.reshape(self.num_envs, *self._action_shape)
-        return self._table[np.arange(ACTION_DIM), chunks]
+        return self.codec.decode(bins).reshape(self.num_envs, *self._action_shape)
 
     def close(self) -> None:
         """Close the environments and their workers; safe to call twice."""
@@ -196,11 +201,21 @@ class VLAVecEnv(Uncopyable, VecEnv):
             self.venv.close()
 
     def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:
-        """How often each task is drawn from the next reset on; see `LiberoVectorEnv.set_task_weights`."""
+        """Set how often each task is drawn from the next reset on; see `LiberoVectorEnv.set_task_weights`."""
         self.venv.set_task_weights(weights)
 
+    def set_autoreset(self, enabled: bool) -> None:
+        """Set whether a new episode follows an ended one; see `LiberoVectorEnv.set_autoreset`."""
+        self._check_open()
+        if hasattr(self.venv, "set_autoreset"):
+            self.venv.set_autoreset(enabled)
+
+    def instructions(self) -> list[str]:
+        """The instruction that each environment shows now, for policies that read words instead of `input_ids`."""
+        return list(self._instructions)
+
     def snapshot(self) -> dict[str, Any] | None:
-        """All that the future of the environments depends on, as JSON can hold it; None where they cannot tell."""
+        """All that the environments' future depends on, as JSON can hold it; None if they cannot be saved."""
         from libero_gym.vector.pool import WorkerError
 
         if not hasattr(self.venv, "snapshot"):
@@ -212,12 +227,12 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return {
             "venv": saved,
             "settings": self.settings,
-            "returns": self._returns.tolist(),
-            "lengths": self._lengths.tolist(),
+            "returns": self._totals.returns.tolist(),
+            "lengths": self._totals.lengths.tolist(),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Go on where `snapshot` was taken, in this process or another; gives the observations there.
+        """Go on from a snapshot, in this process or another, and return its observations.
 
         Raises:
             ValueError: If it is no snapshot of so many environments.
@@ -232,18 +247,16 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = unbatch_infos(infos, range(self.num_envs))
-        self._returns[:] = snapshot["returns"]
-        self._lengths[:] = snapshot["lengths"]
-        self._starts[:] = time.monotonic()
+        self._totals.restore(snapshot["returns"], snapshot["lengths"])
         return self._observe(obs)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments that decide what happens in the environments, as JSON can hold them."""
+        """The arguments that the environments' behaviour depends on, as JSON can hold them."""
         return {**getattr(self.venv, "settings", {}), "unnorm_key": self.unnorm_key}
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the vector environment, or where it has none, of the environments."""
+        """An attribute of the vector environment; if it has none of that name, of each environment."""
         chosen = self._indices(indices)
         self._check_open()
         if hasattr(self.venv, attr_name):
@@ -261,11 +274,11 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return list(self._call(method_name, self._indices(indices), *method_args, **method_kwargs))
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """True for `Monitor`, whose `episode` entries the infos have; False for all others."""
+        """True for `Monitor`, because the infos have its `episode` entries; False for all others."""
         return [wrapper_class is Monitor] * len(self._indices(indices))
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """The environments' frames, with ``render_mode="rgb_array"``."""
+        """The frames that the environments render with ``render_mode="rgb_array"``."""
         self._check_open()
         return list(cast(Sequence[np.ndarray], self.venv.render()))
 
@@ -282,7 +295,12 @@ class VLAVecEnv(Uncopyable, VecEnv):
             self.venv.step_async(actions)
 
     def _observe(self, obs: dict[str, Any], infos: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
-        """SB3's observations of Gymnasium's, batched alike; the infos name a task whose instruction is unknown."""
+        """Note what all environments show now, and convert it."""
+        self._instructions = obs["instruction"]
+        return self._converted(obs, infos)
+
+    def _converted(self, obs: dict[str, Any], infos: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """SB3's observations from Gymnasium's; both are batched. Errors name the task by the infos."""
         result = {key: self._transform(obs[key]) for key in self._image_keys}
         result |= {key: obs[key] for key in VECTOR_KEYS if key in obs}
         result["input_ids"], result["attention_mask"] = self._prompts.look_up(obs["instruction"], infos)
@@ -297,25 +315,15 @@ class VLAVecEnv(Uncopyable, VecEnv):
         """Replace the infos of ended episodes by those of their last step, and add what SB3 looks for."""
         finals = [infos["final_obs"][i] for i in ended]
         batch = {key: np.stack([final[key] for final in finals]) for key in finals[0] if key != "instruction"}
-        last = self._observe(batch | {"instruction": [final["instruction"] for final in finals]})
-        now = time.monotonic()
+        last = self._converted(batch | {"instruction": [final["instruction"] for final in finals]})
         for row, (i, info) in enumerate(zip(ended, unbatch_infos(infos["final_info"], ended), strict=True)):
             self.reset_infos[i] = per_env[i]
-            episode = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i])}
             per_env[i] = info | {
                 "terminal_observation": {key: values[row] for key, values in last.items()},
                 "TimeLimit.truncated": bool(timed_out[i]),
-                "episode": episode | {"t": round(now - self._starts[i], 6)},
+                "episode": self._totals.summary(i),
             }
-        self._returns[ended] = 0.0
-        self._lengths[ended] = 0
-        self._starts[ended] = now
-
-    def _image_space(self, space: spaces.Space[Any]) -> spaces.Box:
-        example = self._transform(np.zeros((1, *cast(spaces.Box, space).shape), dtype=np.uint8))
-        if example.ndim != 4 or example.shape[-1] != 3 or example.dtype != np.uint8:
-            raise ValueError(f"image_transform gives {example.dtype} {example.shape}; expected uint8 (n, H, W, 3).")
-        return spaces.Box(0, 255, example.shape[1:], np.uint8)
+        self._totals.begin(ended)
 
     def _indices(self, indices: VecEnvIndices) -> list[int]:
         if indices is None:
@@ -332,63 +340,29 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return self.venv.call(name, *args, **kwargs)
 
 
-class _PromptTable:
-    """Tokens of every instruction, so that nothing behind the vec env sees a string."""
-
-    def __init__(self, instructions: Sequence[str], processor: Any) -> None:
-        unique = list(dict.fromkeys(instructions))
-        ids, mask = processor.tokenize(unique)
-        pad = [(0, 0), (0, -ids.shape[1] % PROMPT_MULTIPLE)]
-        self._ids = np.pad(ids, pad).astype(np.int64)
-        self._mask = np.pad(mask, pad).astype(np.int64)
-        self._rows = {instruction: row for row, instruction in enumerate(unique)}
-
-    def look_up(
-        self, instructions: Sequence[str], infos: Mapping[str, Any] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`input_ids` and `attention_mask`, int64 (n, L).
-
-        Raises:
-            ValueError: If there is no prompt of an instruction; it names the task, where the infos do.
-        """
-        for row, instruction in enumerate(instructions):
-            if instruction not in self._rows:
-                task_ids = (infos or {}).get("task_id")
-                task = "" if task_ids is None else f" of task {task_ids[row]}"
-                raise ValueError(
-                    f"Environment {row} shows the instruction {instruction!r}{task}, which is none of the "
-                    f"{len(self._rows)} that were tokenised. Name the task in make_vec_env's task_id, or give "
-                    "VLAVecEnv all instructions."
-                )
-        rows = [self._rows[instruction] for instruction in instructions]
-        return self._ids[rows], self._mask[rows]
-
-    def spaces(self) -> dict[str, spaces.Box]:
-        shape = self._ids.shape[1:]
-        ids = spaces.Box(0, np.iinfo(np.int32).max, shape, np.int64)
-        return {"input_ids": ids, "attention_mask": spaces.Box(0, 1, shape, np.int64)}
-
-
 def unbatch_infos(infos: dict[str, Any], indices: Iterable[int]) -> list[dict[str, Any]]:
-    """One info per environment of Gymnasium's batched infos, those that the masks (`_key`) say it has.
+    """One info per environment from Gymnasium's batched infos, with the keys that the masks (`_key`) grant it.
+
+    Values are Python's own numbers, which JSON can hold. Gymnasium's `DictInfoToList` gives NumPy's, and converts
+    what `step` and `reset` return, but not what `step_wait` or `restore` do.
 
     Args:
         infos: Arrays by key, and their masks; a dict is a nested batch. `final_obs` and `final_info` are left out.
-        indices: The environments wanted.
+        indices: Indices of the environments wanted.
     """
-    keys = [key for key in infos if f"_{key}" in infos and key not in ("final_obs", "final_info")]
-    results: list[dict[str, Any]] = []
-    for i in indices:
-        info: dict[str, Any] = {}
-        for key in keys:
-            mask, values = infos[f"_{key}"], infos[key]
-            if not mask[i]:
-                continue
-            if isinstance(values, dict):
-                info[key] = unbatch_infos(values, [i])[0]
-            else:
-                info[key] = values[i].item() if isinstance(values[i], np.generic) else values[i]
-        results.append(info)
+    chosen = list(indices)
+    results: list[dict[str, Any]] = [{} for _ in chosen]
+    for key, values in infos.items():
+        if key in ("final_obs", "final_info") or f"_{key}" not in infos:
+            continue
+        if isinstance(values, dict):
+            values = dict(zip(chosen, unbatch_infos(values, chosen), strict=True))
+        elif values.ndim == 1:
+            values = values.tolist()
+        mask = infos[f"_{key}"]
+        for info, i in zip(results, chosen, strict=True):
+            if mask[i]:
+                info[key] = values[i]
     return results
 
 
@@ -405,171 +379,9 @@ def _checked_spaces(venv: VectorEnv[Any, Any, Any]) -> tuple[spaces.Dict, tuple[
     return observation_space, shape
 
 
-@overload
-def make_vec_env(
-    env_id: str, n_envs: int = 1, *, reward: Literal["process"], model: Any = ..., **kwargs: Any
-) -> VecProcessReward: ...
-
-
-@overload
-def make_vec_env(
-    env_id: str,
-    n_envs: int = 1,
-    *,
-    reward: Literal["sparse", "progress"] = "sparse",
-    model: str | Path | BackboneProcessor = "tiny",
-    **kwargs: Any,
-) -> VLAVecEnv: ...
-
-
-def make_vec_env(
-    env_id: str,
-    n_envs: int = 1,
-    *,
-    model: str | Path | BackboneProcessor = "tiny",
-    chunk_size: int | None = None,
-    reward: Literal["sparse", "progress", "process"] = "sparse",
-    reward_model: str | Path | RewardModel | None = None,
-    reward_kwargs: Mapping[str, Any] | None = None,
-    unnorm_key: str | None = None,
-    seed: int | None = None,
-    image_transform: ImageTransform | Literal["auto"] | None = "auto",
-    center_crop: bool = True,
-    **env_kwargs: Any,
-) -> VLAVecEnv | VecProcessReward:
-    """Environments of a registered id, ready for a policy with this model.
-
-    Args:
-        env_id: Such as "LIBERO-Spatial-v0".
-        n_envs: How many run side by side.
-        model: The policy's model: "tiny", a checkpoint folder or a hub id. Its weights are not read here. Or the
-            processor of a model that is loaded already.
-        chunk_size: Actions per step, executed open-loop; the model's own number by default.
-        reward: "sparse" is success; "progress" adds privileged shaping; "process" adds a reward model's opinion of the
-            frames, by `VecProcessReward`.
-        reward_model: For "process": a scorer's folder, or any `RewardModel`.
-        reward_kwargs: For "process": `VecProcessReward`'s arguments, such as ``mode`` and ``weight``.
-        unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
-        seed: Of the environments.
-        image_transform: Applied to each batch of images. "auto" does nothing where the environment renders what the
-            model takes, and else follows the published evaluation: JPEG, Lanczos resize, centre crop.
-        center_crop: Whether "auto" crops, as is right for checkpoints trained with random crops (the published ones).
-        **env_kwargs: Arguments of the environment. ``image_size`` is 256 for models that take 224 pixels and otherwise
-            what the model takes; ``cameras`` are as many as it reads.
-
-    Raises:
-        ValueError: If an argument is out of range or does not fit the model; before any worker starts.
-        TypeError: If there is an argument that the environments do not take.
-    """
-    import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
-
-    check_arguments(env_id, n_envs, model, reward, unnorm_key, seed, image_transform, center_crop)
-    if chunk_size is not None:
-        whole_number("chunk_size", chunk_size, 1)
-    check_keywords(env_id, env_kwargs, make_vec_env)
-    process = _process_reward(reward, reward_model, reward_kwargs)
-    from vla_agent.openvla import load_processor
-
-    processor: Any = load_processor(model) if isinstance(model, (str, Path)) else model
-    size = processor.image_size
-    env_kwargs.setdefault("image_size", PUBLISHED_RENDER_SIZE if size == PUBLISHED_IMAGE_SIZE else size)
-    if processor.config.num_images > 1:
-        env_kwargs.setdefault("cameras", ("agentview", "wrist"))
-    own_chunk = processor.config.action_chunk_size
-    if chunk_size is not None and chunk_size != own_chunk:
-        name = f"model '{model}'" if isinstance(model, (str, Path)) else "the model"
-        raise ValueError(f"chunk_size={chunk_size}, but {name} decides {own_chunk} actions at a time.")
-    if image_transform == "auto":
-        same = env_kwargs["image_size"] == size
-        image_transform = None if same else published_transform(size, center_crop)
-    processor.action_stats(unnorm_key)  # complains before workers start
-    venv = gym.make_vec(
-        env_id,
-        num_envs=n_envs,
-        vectorization_mode="vector_entry_point",
-        chunk_size=own_chunk,
-        reward="sparse" if process else reward,
-        **env_kwargs,
-    )
-    try:
-        name_of_model = model if isinstance(model, (str, Path)) else None
-        env = VLAVecEnv(venv, processor, unnorm_key=unnorm_key, image_transform=image_transform, model=name_of_model)
-        wrapped = process(env) if process else env
-    except BaseException:
-        venv.close()  # its workers would outlive the error
-        raise
-    if seed is not None:
-        env.seed(seed)
-    return wrapped
-
-
-def _process_reward(
-    reward: str, model: str | Path | RewardModel | None, kwargs: Mapping[str, Any] | None
-) -> Callable[[VLAVecEnv], VecProcessReward] | None:
-    """What puts a process reward around environments; None where none is asked for.
-
-    Raises:
-        ValueError: If a model is given without a use, or none where one is needed.
-    """
-    if reward != "process":
-        if model is not None or kwargs is not None:
-            raise ValueError(f"reward_model and reward_kwargs are for reward='process', and reward is {reward!r}.")
-        return None
-    from vla_agent.process_reward import VecProcessReward, load_reward_model
-
-    if model is None:
-        raise ValueError("reward='process' needs reward_model: a scorer's folder, or a RewardModel.")
-    found = load_reward_model(model) if isinstance(model, (str, Path)) else model
-    return lambda env: VecProcessReward(env, found, **(kwargs or {}))
-
-
-def published_transform(size: int, center_crop: bool) -> ImageTransform:
-    """The image path of OpenVLA's LIBERO evaluation, but for the rotation, which the environments have done."""
-    from vla_agent.openvla import image
-
-    def transform(images: np.ndarray) -> np.ndarray:
-        resized = image.libero_image(images, rotate=False, size=size)
-        return image.center_crop(resized) if center_crop else resized
-
-    return transform
-
-
-class SuiteDescription(NamedTuple):
-    """What an evaluation has to know of a suite.
-
-    Attributes:
-        name: LIBERO's own name, such as ``libero_spatial``.
-        max_steps: Control steps that the evaluation protocol allows an episode.
-        task_names: LIBERO's names of the tasks, in benchmark order.
-        instructions: What the robot is told, by task.
-    """
-
-    name: str
-    max_steps: int
-    task_names: tuple[str, ...]
-    instructions: tuple[str, ...]
-
-    def n_initial_states(self, task_id: int) -> int:
-        """Number of official initial states of a task."""
-        from libero_gym.tasks import get_tasks, initial_states
-
-        return len(initial_states(get_tasks(self.name)[task_id]))
-
-
-def describe_suite(env_id: str) -> SuiteDescription:
-    """The suite behind a registered id.
-
-    Raises:
-        ValueError: If there is none; the message offers the nearest id.
-    """
-    import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
-    from libero_gym.tasks import SUITES, get_tasks
-
-    known = {spec.id: spec.kwargs["suite"] for spec in gym.registry.values() if spec.kwargs.get("suite") in SUITES}
-    if env_id not in known:
-        raise ValueError(f"Unknown id {env_id!r}.{did_you_mean(env_id, known)} Ids: {', '.join(known)}.")
-    suite = SUITES[known[env_id]]
-    tasks = get_tasks(suite.name)
-    return SuiteDescription(
-        suite.name, suite.max_steps, tuple(task.name for task in tasks), tuple(task.instruction for task in tasks)
-    )
+def _image_space(transform: ImageTransform, space: spaces.Space[Any]) -> spaces.Box:
+    """The space of an environment's images after a transform, which is tried on a black one."""
+    example = transform(np.zeros((1, *cast(spaces.Box, space).shape), dtype=np.uint8))
+    if example.ndim != 4 or example.shape[-1] != 3 or example.dtype != np.uint8:
+        raise ValueError(f"image_transform gives {example.dtype} {example.shape}; expected uint8 (n, H, W, 3).")
+    return spaces.Box(0, 255, example.shape[1:], np.uint8)

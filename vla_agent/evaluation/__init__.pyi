@@ -4,10 +4,11 @@ from .comparison import compare_reports as compare_reports
 from .evaluator import Evaluator as Evaluator
 from .evaluator import evaluate_policy as evaluate_policy
 from .protocols import PROTOCOLS as PROTOCOLS
+from .protocols import EvaluationProtocol as EvaluationProtocol
 from .protocols import Protocol as Protocol
-from .reports import EpisodeResult as EpisodeResult
 from .reports import EvaluationReport as EvaluationReport
-from .reports import ReportError as ReportError
-from .reports import SuccessRow as SuccessRow
+from .results import EpisodeResult as EpisodeResult
+from .results import ReportError as ReportError
+from .results import SuccessRow as SuccessRow
 from .trials import Trial as Trial
 from .trials import plan_trials as plan_trials

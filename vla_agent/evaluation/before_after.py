@@ -1,4 +1,4 @@
-"""What a training changed, told and shown: two evaluations of the same episodes side by side."""
+"""What a training changed, in words and as a film: two evaluations of the same episodes side by side."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from libero_gym.atomic import replacing
+from libero_gym.common.videos import write_film
 from libero_gym.dimensions import CONTROL_FREQ
-from vla_agent.envs.vec_env import make_vec_env
-from vla_agent.evaluation.policies import as_policy, load_subject
-from vla_agent.evaluation.reports import EpisodeResult, SuccessRow
+from vla_agent.common.intervals import mcnemar_exact
+from vla_agent.envs.episodes import play_episodes
+from vla_agent.envs.make import make_vec_env
+from vla_agent.envs.vec_env import VLAVecEnv
+from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
+from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.evaluation.trials import Trial
-from vla_agent.intervals import mcnemar_exact
 
 FILM_SIZE = 256  # pixels of each side's frame
 FILM_SPEED = 2  # times as fast as the robot
@@ -24,12 +26,14 @@ MARGIN = 64  # pixels of text above the frames
 def describe_change(
     before: Sequence[EpisodeResult], after: Sequence[EpisodeResult], instructions: Mapping[int, str]
 ) -> str:
-    """Such as "before: 13 of 20 (43 to 82 %), after: 18 of 20 (70 to 97 %)", then the paired test and each task.
+    """Describe the change in a few lines: each task, both success rates, the paired test.
+
+    A line reads such as "before: 13 of 20 (43 to 82 %), after: 18 of 20 (70 to 97 %)".
 
     Args:
         before: Episodes of the first evaluation.
-        after: Episodes of the second, from the same initial states.
-        instructions: By task id.
+        after: Episodes of the second evaluation, from the same initial states.
+        instructions: The tasks' instructions by task id.
     """
     second = {episode[:2]: episode for episode in after}
     pairs = [(episode, second[episode[:2]]) for episode in before if episode[:2] in second]
@@ -74,17 +78,15 @@ def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, 
     """One trial as an MP4, twice as fast as the robot: one policy on the left, another on the right.
 
     Args:
-        before: What acts on the left; anything that `Evaluator` takes.
-        after: What acts on the right.
-        env_id: Such as "LIBERO-Spatial-v0".
-        trial: Where both begin.
+        before: Policy on the left; anything that `Evaluator` takes.
+        after: Policy on the right.
+        env_id: Id of the environment, such as "LIBERO-Spatial-v0".
+        trial: Trial that both begin from.
         path: The MP4.
         **env_kwargs: Further arguments of the environments.
     """
-    import imageio.v3 as iio  # finds ffmpeg, which takes a moment
-
     subjects = [load_subject(model, "auto").model for model in (before, after)]
-    processor = subjects[1].policy.backbone.processor if hasattr(subjects[1], "policy") else subjects[1].processor
+    processor = processor_of(subjects[1], "tiny")
     env = make_vec_env(
         env_id,
         1,
@@ -96,27 +98,20 @@ def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, 
         **env_kwargs,
     )
     try:
-        env.venv.set_autoreset(False)
         sides = [_play(as_policy(model, env, None), env, trial) for model in subjects]
         instruction = env.reset_infos[0]["instruction"]
-        chunk = env.action_space.shape[0] // 7
+        chunk = env.codec.chunk_size
     finally:
         env.close()
     frames = compose(sides, instruction)
-    with replacing(path) as temporary:
-        iio.imwrite(temporary, frames, fps=FILM_SPEED * CONTROL_FREQ / chunk, macro_block_size=2)
+    write_film(path, frames, FILM_SPEED * CONTROL_FREQ / chunk)
 
 
-def _play(policy: Any, env: Any, trial: Trial) -> _Side:
+def _play(policy: Any, env: VLAVecEnv, trial: Trial) -> _Side:
     """A greedy episode's frames."""
-    obs = env.begin_episodes({0: trial.options})
-    frames = [env.get_images()[0]]
-    while True:
-        actions, _ = policy.predict(obs, deterministic=True)
-        obs, _, dones, infos = env.step(actions)
-        frames.append(env.get_images()[0])
-        if dones[0]:
-            return _Side(frames, bool(infos[0]["is_success"]), int(infos[0]["elapsed_steps"]))
+    continuous = isinstance(policy, RegressionPolicy)
+    (episode,) = play_episodes(env, policy, [trial.start], continuous=continuous, watch=env.get_images)
+    return _Side(episode.frames, episode.success, episode.steps)
 
 
 def compose(sides: Sequence[_Side], instruction: str) -> np.ndarray:

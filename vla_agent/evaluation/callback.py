@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
-from libero_gym.checks import flag, whole_number
-from vla_agent.atomic import destination
+from libero_gym.common.checks import flag, whole_number
 from vla_agent.callbacks.success import Evaluated
+from vla_agent.common.atomic import destination
 from vla_agent.evaluation.evaluator import Evaluator
-from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, SuccessRow
+from vla_agent.evaluation.reports import EvaluationReport
+from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.runs.run_files import RUN
 
 
@@ -26,31 +27,31 @@ class EvaluatedEpisodes(NamedTuple):
 class EvaluationCallback(EventCallback):
     """Evaluates the model every so many timesteps, logs it, and keeps the best.
 
-    Learning is the same with and without it: the environments are its own, and torch's generators are put back. It
-    logs ``eval/success_rate``, ``eval/success_low`` and ``eval/success_high`` (Wilson's 95 % interval),
+    It changes nothing in the learning: it has its own environments, and puts torch's generators back. It logs
+    ``eval/success_rate``, ``eval/success_low`` and ``eval/success_high`` (Wilson's 95 % interval),
     ``eval/success_task_<id>``, ``eval/mean_ep_length`` (control steps), ``eval/best_success_rate``, and
     ``time/eval_s``.
 
-    An evaluation is of the policy between two iterations: after the update of the timesteps before it.
+    The policy is evaluated between two iterations, after the update that follows a rollout.
 
     Args:
-        env_id: What to evaluate on, such as "LIBERO-Spatial-v0".
-        eval_freq: Timesteps from one evaluation to the next; the first comes after so many.
-        at_start: Evaluate before the first update, too.
-        at_end: Evaluate after the last update, too, where training was not stopped before its end.
-        folder: The best model is saved in ``<folder>/best``, and its report in ``<folder>/best_report``; None keeps
-            none.
-        deterministic: Decode greedily.
-        seed: Of sampling.
-        callback_on_new_best: Called when a model is better than all before.
-        callback_after_eval: Called after every evaluation.
+        env_id: Id of the environments to evaluate on, such as "LIBERO-Spatial-v0".
+        eval_freq: Timesteps from one evaluation to the next, and before the first.
+        at_start: Whether to evaluate before the first update, too.
+        at_end: Whether to evaluate after the last update, too, unless training was stopped before its end.
+        folder: Folder to save the best model in (``<folder>/best``) and its report (``<folder>/best_report``); None
+            saves neither.
+        deterministic: Whether to decode greedily.
+        seed: Seed for sampling.
+        callback_on_new_best: Callback for a model that is better than all before.
+        callback_after_eval: Callback for every evaluation.
         verbose: 1 shows a progress bar.
         **kwargs: Further arguments of `Evaluator`: tasks, initial states, protocol, renderer, number of environments.
 
     Attributes:
-        history: Every evaluation's timestep and episodes, also those before a run was loaded and went on.
-        reports: The reports of this process's evaluations, by timestep.
-        best_success_rate: Of all so far, -1 before the first.
+        history: Timestep and episodes of every evaluation, those before a run was resumed included.
+        reports: Reports of this process's evaluations, by timestep.
+        best_success_rate: Best success rate so far; -1 before the first evaluation.
 
     Raises:
         ValueError: If ``eval_freq`` is no whole number of at least 1.
@@ -101,7 +102,7 @@ class EvaluationCallback(EventCallback):
 
     def _on_training_start(self) -> None:
         # Now and not at the first evaluation: a wrong argument should not cost hours.
-        if self.folder is not None and getattr(self.model, "is_vla", False):
+        if self.folder is not None and getattr(self.model, "saves_runs", False):
             destination(self.folder / "best", RUN)
         self._evaluator = Evaluator(self.model, self.env_id, **self.kwargs)
         self._go_on = True

@@ -1,13 +1,14 @@
-"""What two evaluations say of each other: whether they can be compared, and whether they differ beyond chance."""
+"""Comparisons of two evaluations: whether they can be compared, and whether they differ beyond chance."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from vla_agent.common.intervals import mcnemar_exact, newcombe_interval
 from vla_agent.evaluation.protocols import with_fixtures
-from vla_agent.evaluation.reports import EvaluationReport, SuccessRow, describe_ids, describe_row
-from vla_agent.intervals import mcnemar_exact, newcombe_interval
+from vla_agent.evaluation.reports import EvaluationReport
+from vla_agent.evaluation.results import SuccessRow, describe_ids, describe_row
 
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -25,7 +26,7 @@ class Comparison:
         paired: Whether both ran the episodes compared, so that these are compared one by one.
         only_first: Paired episodes in which the first alone succeeded.
         only_second: Paired episodes in which the second alone succeeded.
-        p_value: Of McNemar's exact test, two-sided; None where episodes are not paired.
+        p_value: Two-sided p-value of McNemar's exact test; None if episodes are not paired.
         interval: Newcombe's 95 % interval of the difference, as of independent episodes: wide for paired ones.
     """
 
@@ -85,8 +86,8 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
     """Whether two reports can be compared, and whether their success rates differ beyond chance.
 
     Episodes of the same task and initial state are paired, so that what makes some states harder than others cancels.
-    Where the reports share none, all episodes of both are compared. Reports that do not tell draws of fixtures are from
-    when every episode stood on the first.
+    If the reports share no episode, all episodes of both are compared. Reports that do not state draws of fixtures are
+    older; all their episodes had the first draw.
 
     Args:
         first: The one to compare with, such as a baseline.

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import functools
 import logging
 import os
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch as th
 from tqdm import tqdm
 
-from libero_gym.checks import choice, flag, sequence, whole_number
+from libero_gym.common.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
-from vla_agent.envs.vec_env import (
-    PUBLISHED_IMAGE_SIZE,
-    PUBLISHED_RENDER_SIZE,
-    describe_suite,
-    make_vec_env,
-    published_transform,
-)
-from vla_agent.evaluation import provenance as manifest
+from vla_agent.envs.episodes import play_episodes
+from vla_agent.envs.make import make_vec_env
+from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
-from vla_agent.evaluation.protocols import PROTOCOLS, Protocol
-from vla_agent.evaluation.reports import EpisodeResult, EvaluationReport, as_folder
+from vla_agent.evaluation.protocols import PROTOCOLS
+from vla_agent.evaluation.provenance import UNKNOWN, describe_model, overlap, provenance, read_training_states
+from vla_agent.evaluation.reports import EvaluationReport, as_folder
+from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.trials import Trial, held_out_states, plan_trials
 
 logger = logging.getLogger(__name__)
@@ -57,13 +54,13 @@ def evaluate_policy(
     them its last bits: greedy decoding then rarely, sampling always takes other ways.
 
     Args:
-        model: What acts; see `Evaluator`.
-        env_id: Such as "LIBERO-Spatial-v0".
-        deterministic: Decode greedily, as the protocol does.
-        seed: Of torch's generators, for sampling; they are left as they were found.
-        progress_bar: Show episodes and successes so far, on a terminal.
+        model: The model or policy; see `Evaluator`.
+        env_id: Id of the environments, such as "LIBERO-Spatial-v0".
+        deterministic: Whether to decode greedily, as the protocol does.
+        seed: Seed of torch's generators for sampling; they are put back afterwards.
+        progress_bar: Whether to show episodes and successes so far, on a terminal.
         out: Folder for the report and for episodes as they end; see `Evaluator.run`.
-        film_failures: Film so many failures of each task, into ``<out>/failures``.
+        film_failures: Number of failures of each task to film, into ``<out>/failures``.
         **kwargs: Further arguments of `Evaluator`.
 
     Raises:
@@ -80,34 +77,36 @@ class Evaluator:
     """A model, environments and a plan, for one evaluation or for several of a model that changes.
 
     Args:
-        model: A `VLAPPO` or one that it saved, a checkpoint ("tiny", a folder, a hub id), an `OpenVLA`, or anything
-            with ``predict(obs, deterministic=)``, which gets `VLAVecEnv`'s observations and gives its bins and a state;
-            if it takes SB3's ``state`` and ``episode_start`` too, it is given them.
-        env_id: Such as "LIBERO-Spatial-v0".
+        model: A `VLAPPO` or a folder with one, a checkpoint ("tiny", a folder, a hub id), a backbone, or any object
+            with ``predict(obs, deterministic=)``. It gets `VLAVecEnv`'s observations and returns its bins and a state;
+            `play_episodes` says what else `predict` may take.
+        env_id: Id of the environments, such as "LIBERO-Spatial-v0".
         task_ids: Tasks of the suite; all by default.
         init_state_ids: Official initial states, each once per task; all 50 by default. "held-out": those that the
-            model was not trained on, by its checkpoint's ``training.json``. May be () beside ``placement_seeds``.
-        placement_seeds: Further initial states, each once per task: the objects anywhere in the BDDL's regions. In the
-            report such a state's id is -1 - seed. For choosing a model: results are reported on official states.
-        n_envs: Environments side by side; as many as CPU cores by default, and never more than episodes.
-        protocol: How it is run, one of `PROTOCOLS`. "openvla": as OpenVLA's own evaluation, where initial state k
-            stands on draw k + 1 of the fixtures after seed 0. "openpi": the same with seed 7. "fixed": all on draw 1 of
+            model was not trained on, by its checkpoint's ``training.json``. It may be () if there are
+            ``placement_seeds``.
+        placement_seeds: Further initial states, each once per task, with the objects anywhere in the BDDL's regions. In
+            the report such a state's id is -1 - seed. They serve to choose a model; results are reported on official
+            states.
+        n_envs: Number of environments side by side; by default as many as CPU cores, and never more than episodes.
+        protocol: Name of one of `PROTOCOLS`. "openvla" is OpenVLA's own evaluation, where initial state k has draw
+            k + 1 of the fixtures after seed 0. "openpi" is the same with seed 7. "fixed" gives all states draw 1 of
             seed 0. These three render at 256 pixels; images then take JPEG and a Lanczos resize to the model's size.
-            "training": as `make_vec_env` makes environments to train in, on draw 1; models that do not take 224 pixels
-            are fed frames of their size. A task's first draws take 3 to 8 seconds, and are kept on disk.
-        center_crop: Whether the published path of images ends with the centre crop, right for models trained with
-            random crops. None: for models that take 224 pixels, as the published ones do.
+            "training" makes environments as `make_vec_env` does for training, on draw 1; models that do not take 224
+            pixels are fed frames of their size. Drawing the fixtures of a task takes seconds at first; they are kept on
+            disk.
+        center_crop: Whether the published path of images ends with the centre crop, as is right for models trained with
+            random crops. None crops for models that take 224 pixels, as the published ones do.
         renderer: "exact" for every reported result, or "fast".
-        max_episode_steps: Control steps; the suite's limit by default.
-        unnorm_key: Which of the checkpoint's statistics decode the actions; may be left out where there is one.
-        processor: Whose prompts and action table serve a ``model`` that is none of a checkpoint: a processor, or what
-            `load_processor` takes.
-        device: Where a checkpoint is loaded to.
+        max_episode_steps: Control steps of an episode; the protocol's limit by default.
+        unnorm_key: Key of the checkpoint's statistics that decode the actions; None takes the only one.
+        processor: Processor whose prompts and codec serve a ``model`` without its own, or the name of its checkpoint.
+        device: Device that a checkpoint is loaded to.
         **env_kwargs: Further arguments of the environments, such as ``n_workers``.
 
     Attributes:
-        trials: What is run, in the report's order.
-        conditions, settings: As in the report.
+        trials: The trials, in the report's order.
+        conditions, settings: Conditions and settings of the report.
 
     Raises:
         ValueError: If an argument is out of range, or model and environment do not fit.
@@ -144,54 +143,62 @@ class Evaluator:
             plan_trials(env_id, task_ids, init_state_ids, placement_seeds)  # complains before the weights are read
         with _own_randomness(0):
             self.subject = load_subject(model, device)
-        self.training_states = manifest.read_training_states(self.subject.folder)
+        self.training_states = read_training_states(self.subject.folder)
         self.suite = describe_suite(env_id)
         if isinstance(init_state_ids, str):
             init_state_ids = held_out_states(self.suite, self.training_states, init_state_ids)
         self.trials = plan_trials(env_id, task_ids, init_state_ids, placement_seeds)
-        task_ids = sorted({trial.task_id for trial in self.trials})
-        model, trained = self.subject.model, getattr(self.subject.model, "policy", None)
-        self._processor = processor_of(model, processor)
-        unnorm_key = unnorm_key or getattr(trained, "unnorm_key", None)
-        image_options = _image_options(self.protocol, self._processor.image_size, center_crop, env_kwargs)
-        settle_steps = env_kwargs.setdefault("settle_steps", self.protocol.settle_steps)
-        max_steps = self.protocol.max_steps(self.suite) if max_episode_steps is None else max_episode_steps
-        self.protocol.prepare(self.suite, self.trials)
-        logger.info("Starting environments for %d episodes of %s", len(self.trials), self.suite.name)
-        self.env = make_vec_env(
-            env_id,
-            min(n_envs, len(self.trials)),
-            model=self._processor,
-            unnorm_key=unnorm_key,
-            task_id=task_ids,
-            renderer=renderer,
-            max_episode_steps=max_steps,
-            **{"restart": True} | env_kwargs | image_options,
-        )
-        try:
-            with _own_randomness(0):
-                self.policy = as_policy(model, self.env, unnorm_key)
-        except BaseException:
-            self.env.close()
-            raise
-        self.env.venv.set_autoreset(False)  # every episode is chosen
         self.conditions: dict[str, Any] = {
             "suite": self.suite.name,
-            "task_ids": task_ids,
+            "task_ids": sorted({trial.task_id for trial in self.trials}),
             "init_state_ids": sorted({trial.init_state_id for trial in self.trials}),
             "protocol": self.protocol.name,
             "fixture_seed": self.protocol.fixture_seed,
             "fixture_draw": self.protocol.fixture_draw,
             "renderer": renderer,
-            "settle_steps": settle_steps,
-            "max_steps": max_steps,
+            "settle_steps": env_kwargs.pop("settle_steps", self.protocol.settle_steps),
+            "max_steps": max_episode_steps or self.protocol.max_steps(self.suite),
         }
+        trained = getattr(self.subject.model, "policy", None)
+        unnorm_key = unnorm_key or getattr(trained, "unnorm_key", None)
+        self._make_env(env_id, n_envs, processor_of(self.subject.model, processor), center_crop, unnorm_key, env_kwargs)
+
+    def _make_env(
+        self,
+        env_id: str,
+        n_envs: int,
+        processor: Any,
+        center_crop: bool | None,
+        unnorm_key: str | None,
+        env_kwargs: dict[str, Any],
+    ) -> None:
+        """Make the environments and the policy that acts in them, and note the settings of both."""
+        image_options = self.protocol.image_options(processor.image_size, center_crop, env_kwargs.get("image_size"))
+        self.protocol.prepare(self.suite, self.trials)
+        logger.info("Starting environments for %d episodes of %s", len(self.trials), self.suite.name)
+        self.env = make_vec_env(
+            env_id,
+            min(n_envs, len(self.trials)),
+            model=processor,
+            unnorm_key=unnorm_key,
+            task_id=self.conditions["task_ids"],
+            renderer=self.conditions["renderer"],
+            settle_steps=self.conditions["settle_steps"],
+            max_episode_steps=self.conditions["max_steps"],
+            **{"restart": True} | env_kwargs | image_options,
+        )
+        try:
+            with _own_randomness(0):
+                self.policy = as_policy(self.subject.model, self.env, unnorm_key)
+        except BaseException:
+            self.env.close()
+            raise
         self.settings: dict[str, Any] = {
             "env_id": env_id,
             "center_crop": self.env.image_transform is not None and image_options.get("center_crop", True),
-            "image_size": self._processor.image_size,
+            "image_size": processor.image_size,
             "cameras": [key for key in CAMERA_KEYS if key in cast(Any, self.env.observation_space).spaces],
-            "chunk_size": cast(Any, self.env.action_space).shape[0] // 7,
+            "chunk_size": self.env.codec.chunk_size,
             "unnorm_key": unnorm_key,
             "n_envs": self.env.num_envs,
         }
@@ -217,17 +224,17 @@ class Evaluator:
     ) -> EvaluationReport:
         """Run every trial.
 
-        With ``out``, episodes are on disk as they end. After an interruption (Ctrl-C, a kill) the same call runs what
-        is missing; on Ctrl-C, the report of what was done is written before the exception goes on. Episodes that were
-        sampled are then other ones than without the interruption.
+        With ``out``, each episode is written to disk as it ends. After an interruption (Ctrl-C, a kill) the same call
+        runs the missing episodes. Ctrl-C writes the report of the finished ones before the exception goes on. Sampled
+        episodes after an interruption differ from those without one.
 
         Args:
-            deterministic: Decode greedily, as the protocol does.
-            seed: Of torch's generators, for sampling; they are left as they were found.
-            progress_bar: Show episodes and successes so far, on a terminal. They are logged in any case, at level INFO,
-                every ten seconds.
+            deterministic: Whether to decode greedily, as the protocol does.
+            seed: Seed of torch's generators for sampling; they are put back afterwards.
+            progress_bar: Whether to show episodes and successes so far, on a terminal. They are logged in any case, at
+                level INFO, every ten seconds.
             out: Folder for ``episodes.jsonl``, ``report.json``, ``report.md`` and ``success.png``.
-            film_failures: Film so many failures of each task as the model saw them, into ``<out>/failures``.
+            film_failures: Number of failures of each task to film as the model saw them, into ``<out>/failures``.
 
         Raises:
             ValueError: If an argument is out of range, or failures are to be filmed without a folder or a camera.
@@ -238,7 +245,7 @@ class Evaluator:
         film_failures = whole_number("film_failures", film_failures, 0)
         out = None if out is None else as_folder("out", out)
         filmer = self._filmer(film_failures, out)
-        description = manifest.describe_model(self.subject.model, self.subject.name, self.subject.folder)
+        description = describe_model(self.subject.model, self.subject.name, self.subject.folder)
         settings = self.settings | {"deterministic": deterministic, "seed": seed}
         report = EvaluationReport(
             conditions=self.conditions,
@@ -247,8 +254,8 @@ class Evaluator:
             task_names={task_id: self.suite.task_names[task_id] for task_id in self.conditions["task_ids"]},
             manifest={
                 "model": description,
-                "training_states": self.training_states or manifest.UNKNOWN,
-                **manifest.provenance(),
+                "training_states": self.training_states or UNKNOWN,
+                **provenance(),
             },
             complete=False,
         )
@@ -276,7 +283,7 @@ class Evaluator:
         clock: _Clock,
         progress_bar: bool,
     ) -> None:
-        """Run what the journal lacks, and keep the report's episodes up to date."""
+        """Run the trials that the journal lacks, and keep the report's episodes up to date."""
         results = {Trial(*episode[:2]): episode for episode in (journal.episodes if journal else [])}
         trials = [trial for trial in self.trials if trial not in results]
         with (
@@ -307,49 +314,20 @@ class Evaluator:
         self, trials: Sequence[Trial], deterministic: bool, filmer: Filmer | None, clock: _Clock
     ) -> Iterator[EpisodeResult]:
         """Episodes as they end. The next trial goes to whichever environment is free."""
-        env = self.env
-        waiting = deque(trials)
-        running: dict[int, Trial] = {}
-        step = env.step_actions if isinstance(self.policy, RegressionPolicy) else env.step
-        remember = "episode_start" in inspect.signature(self.policy.predict).parameters  # SB3's whole interface
-        state = None
-        while waiting or running:
-            free = [i for i in range(env.num_envs) if i not in running]
-            starting = {i: waiting.popleft() for i in free[: len(waiting)]}
-            if starting:
-                obs = self._start(running, starting)
+        finished = play_episodes(
+            self.env,
+            clock.timed(self.policy),
+            [self.protocol.start(trial) for trial in trials],
+            deterministic=deterministic,
+            continuous=isinstance(self.policy, RegressionPolicy),
+            record=() if filmer is None else CAMERA_KEYS[:1],
+        )
+        for episode in finished:
+            result = EpisodeResult(*trials[episode.number], episode.success, episode.steps)
+            clock.control_steps += result.steps
             if filmer is not None:
-                filmer.begin(starting)
-                filmer.see(obs, running)
-            with clock.decision():
-                began = np.isin(np.arange(env.num_envs), list(starting))
-                memory = {"state": state, "episode_start": began} if remember else {}
-                actions, state = self.policy.predict(obs, deterministic=deterministic, **memory)
-            new_obs, _, dones, infos = step(actions)
-            obs = cast(dict[str, np.ndarray], new_obs)
-            for i in [i for i in running if dones[i]]:
-                trial, info = running.pop(i), infos[i]
-                if info.get("worker_restarted", False) and not info["is_success"]:
-                    waiting.appendleft(trial)  # cut short by a worker that had to be replaced
-                    continue
-                episode = EpisodeResult(*trial, bool(info["is_success"]), int(info["elapsed_steps"]))
-                if filmer is not None:
-                    filmer.end(i, episode, info["terminal_observation"])
-                clock.control_steps += episode.steps
-                yield episode
-
-    def _start(self, running: dict[int, Trial], starting: dict[int, Trial]) -> dict[str, np.ndarray]:
-        """Begin trials; again those whose worker was replaced meanwhile. Gives all environments' observations."""
-        running.update(starting)
-        while True:
-            before = list(self.env.reset_infos)
-            obs = self.env.begin_episodes({i: self.protocol.options(trial) for i, trial in starting.items()})
-            infos = self.env.reset_infos
-            unasked = {i for i in running if infos[i] is not before[i]} - set(starting)  # their worker was replaced
-            shown = {i: (infos[i]["task_id"], infos[i]["init_state_id"]) for i in running}
-            starting = {i: trial for i, trial in running.items() if i in unasked or shown[i] != trial.shown}
-            if not starting:
-                return obs
+                filmer.film(result, episode.observations[CAMERA_KEYS[0]])
+            yield result
 
     def _filmer(self, film_failures: int, out: Path | None) -> Filmer | None:
         if not film_failures:
@@ -359,7 +337,7 @@ class Evaluator:
         return Filmer(out / "failures", film_failures, self.settings["chunk_size"])
 
     def _warn_of_overlap(self) -> None:
-        seen = manifest.overlap(self.training_states, self.suite.name, self.conditions["init_state_ids"])
+        seen = overlap(self.training_states, self.suite.name, self.conditions["init_state_ids"])
         if seen:
             warnings.warn(
                 f"The model was trained on {len(seen)} of the {len(self.conditions['init_state_ids'])} initial states "
@@ -369,21 +347,27 @@ class Evaluator:
 
 
 class _Clock:
-    """How long an evaluation and its decisions take."""
+    """Measures how long an evaluation and its decisions take."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.seconds: list[float] = []
         self.control_steps = 0
 
-    @contextlib.contextmanager
-    def decision(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds.append(time.perf_counter() - start)
+    def timed(self, policy: Any) -> SimpleNamespace:
+        """The same policy, with timed decisions."""
+
+        @functools.wraps(policy.predict)  # keeps the signature, which says what `predict` is given
+        def predict(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            decision = policy.predict(*args, **kwargs)
+            self.seconds.append(time.perf_counter() - start)
+            return decision
+
+        return SimpleNamespace(predict=predict)
 
     def summary(self, n_envs: int) -> dict[str, float]:
-        """Seconds in all; milliseconds of a call of `predict` for all environments, and per control step executed."""
+        """Seconds in all, and milliseconds of a `predict` call for all environments and per control step."""
         summary = {"wall_s": time.perf_counter() - self.start}
         if self.seconds:
             summary["predict_ms_median"] = float(np.median(self.seconds)) * 1e3
@@ -394,26 +378,9 @@ class _Clock:
         return summary
 
 
-def _image_options(
-    protocol: Protocol, size: int, center_crop: bool | None, env_kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Arguments of `make_vec_env` that make a protocol's images."""
-    if protocol.images == "training":
-        return {} if center_crop is None else {"center_crop": center_crop}
-    given = env_kwargs.get("image_size", PUBLISHED_RENDER_SIZE)
-    if given != PUBLISHED_RENDER_SIZE:
-        raise ValueError(
-            f"protocol={protocol.name!r} renders {PUBLISHED_RENDER_SIZE} pixels, not image_size={given}; leave "
-            "image_size out, or use protocol='training'."
-        )
-    crop = size == PUBLISHED_IMAGE_SIZE if center_crop is None else center_crop
-    transform: Callable[[np.ndarray], np.ndarray] = published_transform(size, crop)
-    return {"image_size": PUBLISHED_RENDER_SIZE, "image_transform": transform, "center_crop": crop}
-
-
 @contextlib.contextmanager
 def _own_randomness(seed: int) -> Iterator[None]:
-    """Seeds torch inside, and leaves its generators as they were."""
+    """Seeds torch's generators, and puts them back at the end."""
     with th.random.fork_rng(devices=range(th.cuda.device_count())):
         th.manual_seed(seed)
         yield

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from libero_gym.atomic import replacing
+from libero_gym.common.videos import write_film
 from libero_gym.dimensions import CONTROL_FREQ
-from vla_agent.evaluation.reports import EpisodeResult
+from vla_agent.evaluation.results import EpisodeResult
 
-"""Control steps per second, of LIBERO."""
+# Smaller frames are enlarged to at least so many pixels.
 _MIN_SIDE = 224
 
 
 class Filmer:
-    """Keeps the frames of running episodes, and writes those of failures.
+    """Writes videos of failures.
 
     Args:
-        folder: For the MP4s.
-        n_per_task: Failures of each task to film.
+        folder: Folder for the MP4s.
+        n_per_task: Number of failures of each task to film.
         chunk_size: Control steps from one frame to the next.
     """
 
@@ -30,30 +29,19 @@ class Filmer:
         self.n_per_task = n_per_task
         self.fps = max(1, round(CONTROL_FREQ / chunk_size))
         self._filmed: Counter[int] = Counter()
-        self._frames: dict[int, list[np.ndarray]] = defaultdict(list)
 
-    def see(self, obs: Mapping[str, np.ndarray], running: Iterable[int]) -> None:
-        """Remember what the running environments show."""
-        for i in running:
-            self._frames[i].append(obs["image"][i].copy())
+    def film(self, episode: EpisodeResult, frames: np.ndarray) -> None:
+        """Write an episode if it failed, unless enough failures of its task are written already.
 
-    def begin(self, starting: Iterable[int]) -> None:
-        """Drop what was kept of environments that begin an episode."""
-        for i in starting:
-            self._frames.pop(i, None)
-
-    def end(self, i: int, episode: EpisodeResult, last: Mapping[str, np.ndarray]) -> None:
-        """Write an environment's episode if it failed, and few of its task have."""
-        frames = [*self._frames.pop(i, []), last["image"]]
+        Args:
+            episode: The episode.
+            frames: Its frames as the policy saw them, uint8 (T, H, W, 3).
+        """
         if episode.success or self._filmed[episode.task_id] >= self.n_per_task:
             return
-        import imageio.v3 as iio  # finds ffmpeg, which takes a moment
-
         self._filmed[episode.task_id] += 1
-        video = np.stack(frames)
-        enlarge = -(-_MIN_SIDE // video.shape[1])
-        enlarge += (enlarge * video.shape[1]) % 2  # H.264 wants even sides
-        video = video.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+        enlarge = -(-_MIN_SIDE // frames.shape[1])
+        enlarge += (enlarge * frames.shape[1]) % 2  # H.264 wants even sides
+        video = frames.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
         path = self.folder / f"task{episode.task_id:02d}_init{episode.init_state_id:02d}.mp4"
-        with replacing(path) as temporary:
-            iio.imwrite(temporary, video, fps=self.fps, macro_block_size=2)
+        write_film(path, video, self.fps)

@@ -1,4 +1,4 @@
-"""Episodes of an evaluation on disk as they end, so that an interrupted one goes on where it stopped."""
+"""The journal of an evaluation: it keeps episodes on disk as they end, so that an interrupted evaluation can go on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from libero_gym.atomic import write_text
-from libero_gym.json_files import MAX_BYTES, parse_json
+from libero_gym.common.atomic import write_text
+from libero_gym.common.json_files import MAX_BYTES, parse_json
 from vla_agent.evaluation.protocols import with_fixtures
-from vla_agent.evaluation.reports import SCHEMA, EpisodeResult, ReportError
+from vla_agent.evaluation.results import SCHEMA, EpisodeResult, ReportError
 
 JOURNAL_FILE = "episodes.jsonl"
 
@@ -18,11 +18,11 @@ class Journal:
     """The file ``episodes.jsonl``: what is evaluated in the first line, then an episode per line.
 
     Args:
-        folder: Where the file is, or is made.
-        identity: What decides the episodes; an existing file must have the same.
+        folder: Folder of the file, which may be missing.
+        identity: Conditions and settings that decide the episodes; an existing file must have the same.
 
     Attributes:
-        episodes: Those that were there already.
+        episodes: Episodes that the file held already.
 
     Raises:
         ReportError: If the file is of another evaluation, or damaged.

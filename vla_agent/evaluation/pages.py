@@ -1,13 +1,15 @@
-"""Reports for reading: a Markdown page and a chart."""
+"""Results for reading: a Markdown page and a chart."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from vla_agent.common.figures import new_figure, save_figure
 from vla_agent.evaluation.protocols import describe_protocol
-from vla_agent.evaluation.reports import CHART_FILE, EvaluationReport, SuccessRow, describe_ids, describe_row
+from vla_agent.evaluation.results import EvaluationResults, SuccessRow, describe_ids, describe_row
 
+CHART_FILE = "success.png"
 _LABEL_LENGTH = 95
 # Inches and dots that a README shows at about this size, so that 9.5 points stay readable.
 _CHART_WIDTH, _ROW_HEIGHT, _DPI = 8.0, 0.5, 125
@@ -15,7 +17,7 @@ _BAR = 0.45  # of a row; the label stands above
 _TASK_COLOR, _TOTAL_COLOR, _TRACK_COLOR = "#2a78b5", "#c7562b", "#e9eef3"
 
 
-def markdown(report: EvaluationReport) -> str:
+def markdown(report: EvaluationResults) -> str:
     """The page `report.md`: the result, a row per task, how it was made."""
     conditions, manifest = report.conditions, report.manifest
     model = manifest.get("model", {})
@@ -42,19 +44,14 @@ def markdown(report: EvaluationReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_chart(report: EvaluationReport, path: Path) -> None:
-    """Write a PNG with a bar per task, successes and episodes beside it, and Wilson's 95 % interval as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
-    from matplotlib.figure import Figure
-
+def draw_chart(report: EvaluationResults, path: Path) -> None:
+    """Write a PNG with a bar per task, its counts at the right, and Wilson's 95 % interval as a line."""
     rows = [(_label(task_id, report.task_names[task_id]), row) for task_id, row in report.tasks.items()]
     colors = [_TASK_COLOR] * len(rows)
     if len(rows) > 1:
         rows.append(("all tasks", report.total))
         colors.append(_TOTAL_COLOR)
-    figure = Figure(figsize=(_CHART_WIDTH, 0.9 + _ROW_HEIGHT * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, ((axes,),) = new_figure(_CHART_WIDTH, 0.9 + _ROW_HEIGHT * len(rows))
     for place, ((label, row), color) in enumerate(zip(rows, colors, strict=True)):
         axes.barh(place, 1, height=_BAR, color=_TRACK_COLOR)
         axes.barh(place, row.rate, height=_BAR, color=color)
@@ -71,10 +68,10 @@ def draw_chart(report: EvaluationReport, path: Path) -> None:
     axes.set_xlabel("success; lines are 95 % intervals (Wilson)", fontsize=9.5)
     title = f"{report.conditions['suite']}, {100 * report.success_rate:.1f} % of {report.total.n} episodes"
     axes.set_title(title, fontsize=10.5, loc="left")
-    figure.savefig(path, dpi=_DPI)
+    save_figure(figure, path, _DPI)
 
 
-def _training_note(report: EvaluationReport) -> str:
+def _training_note(report: EvaluationResults) -> str:
     suite = report.conditions["suite"]
     training = report.manifest.get("training_states")
     if not isinstance(training, dict):

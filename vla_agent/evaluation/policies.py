@@ -11,31 +11,33 @@ from stable_baselines3.common.utils import get_device
 
 from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.action_tokens import to_environment, unnormalize
-from vla_agent.backbone import model_inputs
+from vla_agent.backbone import VLABackbone, is_backbone, model_inputs
 from vla_agent.envs.vec_env import VLAVecEnv
-from vla_agent.policy.policy import VLAPolicy, check_fit
+from vla_agent.policy.checks import check_fit
+from vla_agent.policy.loading import load_backbone, load_processor
+from vla_agent.policy.policy import VLAPolicy
 
 
 class RegressionPolicy:
-    """An `OpenVLA` with a continuous head: its actions are not bins, but for `VLAVecEnv.step_actions`.
+    """A backbone with a continuous head, which gives actions for `VLAVecEnv.step_actions` instead of bins.
 
     Args:
-        model: The model.
+        model: The backbone.
         env: The environments.
-        unnorm_key: Which of the checkpoint's statistics un-normalise the actions.
+        unnorm_key: Key of the checkpoint's statistics that un-normalise the actions; None takes the only one.
 
     Raises:
         ValueError: If the model cannot serve the environments' spaces.
     """
 
-    def __init__(self, model: Any, env: VLAVecEnv, unnorm_key: str | None) -> None:
+    def __init__(self, model: VLABackbone, env: VLAVecEnv, unnorm_key: str | None) -> None:
         check_fit(model, cast(Any, env.observation_space), cast(Any, env.action_space))
         self.model = model
         self.unnorm_key = unnorm_key
         self.stats = model.processor.action_stats(unnorm_key)
 
     def predict(self, obs: dict[str, np.ndarray], deterministic: bool = True) -> tuple[np.ndarray, None]:
-        """Actions as the environments take them, float64 (n_envs, chunk, 7); they know no chance."""
+        """Actions as the environments take them, float64 (n_envs, chunk, 7); nothing is drawn."""
         model = self.model
         ids, mask = (th.from_numpy(obs[key]).to(model.device) for key in ("input_ids", "attention_mask"))
         images = [obs[key] for key in CAMERA_KEYS[: model.config.num_images]]
@@ -49,8 +51,8 @@ class Subject(NamedTuple):
 
     Attributes:
         model: The model.
-        name: What it was asked for by; None for an object.
-        folder: The folder that it was read from; None for an object.
+        name: Name that the caller gave; None if the caller gave an object.
+        folder: Folder that the model was read from; None if the caller gave an object.
     """
 
     model: Any
@@ -59,7 +61,7 @@ class Subject(NamedTuple):
 
 
 def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
-    """The model itself, or what is saved under its name: a `VLAPPO` or an `OpenVLA`.
+    """The model itself, or what is saved under its name: a `VLAPPO` or a backbone.
 
     Raises:
         CheckpointError: If there is no such checkpoint.
@@ -67,17 +69,16 @@ def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
     """
     if isinstance(model, (str, Path)):
         from vla_agent.algorithms.ppo import VLAPPO
-        from vla_agent.openvla import OpenVLA
         from vla_agent.openvla.files import resolve_folder
-        from vla_agent.runs.saved_run import find, is_run
+        from vla_agent.runs.run_files import find, is_run
 
         if is_run(model) or Path(model).is_file():
             found = find(model)
             return Subject(VLAPPO.load(found, device=device), str(model), found if found.is_dir() else None)
         folder = resolve_folder(model, weights=True)
         # By its name and not the folder: "v01" in a hub id selects the prompt.
-        return Subject(OpenVLA.from_pretrained(model, device=get_device(device)), str(model), folder)
-    if not hasattr(model, "sample_actions") and not callable(getattr(model, "predict", None)):
+        return Subject(load_backbone(model, device=get_device(device)), str(model), folder)
+    if not is_backbone(model) and not callable(getattr(model, "predict", None)):
         raise TypeError(
             f"A {type(model).__name__} cannot be evaluated; give a VLAPPO, a checkpoint, an OpenVLA, or an object with "
             "predict(obs, deterministic)."
@@ -86,15 +87,11 @@ def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
 
 
 def processor_of(model: Any, default: Any) -> Any:
-    """The model's own processor; for one that has none, ``default``, loaded where it is a checkpoint's name."""
+    """The model's own processor; ``default`` if it has none, loaded if that is the name of a checkpoint."""
     backbone = getattr(getattr(model, "policy", None), "backbone", model)
-    if hasattr(backbone, "processor"):
+    if is_backbone(backbone):
         return backbone.processor
-    if isinstance(default, (str, Path)):
-        from vla_agent.openvla import load_processor
-
-        return load_processor(default)
-    return default
+    return load_processor(default) if isinstance(default, (str, Path)) else default
 
 
 def as_policy(model: Any, env: VLAVecEnv, unnorm_key: str | None) -> Any:
@@ -103,11 +100,11 @@ def as_policy(model: Any, env: VLAVecEnv, unnorm_key: str | None) -> Any:
     Raises:
         ValueError: If the model cannot serve the environments' spaces.
     """
-    if getattr(model, "action_head", None) is not None:
+    if is_backbone(model) and model.abilities.regresses_actions:
         return RegressionPolicy(model, env, unnorm_key)
-    if hasattr(model, "sample_actions"):
+    if is_backbone(model):
         spaces = (env.observation_space, env.action_space)
-        return VLAPolicy(*spaces, lambda _: 0.0, model=model, unnorm_key=unnorm_key)
+        return VLAPolicy(*spaces, lambda _: 0.0, model=cast(Any, model), unnorm_key=unnorm_key)
     if isinstance(getattr(model, "policy", None), VLAPolicy):
         check_fit(model.policy.backbone, cast(Any, env.observation_space), cast(Any, env.action_space))
         return model

@@ -10,25 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tqdm import tqdm
-
-from vla_agent.envs.vec_env import SuiteDescription
+from vla_agent.envs.episodes import EpisodeStart
+from vla_agent.envs.make import PUBLISHED_IMAGE_SIZE, PUBLISHED_RENDER_SIZE, published_transform
+from vla_agent.envs.suites import SuiteDescription
 from vla_agent.evaluation.trials import Trial
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """What an evaluation fixes beside model, tasks and initial states.
+class EvaluationProtocol:
+    """What an evaluation fixes besides the model, the tasks and the initial states.
 
     Attributes:
-        name: What it is asked for by.
-        source: Whose it is, and where it is written down; for reports.
-        fixture_seed: What fixtures are drawn from.
-        fixture_draw: "trial" puts official initial state j on draw j + 1; "first" puts every trial on draw 1. Initial
-            states that placement seeds draw were drawn around draw 1 and stand on it.
-        images: "published": rendered at 256 pixels, JPEG, Lanczos resize to the model's size. "training": as
-            `make_vec_env` feeds them in training.
-        step_limits: Control steps of an episode by LIBERO's name of the suite; the suites' own where it names none.
+        name: Name that callers ask for it by.
+        source: Where the protocol is written down; reports say so.
+        fixture_seed: Seed that fixtures are drawn from.
+        fixture_draw: "trial" puts official initial state j on draw j + 1; "first" puts every trial on draw 1.
+            Placements were made around draw 1, so they always stand on it.
+        images: "published" renders 256 pixels, and applies JPEG and a Lanczos resize to the model's size. "training"
+            feeds images as `make_vec_env` does in training.
+        step_limits: Control steps of an episode, by LIBERO's name of the suite. A suite that is not named keeps its
+            own limit.
         settle_steps: Control steps with an open gripper before the first observation.
     """
 
@@ -41,50 +42,72 @@ class Protocol:
     settle_steps: int = 10
 
     def draw(self, trial: Trial) -> int:
-        """Which draw of the fixtures a trial stands on, counted from 1."""
+        """Number of the fixtures' draw of a trial, counted from 1."""
         return trial.init_state_id + 1 if self.fixture_draw == "trial" and trial.init_state_id >= 0 else 1
 
-    def options(self, trial: Trial) -> dict[str, int]:
-        """What a reset needs to begin a trial."""
-        return trial.options | {"fixture_seed": self.fixture_seed, "fixture_draw": self.draw(trial)}
+    def start(self, trial: Trial) -> EpisodeStart:
+        """Where a trial begins, with its fixtures."""
+        return trial.start._replace(fixture_seed=self.fixture_seed, fixture_draw=self.draw(trial))
 
     def max_steps(self, suite: SuiteDescription) -> int:
         """Control steps that an episode may take."""
         return (self.step_limits or {}).get(suite.name, suite.max_steps)
 
+    def image_options(self, size: int, center_crop: bool | None, image_size: int | None) -> dict[str, Any]:
+        """Arguments of `make_vec_env` that make this protocol's images.
+
+        Args:
+            size: Side of the images that the model takes, in pixels.
+            center_crop: Whether the published path ends with the centre crop; None crops for models that take 224
+                pixels.
+            image_size: Side of the rendered images that the caller asked for; None for the protocol's own.
+
+        Raises:
+            ValueError: If the protocol renders another size.
+        """
+        if self.images == "training":
+            return {} if center_crop is None else {"center_crop": center_crop}
+        if image_size not in (None, PUBLISHED_RENDER_SIZE):
+            raise ValueError(
+                f"protocol={self.name!r} renders {PUBLISHED_RENDER_SIZE} pixels, not image_size={image_size}; leave "
+                "image_size out, or use protocol='training'."
+            )
+        crop = size == PUBLISHED_IMAGE_SIZE if center_crop is None else center_crop
+        transform = published_transform(size, crop)
+        return {"image_size": PUBLISHED_RENDER_SIZE, "image_transform": transform, "center_crop": crop}
+
     def prepare(self, suite: SuiteDescription, trials: Sequence[Trial]) -> None:
         """Have the fixtures of these trials drawn and cached, before several workers ask for them."""
-        from libero_gym.compilation import draws
-        from libero_gym.tasks import get_tasks
-
         wanted: dict[int, int] = {}
         for trial in trials:
             wanted[trial.task_id] = max(wanted.get(trial.task_id, 1), self.draw(trial))
-        if self.fixture_seed == 0:  # draw 1 comes with the task
-            wanted = {task_id: draw for task_id, draw in wanted.items() if draw > 1}
-        tasks = get_tasks(suite.name)
-        for task_id in tqdm(
-            wanted, desc="Drawing fixtures", unit="task", disable=None if wanted else True, leave=False
-        ):
-            draws.prepare(tasks[task_id], wanted[task_id], self.fixture_seed)
+        suite.prepare_fixtures(wanted, self.fixture_seed)
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        # Both scripts call env.seed(0) where the environment is made, and env.reset() before each set_init_state().
-        Protocol("openvla", "run_libero_eval.py of OpenVLA and OpenVLA-OFT"),
-        # Its seed, its draws and its step limits, which are OpenVLA's. Its images go through a bilinear resize without
-        # JPEG, for models that are none of ours; they are not built here.
-        Protocol("openpi", "examples/libero/main.py of openpi, but for its images, which are as OpenVLA's", 7),
-        Protocol("fixed", "as openvla, but for one scene per task", fixture_draw="first"),
-        Protocol("training", "as make_vec_env makes environments to train in", fixture_draw="first", images="training"),
-    )
-}
+# The public name. Inside this package it would clash with typing's `Protocol`.
+Protocol = EvaluationProtocol
+
+_PROTOCOLS = (
+    # Both scripts call env.seed(0) where the environment is made, and env.reset() before each set_init_state().
+    EvaluationProtocol("openvla", "run_libero_eval.py of OpenVLA and OpenVLA-OFT"),
+    # Its seed, its draws and its step limits, which are OpenVLA's. Its images go through a bilinear resize without
+    # JPEG, for models that are none of ours; they are not built here.
+    EvaluationProtocol(
+        "openpi", "examples/libero/main.py of openpi, but for its images, which are as OpenVLA's", fixture_seed=7
+    ),
+    EvaluationProtocol("fixed", "as openvla, but for one scene per task", fixture_draw="first"),
+    EvaluationProtocol(
+        "training",
+        "as make_vec_env makes environments to train in",
+        fixture_draw="first",
+        images="training",
+    ),
+)
+PROTOCOLS: dict[str, EvaluationProtocol] = {protocol.name: protocol for protocol in _PROTOCOLS}
 
 
 def with_fixtures(conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """Conditions of a report; of an older one, which does not tell draws of fixtures, with the one that it stood on."""
+    """Conditions of a report; an older report, which states no draws of fixtures, gets those that it was made with."""
     if "fixture_draw" in conditions:
         return dict(conditions)
     renamed = {"protocol": "fixed"} if conditions.get("protocol") == "openvla" else {}

@@ -1,4 +1,4 @@
-"""What made a result: versions, commit, hashes of the weights, and the initial states that a model was trained on."""
+"""Where a result comes from: versions, commit, hashes of the weights, the states that a model was trained on."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch as th
 
-from libero_gym.atomic import write_text
-from libero_gym.json_files import read_json
-from vla_agent.hashes import hash_files, hash_weights
+from libero_gym.common.atomic import write_text
+from libero_gym.common.json_files import read_json
+from libero_gym.common.version import UNKNOWN, package_versions
+from vla_agent.common.hashes import hash_files, hash_weights
 
 PACKAGES = (
     "libero-vla",
@@ -30,9 +30,8 @@ PACKAGES = (
     "transformers",
     "numpy",
 )
-# What training leaves beside a checkpoint: {"training": {"libero_spatial": [0, 1, ...]}}, states by suite.
+# Training writes this file into the checkpoint: {"training": {"libero_spatial": [0, 1, ...]}}, states by suite.
 TRAINING_FILE = "training.json"
-UNKNOWN = "unknown"
 
 TrainingStates = dict[str, list[int]]
 
@@ -42,7 +41,7 @@ def provenance() -> dict[str, Any]:
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": source_commit(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": package_versions(PACKAGES),
         "machine": {
             "architecture": platform.machine(),
             "cpu_cores": os.cpu_count(),
@@ -53,7 +52,7 @@ def provenance() -> dict[str, Any]:
 
 @functools.cache
 def source_commit() -> str:
-    """Short hash of the commit that this package is checked out at, ``+`` where files differ; else "unknown"."""
+    """Short hash of the package's commit, with ``+`` if files differ from it; "unknown" outside of a checkout."""
     command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
     package = Path(__file__).parent
     try:
@@ -67,12 +66,12 @@ def source_commit() -> str:
 
 
 def describe_model(model: Any, name: str | Path | None, folder: Path | None) -> dict[str, Any]:
-    """What a model is: its class, the name that it was asked for by, and hashes.
+    """Describe a model by its class, its name and hashes.
 
     Args:
         model: The model.
-        name: What the caller called it, if by a name.
-        folder: Where it was read from, if from a folder: its files are hashed. Otherwise its weights are.
+        name: Name that the caller gave; None if the caller gave an object.
+        folder: Folder that it was read from, whose files are hashed; None hashes its weights.
     """
     description: dict[str, Any] = {"class": type(model).__name__, "name": None if name is None else str(name)}
     if folder is not None:
@@ -101,13 +100,13 @@ def read_training_states(folder: Path | None) -> TrainingStates | None:
 def write_training_states(
     folder: Path, suite: str, init_state_ids: Iterable[int], base: TrainingStates | None = None
 ) -> None:
-    """Note beside a checkpoint which official initial states it was trained on.
+    """Write into a checkpoint which official initial states it was trained on.
 
     Args:
-        folder: The checkpoint's, or a saved run's.
+        folder: Folder of the checkpoint or of a saved run.
         suite: LIBERO's name of the suite.
-        init_state_ids: The states.
-        base: Those that the model it started from was trained on.
+        init_state_ids: Official initial states.
+        base: States that the model was trained on before, if it started from a trained one.
     """
     states = dict(base or {})
     states[suite] = sorted({*states.get(suite, []), *(int(index) for index in init_state_ids)})
@@ -115,7 +114,7 @@ def write_training_states(
 
 
 def overlap(training: TrainingStates | None, suite: str, init_state_ids: Iterable[int]) -> list[int] | None:
-    """Evaluated initial states that the model was trained on; None where nobody knows."""
+    """Evaluated initial states that the model was trained on; None if that is unknown."""
     if training is None:
         return None
     return sorted(set(training.get(suite, [])) & set(init_state_ids))
@@ -123,10 +122,3 @@ def overlap(training: TrainingStates | None, suite: str, init_state_ids: Iterabl
 
 def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(index) is int and index >= 0 for index in value)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from libero_gym.checks import sequence, whole_number
-from vla_agent.envs.vec_env import SuiteDescription, describe_suite
+from libero_gym.common.checks import sequence, whole_number
+from vla_agent.envs.episodes import EpisodeStart
+from vla_agent.envs.suites import SuiteDescription, describe_suite
 from vla_agent.evaluation.provenance import TRAINING_FILE, TrainingStates
 
 
@@ -22,16 +23,11 @@ class Trial(NamedTuple):
     init_state_id: int
 
     @property
-    def options(self) -> dict[str, int]:
-        """What a reset needs to begin it."""
+    def start(self) -> EpisodeStart:
+        """Start of the trial, without the fixtures that the protocol adds."""
         if self.init_state_id >= 0:
-            return self._asdict()
-        return {"task_id": self.task_id, "placement_seed": -1 - self.init_state_id}
-
-    @property
-    def shown(self) -> tuple[int, int]:
-        """Task and initial state as a reset's info tells them, where -1 is any placement."""
-        return self.task_id, max(self.init_state_id, -1)
+            return EpisodeStart(self.task_id, self.init_state_id)
+        return EpisodeStart(self.task_id, placement_seed=-1 - self.init_state_id)
 
 
 def plan_trials(
@@ -61,6 +57,11 @@ def plan_trials(
         if task_id not in range(len(suite.task_names)):
             raise ValueError(f"task_ids has {task_id!r}; {suite.name} has tasks 0 to {len(suite.task_names) - 1}.")
         n_states = suite.n_initial_states(task_id)
+        if states and not n_states:
+            raise ValueError(
+                f"Task {task_id} of {suite.name} has no official initial states; give init_state_ids=() and "
+                "placement_seeds."
+            )
         for state in states:
             if state not in range(n_states):
                 raise ValueError(
@@ -82,11 +83,11 @@ def held_out_states(suite: SuiteDescription, training: TrainingStates | None, sp
 
     Args:
         suite: The suite.
-        training: The states that it was trained on, if that is known.
-        split: What the caller asked for: "held-out".
+        training: The states that the model was trained on; None if that is unknown.
+        split: Name of the split, "held-out".
 
     Raises:
-        ValueError: If something else was asked for, or nobody knows.
+        ValueError: If the split has another name, or the states are unknown.
     """
     if split != "held-out":
         raise ValueError(f"Unknown init_state_ids {split!r}; give states, such as range(50), or 'held-out'.")

@@ -31,9 +31,9 @@ class _ResidualMLP(nn.Module):
 
 
 class L1ActionHead(nn.Module):
-    """Regresses normalised actions from the hidden states of an action's tokens (arXiv 2502.19645, section IV).
+    """Regresses normalised actions from the hidden states of their tokens (OpenVLA-OFT, arXiv 2502.19645, section IV).
 
-    Parameters are named as published.
+    Its parameters are named as published.
     """
 
     def __init__(self, hidden_size: int, action_dim: int) -> None:

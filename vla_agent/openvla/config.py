@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from libero_gym.checks import whole_number
+from libero_gym.common.checks import whole_number
+from libero_gym.common.json_files import read_json
 from libero_gym.dimensions import ACTION_DIM
-from libero_gym.json_files import read_json
+from vla_agent.action_tokens import N_BINS
 from vla_agent.openvla.config_checks import check_depth, check_fields
 
 if TYPE_CHECKING:
@@ -102,21 +103,21 @@ class OpenVLAConfig:
     """Everything `config.json` says; keys this class does not know are kept in `extra` and written back.
 
     Attributes:
-        timm_model_ids: Names of the vision towers, DINOv2 first where there are two.
+        timm_model_ids: Names of the vision towers; DINOv2 first if there are two.
         image_sizes: Input side of each tower in pixels.
         text_config: Arguments of `transformers.LlamaConfig`; what it leaves out keeps that class's defaults (such as
             rms_norm_eps 1e-6, which is not Llama-2's), because the published weights were trained so.
         norm_stats: Statistics per data set: `{unnorm_key: {"action": {"q01", "q99", "mask", ...}, ...}}`.
         pad_to_multiple_of: Rows that pad the embedding beyond the tokenizer's vocabulary.
-        vision_tower_sizes: Sizes per tower where they are not those that its name implies.
-        action_chunk_size: Consecutive actions that one forward pass of the policy stands for.
+        vision_tower_sizes: Sizes per tower, if they differ from those that its name implies.
+        action_chunk_size: Consecutive actions that the model decides at a time.
         decoding: "autoregressive", one token after the other as published, or "parallel", all in one pass (OFT).
-        action_head: "l1" for a head that regresses actions beside the action tokens (OFT), for evaluation; or None.
+        action_head: "l1" for a head that regresses actions instead of speaking action tokens (OFT), for evaluation; or
+            None.
         num_images: Cameras of one observation.
         use_state: Whether a token with the robot's state follows the image tokens.
         learned_placeholders: Whether the positions that parallel decoding predicts from have embeddings of their own.
-            OFT's are zero, so that only rotary positions tell them apart, which takes more layers than small models
-            have.
+            OFT's are zero, and only rotary positions tell them apart; small models have too few layers for that.
         empty_piece_id: Token that must end every prompt.
     """
 
@@ -124,7 +125,7 @@ class OpenVLAConfig:
     image_sizes: list[int]
     text_config: dict[str, Any]
     norm_stats: dict[str, Any] = field(default_factory=dict)
-    n_action_bins: int = 256
+    n_action_bins: int = N_BINS
     pad_to_multiple_of: int = 64
     pad_token_id: int = 32000
     use_fused_vision_backbone: bool = True
@@ -151,8 +152,8 @@ class OpenVLAConfig:
             raise ValueError(f"'vision_tower_sizes' must describe {n_towers} towers, got {len(sizes)}.")
         if len({(size // tower.patch_size) for size, tower in zip(self.image_sizes, self.towers, strict=True)}) > 1:
             raise ValueError(f"The towers see different numbers of patches: image_sizes {self.image_sizes}.")
-        if self.n_action_bins != 256:
-            raise ValueError(f"n_action_bins must be 256, got {self.n_action_bins}.")
+        if self.n_action_bins != N_BINS:
+            raise ValueError(f"n_action_bins must be {N_BINS}, got {self.n_action_bins}.")
         if self.decoding not in ("autoregressive", "parallel"):
             raise ValueError(f"decoding must be 'autoregressive' or 'parallel', got '{self.decoding}'.")
         if self.action_head not in (None, "l1"):
@@ -162,7 +163,7 @@ class OpenVLAConfig:
         if self.learned_placeholders and self.decoding != "parallel":
             raise ValueError("learned_placeholders are part of parallel decoding: they need decoding 'parallel'.")
         if self.vocab_size < self.n_action_bins:
-            raise ValueError(f"The vocabulary has {self.vocab_size} entries; 256 action tokens do not fit.")
+            raise ValueError(f"The vocabulary has {self.vocab_size} entries; {N_BINS} action tokens do not fit.")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "OpenVLAConfig":
@@ -244,7 +245,7 @@ class OpenVLAConfig:
 
     @property
     def n_observation_tokens(self) -> int:
-        """Tokens between BOS and the text: image tokens, and the state's where there is one."""
+        """Tokens between BOS and the text: image tokens, and the state's if the model reads it."""
         return self.n_patches + int(self.use_state)
 
     @property

@@ -1,7 +1,7 @@
-"""What a `config.json` that somebody sent may say: every field of its type, and no size beyond any model of the kind.
+"""Checks of a `config.json` that somebody else wrote: fields have their types, and sizes are those of some model.
 
-A model is built before its weights are read, so that ten million layers would never end and a vocabulary of 10^12
-would raise whatever torch raises. The largest values are far above the published models' and far below what hurts.
+A model is built before its weights are read: ten million layers would take for ever, and a vocabulary of 10^12 would
+raise whatever torch raises. The limits are far above the published models' sizes and far below what hurts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from libero_gym.checks import flag, real_number, whole_number
+from libero_gym.common.checks import flag, real_number, whole_number
 
 # Largest values; Llama-2 70B has 80 layers of width 8192, and Llama-3's vocabulary has 128256 entries.
 _TEXT_MAXIMA = {
@@ -34,10 +34,10 @@ _MAX_DEPTH = 32
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
-    """Look through the fields of an `OpenVLAConfig`.
+    """Checks the fields of an `OpenVLAConfig`.
 
     Raises:
-        ValueError: If one is of another type, or beyond any model's size.
+        ValueError: If a field has a wrong type, or a size exceeds every model's.
     """
     for name in _list("timm_model_ids", fields["timm_model_ids"]):
         if not isinstance(name, str):
@@ -61,14 +61,14 @@ def check_fields(fields: Mapping[str, Any]) -> None:
 
 
 def check_statistics(norm_stats: Any, name: str = "norm_stats") -> None:
-    """Look through the statistics by data set; their numbers are asked when they are used.
+    """Checks the statistics of all data sets; their numbers are checked when they are used.
 
     Args:
         norm_stats: `{unnorm_key: {"action": {"q01", "q99", "mask", ...}, ...}}`.
         name: What messages call it.
 
     Raises:
-        ValueError: If it is of another form, or a data set's lack "action".
+        ValueError: If it has another form, or a data set lacks "action".
     """
     check_depth(name, norm_stats)
     for key, stats in _object(name, norm_stats).items():
@@ -81,10 +81,10 @@ def check_statistics(norm_stats: Any, name: str = "norm_stats") -> None:
 
 
 def check_depth(name: str, value: Any, limit: int = _MAX_DEPTH) -> None:
-    """Refuse what is nested deeper than copying and writing it again can follow.
+    """Refuses values that are nested too deeply to be copied and written again.
 
     Raises:
-        ValueError: If it is.
+        ValueError: If the value is nested deeper than ``limit``.
     """
     if limit == 0:
         raise ValueError(f"{name} is nested more than {_MAX_DEPTH} deep.")
@@ -93,14 +93,14 @@ def check_depth(name: str, value: Any, limit: int = _MAX_DEPTH) -> None:
 
 
 def check_numbers(stats: Mapping[str, Any], name: str) -> None:
-    """Look through the numbers of an action's or a state's statistics, as far as they are there.
+    """Checks the numbers that statistics of actions or states hold; missing ones are not asked for.
 
     Args:
         stats: `q01`, `q99`: numbers by dimension; `mask`: booleans.
         name: What messages call them.
 
     Raises:
-        ValueError: If they are none.
+        ValueError: If one is no finite number, or a mask holds something else than booleans.
     """
     for key in stats.keys() & {"q01", "q99", "mask"}:
         if len(_list(f"{name}: {key}", stats[key])) > _MAX_NUMBERS:
@@ -110,10 +110,10 @@ def check_numbers(stats: Mapping[str, Any], name: str) -> None:
 
 
 def finite(name: str, value: Any) -> float:
-    """A finite number; JSON's integers may be too large for one.
+    """The value as a finite float; an integer of JSON may be too large for one.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is no finite number.
     """
     try:
         return real_number(name, value)

@@ -1,8 +1,8 @@
 """Replays whole decoding runs as CUDA graphs: one launch instead of the thousands that Python issues for a batch.
 
-`GraphCache.run` gives what calling the function would give, bit for bit; whoever reads how decoding works can read it
-as that call. The function is recorded as it is, with every single-token step, growing views of the key-value cache
-included: all shapes are the same at each replay, and the buffers stay where they were when it was recorded.
+`GraphCache.run` gives what calling the function would give, bit for bit, and can be read as that call. The function is
+recorded as it is, with every single-token step and the growing views of the key-value cache: all shapes are the same at
+each replay, and the buffers stay where they were when it was recorded.
 """
 
 import contextlib

@@ -4,10 +4,10 @@ import logging
 import re
 from pathlib import Path
 
-from libero_gym.json_files import read_json
+from libero_gym.common.json_files import read_json
+from vla_agent.common.shipped import SHIPPED_FOLDER
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.config_checks import check_statistics
-from vla_agent.shipped import SHIPPED_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ INDEX_FILE = "model.safetensors.index.json"
 
 # Modules that OpenVLA-OFT keeps in files of their own, "<module>--<step>_checkpoint.pt"; or converted to safetensors.
 EXTRA_MODULES = ("proprio_projector", "action_head")
-# What its checkpoints for LIBERO are, which no file of theirs says.
+# Its checkpoints for LIBERO decide 8 actions from 2 cameras, which no file of theirs says.
 _OFT_CHUNK_SIZE, _OFT_NUM_IMAGES = 8, 2
 
 # What a download is restricted to. Nothing in these is ever run: OFT's files are read by `torch_file`.
@@ -42,11 +42,11 @@ class CheckpointError(ValueError):
 
 
 def resolve_folder(path_or_id: str | Path, *, weights: bool) -> Path:
-    """Folder of a checkpoint, downloaded from the hub where it is an id.
+    """Folder of a checkpoint, downloaded if it is the id of one on the hub.
 
     Args:
-        path_or_id: A folder, "tiny" or "tiny-libero" (which ship with this package), or a hub id.
-        weights: Whether the weights are needed, or only the files beside them.
+        path_or_id: A folder, the name of a model that ships with this package (see `shipped_names`), or a hub id.
+        weights: Whether to download the weights, too, and not only the files beside them.
 
     Raises:
         CheckpointError: If there is no such folder, and no such id or no way to the hub.
@@ -94,7 +94,7 @@ def read_config(folder: Path) -> OpenVLAConfig:
 
 
 def extra_files(folder: Path) -> dict[str, Path]:
-    """Files of `EXTRA_MODULES` that a folder has, by module; of several steps the last."""
+    """Files of `EXTRA_MODULES` in a folder, by module; the last step's if there are several."""
     found: dict[str, Path] = {}
     for module in EXTRA_MODULES:
         paths = folder.glob(f"{module}--*")
@@ -105,13 +105,13 @@ def extra_files(folder: Path) -> dict[str, Path]:
 
 
 def _step(path: Path) -> int:
-    """Training step in a file's name, -1 where there is none."""
+    """Training step in a file's name; -1 if it names none."""
     match = re.search(r"--(\d{1,18})", path.name)
     return int(match[1]) if match else -1
 
 
 def _describe_oft(config: OpenVLAConfig, folder: Path) -> None:
-    """Complete the configuration of an OpenVLA-OFT checkpoint, whose config.json is that of a plain OpenVLA."""
+    """Completes the configuration of an OpenVLA-OFT checkpoint, whose config.json is that of a plain OpenVLA."""
     extras = extra_files(folder)
     if not extras or config.decoding == "parallel":
         return

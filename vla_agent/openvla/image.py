@@ -24,7 +24,7 @@ def libero_image(raw: np.ndarray, rotate: bool = True, size: int = 224) -> np.nd
 
     Args:
         raw: uint8 (H, W, 3) or (B, H, W, 3), as the simulator renders it.
-        rotate: False where the image is upright already, as in the observations of `libero_gym`.
+        rotate: False if the image is upright already, as in the observations of `libero_gym`.
         size: Side of the result in pixels.
 
     Returns:
@@ -32,7 +32,7 @@ def libero_image(raw: np.ndarray, rotate: bool = True, size: int = 224) -> np.nd
 
     Raises:
         TypeError: If `raw` is not a uint8 array.
-        ValueError: If its shape is another one.
+        ValueError: If its shape is neither (H, W, 3) nor (B, H, W, 3).
     """
     batch = _as_batch(raw)
     upright = batch[:, ::-1, ::-1] if rotate else batch
@@ -57,7 +57,7 @@ def center_crop(image: np.ndarray) -> np.ndarray:
 
     Raises:
         TypeError: If `image` is not a uint8 array.
-        ValueError: If its shape is another one.
+        ValueError: If its shape is neither (H, W, 3) nor (B, H, W, 3).
     """
     batch = _as_batch(image)
     height, width = batch.shape[1:3]
@@ -78,9 +78,9 @@ def pixel_values_from_images(
     Args:
         images: uint8 (B, H, W, 3).
         size: Side that the model takes; others are resized to it by PIL's bicubic filter, aspect not kept.
-        means: Per tower, three channel means.
-        stds: Per tower, three channel deviations.
-        device: Where the result is computed.
+        means: Three channel means per tower.
+        stds: Three channel deviations per tower.
+        device: Device that computes the result and holds it.
 
     Returns:
         float32, (B, 3 per tower, size, size).

@@ -1,4 +1,4 @@
-"""Everything a checkpoint says besides its weights: words to tokens, image sizes, action statistics."""
+"""Everything that a checkpoint says besides its weights: prompts, image sizes, action statistics."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.checks import did_you_mean
-from libero_gym.json_files import MAX_BYTES, parse_json
-from vla_agent.action_tokens import ActionTokenizer, action_table, unnormalize
-from vla_agent.hashes import fingerprint
+from libero_gym.common.checks import did_you_mean
+from libero_gym.common.json_files import MAX_BYTES, parse_json
+from vla_agent.action_tokens import ActionTokenizer, BinCodec, action_table, normalize, unnormalize
+from vla_agent.common.hashes import fingerprint
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.config_checks import check_numbers, finite
 from vla_agent.openvla.files import (
@@ -41,8 +41,8 @@ class Processor:
 
     Args:
         config: The checkpoint's configuration.
-        encode: Token ids of a text, BOS included.
-        files: Tokenizer and preprocessor files of the checkpoint, by name, to be written back as they were read.
+        encode: Gives the token ids of a text, BOS included.
+        files: Tokenizer and preprocessor files of the checkpoint, by name; they are written back as they were read.
         prompt: Prompt with `{}` for the instruction.
 
     Raises:
@@ -122,7 +122,7 @@ class Processor:
         """Action statistics (`q01`, `q99`, `mask`, ...) of a data set.
 
         Args:
-            unnorm_key: Name of the data set; may be left out where there is a single one.
+            unnorm_key: Name of the data set; may be left out if there is a single one.
 
         Raises:
             ValueError: If the checkpoint lacks the key, has none at all, or has several and none is named; or if its
@@ -146,6 +146,17 @@ class Processor:
         """What a LIBERO environment is given for each bin, float64 (7, 256); see `vla_agent.action_tokens`."""
         return action_table(self.action_stats(unnorm_key))
 
+    def codec(self, unnorm_key: str | None = None) -> BinCodec:
+        """Actions out of bins, by the statistics of a data set, and prompts out of instructions.
+
+        Args:
+            unnorm_key: As in `action_stats`.
+
+        Raises:
+            ValueError: As `action_stats` does.
+        """
+        return BinCodec(self.action_table(unnorm_key), self.config.action_chunk_size, self._prompt_ids)
+
     def normalize_state(self, state: np.ndarray, unnorm_key: str | None = None) -> np.ndarray:
         """Robot states scaled so that their q01 and q99 are -1 and 1, and clipped there.
 
@@ -157,7 +168,7 @@ class Processor:
             float32, the same shape.
 
         Raises:
-            ValueError: If the checkpoint has no state statistics, or of another width.
+            ValueError: If the checkpoint has no state statistics, or they have another width.
         """
         self.action_stats(unnorm_key)  # names an unknown key
         stats = self.config.norm_stats[unnorm_key or self.unnorm_keys[0]].get("proprio", {})
@@ -169,9 +180,7 @@ class Processor:
                 f"States of shape {values.shape} do not fit the checkpoint's 'proprio' statistics, which describe "
                 f"{q01.size} numbers."
             )
-        scaled = 2 * (values - q01) / (q99 - q01 + 1e-8) - 1  # 1e-8 as in the published code
-        mask = np.asarray(stats.get("mask", np.ones(q01.shape)), dtype=bool)
-        return np.clip(np.where(mask, scaled, values), -1, 1).astype(np.float32)
+        return np.clip(normalize(values, stats), -1, 1).astype(np.float32)
 
     def decode_actions(self, action_ids: np.ndarray, unnorm_key: str | None = None) -> np.ndarray:
         """Un-normalised actions, float64 (..., 7), of token ids (..., 7)."""
@@ -196,7 +205,7 @@ def load_processor(path_or_id: str | Path) -> Processor:
     """Reads a checkpoint's tokenizer, image sizes and statistics without touching its weights.
 
     Args:
-        path_or_id: A folder, "tiny", or a hub id.
+        path_or_id: A folder, the name of a model that ships with this package ("tiny", "tiny-libero"), or a hub id.
 
     Raises:
         CheckpointError: If there is no such checkpoint.
@@ -211,7 +220,7 @@ def read_processor(folder: Path, config: OpenVLAConfig, name: str = "") -> Proce
     Args:
         folder: Checkpoint folder.
         config: Its configuration.
-        name: What the user called it; "v01" in it selects the prompt of those checkpoints, as in the published code.
+        name: Name that the user gave; "v01" in it selects the prompt of those checkpoints, as in the published code.
 
     Raises:
         CheckpointError: If the folder has no tokenizer, or a file is damaged or belongs to another model.
@@ -233,7 +242,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _image_numbers(settings: dict[str, Any], key: str) -> list[list[float]]:
-    """Means or deviations by tower and colour; empty where the file leaves them out."""
+    """Means or deviations by tower and colour; empty if the file leaves them out."""
     rows = settings.get(key) or []
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 3 for row in rows):
         raise CheckpointError(f"{PREPROCESSOR_FILE} must give '{key}' as three numbers for each vision tower.")
@@ -276,7 +285,7 @@ def _read_encoder(files: dict[str, bytes], config: OpenVLAConfig) -> EncodeFn:
 
 
 def _check_vocabulary(largest: int, config: OpenVLAConfig) -> None:
-    """Refuse the tokenizer of another model: ids that the model has no embedding for, or none at all."""
+    """Refuses the tokenizer of another model: one whose ids have no embedding, or one without ids."""
     n_rows = config.vocab_size + config.pad_to_multiple_of
     if not 0 <= largest < n_rows:
         raise CheckpointError(

@@ -1,8 +1,8 @@
-"""The fields of `config.json` that OpenVLA's own code asks for and ours does not.
+"""The fields of `config.json` that OpenVLA's own code needs and ours does not.
 
-Its `PrismaticConfig` (prismatic/extern/hf/configuration_prismatic.py) takes only ids of its tables, by default those of
-a model with one tower; what it looks up by them (`timm_model_ids`, `image_sizes`, `timm_override_act_layers`) gives way
-to the same fields of the file. So a model of other sizes names the published one of its kind.
+Its `PrismaticConfig` (prismatic/extern/hf/configuration_prismatic.py) accepts only ids that its tables know, and looks
+up `timm_model_ids`, `image_sizes` and `timm_override_act_layers` by them; the same fields of the file then replace what
+it found. A model of other sizes therefore names the published model that it resembles.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CONTEXT = 2048
 
 
 def published_fields(config: OpenVLAConfig) -> dict[str, Any]:
-    """Values that make OpenVLA's own code build this model; for each field of the file that is left out."""
+    """Values, by field, with which OpenVLA's own code builds this model."""
     fused = config.use_fused_vision_backbone
     return {
         "vision_backbone_id": _vision_backbone_id(config),

@@ -30,7 +30,7 @@ class PromptLayout(NamedTuple):
         return th.where(columns < head, columns, (columns - self.padding[:, None]).clamp(min=head))
 
     def visible(self, n_observed: int, n_trailing: int) -> th.Tensor | None:
-        """Columns that hold a token, bool (B, 1 + n_observed + R + n_trailing); None where all of them do."""
+        """Columns that hold a token, bool (B, 1 + n_observed + R + n_trailing); None if all of them do."""
         if not self.is_padded:
             return None
         head = 1 + n_observed
@@ -83,11 +83,11 @@ def causal_mask(visible: th.Tensor | None, n_queries: int) -> th.Tensor | None:
     """Which keys the last `n_queries` columns attend to: visible ones, up to themselves.
 
     Args:
-        visible: bool (B, K), or None where every column is.
+        visible: bool (B, K), or None if every column is.
         n_queries: Q, at most K.
 
     Returns:
-        bool (B, 1, Q, K), or None where plain causal attention (or a single query that sees everything) says the same.
+        bool (B, 1, Q, K), or None if plain causal attention (or a single query that sees everything) says the same.
     """
     if visible is None:
         return None

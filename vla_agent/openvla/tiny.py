@@ -14,6 +14,7 @@ from typing import Any
 
 import torch as th
 
+from vla_agent.action_tokens import N_BINS
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.files import PREPROCESSOR_FILE, TINY_FOLDER
 from vla_agent.openvla.processor import IMAGE_MEANS, IMAGE_STDS, Processor
@@ -21,7 +22,6 @@ from vla_agent.openvla.processor import IMAGE_MEANS, IMAGE_STDS, Processor
 SEED = 0
 IMAGE_SIZE = 112  # 8 x 8 patches of 14 pixels
 N_TEXT_TOKENS = 896
-N_ACTION_TOKENS = 256
 PADDING = 64
 BOUNDARY = "▁"
 
@@ -54,7 +54,7 @@ ACTION_STATS = {
 def tiny_config() -> OpenVLAConfig:
     """Configuration of the tiny model: two towers of width 96, a Llama of width 128, 64 image tokens."""
     pieces = _text_vocabulary(_merges())
-    vocab_size = N_TEXT_TOKENS + N_ACTION_TOKENS
+    vocab_size = N_TEXT_TOKENS + N_BINS
     return OpenVLAConfig(
         timm_model_ids=["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
         image_sizes=[IMAGE_SIZE, IMAGE_SIZE],
@@ -101,7 +101,7 @@ def tiny_tokenizer() -> dict[str, Any]:
     merges = _merges()
     text = _text_vocabulary(merges)
     spare = [f"<spare_{i}>" for i in range(N_TEXT_TOKENS - len(text))]
-    actions = [f"<action_{i}>" for i in range(N_ACTION_TOKENS)]
+    actions = [f"<action_{i}>" for i in range(N_BINS)]
     vocab = {piece: i for i, piece in enumerate([*text, *spare, *actions])}
     special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<PAD>": len(vocab)}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -162,12 +162,11 @@ def write_tiny(folder: Path, seed: int = SEED, config: OpenVLAConfig | None = No
     """Writes the tiny checkpoint: seeded weights in bfloat16, tokenizer, configuration.
 
     Args:
-        folder: Where to. The same seed gives the same bytes.
-        seed: Of the weights.
+        folder: Folder of the checkpoint. The same seed gives the same bytes.
+        seed: Seed for the weights.
         config: A variation of `tiny_config()`, such as one that decodes chunks in parallel.
     """
     from vla_agent.openvla.model import OpenVLA
-    from vla_agent.openvla.weights import save_pretrained
 
     config = config or tiny_config()
     files = {
@@ -199,7 +198,7 @@ def write_tiny(folder: Path, seed: int = SEED, config: OpenVLAConfig | None = No
         model = OpenVLA(config, Processor(config, lambda text: [], files))
     model.to_empty(device="cpu")
     initialize(model, seed)
-    save_pretrained(model.to(th.bfloat16), folder)
+    model.to(th.bfloat16).save_pretrained(folder)
 
 
 @th.no_grad()

@@ -2,8 +2,8 @@
 
 OpenVLA-OFT publishes its state projector and action head only in this format. torch's own reader runs no code of the
 file, but a small file can still make it allocate without bound (``bytearray(10**12)``, a tensor of stride 0) or never
-end (the hash of tuples that hold one another). So the pickle is looked through first: it may hold what a dictionary of
-plain tensors needs and nothing else, and its numbers must lie in the file.
+end (the hash of tuples that hold one another). So the pickle is checked first: it may hold what a dictionary of plain
+tensors needs and nothing else, and its numbers must lie in the file.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read_state_dict(path: Path) -> dict[str, th.Tensor]:
 
 
 def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse an archive that holds more than its size, or a pickle of more than tensors."""
+    """Refuses an archive that holds more than its size, or a pickle of more than tensors."""
     entries = {entry.filename: entry for entry in archive.infolist()}
     size = path.stat().st_size
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries.values())
@@ -107,7 +107,7 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
 
 
 def _check_pickle(pickled: bytes, sizes: dict[str, int], path: Path) -> None:
-    """Refuse instructions and names that a dictionary of plain tensors does not need.
+    """Refuses instructions and names that a dictionary of plain tensors does not need.
 
     Args:
         pickled: The file's pickle.
@@ -144,7 +144,7 @@ def _check_pickle(pickled: bytes, sizes: dict[str, int], path: Path) -> None:
 
 
 def _check_numbers(done: list[_Op], sizes: dict[str, int], path: Path) -> None:
-    """Compare what the pickle says of some numbers, the last instructions done, with the file."""
+    """Compares what the last instructions say about some numbers with the file."""
     # MARK 'storage' <type> <key> <device> <numel> TUPLE BINPERSID
     last = done[-8:]
     shape = [_Op("NUMEL") if op.name in _INTEGERS else op for op in last]
@@ -161,7 +161,7 @@ def _check_numbers(done: list[_Op], sizes: dict[str, int], path: Path) -> None:
 
 
 def _check_tensors(content: Any, path: Path) -> None:
-    """Refuse anything but plain tensors by name that are no larger than the file."""
+    """Refuses anything but plain tensors by name that are no larger than the file."""
     plain = isinstance(content, dict) and all(
         isinstance(name, str) and isinstance(value, th.Tensor) and value.layout == th.strided
         for name, value in content.items()

@@ -17,7 +17,7 @@ LAYER_NORM_EPS = 1e-6  # timm's vision transformers
 
 
 def checkpointed(fn: Callable[[th.Tensor], th.Tensor], x: th.Tensor) -> th.Tensor:
-    """`fn(x)`, computed anew in the backward pass where there will be one."""
+    """`fn(x)`; a backward pass computes it anew instead of finding what it kept."""
     return checkpoint(fn, x, use_reentrant=False) if th.is_grad_enabled() else fn(x)
 
 

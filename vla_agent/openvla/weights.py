@@ -1,6 +1,6 @@
 """Checkpoints in the published layout: safetensors (sharded or not), config, preprocessor and tokenizer files.
 
-Loading is strict by name and shape, never unpickles, and holds one shard besides the model.
+Loading is strict by name and shape, never unpickles, and holds one shard at a time besides the module.
 """
 
 import contextlib
@@ -11,17 +11,18 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from tqdm import tqdm
 
-from libero_gym.checks import as_path
-from libero_gym.json_files import read_json
-from vla_agent.atomic import naming, save_tensors
+from libero_gym.common.checks import as_path
+from libero_gym.common.json_files import read_json
+from vla_agent.common.atomic import naming, save_tensors
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.files import (
     CONFIG_FILE,
@@ -32,31 +33,32 @@ from vla_agent.openvla.files import (
     read_config,
     resolve_folder,
 )
-from vla_agent.openvla.model import OpenVLA
 from vla_agent.openvla.processor import Processor, read_processor
 from vla_agent.openvla.published import published_fields
 from vla_agent.openvla.torch_file import read_state_dict
 
 Shapes = dict[str, tuple[int, ...]]
+Module = TypeVar("Module", bound=nn.Module)
+Build = Callable[[OpenVLAConfig, Processor], Module]
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def from_pretrained(
-    path_or_id: str | Path, *, dtype: th.dtype | None = None, device: th.device | str | None = None
-) -> OpenVLA:
-    """Loads a model, shard by shard.
+def load_module(
+    build: Build[Module], path_or_id: str | Path, *, dtype: th.dtype | None, device: th.device | str | None
+) -> Module:
+    """Builds a module from a checkpoint's configuration and fills it, shard by shard.
 
     Args:
-        path_or_id: A folder, "tiny" (which ships with this package), or a hub id such as
-            "openvla/openvla-7b-finetuned-libero-spatial".
-        dtype: Type of the weights; float32 on a CPU and bfloat16 elsewhere by default.
-        device: Where to put them; the CPU by default.
+        build: Makes the module, whose tensors are named as the checkpoint's; called where torch's device is "meta".
+        path_or_id: A folder, the name of a model that ships with this package, or a hub id.
+        dtype: Type of the weights; float32 on a CPU and bfloat16 elsewhere if None.
+        device: Where to put them; the CPU if None.
 
     Raises:
         CheckpointError: If there is no such checkpoint, it has no safetensors, or its tensors are not, by name and
-            shape, those of the model that its config describes.
+            shape, those of the module.
         TypeError: If ``path_or_id`` is no path.
         ValueError: If ``dtype`` is no type of weights.
     """
@@ -72,27 +74,27 @@ def from_pretrained(
     found = _read_shapes(shards) | {name: tuple(tensor.shape) for name, tensor in extras.items()}
     _complete_tower_sizes(config, found)
     processor = read_processor(folder, config, str(path_or_id))
-    model = _build(config, processor, folder)
-    _check_tensors(found, model, folder)
+    module = _build(build, config, processor, folder)
+    _check_tensors(found, module, folder)
     _check_memory(found, dtype, target)
     quiet = not sys.stderr.isatty() or len(shards) < 2
     for shard in tqdm(shards, desc="Loading checkpoint shards", unit="shard", disable=quiet):
-        model.load_state_dict(_read_shard(shard, dtype, target), strict=False, assign=True)
+        module.load_state_dict(_read_shard(shard, dtype, target), strict=False, assign=True)
     converted = {name: tensor.to(target, dtype) for name, tensor in extras.items()}
-    model.load_state_dict(converted, strict=False, assign=True)
-    model.reset_rotary()
-    return model.eval()
+    module.load_state_dict(converted, strict=False, assign=True)
+    return module
 
 
-def save_pretrained(model: OpenVLA, path: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
-    """Writes a model in the published layout, which OpenVLA's own code loads too.
-
-    Everything is written to a temporary folder beside `path` and then renamed, so that an interruption leaves no half
-    checkpoint. Where `path` holds an OpenVLA checkpoint already, its files are replaced; all other files stay.
+def save_module(
+    module: nn.Module, config: OpenVLAConfig, files: Mapping[str, bytes], path: str | Path, *, max_shard_size: int
+) -> None:
+    """Writes a module in the published layout; see `vla_agent.openvla.OpenVLA.save_pretrained`.
 
     Args:
-        model: The model; its weights are written in the type they have.
-        path: Folder, made where it does not exist.
+        module: Its weights are written in the type they have.
+        config: What its config.json says.
+        files: Further files by name, such as the tokenizer's.
+        path: Folder, made if it does not exist.
         max_shard_size: Bytes per safetensors file.
 
     Raises:
@@ -100,22 +102,22 @@ def save_pretrained(model: OpenVLA, path: str | Path, *, max_shard_size: int = 5
         OSError: If it cannot be written.
     """
     target = Path(os.path.realpath(path))
-    _check_free(target, {CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, *model.processor.files})
+    _check_free(target, {CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, *files})
     with naming(target), _temporary_folder(target) as folder:
-        _write_weights(model, folder, max_shard_size)
-        for name, content in model.processor.files.items():
+        _write_weights(module, folder, max_shard_size)
+        for name, content in files.items():
             (folder / name).write_bytes(content)
-        fields = {**published_fields(model.config), **model.config.to_dict()}
+        fields = {**published_fields(config), **config.to_dict()}
         text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         _publish(folder, target)
 
 
-def _build(config: OpenVLAConfig, processor: Processor, folder: Path) -> OpenVLA:
-    """The model without weights."""
+def _build(build: Build[Module], config: OpenVLAConfig, processor: Processor, folder: Path) -> Module:
+    """The module without weights."""
     try:
         with th.device("meta"):
-            return OpenVLA(config, processor)
+            return build(config, processor)
     except Exception as error:  # transformers and torch raise many kinds
         raise CheckpointError(
             f"The {CONFIG_FILE} of '{folder}' describes no model that can be built ({error!r:.300})."
@@ -123,7 +125,7 @@ def _build(config: OpenVLAConfig, processor: Processor, folder: Path) -> OpenVLA
 
 
 def _find_shards(folder: Path) -> list[Path]:
-    """Weight files: those of the index where there is one, else the single file."""
+    """Weight files: those that the index names if there is one, else the single file."""
     if (folder / INDEX_FILE).is_file():
         names = _read_index(folder / INDEX_FILE)
         absent = [name for name in names if not (folder / name).is_file()]
@@ -144,7 +146,7 @@ def _find_shards(folder: Path) -> list[Path]:
 
 
 def _read_index(path: Path) -> list[str]:
-    """Names of the shards of an index, which are files beside it."""
+    """Names of the shards that an index lists; they are files beside it."""
     weight_map = read_json(path, error=CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
         raise CheckpointError(f"'{path}' is damaged: expected 'weight_map', an object of file names by tensor.")
@@ -165,7 +167,7 @@ def _read_shapes(shards: list[Path]) -> Shapes:
 
 
 def _read_extras(folder: Path) -> dict[str, th.Tensor]:
-    """Tensors by name of the modules that OpenVLA-OFT keeps in files of their own."""
+    """Tensors, by name, of the modules that OpenVLA-OFT keeps in separate files."""
     tensors = {}
     for module, path in extra_files(folder).items():
         if path.suffix == ".safetensors":
@@ -173,13 +175,13 @@ def _read_extras(folder: Path) -> dict[str, th.Tensor]:
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
             content = read_state_dict(path)
-        # Saved from within a wrapper for several GPUs.
+        # DistributedDataParallel, in which OFT trains, puts "module." before every name.
         tensors.update({f"{module}.{name.removeprefix('module.')}": tensor for name, tensor in content.items()})
     return tensors
 
 
 def _check_memory(found: Shapes, dtype: th.dtype, device: th.device) -> None:
-    """Complain before loading, not half-way, about a GPU that is too small."""
+    """Complains about a GPU that is too small before loading begins, not half-way."""
     if device.type != "cuda":
         return
     free, total = th.cuda.mem_get_info(device)
@@ -193,16 +195,16 @@ def _check_memory(found: Shapes, dtype: th.dtype, device: th.device) -> None:
 
 
 def _complete_tower_sizes(config: OpenVLAConfig, found: Shapes) -> None:
-    """Takes an `mlp_dim` that the config leaves out from the weights, where it is not four times the width."""
+    """Takes an `mlp_dim` that the config leaves out from the weights, if it is not four times the width."""
     for name, sizes in zip(("featurizer", "fused_featurizer"), config.vision_tower_sizes or [], strict=False):
         shape = found.get(f"vision_backbone.{name}.blocks.0.mlp.fc1.weight")
         if "mlp_dim" not in sizes and shape and shape[0] != 4 * sizes["embed_dim"]:
             sizes["mlp_dim"] = shape[0]
 
 
-def _check_tensors(found: Shapes, model: OpenVLA, folder: Path) -> None:
-    """Compares names and shapes in the files with the model's."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _check_tensors(found: Shapes, module: nn.Module, folder: Path) -> None:
+    """Compares names and shapes in the files with the module's."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     misshapen = [
         f"{name} {found[name]} instead of {shape}"
         for name, shape in wanted.items()
@@ -253,8 +255,8 @@ def _split_shards(tensors: Mapping[str, th.Tensor], max_shard_size: int) -> list
     return shards
 
 
-def _write_weights(model: OpenVLA, folder: Path, max_shard_size: int) -> None:
-    tensors = model.state_dict()
+def _write_weights(module: nn.Module, folder: Path, max_shard_size: int) -> None:
+    tensors = module.state_dict()
     shards = _split_shards(tensors, max_shard_size)
     weight_map = {}
     for i, shard in enumerate(shards):
@@ -279,7 +281,7 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Renames a complete folder to `target`, or each of its files into it where it exists, config.json last."""
+    """Renames a complete folder to `target`; if that exists, moves each file into it, config.json last."""
     folder.chmod(0o755)
     if not target.exists():
         folder.rename(target)
@@ -294,7 +296,7 @@ def _publish(folder: Path, target: Path) -> None:
 
 
 def _check_free(target: Path, names: set[str]) -> None:
-    """Refuses a target in which files of these names would be replaced that are no OpenVLA checkpoint's."""
+    """Refuses a target whose files of these names belong to no OpenVLA checkpoint."""
     obstacle = None
     if os.path.lexists(target) and not target.is_dir():
         obstacle = "is no folder"
@@ -317,7 +319,7 @@ def _is_openvla(path: Path) -> bool:
 
 
 def _weights_files(folder: Path) -> set[str]:
-    """The files of the weights that a checkpoint has: those of the usual names, and the shards that its index names."""
+    """Names of a checkpoint's weight files: the usual ones, and the shards that its index lists."""
     names = {WEIGHTS_FILE, INDEX_FILE}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         named = read_json(folder / INDEX_FILE)["weight_map"].values()

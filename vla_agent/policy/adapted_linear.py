@@ -1,4 +1,4 @@
-"""A linear layer with a low-rank adapter beside it. peft's, but for what it computes in."""
+"""peft's linear layer with a low-rank adapter, changed to compute in the type of its input."""
 
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 class AdaptedLinear(lora.Linear):
     """`base(x) + scaling * up(down(dropout(x)))`, computed in the type of `x` whatever the adapter's is.
 
-    Adapters are float32, so that small steps are not lost. peft computes in that type, too: beside a bfloat16 layer
+    Adapters are float32, so that small steps are not lost. peft computes in that type, too: for a bfloat16 layer,
     each pass then makes a float32 copy of its input, which is kept for the backward pass, and multiplies without
     tensor cores. Here the weights are rounded at each use, as autocast would, and steps still add up in float32. The
     product is added within the matrix multiplication.

@@ -1,4 +1,4 @@
-"""The value head: what the backbone sees, and what the critic may know beside it, to expected return."""
+"""The value head: from the backbone's hidden state, and privileged numbers if there are any, to expected return."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class ValueHead(nn.Module):
-    """A small MLP on the hidden state that the first action token is predicted from.
+    """A small MLP on the hidden state from which the first action token is predicted.
 
     That state has attended to the image and the whole prompt, and never to padding. The head stays in float32, whatever
     the backbone's type. Its last layer starts at zero: the first values are 0 for every observation, and the first
@@ -15,9 +15,9 @@ class ValueHead(nn.Module):
 
     Args:
         hidden_size: Width D of the backbone.
-        hidden_dims: Widths of the hidden layers; () makes it linear.
-        privileged_size: Numbers K that the critic knows beside the hidden state (asymmetric actor-critic; Pinto et al.,
-            2017, arXiv 1710.06542), of order one.
+        hidden_dims: Widths of the hidden layers; () makes the head linear.
+        privileged_size: Count K of numbers, of order one, that the critic knows besides the hidden state (asymmetric
+            actor-critic; Pinto et al., 2017, arXiv 1710.06542).
     """
 
     def __init__(self, hidden_size: int, hidden_dims: Sequence[int] = (256,), privileged_size: int = 0) -> None:
@@ -35,6 +35,6 @@ class ValueHead(nn.Module):
         self.layers = nn.Sequential(*layers, last)
 
     def forward(self, inputs: th.Tensor) -> th.Tensor:
-        """Values (B, 1) in float32 of hidden states, and privileged numbers beside them, (B, D + K)."""
+        """Values, float32 (B, 1), of hidden states with the privileged numbers behind them, (B, D + K)."""
         hidden, privileged = inputs.float().tensor_split((self.hidden_size,), dim=1)
         return self.layers(th.cat([self.norm(hidden), privileged], dim=1))

@@ -7,9 +7,8 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
 
-from libero_gym.checks import real_number
 from vla_agent.action_tokens import N_BINS
-from vla_agent.bins import bin_log_probs, check_truncation
+from vla_agent.bins import PLAIN, Sampling, bin_entropy, gather_bins
 
 
 class Chain(NamedTuple):
@@ -33,20 +32,13 @@ class ActionTokenDistribution(Distribution):
 
     Args:
         n_tokens: Tokens N of an action.
-        temperature: Divides the logits, when sampling and when scoring.
-        top_k, top_p: Truncate each factor, when sampling and when scoring; see `bin_log_probs`.
+        sampling: Temperature and truncation of each factor, when sampling and when scoring.
     """
 
-    def __init__(
-        self, n_tokens: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-    ) -> None:
+    def __init__(self, n_tokens: int, sampling: Sampling = PLAIN) -> None:
         super().__init__()
-        if isinstance(temperature, (int, float)) and temperature == 0:
-            raise ValueError("temperature=0; expected a number above 0. Acting with deterministic=True is greedy.")
-        real_number("temperature", temperature, above=0)
-        check_truncation(top_k, top_p)
         self.n_tokens = n_tokens
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.sampling = sampling
         self._log_probs: th.Tensor | None = None
         self._actions: th.Tensor | None = None
         self._draw: DrawFn | None = None
@@ -64,13 +56,13 @@ class ActionTokenDistribution(Distribution):
         draw: DrawFn | None = None,
         score: ScoreFn | None = None,
     ) -> "ActionTokenDistribution":
-        """Ties the distribution to scores, or to a model that gives them when they are needed.
+        """Ties the distribution to scores, or to a model that gives scores when they are needed.
 
         Args:
             action_logits: Shape (B, N, 256), before the temperature.
             actions: The chain that they are conditional on, bins (B, N).
-            draw: Gives a sampled chain, or the greedy one for True.
-            score: Gives the logits (B, N, 256) of actions (B, N).
+            draw: Returns a sampled chain, or the greedy one for True.
+            score: Returns the logits (B, N, 256) of actions (B, N).
 
         Returns:
             Itself.
@@ -148,19 +140,9 @@ class ActionTokenDistribution(Distribution):
     def _tie(self, logits: th.Tensor, actions: th.Tensor | None) -> None:
         if logits.ndim != 3 or logits.shape[1:] != (self.n_tokens, N_BINS):
             raise ValueError(f"Logits have shape {tuple(logits.shape)}; expected (batch, {self.n_tokens}, {N_BINS}).")
-        self._log_probs = bin_log_probs(logits, self.temperature, self.top_k, self.top_p, drawn=actions)
+        self._log_probs = self.sampling.log_probs(logits, drawn=actions)
         self._actions = None if actions is None else actions.long()
 
     def _tie_drawn(self, chain: Chain) -> th.Tensor:
         self._tie(chain.logits, chain.actions)
         return chain.actions
-
-
-def gather_bins(log_probs: th.Tensor, actions: th.Tensor) -> th.Tensor:
-    """Log-probabilities (B, N) of bins (B, N) among those of all bins (B, N, 256)."""
-    return log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
-
-
-def bin_entropy(log_probs: th.Tensor) -> th.Tensor:
-    """Entropy (B, N) in nats of log-probabilities (B, N, 256)."""
-    return -(log_probs.exp() * log_probs).sum(dim=-1)

@@ -1,4 +1,8 @@
-"""Low-rank adapters on a backbone's linear layers, through peft; without them it is the frozen reference policy."""
+"""Low-rank adapters on a backbone's linear layers, through peft; without them it is the frozen reference policy.
+
+LoRA (Hu et al., 2021, arXiv 2106.09685, eq. 3) replaces h = W x by h = W x + (alpha / r) B A x: W stays frozen, A of
+shape (r, C_in) and B of shape (C_out, r) are trained. B starts at zero, so that training starts from the model itself.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,22 +12,22 @@ from typing import Any, Literal, get_args
 import torch as th
 from torch import nn
 
-from libero_gym.checks import choice, did_you_mean, flag, real_number, whole_number
+from libero_gym.common.checks import choice, did_you_mean, flag, real_number, whole_number
 
 Target = Literal["all-linear", "language"]
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What ``lora=dict(...)`` may say. The defaults are VLA-RL's.
+    """Settings that ``lora=dict(...)`` accepts. The defaults are those of VLA-RL (arXiv 2505.18719).
 
     Attributes:
-        r: Rank.
-        alpha: The adapter's product is scaled by alpha / r.
-        dropout: On the adapter's input, in supervised fine-tuning; PPO scores and samples without.
+        r: Rank of the adapters.
+        alpha: The adapter's product B A x is multiplied by alpha / r.
+        dropout: Dropout of the adapter's input in supervised fine-tuning; PPO scores and samples without.
         target: "all-linear" adapts language model, projector and vision towers, "language" the language model alone.
             Layers that no output depends on are never adapted.
-        lm_head: Whether to adapt the head over the vocabulary, too.
+        lm_head: Whether the head over the vocabulary is adapted, too.
     """
 
     r: int = 32
@@ -62,10 +66,10 @@ def target_modules(backbone: nn.Module, unused: list[str], settings: LoraSetting
     Args:
         backbone: The model.
         unused: Names of parameters that no output depends on.
-        settings: Its ``target`` and ``lm_head`` are asked.
+        settings: Settings, of which ``target`` and ``lm_head`` decide.
 
     Raises:
-        ValueError: If there is none, or no language model where one is asked for.
+        ValueError: If there is none, or if ``target`` is "language" and the backbone has no language model.
     """
     language = "" if settings.target == "all-linear" else _language_prefix(backbone)
     names = [
@@ -84,8 +88,8 @@ def target_modules(backbone: nn.Module, unused: list[str], settings: LoraSetting
 def _language_prefix(backbone: nn.Module) -> str:
     """How the names of the language model's layers begin.
 
-    It is a child of OpenVLA's and lies deeper in those of transformers 5, which call it one of two names; others say
-    which it is by ``get_decoder()``.
+    OpenVLA has it as a child; models of transformers 5 hold it deeper, under one of two names; others return it from
+    ``get_decoder()``.
     """
     modules = dict(backbone.named_modules())
     for child in ("language_model", "text_model"):
@@ -123,6 +127,8 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, unused: list[str]) -> 
     config = LoraConfig(
         r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names, bias="none"
     )
+    # The only way that peft offers to put a class of ours in the place of its layer, and the one that its guide to
+    # custom models shows; its name is private and its docstring calls it experimental, so a new peft may break this.
     config._register_custom_module({nn.Linear: AdaptedLinear})
     inject_adapter_in_model(config, backbone)
     for name, parameter in backbone.named_parameters():
@@ -134,9 +140,10 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, unused: list[str]) -> 
 
 
 def merge_lora(backbone: nn.Module) -> None:
-    """Add the adapters' products to the weights they sit beside and remove them, in place: a plain model, to export.
+    """Adds the adapters' products to the weights and removes the adapters, in place: a plain model, to export.
 
-    The policy that held them has nothing left to train; do it to a loaded model, then ``backbone.save_pretrained``.
+    The policy that held them has nothing left to train. Merge in a loaded model, then call
+    ``backbone.save_pretrained``.
 
     Raises:
         ValueError: If there are no adapters.

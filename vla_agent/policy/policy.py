@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,20 +15,16 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from libero_gym.checks import choice, did_you_mean, flag
+from libero_gym.common.checks import choice, did_you_mean, flag
 from libero_gym.dimensions import CAMERA_KEYS, PRIVILEGED_KEY
-from vla_agent.action_tokens import N_BINS
 from vla_agent.backbone import VLABackbone, model_inputs
-from vla_agent.bins import bin_log_probs
-from vla_agent.errors import NonFiniteError
+from vla_agent.bins import Sampling, bin_entropy, gather_bins
+from vla_agent.common.errors import NonFiniteError
 from vla_agent.policy.arguments import check_policy
+from vla_agent.policy.checks import check_fit, check_observation, check_spaces, observation_keys
 from vla_agent.policy.critic import ValueHead
-from vla_agent.policy.distributions import (
-    ActionTokenDistribution,
-    Chain,
-    bin_entropy,
-    gather_bins,
-)
+from vla_agent.policy.distributions import ActionTokenDistribution, Chain
+from vla_agent.policy.loading import load_backbone
 from vla_agent.policy.lora import LoraSettings, add_lora, disable_adapter
 from vla_agent.policy.precision import choose_types, warn_of_lost_steps
 
@@ -41,7 +38,7 @@ class Decision(NamedTuple):
     value_inputs: th.Tensor  # float32 (B, D + K), what the value was read from
 
 
-class Evaluation(NamedTuple):
+class ActionScores(NamedTuple):
     """How `VLAPolicy.score` judges given actions. B observations, N action tokens."""
 
     values: th.Tensor  # float32 (B, 1)
@@ -60,14 +57,14 @@ class VLAPolicy(ActorCriticPolicy):
     Args:
         observation_space: See above.
         action_space: See above.
-        lr_schedule: Learning rate; both parameter groups, "policy" and "value", start with it, and `VLAPPO` gives the
-            second its own.
-        model: "tiny", a checkpoint folder, a hub id, or a `VLABackbone`.
+        lr_schedule: Schedule of the learning rate. Both parameter groups, "policy" and "value", start with it; `VLAPPO`
+            then gives the second its own.
+        model: The name of a model that ships with this package ("tiny", "tiny-libero"), a checkpoint folder, a hub id,
+            or a `VLABackbone`.
         temperature: Divides the logits, in rollouts and in scoring alike.
         top_k, top_p: Truncate each token's distribution to its likeliest bins, in rollouts and in scoring alike; see
             `bin_log_probs`. A bin that was drawn counts as inside in scoring.
-        lora: Train adapters beside a frozen backbone instead of the backbone: settings of `LoraSettings`, {} for its
-            defaults.
+        lora: Train adapters instead of the backbone, which is frozen: settings of `LoraSettings`, {} for its defaults.
         value_hidden: Hidden layers of the value head.
         detach_value: Keep the value loss out of the backbone.
         frozen: Children of the backbone that are not trained, such as ("vision_backbone",).
@@ -77,10 +74,10 @@ class VLAPolicy(ActorCriticPolicy):
             weights' own. The default "auto" does so on a GPU, where neither ``dtype`` nor ``lora`` is given.
         device: Where the backbone is loaded to; `VLAPPO` gives its own.
         gradient_checkpointing: Recompute the backbone's blocks in the backward pass: slower, and much smaller.
-        cuda_graphs: Replay decoding on a GPU as CUDA graphs, where the backbone can; results are the same.
-        unnorm_key: Whose statistics normalise the robot's state, for a model that reads it.
-        optimizer_class: Of the one optimizer that holds both parameter groups.
-        optimizer_kwargs: Its arguments besides the learning rate; Adam gets eps=1e-5, as in SB3.
+        cuda_graphs: Replay decoding on a GPU as CUDA graphs, if the backbone can; results are the same.
+        unnorm_key: Name of the statistics that normalise the robot's state, for a model that reads it.
+        optimizer_class: Class of the one optimizer that holds both parameter groups.
+        optimizer_kwargs: Arguments of the optimizer besides the learning rate; Adam gets eps=1e-5, as in SB3.
         use_sde: SB3 passes it to every policy; must be False.
 
     Raises:
@@ -131,18 +128,22 @@ class VLAPolicy(ActorCriticPolicy):
         self.model_id = model if isinstance(model, str) else str(model) if isinstance(model, Path) else None
         chosen, autocast = choose_types(model, dtype, autocast, device, trains_all=lora is None)
         backbone = load_backbone(model, chosen, device)
+        if not backbone.abilities.speaks_bins:
+            raise ValueError(
+                f"This {type(backbone).__name__} neither draws nor scores bins (its actions are continuous), so "
+                "there is no policy to train: evaluate it with Evaluator, or give a model that speaks action tokens."
+            )
         if autocast is not None:
-            if not hasattr(backbone, "set_autocast"):
+            if not backbone.abilities.autocast:
                 raise ValueError(f"{type(backbone).__name__} has no autocast; leave it out.")
             backbone.set_autocast(autocast)
-        if not cuda_graphs and hasattr(backbone, "set_cuda_graphs"):
+        if not cuda_graphs and backbone.abilities.cuda_graphs:
             backbone.set_cuda_graphs(False)
-        known = getattr(backbone.processor, "unnorm_keys", None)
-        if unnorm_key is not None and known is not None:
-            choice("unnorm_key", unnorm_key, known)
+        if unnorm_key is not None:
+            choice("unnorm_key", unnorm_key, backbone.processor.unnorm_keys)
         check_fit(backbone, cast(spaces.Dict, observation_space), cast(spaces.MultiDiscrete, action_space))
-        self._sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        self.action_dist = ActionTokenDistribution(backbone.n_action_tokens, **self._sampling)
+        self.sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        self.action_dist = ActionTokenDistribution(backbone.n_action_tokens, self.sampling)
         self.lora = None if lora is None else LoraSettings.from_dict(lora)
         self._build_networks(backbone, frozen, value_hidden, gradient_checkpointing)
         self._build_optimizer(lr_schedule)
@@ -151,41 +152,39 @@ class VLAPolicy(ActorCriticPolicy):
 
     @property
     def backbone(self) -> VLABackbone:
-        """The vision-language-action model, with its adapters where there are any."""
+        """The vision-language-action model, with its adapters if there are any."""
         return cast(VLABackbone, self._backbone)
 
     @property
     def compute_dtype(self) -> th.dtype:
         """Type that the backbone computes in."""
-        return getattr(self._backbone, "autocast_dtype", None) or next(self._backbone.parameters()).dtype
+        computed = self.backbone.autocast_dtype if self.backbone.abilities.autocast else None
+        return computed or next(self._backbone.parameters()).dtype
 
     @property
     def temperature(self) -> float:
-        """Divides the logits, in rollouts and in scoring alike."""
-        return float(self._sampling["temperature"])
+        """Divisor of the logits, in rollouts and in scoring alike."""
+        return self.sampling.temperature
 
     def act(self, obs: PyTorchObs, deterministic: bool = False) -> Decision:
-        """Draws actions, and values them, in one prefill and a pass over a single token for each further one.
+        """Draws actions, and values the observations, from the same passes through the model.
 
         Raises:
-            NonFiniteError: If the model's scores are no finite numbers (on a GPU, torch itself ends the process).
+            NonFiniteError: If the model's scores are no finite numbers.
         """
         prompt = self._model_inputs(obs)
         try:
-            sample = self.backbone.sample_actions(**prompt, deterministic=deterministic, **self._sampling)
-        except RuntimeError as error:
-            if "probability tensor contains" not in str(error):
-                raise
+            sample = self.backbone.sample_actions(**prompt, sampling=self._draws(deterministic))
+        except FloatingPointError as error:
             raise NonFiniteError(
                 "The model's scores of actions are not finite: its weights are not, or its type overflows. Load an "
                 "earlier checkpoint, or use float32."
             ) from error
-        actions = self._to_bins(sample.action_ids)
-        log_probs = bin_log_probs(sample.logits, **self._sampling, drawn=actions)
+        log_probs = self.sampling.log_probs(sample.logits, drawn=sample.bins)
         inputs = self._value_inputs(sample.hidden, obs)
-        return Decision(actions, self.value_head(inputs), gather_bins(log_probs, actions), inputs)
+        return Decision(sample.bins, self.value_head(inputs), gather_bins(log_probs, sample.bins), inputs)
 
-    def score(self, obs: PyTorchObs, actions: th.Tensor) -> Evaluation:
+    def score(self, obs: PyTorchObs, actions: th.Tensor) -> ActionScores:
         """Scores actions, and values observations, in one teacher-forced pass.
 
         Args:
@@ -193,15 +192,15 @@ class VLAPolicy(ActorCriticPolicy):
             actions: Bins (B, N) of any type; SB3's buffer hands them back as floats.
         """
         logits, hidden = self._forced_pass(obs, actions)
-        log_probs = bin_log_probs(logits, **self._sampling, drawn=actions)
+        log_probs = self.sampling.log_probs(logits, drawn=actions)
         values = self.value_head(self._value_inputs(hidden.detach() if self.detach_value else hidden, obs))
-        return Evaluation(values, gather_bins(log_probs, actions), bin_entropy(log_probs), log_probs)
+        return ActionScores(values, gather_bins(log_probs, actions), bin_entropy(log_probs), log_probs)
 
     def reference_log_probs(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """Log-probabilities (B, N, 256) under the model without its adapters, along the given chains."""
         with th.no_grad(), self.disable_adapter():
             logits, _ = self._forced_pass(obs, actions)
-        return bin_log_probs(logits, **self._sampling, drawn=actions)
+        return self.sampling.log_probs(logits, drawn=actions)
 
     def disable_adapter(self) -> AbstractContextManager[None]:
         """Inside, the policy is the model that it started from.
@@ -230,18 +229,24 @@ class VLAPolicy(ActorCriticPolicy):
         prompt = self._model_inputs(obs)
 
         def draw(deterministic: bool) -> Chain:
-            sample = self.backbone.sample_actions(**prompt, deterministic=deterministic, **self._sampling)
-            return Chain(self._to_bins(sample.action_ids), sample.logits)
+            sample = self.backbone.sample_actions(**prompt, sampling=self._draws(deterministic))
+            return Chain(sample.bins, sample.logits)
 
-        distribution = ActionTokenDistribution(self.backbone.n_action_tokens, **self._sampling)
+        distribution = ActionTokenDistribution(self.backbone.n_action_tokens, self.sampling)
         return distribution.proba_distribution(draw=draw, score=lambda actions: self._forced_pass(obs, actions)[0])
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """Values (B, 1)."""
-        size = len(cast(dict[str, th.Tensor], obs)["input_ids"])
-        # What the value is read from comes before the actions, so any will do.
-        anything = th.zeros(size, self.backbone.n_action_tokens, dtype=th.int64, device=self.device)
-        return self.value_head(self._value_inputs(self._forced_pass(obs, anything)[1], obs))
+        return self.value_head(self._value_inputs(self.extract_features(obs), obs))
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: Any = None) -> th.Tensor:
+        """Hidden states (B, D) that the first action token is predicted from; no extractor is asked."""
+        with self._backbone_gradients():
+            return self.backbone.encode_observations(**self._model_inputs(obs))
+
+    def reset_noise(self, n_envs: int = 1) -> None:
+        """Not offered: bins are drawn from the model's own scores."""
+        raise NotImplementedError("A VLAPolicy has no noise to reset: it explores by drawing bins, not by gSDE.")
 
     def predict(
         self,
@@ -256,8 +261,7 @@ class VLAPolicy(ActorCriticPolicy):
             ValueError: If the observations are not those of the policy's space.
         """
         flag("deterministic", deterministic)
-        read = [*CAMERA_KEYS[: self.backbone.config.num_images], "input_ids", "attention_mask"]
-        read += ["state"] if self.backbone.config.use_state else []
+        read = [*observation_keys(self.backbone), "input_ids", "attention_mask"]
         check_observation(observation, cast(spaces.Dict, self.observation_space), read)
         return super().predict(observation, state, episode_start, deterministic)
 
@@ -265,7 +269,10 @@ class VLAPolicy(ActorCriticPolicy):
         return self.act(observation, deterministic).actions
 
     def set_training_mode(self, mode: bool) -> None:
-        """Training mode for the head alone: a ratio between two dropout masks would be no ratio."""
+        """Sets the mode of the value head alone.
+
+        The backbone stays in evaluation mode: between two dropout masks, PPO's probability ratio would mean nothing.
+        """
         self.train(mode)
         self._backbone.eval()
 
@@ -277,6 +284,12 @@ class VLAPolicy(ActorCriticPolicy):
     def load(cls, path: str, device: th.device | str = "auto") -> Any:
         """Not offered: SB3 would unpickle the file, and whoever wrote it could run any code."""
         raise NotImplementedError("A VLAPolicy is loaded with its algorithm: VLAPPO.load(folder).policy.")
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        """Not offered: they would hold the model, whose weights SB3 would pickle."""
+        raise NotImplementedError(
+            "A VLAPolicy's arguments are kept with its algorithm, as policy_kwargs: VLAPPO.save(folder)."
+        )
 
     # ------------------------------------------------------------------------------------------- private
 
@@ -298,19 +311,14 @@ class VLAPolicy(ActorCriticPolicy):
             if name in unused or name.split(".", 1)[0] in frozen:
                 parameter.requires_grad_(False)
         if gradient_checkpointing:
-            if not hasattr(backbone, "set_gradient_checkpointing"):
+            if not backbone.abilities.gradient_checkpointing:
                 raise ValueError(f"{type(backbone).__name__} has no gradient checkpointing; leave it out.")
             backbone.set_gradient_checkpointing(True)
         self._backbone = module
         known = cast(spaces.Dict, self.observation_space).spaces.get(PRIVILEGED_KEY)
         self._privileged_size = 0 if known is None else int(np.prod(cast(Any, known.shape)))
         head = ValueHead(backbone.hidden_size, value_hidden, self._privileged_size)
-        self.value_head = head.to(backbone.action_token_ids.device)
-        ids = backbone.action_token_ids
-        bin_of_id = th.zeros(int(ids.max()) + 1, dtype=th.int64, device=ids.device)
-        bin_of_id[ids] = th.arange(N_BINS, device=ids.device)
-        self.register_buffer("_bin_of_id", bin_of_id, persistent=False)
-        self._bin_of_id: th.Tensor
+        self.value_head = head.to(backbone.device)
 
     def _build_optimizer(self, lr_schedule: Schedule) -> None:
         trained = [parameter for parameter in self._backbone.parameters() if parameter.requires_grad]
@@ -326,10 +334,15 @@ class VLAPolicy(ActorCriticPolicy):
 
     def _forced_pass(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Logits (B, N, 256) and hidden states (B, D)."""
-        ids = self.backbone.action_token_ids[actions.long()]
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.backbone_frozen):
-            scores = self.backbone.score_actions(**self._model_inputs(obs), action_ids=ids, bins_only=True)
+        with self._backbone_gradients():
+            scores = self.backbone.score_actions(**self._model_inputs(obs), bins=actions.long())
         return scores.logits, scores.hidden
+
+    def _backbone_gradients(self) -> AbstractContextManager[Any]:
+        return th.set_grad_enabled(th.is_grad_enabled() and not self.backbone_frozen)
+
+    def _draws(self, deterministic: bool) -> Sampling:
+        return dataclasses.replace(self.sampling, deterministic=deterministic)
 
     def _model_inputs(self, obs: PyTorchObs) -> dict[str, Any]:
         """The backbone's arguments of a batch of observations."""
@@ -339,141 +352,14 @@ class VLAPolicy(ActorCriticPolicy):
         return model_inputs(self.backbone, *prompt, images, tensors.get("state"), self.unnorm_key)
 
     def _value_inputs(self, hidden: th.Tensor, obs: PyTorchObs) -> th.Tensor:
-        """What the value head reads: hidden states (B, D), and what the critic knows beside them.
+        """What the value head reads, float32 (B, D + K): hidden states, and numbers that the critic alone knows.
 
-        Who only acts need not know it: where the observations lack it, it counts as 0, and the values mean nothing.
+        Observations without these numbers serve to act: they count as 0 then, and the values mean nothing.
         """
         known = cast(dict[str, th.Tensor], obs).get(PRIVILEGED_KEY)
         if known is None:
             known = hidden.new_zeros(len(hidden), self._privileged_size)
         return th.cat([hidden.float(), known.float()], dim=1)
-
-    def _to_bins(self, action_ids: th.Tensor) -> th.Tensor:
-        return self._bin_of_id[action_ids]
-
-
-def load_backbone(
-    model: str | Path | VLABackbone, dtype: th.dtype | None, device: th.device | str | None
-) -> VLABackbone:
-    """The model itself, or the checkpoint of that name.
-
-    Raises:
-        ValueError: If there is no such checkpoint.
-    """
-    if isinstance(model, (str, Path)):
-        from vla_agent.openvla import OpenVLA  # brings transformers, which takes seconds
-
-        return cast(VLABackbone, OpenVLA.from_pretrained(model, dtype=dtype, device=device))
-    module = cast(nn.Module, model)
-    module.to(device=device, dtype=dtype)
-    return model
-
-
-def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    """Complains about spaces that no model could serve.
-
-    Raises:
-        ValueError: See the messages.
-    """
-    if not isinstance(action_space, spaces.MultiDiscrete):
-        raise ValueError(
-            f"VLAPolicy's actions are bins, MultiDiscrete([{N_BINS}] * N), but the environment has {action_space}. "
-            "Make it with vla_agent.make_vec_env, which decodes bins."
-        )
-    if action_space.nvec.ndim != 1 or (action_space.nvec != N_BINS).any():
-        raise ValueError(f"Every action dimension must have {N_BINS} bins, but the action space is {action_space}.")
-    if not isinstance(observation_space, spaces.Dict):
-        raise ValueError(f"VLAPolicy needs a Dict of observations, got {observation_space}. Use make_vec_env.")
-    for key, space in observation_space.spaces.items():
-        if isinstance(space, spaces.Text):
-            raise ValueError(f"Observation '{key}' is text; VLAVecEnv replaces it by tokens. Use make_vec_env.")
-        if isinstance(space, (spaces.Dict, spaces.Tuple)):
-            raise ValueError(f"Observation '{key}' is nested, which SB3 does not support; flatten it.")
-    missing = [key for key in ("image", "input_ids", "attention_mask") if key not in observation_space.spaces]
-    if missing:
-        raise ValueError(
-            f"The observations lack {', '.join(missing)}; they have {', '.join(observation_space.spaces)}. "
-            "Use make_vec_env, with a camera."
-        )
-
-
-def check_fit(backbone: VLABackbone, observation_space: spaces.Dict, action_space: spaces.MultiDiscrete) -> None:
-    """Complains about spaces that this model cannot serve.
-
-    Raises:
-        ValueError: See the messages.
-    """
-    n_tokens = len(action_space.nvec)
-    if n_tokens != backbone.n_action_tokens:
-        raise ValueError(
-            f"The model gives {backbone.n_action_tokens} action tokens, but the environment takes {n_tokens}; "
-            "make it with the same model and chunk_size."
-        )
-    keys = list(CAMERA_KEYS[: backbone.config.num_images]) + (["state"] if backbone.config.use_state else [])
-    missing = [key for key in keys if key not in observation_space.spaces]
-    if missing:
-        raise ValueError(f"The model reads {', '.join(missing)}, which the observations lack; add the camera or state.")
-    size = backbone.processor.image_size
-    for key in CAMERA_KEYS[: backbone.config.num_images]:
-        space = observation_space[key]
-        if space.shape not in ((size, size, 3), (3, size, size)) or space.dtype != np.uint8:
-            raise ValueError(
-                f"Observation '{key}' is {space.dtype} {space.shape}, but the model takes uint8 ({size}, {size}, 3); "
-                "give make_vec_env the model, an image_size or an image_transform."
-            )
-
-
-def check_observation(observation: Any, space: spaces.Dict, read: Sequence[str]) -> None:
-    """Complains about observations of another kind than the policy's.
-
-    Args:
-        observation: What `VLAPolicy.predict` was given.
-        space: The policy's.
-        read: Keys that the model needs; others may be left out, such as what only a critic knows.
-
-    Raises:
-        ValueError: It names the key, what was expected and what came.
-    """
-    if not isinstance(observation, dict):
-        hint = " gymnasium's reset() gives a pair; take its first." if isinstance(observation, tuple) else ""
-        raise ValueError(
-            f"The observation is of type {type(observation).__name__}; expected a dict with {', '.join(read)}.{hint}"
-        )
-    missing = [key for key in read if key not in observation]
-    if missing:
-        raise ValueError(
-            f"The observation lacks {', '.join(missing)}; it has {', '.join(map(str, observation)) or 'nothing'}. Give "
-            "what VLAVecEnv's reset and step return."
-        )
-    sizes: dict[str, int | None] = {}
-    for key, value in observation.items():
-        if key not in space.spaces:
-            raise ValueError(f"The policy knows no observation {key!r}; it knows {', '.join(space.spaces)}.")
-        sizes[key] = _batch_size(key, np.asarray(value), cast(spaces.Box, space.spaces[key]))
-    if len(set(sizes.values())) > 1:
-        shown = ", ".join(f"{key}: {'no batch' if size is None else size}" for key, size in sizes.items())
-        raise ValueError(f"The observations differ in their batch ({shown}); give all of them the same.")
-
-
-def _batch_size(key: str, values: np.ndarray, space: spaces.Box) -> int | None:
-    """Length of the batch, None for a single observation."""
-    shapes = [space.shape]
-    if key in CAMERA_KEYS and space.shape[-1] != 3:  # SB3 turns them where the policy's have channels first
-        shapes.append((*space.shape[1:], space.shape[0]))
-    if not np.can_cast(values.dtype, space.dtype, "same_kind") or (
-        values.shape not in shapes and values.shape[1:] not in shapes
-    ):
-        raise ValueError(
-            f"The observation {key!r} is {values.dtype} {values.shape}; expected {space.dtype} {space.shape}, or a "
-            f"batch (n, {', '.join(map(str, space.shape))})."
-        )
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        raise ValueError(f"The observation {key!r} holds numbers that are not finite.")
-    if values.shape in shapes:
-        return None
-    if not len(values):
-        raise ValueError(f"The observation {key!r} is an empty batch; expected at least one.")
-    return len(values)
 
 
 def to_channels_last(images: th.Tensor) -> th.Tensor:

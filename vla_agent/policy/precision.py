@@ -1,4 +1,4 @@
-"""Which types a policy's weights have and are computed in, and which of them lose small steps."""
+"""Types of a policy's weights and of what is computed over them, and a warning about types that lose small steps."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def choose_types(
     *,
     trains_all: bool,
 ) -> tuple[th.dtype | None, th.dtype | None]:
-    """Type of the weights (None: as they come), and what to compute in over them (None: the same).
+    """The type of the weights (None: as they are), and the type to compute in (None: that of the weights).
 
     Args:
         model: A name, or a model whose weights have a type already.
-        dtype: What was asked for, by name or not.
-        autocast: What was asked for; "auto" leaves it to this function.
+        dtype: The user's choice for the weights, a name or a type.
+        autocast: The user's choice for computing; "auto" leaves it to this function.
         device: Where the weights will be; None is the CPU.
-        trains_all: Whether the weights themselves are trained, not adapters beside them.
+        trains_all: Whether the weights themselves are trained, and not adapters.
 
     Raises:
         ValueError: If a name is unknown.
@@ -42,11 +42,11 @@ def choose_types(
 
 
 def warn_of_lost_steps(trained: Iterable[th.nn.Parameter], way_out: str) -> None:
-    """Says so where weights that are trained are of a type in which most steps round to nothing.
+    """Warns if trained weights have a type in which most steps round to nothing.
 
     Args:
         trained: Parameters that an optimizer steps.
-        way_out: What to do instead, for the message.
+        way_out: Advice that ends the message.
     """
     coarse = [p.dtype for p in trained if th.finfo(p.dtype).eps > th.finfo(th.float32).eps]
     if coarse:

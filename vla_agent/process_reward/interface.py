@@ -1,12 +1,18 @@
-"""What a process reward model is, and the checks of what it is asked and what it answers."""
+"""Checks of what a process reward model is asked and what it answers.
+
+A `RewardModel` is the one that `libero_gym` asks, an object with `score`. It may also have ``image_size`` (the side in
+pixels that it takes), ``camera`` (the observation key that it looks at, "image" by default) and ``fingerprint()`` (a
+text that differs between models that score differently); they are used if they exist. `TinyScorer` has them all.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from libero_gym.reward_model import RewardModel as RewardModel
 
 # Observation key of the frames that a model looks at, unless it names another as its `camera`.
 CAMERA = "image"
@@ -14,21 +20,6 @@ CAMERA = "image"
 
 class RewardModelError(ValueError):
     """A reward model cannot be found or read, does not fit the environment, or gives something else than scores."""
-
-
-@runtime_checkable
-class RewardModel(Protocol):
-    """Says from a camera's frame how much of an instruction is done.
-
-    A *score* is that share, in [0, 1]; it has nothing to do with the log-probabilities that a policy scores actions by.
-    A model may also have ``image_size`` (the side in pixels that it takes), ``camera`` (the observation key that it
-    looks at, "image" by default) and ``fingerprint()`` (a text that differs between models that score differently);
-    they are checked if they exist. `TinyScorer` and `VLMScorer` are the models of this package. An environment of
-    `libero_gym`, which knows nothing of this package, asks for an object with the same `score`.
-    """
-
-    def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
-        """Scores in [0, 1], float (n,), of images uint8 (n, H, W, 3) under n instructions."""
 
 
 def checked_scores(model: RewardModel, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from libero_gym.checks import as_path
+from libero_gym.common.checks import as_path
+from vla_agent.common.shipped import SHIPPED_FOLDER
 from vla_agent.process_reward.interface import RewardModel, RewardModelError
 from vla_agent.process_reward.storage import CONFIG_FILE, read_config
 from vla_agent.process_reward.tiny_scorer import TinyScorer
 from vla_agent.process_reward.vlm_scorer import VLMScorer
-from vla_agent.shipped import SHIPPED_FOLDER
 
 # Classes by the name that `save` writes into scorer.json. A new kind of scorer with `save` and `load` goes here.
 SCORERS: dict[str, Any] = {kind.__name__: kind for kind in (TinyScorer, VLMScorer)}

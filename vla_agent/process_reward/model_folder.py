@@ -1,11 +1,11 @@
-"""Refusing a vision-language model's folder that would have code of its own run, or a model built that never ends."""
+"""Refuses a vision-language model's folder that would run code of its own, or build a model without end."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from libero_gym.json_files import read_json
+from libero_gym.common.json_files import read_json
 from vla_agent.process_reward.interface import RewardModelError
 
 _MAX_LAYERS, _MAX_WIDTH = 1024, 2**24  # far above any model's

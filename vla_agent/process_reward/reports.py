@@ -1,29 +1,23 @@
-"""Is a reward model any good? Numbers and pictures over episodes that it was not trained on."""
+"""How good a reward model is: numbers over episodes that it was not trained on."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
+from scipy import stats
 
-from libero_gym.atomic import replacing
-from vla_agent.atomic import Kind, writing
 from vla_agent.process_reward.interface import CAMERA, RewardModel, checked_scores
-from vla_agent.process_reward.labels import HOLDING, NEGATIVE, Examples, Recorded
+from vla_agent.process_reward.labels import HOLDING, NEGATIVE, LabelledFrames, Recorded
 
-REPORT = Kind("report on a reward model", ("report.json", "report.md", "quality.png", "episodes.png"))
-_BATCH = 64
+_BATCH = 64  # frames scored at once
 _N_BOOTSTRAP = 2000
 
 
 class Interval(NamedTuple):
-    """A mean, or another statistic, and its 95 % interval, by bootstrap over episodes."""
+    """A mean, or another statistic, of n episodes and its 95 % interval, by bootstrap over episodes."""
 
     mean: float
     low: float
@@ -33,21 +27,21 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RewardReport:
-    """How a reward model does.
+    """How good a reward model is.
 
     Attributes:
         auc: Area under the ROC curve of keyframes against all negatives: the chance that a keyframe scores higher.
-        auc_interval: The same with its interval.
-        auc_by_kind: The same against each kind of negatives, and against frames of failures that hold something still,
-            which are no negatives: a success may look just so.
-        calibration: Ten bins of scores: mean score, mean target, number of examples.
+        auc_interval: The AUC with its interval.
+        auc_by_kind: AUC against each kind of negatives. It is also given for frames of failures in which the hand still
+            holds something, which are no negatives: a success may look the same.
+        calibration: Mean score, mean target and number of examples of up to ten bins of scores.
         calibration_error: Mean distance of target from score over those bins, weighted by their size.
         spearman: Rank correlation of score with time along each success of the expert, averaged.
-        policy_spearman: The same along a policy's successes; None where none were given.
-        final_score_success, final_score_failure: Mean score of the last frame of a policy's episodes.
-        separation: AUC of a policy's successes against its failures by the last frame's score; None without either.
-        n_examples: By kind.
-        scores: Of the examples, float64 (n,); not in the JSON.
+        policy_spearman: The same correlation along a policy's successes; None if there are none.
+        final_score_success, final_score_failure: Mean score of the last frame of a policy's successes and failures.
+        separation: AUC of a policy's successes against its failures by the last frame's score; None if either lacks.
+        n_examples: Number of examples of each kind.
+        scores: Scores of the examples, float64 (n,); they are left out of the JSON.
     """
 
     auc: float
@@ -71,7 +65,7 @@ class RewardReport:
     def markdown(self) -> str:
         """The numbers as a table."""
         rows = [("AUC, keyframe against not", _describe(self.auc_interval))]
-        rows += [(f"AUC, keyframe against {_called(kind)}", f"{auc:.3f}") for kind, auc in self.auc_by_kind.items()]
+        rows += [(f"AUC, keyframe against {called(kind)}", f"{auc:.3f}") for kind, auc in self.auc_by_kind.items()]
         rows += [("calibration error", f"{self.calibration_error:.3f}")]
         rows += [("Spearman with time, expert's successes", _describe(self.spearman))]
         rows += [("Spearman with time, policy's successes", _describe(self.policy_spearman))]
@@ -86,12 +80,11 @@ class RewardReport:
 def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
     """The chance that one of the positive scores is above one of the negative ones, ties counted by half.
 
-    Mann and Whitney's U over the number of pairs. NaN if one of the two is empty.
+    It is Mann and Whitney's U over the number of pairs, and NaN if one of the two is empty.
     """
     if not len(positive) or not len(negative):
         return float("nan")
-    ranks = rankdata(np.concatenate([positive, negative]))
-    u = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2
+    u = stats.mannwhitneyu(positive, negative, method="asymptotic").statistic  # the p-value is not used
     return float(u / (len(positive) * len(negative)))
 
 
@@ -103,7 +96,7 @@ def episode_scores(model: RewardModel, episode: Recorded) -> np.ndarray:
 
 def report(
     model: RewardModel,
-    examples: Examples,
+    examples: LabelledFrames,
     demonstrations: Sequence[Recorded],
     rollouts: Sequence[Recorded] = (),
     seed: int = 0,
@@ -111,11 +104,11 @@ def report(
     """Measure a model on what it was not trained on.
 
     Args:
-        model: The model.
+        model: The reward model.
         examples: Labelled frames of held-out episodes, see `labels`.
         demonstrations: The expert's held-out successes.
         rollouts: A policy's episodes, successes and failures.
-        seed: Of the bootstrap.
+        seed: Seed for the bootstrap.
     """
     rng = np.random.default_rng(seed)
     scores = _scores(model, examples.images, examples.instructions)
@@ -145,8 +138,12 @@ def report(
     )
 
 
-def auc_interval(scores: np.ndarray, examples: Examples, rng: np.random.Generator) -> Interval:
-    """AUC of keyframes against all negatives by their scores (n,), with episodes drawn anew for its interval."""
+def auc_interval(scores: np.ndarray, examples: LabelledFrames, rng: np.random.Generator) -> Interval:
+    """AUC of keyframes against all negatives by their scores (n,); its interval draws whole episodes anew.
+
+    `scipy.stats.bootstrap` gives no interval if one draw has no AUC, for lack of keyframes or of negatives. Such draws
+    are left out here.
+    """
     of_episode = [np.flatnonzero(examples.episodes == index) for index in np.unique(examples.episodes)]
 
     def auc(rows: np.ndarray) -> float:
@@ -159,156 +156,21 @@ def auc_interval(scores: np.ndarray, examples: Examples, rng: np.random.Generato
 
 
 def time_correlation(scores: np.ndarray) -> float:
-    """Spearman's rank correlation of scores (T,) with time; 0 where they never change."""
+    """Spearman's rank correlation of scores (T,) with time; 0 if they never change."""
     if len(scores) < 2 or np.ptp(scores) == 0:
         return 0.0
-    return float(spearmanr(scores, np.arange(len(scores))).statistic)
+    return float(stats.spearmanr(scores, np.arange(len(scores))).statistic)
 
 
 def bootstrap(values: Sequence[float] | np.ndarray, rng: np.random.Generator) -> Interval:
-    """The mean of some values and its 95 % percentile interval."""
+    """The mean of some values and its 95 % percentile interval, which is a point for a single value."""
     array = np.asarray(values, dtype=np.float64)
-    means = array[rng.integers(0, len(array), (_N_BOOTSTRAP, len(array)))].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Interval(float(array.mean()), float(low), float(high), len(array))
-
-
-@dataclasses.dataclass(frozen=True)
-class HackingCheck:
-    """Whether a policy that was trained on a score raised it without succeeding more often.
-
-    Attributes:
-        score: Mean score per step in the first and the last quarter of the run.
-        success: Success rate of training episodes in the same.
-        evaluated: Success rate of greedy episodes before and after the run, if they were evaluated.
-    """
-
-    score: tuple[float, float]
-    success: tuple[float, float]
-    evaluated: tuple[float, float] | None = None
-
-    @property
-    def suspicious(self) -> bool:
-        """Whether the score rose by at least 0.05, and success, of either kind, did not rise by 0.02."""
-        rates = (self.success, self.evaluated) if self.evaluated else (self.success,)
-        return self.score[1] - self.score[0] >= 0.05 and any(last - first < 0.02 for first, last in rates)
-
-    def __str__(self) -> str:
-        verdict = "the score rose without success: the model may be fooled" if self.suspicious else "nothing suspicious"
-        pairs = {"score": self.score, "success": self.success, "greedy success": self.evaluated}
-        told = ", ".join(f"{name} {pair[0]:.2f} to {pair[1]:.2f}" for name, pair in pairs.items() if pair)
-        return f"{told}: {verdict}"
-
-
-def check_hacking(run: str | Path, evaluated: tuple[float, float] | None = None) -> HackingCheck:
-    """Compare the first and the last quarter of a run's log, and evaluations before and after it.
-
-    Give evaluations where there are any: a policy that has learned to wait where the score is high still succeeds now
-    and then in training, by the noise of its sampled actions, and waits for ever when it is greedy.
-
-    Args:
-        run: A folder with SB3's ``progress*.csv`` of a training with process rewards.
-        evaluated: Greedy success rates in [0, 1], of the policy it started from and of the one it made.
-
-    Raises:
-        ValueError: If there is no such log, or it holds too little.
-    """
-    rows: list[tuple[float, float, float]] = []
-    names = ("time/total_timesteps", "rollout/reward_score", "rollout/success_rate")
-    for path in Path(run).glob("progress*.csv"):
-        with path.open(newline="", encoding="utf-8") as file:
-            found = [[row.get(name) for name in names] for row in csv.DictReader(file)]
-        rows += [tuple(map(float, row)) for row in found if all(row)]  # type: ignore[arg-type, misc]
-    if len(rows) < 8:
-        raise ValueError(f"'{run}' logs {len(rows)} iterations with a score and successes; at least 8 are needed.")
-    values = np.array(sorted(rows))[:, 1:]
-    quarter = len(values) // 4
-    (score_first, success_first), (score_last, success_last) = values[:quarter].mean(0), values[-quarter:].mean(0)
-    return HackingCheck((float(score_first), float(score_last)), (float(success_first), float(success_last)), evaluated)
-
-
-def write_report(
-    folder: str | Path,
-    result: RewardReport,
-    model: RewardModel,
-    examples: Examples,
-    episodes: Sequence[Recorded],
-    about: dict[str, Any] | None = None,
-) -> None:
-    """Write ``report.json``, ``report.md``, ``quality.png`` (ROC, calibration) and ``episodes.png`` (score over time).
-
-    Args:
-        folder: Where to.
-        result: Of `report`.
-        model: The model.
-        examples: The labelled frames.
-        episodes: To draw, such as two successes and two failures.
-        about: What else to say: commands, versions, seeds.
-
-    Raises:
-        FileExistsError: If something else than such a report is there.
-        OSError: If it cannot be written.
-    """
-    document = {"about": about or {}, **result.to_json()}
-    with writing(folder, REPORT) as temporary:
-        (temporary / "report.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        lines = ["# A process reward model", "", result.markdown(), "![ROC and calibration](quality.png)", ""]
-        lines += ["![Score over episodes](episodes.png)", ""]
-        lines += [f"- {name}: {value}" for name, value in (about or {}).items()]
-        (temporary / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        draw_quality(result, examples, temporary / "quality.png")
-        draw_episodes(model, episodes, temporary / "episodes.png")
-
-
-def draw_quality(result: RewardReport, examples: Examples, path: str | Path) -> None:
-    """ROC curves against each kind of negatives, and calibration, of a report and the examples that it was made of."""
-    figure, (roc, calibration) = _figure(10, 4.5, 1, 2)
-    scores = result.scores
-    positive = scores[examples.positive]
-    for kind, auc in result.auc_by_kind.items():
-        negative = scores[examples.of_kinds([kind])]
-        thresholds = np.concatenate([[np.inf], np.sort(np.concatenate([positive, negative]))[::-1]])
-        share = [[float(np.mean(part >= threshold)) for threshold in thresholds] for part in (negative, positive)]
-        roc.plot(*share, label=f"{_called(kind)}: {auc:.3f}", linestyle=":" if kind == HOLDING else "-")
-    roc.plot([0, 1], [0, 1], color="0.7", linestyle=":")
-    roc.set(xlabel="negatives above threshold", ylabel="keyframes above threshold", title=f"ROC, all: {result.auc:.3f}")
-    roc.legend(loc="lower right")
-    means = np.array([row[:2] for row in result.calibration])
-    calibration.plot([0, 1], [0, 1], color="0.7", linestyle=":")
-    calibration.plot(means[:, 0], means[:, 1], marker="o")
-    calibration.set(
-        xlabel="mean score of a bin", ylabel="mean target", title=f"calibration error {result.calibration_error:.3f}"
-    )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-
-
-def draw_episodes(model: RewardModel, episodes: Sequence[Recorded], path: str | Path, n_frames: int = 8) -> None:
-    """The score over each episode, below its frames."""
-    figure, axes = _figure(11, 3.6 * len(episodes), 2 * len(episodes), 1)
-    for index, episode in enumerate(episodes):
-        strip, panel = axes[2 * index], axes[2 * index + 1]
-        scores = episode_scores(model, episode)
-        images = episode.images[getattr(model, "camera", CAMERA)]
-        shown = np.linspace(0, len(images) - 1, min(n_frames, len(images))).round().astype(int)
-        strip.imshow(np.concatenate([images[frame] for frame in shown], axis=1))
-        strip.axis("off")
-        strip.set_title(f"{'success' if episode.success else 'FAILURE'}: {episode.instruction}", fontsize=9)
-        panel.plot(scores)
-        panel.plot(shown, scores[shown], "o")
-        panel.set(ylim=(-0.02, 1.02), ylabel="score", xlabel="frame; dots: those shown")
-        panel.margins(x=0.01)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
-
-
-def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False).flatten()
+    mean = low = high = float(array.mean())
+    if len(array) > 1:
+        # `random_state` is what scipy before 1.15 calls its `rng`.
+        drawn = stats.bootstrap((array,), np.mean, n_resamples=_N_BOOTSTRAP, method="percentile", random_state=rng)
+        low, high = map(float, drawn.confidence_interval)
+    return Interval(mean, low, high, len(array))
 
 
 def _scores(model: RewardModel, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
@@ -322,8 +184,8 @@ def _calibration(scores: np.ndarray, targets: np.ndarray, n_bins: int = 10) -> l
     return [(float(scores[rows].mean()), float(targets[rows].mean()), int(rows.sum())) for rows in chosen]
 
 
-def _called(kind: str) -> str:
-    """What a kind of examples is called in a report."""
+def called(kind: str) -> str:
+    """A kind of examples as a report calls it."""
     return f"{kind} (not counted)" if kind == HOLDING else kind
 
 

@@ -12,9 +12,9 @@ import torch as th
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from libero_gym.json_files import read_json
-from vla_agent.atomic import Kind, save_tensors, writing
-from vla_agent.hashes import fingerprint
+from libero_gym.common.json_files import read_json
+from vla_agent.common.atomic import Kind, save_tensors, writing
+from vla_agent.common.hashes import fingerprint
 from vla_agent.process_reward.interface import RewardModelError
 
 CONFIG_FILE, WEIGHTS_FILE = "scorer.json", "scorer.safetensors"

@@ -14,21 +14,21 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from libero_gym.checks import sequence, whole_number
+from libero_gym.common.checks import sequence, whole_number
 from vla_agent.process_reward.interface import CAMERA, RewardModelError, check_frames, warn_of_unseen
 from vla_agent.process_reward.storage import check_weights, digest, read_config, read_weights, write_scorer
 
 
 @dataclasses.dataclass(frozen=True)
 class ScorerConfig:
-    """What a `TinyScorer` is made for, and its size.
+    """The frames and instructions that a `TinyScorer` is for, and its size.
 
     Attributes:
-        instructions: Those that it was trained on; their words are what it can tell apart.
+        instructions: Instructions that it was trained on; it can tell their words apart and no others.
         image_size: Side of its frames in pixels.
         camera: Observation key of its frames.
-        channels: Of the stages; each halves the resolution.
-        feature_dim: Numbers that a frame becomes.
+        channels: Channels of the stages; each stage halves the resolution.
+        feature_dim: Width of a frame's features.
         word_dim: Width of an instruction's embedding.
     """
 
@@ -58,12 +58,12 @@ class ScorerConfig:
 class TinyScorer(nn.Module):
     """Scores frames by a small residual network, whose features an instruction scales and shifts (FiLM).
 
-    An instruction is the mean of its words' and word pairs' embeddings; words it never saw are left out. It comes in
-    late, so that one frame is asked about under many instructions for the price of one (Perez et al., 2018, "FiLM:
-    Visual Reasoning with a General Conditioning Layer").
+    An instruction is encoded as the mean of its words' and word pairs' embeddings; words that were not in the training
+    instructions are left out. The instruction enters behind the vision layers, so that a frame's features are computed
+    once for all instructions (Perez et al., 2018, "FiLM: Visual Reasoning with a General Conditioning Layer").
 
     Args:
-        config: What it is made for.
+        config: Its frames, instructions and size.
     """
 
     def __init__(self, config: ScorerConfig) -> None:
@@ -102,7 +102,7 @@ class TinyScorer(nn.Module):
         return self.logits(self.features(images), words)
 
     def features(self, images: th.Tensor) -> th.Tensor:
-        """What it sees, (B, F), in images uint8 (B, H, W, 3)."""
+        """Features (B, F) of images uint8 (B, H, W, 3)."""
         return self.vision(images.permute(0, 3, 1, 2).to(self.embedding.dtype) / 127.5 - 1.0)
 
     def logits(self, features: th.Tensor, words: th.Tensor) -> th.Tensor:
@@ -111,7 +111,10 @@ class TinyScorer(nn.Module):
         return self.head(features * (1 + scale) + shift).squeeze(-1)
 
     def encode(self, instructions: Sequence[str]) -> th.Tensor:
-        """Shares of the vocabulary, float32 (B, V); warns once of each instruction that it was not trained on."""
+        """Instructions as shares of the vocabulary's words, float32 (B, V).
+
+        Warns once of each instruction that the scorer was not trained on.
+        """
         warn_of_unseen(instructions, self.config.instructions, self._warned)
         words = th.zeros(len(instructions), len(self._index))
         for row, instruction in enumerate(instructions):
@@ -122,10 +125,10 @@ class TinyScorer(nn.Module):
 
     @th.no_grad()
     def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
-        """Scores in [0, 1], float32 (n,), of images uint8 (n, H, W, 3) and as many instructions.
+        """Scores in [0, 1], float32 (n,), of images uint8 (n, H, W, 3) under n instructions.
 
         Raises:
-            RewardModelError: If they are others.
+            RewardModelError: If the images have another type or size, or the instructions are no n strings.
         """
         check_frames(images, instructions, self.image_size)
         pixels = th.from_numpy(np.array(images))  # a copy: what comes may be read-only
@@ -133,7 +136,7 @@ class TinyScorer(nn.Module):
         return th.sigmoid(logits).cpu().numpy()
 
     def fingerprint(self) -> str:
-        """What tells its weights from others."""
+        """Short hash of its weights."""
         return digest(self.state_dict())
 
     def save(self, folder: str | Path) -> None:
@@ -142,7 +145,7 @@ class TinyScorer(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, device: Any = "cpu") -> TinyScorer:
-        """The scorer that `save` wrote.
+        """Load the scorer that `save` wrote.
 
         Raises:
             RewardModelError: If it is incomplete or damaged.

@@ -11,9 +11,9 @@ import torch as th
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from libero_gym.checks import flag, real_number, whole_number
+from libero_gym.common.checks import flag, real_number, whole_number
 from vla_agent.augmentation import Augmentation
-from vla_agent.process_reward.labels import Examples
+from vla_agent.process_reward.labels import LabelledFrames
 from vla_agent.process_reward.tiny_scorer import TinyScorer
 from vla_agent.process_reward.vlm_scorer import VLMScorer
 
@@ -25,12 +25,13 @@ class TrainingSettings:
     Attributes:
         n_epochs: Passes over the examples.
         batch_size: Examples per step.
-        learning_rate: Peak of a cosine schedule with a short warm-up.
-        weight_decay: AdamW's.
-        n_others: Further instructions, drawn anew each time, that every frame is asked about: nothing of them is done.
-        others_weight: Of their loss.
-        augmentation: How frames are varied: a scorer that knows the very pixels of its demonstrations knows little.
-        seed: Of the order and the variation.
+        learning_rate: Peak of a one-cycle schedule, which rises over the first tenth of the steps and then falls.
+        weight_decay: AdamW's weight decay.
+        n_others: Number of other instructions that every frame is asked about as well, drawn anew in each step; the
+            target is 0 for all of them.
+        others_weight: Weight of the loss of those other instructions.
+        augmentation: How frames are varied, so that the scorer does not learn the demonstrations by their pixels.
+        seed: Seed for the order of the examples, the augmentation and the other instructions.
 
     Raises:
         ValueError: If one is of another type or out of range.
@@ -57,20 +58,20 @@ class TrainingSettings:
 
 def train_tiny_scorer(
     scorer: TinyScorer,
-    examples: Examples,
+    examples: LabelledFrames,
     settings: TrainingSettings | None = None,
     *,
     progress_bar: bool = True,
     after_epoch: Callable[[int, float], Any] | None = None,
 ) -> TinyScorer:
-    """Fit it to the targets by cross-entropy, -t log s - (1 - t) log(1 - s), on the device that it is on.
+    """Fit a scorer to the targets by cross-entropy, -t log s - (1 - t) log(1 - s), on the device that it is on.
 
     Args:
-        scorer: Trained in place.
-        examples: What to learn.
-        settings: How.
-        progress_bar: Show one, on a terminal.
-        after_epoch: Called with the epoch's number and mean loss.
+        scorer: The scorer; it is trained in place.
+        examples: Labelled frames to learn.
+        settings: How to train; None takes the defaults.
+        progress_bar: Show a bar, on a terminal.
+        after_epoch: Called after each epoch with its number, from 0, and its mean loss.
 
     Returns:
         The scorer, in evaluation mode.
@@ -83,33 +84,18 @@ def train_tiny_scorer(
     size = scorer.image_size
     if examples.images.shape[1:] != (size, size, 3):
         raise ValueError(f"The examples' frames are {examples.images.shape[1:]}; the scorer takes ({size}, {size}, 3).")
-    device = scorer.embedding.device
     order = np.random.default_rng(settings.seed)
-    generator = th.Generator(device).manual_seed(settings.seed)
+    loss_of = _TinyLoss(scorer, examples, settings)
     optimizer = th.optim.AdamW(scorer.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     n_batches = -(-len(examples) // settings.batch_size)
-    schedule = th.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=n_batches * settings.n_epochs, pct_start=0.1
-    )
-    words, targets = scorer.encode(examples.instructions), th.from_numpy(examples.targets).to(device)
-    known = sorted(set(examples.told))
-    encoded, others = scorer.encode(known), _others(examples.told, known).to(device)
+    n_steps = n_batches * settings.n_epochs
+    schedule = th.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=n_steps, pct_start=0.1)
     scorer.train()
-    with tqdm(
-        total=n_batches * settings.n_epochs, desc="training", unit="batch", disable=None if progress_bar else True
-    ) as bar:
+    with tqdm(total=n_steps, desc="training", unit="batch", disable=None if progress_bar else True) as bar:
         for epoch in range(settings.n_epochs):
             total = 0.0
             for rows in np.array_split(order.permutation(len(examples)), n_batches):
-                images = settings.augmentation(th.from_numpy(examples.images[rows]).to(device), generator)
-                features = scorer.features(images)
-                loss = F.binary_cross_entropy_with_logits(scorer.logits(features, words[rows]), targets[rows])
-                if others.shape[1] and settings.n_others:
-                    shape = (len(rows), settings.n_others)
-                    drawn = th.randint(others.shape[1], shape, generator=generator, device=device)
-                    asked = encoded[others[rows].gather(1, drawn)]  # (B, n_others, V)
-                    wrong = scorer.logits(features[:, None], asked)
-                    loss = loss + settings.others_weight * F.softplus(wrong).mean()  # cross-entropy with target 0
+                loss = loss_of(rows)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -122,8 +108,40 @@ def train_tiny_scorer(
     return scorer.eval()
 
 
+class _TinyLoss:
+    """The loss of a `TinyScorer` on some of the examples; it encodes their instructions once.
+
+    Args:
+        scorer: The scorer.
+        examples: All examples.
+        settings: How to train.
+    """
+
+    def __init__(self, scorer: TinyScorer, examples: LabelledFrames, settings: TrainingSettings) -> None:
+        device = scorer.embedding.device
+        self.scorer, self.images, self.settings = scorer, examples.images, settings
+        self.generator = th.Generator(device).manual_seed(settings.seed)
+        self.words, self.targets = scorer.encode(examples.instructions), th.from_numpy(examples.targets).to(device)
+        known = sorted(set(examples.told))
+        self.encoded, self.others = scorer.encode(known), _others(examples.told, known).to(device)
+
+    def __call__(self, rows: np.ndarray) -> th.Tensor:
+        """The loss of the examples at these indices, (B,), with augmented frames; a scalar."""
+        scorer, settings, device = self.scorer, self.settings, self.targets.device
+        images = settings.augmentation(th.from_numpy(self.images[rows]).to(device), self.generator)
+        features = scorer.features(images)
+        loss = F.binary_cross_entropy_with_logits(scorer.logits(features, self.words[rows]), self.targets[rows])
+        if self.others.shape[1] and settings.n_others:
+            shape = (len(rows), settings.n_others)
+            drawn = th.randint(self.others.shape[1], shape, generator=self.generator, device=device)
+            asked = self.encoded[self.others[rows].gather(1, drawn)]  # (B, n_others, V)
+            wrong = scorer.logits(features[:, None], asked)
+            loss = loss + settings.others_weight * F.softplus(wrong).mean()  # cross-entropy with target 0
+        return loss
+
+
 def _others(told: Sequence[str], known: Sequence[str]) -> th.Tensor:
-    """Of each example the instructions that are not its episode's, as indices, int64 (n, I - 1)."""
+    """Indices of the instructions that each example's episode was not given, int64 (n, I - 1)."""
     index = {text: i for i, text in enumerate(known)}
     rows = [[i for i in range(len(known)) if i != index[own]] for own in told]
     return th.tensor(rows, dtype=th.int64).reshape(len(told), len(known) - 1)
@@ -131,7 +149,7 @@ def _others(told: Sequence[str], known: Sequence[str]) -> th.Tensor:
 
 def train_vlm_scorer(
     scorer: VLMScorer,
-    examples: Examples,
+    examples: LabelledFrames,
     *,
     n_epochs: int = 1,
     batch_size: int = 8,
@@ -139,22 +157,22 @@ def train_vlm_scorer(
     seed: int = 0,
     progress_bar: bool = True,
 ) -> list[float]:
-    """Fine-tune its adapters by the next-token loss of its answers.
+    """Fine-tune a scorer's adapters by the next-token loss of its answers.
 
     Args:
-        scorer: With ``lora``; trained in place.
-        examples: What to learn.
-        n_epochs: Passes over them.
+        scorer: A scorer with ``lora``; it is trained in place.
+        examples: Labelled frames to learn.
+        n_epochs: Passes over the examples.
         batch_size: Examples per step.
-        learning_rate: AdamW's, constant.
-        seed: Of the order.
-        progress_bar: Show one, on a terminal.
+        learning_rate: AdamW's learning rate, which stays constant.
+        seed: Seed for the order of the examples.
+        progress_bar: Show a bar, on a terminal.
 
     Returns:
         The loss of each step.
 
     Raises:
-        ValueError: If it has no adapters to train, or an argument is of another type or out of range.
+        ValueError: If the scorer has no adapters, or an argument has another type or is out of range.
     """
     for name, value in {"n_epochs": n_epochs, "batch_size": batch_size}.items():
         whole_number(name, value, 1)

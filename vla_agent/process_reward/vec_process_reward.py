@@ -11,40 +11,43 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from libero_gym.checks import choice, flag, real_number, whole_number
+from libero_gym.common.checks import choice, flag, real_number, whole_number
+from libero_gym.gripper import FINGERS, gripper_opening
+from vla_agent.episode_totals import EpisodeTotals
 from vla_agent.process_reward.interface import RewardModel, check_camera, checked_scores
 
 Mode = Literal["potential", "bonus"]
 When = Literal["step", "gripper"]
 
-# The fingers have moved so far since the last score: a grasp, a release, or a try.
+# Fingers that have moved this far since the last score have grasped, released, or tried to.
 GRIPPER_EVENT = 0.005  # m
 
 
 class VecProcessReward(VecEnvWrapper):
-    """Adds a reward model's opinion to the rewards of the environments; they, in their workers, know nothing of it.
+    """Adds a reward model's scores to the rewards of environments, which know nothing of the model.
 
-    With score phi(s) of the frame after a step, and r the environment's own reward, which is success:
+    With phi(s) the score of a state's frame, and r the environment's own reward, which is success, a step from s to s'
+    gives:
 
-    * ``"potential"``: r + weight * (gamma * phi(s') - phi(s)), with phi = 0 where the episode is over for the learner,
-      which leaves the optimal policy unchanged (Ng, Harada and Russell, 1999, Theorem 1).
-    * ``"bonus"``: r + weight * phi(s'), VLA-RL's (arXiv 2505.18719, section 3.3): where the score stays near 1, not to
-      finish pays if weight > (1 - gamma^every) / gamma^every, of which a warning tells; see the reward-hacking check
-      of `reports`.
+    * ``"potential"``: r + weight * (gamma * phi(s') - phi(s)), with phi = 0 where the episode is over for the learner.
+      This leaves the optimal policy unchanged (Ng, Harada and Russell, 1999, Theorem 1).
+    * ``"bonus"``: r + weight * phi(s'), as VLA-RL has it (arXiv 2505.18719, section 3.3). If weight exceeds
+      (1 - gamma^every) / gamma^every, a policy gains by waiting where the score is near 1 instead of finishing. A
+      warning says so, and `hacking.check_hacking` looks for it in a run's log.
 
-    ``info["reward_terms"]`` gets ``process``, what was added, and ``score``, phi(s') itself, beside ``success``. The
-    ``r`` of ``info["episode"]`` is the sum of what the learner sees; ``is_success`` stays what evaluations count.
+    ``info["reward_terms"]`` gets ``process``, the part that is added, and ``score``, phi(s'), beside ``success``. The
+    ``r`` of ``info["episode"]`` is the sum of the rewards that the learner sees; ``is_success`` is unchanged.
 
     Args:
-        venv: A `VLAVecEnv` with sparse rewards, or anything with such observations and infos.
-        model: What scores frames.
-        mode: See above.
-        weight: Of what is added.
+        venv: A `VLAVecEnv` with sparse rewards, or a vector environment with the same observations and infos.
+        model: The reward model.
+        mode: "potential" or "bonus".
+        weight: Weight of the added part.
         gamma: The learner's discount factor.
-        bootstrap_time_limits: As the learner's, see `VLAPPO`. A learner that takes running out of time for the end must
-            find no potential there, or a high score without success would pay.
-        every: Score every so many steps of an episode, and at its end; in between the last score stands.
-        when: "step", or "gripper": only where the fingers have moved by 5 mm since the last score.
+        bootstrap_time_limits: The learner's argument of that name, see `VLAPPO`. For a learner to which running out of
+            time is the end, the potential is 0 there as well; otherwise a high score without success would pay.
+        every: Score every so many steps of an episode, and at its end; in between the last score is kept.
+        when: "step", or "gripper" to score only if the fingers have moved by 5 mm since the last score.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -78,31 +81,32 @@ class VecProcessReward(VecEnvWrapper):
         self.every, self.when = every, when
         self._warn_where_waiting_pays()
         self._phi = np.zeros(self.num_envs)
-        self._steps = np.zeros(self.num_envs, dtype=np.int64)
         self._opening = np.zeros(self.num_envs)
-        self._returns = np.zeros(self.num_envs)
+        self._totals = EpisodeTotals(self.num_envs)
         self._instructions = [""] * self.num_envs
 
     def reset(self) -> dict[str, np.ndarray]:
-        """First observations, which are scored."""
+        """Reset all environments and score their first observations."""
         obs = cast(dict[str, np.ndarray], self.venv.reset())
         self._score_and_begin(obs, np.arange(self.num_envs))
         return obs
 
     def begin_episodes(self, options: Mapping[int, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """As `VLAVecEnv.begin_episodes`."""
+        """Begin episodes as `VLAVecEnv.begin_episodes` does, and score their first observations."""
+        before = list(self.venv.reset_infos)
         obs = cast(Any, self.venv).begin_episodes(options)
-        self._score_and_begin(obs, np.array(sorted(options)))
+        # Also those that nobody asked for, whose worker had to be replaced.
+        began = [index for index, info in enumerate(self.venv.reset_infos) if info is not before[index]]
+        self._score_and_begin(obs, np.array(began, dtype=np.int64))
         return obs
 
     def step_wait(self) -> VecEnvStepReturn:
-        """As the environments', with the scores of all that are due in one batch."""
+        """Step results of the environments with process rewards; all frames that are due are scored in one batch."""
         obs, rewards, dones, infos = self.venv.step_wait()
         observations = cast(dict[str, np.ndarray], obs)
-        self._steps += 1
         ended = np.flatnonzero(dones)
         after = {key: np.array(observations[key]) for key in (self.camera, "state") if key in observations}
-        for index in ended:  # where an episode has ended, the observation is of the next
+        for index in ended:  # the vector environment has reset itself there: the observation is of the next episode
             for key, values in after.items():
                 values[index] = infos[index]["terminal_observation"][key]
         opening = self._opening_of(after)
@@ -116,35 +120,41 @@ class VecProcessReward(VecEnvWrapper):
         self._opening[due] = opening[due]
         added = self._added(phi, due, np.array([bool(info.get("TimeLimit.truncated")) for info in infos]), dones)
         rewards = np.asarray(rewards + added, dtype=np.float32)
-        self._returns += rewards
+        self._totals.add(rewards)
         for i, info in enumerate(infos):
             terms = info.get("reward_terms", {})
             info["reward_terms"] = terms | {"process": float(added[i]), "score": float(phi[i])}
             if dones[i] and "episode" in info:
-                info["episode"]["r"] = round(float(self._returns[i]), 6)
+                info["episode"]["r"] = self._totals.summary(i)["r"]
         self._phi = phi
         self._begin(observations, ended, first)
         return obs, rewards, dones, infos
 
     def snapshot(self) -> dict[str, Any] | None:
-        """As `VLAVecEnv.snapshot`, with the scores that stand."""
+        """`VLAVecEnv.snapshot` with the scores that are kept; None if the environments cannot be saved."""
         inner = cast(Any, self.venv).snapshot()
         if inner is None:
             return None
-        own = {name: getattr(self, f"_{name}").tolist() for name in ("phi", "steps", "opening", "returns")}
+        own = {
+            "phi": self._phi.tolist(),
+            "steps": self._totals.lengths.tolist(),
+            "opening": self._opening.tolist(),
+            "returns": self._totals.returns.tolist(),
+        }
         return {"inner": inner, "lengths": inner["lengths"], "settings": self.settings, "process": own}
 
     def restore(self, snapshot: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Go on where `snapshot` was taken."""
+        """Go on from where `snapshot` was taken."""
         obs = cast(Any, self.venv).restore(snapshot["inner"])
-        for name, values in snapshot["process"].items():
-            getattr(self, f"_{name}")[:] = values
+        own = snapshot["process"]
+        self._phi[:], self._opening[:] = own["phi"], own["opening"]
+        self._totals.restore(own["returns"], own["steps"])
         self._note_instructions(np.arange(self.num_envs))
         return obs
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the rewards, as JSON can hold it."""
+        """Settings that the rewards depend on, as JSON holds them."""
         fingerprint = getattr(self.model, "fingerprint", None)
         return {
             **getattr(self.venv, "settings", {}),
@@ -181,8 +191,7 @@ class VecProcessReward(VecEnvWrapper):
         """Begin episodes whose first frames have those scores."""
         self._phi[indices] = scores
         self._opening[indices] = self._opening_of(obs)[indices]
-        self._steps[indices] = 0
-        self._returns[indices] = 0.0
+        self._totals.begin(indices)
 
     def _note_instructions(self, indices: np.ndarray) -> None:
         for index in indices:
@@ -190,7 +199,7 @@ class VecProcessReward(VecEnvWrapper):
 
     def _due(self, dones: np.ndarray, opening: np.ndarray) -> np.ndarray:
         """Which environments are scored now."""
-        due = self._steps % self.every == 0
+        due = (self._totals.lengths + 1) % self.every == 0
         if self.when == "gripper":
             due &= np.abs(opening - self._opening) >= GRIPPER_EVENT
         return np.flatnonzero(due | dones)
@@ -205,7 +214,7 @@ class VecProcessReward(VecEnvWrapper):
         return np.asarray(self.weight * (self.gamma * next_phi - self._phi))
 
     def _opening_of(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Distance between the fingers in m, (n_envs,); 0 where the state is not shown."""
+        """Distance between the fingers in m, (n_envs,); 0 if the observations lack the state."""
         if "state" not in obs:
             return np.zeros(self.num_envs)
-        return np.array(obs["state"][:, 6] - obs["state"][:, 7], dtype=np.float64)
+        return gripper_opening(obs["state"][:, FINGERS]).astype(np.float64)

@@ -13,13 +13,13 @@ import numpy as np
 import torch as th
 from torch.nn import functional as F
 
-from libero_gym.checks import sequence
+from libero_gym.common.checks import sequence
 from vla_agent.policy.lora import LoraSettings, add_lora
 from vla_agent.process_reward.interface import CAMERA, RewardModelError, check_frames, warn_of_unseen
 from vla_agent.process_reward.model_folder import check_model_folder
 from vla_agent.process_reward.storage import check_weights, digest, read_config, read_weights, write_scorer
 
-# What VLA-RL (arXiv 2505.18719, section 3.3) asks of a frame, and what it may answer.
+# The question that VLA-RL (arXiv 2505.18719, section 3.3) asks about a frame, and its two answers.
 QUESTION = "The task is {instruction}, is it completed? Answer yes or no."
 ANSWERS = ("no", "yes")
 
@@ -27,17 +27,17 @@ ANSWERS = ("no", "yes")
 class VLMScorer:
     """Asks a vision-language model whether an instruction is completed, and reads the probability of yes.
 
-    Any model that `transformers` has as image-text-to-text serves. Only the answers' first tokens count: the score is
-    P(yes) / (P(yes) + P(no)), summed over their spellings with and without a capital and a space before.
+    Any image-text-to-text model of `transformers` will do. Only the answers' first tokens count: the score is
+    P(yes) / (P(yes) + P(no)), where each P is a sum over spellings with and without a capital and a leading space.
 
     Args:
-        model: Such a model.
-        processor: Its processor.
-        question: What is asked; ``{instruction}`` is filled in.
-        camera: Observation key of its frames.
-        instructions: Those that it was fine-tuned on; None asks all without a warning.
+        model: An image-text-to-text model.
+        processor: The model's processor.
+        question: Question to ask; ``{instruction}`` is filled in.
+        camera: Observation key of the frames.
+        instructions: Instructions that it was fine-tuned on, others bring a warning; None warns of none.
         name: The model's folder or hub id, which `save` refers to.
-        lora: Train adapters of these settings beside the frozen model; None scores as it is.
+        lora: Settings of adapters to train beside the frozen model; None adds no adapters.
 
     Raises:
         RewardModelError: If no token tells yes from no, or the question is no template of an instruction.
@@ -80,22 +80,22 @@ class VLMScorer:
         device: Any = "cpu",
         **kwargs: Any,
     ) -> VLMScorer:
-        """A model of a folder or the hub, from safetensors and without remote code.
+        """Load a model from a folder or the hub, from safetensors and without remote code.
 
         Args:
             path_or_id: Folder or hub id, such as "HuggingFaceTB/SmolVLM-500M-Instruct".
-            dtype: Of its weights.
-            device: Where to.
+            dtype: Type of the weights.
+            device: Device to load the weights to.
             kwargs: Further arguments of the constructor.
 
         Raises:
-            RewardModelError: If there is no such model, or it comes with code of its own.
+            RewardModelError: If there is no such model, or it asks for code of its own.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         check_model_folder(path_or_id)
         try:
-            # False, since transformers asks on the terminal where it is left out.
+            # False is said aloud because transformers asks on the terminal if it is left out.
             processor = AutoProcessor.from_pretrained(path_or_id, trust_remote_code=False)
             model = AutoModelForImageTextToText.from_pretrained(
                 path_or_id, dtype=dtype, use_safetensors=True, trust_remote_code=False
@@ -107,7 +107,12 @@ class VLMScorer:
         return cls(model.to(device), processor, name=str(path_or_id), **kwargs)
 
     def answer_logits(self, images: np.ndarray, instructions: Sequence[str]) -> th.Tensor:
-        """Log-probabilities (B, 2) of the answers no and yes, over the whole vocabulary, of B frames."""
+        """Log-probabilities (B, 2) of the answers no and yes, normalised over the whole vocabulary.
+
+        Args:
+            images: uint8 (B, H, W, 3).
+            instructions: B instructions.
+        """
         inputs = self._inputs(images, instructions)
         logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
         log_probs = F.log_softmax(logits, dim=-1)
@@ -115,10 +120,10 @@ class VLMScorer:
 
     @th.no_grad()
     def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
-        """Scores in [0, 1], float32 (n,), of images uint8 (n, H, W, 3) and as many instructions.
+        """Scores in [0, 1], float32 (n,), of images uint8 (n, H, W, 3) under n instructions.
 
         Raises:
-            RewardModelError: If they are others.
+            RewardModelError: If the images have another type, or the instructions are no n strings.
         """
         check_frames(images, instructions)
         if self.instructions is not None:
@@ -132,7 +137,7 @@ class VLMScorer:
         return -(yes * log_probs[:, 1] + (1 - yes) * log_probs[:, 0]).mean()
 
     def fingerprint(self) -> str:
-        """What tells it from others: its name, its question and its adapters."""
+        """Short hash of its name, its question and its adapters."""
         return digest(self._adapters(), f"{self.name}|{self.question}")
 
     def save(self, folder: str | Path) -> None:
@@ -156,10 +161,10 @@ class VLMScorer:
 
     @classmethod
     def load(cls, folder: str | Path, device: Any = "cpu") -> VLMScorer:
-        """The scorer that `save` wrote.
+        """Load the scorer that `save` wrote.
 
         Raises:
-            RewardModelError: If it is incomplete or damaged, or its model cannot be had.
+            RewardModelError: If it is incomplete or damaged, or its model cannot be loaded.
         """
         folder = Path(folder)
         config = read_config(folder)
@@ -205,9 +210,9 @@ class VLMScorer:
 
 
 def _first_tokens(tokenizer: Any, answer: str) -> set[int]:
-    """First tokens of an answer's spellings that are more than space; unknown words have none.
+    """First tokens of an answer's spellings, without tokens of mere space and the unknown token.
 
-    Tokenizers of Llama-2's kind put a lone space before each text, which tells no answer from another.
+    Tokenizers like Llama-2's put a lone space before each text, which does not tell one answer from another.
     """
     spellings = [space + word for space in ("", " ") for word in (answer, answer.capitalize())]
     first = set()
@@ -218,7 +223,7 @@ def _first_tokens(tokenizer: Any, answer: str) -> set[int]:
 
 
 def _check_question(question: Any) -> None:
-    """Refuse a question that would fill in anything else than the instruction, as it is."""
+    """Refuse a question that does not fill in the instruction, or fills in anything else."""
     try:
         fields = [part[1:] for part in string.Formatter().parse(question) if part[1] is not None]
     except (TypeError, ValueError):
@@ -228,7 +233,7 @@ def _check_question(question: Any) -> None:
 
 
 def _checked_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """What a scorer.json says of the constructor's arguments."""
+    """The constructor's arguments from a scorer.json."""
     question, camera, instructions = config["question"], config["camera"], config["instructions"]
     _check_question(question)
     if not isinstance(camera, str):

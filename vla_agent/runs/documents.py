@@ -1,4 +1,4 @@
-"""What JSON that was read must look like, said as a form: keys and types instead of many ifs."""
+"""Checks the shape of JSON documents against forms, which list keys and types."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _CALLED: dict[Any, str] = {
 
 
 def fault(value: Any, form: Any, where: str = "") -> str | None:
-    """What is wrong with a value, such as "counters.n_iterations is 'x'; expected a whole number"; None if nothing is.
+    """What is wrong with a value, such as "counters.n_iterations is 'x'; expected a whole number"; None if it fits.
 
     Args:
         value: The value.
         form: A type (``float`` takes any finite number, ``int`` no booleans, ``object`` anything), a ``range`` of
             whole numbers, a tuple of forms of which one must fit, a list of the one form of all elements, or a dict of
             the forms of the keys that must be there; others may be.
-        where: What the message calls the value.
+        where: Name of the value in the message.
     """
     if isinstance(form, dict):
         return _fault_of_object(value, form, where)

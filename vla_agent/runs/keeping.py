@@ -1,4 +1,7 @@
-"""Nothing is lost: checkpoints while training runs, and a last one on a signal or an error."""
+"""Checkpoints while training runs, and a last one on a signal or an error, so that nothing is lost.
+
+This serves every learner of the package that trains a `VLAPolicy`; see `learner.Learner` for what it asks of one.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,16 @@ import time
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from libero_gym.checks import whole_number
-from vla_agent.atomic import remove
-from vla_agent.callbacks.success import as_callbacks
-from vla_agent.runs.run_files import RUN
+from libero_gym.common.checks import whole_number
+from vla_agent.callbacks.tree import as_callbacks, parts
+from vla_agent.common.atomic import remove
+from vla_agent.runs.learner import Learner
+from vla_agent.runs.run_files import RUN, RunError
 from vla_agent.runs.run_folder import (
     CHECKPOINTS,
     INTERRUPTED,
@@ -33,10 +37,6 @@ from vla_agent.runs.run_folder import (
     latest_run,
     saved_by,
 )
-from vla_agent.runs.saved_run import RunError, parts
-
-if TYPE_CHECKING:
-    from vla_agent.algorithms.ppo import VLAPPO
 
 __all__ = ["RunCheckpoints", "SaveOnSignal", "claim_run", "latest_run", "safe_learn"]
 
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # `timeout` sends its signal to the process and then to its group, so it comes twice. Ctrl-C comes once per key.
 SAME_SIGNAL_S = 1.0
-# Names that a writer or remover of checkpoints gives to folders for a while, see `folders.writing`.
+# Names that folders have while checkpoints are written or removed, see `atomic.writing`.
 _TEMPORARY = re.compile(r"\.\d+(\.old)?(\.\w+)?")
 
 
@@ -57,10 +57,15 @@ class _RunCallback(BaseCallback):
         self.run_dir = checked(run_dir)
         self._own_claim: Claim | None = None
 
+    @property
+    def learner(self) -> Learner:
+        """What trains; SB3 calls it ``model``."""
+        return cast(Learner, self.model)
+
     def _on_training_start(self) -> None:
-        fresh = self.model.run is None and self.model._num_timesteps_at_start == 0  # type: ignore[attr-defined]
-        claim, is_new = enter(self.run_dir, self.model, fresh=fresh)  # type: ignore[arg-type]
-        claim.give(self.model)  # type: ignore[arg-type]
+        learner = self.learner
+        claim, is_new = enter(self.run_dir, learner, fresh=learner.run is None and learner.began_at_zero)
+        claim.give(learner)
         self._own_claim = claim if is_new else self._own_claim
 
     def _on_training_end(self) -> None:
@@ -70,20 +75,20 @@ class _RunCallback(BaseCallback):
 
 
 class RunCheckpoints(_RunCallback):
-    """Saves the run as ``<run_dir>/checkpoints/<timesteps>`` every so many iterations, and removes older ones.
+    """Saves the run as ``<run_dir>/checkpoints/<timesteps>`` every few iterations, and removes older ones.
 
     An iteration is a rollout and its update. Each checkpoint appears complete or not at all; `latest_run` finds the
-    newest. Only what this run wrote is removed: a checkpoint that holds a file of the user's stays. `VLAPPO` with a
-    `VLAPolicy` only.
+    newest. Only what this run wrote is removed: a checkpoint that holds a file of the user's stays. It serves
+    learners that train a `VLAPolicy`.
 
     Args:
         run_dir: Folder of the run; see `claim_run`.
-        every: Iterations from one checkpoint to the next.
-        keep: Number of the newest that stay.
-        keep_every: Those whose timesteps passed another multiple of this stay for good; 0 for none.
+        every: Number of iterations from one checkpoint to the next.
+        keep: Number of newest checkpoints that stay.
+        keep_every: Number of timesteps; the first checkpoint past each multiple of it stays for good. 0 keeps none.
 
     Raises:
-        ValueError: If ``every``, ``keep`` or ``keep_every`` is out of range.
+        ValueError: If ``every``, ``keep`` or ``keep_every`` is out of range; the message names one.
     """
 
     def __init__(
@@ -97,10 +102,10 @@ class RunCheckpoints(_RunCallback):
         self._written: list[Path] = []  # by this run, the oldest first
 
     def _on_training_start(self) -> None:
-        if not getattr(self.model, "is_vla", False):
+        if not getattr(self.model, "saves_runs", False):
             raise TypeError(
-                f"RunCheckpoints saves a VLAPPO with a VLAPolicy, and this is a {type(self.model).__name__} with "
-                f"{type(self.model.policy).__name__}; use SB3's CheckpointCallback."
+                f"RunCheckpoints saves a VLAPPO (or another learner of vla_agent) with a VLAPolicy, and this is a "
+                f"{type(self.model).__name__} with {type(self.model.policy).__name__}; use SB3's CheckpointCallback."
             )
         super()._on_training_start()
         try:
@@ -110,11 +115,12 @@ class RunCheckpoints(_RunCallback):
             reason = f"{error.strerror}; no checkpoint could be written there, so give another folder"
             raise type(error)(error.errno, reason, str(self.folder)) from error
         self._remove_leftovers()
-        self._written = saved_by(self.folder, self.model.run["id"])  # type: ignore[attr-defined]
+        assert self.learner.run is not None  # the claim gave it
+        self._written = saved_by(self.folder, self.learner.run["id"])
 
     def _on_rollout_start(self) -> None:
         # The update before is complete, and nothing of the next rollout has happened yet.
-        n_iterations = self.model.n_iterations  # type: ignore[attr-defined]
+        n_iterations = self.learner.n_iterations
         if n_iterations and n_iterations % self.every == 0:
             path = self.folder / f"{self.num_timesteps:010d}"
             self.model.save(path)
@@ -146,21 +152,21 @@ class RunCheckpoints(_RunCallback):
 
 
 class StoppedBeforeStart(Exception):
-    """A signal came before the first step; the run as it begins is saved."""
+    """A signal came before the first step; the run was saved as it begins."""
 
 
 class SaveOnSignal(_RunCallback):
     """Ends training at the next step when SIGINT (Ctrl-C), SIGTERM or SIGHUP comes, and saves the run.
 
-    A second signal does what it did before. Handlers are set for the time of `learn`, in the main thread only. SIGHUP
-    stays ignored where it is, as under ``nohup``.
+    A second signal has its usual effect. The handlers are set during `learn`, in the main thread only. If SIGHUP is
+    ignored, as under ``nohup``, it stays so.
 
     Args:
-        run_dir: The run is saved as ``<run_dir>/interrupted``; see `claim_run`.
-        name: Another name.
+        run_dir: Folder of the run, see `claim_run`; the run is saved as ``<run_dir>/interrupted``.
+        name: Name of the saved run's folder, instead of "interrupted".
 
     Attributes:
-        received: The signal that came, or None.
+        received: The signal that came; None before one comes.
     """
 
     def __init__(self, run_dir: str | Path, name: str = INTERRUPTED, verbose: int = 0) -> None:
@@ -176,7 +182,7 @@ class SaveOnSignal(_RunCallback):
         self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Set the handlers before training starts, and until `remove`; `learn` sets them by itself."""
+        """Sets the handlers until `remove`, before training starts; `learn` sets them by itself."""
         self._early = True
         self._install()
 
@@ -189,7 +195,7 @@ class SaveOnSignal(_RunCallback):
             self._previous[number] = signal.signal(number, self._handle)
 
     def remove(self) -> None:
-        """Put the previous handlers back, where nobody has set others since; safe to call twice."""
+        """Puts the previous handlers back, unless somebody has set others since; a second call does nothing."""
         for number, handler in list(self._previous.items()):
             if signal.getsignal(number) in (self._handle, self._handle_again):
                 signal.signal(number, handler)
@@ -230,13 +236,13 @@ class SaveOnSignal(_RunCallback):
         super()._on_training_end()
 
     def save(self) -> None:
-        """Save the run, as after a signal."""
+        """Saves the run, as after a signal."""
         self.model.save(self.path)
         self.saved = True
 
 
 def safe_learn(
-    model: VLAPPO,
+    model: Learner,
     total_timesteps: int,
     run_dir: str | Path,
     callback: MaybeCallback = None,
@@ -248,14 +254,15 @@ def safe_learn(
 
     What is saved is the run as it was before the rollout or update that is under way, weights and optimizer included,
     so that going on from there gives what would have come without the interruption. An update that fails half-way
-    leaves no trace in it; see `VLAPPO.max_copy_bytes` for models too large to be copied before each update.
+    leaves no trace in it; see `ResumableAlgorithm.max_copy_bytes` for models too large to be copied before each update.
 
     Args:
-        model: To train.
+        model: The learner.
         total_timesteps: As for `learn`.
-        run_dir: The run is saved as ``<run_dir>/interrupted`` if it does not end by itself; see `claim_run`.
+        run_dir: Folder of the run, see `claim_run`; the run is saved as ``<run_dir>/interrupted`` if it does not end by
+            itself.
         callback: As for `learn`.
-        existing: What becomes of another run in ``run_dir``, see `claim_run`.
+        existing: What to do with another run in ``run_dir``, see `claim_run`.
         learn_kwargs: Other arguments of `learn`.
 
     Returns:
@@ -279,7 +286,7 @@ def safe_learn(
 
 
 def _learn(
-    model: VLAPPO, total_timesteps: int, keeper: SaveOnSignal, callbacks: list[BaseCallback], kwargs: dict[str, Any]
+    model: Learner, total_timesteps: int, keeper: SaveOnSignal, callbacks: list[BaseCallback], kwargs: dict[str, Any]
 ) -> bool:
     try:
         with contextlib.suppress(StoppedBeforeStart):
@@ -300,8 +307,8 @@ def _learn(
     return not stopped
 
 
-def _save_what_is_left(model: VLAPPO, path: Path, error: BaseException) -> bool:
-    """Save the run after an error; if that fails, say so and what there is instead, and return False."""
+def _save_what_is_left(model: Learner, path: Path, error: BaseException) -> bool:
+    """Saves the run after an error; if that fails, says so and what there is instead, and returns False."""
     try:
         model.save(path)
         return True
@@ -318,8 +325,8 @@ def _save_what_is_left(model: VLAPPO, path: Path, error: BaseException) -> bool:
         return False
 
 
-def _close(model: VLAPPO) -> None:
-    """Close the environments; a failure is no more than a line in the log, for there is an error or a signal before."""
+def _close(model: Learner) -> None:
+    """Closes the environments; a failure is only logged, because an error or a signal came before it."""
     if model.env is not None:
         try:
             model.env.close()

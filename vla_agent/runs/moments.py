@@ -1,17 +1,17 @@
-"""One moment of a run: what a save holds, at whatever instant it is asked for."""
+"""The moment of a run that a save holds, which is a whole one whenever the save comes."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch as th
 
 
 class Contents(NamedTuple):
-    """What an update changes."""
+    """Weights and optimizer, which an update changes."""
 
     weights: dict[str, th.Tensor]  # by parameter name
     optimizer_tensors: dict[str, th.Tensor]  # by "parameter|name"
@@ -23,9 +23,9 @@ class Moment:
     """The run before a rollout.
 
     Attributes:
-        state: Everything except weights and optimizer, see `checkpointing.training_state`.
+        state: Everything except weights and optimizer, see `saved_run.training_state`.
         contents: Weights and optimizer; None while the model's own are still those of this moment.
-        missing: Why the weights of this moment are no longer known; None if they are.
+        missing: Why the weights of this moment are lost, as one sentence; None if they are not.
     """
 
     state: dict[str, Any]
@@ -38,7 +38,7 @@ class Moment:
         Args:
             live: The model's own tensors, which are still those of this moment.
             fixed: Names of weights that no update changes; they are not copied.
-            max_bytes: If the copy would be larger, it is left out, and `missing` says so.
+            max_bytes: Largest copy to make; if it would be larger, `missing` says so instead.
         """
         changing = [tensor for name, tensor in live.weights.items() if name not in fixed]
         size = sum(tensor.nbytes for tensor in [*changing, *live.optimizer_tensors.values()])
@@ -55,12 +55,53 @@ class Moment:
         return Moment(self.state, Contents(weights, moments, copy.deepcopy(live.optimizer_groups)))
 
 
+class Moments:
+    """Which moment a save holds while a run goes on.
+
+    Attributes:
+        boundary: The run before the rollout or update that is under way; None between an update and the next rollout.
+        past: The boundary before the last update, until there is a new one.
+    """
+
+    def __init__(self) -> None:
+        self.boundary: Moment | None = None
+        self.past: Moment | None = None
+
+    def begin_rollout(self, state: Callable[[], dict[str, Any]]) -> None:
+        """A rollout begins: from here on, a save holds the run as it is now.
+
+        Args:
+            state: Function that gives the state now, see `saved_run.training_state`.
+        """
+        # An error may come while the environments are asked for their state, or a signal may have ended them. Then the
+        # moment before the last update, of which everything is known, goes on to count.
+        self.boundary = past = self.past
+        now = Moment(state())
+        known = past is not None and past.contents is not None and past.state["environments"] is not None
+        if not known or now.state["environments"] is not None:
+            self.boundary = now
+        self.past = None
+
+    def begin_update(self, live: Contents, fixed: Collection[str], max_bytes: int) -> None:
+        """An update begins: what it changes is copied; arguments as for `Moment.before_update`."""
+        if self.boundary is not None and self.boundary.contents is None:
+            self.boundary = self.boundary.before_update(live, fixed, max_bytes)
+
+    def end_update(self) -> None:
+        """The update is complete: from here on, a save holds the run as it is."""
+        self.boundary, self.past = None, self.boundary
+
+    def forget(self) -> None:
+        """Another training begins."""
+        self.boundary = self.past = None
+
+
 def _copy(tensor: th.Tensor) -> th.Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
 def own_containers(value: Any) -> Any:
-    """The value with dicts and lists of its own, so that whoever made it can go on changing theirs."""
+    """The value with new dicts and lists, so that later changes of the old ones do not reach it."""
     if isinstance(value, dict):
         return {key: own_containers(item) for key, item in value.items()}
     if isinstance(value, list):

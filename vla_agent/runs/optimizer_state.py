@@ -1,4 +1,4 @@
-"""The optimizer of a run: its moments by parameter name, written and read back."""
+"""The optimizer of a run: its moments by parameter name, packed for a save and restored."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def pack_optimizer(policy: VLAPolicy) -> tuple[dict[str, th.Tensor], dict[str, A
 
 
 def restore_optimizer(policy: VLAPolicy, files: RunFiles) -> None:
-    """Puts what `pack_optimizer` gave back; another class of optimizer starts afresh, with a warning.
+    """Restores what `pack_optimizer` gave; another class of optimizer starts afresh, with a warning.
 
     Raises:
-        DamagedRunError: If it does not fit the policy's parameters.
+        DamagedRunError: If the saved state does not fit the policy's parameters.
     """
     saved = read_json(files, OPTIMIZER_GROUPS, _FORM)
     optimizer = policy.optimizer
@@ -64,7 +64,7 @@ def restore_optimizer(policy: VLAPolicy, files: RunFiles) -> None:
 
 
 def _fault_of_entries(entries: Mapping[str, Any], parameters: Mapping[str, th.nn.Parameter]) -> str | None:
-    """What does not fit: each parameter that has moments has the same ones, and of its own shape."""
+    """What does not fit: every parameter with moments must have the same ones, of its own shape."""
     kinds: dict[str, set[str]] = {}
     for key, value in entries.items():
         name, _, entry = key.rpartition("|")
@@ -84,7 +84,7 @@ def _fault_of_entries(entries: Mapping[str, Any], parameters: Mapping[str, th.nn
 
 
 def _fault_of_groups(groups: list[dict[str, Any]], policy: VLAPolicy) -> str | None:
-    """What does not fit: the same parameters in the same groups, and settings of the kinds that they have now."""
+    """What does not fit: the groups must have the same parameters, and settings of the kinds that they have now."""
     names = {parameter: name for name, parameter in policy.named_parameters()}
     own = policy.optimizer.param_groups
     if len(groups) != len(own):

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch as th
 from safetensors import SafetensorError
 
-from libero_gym.json_files import MAX_BYTES, parse_json
-from vla_agent.atomic import ZIP, Kind
-from vla_agent.hashes import sha256
+from libero_gym.common.json_files import MAX_BYTES, parse_json
+from vla_agent.common.atomic import ZIP, Kind
+from vla_agent.common.hashes import sha256
 from vla_agent.runs.documents import fault
 
 FORMAT = 2
@@ -23,7 +23,7 @@ HYPERPARAMETERS, POLICY, STATE = "hyperparameters.json", "policy.safetensors", "
 OPTIMIZER, OPTIMIZER_GROUPS = "optimizer.safetensors", "optimizer.json"
 CHECKSUMS = "checksums.json"
 FILES = (HYPERPARAMETERS, POLICY, OPTIMIZER, OPTIMIZER_GROUPS, STATE)
-# Runs of before there were checksums have none; examples note the states trained on in `training.json`.
+# Runs of earlier versions have no checksums; `train` notes the states that it trained on in `training.json`.
 RUN = Kind("saved run", FILES, (CHECKSUMS, "training.json"))
 
 _MAX_JSON_BYTES = 4 * MAX_BYTES  # a thousand environments' states are 20 MB
@@ -36,7 +36,7 @@ class RunError(ValueError):
 
 
 class DamagedRunError(RunError):
-    """A saved run of which something is missing or not what was written."""
+    """A saved run that lacks something, or differs from what was written."""
 
 
 class RunFiles(Protocol):
@@ -44,17 +44,17 @@ class RunFiles(Protocol):
 
     Attributes:
         path: The folder or zip.
-        names: Of its files.
+        names: Names of its files.
     """
 
     path: Path
     names: frozenset[str]
 
     def stream(self, name: str) -> IO[bytes]:
-        """A file to read bytes from."""
+        """Opens a file to read bytes from."""
 
     def tensors(self, name: str) -> dict[str, th.Tensor]:
-        """A safetensors file's content."""
+        """Tensors in a safetensors file, by name."""
 
 
 class FolderFiles:
@@ -102,7 +102,7 @@ class ZipFiles:
 
 
 def find(path: str | Path) -> Path:
-    """The folder or zip that is meant: ``x`` and ``x.zip`` name each other, as with SB3; the exact name comes first.
+    """The folder or zip of a run: ``x`` also finds ``x.zip`` and the reverse, as with SB3; the exact name comes first.
 
     Raises:
         RunError: If there is neither.
@@ -124,7 +124,7 @@ def find(path: str | Path) -> Path:
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether a run of ours is saved there, whole or not; ``x`` is also looked for as ``x.zip``."""
+    """Whether a run of ours is saved at a path, whole or not; ``x`` also finds ``x.zip``."""
     try:
         with opened(path) as files:
             return HYPERPARAMETERS in files.names
@@ -133,7 +133,7 @@ def is_run(path: str | Path) -> bool:
 
 
 def is_foreign_zip(path: Path) -> bool:
-    """Whether it is a file that only SB3's own loader may read: a zip without a run of ours."""
+    """Whether only SB3's own loader may read a file: a zip that holds no run of ours."""
     if not path.is_file():
         return False
     try:
@@ -148,7 +148,7 @@ def opened(path: str | Path) -> Iterator[RunFiles]:
     """The files of the run at a path, with the suffix ``.zip`` or without.
 
     Raises:
-        RunError: If there is none, or the zip is none of ours.
+        RunError: If there is no run, or the zip holds something else.
     """
     path = find(path)
     if path.is_dir():
@@ -166,10 +166,10 @@ def opened(path: str | Path) -> Iterator[RunFiles]:
 
 
 def read_json(files: RunFiles, name: str, form: Any = object) -> Any:
-    """A document of a run, of a form (see `documents.fault`).
+    """Reads a JSON document of a run, and checks its form (see `documents.fault`).
 
     Raises:
-        DamagedRunError: If it is none, or of another form.
+        DamagedRunError: If the file is no document, or one of another form.
     """
     called = f"'{files.path / name}'"
     with _reading(files, name), files.stream(name) as stream:
@@ -181,10 +181,10 @@ def read_json(files: RunFiles, name: str, form: Any = object) -> Any:
 
 
 def read_tensors(files: RunFiles, name: str) -> dict[str, th.Tensor]:
-    """The tensors of a run's file; all of them are finite.
+    """Reads the tensors of a run's file, which are all finite.
 
     Raises:
-        DamagedRunError: If it is damaged, or has NaN or infinity.
+        DamagedRunError: If the file is damaged, or a tensor holds NaN or infinity.
     """
     with _reading(files, name):
         tensors = files.tensors(name)
@@ -195,10 +195,10 @@ def read_tensors(files: RunFiles, name: str) -> dict[str, th.Tensor]:
 
 
 def check_whole(files: RunFiles) -> bool:
-    """Whether the run could be compared with checksums; those of before there were any have none.
+    """Compares a run with its checksums, and returns whether it has any; runs of earlier versions have none.
 
     Raises:
-        DamagedRunError: If a file is missing, no JSON, or not what was written.
+        DamagedRunError: If a file is missing, is no JSON, or differs from what was written.
         RunError: If it has another format.
     """
     missing = [name for name in FILES if name not in files.names]
@@ -227,7 +227,7 @@ def check_whole(files: RunFiles) -> bool:
 def damage(path: str | Path) -> str | None:
     """Why a run cannot be loaded, as one sentence; None if its files are there, readable, and what was written.
 
-    Cheap beside loading: no model is made. Whether the run fits a model or an environment only loading tells.
+    It makes no model, so it is cheap beside loading. Only loading tells whether the run fits a model or an environment.
     """
     try:
         with opened(path) as files:

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, who writes into it now, and which of the runs saved in it is the newest whole one."""
+"""A run's folder: which run it belongs to, which process writes into it, and its newest whole save."""
 
 from __future__ import annotations
 
@@ -15,18 +15,15 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from libero_gym.atomic import write_text
-from libero_gym.checks import choice, whole_number
-from libero_gym.json_files import read_json
-from libero_gym.version import version
+from libero_gym.common.atomic import write_text
+from libero_gym.common.checks import choice, whole_number
+from libero_gym.common.json_files import read_json
+from libero_gym.common.version import version
 from vla_agent.runs import run_files
-from vla_agent.runs import saved_run as checkpointing
-from vla_agent.runs.saved_run import FILES, STATE, RunError
-
-if TYPE_CHECKING:
-    from vla_agent.algorithms.ppo import VLAPPO
+from vla_agent.runs.learner import Learner
+from vla_agent.runs.run_files import FILES, STATE, RunError
 
 Existing = Literal["refuse", "aside"]
 
@@ -38,13 +35,13 @@ LEFT_BY_RUNS = (CHECKPOINTS, INTERRUPTED, MODEL, BEST, "best_report", *LOGS, RUN
 
 
 class Claim:
-    """The right to write a run into a folder, which this process has until `release` or its end.
+    """The right of this process to write a run into a folder, until `release` or the end of the process.
 
     Attributes:
         run_dir: The folder.
         id: Identity of the run, in `run.json` and in everything that is saved for it.
-        attempt: How often the run was begun or gone on with; what a later attempt saved counts as newer.
-        resumed_from: The saved run to go on from, or None for a new one.
+        attempt: Number of times that the run was begun or resumed; what a later attempt saved counts as newer.
+        resumed_from: The saved run to go on from; None for a new one.
     """
 
     def __init__(self, run_dir: Path, id_: str, attempt: int, resumed_from: Path | None, lock: int | None) -> None:
@@ -52,8 +49,8 @@ class Claim:
         self._lock = lock
         self.is_open = True  # no model trains for it yet
 
-    def give(self, model: VLAPPO) -> None:
-        """Have a model train for this run, if none does yet: what it saves bears the identity."""
+    def give(self, model: Learner) -> None:
+        """Gives a model the identity of this run, which its saves then bear, unless another model has it."""
         if not self.is_open:
             return
         self.is_open = False
@@ -61,7 +58,7 @@ class Claim:
         model.run = {"id": self.id, "attempt": max(self.attempt, before)}
 
     def release(self) -> None:
-        """Let others write into the folder; safe to call twice."""
+        """Lets others write into the folder; a second call does nothing."""
         if _claims.get(_key(self.run_dir)) is self:
             del _claims[_key(self.run_dir)]
         self._unlock()
@@ -82,7 +79,7 @@ _claims: dict[Path, Claim] = {}  # of this process, by folder
 
 
 def _forget_claims() -> None:
-    """A fork must not hold the lock beyond its parent's end."""
+    """Drops the locks in a fork, which would hold them beyond its parent's end."""
     for claim in _claims.values():
         claim._unlock()
     _claims.clear()
@@ -95,15 +92,15 @@ os.register_at_fork(after_in_child=_forget_claims)
 
 
 def claim_run(run_dir: str | Path, resume: str | Path | None = None, *, existing: Existing = "refuse") -> Claim:
-    """Claim a folder for a run, before anything slow: nothing of an older run is touched, and no other process writes.
+    """Claims a folder for a run, so that no other process writes into it and no older run is overwritten.
 
-    `RunCheckpoints`, `SaveOnSignal` and `safe_learn` do it by themselves if it has not been done.
+    Call it before anything slow. `RunCheckpoints`, `SaveOnSignal` and `safe_learn` call it if nobody has.
 
     Args:
         run_dir: The folder, which is made if it is missing.
-        resume: A saved run to go on from, or a folder with such, see `latest_run`. From one in ``run_dir`` the same run
-            goes on; from one elsewhere another run begins.
-        existing: What becomes of a run that is in the folder and does not go on: "refuse" raises, "aside" moves it to
+        resume: A saved run to go on from, or a folder with saved runs, see `latest_run`. From one in ``run_dir`` the
+            same run goes on; from one elsewhere another run begins.
+        existing: What to do with another run in the folder: "refuse" raises, "aside" moves it to
             ``<run_dir>/earlier/<date>``.
 
     Raises:
@@ -116,17 +113,17 @@ def claim_run(run_dir: str | Path, resume: str | Path | None = None, *, existing
     return _claim(run_dir, goes_on, existing, source, nothing_written=True)
 
 
-def enter(run_dir: str | Path, model: VLAPPO, *, fresh: bool, existing: Existing = "refuse") -> tuple[Claim, bool]:
+def enter(run_dir: str | Path, model: Learner, *, fresh: bool, existing: Existing = "refuse") -> tuple[Claim, bool]:
     """The claim under which a model may write into a folder: this process's, or a new one.
 
     Args:
         run_dir: The folder.
-        model: What trains. It is not given the claim yet.
+        model: The learner; it is not given the claim yet.
         fresh: Whether a new run begins, rather than that of the model going on.
         existing: As for `claim_run`.
 
     Returns:
-        The claim, and whether it is new, so that the caller has to release it.
+        The claim, and whether it is new; the caller releases a new one.
 
     Raises:
         As `claim_run`.
@@ -207,7 +204,7 @@ def _holds_logs(run_dir: Path) -> bool:
 
 
 def _put_aside(run_dir: Path) -> None:
-    """Move what a run left to a folder of its own; nothing is deleted."""
+    """Moves what a run left to a folder of its own, and deletes nothing."""
     stamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
     names = [stamp, *(f"{stamp}_{number}" for number in range(2, 1000))]
     aside = next(path for name in names if not (path := run_dir / EARLIER / name).exists())
@@ -226,13 +223,13 @@ def _now() -> str:
 
 
 def _acquire(run_dir: Path) -> int | None:
-    """Lock a folder; the system lets go of it when the process ends, however it does.
+    """Locks a folder; the system unlocks it when the process ends, also if it is killed.
 
     Returns:
         The lock's file descriptor; None if the file system has no locks.
 
     Raises:
-        RunError: If another process has it.
+        RunError: If another process holds the lock.
     """
     descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -256,7 +253,7 @@ def _acquire(run_dir: Path) -> int | None:
 
 
 def checked(run_dir: str | Path) -> Path:
-    """The path of a run's folder, if it is one."""
+    """The path of a run's folder; ValueError if it is no path."""
     if not isinstance(run_dir, (str, Path)) or not str(run_dir).strip():
         raise ValueError(f"run_dir={run_dir!r}; expected the path of a folder.")
     return Path(run_dir)
@@ -264,7 +261,7 @@ def checked(run_dir: str | Path) -> Path:
 
 @contextlib.contextmanager
 def _naming(run_dir: Path) -> Iterator[None]:
-    """Say in errors of the disk which folder could not be written to, and what to do."""
+    """Adds to errors of the disk which folder could not be written to, and what to do."""
     try:
         yield
     except OSError as error:
@@ -285,7 +282,7 @@ def _key(run_dir: Path) -> Path:
 
 
 class Saved(NamedTuple):
-    """A run in a folder, whole or not."""
+    """A saved run in a folder, whole or not."""
 
     path: Path
     run_id: str | None  # None if it was saved outside of any claimed folder, or cannot be read
@@ -293,12 +290,12 @@ class Saved(NamedTuple):
 
 
 def latest_run(run_dir: str | Path) -> Path:
-    """What to go on from: the folder or zip itself if it is a saved run, else the newest whole one of the run in it.
+    """The saved run to go on from: the folder or zip itself if it is one, else the newest whole save of the run in it.
 
-    A newer one that is damaged or incomplete is skipped, with a warning that names it.
+    A newer save that is damaged or incomplete is skipped, with a warning that names it.
 
     Raises:
-        RunError: If there is none, or none is whole.
+        RunError: If there is no save, or every one is damaged.
     """
     run_dir = checked(run_dir)
     if run_dir.is_file() or any((run_dir / name).is_file() for name in FILES):
@@ -321,13 +318,13 @@ def latest_run(run_dir: str | Path) -> Path:
 
 
 def saved_by(folder: Path, run_id: str) -> list[Path]:
-    """The folders in a folder that hold what was saved for this run, the oldest first."""
+    """The folders in a folder that hold saves of this run, the oldest first."""
     found = [run for run in map(_look_at, folder.glob("[0-9]*")) if run is not None and run.run_id == run_id]
     return [run.path for run in sorted(found, key=lambda run: run.order) if run.path.name.isdigit()]
 
 
 def identity(run_dir: Path) -> str | None:
-    """The run that a folder belongs to; None if it is nobody's, or of a time without identities."""
+    """Identity of the run that a folder belongs to; None if there is no run, or only one of an earlier version."""
     if (document := _read_run(run_dir)) is not None:
         return document["id"]
     readable = [run for run in _saved_in(run_dir) if run.order[0] < math.inf]
@@ -344,9 +341,9 @@ def _saved_in(run_dir: Path) -> list[Saved]:
 
 
 def damage(path: Path) -> str | None:
-    """Why a saved run cannot be gone on from, as one sentence; None if it is whole and has its place in the order."""
+    """Why a run cannot go on from a save, as one sentence; None if the save is whole and has its place in the order."""
     try:
-        if (found := checkpointing.damage(path)) is None:
+        if (found := run_files.damage(path)) is None:
             _read_order(path)
         return found
     except (RunError, OSError) as error:
@@ -354,7 +351,7 @@ def damage(path: Path) -> str | None:
 
 
 def _look_at(path: Path) -> Saved | None:
-    """What a folder says of the run in it; None if there is nothing of one."""
+    """What a folder says of the run in it; None if it holds no file of a run."""
     if not any((path / name).is_file() for name in FILES):
         return None
     try:

@@ -3,6 +3,7 @@
 import math
 import random
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,24 +11,28 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-MAX_BOX_SIZE = 2**28  # numbers of an observation: 9000 x 9000 pixels; its bounds are that many numbers in memory
+MAX_BOX_SIZE = 2**28  # numbers in an observation: 9000 x 9000 pixels; a Box holds as many numbers in its bounds
 
 
 def to_json(name: str, value: Any, progress: float) -> Any:
-    """A value that JSON can hold, and `from_json` turns back.
+    """A value as JSON can hold it; `from_json` turns it back.
 
     Args:
-        name: Its name, for messages.
-        value: The value. Of a schedule that is neither constant nor linear, what it is now is kept, with a warning.
+        name: Name of the value, for messages.
+        value: The value. A schedule that is neither constant nor linear becomes its number now, with a warning.
         progress: Remaining share of training, from 1 to 0.
 
     Raises:
         ValueError: If it has no JSON form.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and math.isinf(value):
+        return {"float": str(value)}  # JSON has no infinity, and max_grad_norm may be it
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, FloatSchedule):
         return to_json(name, value.value_schedule, progress)
     if isinstance(value, ConstantSchedule):
@@ -38,11 +43,13 @@ def to_json(name: str, value: Any, progress: float) -> Any:
         return str(value).removeprefix("torch.")
     if isinstance(value, type) and issubclass(value, th.optim.Optimizer) and hasattr(th.optim, value.__name__):
         return {"optimizer": value.__name__}
+    if isinstance(value, type):
+        return {"class": f"{value.__module__}.{value.__qualname__}"}  # by name alone; see `class_name`
     if isinstance(value, (list, tuple)):
         return [to_json(name, item, progress) for item in value]
     if isinstance(value, dict):
         return {str(key): to_json(name, item, progress) for key, item in value.items()}
-    if callable(value) and not isinstance(value, type):
+    if callable(value):
         current = float(value(progress))
         warnings.warn(
             f"The schedule {name}={value!r} cannot be written to a checkpoint; it is saved as its value now, "
@@ -58,6 +65,8 @@ def from_json(value: Any) -> Any:
     if isinstance(value, dict):
         if set(value) == {"LinearSchedule"}:
             return LinearSchedule(*value["LinearSchedule"])
+        if set(value) == {"float"}:
+            return float(value["float"])
         if set(value) == {"optimizer"}:
             found = getattr(th.optim, str(value["optimizer"]), None)
             if not (isinstance(found, type) and issubclass(found, th.optim.Optimizer)):
@@ -65,6 +74,11 @@ def from_json(value: Any) -> Any:
             return found
         return {key: from_json(item) for key, item in value.items()}
     return value
+
+
+def class_name(value: Any) -> str | None:
+    """The name of a class that `to_json` wrote, which nobody imports: a run's file must not choose what is run."""
+    return str(value["class"]) if isinstance(value, dict) and set(value) == {"class"} else None
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -84,7 +98,7 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space[Any]:
     """The space that `space_to_json` wrote.
 
     Raises:
-        ValueError: If it is none; TypeError, KeyError or AttributeError, too.
+        ValueError: If ``data`` is no space; TypeError, KeyError or AttributeError, too.
     """
     ((kind, content),) = data.items()
     if kind == "Dict":
@@ -112,7 +126,7 @@ def generator_states(device: th.device) -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any], device: th.device) -> None:
-    """Puts the states of `generator_states` back."""
+    """Sets the generators to states of `generator_states`."""
     th.set_rng_state(_to_bytes(states["torch"]))
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002

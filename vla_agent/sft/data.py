@@ -1,4 +1,4 @@
-"""Demonstrations as training examples: what the robot saw, and the chunk of actions that followed."""
+"""Demonstrations as training examples: an observation, and the chunk of actions that follows it."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -7,17 +7,16 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from libero_gym.checks import flag, sequence, whole_number
-from libero_gym.demonstrations.gripper_commands import GripperCommands
+from libero_gym.common.checks import flag, sequence, whole_number
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, GRIPPER_DIM, STATE_DIM
-from vla_agent.action_tokens import ActionTokenizer
+from libero_gym.gripper import GripperCommands
 from vla_agent.openvla.image import libero_image
 
 MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024
 
 
 class Demonstration(Protocol):
-    """What is read of an episode; `libero_gym.demonstrations.episodes.Episode` is one."""
+    """What is read of an episode with T frames, such as `libero_gym.demonstrations.episodes.Episode`."""
 
     instruction: str
     state: np.ndarray  # float32 (T, 8)
@@ -27,30 +26,49 @@ class Demonstration(Protocol):
 
 
 class Examples(NamedTuple):
-    """B examples with K actions each."""
+    """B examples with K actions each.
 
-    images: tuple[np.ndarray, ...]  # uint8 (B, S, S, 3) per camera
-    state: np.ndarray  # float32 (B, 8)
+    Attributes:
+        images: uint8 (B, S, S, 3), one array per camera.
+        state: Robot states, float32 (B, 8).
+        instructions: B texts.
+        actions: float32 (B, K, 7), the gripper as OpenVLA has it: 0 closed, 1 open.
+        valid: Which actions are learned, bool (B, K).
+        keyframe: Where the hand is when the gripper's command next changes, float32 (B, 3), m.
+        weight: How much each example counts, float32 (B,), at least 0; None counts all alike.
+    """
+
+    images: tuple[np.ndarray, ...]
+    state: np.ndarray
     instructions: list[str]
-    actions: np.ndarray  # float32 (B, K, 7), the gripper as OpenVLA has it: 0 closed, 1 open
-    valid: np.ndarray  # bool (B, K), which of them are learned
-    keyframe: np.ndarray  # float32 (B, 3), where the hand is when the gripper's command next changes, m
+    actions: np.ndarray
+    valid: np.ndarray
+    keyframe: np.ndarray
+    weight: np.ndarray | None = None
+
+    def weights(self) -> np.ndarray:
+        """How much each example counts, float32 (B,)."""
+        return np.ones(len(self.valid), np.float32) if self.weight is None else np.asarray(self.weight, np.float32)
+
+    def token_weights(self) -> np.ndarray:
+        """How much each action token counts, float32 (B, 7 K): the example's weight, 0 if the action is not learned."""
+        tokens = np.repeat(self.valid, self.actions.shape[2], axis=1)
+        return tokens.astype(np.float32) * self.weights()[:, None]
 
 
 class ActionChunks:
-    """Every frame of some demonstrations, with the actions that follow it; held in memory.
+    """Every frame of some demonstrations with the actions that follow it, held in memory.
 
     Args:
-        episodes: Demonstrations, such as a `LeRobotReader`; read once.
+        episodes: Demonstrations, such as a `LeRobotReader`; they are read once.
         cameras: Observation keys to keep, in the model's order.
-        image_size: Side in pixels that the model takes. Others are resized as the published evaluation does (JPEG,
-            Lanczos).
+        image_size: Side in pixels that the model takes. Frames of another size are resized as the published evaluation
+            does (JPEG, Lanczos).
         chunk_size: Actions per example, K.
-        cut_waiting: Leave out frames in which the hand waits where the gripper's command is about to change; see
-            `moving_frames`.
-        pad_chunks: Repeat the episode's last action where a chunk reaches behind the end, as OpenVLA-OFT trains;
-            otherwise nothing is learned there, and little of what comes last, such as letting go.
-        progress_bar: Show episodes as they are read, on a terminal.
+        cut_waiting: Leave out frames in which the hand waits before the gripper's command changes; see `moving_frames`.
+        pad_chunks: Fill chunks that reach past the episode's end with its last action, as OpenVLA-OFT does. Without,
+            those actions are not learned, and an episode's last actions, such as letting go, are learned less often.
+        progress_bar: Show a bar while episodes are read, on a terminal.
 
     Raises:
         ValueError: If there are no episodes, an episode lacks a camera, its actions or states have another width or are
@@ -109,6 +127,7 @@ class ActionChunks:
         self.state, self.actions, self._keyframes = (
             np.concatenate([episode[name] for episode in read]) for name in ("state", "actions", "keyframes")
         )
+        self.weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.state)
@@ -129,7 +148,31 @@ class ActionChunks:
             actions=self.actions[np.minimum(steps, self._ends[frames, None] - 1)],
             valid=np.ones_like(inside) if self.pad_chunks else inside,
             keyframe=self._keyframes[frames],
+            weight=None if self.weights is None else self.weights[frames],
         )
+
+    def reweigh(self, weights: np.ndarray | None) -> None:
+        """Say how much each frame counts in the loss, such as an offline learner's exponentiated advantage.
+
+        Args:
+            weights: One number of at least 0 per frame, (n,) for n = ``len(self)``; None counts all alike.
+
+        Raises:
+            ValueError: If the weights have another shape, are not finite, are negative, or are all 0.
+        """
+        if weights is not None:
+            weights = np.asarray(weights, np.float32)
+            if (
+                weights.shape != (len(self),)
+                or not np.isfinite(weights).all()
+                or weights.min() < 0
+                or not weights.any()
+            ):
+                raise ValueError(
+                    f"weights of shape {weights.shape}; expected {len(self)} finite numbers of at least 0, one per "
+                    "frame, of which some are above 0."
+                )
+        self.weights = weights
 
     def statistics(self) -> dict[str, Any]:
         """Statistics as a checkpoint's ``norm_stats`` keep them: of actions and of states ("proprio")."""
@@ -161,7 +204,7 @@ class ActionChunks:
 
 
 def next_gripper_change(state: np.ndarray, commands: np.ndarray) -> np.ndarray:
-    """Where the hand is when the gripper's command next changes, or at the end: float32 (T, 3), m.
+    """Position of the hand when the gripper's command next changes, or else at the end, float32 (T, 3), m.
 
     Args:
         state: Robot states (T, 8), end-effector position first.
@@ -175,15 +218,15 @@ def next_gripper_change(state: np.ndarray, commands: np.ndarray) -> np.ndarray:
 def moving_frames(state: np.ndarray, commands: np.ndarray, reach_xy: float = 0.02, reach_z: float = 0.01) -> np.ndarray:
     """Which frames to keep so that the hand does not wait before the gripper's command changes, bool (T,).
 
-    A script settles to the millimetre before it closes the hand. Whoever sees one frame at a time learns from that to
-    wait, and then waits for ever. Dropped are the frames from the hand's first arrival at the place of the change, its
-    first frame there kept, to the change.
+    A scripted expert settles to the millimetre before it closes the hand. A policy that sees one frame at a time would
+    learn to wait there and then wait for ever. The first frame near the place of the change is kept; the frames between
+    it and the change are left out.
 
     Args:
         state: Robot states (T, 8), end-effector position first.
         commands: Sign of the gripper's command (T,).
-        reach_xy: What counts as there, in the plane, m.
-        reach_z: What counts as there, in height, m.
+        reach_xy: Largest distance in the plane that counts as near, m.
+        reach_z: Largest distance in height that counts as near, m.
     """
     kept = np.ones(len(commands), dtype=bool)
     start = 0
@@ -195,23 +238,14 @@ def moving_frames(state: np.ndarray, commands: np.ndarray, reach_xy: float = 0.0
     return kept
 
 
-def normalize(actions: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
-    """Actions scaled so that q01 and q99 become -1 and 1, and clipped there; unchanged where the mask is False.
-
-    The inverse of `action_tokens.unnormalize`, as OpenVLA's data pipeline computes it.
+def normalize_position(position: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
+    """Positions (B, 3) in m as multiples of their standard deviation around their mean, float32.
 
     Args:
-        actions: Shape (..., 7).
-        stats: The `action` entry of a checkpoint's `norm_stats`.
+        position: Positions of the hand.
+        stats: The `proprio` entry of a checkpoint's `norm_stats`; its first three dimensions are the hand's position.
     """
-    q01, q99 = (np.asarray(stats[name], dtype=np.float64) for name in ("q01", "q99"))
-    scaled = np.clip(2 * (actions - q01) / (q99 - q01 + 1e-8) - 1, -1, 1)
-    return np.where(np.asarray(stats["mask"], dtype=bool), scaled, actions)
-
-
-def to_bins(actions: np.ndarray, stats: dict[str, Any], tokenizer: ActionTokenizer) -> np.ndarray:
-    """Bins int64 (...) of actions (..., 7)."""
-    return tokenizer.ids_to_bins(tokenizer.encode(normalize(actions, stats)))
+    return ((position - stats["mean"][:3]) / (np.asarray(stats["std"][:3]) + 1e-8)).astype(np.float32)
 
 
 def _check_cameras(cameras: Sequence[str]) -> tuple[str, ...]:

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from libero_gym.compilation import draws
-from libero_gym.compilation.compile import FixtureDraw, compile_task, read_draw, stock_env
+from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.draws import fixture_draw
+from libero_gym.compilation.extraction import read_draw
 from libero_gym.env import LiberoEnv
-from libero_gym.simulators import MAX_DRAWN, Simulators
+from libero_gym.env.simulators import MAX_DRAWN, Simulators
+from libero_gym.simulation.compiled import FixtureDraw
+from libero_gym.stock import stock_env
 from libero_gym.tasks import Task, get_tasks
 
 
@@ -32,7 +35,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_draws_are_those_of_stock_resets_to_the_bit(suite: str, task_id: int, seed: int) -> None:
     task = get_tasks(suite)[task_id]
     ours = draws._draw(task, 4, seed)
-    with stock_env(task, seed=seed) as stock:
+    with stock_env(task.bddl_file, seed=seed) as stock:
         for draw in ours:
             _assert_equal(draw, read_draw(stock))
             stock.env.reset()

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from libero_gym import cache
+from libero_gym.common import cache
 from libero_gym.compilation import compile as compile_module
-from libero_gym.compilation import first_use
+from libero_gym.compilation import first_use, records
 from libero_gym.compilation.compile import compile_task, is_compiled
 from libero_gym.compilation.first_use import compile_tasks
 from libero_gym.compilation.placements import sampled_state
@@ -35,6 +35,7 @@ def test_processes_leave_in_the_cache_what_this_one_would_compile(
     expected = [compile_task(task) for task in TASKS]
     state = sampled_state(TASKS[1], 3).copy()
     monkeypatch.setenv("LIBERO_GYM_CACHE", str(tmp_path))
+    caplog.clear()  # on a cold cache, compiling the expected tasks was announced
     compile_tasks(TASKS, placement_seeds=[3], max_processes=2)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert f"Compiling 2 tasks in 2 processes: once, some 5 to 10 s each; kept in {tmp_path}" in caplog.text
@@ -43,7 +44,7 @@ def test_processes_leave_in_the_cache_what_this_one_would_compile(
         assert not is_compiled(task, "fast")
         loaded = compile_task.__wrapped__(task)
         assert (loaded.goal, loaded.visual_key) == (compiled.goal, compiled.visual_key)
-        blobs = [compile_module.model_to_bytes(each.physics) for each in (loaded, compiled)]
+        blobs = [records.model_to_bytes(each.physics) for each in (loaded, compiled)]
         assert blobs[0] == blobs[1]
         np.testing.assert_array_equal(loaded.fixtures.pos, compiled.fixtures.pos)
     monkeypatch.setattr("libero_gym.compilation.placements._kept", {})
@@ -57,7 +58,7 @@ def test_what_is_cached_costs_nothing_and_says_nothing(caplog: pytest.LogCapture
         sampled_state(task, 3)
     compile_tasks(TASKS, placement_seeds=[3])
     assert caplog.records == []
-    assert cache.contains(compile_module.task_key(TASKS[0]))
+    assert cache.contains(records.task_key(TASKS[0]))
 
 
 @pytest.mark.usefixtures("no_processes")
@@ -85,7 +86,7 @@ def test_an_uncached_task_is_announced_before_it_is_compiled(
     class Stop(Exception):
         pass
 
-    def stop(task: object) -> None:
+    def stop(bddl_file: object) -> None:
         raise Stop
 
     monkeypatch.setenv("LIBERO_GYM_CACHE", str(tmp_path))

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from libero_gym.compilation.compile import compile_task, stock_env
+from libero_gym.compilation.compile import compile_task
+from libero_gym.stock import stock_env
 from libero_gym.tasks import get_tasks
 
 
@@ -20,7 +21,7 @@ def test_tasks_compiled_in_two_threads_are_those_of_one() -> None:
 
     def fixture_positions(task_id: int, body_ids: np.ndarray) -> np.ndarray:
         start.wait()
-        with stock_env(get_tasks("libero_goal")[task_id]) as env:
+        with stock_env(get_tasks("libero_goal")[task_id].bddl_file) as env:
             return np.array(env.env.sim.model.body_pos[body_ids])
 
     with ThreadPoolExecutor(2) as pool:

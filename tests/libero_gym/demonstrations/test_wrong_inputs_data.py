@@ -13,7 +13,8 @@ from libero_gym.demonstrations import LeRobotWriter, record
 from vla_agent.commands import finetune
 from vla_agent.openvla import OpenVLA
 from vla_agent.sft.data import ActionChunks
-from vla_agent.sft.trainer import SFTSettings, SupervisedTrainer
+from vla_agent.sft.settings import SFTSettings
+from vla_agent.sft.trainer import SupervisedTrainer
 
 NAN = float("nan")
 

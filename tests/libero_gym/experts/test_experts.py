@@ -50,7 +50,7 @@ def test_picks_again_after_the_object_moved_from_between_the_closing_fingers() -
         closings += action[6] > gripper
         if closings == 1 and action[6] > gripper:
             # Sideways out of the hand: half a finger is 1 cm wide, the can has a radius of 3.3 cm.
-            across = simulator.data.site_xmat[simulator.compiled.arm.eef_site].reshape(3, 3)[:2, 1]
+            across = simulator.data.site_xmat[simulator.compiled.robot.eef_site].reshape(3, 3)[:2, 1]
             simulator.data.joint("alphabet_soup_1_joint0").qpos[:2] += 0.08 * across
         gripper = action[6]
         simulator.step(action)

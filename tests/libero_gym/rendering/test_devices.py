@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 
 import pytest
+from workers import worker_pids
 
 from libero_gym.rendering import devices
 from libero_gym.rendering.devices import EglDevice, egl_devices, per_worker, spread, visible_gpus
@@ -117,7 +118,7 @@ def test_what_the_user_chose_is_kept(four_gpus: None, monkeypatch: pytest.Monkey
 
 def test_a_new_worker_gets_the_device_of_the_old_one(four_gpus: None) -> None:
     env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, n_workers=2, render_device=[None, 0], restart=True)
-    os.kill(env.call("process_id")[0], signal.SIGKILL)
+    os.kill(worker_pids(env)[0], signal.SIGKILL)
     with pytest.warns(UserWarning, match="Worker 0 died"):
         env.reset(seed=0)
     assert env.call("render_device") == (None, 0)

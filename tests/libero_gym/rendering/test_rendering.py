@@ -17,12 +17,13 @@ import mujoco
 import numpy as np
 import pytest
 
-from libero_gym.compilation.compile import _import_stock, compile_task
+from libero_gym.compilation.compile import compile_task
 from libero_gym.rendering import devices, egl, osmesa
 from libero_gym.rendering import renderer as rendering
 from libero_gym.rendering.renderer import RenderingError
 from libero_gym.rendering.scene import LayeredScene
 from libero_gym.simulation.simulator import Simulator
+from libero_gym.stock import import_stock
 from libero_gym.tasks import get_tasks, initial_states
 
 LIBRARY = ctypes.CDLL("libEGL.so.1")
@@ -82,7 +83,7 @@ def test_gymnasiums_viewer_and_ours_draw_in_turn(with_egl: None, alone: list[np.
 
 
 def test_stock_environments_and_ours_draw_in_turn(with_egl: None, alone: list[np.ndarray]) -> None:
-    _import_stock()
+    import_stock()
     from libero.libero.envs import OffScreenRenderEnv
 
     task = get_tasks("libero_spatial")[0]

@@ -16,10 +16,11 @@ from comparing import random_actions
 from scenes import SCENES
 from scripted import soup_into_basket
 
-from libero_gym.compilation.compile import _import_stock, compile_task, stock_env
+from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.draws import fixture_draw
 from libero_gym.rendering import renderer as rendering
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
+from libero_gym.stock import import_stock, stock_env
 from libero_gym.tasks import Task, get_tasks, initial_states
 
 FRAME_SIZE, N_FRAMES = 64, 4
@@ -56,7 +57,7 @@ def test_an_episode_up_to_success_and_beyond_equals_stock_bit_for_bit() -> None:
     simulator = Simulator(compile_task(task))
     simulator.reset(state)
     flags = []
-    with stock_env(task) as stock:
+    with stock_env(task.bddl_file) as stock:
         stock.set_init_state(state)
         for action in soup_into_basket(simulator):
             _assert_step_equal(stock, simulator, action)
@@ -76,7 +77,7 @@ def test_reset_after_an_episode_equals_a_fresh_stock_reset(suite: str, task_id: 
     for action in random_actions(100, seed=1):
         simulator.step(action)
     simulator.reset(state)
-    with stock_env(task) as stock:
+    with stock_env(task.bddl_file) as stock:
         stock.set_init_state(state)
         for action in random_actions(50, seed=2):
             _assert_step_equal(stock, simulator, action)
@@ -127,7 +128,7 @@ def _assert_frames_equal(obs: dict[str, Any], simulator: Simulator) -> None:
 @contextlib.contextmanager
 def _stock_with_cameras(task: Task) -> Iterator[Any]:
     """Stock LIBERO as its evaluation makes it, reset once under ``seed(0)``; its GL context is current in steps."""
-    _import_stock()
+    import_stock()
     from libero.libero.envs import OffScreenRenderEnv
 
     stock = OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=FRAME_SIZE, camera_widths=FRAME_SIZE)
@@ -163,7 +164,7 @@ def test_second_fixture_draw_equals_stocks_second_reset() -> None:
     state = initial_states(task)[1]
     simulator = Simulator(compile_task(task), fixture_draw(task, 2))
     simulator.reset(state)
-    with stock_env(task, resets=2) as stock:
+    with stock_env(task.bddl_file, resets=2) as stock:
         stock.set_init_state(state)
         for action in random_actions(20):
             stock.step(action)
@@ -184,7 +185,7 @@ def test_joint_goals_flip_where_stocks_do(suite: str, task_id: int, joint: str, 
     state = np.array(initial_states(task)[0])
     address = simulator.model.joint(joint).qposadr[0] + 1
     flags = []
-    with stock_env(task) as stock:
+    with stock_env(task.bddl_file) as stock:
         for position in positions:
             state[address] = position
             simulator.reset(state)
@@ -202,7 +203,7 @@ def test_placing_goals_agree_with_stock_around_the_target() -> None:
     bowl = simulator.model.joint("akita_black_bowl_1_joint0").qposadr[0] + 1
     plate = simulator.model.joint("plate_1_joint0").qposadr[0] + 1
     flags = []
-    with stock_env(task) as stock:
+    with stock_env(task.bddl_file) as stock:
         for dx in (0.0, 0.025, 0.035):
             for dz in np.linspace(-0.02, 0.04, 13):
                 state[bowl : bowl + 3] = state[plate : plate + 3] + [dx, 0, dz]

@@ -14,6 +14,7 @@ import pytest
 from comparing import random_actions
 from gymnasium.vector import AutoresetMode
 from scripted import soup_into_basket
+from workers import worker_pids
 
 from libero_gym.env import LiberoEnv
 from libero_gym.vector.vector import LiberoVectorEnv
@@ -213,7 +214,7 @@ def test_a_snapshot_remembers_which_episodes_have_ended(next_step: LiberoVectorE
 def test_a_restart_with_next_step_shows_the_last_observation_first(next_step: LiberoVectorEnv) -> None:
     next_step.reset(seed=7)
     before, *_ = next_step.step(np.full((2, 7), 0.5))
-    os.kill(next_step.call("process_id")[0], signal.SIGKILL)
+    os.kill(worker_pids(next_step)[0], signal.SIGKILL)
     with pytest.warns(UserWarning, match="Worker 0 died"):
         obs, rewards, _, truncated, infos = next_step.step(np.full((2, 7), 0.5))
     assert truncated.tolist() == infos["worker_restarted"].tolist() == [True, False]
@@ -236,7 +237,7 @@ def test_an_environment_at_rest_stays_there_when_its_worker_is_replaced() -> Non
     for _ in range(3):
         last, _, _, truncated, _ = env.step(np.ones((2, 7)))
     assert truncated.tolist() == [True, False]
-    os.kill(env.call("process_id")[0], signal.SIGKILL)
+    os.kill(worker_pids(env)[0], signal.SIGKILL)
     with pytest.warns(UserWarning, match="Worker 0 died"):
         obs, _, _, truncated, _ = env.step(np.ones((2, 7)))
     assert truncated.tolist() == [False, True]

@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from workers import worker_pids
 
 from libero_gym.vector import messages, pool
 from libero_gym.vector.pool import WorkerPool
@@ -30,7 +31,7 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):
 print("starting", flush=True)
 env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, cameras=(), n_workers=2)
 env.reset(seed=0)
-print(env._processes.pool._template.pid, *env.call("process_id"), flush=True)
+print(env.backend.pool._template.pid, *env.backend.process_ids, flush=True)
 for line in sys.stdin:
     print(env.step(np.zeros((2, 7)))[4]["elapsed_steps"].tolist(), flush=True)
 """
@@ -41,7 +42,7 @@ def env() -> Iterator[LiberoVectorEnv]:
     env = LiberoVectorEnv(2, **ARGUMENTS, n_workers=2, chunk_size=10, restart=True)
     env.reset(seed=3)
     yield env
-    pids = (*env.call("process_id"), env._processes.pool._template.pid)
+    pids = (*worker_pids(env), env.backend.pool._template.pid)
     env.step_async(np.zeros((2, 10, 7)))
     env.close()
     assert wait_until(lambda: all(map(is_gone, pids)))  # also in the middle of a step
@@ -117,8 +118,8 @@ def test_signals_to_the_group_are_the_parents_and_kill_9_of_it_ends_all() -> Non
 
 def test_close_ends_a_hung_worker_without_its_template() -> None:
     env = LiberoVectorEnv(2, **ARGUMENTS, n_workers=2)
-    pids = env.call("process_id")
-    os.kill(env._processes.pool._template.pid, signal.SIGKILL)
+    pids = worker_pids(env)
+    os.kill(env.backend.pool._template.pid, signal.SIGKILL)
     os.kill(pids[1], signal.SIGSTOP)
     start = time.monotonic()
     env.close()
@@ -154,7 +155,7 @@ def test_a_step_that_ctrl_c_interrupted_can_be_abandoned(env: LiberoVectorEnv, m
 def test_ctrl_c_within_a_message_ends_that_worker_alone(env: LiberoVectorEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows in its pipe could not be told apart; it is replaced, or named."""
     env.reset(seed=3)
-    pids = env.call("process_id")
+    pids = worker_pids(env)
     interrupt_once(monkeypatch, messages.Channel, "receive", after=True)
     with pytest.raises(KeyboardInterrupt):
         env.step(np.zeros((2, 10, 7)))
@@ -200,11 +201,11 @@ def test_a_forked_child_cannot_use_nor_end_the_environments(env: LiberoVectorEnv
 
 def test_an_error_in_one_environments_step_leaves_all_usable(env: LiberoVectorEnv) -> None:
     env.reset(seed=3)
-    workers = env.call("process_id")
+    workers = worker_pids(env)
     env.call("__setattr__", "task", None, indices=[0])
     with pytest.raises(gym.error.ResetNeeded, match=r"Call reset\(\) first") as caught:
         env.step(np.zeros((2, 10, 7)))
     assert isinstance(caught.value.__cause__, WorkerError)
     env.reset(options={"reset_mask": np.array([True, False])})
     assert env.step(np.zeros((2, 10, 7)))[4]["elapsed_steps"].tolist() == [10, 20]
-    assert env.call("process_id") == workers
+    assert worker_pids(env) == workers

@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 from comparing import random_actions
 from gymnasium.vector import AutoresetMode
+from workers import worker_pids
 
 from libero_gym.env import LiberoEnv
+from libero_gym.vector.backend import Plan
 from libero_gym.vector.shared_arrays import SharedArrays
 from libero_gym.vector.vector import MAX_REPLACEMENTS, LiberoVectorEnv, WorkerError
 from libero_gym.vector.worker import Worker
@@ -182,7 +184,7 @@ class Sleep:
 
 def kill(env: LiberoVectorEnv, index: int, signum: int = signal.SIGKILL) -> int:
     """Send a signal to the worker of an environment; gives its process id."""
-    pid = env.call("process_id", indices=[index])[0]
+    pid = worker_pids(env)[index]
     os.kill(pid, signum)
     return pid
 
@@ -211,8 +213,8 @@ def test_a_killed_worker_is_reported_with_its_traceback() -> None:
 def test_a_hung_worker_is_reported_in_time_with_its_stack() -> None:
     env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, cameras=(), n_workers=2)
     env.reset(seed=0)  # which may take longer on a busy machine
-    env._processes.pool.timeout = 5
-    pids = env.call("process_id")
+    env.backend.pool.timeout = 5
+    pids = worker_pids(env)
     os.kill(pids[0], signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"(?s)Worker 0 hung: no answer within 5 s.*in serve"):
@@ -300,17 +302,17 @@ def test_call_cannot_answer_for_a_dead_worker_but_the_next_step_replaces_it(rest
 
 def test_an_exception_in_a_worker_is_raised_and_replaces_nothing(restarting: LiberoVectorEnv) -> None:
     restarting.reset(seed=0)
-    before = restarting.call("process_id"), restarting.n_restarts
+    before = worker_pids(restarting), restarting.n_restarts
     with pytest.raises(ValueError, match="expected 2 finite weights") as caught:
         restarting.call("set_task_weights", [1.0])
     assert isinstance(caught.value.__cause__, WorkerError)
     assert "in check_task_weights" in str(caught.value.__cause__)
-    assert (restarting.call("process_id"), restarting.n_restarts) == before
+    assert (worker_pids(restarting), restarting.n_restarts) == before
 
 
 def test_many_restarts_leak_nothing(restarting: LiberoVectorEnv) -> None:
     def held() -> list[int]:
-        template = restarting._processes.pool._template.pid
+        template = restarting.backend.pool._template.pid
         children = Path(f"/proc/{template}/task/{template}/children").read_text().split()
         return [len(os.listdir(f"/proc/{pid}/fd")) for pid in ("self", template)] + [len(children)]
 
@@ -332,7 +334,7 @@ def test_a_worker_that_keeps_dying_ends_the_run() -> None:
         pytest.warns(UserWarning, match="Worker 1 died") as warned,
         pytest.raises(WorkerError, match=r"(?s)Worker 1 was replaced 5 times without completing a step.*Aborted"),
     ):
-        env._processes.reset({0: (None, {}), 1: (None, {"init_state_id": Abort()})})
+        env.backend.reset({0: (None, {}), 1: (None, {"init_state_id": Abort()})})
     assert len(warned) == env.n_restarts == MAX_REPLACEMENTS == 5
     env.close()
 
@@ -364,10 +366,10 @@ def test_a_hung_worker_is_replaced_in_the_middle_of_a_chunk() -> None:
         restart=True,
     )
     first, _ = env.reset(seed=5)
-    env._processes.pool.timeout = 5
-    pid = env.call("process_id")[0]
+    env.backend.pool.timeout = 5
+    pid = worker_pids(env)[0]
     env.step_async(np.stack([chunk, chunk]))
-    while not env._shared["truncated"][0]:
+    while not env.backend.arrays["truncated"][0]:
         time.sleep(0.001)
     os.kill(pid, signal.SIGSTOP)  # environment 0 has ended its episode, environment 1 has not
     with pytest.warns(UserWarning, match=r"Worker 0 hung: no answer within 5 s.*environments \[0, 1\]"):
@@ -389,11 +391,11 @@ def test_a_hung_worker_is_replaced_in_the_middle_of_a_chunk() -> None:
     env.close()
 
 
-def test_what_ended_an_episode_is_written_before_the_reset(
-    vector: LiberoVectorEnv, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_ended_an_episode_is_written_before_the_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a worker that dies in the reset leaves the episode's result behind."""
-    shared = SharedArrays(vector._make_layout())
+    layout = Plan(3, LiberoEnv("libero_spatial", task_id=[0, 1], cameras=()), {}).layout
+    own = {"actions": ((3, 7), "float64"), "task_weights": ((2,), "float64"), "autoreset": ((1,), "int8")}
+    shared = SharedArrays({**layout, **own})
     shared["task_weights"][:] = 0.5
     worker = Worker(0, 1, shared)
     worker.make({"suite": "libero_spatial", "task_id": [0, 1], "cameras": (), "max_episode_steps": 1})
@@ -411,7 +413,7 @@ def test_what_ended_an_episode_is_written_before_the_reset(
 def test_a_lost_template_is_named() -> None:
     env = LiberoVectorEnv(1, suite="libero_spatial", task_id=0, cameras=(), restart=True)
     env.reset(seed=0)
-    os.kill(env._processes.pool._template.pid, signal.SIGKILL)
+    os.kill(env.backend.pool._template.pid, signal.SIGKILL)
     env.step(np.zeros((1, 7)))  # the worker lives
     kill(env, 0)
     with (
@@ -428,7 +430,7 @@ def test_script_without_main_guard_works_and_leaves_no_process(tmp_path: Path) -
         "import gymnasium as gym\n"
         "env = gym.make_vec('LIBERO-Spatial-v0', num_envs=2, task_id=0, cameras=())\n"
         "env.reset(seed=0)\n"
-        "print(*env.call('process_id'))\n"  # not closed on purpose
+        "print(*env.backend.process_ids)\n"  # not closed on purpose
     )
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120)
     assert result.stderr == ""

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError, ResetNeeded
+from workers import worker_pids
 
 from libero_gym.env import LiberoEnv
 from libero_gym.vector import arguments as vector_arguments
@@ -79,10 +80,10 @@ CALLS: list[tuple[Act, type[Exception], str]] = [
     (lambda env: env.step(None), ValueError, r"no array of numbers"),
     (lambda env: env.step_wait(), NoAsyncCallError, r"start one with step_async"),
     (lambda env: env.call("nope"), AttributeError, r"'LiberoEnv' object has no attribute 'nope'"),
-    (lambda env: env.call("process_id", indices=[2]), ValueError, r"indices=2 is out of range; .* from 0 to 1"),
-    (lambda env: env.call("process_id", indices=[-1]), ValueError, r"indices=-1 is out of range"),
-    (lambda env: env.call("process_id", indices=0), ValueError, r"indices=0; expected a sequence"),
-    (lambda env: env.call("process_id", indices=["a"]), ValueError, r"indices='a'; expected a whole number"),
+    (lambda env: env.call("settings", indices=[2]), ValueError, r"indices=2 is out of range; .* from 0 to 1"),
+    (lambda env: env.call("settings", indices=[-1]), ValueError, r"indices=-1 is out of range"),
+    (lambda env: env.call("settings", indices=0), ValueError, r"indices=0; expected a sequence"),
+    (lambda env: env.call("settings", indices=["a"]), ValueError, r"indices='a'; expected a whole number"),
     (lambda env: env.call("set_state", lambda: 0), TypeError, r"cannot be sent to the worker processes"),
     (lambda env: env.call("simulator"), TypeError, r"cannot be|cannot pickle"),
     (lambda env: env.call("set_task_weights", [1.0]), ValueError, r"task weights \[1.0\]: expected 2"),
@@ -106,7 +107,7 @@ NEEDS_OPEN: list[Act] = [
     lambda env: env.step(np.zeros((2, 7))),
     lambda env: env.step_async(np.zeros((2, 7))),
     lambda env: env.step_wait(),
-    lambda env: env.call("process_id"),
+    lambda env: env.call("settings"),
     lambda env: env.render(),
     lambda env: env.snapshot(),
     lambda env: env.restore({}),
@@ -179,7 +180,7 @@ def test_one_environment_and_many_answer_alike(env: LiberoVectorEnv, options: di
 def test_a_wrong_call_is_told_and_changes_nothing(
     env: LiberoVectorEnv, act: Act, kind: type[Exception], sentence: str
 ) -> None:
-    workers = env.call("process_id")
+    workers = worker_pids(env)
     env.reset(seed=3)
     expected = env.step(np.full((2, 7), 0.2))[0]["state"]
     env.reset(seed=3)
@@ -187,7 +188,7 @@ def test_a_wrong_call_is_told_and_changes_nothing(
         act(env)
     assert "\n" not in str(caught.value)
     np.testing.assert_array_equal(env.step(np.full((2, 7), 0.2))[0]["state"], expected)
-    assert env.call("process_id") == workers
+    assert worker_pids(env) == workers
 
 
 def test_what_a_worker_raised_has_its_traceback_as_the_cause(env: LiberoVectorEnv) -> None:
@@ -203,11 +204,11 @@ def test_a_class_that_workers_cannot_import_is_told(env: LiberoVectorEnv) -> Non
     module = type(sys)("only_here")
     module.Weights = type("Weights", (), {"__module__": "only_here"})  # type: ignore[attr-defined]
     sys.modules["only_here"] = module
-    workers = env.call("process_id")
+    workers = worker_pids(env)
     with pytest.raises(ModuleNotFoundError, match="only_here"):
         env.call("set_task_weights", module.Weights())
     del sys.modules["only_here"]
-    assert env.call("process_id") == workers
+    assert worker_pids(env) == workers
 
 
 def test_two_steps_at_once_are_refused_and_the_first_can_be_collected(env: LiberoVectorEnv) -> None:
@@ -217,7 +218,7 @@ def test_two_steps_at_once_are_refused_and_the_first_can_be_collected(env: Liber
     env.step_async(np.full((2, 7), 0.2))
     with pytest.raises(AlreadyPendingCallError, match=r"collect it with step_wait\(\)"):
         env.step_async(np.full((2, 7), -0.2))
-    assert len(env.call("process_id")) == 2  # a call in between gets its own answer
+    assert len(env.call("settings")) == 2  # a call in between gets its own answer
     np.testing.assert_array_equal(env.step_wait()[0]["state"], expected)
 
 

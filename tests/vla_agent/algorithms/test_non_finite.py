@@ -89,8 +89,8 @@ def test_one_nan_reward_names_environment_step_and_term(tmp_path: Path) -> None:
     model = make_model(poisoned_env(21, nan_reward))  # in the second rollout of 16 steps
     with pytest.raises(
         NonFiniteError,
-        match=r"reward of environment 1 \(after 42 timesteps, task \d\) is nan, because of its term 'process' "
-        r"\(terms: success=[01], process=nan\)\. Mend the environment or the reward model",
+        match=r"reward of environment 1 \(after 42 timesteps, task \d, step 21 of its episode\) is nan, "
+        r"because of its term 'process' \(terms: success=[01], process=nan\)\. Mend the environment or",
     ):
         safe_learn(model, 320, tmp_path)
     assert model.n_skipped_steps == 0
@@ -113,9 +113,8 @@ def test_a_nan_in_an_observation_names_environment_and_key() -> None:
     def nan_state(result: Any) -> None:
         result[0]["state"][1, 3] = math.nan
 
-    with pytest.raises(
-        NonFiniteError, match=r"observation 'state' of environment 1 \(after 10 timesteps, task \d\) is not"
-    ):
+    place = r"environment 1 \(after 10 timesteps, task \d, step 5 of its episode\)"
+    with pytest.raises(NonFiniteError, match=rf"observation 'state' of {place} is not"):
         make_model(poisoned_env(5, nan_state)).learn(32)
 
 

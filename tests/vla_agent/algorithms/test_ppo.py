@@ -12,8 +12,10 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 
 from vla_agent import VLAPPO, RatioError, VLAPolicy, VLAVecEnv
-from vla_agent.algorithms.health import Monitor
-from vla_agent.algorithms.rollout import TokenRolloutBuffer, bootstrap_time_limits, compute_targets
+from vla_agent.algorithms.buffers import TokenRolloutBuffer, compute_targets
+from vla_agent.algorithms.health import UpdateMonitor
+from vla_agent.algorithms.rollout import bootstrap_time_limits
+from vla_agent.bins import Sampling
 
 
 def parameters(model: VLAPPO) -> dict[str, th.Tensor]:
@@ -258,9 +260,9 @@ def test_another_temperature_in_scoring_is_an_error() -> None:
     act = model.policy.act  # type: ignore[operator]
 
     def act_hot(*args: Any) -> Any:
-        model.policy._sampling["temperature"] = 1.5
+        model.policy.sampling = Sampling(temperature=1.5)
         decision = act(*args)
-        model.policy._sampling["temperature"] = 1.0
+        model.policy.sampling = Sampling(temperature=1.0)
         return decision
 
     model.policy.act = act_hot  # type: ignore[assignment]
@@ -283,7 +285,7 @@ def test_old_log_probs_that_follow_the_new_ones_are_noticed() -> None:
     losses = model._losses
 
     def broken(part: Any, *args: Any) -> Any:
-        log_prob = model._evaluate(part)[1]
+        log_prob = model.scoring.score(model.policy, part).log_probs
         return losses(part._replace(old_log_prob=log_prob.detach()), *args)
 
     model._losses = broken  # type: ignore[method-assign]
@@ -309,7 +311,7 @@ def test_working_critic_raises_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_model().learn(32 * 4)
-        monitor = Monitor(1e-3, strict=True)
+        monitor = UpdateMonitor(1e-3, strict=True)
         monitor.check_critic(np.ones(5), np.zeros(5), np.arange(5))
         monitor.check_critic(np.ones(5), np.arange(5), np.zeros((5, 2)))
 
@@ -369,6 +371,13 @@ def test_bad_arguments(kwargs: dict[str, Any], message: str) -> None:
 def test_additions_for_vla_policies_are_refused_with_others(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="only for 'VLAPolicy'"):
         VLAPPO("MlpPolicy", "CartPole-v1", device="cpu", **kwargs)
+
+
+def test_each_addition_that_is_refused_has_a_sentence() -> None:
+    with pytest.raises(
+        ValueError, match=r"^n_value_epochs=2 is only .*; leave it out\. policy_warmup_iterations=3 is only"
+    ):
+        VLAPPO("MlpPolicy", "CartPole-v1", device="cpu", policy_warmup_iterations=3, n_value_epochs=2)
 
 
 def test_environment_of_another_model_is_refused() -> None:

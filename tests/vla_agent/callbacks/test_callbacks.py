@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch as th
 from fakes import FakeBackbone, fake_env
+from interrupting import interruptible as interruptible
 from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, LearningCurve, SaveOnSignal, SuccessCallback, latest_run, safe_learn
-from vla_agent.callbacks.success import Episode, Evaluated
+from vla_agent.callbacks.success import Evaluated, TrainingEpisode
 from vla_agent.runs import keeping
 
 
@@ -250,7 +251,7 @@ def test_success_is_counted_per_task() -> None:
         callback._on_step()
     assert callback.success_rates == {0: 0.0, 4: 0.5}
     assert len(callback.history) == 6
-    assert callback.history[0] == Episode(0, 0, True, 1.0, 5)
+    assert callback.history[0] == TrainingEpisode(0, 0, True, 1.0, 5)
 
 
 def test_success_per_task_is_logged() -> None:

@@ -8,7 +8,7 @@ from saved_runs import fake_model
 
 from vla_agent import VLAPPO, Curriculum
 from vla_agent.callbacks.curriculum import task_weights
-from vla_agent.callbacks.success import Episode
+from vla_agent.callbacks.success import TrainingEpisode
 
 RATES = np.array([0.0, 0.25, 0.5, 1.0])
 
@@ -37,7 +37,7 @@ def test_weights_follow_success_and_reach_the_environments() -> None:
 def test_tasks_not_yet_tried_count_as_half() -> None:
     curriculum = Curriculum("hardest", tau=1.0)
     curriculum.task_ids = (0, 3)
-    curriculum._add([Episode(1, 3, True, 1.0, 5)])
+    curriculum._add([TrainingEpisode(1, 3, True, 1.0, 5)])
     assert curriculum.weights[0] / curriculum.weights[3] == pytest.approx(np.exp(0.5))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vla_agent.commands import cli
-from vla_agent.commands.options import parse_options, run_command
+from vla_agent.commands.options import ids_or_none, parse_ids, parse_options, run_command
 
 
 def options_of(command: str) -> Any:
@@ -113,3 +113,34 @@ def test_train_checks_its_options_before_anything_slow(
         assert caught.value.code == 1, given
         assert message in capsys.readouterr().err, given
     assert not list(tmp_path.iterdir())  # no folder is claimed
+
+
+def test_ids_are_numbers_and_ranges() -> None:
+    assert parse_ids("--task-ids", "0,3-5") == [0, 3, 4, 5]
+    assert parse_ids("--task-ids", " 7 , 2-2") == [7, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3-1", r"'3-1' runs backwards; did you mean '1-3'\?"),
+        ("x", r"'x' is no id; expected ids from 0, such as '0,3-5'"),
+        ("", "'' is no id"),
+        ("1,,2", "'' is no id"),
+        ("-1", "'-1' is no id"),
+        ("1.0", "'1.0' is no id"),
+        ("0-", "'0-' is no id"),
+        ("1-2-3", "'1-2-3' is no id"),
+        ("\u0663", "is no id"),
+        ("1" * 5000, "is no id"),
+        ("0-999999999", "names more than 100,000 ids"),
+    ],
+)
+def test_what_is_no_list_of_ids_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"--task-ids .*{message}"):
+        parse_ids("--task-ids", text)
+
+
+def test_no_ids_leave_the_choice_open() -> None:
+    assert ids_or_none("--task-ids", " ") is None
+    assert ids_or_none("--task-ids", "0") == [0]

@@ -3,7 +3,6 @@ them."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -13,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -22,6 +20,7 @@ from paths import EXAMPLES
 from stable_baselines3 import PPO
 
 from vla_agent import VLAPPO, EvaluationReport, VLAVecEnv, make_vec_env
+from vla_agent.commands import train_scorer
 from vla_agent.commands.train import check, parse_arguments
 from vla_agent.openvla import load_processor
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer
@@ -210,17 +209,7 @@ def test_a_model_for_other_environments_is_refused(env: VLAVecEnv) -> None:
         make_vec_env("LIBERO-Spatial-v0", 1, chunk_size=8)
 
 
-def load_example(name: str) -> Any:
-    """An example as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_process_reward_example_trains_and_judges_a_scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_reward_example_trains_and_judges_a_scorer(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "train_process_reward.py"), "--out", str(tmp_path), "--task-ids", "0"]
     command += ["--init-states", "20", "--evaluate-states", "0", "--n-rollouts", "8", "--n-heldout-rollouts", "8"]
     command += ["--n-dropped", "8", "--n-epochs", "1", "--max-episode-steps", "24"]
@@ -229,14 +218,13 @@ def test_process_reward_example_trains_and_judges_a_scorer(tmp_path: Path, monke
     found = json.loads((tmp_path / "report" / "report.json").read_text())
     assert found["n_examples"]["keyframe"] > 0
     # Judged on the same episodes, which were kept.
-    example = load_example("train_process_reward")
-    monkeypatch.setattr(sys, "argv", [*command[1:], "--evaluate", str(tmp_path / "scorer")])
-    example.main(example.parse_options())
+    options = train_scorer.parse_arguments([*command[2:], "--evaluate", str(tmp_path / "scorer")])
+    train_scorer.main(options)
     again = json.loads((tmp_path / "report" / "report.json").read_text())
     assert (again["auc"], again["spearman"]) == (found["auc"], found["spearman"])
     for_others = TinyScorer(ScorerConfig(("pick up the bowl",), 64))
     with pytest.raises(RewardModelError, match=r"for frames of 64 x 64 pixels, but 'image' has shape \(112, 112, 3\)"):
-        example.judge(example.parse_options(), for_others)
+        train_scorer.judge(options, for_others)
     env = make_vec_env(
         "LIBERO-Spatial-v0",
         2,

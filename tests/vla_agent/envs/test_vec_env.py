@@ -13,7 +13,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from vla_agent import VLAVecEnv, make_vec_env
-from vla_agent.envs.vec_env import describe_suite, unbatch_infos
+from vla_agent.action_tokens import BinCodec
+from vla_agent.envs.arguments import check_keywords
+from vla_agent.envs.vec_env import unbatch_infos
 
 
 def bins_for(env: VLAVecEnv, first: list[int]) -> np.ndarray:
@@ -71,7 +73,7 @@ def test_actions_are_decoded_by_the_table(chunk_size: int) -> None:
 
 def test_table_is_indexed_by_dimension_and_bin() -> None:
     env = fake_env(1)
-    env._table = np.arange(7)[:, None] * 1000.0 + np.arange(256)
+    env.codec = BinCodec(np.arange(7)[:, None] * 1000.0 + np.arange(256), 1, str.split)  # type: ignore[arg-type]
     decoded = env.decode(np.array([[9, 8, 7, 6, 5, 4, 3]]))
     assert decoded.tolist() == [[9, 1008, 2007, 3006, 4005, 5004, 6003]]
 
@@ -81,6 +83,7 @@ def test_table_is_indexed_by_dimension_and_bin() -> None:
     [
         (np.zeros((2, 7)), "expected integers"),
         (np.zeros((2, 8), dtype=int), r"expected integers \(2, 7\)"),
+        (np.zeros((3, 7), dtype=int), r"expected integers \(2, 7\)"),
         (np.full((2, 7), 256), r"expected bins 0\.\.255"),
         (np.full((2, 7), -1), "expected bins"),
     ],
@@ -158,13 +161,19 @@ def test_begun_episodes_are_the_chosen_ones_and_others_go_on() -> None:
     env = fake_env(3, max_episode_steps=9)
     env.reset()
     env.step(bins_for(env, [255] * 3))
-    obs = env.begin_episodes({2: {"task_id": 5, "init_state_id": 7}, 0: {"task_id": 4}})
+    env.seed(8)
+    obs = env.begin_episodes({2: {"task_id": 1, "init_state_id": 7}, 0: {"task_id": 0}})
     given = env.venv.options[-1]
     assert given.pop("reset_mask").tolist() == [True, False, True]
-    assert given == {"task_id": [4, None, 5], "init_state_id": [None, None, 7]}
-    assert env._lengths.tolist() == [0, 1, 0]
-    assert obs["input_ids"].shape[0] == 3
-    assert "task_name" in env.reset_infos[2]
+    assert given == {"task_id": [0, None, 1], "init_state_id": [None, None, 7]}
+    assert env.venv.seeds[-1] == [8, None, 10]
+    assert obs["state"][:, 0].tolist() == [0, 1, 0]  # the fake shows how many steps were made
+    assert env.instructions()[::2] == [INSTRUCTIONS[0], INSTRUCTIONS[1]]
+    assert env.reset_infos[2]["init_state_id"] == 7
+    env.begin_episodes({1: {}})
+    assert env.venv.seeds[-1] == [None, 9, None]  # each environment's seed is used once, by its own reset
+    env.begin_episodes({1: {}})
+    assert env.venv.seeds[-1] is None
 
 
 def test_continuous_actions_go_past_the_table() -> None:
@@ -173,15 +182,6 @@ def test_continuous_actions_go_past_the_table() -> None:
     actions = np.random.default_rng(0).uniform(-1, 1, (2, 7))
     env.step_actions(actions)
     np.testing.assert_array_equal(env.venv.actions[-1], actions)
-
-
-def test_suites_are_described_by_their_id() -> None:
-    suite = describe_suite("LIBERO-Long-v0")
-    assert (suite.name, suite.max_steps, len(suite.task_names)) == ("libero_10", 520, 10)
-    assert suite.n_initial_states(9) == 50
-    assert suite.instructions[2] == "turn on the stove and put the moka pot on it"
-    with pytest.raises(ValueError, match="Did you mean 'LIBERO-Spatial-v0'"):
-        describe_suite("LIBERO-Sptial-v0")
 
 
 def test_same_seed_same_observations() -> None:
@@ -251,6 +251,8 @@ def test_other_autoresets_and_spaces_are_refused() -> None:
     venv.metadata["autoreset_mode"] = AutoresetMode.NEXT_STEP
     with pytest.raises(ValueError, match=r"needs AutoresetMode\.SAME_STEP"):
         VLAVecEnv(venv, FakeProcessor())
+    with pytest.raises(ValueError, match="take 2 actions per step, but the model decides 1"):
+        VLAVecEnv(FakeVectorEnv(1, chunk_size=2), FakeProcessor())
     venv = FakeVectorEnv(1)
     venv.single_action_space = spaces.Box(-1, 1, (6,))
     with pytest.raises(ValueError, match=r"needs actions Box\(7,\)"):
@@ -280,3 +282,12 @@ def test_bad_arguments_of_make_vec_env() -> None:
         make_vec_env("LIBERO-Spatial-v0", unnorm_key="bridge")
     with pytest.raises(ValueError, match="no checkpoint folder"):
         make_vec_env("LIBERO-Spatial-v0", model="no-such-model")
+
+
+def test_arguments_of_the_back_end_pass_and_misspelt_ones_do_not() -> None:
+    given = {"restart": True, "n_workers": 2, "timeout": 5.0, "backend": "processes", "privileged": True}
+    check_keywords("LIBERO-Spatial-v0", given, make_vec_env)
+    with pytest.raises(TypeError, match=r"takes no 'n_worker'\. Did you mean 'n_workers'\?"):
+        check_keywords("LIBERO-Spatial-v0", {"n_worker": 2}, make_vec_env)
+    with pytest.raises(TypeError, match="takes no 'plan'"):
+        check_keywords("LIBERO-Spatial-v0", {"plan": None}, make_vec_env)

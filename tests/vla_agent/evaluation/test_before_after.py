@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vla_agent.evaluation.before_after import FILM_SIZE, MARGIN, _Side, compose, describe_change, telling_trial
-from vla_agent.evaluation.reports import EpisodeResult
+from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.trials import Trial
 
 
@@ -38,7 +38,7 @@ def test_the_film_is_of_an_episode_that_failed_before_and_succeeds_after() -> No
     assert telling_trial(episodes(0, "+--"), episodes(0, "+-+")) == Trial(0, 2)
     assert telling_trial(episodes(0, "++"), episodes(0, "-+")) == Trial(0, 1)  # else a success
     assert telling_trial(episodes(0, "--"), episodes(0, "--")) == Trial(0, 0)  # else the first
-    assert telling_trial(episodes(0, "-", first=-5), episodes(0, "+", first=-5)).options["placement_seed"] == 4
+    assert telling_trial(episodes(0, "-", first=-5), episodes(0, "+", first=-5)).start.placement_seed == 4
 
 
 def test_the_shorter_side_of_a_film_waits_at_its_last_frame() -> None:

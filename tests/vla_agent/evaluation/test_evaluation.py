@@ -20,6 +20,7 @@ from evaluations import BLIND, Noise, SimProcessor
 from fakes import IMAGE_SIZE, FakeBackbone, FakeConfig, fake_env
 from PIL import Image
 from scripted import soup_into_basket
+from workers import worker_pids
 
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import get_tasks
@@ -195,10 +196,10 @@ def test_a_worker_that_dies_costs_no_episode() -> None:
         class Murderer(Noise):
             def predict(self, obs: Any, deterministic: bool = False) -> tuple[np.ndarray, None]:
                 if len(self.seen) in (1, 4):  # in the middle of an episode
-                    os.kill(evaluator.env.get_attr("process_id")[3], signal.SIGKILL)
+                    os.kill(worker_pids(evaluator.env.venv)[3], signal.SIGKILL)
                 return super().predict(obs)
 
-        os.kill(evaluator.env.get_attr("process_id")[0], signal.SIGKILL)  # and before the first
+        os.kill(worker_pids(evaluator.env.venv)[0], signal.SIGKILL)  # and before the first
         evaluator.policy = Murderer()
         report = evaluator.run(progress_bar=False)
         assert evaluator.env.venv.n_restarts == 3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from evaluations import BLIND, Noise, SimProcessor, report_of
 
-from libero_gym.compilation.compile import _import_stock
+from libero_gym.stock import import_stock
 from libero_gym.tasks import get_tasks, initial_states
 from vla_agent import EvaluationReport, Evaluator, compare_reports, evaluate_policy
 from vla_agent.evaluation import PROTOCOLS, ReportError, Trial
@@ -50,7 +50,7 @@ def test_trials_are_those_of_openvlas_own_loop_pixel_for_pixel() -> None:
 def _stock_frames(action: np.ndarray) -> Iterator[np.ndarray]:
     """What a policy sees in `run_libero_eval.py`'s loop: two trials, each settled, with one action all along."""
     task = get_tasks("libero_goal")[0]
-    _import_stock()
+    import_stock()
     from libero.libero.envs import OffScreenRenderEnv
 
     env = OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=256, camera_widths=256)
@@ -85,7 +85,7 @@ class _Constant:
 )
 def test_a_protocol_says_which_draw_a_trial_stands_on(name: str, seed: int, draws: list[int]) -> None:
     """By the official state's number, whichever are asked for; states drawn by placement stand on the first."""
-    options = [PROTOCOLS[name].options(Trial(3, state)) for state in (0, 7, -6)]
+    options = [PROTOCOLS[name].start(Trial(3, state)).options for state in (0, 7, -6)]
     assert [option["fixture_draw"] for option in options] == draws
     assert {option["fixture_seed"] for option in options} == {seed}
     assert options[1] == {"task_id": 3, "init_state_id": 7, "fixture_seed": seed, "fixture_draw": draws[1]}
@@ -98,7 +98,7 @@ def test_workers_begin_trials_on_their_draws_and_the_report_says_so(name: str) -
         key: value for key, value in BLIND.items() if key not in ("progress_bar", "max_episode_steps", "protocol")
     }
     with Evaluator(Noise(), task_ids=[0], init_state_ids=[0, 4], n_envs=2, protocol=name, **options) as evaluator:
-        evaluator._start({}, dict(enumerate(evaluator.trials)))
+        evaluator.env.begin_episodes({i: protocol.start(trial).options for i, trial in enumerate(evaluator.trials)})
         snapshots = evaluator.env.env_method("snapshot")
     assert [(s["fixture_seed"], s["fixture_draw"]) for s in snapshots] == [
         (protocol.fixture_seed, protocol.draw(trial)) for trial in evaluator.trials

@@ -16,6 +16,7 @@ from evaluations import report_of
 from PIL import Image, ImageColor
 
 from vla_agent import EvaluationReport, compare_reports
+from vla_agent.common.intervals import newcombe_interval, wilson_interval
 from vla_agent.evaluation import ReportError, SuccessRow
 from vla_agent.evaluation.pages import _TASK_COLOR, _TRACK_COLOR, draw_chart, markdown
 from vla_agent.evaluation.provenance import (
@@ -25,8 +26,7 @@ from vla_agent.evaluation.provenance import (
     read_training_states,
     write_training_states,
 )
-from vla_agent.evaluation.reports import describe_ids
-from vla_agent.intervals import mcnemar_exact, newcombe_interval, wilson_interval
+from vla_agent.evaluation.results import describe_ids
 
 
 def test_rows_by_hand() -> None:
@@ -177,25 +177,3 @@ def test_training_states_are_read_and_damage_is_named(tmp_path: Path) -> None:
     path.write_text('{"trained": {}}')
     with pytest.raises(ValueError, match=r"training\.json' is damaged; expected"):
         read_training_states(tmp_path)
-
-
-def test_wilson_interval_by_hand() -> None:
-    # n = 10, z = 2: middle (p + 0.2) / 1.4, half 2 / 1.4 * sqrt(p q / 10 + 0.01).
-    assert wilson_interval(5, 10, z=2) == pytest.approx((0.5 - 0.035**0.5 / 0.7, 0.5 + 0.035**0.5 / 0.7))
-    assert wilson_interval(0, 10, z=2) == pytest.approx((0, 0.4 / 1.4))
-    assert wilson_interval(10, 10, z=2) == pytest.approx((1 / 1.4, 1))
-    assert wilson_interval(0, 0) == (0, 1)
-    with pytest.raises(ValueError, match="3 successes of 2 trials"):
-        wilson_interval(3, 2)
-
-
-def test_mcnemar_by_hand() -> None:
-    assert mcnemar_exact(0, 0) == 1
-    assert mcnemar_exact(0, 5) == mcnemar_exact(5, 0) == 2 / 32
-    assert mcnemar_exact(1, 9) == 2 * (1 + 10) / 1024
-    assert mcnemar_exact(4, 4) == 1
-
-
-def test_newcombe_as_published() -> None:
-    """Example (a) of Newcombe (1998), table II, method 10: 56/70 against 48/80."""
-    assert newcombe_interval((48, 80), (56, 70)) == pytest.approx((0.0524, 0.3339), abs=5e-5)

@@ -14,10 +14,10 @@ from evaluations import BLIND, Noise, report_of
 
 from vla_agent import EvaluationReport, Evaluator, compare_reports, evaluate_policy
 from vla_agent.commands import cli
+from vla_agent.common.intervals import mcnemar_exact, wilson_interval
 from vla_agent.evaluation import ReportError
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.provenance import read_training_states
-from vla_agent.intervals import mcnemar_exact, wilson_interval
 
 Damage = Callable[[dict[str, Any]], Any]
 
@@ -86,7 +86,7 @@ def test_wrong_arguments_of_a_run(tmp_path: Path) -> None:
         ({"progress_bar": 1}, ValueError, "progress_bar=1; expected True or False"),
         ({"film_failures": -1}, ValueError, "film_failures=-1 is out of range; expected a whole number of at least 0"),
         ({"film_failures": 1.5}, ValueError, "film_failures=1.5; expected a whole number"),
-        ({"out": 5}, TypeError, "out=5; expected the path of a folder"),
+        ({"out": 5}, TypeError, "out=5; expected a path"),
         ({"out": tmp_path / "file"}, ReportError, "file' is a file; expected a folder"),
         (
             {"film_failures": 1, "out": tmp_path},
@@ -192,7 +192,7 @@ def test_a_file_that_is_no_json(tmp_path: Path, text: str, message: str) -> None
 
 @pytest.mark.parametrize("path", [5, None, ["runs"]])
 def test_what_is_no_path_is_no_report(path: Any) -> None:
-    with pytest.raises(TypeError, match="expected the path of a folder"):
+    with pytest.raises(TypeError, match="expected a path, as a str or Path"):
         EvaluationReport.load(path)
 
 

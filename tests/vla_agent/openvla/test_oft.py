@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vla_agent.action_tokens import unnormalize
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.action_head import L1ActionHead
-from vla_agent.openvla.decoders import parallel_hidden
+from vla_agent.openvla.decoders import ParallelDecoder
 from vla_agent.openvla.files import TINY_FOLDER, CheckpointError, extra_files
 from vla_agent.openvla.sequence import lay_out_prompts
 from vla_agent.openvla.vision import StateProjector
@@ -83,7 +83,7 @@ def test_actions_are_those_of_the_naive_head(oft: Path, observation: dict[str, n
         prefix = model.embed_prefix(layout, pixels, state)
         tensors = th.load(oft / "action_head--100_checkpoint.pt", weights_only=True)
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-        expected = naive_head(tensors, parallel_hidden(model, layout, prefix))
+        expected = naive_head(tensors, ParallelDecoder().hidden(model, layout, prefix))
     np.testing.assert_allclose(actions, unnormalize(expected.numpy(), model.processor.action_stats()), atol=1e-5)
     assert actions.shape == (2, 8, 7)
 

@@ -17,9 +17,11 @@ import torch as th
 from openvla_models import make_batch, make_parallel, perturbed_tiny, prompts
 from tape import Tape
 
+from vla_agent.bins import GREEDY, PLAIN, Sampling
 from vla_agent.openvla import ActionSample, OpenVLA
 from vla_agent.openvla.action_head import L1ActionHead
 from vla_agent.openvla.cuda_graphs import CudaGraph, GraphCache
+from vla_agent.openvla.decoders import RegressionDecoder
 from vla_agent.policy.lora import LoraSettings, add_lora, disable_adapter, merge_lora
 
 Prompts = tuple[th.Tensor, th.Tensor, th.Tensor]
@@ -69,29 +71,30 @@ def eager(model: OpenVLA) -> OpenVLA:
 
 
 def assert_equal(got: ActionSample, expected: ActionSample) -> None:
-    assert th.equal(got.action_ids, expected.action_ids)
+    assert th.equal(got.bins, expected.bins)
     th.testing.assert_close(got.logits, expected.logits, rtol=0, atol=1e-6)  # bit-equal on a CPU
     th.testing.assert_close(got.hidden, expected.hidden, rtol=0, atol=1e-6)
 
 
-def assert_decodes_as_eagerly(model: OpenVLA, inputs: Prompts, times: int = 3, **settings: Any) -> None:
+def assert_decodes_as_eagerly(model: OpenVLA, inputs: Prompts, times: int = 3, sampling: Sampling = PLAIN) -> None:
     """Compares so many calls, each with another seed, so that the second of a kind and later ones are replays."""
     twin = eager(model)
     for seed in range(times):
-        got = model.sample_actions(*inputs, generator=generator(model, seed), **settings)
-        assert_equal(got, twin.sample_actions(*inputs, generator=generator(model, seed), **settings))
+        got = model.sample_actions(*inputs, generator=generator(model, seed), sampling=sampling)
+        expected = twin.sample_actions(*inputs, generator=generator(model, seed), sampling=sampling)
+        assert_equal(got, expected)
 
 
 # --- Replays are what they recorded -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"deterministic": True}, {"temperature": 1.7, "top_k": 40, "top_p": 0.9}],
+    "sampling",
+    [PLAIN, GREEDY, Sampling(temperature=1.7, top_k=40, top_p=0.9)],
     ids=["sampled", "greedy", "truncated"],
 )
-def test_replays_equal_eager_decoding(decoder: OpenVLA, inputs: Prompts, settings: dict[str, Any]) -> None:
-    assert_decodes_as_eagerly(decoder, inputs, **settings)
+def test_replays_equal_eager_decoding(decoder: OpenVLA, inputs: Prompts, sampling: Sampling) -> None:
+    assert_decodes_as_eagerly(decoder, inputs, sampling=sampling)
     assert len(decoder.graphs) == 1
 
 
@@ -116,8 +119,8 @@ def test_every_batch_is_read_anew(decoder: OpenVLA, inputs: Prompts) -> None:
     for seed in range(4):
         noise = th.randn(pixels.shape, generator=generator(decoder, seed), device=pixels.device)
         words = th.where(mask.bool() & (ids > 3), ids.roll(seed, 0), ids)
-        got = decoder.sample_actions(words, mask, pixels + noise, deterministic=True)
-        assert_equal(got, twin.sample_actions(words, mask, pixels + noise, deterministic=True))
+        got = decoder.sample_actions(words, mask, pixels + noise, sampling=GREEDY)
+        assert_equal(got, twin.sample_actions(words, mask, pixels + noise, sampling=GREEDY))
 
 
 def test_what_was_returned_stays_as_it_was(decoder: OpenVLA, inputs: Prompts) -> None:
@@ -141,7 +144,7 @@ def test_the_global_seed_decides_as_in_eager_decoding(decoder: OpenVLA, inputs: 
 def test_parallel_decoding_is_recorded_too(backend: tuple[Any, str], tmp_path: Any, continuous: bool) -> None:
     model, batch = make_parallel(tmp_path)
     if continuous:
-        model.action_head = L1ActionHead(model.hidden_size, 7)
+        model.action_head, model.decoder = L1ActionHead(model.hidden_size, 7), RegressionDecoder()
     model.to(backend[1])
     model.graphs = GraphCache(backend[0])
     twin = eager(model)
@@ -161,37 +164,37 @@ def test_parallel_decoding_is_recorded_too(backend: tuple[Any, str], tmp_path: A
 
 def test_optimizer_steps_show_in_replays(decoder: OpenVLA, inputs: Prompts) -> None:
     optimizer = th.optim.Adam(decoder.parameters(), lr=1e-3)
-    before = [decoder.sample_actions(*inputs, deterministic=True).logits for _ in range(2)][1]
+    before = [decoder.sample_actions(*inputs, sampling=GREEDY).logits for _ in range(2)][1]
     for _ in range(2):
-        ids = decoder.action_token_ids[th.zeros(3, 7, dtype=th.int64, device=decoder.device)]
-        decoder.score_actions(*inputs, ids, bins_only=True).logits[..., 0].sum().backward()
+        bins = th.zeros(3, 7, dtype=th.int64, device=decoder.device)
+        decoder.score_actions(*inputs, bins).logits[..., 0].sum().backward()
         optimizer.step()
-        assert_decodes_as_eagerly(decoder, inputs, times=1, deterministic=True)
+        assert_decodes_as_eagerly(decoder, inputs, times=1, sampling=GREEDY)
     assert len(decoder.graphs) == 1
-    assert (decoder.sample_actions(*inputs, deterministic=True).logits - before).abs().max() > 0.1
+    assert (decoder.sample_actions(*inputs, sampling=GREEDY).logits - before).abs().max() > 0.1
 
 
 def test_adapters_on_off_rescaled_and_merged(decoder: OpenVLA, inputs: Prompts) -> None:
-    plain = decoder.sample_actions(*inputs, deterministic=True).logits
+    plain = decoder.sample_actions(*inputs, sampling=GREEDY).logits
     add_lora(decoder, LoraSettings(r=4, dropout=0.5), decoder.unused_parameter_names())
     with th.no_grad():
         for name, parameter in decoder.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.2)
     for _ in range(2):
-        assert_decodes_as_eagerly(decoder, inputs, deterministic=True)
+        assert_decodes_as_eagerly(decoder, inputs, sampling=GREEDY)
         with disable_adapter(decoder):
             for _ in range(3):
-                logits = decoder.sample_actions(*inputs, deterministic=True).logits
+                logits = decoder.sample_actions(*inputs, sampling=GREEDY).logits
                 th.testing.assert_close(logits, plain, rtol=0, atol=1e-6)
     assert len(decoder.graphs) == 2, "with and without adapters, each has a graph"
     for module in decoder.modules():
         if hasattr(module, "scale_layer"):
             module.scale_layer(3.0)
-    assert_decodes_as_eagerly(decoder, inputs, deterministic=True)
+    assert_decodes_as_eagerly(decoder, inputs, sampling=GREEDY)
     assert len(decoder.graphs) == 3
     merge_lora(decoder)
-    assert_decodes_as_eagerly(decoder, inputs, deterministic=True)
+    assert_decodes_as_eagerly(decoder, inputs, sampling=GREEDY)
     assert len(decoder.graphs) == 1
 
 
@@ -228,53 +231,53 @@ CHANGES = [assign_state, replace_data, replace_module, remove_bias, append_block
 def test_weights_put_elsewhere_and_changed_layers_drop_all_graphs(
     decoder: OpenVLA, inputs: Prompts, change: Callable[[OpenVLA], Any]
 ) -> None:
-    before = [decoder.sample_actions(*inputs, deterministic=True).logits for _ in range(2)][1]
-    decoder.sample_actions(*rows(inputs, 0), deterministic=True)
-    decoder.sample_actions(*rows(inputs, 0), deterministic=True)
+    before = [decoder.sample_actions(*inputs, sampling=GREEDY).logits for _ in range(2)][1]
+    decoder.sample_actions(*rows(inputs, 0), sampling=GREEDY)
+    decoder.sample_actions(*rows(inputs, 0), sampling=GREEDY)
     assert len(decoder.graphs) == 2
     change(decoder)
-    after = decoder.sample_actions(*inputs, deterministic=True).logits
+    after = decoder.sample_actions(*inputs, sampling=GREEDY).logits
     assert len(decoder.graphs) == 0
     assert not th.equal(after, before)
-    assert_decodes_as_eagerly(decoder, inputs, deterministic=True)
+    assert_decodes_as_eagerly(decoder, inputs, sampling=GREEDY)
 
 
 def test_training_mode_and_gradient_checkpointing_make_no_difference(decoder: OpenVLA, inputs: Prompts) -> None:
-    expected = [decoder.sample_actions(*inputs, deterministic=True) for _ in range(2)][1]
+    expected = [decoder.sample_actions(*inputs, sampling=GREEDY) for _ in range(2)][1]
     decoder.train()
     decoder.set_gradient_checkpointing(True)
-    assert_equal(decoder.sample_actions(*inputs, deterministic=True), expected)
+    assert_equal(decoder.sample_actions(*inputs, sampling=GREEDY), expected)
     assert decoder.language_model.training
     assert len(decoder.graphs) == 1
 
 
 def test_hooks_are_called(decoder: OpenVLA, inputs: Prompts) -> None:
     for _ in range(2):
-        decoder.sample_actions(*inputs, deterministic=True)
+        decoder.sample_actions(*inputs, sampling=GREEDY)
     calls = []
     hook = decoder.projector.register_forward_hook(lambda *args: calls.append(1))
     for _ in range(3):
-        decoder.sample_actions(*inputs, deterministic=True)
+        decoder.sample_actions(*inputs, sampling=GREEDY)
     assert len(calls) == 3
     hook.remove()
-    decoder.sample_actions(*inputs, deterministic=True)
+    decoder.sample_actions(*inputs, sampling=GREEDY)
     assert len(calls) == 3
 
 
 def test_autocast_decodes_eagerly(decoder: OpenVLA, inputs: Prompts) -> None:
     with th.autocast(decoder.device.type, dtype=th.bfloat16):
-        assert_decodes_as_eagerly(decoder, inputs, deterministic=True)
+        assert_decodes_as_eagerly(decoder, inputs, sampling=GREEDY)
     assert len(decoder.graphs) == 0
 
 
 def test_the_models_own_autocast_is_recorded_and_sees_steps(decoder: OpenVLA, inputs: Prompts) -> None:
     def first_logits() -> th.Tensor:  # those of later tokens depend on the tokens before
-        return decoder.sample_actions(*inputs, deterministic=True).logits[:, 0]
+        return decoder.sample_actions(*inputs, sampling=GREEDY).logits[:, 0]
 
     exact = first_logits()
     decoder.set_autocast(th.bfloat16)
     for step in range(4):
-        assert_decodes_as_eagerly(decoder, inputs, times=2, deterministic=True)
+        assert_decodes_as_eagerly(decoder, inputs, times=2, sampling=GREEDY)
         with th.no_grad():  # weights are float32, and what they are rounded to must not be kept
             decoder.projector.fc1.weight.mul_(1 + 0.2 * (step + 1))
     assert len(decoder.graphs) == 1
@@ -312,7 +315,7 @@ def test_only_so_many_graphs_are_kept_and_the_longest_unused_goes(model: OpenVLA
     first, second, third = (rows(inputs, i) for i in range(3))
     try:
         for shape in (first, first, second, second, first, third, third):
-            model.sample_actions(*shape, deterministic=True)
+            model.sample_actions(*shape, sampling=GREEDY)
         assert len(model.graphs) == 2
         assert [bool(tape.outputs) for tape in made] == [True, False, True]
         assert [tape.n_replays for tape in made] == [2, 1, 1]
@@ -324,7 +327,7 @@ def test_only_so_many_graphs_are_kept_and_the_longest_unused_goes(model: OpenVLA
 
 def test_shapes_that_never_return_are_not_recorded(decoder: OpenVLA, inputs: Prompts) -> None:
     for i in range(3):
-        decoder.sample_actions(*rows(inputs, i), deterministic=True)
+        decoder.sample_actions(*rows(inputs, i), sampling=GREEDY)
     assert len(decoder.graphs) == 0
 
 
@@ -385,4 +388,4 @@ def test_logits_that_are_not_finite_are_no_actions(decoder: OpenVLA, inputs: Pro
     ids, mask, pixels = inputs
     for deterministic in (True, False, True, False):
         with pytest.raises(FloatingPointError, match="action logits are not finite"):
-            decoder.sample_actions(ids, mask, pixels * float("nan"), deterministic=deterministic)
+            decoder.sample_actions(ids, mask, pixels * float("nan"), sampling=Sampling(deterministic))

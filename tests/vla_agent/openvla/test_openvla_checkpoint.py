@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from vla_agent.openvla import CheckpointError, OpenVLA, OpenVLAConfig, load_processor
 from vla_agent.openvla.files import SHIPPED_FOLDER, TINY_FOLDER
+from vla_agent.openvla.network import OpenVLANetwork
 from vla_agent.openvla.published import published_fields
 from vla_agent.openvla.tiny import tiny_config, write_tiny
-from vla_agent.openvla.weights import _check_memory
+from vla_agent.openvla.weights import _check_memory, load_module
 
 
 def test_names_and_shapes_are_those_of_the_published_7b():
@@ -218,6 +219,16 @@ def test_folders_without_usable_weights_say_what_they_lack(tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         load_processor(folder)
+
+
+def test_any_module_of_the_same_names_is_filled(model):
+    network = load_module(lambda config, processor: OpenVLANetwork(config), "tiny", dtype=None, device=None)
+    whole = OpenVLA.from_pretrained("tiny").state_dict()
+    assert not isinstance(network, OpenVLA)
+    assert network.state_dict().keys() == whole.keys()
+    assert all(th.equal(tensor, whole[name]) for name, tensor in network.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"missing: bias, weight.*unexpected: "):
+        load_module(lambda config, processor: th.nn.Linear(2, 2), "tiny", dtype=None, device=None)
 
 
 def test_index_with_absent_shard_is_named(model, tmp_path):

@@ -11,7 +11,9 @@ from vla_agent.openvla import OpenVLA, OpenVLAConfig, tiny_config
 def test_wrong_tensors_are_named(model, batch):
     ids, mask, pixels = prompts(batch)
     with pytest.raises(ValueError, match=r"action_ids must have shape \(3, 7\), got \(3, 6\)"):
-        model.action_logits(ids, mask, pixels, batch["action_ids"][:, :6])
+        model.action_logits(ids, mask, pixels, batch["bins"][:, :6])
+    with pytest.raises(ValueError, match=r"bins must have shape \(3, 7\), got \(3, 6\)"):
+        model.score_actions(ids, mask, pixels, batch["bins"][:, :6])
     with pytest.raises(ValueError, match=r"pixel_values must have shape \(batch, 6, 112, 112\)"):
         model.sample_actions(ids, mask, pixels[:, :3])
     with pytest.raises(ValueError, match="Got 3 prompts but pixel_values of 2 images"):
@@ -20,8 +22,8 @@ def test_wrong_tensors_are_named(model, batch):
         model.sample_actions(ids.flip(1), mask.flip(1), pixels)
     with pytest.raises(ValueError, match=r"must both have shape \(batch, length\)"):
         model.sample_actions(ids, mask[:, 1:], pixels)
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        model.sample_actions(ids, mask, pixels, temperature=0)
+    with pytest.raises(ValueError, match="temperature=0; expected a number above 0"):
+        model.generate_actions(ids, mask, pixels, temperature=0)
 
 
 def test_prompt_beyond_the_context_is_refused(model):

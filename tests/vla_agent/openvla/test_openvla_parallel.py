@@ -6,14 +6,15 @@ import torch as th
 from openvla_models import prompts, single_prompt
 from openvla_reference import reference_parallel_logits
 
+from vla_agent.bins import GREEDY
 from vla_agent.openvla import OpenVLA
 
 
 @th.no_grad()
 def test_parallel_decoding_equals_naive_reference(parallel):
     model, inputs = parallel
-    sample = model.sample_actions(**inputs, deterministic=True)
-    assert sample.action_ids.shape == (3, 56)
+    sample = model.sample_actions(**inputs, sampling=GREEDY)
+    assert sample.bins.shape == (3, 56)
     assert sample.logits.shape == (3, 56, 256)
     for row in range(3):
         logits = reference_parallel_logits(
@@ -22,16 +23,16 @@ def test_parallel_decoding_equals_naive_reference(parallel):
         assert logits.std() > 0.3
         expected = logits[:, model.action_token_ids]
         th.testing.assert_close(sample.logits[row], expected, rtol=0, atol=1e-5)
-        assert th.equal(sample.action_ids[row], model.action_token_ids[expected.argmax(-1)])
+        assert th.equal(sample.bins[row], expected.argmax(-1))
 
 
 @th.no_grad()
 def test_unpadded_parallel_batches_attend_both_ways_too(parallel):
     model, inputs = parallel
-    together = model.sample_actions(**inputs, deterministic=True)
+    together = model.sample_actions(**inputs, sampling=GREEDY)
     ids = th.tensor([single_prompt(inputs, 1)])
     rest = {name: inputs[name][1:2] for name in ("pixel_values", "state")}
-    alone = model.sample_actions(ids, th.ones_like(ids), **rest, deterministic=True)
+    alone = model.sample_actions(ids, th.ones_like(ids), **rest, sampling=GREEDY)
     th.testing.assert_close(together.logits[1], alone.logits[0], rtol=0, atol=1e-5)
 
 
@@ -39,16 +40,16 @@ def test_unpadded_parallel_batches_attend_both_ways_too(parallel):
 def test_parallel_scores_do_not_depend_on_the_actions(parallel):
     model, inputs = parallel
     sample = model.sample_actions(**inputs, generator=th.Generator().manual_seed(0))
-    scores = model.score_actions(**inputs, action_ids=sample.action_ids, bins_only=True)
+    scores = model.score_actions(**inputs, bins=sample.bins)
     th.testing.assert_close(scores.logits, sample.logits, rtol=0, atol=1e-5)
     th.testing.assert_close(scores.hidden, sample.hidden, rtol=0, atol=1e-5)
-    assert len(set(sample.action_ids[0].tolist())) > 20
+    assert len(set(sample.bins[0].tolist())) > 20
 
 
 def test_state_and_second_camera_reach_the_actions_and_the_gradient(parallel):
     model, inputs = parallel
     ids = model.action_token_ids[th.zeros(3, 56, dtype=th.int64)]
-    model.score_actions(**inputs, action_ids=ids, bins_only=True).logits.square().mean().backward()
+    model.score_actions(**inputs, bins=th.zeros(3, 56, dtype=th.int64)).logits.square().mean().backward()
     assert model.proprio_projector.fc1.weight.grad.abs().max() > 0
     model.zero_grad(set_to_none=True)
     with th.no_grad():

@@ -60,3 +60,12 @@ def test_unnorm_key_must_be_one_the_checkpoint_has():
     with pytest.raises(ValueError, match=r"several data sets; give unnorm_key, one of \['libero', 'other'\]"):
         processor.action_table()
     assert processor.action_table("other").shape == (7, 256)
+
+
+def test_the_codec_decodes_by_the_table_and_writes_the_prompts_of_a_batch():
+    processor = load_processor("tiny")
+    codec, (ids, mask) = processor.codec(), processor.tokenize(INSTRUCTIONS)
+    bins = np.random.default_rng(0).integers(0, 256, (5, 7))
+    np.testing.assert_array_equal(codec.decode(bins)[:, 0], processor.action_table()[np.arange(7), bins])
+    for row, instruction in enumerate(INSTRUCTIONS):
+        np.testing.assert_array_equal(codec.encode_prompt(instruction)[0], ids[row][mask[row].astype(bool)])

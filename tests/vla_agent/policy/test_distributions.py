@@ -15,6 +15,7 @@ from vla_agent.algorithms.losses import (
     reference_kl,
     value_loss,
 )
+from vla_agent.bins import Sampling
 from vla_agent.policy.distributions import ActionTokenDistribution, Chain
 
 
@@ -39,7 +40,7 @@ def tied_to_model(temperature: float = 1.0) -> ActionTokenDistribution:
         actions = th.stack([first, second], 1)
         return Chain(actions, score(actions))
 
-    return ActionTokenDistribution(2, temperature).proba_distribution(draw=draw, score=score)
+    return ActionTokenDistribution(2, Sampling(temperature=temperature)).proba_distribution(draw=draw, score=score)
 
 
 def test_log_prob_sums_over_action_dims() -> None:
@@ -94,7 +95,7 @@ def test_mean_conditional_entropy_over_samples_is_the_chain_s_entropy() -> None:
 
 def test_temperature_divides_logits_when_scoring() -> None:
     logits = two_bin_logits([[0.2, 0.8]])
-    hot = ActionTokenDistribution(1, temperature=2.0).proba_distribution(logits)
+    hot = ActionTokenDistribution(1, Sampling(temperature=2.0)).proba_distribution(logits)
     odds = math.sqrt(0.8 / 0.2)
     assert hot.log_prob(th.tensor([[1]])).exp().item() == pytest.approx(odds / (1 + odds))
 
@@ -116,7 +117,7 @@ def test_log_prob_of_another_chain_needs_a_model() -> None:
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_must_be_positive(temperature: float) -> None:
     with pytest.raises(ValueError, match=r"temperature=.*expected a number above 0"):
-        ActionTokenDistribution(7, temperature)
+        ActionTokenDistribution(7, Sampling(temperature=temperature))
 
 
 def test_logits_of_another_shape_are_rejected() -> None:

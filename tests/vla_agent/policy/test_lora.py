@@ -29,9 +29,9 @@ def adapted(**settings: object) -> OpenVLA:
 def scores(model: OpenVLA) -> th.Tensor:
     ids, mask = model.tokenize(["push the plate", "open the top drawer of the cabinet"])
     pixels = th.randn(2, 6, 112, 112, generator=th.Generator().manual_seed(1))
-    actions = model.action_token_ids[th.arange(14).view(2, 7)]
+    actions = th.arange(14).view(2, 7)
     with th.no_grad():
-        return model.score_actions(ids, mask, pixels, actions, bins_only=True).logits
+        return model.score_actions(ids, mask, pixels, actions).logits
 
 
 def test_the_head_is_adapted_only_on_request() -> None:

@@ -13,6 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.utils import obs_as_tensor
 
 from vla_agent import VLAPPO, VLAPolicy, VLAVecEnv
+from vla_agent.backbone import Abilities
 from vla_agent.openvla import load_processor
 
 MakePolicy = Callable[..., tuple[VLAPolicy, VLAVecEnv]]
@@ -103,16 +104,49 @@ def test_evaluate_actions_is_the_sum_of_conditional_terms(make_policy: MakePolic
     policy, env = make_policy(temperature=1.3)
     perturb(policy)
     obs, actions = tensors(env), th.randint(256, (4, 7))
-    ids = policy.backbone.action_token_ids[actions]
     terms = []
     for i in range(7):  # token i's score must not see what follows
-        hidden_future = ids.clone()
-        hidden_future[:, i + 1 :] = policy.backbone.action_token_ids[0]
-        logits = policy.backbone.score_actions(
-            **policy._model_inputs(obs), action_ids=hidden_future, bins_only=True
-        ).logits
+        hidden_future = actions.clone()
+        hidden_future[:, i + 1 :] = 0
+        logits = policy.backbone.score_actions(**policy._model_inputs(obs), bins=hidden_future).logits
         terms.append((logits[:, i] / 1.3).log_softmax(-1).gather(1, actions[:, i : i + 1])[:, 0])
     th.testing.assert_close(policy.evaluate_actions(obs, actions)[1], sum(terms), atol=1e-4, rtol=1e-5)
+
+
+def test_values_and_features_need_no_actions(make_policy: MakePolicy) -> None:
+    policy, env = make_policy()
+    perturb(policy)
+    obs = tensors(env)
+    features = policy.extract_features(obs)
+    assert features.shape == (4, policy.backbone.hidden_size)
+    th.testing.assert_close(policy.value_head(features), policy.predict_values(obs))
+
+
+def test_values_carry_gradients_unless_the_backbone_is_frozen() -> None:
+    policy, env = make_fake()
+    obs = tensors(env)
+    policy.predict_values(obs).sum().backward()
+    assert policy.backbone.vision.weight.grad is not None
+    policy.backbone.vision.weight.grad = None
+    policy.backbone_frozen = True
+    policy.predict_values(obs).sum().backward()
+    assert policy.backbone.vision.weight.grad is None
+
+
+def test_what_sb3_offers_and_a_vla_has_not_is_told() -> None:
+    policy, _ = make_fake()
+    with pytest.raises(NotImplementedError, match="no noise to reset"):
+        policy.reset_noise()
+    with pytest.raises(NotImplementedError, match=r"kept with its algorithm.*VLAPPO\.save"):
+        policy._get_constructor_parameters()
+
+
+def test_a_model_without_bins_is_refused_before_it_acts() -> None:
+    env = fake_env(4)
+    model = FakeBackbone()
+    model.abilities = Abilities(speaks_bins=False, regresses_actions=True)
+    with pytest.raises(ValueError, match="neither draws nor scores bins"):
+        VLAPolicy(env.observation_space, env.action_space, lambda _: 1e-3, model)
 
 
 def test_get_distribution_agrees_with_evaluate_actions(make_policy: MakePolicy) -> None:

@@ -11,7 +11,7 @@ from openvla_models import make_batch, make_parallel, perturbed_tiny, prompts
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from vla_agent.algorithms.health import ratio_tolerance
-from vla_agent.bins import bin_log_probs
+from vla_agent.bins import GREEDY, bin_log_probs
 from vla_agent.openvla import OpenVLA
 from vla_agent.policy.lora import LoraSettings, add_lora
 from vla_agent.policy.precision import choose_types
@@ -28,7 +28,7 @@ def batch(model: OpenVLA) -> dict[str, th.Tensor]:
 
 
 def score(model: OpenVLA, batch: dict[str, th.Tensor]) -> th.Tensor:
-    return model.score_actions(**batch, bins_only=True).logits
+    return model.score_actions(**batch).logits
 
 
 # --- autocast -----------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_sampling_and_scoring_agree_under_autocast(
     model.set_autocast(th.bfloat16)
     model.set_gradient_checkpointing(checkpointing)
     sample = model.sample_actions(*prompts(batch), generator=th.Generator().manual_seed(0))
-    logits = score(model, batch | {"action_ids": sample.action_ids})
+    logits = score(model, batch | {"bins": sample.bins})
     assert logits.dtype == sample.logits.dtype == th.float32
     difference = (bin_log_probs(logits) - bin_log_probs(sample.logits)).abs().mean()
     assert difference < 0.1 * ratio_tolerance(th.bfloat16)
@@ -79,9 +79,9 @@ def test_sampling_and_scoring_agree_under_autocast(
 
 def test_parallel_decoding_under_autocast(tmp_path: object) -> None:
     model, inputs = make_parallel(tmp_path)  # type: ignore[arg-type]
-    exact = model.sample_actions(**inputs, deterministic=True).logits
+    exact = model.sample_actions(**inputs, sampling=GREEDY).logits
     model.set_autocast(th.bfloat16)
-    rounded = model.sample_actions(**inputs, deterministic=True).logits
+    rounded = model.sample_actions(**inputs, sampling=GREEDY).logits
     assert 1e-3 < (rounded - exact).abs().max() < 0.5
 
 

@@ -14,28 +14,23 @@ import pytest
 import torch as th
 from safetensors.torch import save_file
 
+from vla_agent.common.shipped import SHIPPED_FOLDER
 from vla_agent.policy.lora import LoraSettings, target_modules
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
+from vla_agent.process_reward.hacking import check_hacking
 from vla_agent.process_reward.labels import (
     HOLDING,
     KINDS,
     NEGATIVE,
-    Examples,
+    LabelledFrames,
     contact_sheet,
     grasps,
     label_episodes,
     split_by_episode,
 )
-from vla_agent.process_reward.reports import (
-    auc_interval,
-    check_hacking,
-    report,
-    roc_auc,
-    time_correlation,
-    write_report,
-)
+from vla_agent.process_reward.pages import write_report
+from vla_agent.process_reward.reports import auc_interval, bootstrap, report, roc_auc, time_correlation
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
-from vla_agent.shipped import SHIPPED_FOLDER
 
 SIZE = 32
 RED, GREEN = "take the red cup", "take the green cup"
@@ -75,18 +70,18 @@ def episodes() -> list[FakeEpisode]:
 
 
 @pytest.fixture(scope="module")
-def examples(episodes: list[FakeEpisode]) -> Examples:
+def examples(episodes: list[FakeEpisode]) -> LabelledFrames:
     return label_episodes(episodes, middle_and_late)
 
 
 @pytest.fixture(scope="module")
-def scorer(examples: Examples) -> TinyScorer:
+def scorer(examples: LabelledFrames) -> TinyScorer:
     th.manual_seed(0)
     model = TinyScorer(ScorerConfig((GREEN, RED), SIZE, channels=(8, 16)))
     return train_tiny_scorer(model, examples, TrainingSettings(n_epochs=8, batch_size=16, learning_rate=3e-3))
 
 
-def test_labels_are_balanced_and_mean_what_they_say(episodes: list[FakeEpisode], examples: Examples) -> None:
+def test_labels_are_balanced_and_mean_what_they_say(episodes: list[FakeEpisode], examples: LabelledFrames) -> None:
     counts = examples.counts()
     assert counts["keyframe"] == 30 * 3  # two and the last frame
     assert counts["before"] == counts["other instruction"] == counts["failure"] == 30
@@ -166,7 +161,7 @@ def test_labels_follow_their_seed(episodes: list[FakeEpisode]) -> None:
     assert not np.array_equal(first.images, other.images)
 
 
-def test_split_leaves_no_episode_on_both_sides(examples: Examples) -> None:
+def test_split_leaves_no_episode_on_both_sides(examples: LabelledFrames) -> None:
     train, test = split_by_episode(examples, 0.3)
     assert not set(train.episodes) & set(test.episodes)
     assert len(train) + len(test) == len(examples)
@@ -183,13 +178,13 @@ def test_labels_need_a_success_and_the_camera(episodes: list[FakeEpisode]) -> No
         label_episodes(episodes, middle_and_late, camera="wrist_image")
 
 
-def test_contact_sheet_is_drawn(examples: Examples, tmp_path: Path) -> None:
+def test_contact_sheet_is_drawn(examples: LabelledFrames, tmp_path: Path) -> None:
     contact_sheet(examples, tmp_path / "labels.png", per_kind=3)
     assert (tmp_path / "labels.png").stat().st_size > 10_000
 
 
 def test_a_picture_that_cannot_be_drawn_leaves_the_older_one(
-    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    examples: LabelledFrames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "labels.png"
     path.write_bytes(b"older")
@@ -308,7 +303,20 @@ def test_auc_counts_pairs() -> None:
     assert np.isnan(roc_auc(np.array([]), np.array([0.1])))
 
 
-def test_auc_interval_is_of_episodes_not_of_frames(examples: Examples) -> None:
+def test_the_mean_of_two_coin_sides_may_be_either_of_them() -> None:
+    assert bootstrap([0.0, 1.0], np.random.default_rng(0)) == (0.5, 0.0, 1.0, 2)  # a quarter of the draws each
+    assert bootstrap([0.25] * 5, np.random.default_rng(0)) == (0.25, 0.25, 0.25, 5)
+    assert bootstrap([0.7], np.random.default_rng(0)) == (0.7, 0.7, 0.7, 1)
+
+
+def test_a_mean_lies_in_its_interval_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    intervals = [bootstrap(rng.normal(size=40), rng) for _ in range(200)]
+    covered = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
+    assert 0.89 < covered < 0.99
+
+
+def test_auc_interval_is_of_episodes_not_of_frames(examples: LabelledFrames) -> None:
     """Frames of an episode that go wrong together make the interval as wide as one frame each would."""
     rng = np.random.default_rng(0)
     wrong = set(np.unique(examples.episodes)[::4])  # every fourth episode is scored the wrong way round
@@ -320,7 +328,7 @@ def test_auc_interval_is_of_episodes_not_of_frames(examples: Examples) -> None:
     assert together.high - together.low > 1.3 * (alone.high - alone.low)
 
 
-def test_saved_scorer_is_the_same(scorer: TinyScorer, examples: Examples, tmp_path: Path) -> None:
+def test_saved_scorer_is_the_same(scorer: TinyScorer, examples: LabelledFrames, tmp_path: Path) -> None:
     scorer.save(tmp_path / "scorer")
     again = load_reward_model(tmp_path / "scorer")
     images, instructions = examples.images[:9], examples.instructions[:9]
@@ -332,7 +340,7 @@ def test_saved_scorer_is_the_same(scorer: TinyScorer, examples: Examples, tmp_pa
         load_reward_model(tmp_path / "scorer")
 
 
-def test_unseen_instruction_warns_once(scorer: TinyScorer, examples: Examples) -> None:
+def test_unseen_instruction_warns_once(scorer: TinyScorer, examples: LabelledFrames) -> None:
     with pytest.warns(UserWarning, match="never saw 'take the blue cup'"):
         scorer.score(examples.images[:1], ["take the blue cup"])
     import warnings
@@ -342,7 +350,7 @@ def test_unseen_instruction_warns_once(scorer: TinyScorer, examples: Examples) -
         scorer.score(examples.images[:1], ["take the blue cup"])
 
 
-def test_frames_of_another_size_are_refused_in_training(examples: Examples) -> None:
+def test_frames_of_another_size_are_refused_in_training(examples: LabelledFrames) -> None:
     with pytest.raises(ValueError, match=r"the scorer takes \(48, 48, 3\)"):
         train_tiny_scorer(TinyScorer(ScorerConfig((RED,), 48, channels=(8,))), examples)
 
@@ -405,7 +413,7 @@ def load_vlm(folder: Path, **kwargs: Any) -> VLMScorer:
     return VLMScorer.from_pretrained(folder, dtype=th.float32, **kwargs)
 
 
-def test_vlm_scores_do_not_depend_on_the_batch(vlm_folder: Path, examples: Examples) -> None:
+def test_vlm_scores_do_not_depend_on_the_batch(vlm_folder: Path, examples: LabelledFrames) -> None:
     scorer = load_vlm(vlm_folder)
     instructions = [RED, "take the red green red green cup", GREEN]
     together = scorer.score(examples.images[:3], instructions)
@@ -414,7 +422,7 @@ def test_vlm_scores_do_not_depend_on_the_batch(vlm_folder: Path, examples: Examp
     assert ((together > 0) & (together < 1)).all()
 
 
-def test_vlm_score_is_the_probability_of_yes(vlm_folder: Path, examples: Examples) -> None:
+def test_vlm_score_is_the_probability_of_yes(vlm_folder: Path, examples: LabelledFrames) -> None:
     scorer = load_vlm(vlm_folder)
     inputs = scorer._inputs(examples.images[:1], [RED])
     with th.no_grad():
@@ -424,7 +432,9 @@ def test_vlm_score_is_the_probability_of_yes(vlm_folder: Path, examples: Example
     assert scorer.score(examples.images[:1], [RED])[0] == pytest.approx(float(yes / (yes + no)), abs=1e-6)
 
 
-def test_vlm_learns_by_its_adapters_alone_and_comes_back(vlm_folder: Path, examples: Examples, tmp_path: Path) -> None:
+def test_vlm_learns_by_its_adapters_alone_and_comes_back(
+    vlm_folder: Path, examples: LabelledFrames, tmp_path: Path
+) -> None:
     scorer = load_vlm(vlm_folder, lora=LoraSettings(r=8, alpha=16))
     part = examples.take(np.flatnonzero(examples.kinds != KINDS.index("before"))[:24])
     before = {name: value.clone() for name, value in scorer.model.state_dict().items()}

@@ -21,10 +21,10 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from vla_agent import VLAPPO
-from vla_agent import atomic as folders
+from vla_agent.common import atomic as folders
 from vla_agent.openvla import load_processor
-from vla_agent.runs import saved_run as checkpointing
-from vla_agent.runs.saved_run import CHECKSUMS, FILES, RunError
+from vla_agent.runs.run_files import CHECKSUMS, FILES, RunError
+from vla_agent.runs.serialization import restore_generators
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,7 @@ def test_training_continues_as_it_would_have(tmp_path: Path) -> None:
     loaded.set_logger(model.logger)
     loaded.ratio_tolerance = loaded._monitor.tolerance = model._monitor.tolerance = 10.0  # an old rollout
     loaded.train()
-    checkpointing.restore_generators(
-        json.loads((tmp_path / "a" / "state.json").read_text())["generators"], model.device
-    )
+    restore_generators(json.loads((tmp_path / "a" / "state.json").read_text())["generators"], model.device)
     model.train()
     assert loaded._n_updates == model._n_updates
     assert loaded.n_iterations == model.n_iterations == 3
@@ -177,7 +175,7 @@ def test_a_failing_save_leaves_the_old_run(tmp_path: Path, monkeypatch: pytest.M
     model = fake_model()
     model.save(tmp_path / "a")
     model.learn(32)
-    monkeypatch.setattr(checkpointing, "training_state", lambda model: {"counters": object()})
+    monkeypatch.setattr(model, "state_dict", lambda: {"counters": object()})
     with pytest.raises(TypeError):
         model.save(tmp_path / "a")
     assert VLAPPO.load(tmp_path / "a", device="cpu", **fake()).num_timesteps == 0

@@ -15,7 +15,7 @@ from saved_runs import fake, fake_model
 
 from vla_agent import VLAPPO
 from vla_agent.runs.documents import fault
-from vla_agent.runs.saved_run import CHECKSUMS, FILES, RunError, damage
+from vla_agent.runs.run_files import CHECKSUMS, FILES, RunError, damage
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -89,7 +89,7 @@ DOCUMENTS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("hyperparameters", put("arguments", "learning_rate", value={"LinearSchedule": [1]}), "damaged"),
     ("hyperparameters", put("arguments", "learning_rate", value={"LinearSchedule": "x"}), "expected a list"),
     ("hyperparameters", put("arguments", "gamma", value=[0.9]), r"arguments\.gamma is \[0\.9\]"),
-    ("hyperparameters", put("arguments", "n_steps", value=0), r"arguments\.n_steps is 0"),
+    ("hyperparameters", put("arguments", "n_steps", value=0), r"damaged.*n_steps=0 is out of range"),
     ("hyperparameters", put("arguments", "n_steps", value=2.5), r"arguments\.n_steps is 2\.5"),
     ("hyperparameters", put("arguments", "value_loss", value=3), r"arguments\.value_loss is 3; expected a text"),
     ("hyperparameters", put("arguments", "_init_setup_model", value=True), "the argument '_init_setup_model'"),

@@ -220,15 +220,14 @@ def test_only_what_is_trained_is_copied_and_only_during_updates() -> None:
     for parameter in model.policy.backbone.vision.parameters():  # type: ignore[union-attr, operator]
         parameter.requires_grad_(False)
     seen: list[Any] = []
-    do_at(model, "_losses", 1, lambda: seen.append(model.boundary))
+    do_at(model, "_losses", 1, lambda: seen.append(model.moments.boundary))
     model.learn(PER_ITERATION)
     copied, live = seen[0].contents.weights, model.policy.state_dict()
     shared = {name for name in copied if copied[name].data_ptr() == live[name].data_ptr()}
-    assert {name.removeprefix("_backbone.") for name in shared} == {
-        "vision.weight", "vision.bias", "spare.weight", "spare.bias"
-    }  # fmt: skip
-    assert model.boundary is None
-    assert model._past is None
+    untrained = {f"{layer}.{kind}" for layer in ("vision", "spare", "state") for kind in ("weight", "bias")}
+    assert {name.removeprefix("_backbone.") for name in shared} == untrained  # no output depends on the last two
+    assert model.moments.boundary is None
+    assert model.moments.past is None
 
 
 def assert_goes_on(path: Path, whole: tuple[VLAPPO, list[BaseCallback]], kept: int | None) -> None:

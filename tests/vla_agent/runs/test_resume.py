@@ -25,7 +25,7 @@ from vla_agent import (
     make_vec_env,
     safe_learn,
 )
-from vla_agent.evaluation.reports import EpisodeResult
+from vla_agent.evaluation.results import EpisodeResult
 
 
 @pytest.mark.parametrize("stop", [32, 20, 33, 48], ids=["after two", "in the second", "in the third", "after three"])

@@ -20,7 +20,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from vla_agent import VLAPPO
 from vla_agent.evaluation.policies import load_subject
 from vla_agent.policy.policy import VLAPolicy
-from vla_agent.runs.saved_run import CHECKSUMS, FILES, RunError, damage
+from vla_agent.runs.run_files import CHECKSUMS, FILES, RunError, damage
 
 
 def load(path: Any, **kwargs: Any) -> VLAPPO:

@@ -14,14 +14,14 @@ from safetensors import SafetensorError
 from saved_runs import fake, fake_model
 
 from vla_agent import VLAPPO
-from vla_agent import atomic as folders
-from vla_agent.atomic import Kind, destination, writing, writing_zip
+from vla_agent.common import atomic as folders
+from vla_agent.common.atomic import Kind, destination, writing, writing_zip
 from vla_agent.openvla import OpenVLA
-from vla_agent.process_reward.reports import REPORT
+from vla_agent.process_reward.pages import REPORT
 from vla_agent.process_reward.storage import SCORER
 from vla_agent.process_reward.tiny_scorer import ScorerConfig, TinyScorer
-from vla_agent.runs.saved_run import CHECKSUMS, FILES, RUN
-from vla_agent.sft.trainer import TRAINER
+from vla_agent.runs.run_files import CHECKSUMS, FILES, RUN
+from vla_agent.sft.checkpoint import TRAINER
 
 NOTES = Kind("note", ("a.txt",), ("b.txt",))
 

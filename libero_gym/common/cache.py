@@ -1,0 +1,124 @@
+"""A bounded cache of compiled models on disk. It is safe for concurrent writers, and fails by not caching."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import tempfile
+import warnings
+import zlib
+from pathlib import Path
+
+import platformdirs
+
+_SUFFIX = ".bin"
+_CRC_BYTES = 4
+
+
+def cache_dir() -> Path:
+    """The folder of the cache.
+
+    Returns:
+        ``$LIBERO_GYM_CACHE`` if it is set, else ``libero_gym`` in the user's folder for caches, which on Linux is
+        ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        FileNotFoundError: If the folder is in the home folder, and this user has none.
+    """
+    chosen = os.environ.get("LIBERO_GYM_CACHE")
+    try:
+        folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("libero_gym")
+        if chosen or folder.is_absolute():
+            return folder
+    except RuntimeError:  # `docker run --user` without HOME; older platformdirs return a path that begins with ~
+        pass
+    raise FileNotFoundError(f"no home folder is known, so there is no {chosen or '~/.cache/libero_gym'}")
+
+
+def cache_limit_bytes() -> int:
+    """The limit ``$LIBERO_GYM_CACHE_GB`` in bytes, 6 GB by default. 0 turns the cache off.
+
+    Raises:
+        ValueError: If the variable is not a number from 0.
+    """
+    given = os.environ.get("LIBERO_GYM_CACHE_GB") or "6"
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < float("inf"):
+        raise ValueError(f"LIBERO_GYM_CACHE_GB={given!r}; expected gigabytes, a number from 0 (no cache).")
+    return int(limit * 1e9)
+
+
+def read(key: str) -> bytes | None:
+    """The bytes that were stored under a key; None if they are absent or damaged. A damaged entry is removed."""
+    try:
+        path = cache_dir() / (key + _SUFFIX)
+        blob = path.read_bytes()
+    except OSError:
+        return None
+    body, checksum = blob[:-_CRC_BYTES], blob[-_CRC_BYTES:]
+    if len(blob) < _CRC_BYTES or zlib.crc32(body).to_bytes(_CRC_BYTES, "little") != checksum:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # marks it as recently used: `_evict` removes the oldest first
+    return body
+
+
+def contains(key: str) -> bool:
+    """Whether there is an entry under a key. It may be damaged; `read` checks that."""
+    try:
+        return (cache_dir() / (key + _SUFFIX)).is_file()
+    except OSError:
+        return False
+
+
+def write(key: str, body: bytes) -> None:
+    """Store bytes under a key, as a whole or not at all. A full disk or an unwritable folder causes one warning."""
+    limit = cache_limit_bytes()
+    if len(body) > limit:
+        return
+    temporary = None
+    try:
+        folder = cache_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".write-")
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(body)
+            stream.write(zlib.crc32(body).to_bytes(_CRC_BYTES, "little"))
+        os.replace(temporary, folder / (key + _SUFFIX))
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        _warn_once(
+            f"Compiled tasks are not cached, so that each process compiles them again (seconds per task): {error}. "
+            "Set LIBERO_GYM_CACHE to a folder that can be written."
+        )
+        return
+    _evict(folder, limit)
+
+
+def _evict(folder: Path, limit: int) -> None:
+    """Remove the least recently used entries until the folder is within its limit."""
+    entries = []
+    for path in folder.glob("*" + _SUFFIX):
+        with contextlib.suppress(OSError):  # another process may have removed it
+            stat = path.stat()
+            entries.append((stat.st_mtime, stat.st_size, path))
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries, key=lambda entry: entry[0]):
+        if total <= limit:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+            total -= size
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

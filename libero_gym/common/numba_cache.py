@@ -1,0 +1,70 @@
+"""Tells numba where to keep compiled functions: beside the source, else in our cache folder, else nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numba
+
+from libero_gym.common import cache
+
+_config: Any = numba.config  # filled from the environment when numba is imported
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """``numba.njit(cache=True, nogil=True)``, but without a cache if no folder for one can be written."""
+    with place_for(Path(function.__code__.co_filename).parent) as cached:
+        return numba.njit(cache=cached, nogil=True)(function)
+
+
+@contextlib.contextmanager
+def place_for(package: Path) -> Iterator[bool]:
+    """Give functions of a folder that are decorated meanwhile a place for their cache.
+
+    numba looks for a place when it decorates: ``NUMBA_CACHE_DIR``, beside the source, the user's cache folder. A user
+    without a home who did not install the packages can write none of these: numba then raises, or makes a folder named
+    ``~`` in the working directory.
+
+    Args:
+        package: The folder of the functions' source.
+
+    Yields:
+        Whether there is such a place.
+    """
+    saved = _config.CACHE_DIR
+    if saved and is_writable(Path(saved)):
+        folder: Path | None = Path(saved)
+    elif is_writable(package / "__pycache__"):
+        yield True
+        return
+    else:
+        folder = own_folder()
+    if folder is not None:
+        _config.CACHE_DIR = str(folder)
+    try:
+        yield folder is not None
+    finally:
+        _config.CACHE_DIR = saved
+
+
+def own_folder() -> Path | None:
+    """The folder for numba in our cache; None if it cannot be written."""
+    try:
+        folder = cache.cache_dir() / "numba"
+    except OSError:
+        return None
+    return folder if cache.cache_limit_bytes() and is_writable(folder) else None
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether a file can be made in a folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,5 @@
+"""One LIBERO environment with Gymnasium's interface, and its parts."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

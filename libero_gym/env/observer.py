@@ -1,0 +1,60 @@
+"""What an environment shows of its simulator: frames, the robot's state, the instruction, privileged numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gymnasium import spaces
+
+from libero_gym.dimensions import IMAGE_KEYS, PRIVILEGED_KEY
+from libero_gym.observations import Observation, add_instruction, observation_space, proprioception
+from libero_gym.privileged import PrivilegedState
+from libero_gym.rendering import renderer as rendering
+from libero_gym.simulation.simulator import Simulator
+from libero_gym.tasks import Task
+
+
+@dataclass
+class Observer:
+    """Observes the current task's simulator; arguments are those of `LiberoEnv`, checked.
+
+    Attributes:
+        cameras: Cameras to draw; none draws nothing and needs no OpenGL.
+        image_size: Side of their frames in pixels.
+        renderer: A name among `rendering.RENDERERS`.
+        render_device: EGL device index; None lets EGL choose.
+        privileged: Whether to show what only the simulator knows.
+        instruction: A name among `observations.INSTRUCTION_KINDS`.
+        limit: Control steps of an episode; privileged observations hold the share that is left.
+    """
+
+    cameras: tuple[str, ...]
+    image_size: int
+    renderer: str
+    render_device: int | None
+    privileged: bool
+    instruction: str
+    limit: int
+
+    def space(self, n_tasks: int) -> spaces.Dict:
+        """The space of the observations, in a suite of so many tasks."""
+        return observation_space(self.cameras, self.image_size, self.privileged, self.instruction, n_tasks)
+
+    def begin(self, simulator: Simulator, task: Task) -> None:
+        """Turn to a task, which this simulator runs."""
+        self._simulator, self._task = simulator, task
+        if self.privileged:
+            self._privileged_state = PrivilegedState(simulator.compiled.goal, simulator.model)
+
+    def __call__(self, elapsed_steps: int) -> Observation:
+        """The observation after so many control steps of the episode."""
+        observation: Observation = {}
+        if self.cameras:
+            frames = rendering.render(self._simulator, self.cameras, self.image_size, self.render_device, self.renderer)
+            observation = {IMAGE_KEYS[camera]: frame for camera, frame in zip(self.cameras, frames, strict=True)}
+        observation["state"] = proprioception(self._simulator)
+        if self.privileged:
+            time_left = 1 - elapsed_steps / self.limit
+            robot_state = observation["state"][None]
+            observation[PRIVILEGED_KEY] = self._privileged_state(self._simulator.arrays, robot_state, time_left)[0]
+        return add_instruction(observation, self._task, self.instruction)

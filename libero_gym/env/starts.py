@@ -1,0 +1,49 @@
+"""Where episodes start: an official initial state, or a placement of the objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from libero_gym.compilation.placements import sampled_state
+from libero_gym.tasks import Task, initial_states, placement_seeds_of
+
+# What `info["init_state_id"]` is in an episode that starts from a placement.
+PLACED = -1
+
+
+def choose_start(
+    task: Task,
+    options: Mapping[str, Any],
+    init_state_ids: Sequence[int] | None,
+    placement_seeds: Sequence[int],
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, int]:
+    """The state that a reset starts from: the one that its options ask for, or one that is drawn, each as likely.
+
+    Args:
+        task: The task.
+        options: Checked options of the reset; ``init_state_id`` and ``placement_seed`` matter here.
+        init_state_ids: Official initial states to draw from; None for all.
+        placement_seeds: Placements to draw from.
+        generator: The environment's own; used if the options ask for neither.
+
+    Returns:
+        The state (1 + nq + nv,), and its id among the official ones or `PLACED`.
+    """
+    seed, init_state_id = options.get("placement_seed"), options.get("init_state_id")
+    states = initial_states(task)
+    if seed is None and init_state_id is None:
+        official = range(len(states)) if init_state_ids is None else init_state_ids
+        seeds = placement_seeds_of(task, placement_seeds)
+        drawn = int(generator.choice(len(official) + len(seeds)))
+        if drawn < len(official):
+            init_state_id = official[drawn]
+        else:
+            seed = seeds[drawn - len(official)]
+    if seed is not None:
+        return sampled_state(task, seed), PLACED
+    assert init_state_id is not None  # one of the two is given or was drawn
+    return states[init_state_id], init_state_id

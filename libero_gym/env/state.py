@@ -1,0 +1,99 @@
+"""What an environment knows of its episode beside the simulator's state, and how all of it is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from libero_gym.env.arguments import check_own_task
+from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
+from libero_gym.simulation.simulator import SimState
+from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
+from libero_gym.tasks import Task
+
+
+@dataclass
+class EpisodeState:
+    """Where an episode is.
+
+    Attributes:
+        task: Its task.
+        init_state_id: The official initial state that it started from; -1 if it started from a placement.
+        fixture_draw: Which draw of the fixtures it stands on, counted from 1.
+        fixture_seed: Seed of those draws.
+        elapsed_steps: Control steps so far.
+        phi: Potential at the latest observation.
+        privileged: The latest privileged observation; None if the environment shows none. It cannot be read from the
+            simulator's state again: after a step, its kinematics are from before the last substep's end.
+    """
+
+    task: Task
+    init_state_id: int
+    fixture_draw: int
+    fixture_seed: int
+    elapsed_steps: int = 0
+    phi: float = 0.0
+    privileged: np.ndarray | None = None
+
+    def info(self, success: bool, reward_terms: dict[str, float]) -> dict[str, Any]:
+        """What `LiberoEnv` tells of a step, or of a reset."""
+        return {
+            "is_success": success,
+            "task_id": self.task.task_id,
+            "task_name": self.task.name,
+            "init_state_id": self.init_state_id,
+            "instruction": self.task.instruction,
+            "reward_terms": reward_terms,
+            "elapsed_steps": self.elapsed_steps,
+        }
+
+
+def snapshot_to_json(
+    suite: str, episode: EpisodeState, generator: np.random.Generator, state: SimState
+) -> dict[str, Any]:
+    """All that an environment's future depends on, as JSON can hold it."""
+    return {
+        "suite": suite,
+        "task_id": episode.task.task_id,
+        "fixture_draw": episode.fixture_draw,
+        "fixture_seed": episode.fixture_seed,
+        "init_state_id": episode.init_state_id,
+        "elapsed_steps": episode.elapsed_steps,
+        "phi": episode.phi,
+        "privileged": None if episode.privileged is None else episode.privileged.tolist(),
+        "generator": generator.bit_generator.state,
+        "simulator": state_to_json(state),
+    }
+
+
+def snapshot_from_json(
+    snapshot: Any, suite: str, task_ids: Sequence[int], tasks: Sequence[Task], privileged: bool
+) -> tuple[EpisodeState, SimState, np.random.Generator]:
+    """The episode, the simulator's state and the random generator of a snapshot.
+
+    Args:
+        snapshot: What `snapshot_to_json` gave.
+        suite: Name of the environment's suite.
+        task_ids: The environment's tasks.
+        tasks: All tasks of the suite.
+        privileged: Whether the environment shows privileged observations.
+
+    Raises:
+        ValueError: If it is no snapshot of such an environment, or damaged.
+    """
+    check_snapshot(snapshot, PRIVILEGED_SIZE if privileged else 0, suite)
+    task = tasks[check_own_task(snapshot["task_id"], task_ids, tasks)]
+    generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
+    episode = EpisodeState(
+        task,
+        snapshot["init_state_id"],
+        snapshot["fixture_draw"],
+        snapshot.get("fixture_seed", 0),  # snapshots of earlier versions know seed 0 only
+        snapshot["elapsed_steps"],
+        snapshot["phi"],
+        np.array(snapshot["privileged"], dtype=np.float32) if privileged else None,
+    )
+    return episode, state, generator

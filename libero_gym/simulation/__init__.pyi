@@ -1,0 +1,9 @@
+from .arrays import StateArrays as StateArrays
+from .compiled import CompiledTask as CompiledTask
+from .compiled import FixtureDraw as FixtureDraw
+from .compiled import RobotIndices as RobotIndices
+from .goals import Predicate as Predicate
+from .simulator import SETTLE_ACTION as SETTLE_ACTION
+from .simulator import Physics as Physics
+from .simulator import SimState as SimState
+from .simulator import Simulator as Simulator

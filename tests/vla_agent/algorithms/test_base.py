@@ -1,0 +1,120 @@
+"""Whatever learns on the base is set up, checked, saved and resumed without further code: here REINFORCE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch as th
+from fakes import FakeBackbone, fake_env
+from resuming import StopAt, assert_equal_runs, callbacks
+
+from vla_agent import VLAPPO, RunCheckpoints, RunError, SuccessCallback, VLAPolicy, latest_run, safe_learn
+from vla_agent.algorithms.base import VLALearner
+from vla_agent.algorithms.buffers import TokenRolloutBuffer
+from vla_agent.algorithms.rollout import Rollout
+
+
+class Reinforce(VLALearner):
+    """One step along log pi(a|s) times the reward above its mean, without a critic."""
+
+    token_defaults: ClassVar = {"learning_rate": 1e-2}
+    scale: float
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        learning_rate: float | None = None,
+        n_steps: int = 8,
+        scale: float = 1.0,
+        verbose: int = 0,
+        seed: int | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        device: str = "cpu",
+        _init_setup_model: bool = True,
+    ) -> None:
+        given = self._checked(locals())
+        with self._environments(env, given) as environments:
+            unused = {"gamma": 1.0, "gae_lambda": 1.0, "ent_coef": 0.0, "vf_coef": 0.0, "max_grad_norm": 1.0}
+            unused |= {"use_sde": False, "sde_sample_freq": -1, "rollout_buffer_class": TokenRolloutBuffer}
+            super().__init__(policy, environments, **given, **unused)
+            if _init_setup_model:
+                self._setup_model()
+
+    def _take_rollout(self, rollout: Rollout) -> None:
+        self.taken = rollout.actions.shape
+
+    def train(self) -> None:
+        self._begin_update()
+        buffer, policy = self.rollout_buffer, self.policy
+        assert isinstance(policy, VLAPolicy)
+        above = th.as_tensor(buffer.swap_and_flatten(buffer.rewards)).flatten()
+        buffer.advantages[:] = buffer.rewards - above.mean().item()
+        for batch in buffer.get(buffer.buffer_size * buffer.n_envs):
+            log_probs = policy.score(batch.observations, batch.actions).token_log_probs.sum(dim=1)  # type: ignore[arg-type]
+            policy.optimizer.zero_grad()
+            (-self.scale * (batch.advantages * log_probs).mean()).backward()
+            policy.optimizer.step()
+        self._end_update()
+
+
+def make(n_envs: int = 2, **kwargs: Any) -> Reinforce:
+    kwargs = {"seed": 0} | kwargs
+    return Reinforce("VLAPolicy", fake_env(n_envs), policy_kwargs={"model": FakeBackbone()}, **kwargs)
+
+
+def load(path: Path, **kwargs: Any) -> Reinforce:
+    return Reinforce.load(path, fake_env(2), device="cpu", policy_kwargs={"model": FakeBackbone(seed=1)}, **kwargs)
+
+
+def test_it_learns() -> None:
+    """The image says which sign the first action must have; chance is one half."""
+    model = make(32, n_steps=8)
+    env = model.env
+    assert env is not None
+    obs, rewards = env.reset(), []
+    for trained in (False, True):
+        if trained:
+            model.learn(32 * 8 * 30)
+        hits = []
+        for _ in range(30):
+            obs, reward, _, _ = env.step(model.predict(obs)[0])  # type: ignore[arg-type]
+            hits.append(reward.mean())
+        rewards.append(sum(hits) / len(hits))
+    assert rewards[0] < 0.7
+    assert rewards[1] > 0.85
+    assert model.taken == (8, 32, 7)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    whole, expected = make(scale=0.5), callbacks()
+    whole.learn(96, expected)
+    cut = make(scale=0.5)  # only now: its seed sets the generators
+    cut.learn(96, [*callbacks(), StopAt(20)])
+    cut.save(tmp_path / "a")
+    resumed, result = load(tmp_path / "a"), callbacks()
+    assert (resumed.num_timesteps, resumed.scale, resumed.learning_rate) == (32, 0.5, 1e-2)
+    resumed.learn(64, result, reset_num_timesteps=False)
+    assert_equal_runs(whole, resumed)  # type: ignore[arg-type]
+    assert [one.history for one in expected] == [other.history for other in result]  # type: ignore[attr-defined]
+    assert any(isinstance(one, SuccessCallback) and len(one.history) > 5 for one in result)
+
+
+def test_keeping_serves_it(tmp_path: Path) -> None:
+    assert safe_learn(make(), 64, tmp_path, RunCheckpoints(tmp_path, every=1))
+    assert load(latest_run(tmp_path)).num_timesteps == 48
+    with pytest.raises(RunError, match=r"made by Reinforce with the argument 'scale'.*load it with Reinforce\.load"):
+        VLAPPO.load(latest_run(tmp_path))
+
+
+def test_its_arguments_are_checked() -> None:
+    with pytest.raises(TypeError, match=r"Reinforce takes no argument 'n_epochs'\. Did you mean 'n_steps'\?"):
+        make(n_epochs=3)
+    with pytest.raises(ValueError, match="n_steps=0 is out of range"):
+        make(n_steps=0)
+    model = make()
+    model.env = None
+    with pytest.raises(ValueError, match=r"give Reinforce\.load\(path, env\), or call set_env"):
+        model.learn(8)

@@ -1,0 +1,283 @@
+"""How a learner gets on with its kind of policy: asked for once, when it is made, instead of what the policy is."""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.vec_env import VecEnv
+
+from vla_agent.algorithms import arguments, buffers, health
+from vla_agent.callbacks.success import SuccessCallback
+from vla_agent.callbacks.tree import parts
+from vla_agent.envs.make import make_vec_env
+from vla_agent.envs.vec_env import VLAVecEnv
+from vla_agent.policy.arguments import check_names, check_policy
+from vla_agent.policy.policy import ActionScores, VLAPolicy
+
+PolicyT = TypeVar("PolicyT", bound=ActorCriticPolicy)
+
+
+class Scores(NamedTuple):
+    """How a policy judges the actions of B samples."""
+
+    values: th.Tensor  # (B,)
+    log_probs: th.Tensor  # (B,), of whole actions
+    entropies: th.Tensor | None  # (B,); None if the distribution has no closed form
+    tokens: ActionScores | None  # a `VLAPolicy`'s scores of single tokens
+
+
+class TokenCollector(Protocol):
+    """A learner that collects rollouts of a `VLAPolicy`, see `VLALearner.collect_tokens`."""
+
+    def collect_tokens(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: Any,
+        n_rollout_steps: int,
+        stopwatch: health.Stopwatch,
+    ) -> bool:
+        """Fills the buffer; False if the callback stopped it."""
+
+
+class Scoring(ABC, Generic[PolicyT]):
+    """What depends on the kind of policy that a learner trains.
+
+    Attributes:
+        saves_runs: Whether runs are saved as `vla_agent.runs` does, instead of as SB3's zips.
+        strict: Whether sampling and scoring are known to agree, so that a first ratio other than 1 is an error.
+        least_progress: Least remaining share of training that schedules get.
+    """
+
+    saves_runs: bool
+    strict: bool
+    least_progress: float
+
+    @abstractmethod
+    def defaults(self, for_tokens: Mapping[str, Any], sb3: type) -> dict[str, Any]:
+        """What arguments left at None become.
+
+        Args:
+            for_tokens: The learner's defaults with a `VLAPolicy`, by name.
+            sb3: SB3's algorithm, whose defaults count with SB3's policies.
+        """
+
+    @abstractmethod
+    def check(self, given: dict[str, Any], policy: Any, aliases: Mapping[str, type[BasePolicy]], env: Any) -> None:
+        """Complains about arguments that do not suit the policy, and completes ``policy_kwargs``.
+
+        Args:
+            given: Arguments by name, defaults filled in.
+            policy: The policy's class or name.
+            aliases: Classes by name.
+            env: The environments, or an id.
+
+        Raises:
+            ValueError: See the message.
+        """
+
+    @abstractmethod
+    def check_batches(self, n_steps: int, n_envs: int | None, batch_size: int) -> None:
+        """Complains if minibatches do not divide the rollout, unless SB3 does so by itself."""
+
+    @abstractmethod
+    def make_env(self, env_id: str, policy_kwargs: dict[str, Any]) -> Any:
+        """One environment of an id, or the id if SB3 makes the environment."""
+
+    @abstractmethod
+    def check_env(self, policy: PolicyT, env: VecEnv) -> None:
+        """Complains about environments of another model than the policy's, as ValueError."""
+
+    @abstractmethod
+    def policy_kwargs(self, given: dict[str, Any], device: th.device) -> dict[str, Any]:
+        """What the policy is made with."""
+
+    @abstractmethod
+    def compute_dtype(self, policy: PolicyT) -> th.dtype:
+        """Type that the policy computes in."""
+
+    @abstractmethod
+    def callbacks(self, given: list[BaseCallback]) -> list[BaseCallback]:
+        """The given callbacks, and those that always run."""
+
+    @abstractmethod
+    def collect(
+        self,
+        learner: Any,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+        stopwatch: health.Stopwatch,
+    ) -> bool:
+        """Fills the learner's buffer; False if the callback stopped it."""
+
+    @abstractmethod
+    def score(self, policy: PolicyT, batch: buffers.Batch) -> Scores:
+        """Scores the actions of a batch, and values its observations."""
+
+    @abstractmethod
+    def set_rates(self, optimizer: th.optim.Optimizer, policy_rate: float, value_rate: float) -> dict[str, float]:
+        """Sets a learning rate for the policy and one for the value head; returns what to log."""
+
+    @abstractmethod
+    def freeze(self, policy: PolicyT, frozen: bool) -> None:
+        """Whether losses reach the value head alone from now on."""
+
+    @abstractmethod
+    def informative(self, observations: Any) -> Any:
+        """The observations that tell states apart, of those in a buffer."""
+
+
+class SB3Scoring(Scoring[ActorCriticPolicy]):
+    """SB3's policies are treated as SB3 treats them, so that with every addition off all is equal to the bit."""
+
+    saves_runs = False
+    strict = False
+    least_progress = -float("inf")
+
+    def defaults(self, for_tokens: Mapping[str, Any], sb3: type) -> dict[str, Any]:
+        parameters = inspect.signature(sb3.__init__).parameters  # type: ignore[misc]
+        return {name: parameters[name].default if name in parameters else 0 for name in for_tokens}
+
+    def check(self, given: dict[str, Any], policy: Any, aliases: Mapping[str, type[BasePolicy]], env: Any) -> None:
+        arguments.check_only_vla(given, policy)
+
+    def check_batches(self, n_steps: int, n_envs: int | None, batch_size: int) -> None:
+        pass  # SB3 warns, and trains on a truncated minibatch
+
+    def make_env(self, env_id: str, policy_kwargs: dict[str, Any]) -> Any:
+        return env_id
+
+    def check_env(self, policy: ActorCriticPolicy, env: VecEnv) -> None:
+        pass
+
+    def policy_kwargs(self, given: dict[str, Any], device: th.device) -> dict[str, Any]:
+        return given
+
+    def compute_dtype(self, policy: ActorCriticPolicy) -> th.dtype:
+        return next(policy.parameters()).dtype
+
+    def callbacks(self, given: list[BaseCallback]) -> list[BaseCallback]:
+        return given
+
+    def collect(
+        self,
+        learner: OnPolicyAlgorithm,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+        stopwatch: health.Stopwatch,
+    ) -> bool:
+        return OnPolicyAlgorithm.collect_rollouts(learner, env, callback, rollout_buffer, n_rollout_steps)
+
+    def score(self, policy: ActorCriticPolicy, batch: buffers.Batch) -> Scores:
+        actions = batch.actions
+        if isinstance(policy.action_space, spaces.Discrete):
+            actions = actions.long().flatten()  # the buffer keeps them as floats
+        values, log_probs, entropies = policy.evaluate_actions(batch.observations, actions)
+        return Scores(values.flatten(), log_probs, entropies, None)
+
+    def set_rates(self, optimizer: th.optim.Optimizer, policy_rate: float, value_rate: float) -> dict[str, float]:
+        return {}  # SB3 has set and logged the one rate
+
+    def freeze(self, policy: ActorCriticPolicy, frozen: bool) -> None:
+        pass
+
+    def informative(self, observations: Any) -> Any:
+        return observations
+
+
+class TokenScoring(Scoring[VLAPolicy]):
+    """A `VLAPolicy` acts in tokens, and its value head learns apart from its backbone."""
+
+    saves_runs = True
+    strict = True
+    # A last rollout goes past the end of training, where a schedule such as ``lambda p: p * 2e-5`` would turn negative.
+    least_progress = 0.0
+
+    def defaults(self, for_tokens: Mapping[str, Any], sb3: type) -> dict[str, Any]:
+        return dict(for_tokens)
+
+    def check(self, given: dict[str, Any], policy: Any, aliases: Mapping[str, type[BasePolicy]], env: Any) -> None:
+        if given.get("use_sde"):
+            raise ValueError("use_sde=True needs continuous actions; VLAPolicy's are bins. Leave it out.")
+        policy_kwargs = given["policy_kwargs"]
+        check_names(aliases[policy] if isinstance(policy, str) else policy, policy_kwargs)
+        check_policy(policy_kwargs)
+        environments = env.unwrapped if isinstance(env, VecEnv) else None
+        if "model" not in policy_kwargs and isinstance(environments, VLAVecEnv) and environments.model is not None:
+            policy_kwargs["model"] = environments.model
+
+    def check_batches(self, n_steps: int, n_envs: int | None, batch_size: int) -> None:
+        buffers.check_batches(n_steps, n_envs, batch_size)
+
+    def make_env(self, env_id: str, policy_kwargs: dict[str, Any]) -> VLAVecEnv:
+        model = policy_kwargs.get("model", "tiny")
+        processor = model if isinstance(model, (str, pathlib.Path)) else model.processor
+        return make_vec_env(env_id, model=processor, unnorm_key=policy_kwargs.get("unnorm_key"))
+
+    def check_env(self, policy: VLAPolicy, env: VecEnv) -> None:
+        if isinstance(env.unwrapped, VLAVecEnv):
+            ours, theirs = policy.backbone.processor, env.unwrapped.processor
+            if ours.fingerprint() != theirs.fingerprint():
+                raise ValueError(
+                    "The environment tokenises instructions or decodes actions for another model than the policy's; "
+                    "give make_vec_env the model, and leave it out of policy_kwargs, or give both the same."
+                )
+
+    def policy_kwargs(self, given: dict[str, Any], device: th.device) -> dict[str, Any]:
+        return {**given, "device": str(device)}  # so that the backbone is loaded to where it is trained
+
+    def compute_dtype(self, policy: VLAPolicy) -> th.dtype:
+        return policy.compute_dtype
+
+    def callbacks(self, given: list[BaseCallback]) -> list[BaseCallback]:
+        if any(isinstance(part, SuccessCallback) for part in parts(given)):
+            return given
+        return [*given, SuccessCallback()]  # success per task is always in the log
+
+    def collect(
+        self,
+        learner: TokenCollector,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+        stopwatch: health.Stopwatch,
+    ) -> bool:
+        return learner.collect_tokens(env, callback, rollout_buffer, n_rollout_steps, stopwatch)
+
+    def score(self, policy: VLAPolicy, batch: buffers.Batch) -> Scores:
+        tokens = policy.score(batch.observations, batch.actions)
+        log_probs, entropies = tokens.token_log_probs.sum(dim=1), tokens.token_entropies.sum(dim=1)
+        return Scores(tokens.values.flatten(), log_probs, entropies, tokens)
+
+    def set_rates(self, optimizer: th.optim.Optimizer, policy_rate: float, value_rate: float) -> dict[str, float]:
+        for group in optimizer.param_groups:
+            group["lr"] = value_rate if group.get("name") == "value" else policy_rate
+        return {"train/learning_rate": policy_rate, "train/value_learning_rate": value_rate}
+
+    def freeze(self, policy: VLAPolicy, frozen: bool) -> None:
+        policy.backbone_frozen = frozen
+
+    def informative(self, observations: Any) -> Any:
+        # Not the state of the robot, nor what only the critic knows: they change even if the model sees nothing.
+        return {key: observations[key] for key in ("image", "input_ids")}
+
+
+def scoring_for(policy: Any) -> Scoring[Any]:
+    """The scoring of a policy's class or name."""
+    is_vla = policy == "VLAPolicy" or (isinstance(policy, type) and issubclass(policy, VLAPolicy))
+    return TokenScoring() if is_vla else SB3Scoring()

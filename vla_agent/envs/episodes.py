@@ -1,0 +1,259 @@
+"""Episodes from chosen starts: the one loop behind evaluations, recordings of a policy, and groups of rollouts."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import gymnasium as gym
+import numpy as np
+
+from vla_agent.envs.vec_env import VLAVecEnv
+from vla_agent.process_reward import VecProcessReward
+
+
+class EpisodeStart(NamedTuple):
+    """Where an episode begins. The environment draws what is None, as `LiberoEnv.reset` says.
+
+    Attributes:
+        task_id: Task of the suite.
+        init_state_id: Official initial state of the task.
+        placement_seed: Seed that places the objects instead of an official initial state.
+        fixture_seed: Seed that cabinets, stoves and racks are drawn from.
+        fixture_draw: Number of the draw from that seed, counted from 1.
+    """
+
+    task_id: int | None = None
+    init_state_id: int | None = None
+    placement_seed: int | None = None
+    fixture_seed: int | None = None
+    fixture_draw: int | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Options of the reset that begins the episode."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    def agrees_with(self, reset_info: Mapping[str, Any]) -> bool:
+        """Whether an episode with this info of its reset may have begun here."""
+        # Infos name official states only; -1 stands for every placement.
+        state = -1 if self.placement_seed is not None else self.init_state_id
+        return self.task_id in (None, reset_info["task_id"]) and state in (None, reset_info["init_state_id"])
+
+
+class FinishedEpisode(NamedTuple):
+    """An episode from its start to its end, of T decisions.
+
+    Attributes:
+        number: Position of its start among those asked for, from 0.
+        start: The start that it began from.
+        success: Whether the goal held at the end.
+        steps: Control steps, settling left out.
+        episode_return: Sum of its rewards.
+        actions: Decisions of the policy, (T, ...): bins, or actions as the environments take them.
+        rewards: Rewards of its steps, float32 (T,).
+        infos: Infos of its steps, T of them; the last one has `terminal_observation`.
+        observations: Recorded observations by key, (T + 1, ...), from the first to the last.
+        frames: Values that ``watch`` gave, T + 1 of them; empty without it.
+    """
+
+    number: int
+    start: EpisodeStart
+    success: bool
+    steps: int
+    episode_return: float
+    actions: np.ndarray
+    rewards: np.ndarray
+    infos: list[dict[str, Any]]
+    observations: dict[str, np.ndarray]
+    frames: list[Any]
+
+
+def play_episodes(
+    env: VLAVecEnv | VecProcessReward,
+    policy: Any,
+    starts: Iterable[EpisodeStart],
+    *,
+    deterministic: bool = True,
+    continuous: bool = False,
+    in_turn: bool = False,
+    record: Sequence[str] = (),
+    watch: Callable[[], Sequence[Any]] | None = None,
+) -> Iterator[FinishedEpisode]:
+    """Play an episode from every start, several side by side.
+
+    Each start is played exactly once, whatever the number of environments: an environment whose episode has ended
+    takes the next start, and an episode that a failing worker cut short is played again. For a group-relative learner,
+    give each start as often as the group is large; ``number // size`` is then the group's.
+
+    While the episodes are played, environments without one rest. Abandon the iterator, or let it end, before you step
+    the environments otherwise.
+
+    Args:
+        env: The environments; episodes under way are abandoned.
+        policy: Object with SB3's ``predict(obs, deterministic=)``, which returns actions and a state. If `predict` also
+            takes ``state`` and ``episode_start``, it is given them; if it takes ``instructions``, it is given the words
+            that each environment shows.
+        starts: Starts of the episodes, in the order in which they are begun.
+        deterministic: Whether the policy takes its likeliest actions.
+        continuous: Whether the policy gives actions for `VLAVecEnv.step_actions` instead of bins.
+        in_turn: Whether environment i plays the starts i, i + n_envs, i + 2 n_envs, ... alone. What environments draw
+            themselves then does not depend on which episode ends first.
+        record: Keys of observations to keep.
+        watch: Function that gives a value per environment to keep as `frames`, such as ``env.get_images``. It is called
+            after resets and steps.
+
+    Yields:
+        Episodes as they end; those that end in the same step in the order of environments.
+    """
+    player = _Player(env, policy, deterministic, continuous, record, watch)
+    player.line_up(list(starts), in_turn)
+    env.set_autoreset(False)  # nothing is simulated or drawn in vain
+    try:
+        while player.has_more:
+            player.begin_where_free()
+            yield from player.step()
+    finally:
+        with contextlib.suppress(gym.error.ClosedEnvironmentError):
+            env.set_autoreset(True)
+
+
+class _Playing:
+    """An episode under way."""
+
+    def __init__(self, number: int, start: EpisodeStart, record: Sequence[str]) -> None:
+        self.number, self.start = number, start
+        self.observations: dict[str, list[np.ndarray]] = {key: [] for key in record}
+        self.frames: list[Any] = []
+        self.actions: list[np.ndarray] = []
+        self.rewards: list[float] = []
+        self.infos: list[dict[str, Any]] = []
+
+    def see(self, obs: Mapping[str, np.ndarray]) -> None:
+        """Keep an observation of this episode's environment."""
+        for key, rows in self.observations.items():
+            rows.append(np.array(obs[key]))
+
+    def finish(self) -> FinishedEpisode:
+        info = self.infos[-1]
+        return FinishedEpisode(
+            self.number,
+            self.start,
+            bool(info["is_success"]),
+            int(info["elapsed_steps"]),
+            float(info["episode"]["r"]),
+            np.stack(self.actions),
+            np.array(self.rewards, dtype=np.float32),
+            self.infos,
+            {key: np.stack(rows) for key, rows in self.observations.items()},
+            self.frames,
+        )
+
+
+class _Player:
+    """Which environment plays what, and what the policy remembers."""
+
+    def __init__(
+        self,
+        env: VLAVecEnv | VecProcessReward,
+        policy: Any,
+        deterministic: bool,
+        continuous: bool,
+        record: Sequence[str],
+        watch: Callable[[], Sequence[Any]] | None,
+    ) -> None:
+        self.env: Any = env
+        self.adapter = cast(VLAVecEnv, env.unwrapped)
+        self.policy, self.deterministic, self.continuous = policy, deterministic, continuous
+        self.record, self.watch = record, watch
+        accepted = inspect.signature(policy.predict).parameters
+        self.remembers = "episode_start" in accepted  # SB3's whole interface
+        self.reads_words = "instructions" in accepted
+        self.state: Any = None
+        self.playing: dict[int, _Playing] = {}
+        self.began = np.zeros(env.num_envs, dtype=bool)
+        self.obs: dict[str, np.ndarray] = {}
+        self.frames: Sequence[Any] = ()
+
+    def line_up(self, starts: list[EpisodeStart], in_turn: bool) -> None:
+        """Queue the starts: one queue for each environment, or the same one for all."""
+        waiting = list(enumerate(starts))
+        n_envs = self.env.num_envs
+        shared = deque(waiting)
+        self.queues = [deque(waiting[i::n_envs]) if in_turn else shared for i in range(n_envs)]
+
+    @property
+    def has_more(self) -> bool:
+        return bool(self.playing) or any(self.queues)
+
+    def begin_where_free(self) -> None:
+        """Begin the next episodes in all environments that have none."""
+        beginning: dict[int, tuple[int, EpisodeStart]] = {}
+        for i in range(self.env.num_envs):
+            if i not in self.playing and self.queues[i]:
+                beginning[i] = self.queues[i].popleft()
+        self.began[:] = False
+        if beginning:
+            self._begin(beginning)
+
+    def _begin(self, beginning: dict[int, tuple[int, EpisodeStart]]) -> None:
+        """Begin episodes, and begin those again whose worker was replaced meanwhile."""
+        wanted = beginning | {i: (episode.number, episode.start) for i, episode in self.playing.items()}
+        options = {i: start.options for i, (_, start) in beginning.items()}
+        # An environment cannot be stepped before its first reset, even if there is nothing for it to play.
+        idle = [i for i in range(self.env.num_envs) if i not in wanted and not self.adapter.reset_infos[i]]
+        options |= {i: next(iter(options.values())) for i in idle}
+        while options:
+            before = list(self.adapter.reset_infos)
+            self.obs = self.env.begin_episodes(options)
+            infos = self.adapter.reset_infos
+            for i in options:
+                self.began[i] = True
+            unasked = {i for i in wanted if infos[i] is not before[i]} - set(options)
+            again = {i for i in wanted if i in unasked or not wanted[i][1].agrees_with(infos[i])}
+            options = {i: wanted[i][1].options for i in again}
+        for i, (number, start) in wanted.items():
+            if self.began[i]:
+                self.playing[i] = _Playing(number, start, self.record)
+        if self.watch is not None:
+            self.frames = self.watch()
+
+    def step(self) -> Iterator[FinishedEpisode]:
+        """Decide, step, and give the episodes that have ended."""
+        for i, episode in self.playing.items():
+            episode.see({key: self.obs[key][i] for key in self.record})
+            episode.frames += [self.frames[i]] if self.watch is not None else []
+        actions = self._decide()
+        if self.continuous:
+            self.adapter.step_actions_async(actions)
+        else:
+            self.env.step_async(actions)
+        self.obs, rewards, dones, infos = self.env.step_wait()
+        if self.watch is not None:
+            self.frames = self.watch()
+        for i, episode in list(self.playing.items()):
+            episode.actions.append(actions[i])
+            episode.rewards.append(rewards[i])
+            episode.infos.append(infos[i])
+            if not dones[i]:
+                continue
+            del self.playing[i]
+            if infos[i].get("worker_restarted", False) and not infos[i]["is_success"]:
+                # A worker that had to be replaced cut the episode short.
+                self.queues[i].appendleft((episode.number, episode.start))
+                continue
+            episode.see(infos[i]["terminal_observation"])
+            episode.frames += [self.frames[i]] if self.watch is not None else []
+            yield episode.finish()
+
+    def _decide(self) -> np.ndarray:
+        further: dict[str, Any] = {}
+        if self.remembers:
+            further |= {"state": self.state, "episode_start": self.began.copy()}
+        if self.reads_words:
+            further["instructions"] = self.adapter.instructions()
+        actions, self.state = self.policy.predict(self.obs, deterministic=self.deterministic, **further)
+        return cast(np.ndarray, actions)

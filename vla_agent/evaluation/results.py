@@ -1,0 +1,189 @@
+"""What an evaluation found, as data: episodes, success per task with intervals, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from libero_gym.common.checks import flag, whole_number
+from vla_agent.common.intervals import wilson_interval
+
+SCHEMA = 1
+
+
+class ReportError(ValueError):
+    """A report that is missing, damaged, or of another version."""
+
+
+class EpisodeResult(NamedTuple):
+    """One episode of an evaluation.
+
+    Attributes:
+        task_id: Task of the suite.
+        init_state_id: Official initial state that it began from, or -1 - s for that of placement seed s.
+        success: Whether the goal held.
+        steps: Control steps, settling left out.
+    """
+
+    task_id: int
+    init_state_id: int
+    success: bool
+    steps: int
+
+    @classmethod
+    def from_json(cls, content: Any, name: str) -> EpisodeResult:
+        """An episode as files have it.
+
+        Args:
+            content: Content of the file.
+            name: Name of the episode in messages.
+
+        Raises:
+            ReportError: If it is no episode.
+        """
+        if not isinstance(content, dict) or content.keys() != set(cls._fields):
+            raise ReportError(f"{name} is damaged: expected {', '.join(cls._fields)}, got {shortened(content)}.")
+        try:
+            return cls(
+                whole_number("task_id", content["task_id"], 0),
+                whole_number("init_state_id", content["init_state_id"]),
+                flag("success", content["success"]),
+                whole_number("steps", content["steps"], 0),
+            )
+        except ValueError as error:
+            raise ReportError(f"{name} is damaged: {error}") from error
+
+
+class SuccessRow(NamedTuple):
+    """Success over some episodes.
+
+    Attributes:
+        n: Number of episodes.
+        successes: Number of successes.
+        low: Lower end of the rate's interval, Wilson's at 95 %.
+        high: Upper end.
+        mean_steps: Mean control steps of all episodes.
+        mean_success_steps: Mean control steps of the successes; None if there are none.
+    """
+
+    n: int
+    successes: int
+    low: float
+    high: float
+    mean_steps: float
+    mean_success_steps: float | None
+
+    @property
+    def rate(self) -> float:
+        """Share of successes."""
+        return self.successes / self.n if self.n else 0.0
+
+    @classmethod
+    def of(cls, episodes: Sequence[EpisodeResult]) -> SuccessRow:
+        """The row of some episodes."""
+        successes = [episode.steps for episode in episodes if episode.success]
+        low, high = wilson_interval(len(successes), len(episodes))
+        mean_steps = float(np.mean([episode.steps for episode in episodes])) if episodes else 0.0
+        mean_success_steps = float(np.mean(successes)) if successes else None
+        return cls(len(episodes), len(successes), low, high, mean_steps, mean_success_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """The row of `report.json`."""
+        return {
+            "n": self.n,
+            "successes": self.successes,
+            "success_rate": round(self.rate, 6),
+            "wilson_95": [round(self.low, 6), round(self.high, 6)],
+            "mean_steps": round(self.mean_steps, 3),
+            "mean_success_steps": None if self.mean_success_steps is None else round(self.mean_success_steps, 3),
+        }
+
+
+@dataclass
+class EvaluationResults:
+    """What an evaluation found, and how.
+
+    Attributes:
+        conditions: Conditions that two reports must share to be compared: suite, tasks, states, protocol, renderer,
+            limits.
+        settings: Other choices: decoding, seed, the model's image path, number of environments.
+        episodes: Episodes in the order of tasks and initial states.
+        task_names: LIBERO's names of the tasks by task id.
+        timing: Seconds and latencies; of the last run if the evaluation took several.
+        manifest: Versions, hashes and the initial states that the model was trained on.
+        complete: False if the evaluation was interrupted.
+    """
+
+    conditions: dict[str, Any]
+    settings: dict[str, Any]
+    episodes: list[EpisodeResult]
+    task_names: dict[int, str]
+    timing: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    complete: bool = True
+
+    def __str__(self) -> str:
+        lines = [f"{i:3} {describe_row(row)}  {self.task_names[i].replace('_', ' ')}" for i, row in self.tasks.items()]
+        return "\n".join([*lines, f"All {describe_row(self.total)}"])
+
+    @property
+    def success_rate(self) -> float:
+        """Share of successes over all episodes: the mean over tasks, where these have as many episodes each."""
+        return self.total.rate
+
+    @property
+    def total(self) -> SuccessRow:
+        """All episodes together."""
+        return SuccessRow.of(self.episodes)
+
+    @property
+    def tasks(self) -> dict[int, SuccessRow]:
+        """A row per task, by task id."""
+        ids = dict.fromkeys(episode.task_id for episode in self.episodes)
+        return {i: SuccessRow.of([episode for episode in self.episodes if episode.task_id == i]) for i in ids}
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        rows = self.tasks
+        nothing = SuccessRow.of([])
+        return {
+            "schema": SCHEMA,
+            "complete": self.complete,
+            "summary": self.total.to_json(),
+            "conditions": self.conditions,
+            "settings": self.settings,
+            "tasks": {
+                str(task_id): {"name": name, **rows.get(task_id, nothing).to_json()}
+                for task_id, name in self.task_names.items()
+            },
+            "timing": self.timing,
+            "manifest": self.manifest,
+            "episodes": [episode._asdict() for episode in self.episodes],
+        }
+
+
+def shortened(value: Any) -> str:
+    """A value as a message shows it, in at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def describe_row(row: SuccessRow) -> str:
+    """A row in words, such as "7/10 = 70.0 %, 95 % interval 39.7 to 89.2 %"."""
+    return (
+        f"{row.successes}/{row.n} = {100 * row.rate:.1f} %, 95 % interval {100 * row.low:.1f} to {100 * row.high:.1f} %"
+    )
+
+
+def describe_ids(ids: Sequence[int]) -> str:
+    """Ids as ranges, such as "0-4, 7" for [0, 1, 2, 3, 4, 7]."""
+    runs: list[list[int]] = []
+    for i in sorted(ids):
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ", ".join(f"{first}-{last}" if first != last else f"{first}" for first, last in runs) or "none"
