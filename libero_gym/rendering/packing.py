@@ -14,7 +14,7 @@ import numpy as np
 
 from libero_gym.rendering.textures import Textures, pack_textures
 from libero_gym.rendering.triangles import TextureMapping, Triangles, geom_triangles
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
 
 CLUSTER = 64
 """Triangles of a cluster: what is culled together, and projected in one vectorised loop."""

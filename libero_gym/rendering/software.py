@@ -14,7 +14,7 @@ import numpy as np
 
 from libero_gym.rendering import mirror, shading, visibility
 from libero_gym.rendering.packing import OPAQUE, PackedScene
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
 
 # Bytes of stored backgrounds per scene; one of 128 pixels takes 1.6 MB.
 _MAX_BACKGROUND_BYTES = 64 * 2**20

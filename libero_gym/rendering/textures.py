@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
 
 
 class Textures(NamedTuple):

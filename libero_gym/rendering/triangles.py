@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from libero_gym.simulation.mujoco_import import mujoco
+from libero_gym.common.mujoco_import import mujoco
 
 # A mesh without texture coordinates keeps a vertex normal only where it is this near to the face's (cosine).
 _SMOOTH_COSINE = 0.8
