@@ -19,7 +19,7 @@ class MirrorImage(NamedTuple):
 
     rotations: np.ndarray  # (G, 3, 3)
     places: np.ndarray  # (G, 3)
-    lights: np.ndarray  # as `shading.LIGHT_SIZE` says
+    lights: np.ndarray  # as `packing.LIGHT_SIZE` says
     plane: np.ndarray  # (4,): normal and offset
 
 
@@ -39,7 +39,7 @@ def mirror_image(
         height: How far its face is from its place along that axis, m.
         eye: Where the camera is.
         rotations, places: Poses of all geoms.
-        lights: Rows of `shading.LIGHT_SIZE` numbers.
+        lights: Rows of `packing.LIGHT_SIZE` numbers.
     """
     normal = rotation[:, 2]
     face = place + normal * height
@@ -60,9 +60,11 @@ def hide_outside_face(front, behind, geometry, geom, window):
         for x in range(window[0], window[2]):
             for sample in range(4):
                 name = front[y, x, sample]
-                if name < 0 or name >> TRIANGLE_BITS != geom:
-                    behind[y, x, sample] = _HIDDEN
-                elif geometry.records[(name & TRIANGLE_MASK) + geometry.geom_triangles[geom], 11] < 0.9:  # normal's z
+                if (
+                    name < 0
+                    or name >> TRIANGLE_BITS != geom
+                    or geometry.records[(name & TRIANGLE_MASK) + geometry.geom_triangles[geom], 11] < 0.9
+                ):
                     behind[y, x, sample] = _HIDDEN
 
 

@@ -7,14 +7,13 @@ every process that draws the scene.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from libero_gym.rendering.textures import Textures, pack_textures
-from libero_gym.rendering.triangles import TextureMapping, Triangles, geom_triangles
 from libero_gym.common.mujoco_import import mujoco
+from libero_gym.rendering.textures import Textures, pack_textures
+from libero_gym.rendering.triangles import NotDrawnError, TextureMapping, Triangles, geom_triangles
 
 CLUSTER = 64
 """Triangles of a cluster: what is culled together, and projected in one vectorised loop."""
@@ -23,6 +22,12 @@ TRIANGLE_BITS = 20
 TRIANGLE_MASK = (1 << TRIANGLE_BITS) - 1
 MAX_GEOMS = 1 << (31 - TRIANGLE_BITS)
 
+LIGHT_SIZE = 21
+"""Numbers of a light: is directional (1), place (3), direction (3), ambient (3), diffuse (3), specular (3), attenuation
+(3), cosine of the cut-off angle (-2 for none), exponent."""
+
+# robosuite's scene capacity; a larger one would draw geoms that stock LIBERO leaves out.
+_MAX_SCENE_GEOMS = 1000
 # An opaque geom has at least this alpha (MuJoCo's own threshold is the same for its sorting).
 OPAQUE = 0.995
 # Cosine of a cluster's cone of normals that is too wide to be culled by.
@@ -55,41 +60,63 @@ class Geometry(NamedTuple):
     textures: np.ndarray
 
 
-@dataclass(frozen=True)
-class PackedScene:
-    """A scene's geometry and what a frame needs to know of each of its G geoms.
+class PackedScene(NamedTuple):
+    """A scene's geometry, and what a frame needs to know of its G geoms (flames of burners among them), L lights.
 
     Attributes:
-        geometry: For the kernels.
-        is_site: bool (G,): a site (a burner's flame), not a geom.
-        object_id: int64 (G,): the geom's or site's id in the visual model.
-        is_moving: bool (G,): belongs to a body that moves.
+        geometry: What the kernels read.
+        body: int64 (G,): the body that a geom moves with.
+        rotation: float64 (G, 3, 3): from its own frame to its body's.
+        place: float64 (G, 3): its place in its body's frame, m.
+        site: int64 (G,): the site that it is; -1 for a geom.
+        name: int64 (G,): its geom's or site's id in the visual model, for segmentation.
+        is_moving: bool (G,): whether its body moves.
         kind: int64 (G,): MuJoCo's type of geom.
-        size: float32 (G, 3).
-        alpha: float64 (G,).
+        size: float32 (G, 3): MuJoCo's, m.
+        alpha: float64 (G,): opacity; 0 or less is hidden.
         reflectance: float64 (G,).
-        sky: Index of the sky's texture, -1 without one.
+        cameras: float64 (n_cameras,): focal length of half the image's height, by the camera's id.
+        lights: float64 (L, `LIGHT_SIZE`), place and direction left open; the first one is
+            the headlight if `numbers` says so.
+        light_ids: int64 (L,): ids of the lights; -1 for the headlight.
+        numbers: float64 (2,): near plane in m, and the index of the sky's texture (-1 for none).
     """
 
     geometry: Geometry
-    is_site: np.ndarray
-    object_id: np.ndarray
+    body: np.ndarray
+    rotation: np.ndarray
+    place: np.ndarray
+    site: np.ndarray
+    name: np.ndarray
     is_moving: np.ndarray
     kind: np.ndarray
     size: np.ndarray
     alpha: np.ndarray
     reflectance: np.ndarray
-    sky: int
+    cameras: np.ndarray
+    lights: np.ndarray
+    light_ids: np.ndarray
+    numbers: np.ndarray
+
+    @property
+    def near(self) -> float:
+        """Distance of the near plane, m."""
+        return float(self.numbers[0])
+
+    @property
+    def sky(self) -> int:
+        """Index of the sky's texture, -1 if there is none."""
+        return int(self.numbers[1])
 
 
-def pack_scene(model: mujoco.MjModel, scene: mujoco.MjvScene, max_texture_side: int | None = None) -> PackedScene:
-    """Packs an updated `MjvScene` (all categories; updating it needs no OpenGL).
+def pack_scene(model: mujoco.MjModel, max_texture_side: int | None = None) -> PackedScene:
+    """Packs the visual geoms and the sites of a model; no OpenGL is needed.
 
     Raises:
-        NotDrawnError: If it holds a geom that is not drawn.
-        ValueError: If it holds more geoms or triangles than ids can name.
+        NotDrawnError: If the scene has something that is not drawn.
+        ValueError: If it has more geoms or triangles than ids can name.
     """
-    geoms = [scene.geoms[index] for index in range(scene.ngeom)]
+    geoms = _visible_geoms(model)
     if len(geoms) > MAX_GEOMS:
         raise ValueError(f"The scene has {len(geoms)} geoms; at most {MAX_GEOMS} can be drawn.")
     mappings = [_mapping(model, geom) for geom in geoms]
@@ -104,31 +131,91 @@ def pack_scene(model: mujoco.MjModel, scene: mujoco.MjvScene, max_texture_side: 
             meshes[key] = packer.add(geom_triangles(model, geom, mapping))
         geom_mesh.append(meshes[key])
     skies = [index for index in range(model.ntex) if model.tex_type[index] == mujoco.mjtTexture.mjTEXTURE_SKYBOX]
-    used = {texture for _, texture in mappings if texture >= 0} | set(skies)
+    used = {texture for _, texture in mappings if texture >= 0} | set(skies[:1])
+    kinds = ("none", "2d", "cube")
     materials = [
-        (
-            *geom.rgba,
-            geom.emission,
-            geom.specular,
-            128.0 * geom.shininess,
-            texture,
-            ("none", "2d", "cube").index(mapping.kind),
-        )
+        (*geom.rgba, geom.emission, geom.specular, 128.0 * geom.shininess, texture, kinds.index(mapping.kind))
         for geom, (mapping, texture) in zip(geoms, mappings, strict=True)
     ]
+    is_site = np.array([geom.objtype == mujoco.mjtObj.mjOBJ_SITE for geom in geoms])
+    name = np.array([geom.objid for geom in geoms], np.int64)
+    body, rotation, place = _local_poses(model, is_site, name)
+    lights, light_ids = _lights(model)
+    textures = pack_textures(model, used, max_texture_side)
     return PackedScene(
-        geometry=packer.geometry(
-            geom_mesh, np.array(materials, np.float32), pack_textures(model, used, max_texture_side)
-        ),
-        is_site=np.array([geom.objtype == mujoco.mjtObj.mjOBJ_SITE for geom in geoms]),
-        object_id=np.array([geom.objid for geom in geoms]),
+        geometry=packer.geometry(geom_mesh, np.array(materials, np.float32), textures),
+        body=body,
+        rotation=rotation,
+        place=place,
+        site=np.where(is_site, name, -1),
+        name=name,
         is_moving=np.array([geom.category == mujoco.mjtCatBit.mjCAT_DYNAMIC for geom in geoms]),
-        kind=np.array([geom.type for geom in geoms]),
+        kind=np.array([geom.type for geom in geoms], np.int64),
         size=np.array([geom.size for geom in geoms], np.float32),
         alpha=np.array([geom.rgba[3] for geom in geoms], np.float64),
         reflectance=np.array([geom.reflectance for geom in geoms], np.float64),
-        sky=skies[0] if skies else -1,
+        cameras=1 / np.tan(np.radians(model.cam_fovy) / 2),
+        lights=lights,
+        light_ids=light_ids,
+        numbers=np.array([np.float32(model.vis.map.znear * model.stat.extent), skies[0] if skies else -1], np.float64),
     )
+
+
+def _visible_geoms(model: mujoco.MjModel) -> list[Any]:
+    """The geoms and sites of a model that cameras see, with their looks resolved, as `MjvScene` lists them."""
+    if model.nskin or model.nhfield or model.nflex:
+        raise NotDrawnError(
+            "The scene has skins, height fields or flexible bodies, which renderer='fast' does not draw; use "
+            "renderer='exact'."
+        )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    option = mujoco.MjvOption()
+    option.geomgroup[0], option.geomgroup[1] = 0, 1  # not the collision geoms
+    scene = mujoco.MjvScene(model, maxgeom=_MAX_SCENE_GEOMS)
+    camera = mujoco.MjvCamera()
+    camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, 0
+    mujoco.mjv_updateScene(model, data, option, mujoco.MjvPerturb(), camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
+    return [scene.geoms[index] for index in range(scene.ngeom)]
+
+
+def _local_poses(
+    model: mujoco.MjModel, is_site: np.ndarray, name: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each geom or site: its body, its rotation (3, 3) and its place (3,) in that body's frame."""
+    geom, site = np.where(is_site, 0, name), np.where(is_site, name, 0)
+
+    def either(of_sites: np.ndarray, of_geoms: np.ndarray) -> np.ndarray:
+        if not model.nsite:
+            return of_geoms[geom]
+        mask = is_site.reshape(-1, *(1,) * (of_geoms.ndim - 1))
+        return np.where(mask, of_sites[site], of_geoms[geom])
+
+    body = either(model.site_bodyid, model.geom_bodyid).astype(np.int64)
+    rotations = np.empty((len(name), 9))
+    for row, quat in zip(rotations, either(model.site_quat, model.geom_quat), strict=True):
+        mujoco.mju_quat2Mat(row, quat)
+    return body, rotations.reshape(-1, 3, 3), either(model.site_pos, model.geom_pos)
+
+
+def _lights(model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the lights that burn, the headlight first, and their ids; place and direction are 0."""
+    nowhere = (0.0,) * 6
+    rows: list[tuple[float, ...]] = []
+    ids = []
+    head = model.vis.headlight
+    if head.active:
+        rows.append((1, *nowhere, *head.ambient, *head.diffuse, *head.specular, 1, 0, 0, -2, 0))
+        ids.append(-1)
+    for index in np.flatnonzero(model.light_active):
+        is_directional = bool(model.light_directional[index])
+        has_cutoff = not is_directional and model.light_cutoff[index] < 180
+        cosine = math.cos(math.radians(model.light_cutoff[index])) if has_cutoff else -2.0
+        colours = (*model.light_ambient[index], *model.light_diffuse[index], *model.light_specular[index])
+        attenuation = (1, 0, 0) if is_directional else tuple(model.light_attenuation[index])
+        rows.append((is_directional, *nowhere, *colours, *attenuation, cosine, model.light_exponent[index]))
+        ids.append(int(index))
+    return np.array(rows, np.float64).reshape(len(rows), LIGHT_SIZE), np.array(ids, np.int64)
 
 
 def _mapping(model: mujoco.MjModel, geom: Any) -> tuple[TextureMapping, int]:

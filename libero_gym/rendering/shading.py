@@ -19,10 +19,6 @@ TABLE_SIZE = 4096
 PIXEL_BITS = 12
 MAX_SIDE = 1 << PIXEL_BITS
 
-# Rows of a light: is directional (1), place (3), direction (3), ambient (3), diffuse (3), specular (3),
-# attenuation (3), cosine of the cut-off (-2 for none), exponent.
-LIGHT_SIZE = 21
-
 u64 = np.uint64
 _RED_BLUE, _GREEN = u64(0xFF00FF), u64(0xFF)
 _HALF_RED_BLUE, _HALF_GREEN, _EIGHT, _SIXTEEN, _ONE = u64(0x800080), u64(0x80), u64(8), u64(16), u64(256)

@@ -6,15 +6,14 @@ that a frame is equal to the byte to one that is drawn whole, whatever was drawn
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.rendering import mirror, shading, visibility
 from libero_gym.rendering.packing import OPAQUE, PackedScene
-from libero_gym.common.mujoco_import import mujoco
 
 # Bytes of stored backgrounds per scene; one of 128 pixels takes 1.6 MB.
 _MAX_BACKGROUND_BYTES = 64 * 2**20
@@ -27,7 +26,7 @@ class View(NamedTuple):
     camera: np.ndarray  # (3, 3): rows are the camera's axes in the world; it looks along its negative third
     eye: np.ndarray  # (3,), m
     numbers: np.ndarray  # (4,): focal length of half the height, near plane in m, width, height
-    lights: np.ndarray  # (n, `shading.LIGHT_SIZE`)
+    lights: np.ndarray  # (n, `packing.LIGHT_SIZE`)
 
 
 class Poses(NamedTuple):
@@ -304,34 +303,3 @@ class _Work(NamedTuple):
     def of(cls, n: int) -> _Work:
         integers = [np.empty(size, np.int32) for size in (n, n, n, 3 * n)]
         return cls(*integers, *(np.empty(shape, np.float32) for shape in ((8, 3 * n), (6, 3 * n), (3 * n, 6))))
-
-
-def camera_view(model: mujoco.MjModel, data: mujoco.MjData, camera: int, height: int, width: int) -> View:
-    """The view of a model's camera, with its lights: the headlight first, as MuJoCo has it.
-
-    Args:
-        model: The model.
-        data: Its data, after `mj_camlight`.
-        camera: The camera's id.
-        height, width: Of the frame, pixels.
-    """
-    axes = data.cam_xmat[camera].reshape(3, 3).T.copy()
-    eye = data.cam_xpos[camera].copy()
-    focal = 1 / math.tan(math.radians(model.cam_fovy[camera]) / 2)
-    near = float(np.float32(model.vis.map.znear * model.stat.extent))
-    lights = []
-    head = model.vis.headlight
-    if head.active:
-        lights.append([1, *eye, *(-axes[2]), *head.ambient, *head.diffuse, *head.specular, 1, 0, 0, -2, 0])
-    for i in np.flatnonzero(model.light_active):
-        is_directional = bool(model.light_directional[i])
-        has_cutoff = not is_directional and model.light_cutoff[i] < 180
-        cosine = math.cos(math.radians(model.light_cutoff[i])) if has_cutoff else -2
-        direction = data.light_xdir[i] / np.linalg.norm(data.light_xdir[i])
-        attenuation = (1, 0, 0) if is_directional else model.light_attenuation[i]
-        colours = (*model.light_ambient[i], *model.light_diffuse[i], *model.light_specular[i])
-        lights.append(
-            [is_directional, *data.light_xpos[i], *direction, *colours, *attenuation, cosine, model.light_exponent[i]]
-        )
-    rows = np.array(lights, np.float64).reshape(-1, shading.LIGHT_SIZE)
-    return View(axes, eye, np.array([focal, near, width, height], np.float64), rows)

@@ -16,7 +16,7 @@ import math
 import numba
 import numpy as np
 
-from libero_gym.rendering.packing import CLUSTER, TRIANGLE_BITS, Geometry
+from libero_gym.rendering.packing import CLUSTER, TRIANGLE_BITS
 
 JIT = {"nogil": True, "cache": True, "fastmath": True, "boundscheck": False, "error_model": "numpy"}
 f32 = np.float32

@@ -1,0 +1,96 @@
+"""A scene posed as a simulator says, and drawn by `software.Painter`: the counterpart of `scene.Scene` without OpenGL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.common.uncopyable import Uncopyable
+from libero_gym.rendering.packing import PackedScene
+from libero_gym.rendering.scene import CAMERAS
+from libero_gym.rendering.software import Frame, Painter, Poses, View
+from libero_gym.simulation.compiled import CompiledTask
+from libero_gym.simulation.simulator import Simulator
+
+# Cameras that stand still, so that what stands still in front of them needs drawing only once.
+_STILL_CAMERAS = ("agentview",)
+
+
+class SoftwareScene(Uncopyable):
+    """One scene's packed triangles, and a model of its bodies that says where they are.
+
+    It needs the physics model alone, which is small; the model that OpenGL draws is never loaded.
+
+    Args:
+        compiled: A task of the scene.
+        packed: The scene.
+    """
+
+    def __init__(self, compiled: CompiledTask, packed: PackedScene) -> None:
+        self._packed = packed
+        self._painter = Painter(packed)
+        self._model = copy_model(compiled.physics)
+        self._data = mujoco.MjData(self._model)
+        self._cameras = {
+            name: mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, stock) for name, stock in CAMERAS.items()
+        }
+        self._burners = [np.flatnonzero(packed.site == self._model.site(burner.site).id) for burner in compiled.burners]
+        self._alpha = packed.alpha.copy()
+        self._poses = Poses(np.empty((0, 3, 3)), np.empty((0, 3)))
+        self._still_key: tuple[Any, ...] = ()
+
+    def pose(self, simulator: Simulator) -> None:
+        """Put every body, light and camera where the simulator's last sampled substep had it."""
+        model, data, packed, fixtures = self._model, self._data, self._packed, simulator.fixtures
+        model.body_pos[fixtures.body_ids] = fixtures.pos
+        model.body_quat[fixtures.body_ids] = fixtures.quat
+        data.qpos[:] = simulator.kinematics_qpos
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)
+        mujoco.mj_camlight(model, data)
+        for rows, shown in zip(self._burners, simulator.burners_shown, strict=True):
+            # LIBERO toggles a burner's alpha between its value in the file and one minus that.
+            alpha = packed.alpha[rows]
+            self._alpha[rows] = np.where((alpha > 0) == shown, alpha, 1 - alpha)
+        bodies = data.xmat.reshape(-1, 3, 3)[packed.body]
+        places = data.xpos[packed.body] + np.einsum("gij,gj->gi", bodies, packed.place)
+        self._poses = Poses(bodies @ packed.rotation, places)
+        self._still_key = (fixtures.pos.tobytes(), fixtures.quat.tobytes(), simulator.burners_shown)
+
+    def draw(self, camera: str, height: int, width: int, *, stored: bool = True) -> Frame:
+        """One frame of the posed scene.
+
+        Args:
+            camera: A name among `scene.CAMERAS`.
+            height, width: Of the frame, pixels.
+            stored: Whether a camera that stands still may start from its stored background; the frame is the same.
+        """
+        key = (camera, height, width, *self._still_key) if stored and camera in _STILL_CAMERAS else None
+        return self._painter.paint(self._view(self._cameras[camera], height, width), self._poses, self._alpha, key)
+
+    def names(self, frame: Frame) -> np.ndarray:
+        """Ids of the geoms that a frame shows at each pixel's first sample, -1 for nothing, -2 - site for sites; (H, W)."""
+        raise NotImplementedError
+
+    def _view(self, camera: int, height: int, width: int) -> View:
+        data, packed = self._data, self._packed
+        axes = data.cam_xmat[camera].reshape(3, 3).T.copy()
+        eye = data.cam_xpos[camera].copy()
+        lights = packed.lights.copy()
+        head, others = packed.light_ids < 0, packed.light_ids >= 0
+        lights[head, 1:4], lights[head, 4:7] = eye, -axes[2]
+        ids = packed.light_ids[others]
+        directions = data.light_xdir[ids]
+        lights[others, 1:4] = data.light_xpos[ids]
+        lights[others, 4:7] = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        numbers = np.array([packed.cameras[camera], packed.near, width, height], np.float64)
+        return View(axes, eye, numbers, lights)
+
+
+def copy_model(model: mujoco.MjModel) -> mujoco.MjModel:
+    """A model of one's own, whose bodies may be moved."""
+    import copy
+
+    return copy.copy(model)
