@@ -10,6 +10,7 @@ import warnings
 import zlib
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 
 _SUFFIX = ".bin"
@@ -66,6 +67,26 @@ def read(key: str) -> bytes | None:
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # marks it as recently used: `_evict` removes the oldest first
+    return body
+
+
+def map_entry(key: str) -> np.ndarray | None:
+    """The bytes that were stored under a key as a read-only array (n,) mapped from the file; None as `read` has it.
+
+    Processes that map the same entry share its memory. An entry that is removed meanwhile stays as it was in memory.
+    """
+    try:
+        path = cache_dir() / (key + _SUFFIX)
+        blob = np.memmap(path, np.uint8, mode="r")
+    except (OSError, ValueError):  # an empty file cannot be mapped
+        return None
+    body, checksum = blob[:-_CRC_BYTES], blob[-_CRC_BYTES:].tobytes()
+    if len(blob) < _CRC_BYTES or zlib.crc32(body.data).to_bytes(_CRC_BYTES, "little") != checksum:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
     return body
 
 

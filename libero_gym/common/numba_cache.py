@@ -15,10 +15,10 @@ from libero_gym.common import cache
 _config: Any = numba.config  # filled from the environment when numba is imported
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """``numba.njit(cache=True, nogil=True)``, but without a cache if no folder for one can be written."""
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """``numba.njit(cache=True, nogil=True, **options)``, without a cache if no folder for one can be written."""
     with place_for(Path(function.__code__.co_filename).parent) as cached:
-        return numba.njit(cache=cached, nogil=True)(function)
+        return numba.njit(cache=cached, nogil=True, **options)(function)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,3 @@
 from .compile import compile_task as compile_task
-from .compile import visual_model as visual_model
 from .draws import fixture_draw as fixture_draw
-from .first_use import compile_tasks as compile_tasks
 from .placements import sampled_state as sampled_state

@@ -16,7 +16,6 @@ import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.version import BENCHMARK, BENCHMARK_ASSETS, installed_version
-from libero_gym.compilation import decimation
 from libero_gym.simulation import goals
 from libero_gym.simulation.compiled import Burner, CompiledTask, FixtureDraw, RobotIndices
 from libero_gym.tasks import Task
@@ -33,13 +32,13 @@ def task_key(task: Task) -> str:
 
 
 def scene_key(xml: str) -> str:
-    """The name of a scene, by its MJCF; tasks with the same scene share it. See `visual_key`."""
+    """The name of a scene, by its MJCF; tasks with the same scene share it."""
     return f"visual-{_versions_digest()}-{_digest(xml.encode())}"
 
 
-def visual_key(scene: str, renderer: str) -> str:
-    """The cache's key of a scene's model that cameras see, ``"exact"`` or ``"fast"``."""
-    return f"{scene}-{renderer}" + (f"{decimation.VERSION}" if renderer == "fast" else "")
+def visual_key(scene: str) -> str:
+    """The cache's key of the model that cameras see."""
+    return f"{scene}-exact"
 
 
 @functools.cache

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from libero_gym.rendering.kernels import kernel
 from libero_gym.rendering.packing import TRIANGLE_BITS, TRIANGLE_MASK
-from libero_gym.rendering.visibility import JIT
 
 # Samples of these are left alone.
 _HIDDEN = -2
@@ -53,7 +52,7 @@ def mirror_image(
     return MirrorImage(reflection @ rotations, (places - face) @ reflection.T + face, mirrored_lights, plane)
 
 
-@numba.njit(**JIT)
+@kernel
 def hide_outside_face(front, behind, geometry, geom, window):
     """Hides mirrored samples of `behind` where `front` does not show the mirror's upper face."""
     for y in range(window[1], window[3]):
@@ -68,7 +67,7 @@ def hide_outside_face(front, behind, geometry, geom, window):
                     behind[y, x, sample] = _HIDDEN
 
 
-@numba.njit(**JIT)
+@kernel
 def add_reflection(colours, reflected, behind, window):
     """Adds reflected colours to the mirror's own where something is reflected, saturating."""
     for y in range(window[1], window[3]):

@@ -44,7 +44,7 @@ class Geometry(NamedTuple):
         records: float32 (N, 27): corner positions (9), normals (9), texture coordinates (9).
         geom_clusters: int32 (G, 2): first cluster, and the one after the last.
         geom_triangles: int32 (G,): first triangle.
-        materials: float32 (G, 9): rgba, emission, specular, shininess, texture or -1, kind of texture (0, 1 2D, 2 cube).
+        materials: float32 (G, 9): rgba, emission, specular, shininess, texture or -1, its kind (0 none, 1 2D, 2 cube).
         texels, levels, textures: see `textures.Textures`.
     """
 

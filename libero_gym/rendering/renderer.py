@@ -20,15 +20,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from libero_gym.common.uncopyable import Uncopyable
-from libero_gym.compilation.compile import MAX_SCENES
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
-from libero_gym.rendering.scene import LayeredScene, Scene
+from libero_gym.rendering.models import MAX_SCENES, packed_scene
+from libero_gym.rendering.scene import Scene
+from libero_gym.rendering.software_scene import SoftwareScene
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
 
-# "exact" draws stock LIBERO's pixels. "fast" draws decimated meshes and smaller textures (see `decimation`), and what
-# stands still only once (see `scene`).
+# "exact" draws stock LIBERO's pixels by OpenGL; "fast" draws nearly the same ones without it (see `software`).
 RENDERERS = ("exact", "fast")
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
 DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libglib2.0-0"
@@ -88,14 +88,13 @@ class _ProcessRenderer(Uncopyable):
         self.context = context
         self._scenes: OrderedDict[str, Scene] = OrderedDict()
 
-    def scene(self, compiled: CompiledTask, size: int, renderer: str) -> Scene:
+    def scene(self, compiled: CompiledTask, size: int) -> Scene:
         """The uploaded scene of a task; if there are too many, the least recently used one is freed."""
-        key = f"{compiled.visual_key}-{renderer}"
+        key = compiled.visual_key
         if key not in self._scenes:
             while len(self._scenes) >= MAX_SCENES:
                 self._scenes.popitem(last=False)[1].free()
-            kind = Scene if renderer == "exact" else LayeredScene
-            self._scenes[key] = kind(self.context.calls, compiled, size, renderer)
+            self._scenes[key] = Scene(self.context.calls, compiled, size)
         self._scenes.move_to_end(key)
         return self._scenes[key]
 
@@ -113,6 +112,7 @@ class _ProcessRenderer(Uncopyable):
 # One frame is drawn at a time in a process: scenes are shared, and a context can be current in one thread only.
 _lock = threading.RLock()
 _renderers: dict[int | None, _ProcessRenderer] = {}  # by the device that was asked for
+_software_scenes: OrderedDict[str, SoftwareScene] = OrderedDict()
 _abandoned: list[Scene] = []
 _gl_process: int | None = None  # id of the process that has used GL: this one, or one that this was forked from
 
@@ -138,10 +138,29 @@ def render(
     Raises:
         RenderingError: If no OpenGL back end works; the message says what cures it.
     """
-    with _drawing(device) as process_renderer:
-        scene = process_renderer.scene(simulator.compiled, size, renderer)
-        scene.pose(simulator)
-        return [np.ascontiguousarray(scene.draw(camera, size)[::-1, ::-1]) for camera in cameras]
+    if renderer == "fast":
+        with _lock:
+            painted = _software_scene(simulator.compiled)
+            painted.pose(simulator)
+            images = [painted.draw(camera, size, size).image for camera in cameras]
+    else:
+        with _drawing(device) as process_renderer:
+            scene = process_renderer.scene(simulator.compiled, size)
+            scene.pose(simulator)
+            images = [scene.draw(camera, size) for camera in cameras]
+    return [np.ascontiguousarray(image[::-1, ::-1]) for image in images]
+
+
+def _software_scene(compiled: CompiledTask) -> SoftwareScene:
+    """The scene of a task as this process draws it without OpenGL; the least recently used one makes room."""
+    key = compiled.visual_key
+    if key not in _software_scenes:
+        made = SoftwareScene(compiled, packed_scene(compiled))
+        while len(_software_scenes) >= MAX_SCENES:
+            _software_scenes.popitem(last=False)
+        _software_scenes[key] = made
+    _software_scenes.move_to_end(key)
+    return _software_scenes[key]
 
 
 def release() -> None:

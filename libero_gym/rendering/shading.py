@@ -7,11 +7,10 @@ filtered trilinearly with weights of eight bits.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from libero_gym.rendering.kernels import f32, inlined, kernel
 from libero_gym.rendering.packing import TRIANGLE_BITS, TRIANGLE_MASK
-from libero_gym.rendering.visibility import JIT, f32
 
 # Corners of the triangles seen last are found again in a table of so many entries, so that large ones are lit once.
 TABLE_SIZE = 4096
@@ -24,7 +23,7 @@ _RED_BLUE, _GREEN = u64(0xFF00FF), u64(0xFF)
 _HALF_RED_BLUE, _HALF_GREEN, _EIGHT, _SIXTEEN, _ONE = u64(0x800080), u64(0x80), u64(8), u64(16), u64(256)
 
 
-@numba.njit(inline="always")
+@inlined
 def _power(x, y):
     """x ** y for x in (0, 1], float32 and without branches, so that loops over it vectorise."""
     bits = f32(x).view(np.int32)
@@ -44,7 +43,7 @@ def _power(x, y):
     return power * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(f32)
 
 
-@numba.njit(**JIT)
+@kernel
 def collect_fragments(
     ids, window, lowest, geometry, rotations, places, tags, slots, names, pixels, first_corners, corner_geoms, corners
 ):
@@ -110,7 +109,7 @@ def collect_fragments(
     return n, n_corners
 
 
-@numba.njit(**JIT)
+@kernel
 def light_corners(n, corners, lights, eye, sums):
     """Sums the lights at each corner: `sums` (6, n) is filled with what the colour multiplies, and the specular part.
 
@@ -168,7 +167,7 @@ def light_corners(n, corners, lights, eye, sums):
             s5[i] += shining * specular2
 
 
-@numba.njit(**JIT)
+@kernel
 def colour_corners(n, corner_geoms, materials, scale, corners, sums, camera, eye, lit):
     """Fills `lit`, float32 (n, 6), with each corner's place in the camera's frame and its clamped colour.
 
@@ -184,7 +183,7 @@ def colour_corners(n, corner_geoms, materials, scale, corners, sums, camera, eye
             lit[i, 3 + k] = min(max(colour, 0.0), 1.0)
 
 
-@numba.njit(inline="always")
+@inlined
 def _cube_face(s, t, r):
     """Face of a cube map that a direction meets, and the texture coordinates there (OpenGL 2.1, table 3.19)."""
     x, y, z = abs(s), abs(t), abs(r)
@@ -197,7 +196,7 @@ def _cube_face(s, t, r):
     return face, u * 0.5 / major + 0.5, v * 0.5 / major + 0.5
 
 
-@numba.njit(inline="always")
+@inlined
 def _level_of_detail(squared_texels, n_levels):
     """Mip level and the 8-bit weight of the next, for so many texels (squared) from one pixel to the next.
 
@@ -214,7 +213,7 @@ def _level_of_detail(squared_texels, n_levels):
     return level, np.int64((detail - level) * 256)
 
 
-@numba.njit(inline="always")
+@inlined
 def _bilinear(texels, start, width, height, s, t, repeats):
     """Filtered texel of a level: red and blue in one number, and green; 8-bit weights, each step rounded."""
     u, v = np.int64((s * width - 0.5) * 256 + 65536) - 65536, np.int64((t * height - 0.5) * 256 + 65536) - 65536
@@ -239,7 +238,7 @@ def _bilinear(texels, start, width, height, s, t, repeats):
     return red_blue, (low_green * vv + high_green * wv + _HALF_GREEN) >> _EIGHT
 
 
-@numba.njit(inline="always")
+@inlined
 def _texture(geometry, texture, is_cube, s, t, r, squared_texels):
     """Trilinearly filtered colour of a texture, each channel 0 to 255."""
     face = 0
@@ -263,7 +262,7 @@ def _texture(geometry, texture, is_cube, s, t, r, squared_texels):
     return np.int64(red_blue & _GREEN), np.int64(green), np.int64(red_blue >> _SIXTEEN)
 
 
-@numba.njit(**JIT)
+@kernel
 def shade_fragments(n, names, pixels, first_corners, lit, geometry, camera, focal, sky, colours):
     """Colours the samples of each fragment, uint8 (H, W, 4, 3).
 
@@ -361,7 +360,7 @@ def shade_fragments(n, names, pixels, first_corners, lit, geometry, camera, foca
                 colours[y, x, sample, 2] = final_blue
 
 
-@numba.njit(**JIT)
+@kernel
 def resolve(colours, ids, lowest, window, image):
     """Averages the samples of pixels that have an id of at least `lowest` into `image`, uint8 (H, W, 3)."""
     for y in range(window[1], window[3]):

@@ -1,7 +1,8 @@
-"""A scene posed as a simulator says, and drawn by `software.Painter`: the counterpart of `scene.Scene` without OpenGL."""
+"""A scene posed as a simulator says and drawn by `software.Painter`: what `scene.Scene` is, without OpenGL."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class SoftwareScene(Uncopyable):
     def __init__(self, compiled: CompiledTask, packed: PackedScene) -> None:
         self._packed = packed
         self._painter = Painter(packed)
-        self._model = copy_model(compiled.physics)
+        self._model = copy.copy(compiled.physics)  # whose bodies it moves
         self._data = mujoco.MjData(self._model)
         self._cameras = {
             name: mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, stock) for name, stock in CAMERAS.items()
@@ -70,10 +71,6 @@ class SoftwareScene(Uncopyable):
         key = (camera, height, width, *self._still_key) if stored and camera in _STILL_CAMERAS else None
         return self._painter.paint(self._view(self._cameras[camera], height, width), self._poses, self._alpha, key)
 
-    def names(self, frame: Frame) -> np.ndarray:
-        """Ids of the geoms that a frame shows at each pixel's first sample, -1 for nothing, -2 - site for sites; (H, W)."""
-        raise NotImplementedError
-
     def _view(self, camera: int, height: int, width: int) -> View:
         data, packed = self._data, self._packed
         axes = data.cam_xmat[camera].reshape(3, 3).T.copy()
@@ -87,10 +84,3 @@ class SoftwareScene(Uncopyable):
         lights[others, 4:7] = directions / np.linalg.norm(directions, axis=1, keepdims=True)
         numbers = np.array([packed.cameras[camera], packed.near, width, height], np.float64)
         return View(axes, eye, numbers, lights)
-
-
-def copy_model(model: mujoco.MjModel) -> mujoco.MjModel:
-    """A model of one's own, whose bodies may be moved."""
-    import copy
-
-    return copy.copy(model)

@@ -6,6 +6,7 @@ generation of `render_gl3.c`; both were compared with MuJoCo's own frames.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -221,7 +222,7 @@ def _slices(n_slices: int) -> list[tuple[tuple[float, float], tuple[float, float
     """The two corners of each slice of the unit circle."""
     angles = [2 * np.pi * slice_ / n_slices for slice_ in range(n_slices + 1)]
     points = [(float(np.cos(angle)), float(np.sin(angle))) for angle in angles]
-    return list(zip(points[:-1], points[1:], strict=True))
+    return list(itertools.pairwise(points))
 
 
 def _on_sphere(point: tuple[float, float], elevation: float) -> tuple[float, float, float]:

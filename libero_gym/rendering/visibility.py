@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
+from libero_gym.rendering.kernels import f32, inlined, kernel
 from libero_gym.rendering.packing import CLUSTER, TRIANGLE_BITS
-
-JIT = {"nogil": True, "cache": True, "fastmath": True, "boundscheck": False, "error_model": "numpy"}
-f32 = np.float32
 
 BACKGROUND = -1
 """Id of samples where nothing is seen."""
@@ -30,13 +27,13 @@ _SMALL = f32(256.0)
 _LARGE = f32(2048.0)
 
 
-@numba.njit(**JIT)
+@kernel
 def sample_x(row):
     """Where, within its pixel, the sample of a row of samples lies (four rows a pixel)."""
     return 96 + 128 * (row & 1) - 64 * ((row >> 1) & 1)
 
 
-@numba.njit(**JIT)
+@kernel
 def fill_triangle(x0, y0, w0, x1, y1, w1, x2, y2, w2, area, name, depth, ids, left, bottom, right, top):
     """Draws a counter-clockwise triangle with whole coordinates; gives the number of samples that it won.
 
@@ -96,7 +93,7 @@ def fill_triangle(x0, y0, w0, x1, y1, w1, x2, y2, w2, area, name, depth, ids, le
     return won
 
 
-@numba.njit(inline="always")
+@inlined
 def _covers(row, last_row, bit, x0, y0, x1, y1, x2, y2, min_x, own0, own1, own2):
     """`bit` if a small triangle covers the only sample of a row that it can reach, else 0. All float32."""
     half, one, zero = f32(0.5), f32(1), f32(0)
@@ -111,7 +108,7 @@ def _covers(row, last_row, bit, x0, y0, x1, y1, x2, y2, min_x, own0, own1, own2)
     return bit * one if inside else zero
 
 
-@numba.njit(**JIT)
+@kernel
 def project(n, positions, matrix, scale_x, scale_y, centre_x, centre_y, corners, verdict):
     """Projects the n triangles of a cluster, in loops that vectorise.
 
@@ -156,7 +153,7 @@ def project(n, positions, matrix, scale_x, scale_y, centre_x, centre_y, corners,
         verdict[i] = (covered if area > zero else zero) if is_small else large
 
 
-@numba.njit(**JIT)
+@kernel
 def camera_matrices(order, rotations, places, camera, eye, matrices):
     """From each geom's frame to the camera's, float32 (len(order), 12), row by row."""
     for i in range(len(order)):
@@ -173,7 +170,7 @@ def camera_matrices(order, rotations, places, camera, eye, matrices):
             matrices[i, 4 * row + 3] = total
 
 
-@numba.njit(**JIT)
+@kernel
 def seen_clusters(order, geometry, matrices, rotations, places, view, window, clip, is_mirrored, bounds, todo):
     """Clusters that may be seen, nearest first.
 
@@ -240,7 +237,7 @@ def seen_clusters(order, geometry, matrices, rotations, places, view, window, cl
     return n
 
 
-@numba.njit(inline="always")
+@inlined
 def _plane_distance(geom, point, rotations, places, plane):
     """Signed distance of a point in a geom's frame from a plane in the world."""
     distance = plane[3]
@@ -252,7 +249,7 @@ def _plane_distance(geom, point, rotations, places, plane):
     return distance
 
 
-@numba.njit(**JIT)
+@kernel
 def is_hidden(bound, scale_x, scale_y, centre_x, centre_y, window, depth):
     """Whether all samples in a small cluster's rectangle are nearer than its nearest point."""
     nearest, radius = f32(1) / bound[2], bound[3]
@@ -275,15 +272,14 @@ def is_hidden(bound, scale_x, scale_y, centre_x, centre_y, window, depth):
     return True
 
 
-@numba.njit(**JIT)
+@kernel
 def clipped_polygon(polygon, n, distance, other):
     """The part of a polygon in front of a plane (Sutherland and Hodgman, 1974); its number of corners.
 
     Args:
         polygon: float64 (8, 4), its first n rows; replaced by the result.
         n: Number of corners.
-        distance: Which column holds the distance to the plane: 2 the near plane's (its offset is in column 2 itself), or
-            3 the mirror's.
+        distance: Which column holds the distance to the plane: 2 the near plane's, 3 the mirror's.
         other: Work space like `polygon`.
     """
     m = 0
@@ -303,7 +299,7 @@ def clipped_polygon(polygon, n, distance, other):
     return m
 
 
-@numba.njit(**JIT)
+@kernel
 def fill_clipped(
     cluster, geom, geometry, matrix, rotations, places, clip, is_mirrored, view, scales, name, depth, ids, window, work
 ):
@@ -344,7 +340,7 @@ def fill_clipped(
     return won
 
 
-@numba.njit(**JIT)
+@kernel
 def fill_cluster(n, corners, verdict, name, depth, ids, window):
     """Draws a projected cluster: small triangles sample by sample, large ones by `fill_triangle`; samples won."""
     left, bottom, right, top = window[0], window[1], window[2], window[3]
@@ -386,7 +382,7 @@ def fill_cluster(n, corners, verdict, name, depth, ids, window):
     return won
 
 
-@numba.njit(**JIT)
+@kernel
 def rasterise(
     order, geometry, rotations, places, camera, eye, view, window, is_mirrored, clip, depth, ids, bounds, todo
 ):
@@ -450,7 +446,7 @@ def rasterise(
     return won
 
 
-@numba.njit(**JIT)
+@kernel
 def geom_window(ids, geom):
     """left, bottom, right, top of the pixels that show a geom; left is not below right where none does."""
     left, bottom, right, top = ids.shape[1], ids.shape[0], 0, 0

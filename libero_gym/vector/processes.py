@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from libero_gym.common.checks import flag, real_number, whole_number
 from libero_gym.common.uncopyable import Uncopyable
-from libero_gym.compilation.first_use import compile_tasks
+from libero_gym.first_use import compile_tasks
 from libero_gym.rendering import devices
 from libero_gym.tasks import placement_seeds_of
 from libero_gym.vector import protocol

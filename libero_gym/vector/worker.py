@@ -20,8 +20,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from libero_gym.compilation import placements
-from libero_gym.compilation.compile import compile_task, visual_model
+from libero_gym.compilation.compile import compile_task
 from libero_gym.env import LiberoEnv
+from libero_gym.rendering import models
 from libero_gym.rendering import renderer as rendering
 from libero_gym.tasks import Task
 from libero_gym.vector import protocol
@@ -127,8 +128,8 @@ def _run_template(control: socket.socket) -> None:
         compiled = compile_task(task)
         placements.prepare(task, placement_seeds)
         if renderer is not None:
-            # The template draws nothing. Its forks find the model in memory and share the pages that none writes to.
-            visual_model(compiled, renderer)
+            # The template draws nothing. Its forks find the scene in memory and share the pages that none writes to.
+            models.load(compiled, renderer)
 
     def fork(*args: Any) -> int:
         _, descriptors, _, _ = socket.recv_fds(control, 1, 3)

@@ -19,13 +19,14 @@ from libero_gym.common import cache
 from libero_gym.common.memory import available_memory
 from libero_gym.common.numba_cache import is_writable
 from libero_gym.compilation import placements
-from libero_gym.compilation.compile import compile_task, is_compiled, prepare_visual_model
+from libero_gym.compilation.compile import compile_task
+from libero_gym.rendering import models
 from libero_gym.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 _Jobs = queue.SimpleQueue[dict[str, Any]]
-# Bytes that a process that compiles takes at most: for a kitchen scene with decimation, measured.
+# Bytes that a process that compiles takes at most: for a kitchen scene that is packed, measured.
 _PROCESS_BYTES = 2.5e9
 
 
@@ -125,7 +126,7 @@ def _do_jobs(
 
 
 def _command() -> list[str]:
-    return [sys.executable, "-m", "libero_gym.compilation.first_use"]
+    return [sys.executable, "-m", "libero_gym.first_use"]
 
 
 def _task_to_json(task: Task) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def _label(task: dict[str, Any]) -> str:
 
 
 def _is_ready(task: Task, renderer: str | None, seeds: Sequence[int]) -> bool:
-    return is_compiled(task, renderer) and placements.are_drawn(task, seeds)
+    return models.is_prepared(task, renderer) and placements.are_drawn(task, seeds)
 
 
 def _can_cache() -> bool:
@@ -170,7 +171,7 @@ def _serve() -> None:
             task = Task(**job["task"])
             compiled = compile_task(task)
             if job["renderer"] is not None:
-                prepare_visual_model(compiled, job["renderer"])
+                models.prepare(compiled, job["renderer"])
             placements.prepare(task, job["seeds"])
         except Exception as error:
             problem = f"{_label(job['task'])}: {type(error).__name__}: {error}"

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from libero_gym import first_use
 from libero_gym.common import cache
 from libero_gym.compilation import compile as compile_module
-from libero_gym.compilation import first_use, records
+from libero_gym.compilation import records
 from libero_gym.compilation.compile import compile_task, is_compiled
-from libero_gym.compilation.first_use import compile_tasks
 from libero_gym.compilation.placements import sampled_state
+from libero_gym.first_use import compile_tasks
 from libero_gym.tasks import get_tasks
 
 TASKS = get_tasks("libero_spatial")[:2]

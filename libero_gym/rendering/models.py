@@ -1,0 +1,131 @@
+"""What renderers draw: the model with all meshes and textures, or a scene packed for drawing without OpenGL."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors.numpy import save
+
+from libero_gym.common import cache
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.compilation import records
+from libero_gym.compilation.compile import compiled_scene, visual_model_bytes
+from libero_gym.rendering.packing import Geometry, PackedScene, pack_scene
+from libero_gym.simulation.compiled import CompiledTask
+from libero_gym.tasks import Task
+
+# Raise it when packed scenes change, for they are cached.
+VERSION = 1
+# Textures are packed without levels of more texels on a side: the closest camera sees none of them at 512 pixels.
+MAX_TEXTURE_SIDE = 1024
+
+# Scenes that a process keeps in memory to draw them; each takes 100-600 MB with OpenGL on a CPU.
+_scenes = os.environ.get("LIBERO_GYM_MAX_SCENES") or "4"
+if not _scenes.isdecimal() or not int(_scenes):
+    raise ValueError(f"LIBERO_GYM_MAX_SCENES={_scenes!r}; expected a number of scenes, an integer from 1.")
+MAX_SCENES = int(_scenes)
+
+_T = TypeVar("_T")
+_models: OrderedDict[str, mujoco.MjModel] = OrderedDict()
+_packed: OrderedDict[str, PackedScene] = OrderedDict()
+
+
+def visual_model(compiled: CompiledTask) -> mujoco.MjModel:
+    """The model that cameras see, for this process's renderer, which may move its bodies; tasks of a scene share it."""
+    key = compiled.visual_key
+    return _kept(_models, key, lambda: records.model_from_bytes(visual_model_bytes(compiled)))
+
+
+def packed_scene(compiled: CompiledTask) -> PackedScene:
+    """The scene packed for drawing without OpenGL, mapped from the cache, so that processes share its memory.
+
+    Packing takes some 10 s once per scene.
+
+    Raises:
+        NotDrawnError: If the scene has something that is not drawn.
+    """
+    return _kept(_packed, compiled.visual_key, lambda: _load_packed(compiled))
+
+
+def prepare(compiled: CompiledTask, renderer: str) -> None:
+    """Write what a renderer draws to the cache on disk if it is not there, and keep nothing in memory."""
+    if renderer == "fast" and not cache.contains(_packed_key(compiled.visual_key)):
+        _pack(compiled)
+    elif renderer == "exact" and not cache.contains(records.visual_key(compiled.visual_key)):
+        visual_model_bytes(compiled)
+
+
+def load(compiled: CompiledTask, renderer: str) -> None:
+    """Keep what a renderer draws in this process's memory, and in that of its forks."""
+    if renderer == "fast":
+        packed_scene(compiled)
+    else:
+        visual_model(compiled)
+
+
+def is_prepared(task: Task, renderer: str | None) -> bool:
+    """Whether the cache has a task, and what the renderer draws if one is named."""
+    scene = compiled_scene(task)
+    if scene is None or renderer is None:
+        return scene is not None
+    return cache.contains(_packed_key(scene) if renderer == "fast" else records.visual_key(scene))
+
+
+def _kept(kept: OrderedDict[str, _T], key: str, make: Callable[[], _T]) -> _T:
+    """What is kept under a key, made if need be; the least recently used one makes room."""
+    if key not in kept:
+        made = make()
+        while len(kept) >= MAX_SCENES:
+            kept.popitem(last=False)
+        kept[key] = made
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def _packed_key(scene: str) -> str:
+    return f"{scene}-packed{VERSION}"
+
+
+def _load_packed(compiled: CompiledTask) -> PackedScene:
+    blob = cache.map_entry(_packed_key(compiled.visual_key))
+    if blob is None:
+        blob = np.frombuffer(_pack(compiled), np.uint8)
+    return from_bytes(blob.view(np.ndarray))
+
+
+def _pack(compiled: CompiledTask) -> bytes:
+    blob = to_bytes(pack_scene(records.model_from_bytes(visual_model_bytes(compiled)), MAX_TEXTURE_SIDE))
+    cache.write(_packed_key(compiled.visual_key), blob)
+    return blob
+
+
+def to_bytes(packed: PackedScene) -> bytes:
+    """A packed scene in safetensors' format, which can be mapped."""
+    arrays = {f"geometry.{name}": array for name, array in packed.geometry._asdict().items()}
+    arrays |= {name: array for name, array in packed._asdict().items() if name != "geometry"}
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+_TYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int64, "U32": np.uint32, "BOOL": np.bool_}
+
+
+def from_bytes(blob: np.ndarray) -> PackedScene:
+    """The packed scene of `to_bytes`, whose arrays are parts of the given one, uint8 (n,), not copies.
+
+    (`safetensors.numpy.load` copies.)
+    """
+    start = 8 + int.from_bytes(blob[:8].tobytes(), "little")
+    header: dict[str, Any] = json.loads(blob[8:start].tobytes())
+    arrays = {
+        name: blob[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]]
+        .view(_TYPES[entry["dtype"]])
+        .reshape(entry["shape"])
+        for name, entry in header.items()
+    }
+    geometry = Geometry(**{name: arrays.pop(f"geometry.{name}") for name in Geometry._fields})
+    return PackedScene(geometry=geometry, **arrays)
