@@ -161,13 +161,29 @@ def pack_scene(model: mujoco.MjModel, max_texture_side: int | None = None) -> Pa
     )
 
 
+def _check_drawable(model: mujoco.MjModel) -> None:
+    """Refuses what MuJoCo draws and this renderer does not.
+
+    Raises:
+        NotDrawnError: If the scene has such a thing; the message names it.
+    """
+    infinite = (model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (model.geom_size[:, :2].min(axis=1) <= 0)
+    is_shadowed = model.vis.quality.shadowsize > 0
+    found = {
+        "skins": model.nskin > 0,
+        "height fields": model.nhfield > 0,
+        "flexible bodies": model.nflex > 0,
+        "infinite planes": bool(infinite.any()),
+        "lights that cast shadows": is_shadowed and bool((model.light_castshadow * model.light_active).any()),
+    }
+    named = [name for name, is_there in found.items() if is_there]
+    if named:
+        raise NotDrawnError(f"The scene has {', '.join(named)}; renderer='fast' draws none. Use renderer='exact'.")
+
+
 def _visible_geoms(model: mujoco.MjModel) -> list[Any]:
     """The geoms and sites of a model that cameras see, with their looks resolved, as `MjvScene` lists them."""
-    if model.nskin or model.nhfield or model.nflex:
-        raise NotDrawnError(
-            "The scene has skins, height fields or flexible bodies, which renderer='fast' does not draw; use "
-            "renderer='exact'."
-        )
+    _check_drawable(model)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     option = mujoco.MjvOption()

@@ -59,8 +59,8 @@ class Frame(NamedTuple):
     """What a camera sees, bottom row first."""
 
     image: np.ndarray  # uint8 (H, W, 3)
-    depth: np.ndarray  # float32 (H, W, 4), 1/m, by sample
-    ids: np.ndarray  # int32 (H, W, 4), by sample
+    depth: np.ndarray  # float32 (H, W, 4), 1/m, by sample, of what is opaque
+    ids: np.ndarray  # int32 (H, W, 4), by sample, of what is seen first, transparent or not
 
 
 class _Background(NamedTuple):
@@ -105,8 +105,7 @@ class Painter:
             background = self._background(still_key, np.flatnonzero(opaque & ~self.packed.is_moving), view, poses)
             moving = np.flatnonzero(opaque & self.packed.is_moving)
             samples, image, ids = self._paint_moving(moving, background, view, poses)
-        for geom in np.flatnonzero((alpha > 0) & ~opaque):
-            self._blend(int(geom), float(alpha[geom]), view, poses, samples, image)
+        self._blend(np.flatnonzero((alpha > 0) & ~opaque), alpha, view, poses, samples, ids, image)
         return Frame(image, samples.depth, ids)
 
     def _paint_whole(self, geoms: np.ndarray, view: View, poses: Poses) -> tuple[Samples, np.ndarray, np.ndarray]:
@@ -210,22 +209,47 @@ class Painter:
         self._shade(behind, window, 0, seen, there, sky=-1, scale=float(packed.reflectance[geom]))
         return behind
 
-    def _blend(self, geom: int, alpha: float, view: View, poses: Poses, samples: Samples, image: np.ndarray) -> None:
-        """Draws a transparent geom over what is there; MuJoCo blends it twice, once for each order of its faces."""
-        over = Samples(
-            samples.depth.copy(), np.full_like(samples.ids, visibility.BACKGROUND - 1), samples.colours.copy()
-        )
-        if not self._rasterise(np.array([geom]), view, poses, over):
-            return
-        window = np.array(visibility.geom_window(over.ids, geom), np.int64)
-        part = (slice(window[1], window[3]), slice(window[0], window[2]))
-        self._shade(over, window, 0, view, poses, sky=-1)
-        hit = over.ids[part] >= 0
-        blended = samples.colours[part].astype(np.float32)
-        for _ in range(2):
-            blended = np.where(hit[..., None], alpha * over.colours[part] + (1 - alpha) * blended, blended)
-        samples.colours[part] = (blended + 0.5).astype(np.uint8)
-        shading.resolve(samples.colours, over.ids, 0, window, image)
+    def _blend(
+        self,
+        geoms: np.ndarray,
+        alpha: np.ndarray,
+        view: View,
+        poses: Poses,
+        samples: Samples,
+        ids: np.ndarray,
+        image: np.ndarray,
+    ) -> None:
+        """Draws transparent geoms over what is there, as MuJoCo does: all of them front to back, then back to front."""
+        veils = []
+        for geom in self._front_to_back(geoms, view, poses):
+            veil = Samples(samples.depth.copy(), np.full_like(ids, visibility.BACKGROUND - 1), samples.colours.copy())
+            if self._rasterise(np.array([geom]), view, poses, veil):
+                window = np.array(visibility.geom_window(veil.ids, geom), np.int64)
+                self._shade(veil, window, 0, view, poses, sky=-1)
+                veils.append((geom, window, veil))
+        for geom, window, veil in (*veils, *reversed(veils)):
+            part = (slice(window[1], window[3]), slice(window[0], window[2]))
+            hit = veil.ids[part] >= 0
+            mixed = alpha[geom] * veil.colours[part][hit] + (1 - alpha[geom]) * samples.colours[part][hit]
+            samples.colours[part][hit] = (mixed + 0.5).astype(np.uint8)
+        for _, window, veil in reversed(veils):
+            np.copyto(ids, veil.ids, where=veil.ids >= 0)
+            shading.resolve(samples.colours, veil.ids, 0, window, image)
+
+    def _front_to_back(self, geoms: np.ndarray, view: View, poses: Poses) -> list[int]:
+        """Transparent geoms by the distance of their bounding spheres, planes last: `mjr_render`'s order."""
+        if len(geoms) < 2:
+            return [int(geom) for geom in geoms]
+        kind, size = self.packed.kind[geoms], self.packed.size[geoms].astype(np.float64)
+        types = mujoco.mjtGeom
+        radii = np.linalg.norm(size, axis=1)
+        radii = np.where(kind == types.mjGEOM_SPHERE, size[:, 0], radii)
+        radii = np.where(kind == types.mjGEOM_ELLIPSOID, size.max(axis=1), radii)
+        radii = np.where(kind == types.mjGEOM_CAPSULE, size[:, 0] + size[:, 2], radii)
+        radii = np.where(kind == types.mjGEOM_CYLINDER, np.hypot(size[:, 0], size[:, 2]), radii)
+        distances = np.linalg.norm(poses.places[geoms] - view.eye, axis=1) - radii
+        distances = np.where(kind == types.mjGEOM_PLANE, np.inf, distances)
+        return [int(geom) for geom in geoms[np.argsort(distances, kind="stable")]]
 
     def _rasterise(
         self,
