@@ -121,7 +121,10 @@ def side_by_side(exact: np.ndarray, fast: np.ndarray) -> np.ndarray:
 def report(rows: list[Row], folder: Path, out: Path) -> None:
     """Writes the figures of all frames, by camera and size, and a sheet of the worst ones."""
     frames = [
-        {**frame, "task": row["task"], "step": row["step"]} for row in rows if "frames" in row for frame in row["frames"]
+        {**frame, "task": row["task"], "step": row["step"]}
+        for row in rows
+        if "frames" in row
+        for frame in row["frames"]
     ]
     groups: dict[str, list[Row]] = defaultdict(list)
     for frame in frames:

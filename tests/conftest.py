@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 from libero_gym.env import LiberoEnv
+from libero_gym.rendering import egl, osmesa
+from libero_gym.rendering.renderer import DEBIAN_PACKAGES
 from libero_gym.tasks import Task, get_tasks
 
 if TYPE_CHECKING:
     import torch as th
 
     from vla_agent.openvla import OpenVLA
+
+
+def has_opengl() -> bool:
+    """Whether a library that `renderer="exact"` draws with is installed."""
+    for load in (egl.load, osmesa.load):
+        with contextlib.suppress(OSError):
+            load()
+            return True
+    return False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests marked `opengl` where no OpenGL library is installed."""
+    if has_opengl():
+        return
+    skip = pytest.mark.skip(reason=f"no OpenGL library is installed (Debian: apt-get install {DEBIAN_PACKAGES})")
+    for item in items:
+        if item.get_closest_marker("opengl"):
+            item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import numpy as np
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.rendering import mirror, shading, visibility
 from libero_gym.rendering.packing import OPAQUE, PackedScene
+from libero_gym.rendering.veils import find_layers
 
 # Bytes of stored backgrounds per scene; one of 128 pixels takes 1.6 MB.
 _MAX_BACKGROUND_BYTES = 64 * 2**20
@@ -222,19 +223,26 @@ class Painter:
         """Draws transparent geoms over what is there, as MuJoCo does: all of them front to back, then back to front."""
         veils = []
         for geom in self._front_to_back(geoms, view, poses):
-            veil = Samples(samples.depth.copy(), np.full_like(ids, visibility.BACKGROUND - 1), samples.colours.copy())
-            if self._rasterise(np.array([geom]), view, poses, veil):
-                window = np.array(visibility.geom_window(veil.ids, geom), np.int64)
+            layers = []
+            for layer in find_layers(
+                geom, self.packed.geometry, poses.rotations, poses.places, view.camera, view.eye, view.numbers,
+                samples.depth, self._bounds, self._todo,
+            ):  # fmt: skip
+                veil = samples._replace(ids=layer, colours=np.empty_like(samples.colours))
+                window = np.array(visibility.geom_window(layer, geom), np.int64)
                 self._shade(veil, window, 0, view, poses, sky=-1)
-                veils.append((geom, window, veil))
-        for geom, window, veil in (*veils, *reversed(veils)):
-            part = (slice(window[1], window[3]), slice(window[0], window[2]))
-            hit = veil.ids[part] >= 0
-            mixed = alpha[geom] * veil.colours[part][hit] + (1 - alpha[geom]) * samples.colours[part][hit]
-            samples.colours[part][hit] = (mixed + 0.5).astype(np.uint8)
-        for _, window, veil in reversed(veils):
-            np.copyto(ids, veil.ids, where=veil.ids >= 0)
-            shading.resolve(samples.colours, veil.ids, 0, window, image)
+                layers.append((veil, window))
+            veils.append((alpha[geom], layers))
+        for opacity, layers in (*veils, *reversed(veils)):
+            for veil, window in layers:
+                part = (slice(window[1], window[3]), slice(window[0], window[2]))
+                hit = veil.ids[part] >= 0
+                mixed = opacity * veil.colours[part][hit] + (1 - opacity) * samples.colours[part][hit]
+                samples.colours[part][hit] = (mixed + 0.5).astype(np.uint8)
+        for _, layers in reversed(veils):
+            for veil, window in reversed(layers):
+                np.copyto(ids, veil.ids, where=veil.ids >= 0)
+                shading.resolve(samples.colours, veil.ids, 0, window, image)
 
     def _front_to_back(self, geoms: np.ndarray, view: View, poses: Poses) -> list[int]:
         """Transparent geoms by the distance of their bounding spheres, planes last: `mjr_render`'s order."""
