@@ -5,10 +5,11 @@
     python benchmarks/frame_fidelity.py --report           # figures and pictures of what is there
 
 Each task's script (`libero_gym.experts`) acts from an official initial state, and frames are drawn after some of its
-steps. A line of JSON per task and state is appended to ``frames.jsonl`` in ``--work``; a second run skips what is there,
-so that the sweep can be stopped at any time, or shared by processes with ``--part 0/2`` and ``--part 1/2``. Frames below
-``--keep-below`` dB are kept there as pictures. At the end the figures go to ``benchmarks/results/frame_fidelity.json``
-and the worst frames to a contact sheet beside it: exact, fast, and eight times their difference.
+steps. A line of JSON per task and state is appended to ``frames.jsonl`` in ``--work``; a second run skips what is
+there, so that the sweep can be stopped at any time, or shared by processes with ``--part 0/2`` and ``--part 1/2``.
+Frames below ``--keep-below`` dB are kept there as pictures. At the end the figures go to
+``benchmarks/results/frame_fidelity.json`` and the worst frames to a contact sheet beside it: exact, fast, and eight
+times their difference.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class SoftwareScene(Uncopyable):
         return self._painter.paint(self._view(self._cameras[camera], height, width), self._poses, self._alpha, key)
 
     def named(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Geoms' ids in the visual model, and bodies' ids, of a frame's ids; int32 like them, -1 where there is none."""
+        """Geoms' ids in the visual model, and bodies', of a frame's ids; int32 like them, -1 where there is none."""
         packed, is_seen = self._packed, ids >= 0
         index = np.where(is_seen, ids >> TRIANGLE_BITS, 0)
         geoms = np.where(is_seen & (packed.site[index] < 0), packed.name[index], -1)

@@ -89,7 +89,7 @@ def _hits(order, geometry, rotations, places, camera, eye, view, depth, bounds, 
             m = clipped_polygon(polygon, 3, 2, other)
             if m < 3:
                 continue
-            left, bottom, right, top = np.inf, np.inf, -np.inf, -np.inf
+            left, bottom, right, top = 256.0 * width, 256.0 * height, 0.0, 0.0
             for k in range(m):
                 w = 1.0 / (polygon[k, 2] + near)
                 polygon[k, 0] = np.floor(polygon[k, 0] * w * scale_x + width * 128 + 0.5)
@@ -110,8 +110,8 @@ def _hits(order, geometry, rotations, places, camera, eye, view, depth, bounds, 
                     )  # fmt: skip
             if won == 0:
                 continue
-            for y in range(max(np.int64(bottom) >> 8, 0), min((np.int64(top) >> 8) + 1, height)):
-                for x in range(max(np.int64(left) >> 8, 0), min((np.int64(right) >> 8) + 1, width)):
+            for y in range(max(int(bottom) >> 8, 0), min((int(top) >> 8) + 1, height)):
+                for x in range(max(int(left) >> 8, 0), min((int(right) >> 8) + 1, width)):
                     for sample in range(4):
                         if ids[y, x, sample] == name:
                             if n == capacity:
