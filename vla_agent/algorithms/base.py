@@ -258,7 +258,8 @@ class VLALearner(ResumableAlgorithm):
         stopwatch.seconds.update(rollout.seconds)
         for name, total in rollout.reward_terms.items():
             self.logger.record(f"rollout/reward_{name}", total / (n_rollout_steps * env.num_envs))
-        callback.update_locals(locals())
+        # Only what SB3's locals have by now: callbacks keep them, and the rollout would stay in memory beside the next.
+        callback.update_locals({"n_steps": n_rollout_steps, "values": rollout.last_values, "dones": rollout.dones})
         callback.on_rollout_end()
         return True
 

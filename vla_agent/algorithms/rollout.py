@@ -196,7 +196,7 @@ def collect(
         with stopwatch("decode"), th.no_grad():
             last_values = policy.predict_values(_to_tensors(last_obs, policy))
     return Rollout(
-        observations=buffer.observations,
+        observations=dict(buffer.observations),  # the buffer's own dict changes when minibatches are drawn
         actions=buffer.actions,
         rewards=buffer.rewards,
         episode_starts=buffer.episode_starts,
