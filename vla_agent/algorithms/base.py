@@ -42,6 +42,7 @@ class LearnerHooks(RolloutHooks):
         self.learner, self.callback = learner, callback
 
     def on_step(self, step: dict[str, Any]) -> bool:
+        """Counts the step, asks the callback, and notes ended episodes."""
         self.learner.num_timesteps += step["env"].num_envs
         self.callback.update_locals({"self": self.learner, "callback": self.callback} | step)
         if not self.callback.on_step():
@@ -50,6 +51,7 @@ class LearnerHooks(RolloutHooks):
         return True
 
     def on_stored(self, obs: Observations, dones: np.ndarray) -> None:
+        """Moves on to the next observations, from which another rollout would begin."""
         self.learner._last_obs, self.learner._last_episode_starts = obs, dones
 
 
