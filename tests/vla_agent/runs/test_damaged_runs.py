@@ -89,7 +89,11 @@ DOCUMENTS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("hyperparameters", put("arguments", "learning_rate", value={"LinearSchedule": [1]}), "damaged"),
     ("hyperparameters", put("arguments", "learning_rate", value={"LinearSchedule": "x"}), "expected a list"),
     ("hyperparameters", put("arguments", "gamma", value=[0.9]), r"arguments\.gamma is \[0\.9\]"),
-    ("hyperparameters", put("arguments", "n_steps", value=0), r"arguments\.n_steps is 0; expected a whole number from 1"),
+    (
+        "hyperparameters",
+        put("arguments", "n_steps", value=0),
+        r"arguments\.n_steps is 0; expected a whole number from 1",
+    ),
     ("hyperparameters", put("arguments", "n_steps", value=2**33), r"arguments\.n_steps is 8589934592; expected"),
     ("hyperparameters", drop("arguments", "n_epochs"), "it has no 'n_epochs', which every run of VLAPPO has"),
     ("hyperparameters", put("arguments", "n_steps", value=2.5), r"arguments\.n_steps is 2\.5"),
