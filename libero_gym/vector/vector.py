@@ -173,6 +173,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         return self._observations(""), self._infos("", np.ones(self.num_envs, dtype=bool))
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step all environments: `step_async`, then `step_wait`, which say what can be wrong."""
         self.step_async(actions)
         return self.step_wait()
 

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from comparing import equal_observations, random_actions
+from gymnasium.envs.registration import EnvSpec
 from recordings import record_pushes
 
 import libero_gym
@@ -54,6 +55,17 @@ def test_own_tasks_simulate_as_the_same_tasks_of_libero(suite: Suite) -> None:
             assert env.step(action)[1:4] == stock.step(action)[1:4]
         np.testing.assert_array_equal(env.unwrapped.get_state(), stock.unwrapped.get_state())
     assert (env.spec.max_episode_steps, env.unwrapped.settings["suite"]) == (40, SUITE)
+
+
+def test_a_suite_that_is_not_registered_tells_its_tasks_apart(tasks: list[Task]) -> None:
+    made = Suite("unknown", "Unknown-v0", 40, tasks)
+    env = LiberoEnv(made, cameras=(), settle_steps=0)
+    for task_id, name in enumerate(("first", "mine_1")):
+        _, info = env.reset(options={"task_id": task_id, "placement_seed": 3})
+        assert (info["task_id"], info["task_name"]) == (task_id, name)
+        assert env.simulator.compiled.task.name == name
+    assert {(task.suite, task.task_id) for task in made.tasks} == {("unknown", 0), ("unknown", 1)}
+    assert "unknown" not in SUITES
 
 
 def test_instructions_are_the_given_one_and_that_of_the_file(suite: Suite) -> None:
@@ -127,6 +139,7 @@ def test_tasks_travel(suite: Suite) -> None:
         arrived = pickle.loads(pickle.dumps(task))
         assert arrived == task
         assert hash(arrived) == hash(task)
+        assert not initial_states(arrived).flags.writeable
         np.testing.assert_array_equal(initial_states(arrived), initial_states(task))
     assert by_array != Task("first", "do this", suite.tasks[0].bddl_file, states[:4])
     assert pickle.loads(pickle.dumps(get_suite("libero_90"))).n_tasks == 90
@@ -164,6 +177,14 @@ def test_registering_again_changes_nothing_and_other_tasks_are_refused(suite: Su
     with pytest.raises(ValueError, match=r"The id 'LIBERO-Goal-v0' is taken, by libero_gym.env:LiberoEnv"):
         register_suite("mine", tasks, env_id="LIBERO-Goal-v0", max_steps=300)
     assert "mine" not in SUITES
+
+
+def test_an_id_of_ours_that_is_taken_stays_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So importing never fails, whatever has been registered before."""
+    theirs = EnvSpec("LIBERO-Goal-v0", "libero_gym.env:LiberoEnv", max_episode_steps=5)
+    monkeypatch.setitem(gym.registry, "LIBERO-Goal-v0", theirs)
+    libero_gym.register_envs()
+    assert gym.spec("LIBERO-Goal-v0") is theirs
 
 
 WRONG = [
