@@ -129,6 +129,10 @@ class Suite:
         """Number of tasks."""
         return len(self.tasks)
 
+    def loaded(self) -> Suite:
+        """The suite with its tasks in hand, so another process needs neither LIBERO nor the sequence's class for it."""
+        return self if isinstance(self.tasks, tuple) else replace(self, tasks=get_tasks(self))
+
 
 _registered: dict[str, Suite] = {}
 # The registered suites by name. To add one, call `register_suite`.

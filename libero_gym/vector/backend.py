@@ -31,8 +31,8 @@ class Plan:
     Attributes:
         num_envs: Number of environments.
         example: An environment like all of them, which was never reset: its spaces, tasks and settings hold.
-        env_kwargs: The arguments of `LiberoEnv` that make another one. ``suite`` is the `Suite` itself, so they can be
-            sent to a process that does not know it by name.
+        env_kwargs: The arguments of `LiberoEnv` that make another one. ``suite`` is the `Suite` itself, its tasks
+            in hand, so they can be sent to a process that does not know it by name.
     """
 
     num_envs: int

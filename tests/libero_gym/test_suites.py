@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +21,7 @@ from libero_gym.compilation.records import task_key
 from libero_gym.demonstrations import LeRobotReader
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import PLACEMENT_SEEDS, SUITES
+from libero_gym.vector import LiberoVectorEnv
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.trials import plan_trials
 
@@ -112,6 +114,22 @@ def test_worker_processes_get_the_tasks_themselves(suite: Suite) -> None:
         np.testing.assert_array_equal(stepped["state"][index], env.step(actions[index])[0]["state"])
     assert obs["instruction"][0] == "do this"
     assert vector.settings["suite"] == SUITE
+    vector.close()
+
+
+def test_tasks_that_load_late_go_to_workers_as_they_are(tasks: list[Task]) -> None:
+    """Workers can import neither this class nor what it would load the tasks with."""
+
+    class Late(Sequence[Task]):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: Any) -> Any:
+            return (Task("late", "do that", tasks[1].bddl_file, tasks[0].init_states, "late", 0),)[index]
+
+    vector = LiberoVectorEnv(1, suite=Suite("late", "Late-v0", 40, Late()), cameras=(), settle_steps=0)
+    assert vector.reset(seed=0)[0]["instruction"] == ("do that",)
+    assert vector.call("instructions") == (["do that"],)
     vector.close()
 
 
