@@ -113,7 +113,8 @@ class VLALearner(ResumableAlgorithm):
             if name not in ("self", "__class__")
         }
         policy, env, sets_up = (given.pop(name) for name in ("policy", "env", "_init_setup_model"))
-        self.scoring = scoring_for(policy)
+        # A subclass may have further names for policies.
+        self.scoring = scoring_for(self.policy_aliases.get(policy, policy) if isinstance(policy, str) else policy)
         arguments.check_policy_class(policy, self.policy_aliases)
         arguments.check_env(env, needed=sets_up)
         arguments.check_algorithm(given, loaded=not sets_up)

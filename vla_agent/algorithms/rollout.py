@@ -121,7 +121,9 @@ def collect(
     keep_value_inputs: bool = False,
     num_timesteps: int = 0,
 ) -> Rollout | None:
-    """Plays n steps of a vector environment; beside the buffer that is handed in, it changes the environments alone.
+    """Plays n steps of a vector environment, and changes nothing of a learner.
+
+    The environments move on, a buffer that is handed in is filled, and the policy is put into evaluation mode.
 
     Args:
         policy: The policy; it needs no critic.

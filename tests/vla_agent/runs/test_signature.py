@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch as th
@@ -11,7 +11,7 @@ from fakes import FakeBackbone, fake_env
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.utils import LinearSchedule
 
-from vla_agent import VLAPPO, RunError
+from vla_agent import VLAPPO, RunError, VLAPolicy
 from vla_agent.runs.signature import argument_forms, constructor_parameters, saved_arguments
 
 SETTINGS: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "seed": 0, "device": "cpu"}
@@ -114,6 +114,22 @@ def test_every_argument_of_vlappo_comes_back(tmp_path: Path) -> None:
             assert callable(value) or one(0.5) == value
         else:
             assert one == other == value, name
+
+
+class OwnPolicy(VLAPolicy):
+    """Somebody's own."""
+
+
+class WithOwnPolicy(VLAPPO):
+    policy_aliases: ClassVar = {**VLAPPO.policy_aliases, "OwnPolicy": OwnPolicy}
+
+
+def test_a_policy_of_a_subclass_goes_by_its_name(tmp_path: Path) -> None:
+    model = WithOwnPolicy("OwnPolicy", fake_env(2), policy_kwargs={"model": FakeBackbone()}, **SETTINGS)
+    model.save(tmp_path / "a")
+    assert type(load(WithOwnPolicy, tmp_path / "a").policy) is OwnPolicy
+    with pytest.raises(RunError, match=r"policy class OwnPolicy, which VLAPPO does not know"):
+        load(VLAPPO, tmp_path / "a")
 
 
 class OwnBuffer(DictRolloutBuffer):
