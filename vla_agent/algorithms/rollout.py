@@ -121,7 +121,9 @@ def collect(
     keep_value_inputs: bool = False,
     num_timesteps: int = 0,
 ) -> Rollout | None:
-    """Plays n steps of a vector environment; beside the buffer that is handed in, it changes the environments alone.
+    """Plays n steps of a vector environment, and changes nothing of a learner.
+
+    The environments move on, a buffer that is handed in is filled, and the policy is put into evaluation mode.
 
     Args:
         policy: The policy; it needs no critic.
@@ -179,7 +181,7 @@ def collect(
         if not hooks.on_step(step):
             return None
         for info in infos:
-            reward_terms.update(info.get("reward_terms", {}))
+            reward_terms.update(info.get("reward_terms", {}))  # a Counter adds up where a dict would replace
         episodes += _ended(number, dones, infos)
         # After the hook, as in SB3: callbacks read the environments' own rewards.
         if time_limit_gamma is not None:
@@ -196,7 +198,7 @@ def collect(
         with stopwatch("decode"), th.no_grad():
             last_values = policy.predict_values(_to_tensors(last_obs, policy))
     return Rollout(
-        observations=buffer.observations,
+        observations=dict(buffer.observations),  # the buffer's own dict changes when minibatches are drawn
         actions=buffer.actions,
         rewards=buffer.rewards,
         episode_starts=buffer.episode_starts,
@@ -236,6 +238,7 @@ def _checked_values(
         raise ValueError("time_limit_gamma needs the values of a critic, and the policy gives none. Leave it out.")
     if keep_value_inputs:
         raise ValueError("keep_value_inputs needs a critic, and the policy has none. Leave it out.")
+    # SB3's buffer wants values. No advantage is computed from these: `Rollout.values` is None then.
     return th.zeros(n_envs, 1)
 
 
@@ -276,8 +279,10 @@ def bootstrap_time_limits(
         # SB3 runs the network once per episode; a VLA is too slow for that.
         values = policy.predict_values(_to_tensors(batch, policy)).flatten().cpu().numpy()
     check_values(values, cut, num_timesteps)
+    # In place, as SB3 does it: the buffer copies these rewards next, and GAE then ends the episode there.
     rewards[cut] += gamma * values
 
 
 def _to_tensors(obs: Observations, policy: Actor) -> dict[str, th.Tensor]:
+    # Frames go to the device as bytes, a quarter of what they are as floats; the model scales them there.
     return cast(dict[str, th.Tensor], obs_as_tensor(obs, policy.device))

@@ -45,13 +45,13 @@ class Options:
     n_dropped: int = 320  # further episodes, of which only the failures are taken; the hand opens at random in them
     drop_prob: float = 0.1  # probability that a decision opens the hand in those
     n_heldout_rollouts: int = 160  # episodes of the policy to judge by
-    temperature: float = 0.5  # temperature of the policy's actions; PPO's
+    temperature: float = 0.5  # temperature of the policy's actions; PPO samples with the same
     image_size: int = 112  # side of the frames in pixels
-    max_episode_steps: int = 0  # control steps of the policy's episodes; 0 for the suite's limit
+    max_episode_steps: int = 0  # control steps of the policy's episodes; 0 for the suite's own limit
     n_between: int = 3  # frames between keyframes, per keyframe, to learn from
     n_negatives: int = 5  # negatives per keyframe to learn from; the report's examples are balanced
     n_epochs: int = 8  # passes over the examples
-    batch_size: int = 64  # examples of a step
+    batch_size: int = 64  # examples per step
     learning_rate: float = 1e-3  # learning rate of the scorer
     lora_rank: int = 16  # rank of a vision-language model's adapters
     seed: int = 0  # seed for everything that is drawn

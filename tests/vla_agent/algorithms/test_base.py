@@ -124,7 +124,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
 def test_keeping_serves_it(tmp_path: Path) -> None:
     assert safe_learn(make(), 64, tmp_path, RunCheckpoints(tmp_path, every=1))
     assert load(latest_run(tmp_path)).num_timesteps == 48
-    with pytest.raises(RunError, match=r"made by Reinforce with the argument 'scale'.*load it with Reinforce\.load"):
+    with pytest.raises(RunError, match=r"made by Reinforce: it has the argument 'scale'.*Load it with Reinforce\.load"):
         VLAPPO.load(latest_run(tmp_path))
 
 
