@@ -254,12 +254,12 @@ class VLALearner(ResumableAlgorithm):
             buffer=rollout_buffer,
             hooks=LearnerHooks(self, callback),
             num_timesteps=self.num_timesteps,
+            stopwatch=stopwatch,
             **self._collecting(),
         )
         if rollout is None:
             return False
         self._take_rollout(rollout)
-        stopwatch.seconds.update(rollout.seconds)
         for name, total in rollout.reward_terms.items():
             self.logger.record(f"rollout/reward_{name}", total / (n_rollout_steps * env.num_envs))
         # Only what SB3's locals have by now: callbacks keep them, and the rollout would stay in memory beside the next.
