@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.common.checks import flag, whole_number
 from vla_agent.algorithms import arguments, health
+from vla_agent.algorithms.buffers import compute_targets
 from vla_agent.algorithms.resumable import ResumableAlgorithm
 from vla_agent.algorithms.rollout import Observations, Rollout, RolloutHooks, collect
 from vla_agent.algorithms.scoring import Scoring, scoring_for
@@ -271,7 +272,12 @@ class VLALearner(ResumableAlgorithm):
         return {}
 
     def _take_rollout(self, rollout: Rollout) -> None:
-        """Makes of a rollout what `train` needs; its arrays are the buffer's."""
+        """Makes of a rollout what `train` needs; its arrays are the buffer's.
+
+        Here, the buffer's advantages and returns by GAE, as in SB3's `collect_rollouts`; nothing without a critic.
+        """
+        if rollout.last_values is not None:
+            compute_targets(cast(DictRolloutBuffer, self.rollout_buffer), rollout.last_values, rollout.dones, None)
 
     # ------------------------------------------------------------------------------------- update and learn
 

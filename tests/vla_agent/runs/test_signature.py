@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,6 +49,19 @@ def test_an_argument_of_a_subclass_is_saved_without_further_code(tmp_path: Path)
         load(WithMore, tmp_path / "a", temperature_of_the_day=1)
     with pytest.raises(RunError, match=r"made by WithMore: it has the argument 'temperature.*WithMore\.load"):
         load(VLAPPO, tmp_path / "a")
+
+
+def test_help_and_editors_see_the_constructors_arguments() -> None:
+    own = inspect.signature(VLAPPO).parameters
+    assert list(own.values()) == list(inspect.signature(VLAPPO.__init__).parameters.values())[1:]
+    assert set(inspect.signature(WithMore).parameters) == {*own, "temperature_of_the_day", "words"}
+
+    class Odd(VLAPPO):
+        """An argument without a default stands behind its parent's, which no signature can say."""
+
+        def __init__(self, scale: float, **kwargs: Any) -> None: ...
+
+    assert str(inspect.signature(Odd)) == "(*args: 'Any', **kwargs: 'Any') -> 'Any'"
 
 
 @pytest.mark.parametrize("policy", ["VLAPolicy", "MlpPolicy"])
