@@ -53,7 +53,12 @@ def cache_limit_bytes() -> int:
 
 
 def read(key: str) -> bytes | None:
-    """The bytes that were stored under a key; None if they are absent or damaged. A damaged entry is removed."""
+    """The bytes that were stored under a key; None if they are absent or damaged, or the cache is off.
+
+    A damaged entry is removed.
+    """
+    if not cache_limit_bytes():
+        return None
     try:
         path = cache_dir() / (key + _SUFFIX)
         blob = path.read_bytes()
@@ -70,9 +75,9 @@ def read(key: str) -> bytes | None:
 
 
 def contains(key: str) -> bool:
-    """Whether there is an entry under a key. It may be damaged; `read` checks that."""
+    """Whether there is an entry under a key, and the cache is on. It may be damaged; `read` checks that."""
     try:
-        return (cache_dir() / (key + _SUFFIX)).is_file()
+        return cache_limit_bytes() > 0 and (cache_dir() / (key + _SUFFIX)).is_file()
     except OSError:
         return False
 

@@ -120,8 +120,11 @@ def collect(
     time_limit_gamma: float | None = None,
     keep_value_inputs: bool = False,
     num_timesteps: int = 0,
+    stopwatch: Stopwatch | None = None,
 ) -> Rollout | None:
-    """Plays n steps of a vector environment; beside the buffer that is handed in, it changes the environments alone.
+    """Plays n steps of a vector environment, and changes nothing of a learner.
+
+    The environments move on, a buffer that is handed in is filled, and the policy is put into evaluation mode.
 
     Args:
         policy: The policy; it needs no critic.
@@ -135,6 +138,7 @@ def collect(
             `bootstrap_time_limits`; None adds no values.
         keep_value_inputs: Whether to keep what the values were read from.
         num_timesteps: Environment steps of the run before this rollout, for messages.
+        stopwatch: Stopwatch that counts the seconds of "decode" and "env", also of a rollout that is stopped.
 
     Returns:
         The rollout; None if a hook stopped it.
@@ -144,7 +148,7 @@ def collect(
         ValueError: If ``time_limit_gamma`` or ``keep_value_inputs`` is given for a policy without a critic.
     """
     whole_number("n_steps", n_steps, 1)
-    hooks, stopwatch = hooks or RolloutHooks(), Stopwatch()
+    hooks, stopwatch = hooks or RolloutHooks(), stopwatch or Stopwatch()
     policy.set_training_mode(False)
     if last_obs is None:
         last_obs = cast(Observations, env.reset())
@@ -164,9 +168,8 @@ def collect(
         if keep_value_inputs and decision.value_inputs is not None:
             value_inputs.append(decision.value_inputs)
         # log pi(a|s) is the sum of its tokens' conditional terms.
-        log_probs = decision.token_log_probs
-        if not isinstance(buffer, TokenRolloutBuffer):
-            log_probs = log_probs.sum(dim=1)
+        terms = decision.token_log_probs
+        log_probs = terms if isinstance(buffer, TokenRolloutBuffer) else terms.sum(dim=1)
         with stopwatch("env"):
             stepped, rewards, dones, infos = env.step(actions)
         new_obs = cast(Observations, stepped)

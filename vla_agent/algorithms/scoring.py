@@ -301,6 +301,5 @@ class TokenScoring(Scoring[VLAPolicy]):
 
 
 def scoring_for(policy: Any) -> Scoring[Any]:
-    """The scoring of a policy's class or name."""
-    is_vla = policy == "VLAPolicy" or (isinstance(policy, type) and issubclass(policy, VLAPolicy))
-    return TokenScoring() if is_vla else SB3Scoring()
+    """The scoring of a policy's class; SB3's for anything else, which SB3 then judges."""
+    return TokenScoring() if isinstance(policy, type) and issubclass(policy, VLAPolicy) else SB3Scoring()

@@ -38,8 +38,8 @@ class Options:
     env_id: str = "LIBERO-Spatial-v0"  # environments of the policy's episodes
     suite: str = "libero_spatial"  # LIBERO's name of the suite
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
-    init_states: str = "20-49"  # official ones that are learned from
-    evaluate_states: str = "0-7"  # official ones for the report; the scorer sees no episode of them
+    init_states: str = "20-49"  # official initial states to learn from
+    evaluate_states: str = "0-7"  # official initial states to judge on; no episode of them is learned from
     policy: str = "tiny-libero"  # policy whose episodes give failures, and successes as PPO will meet them
     n_rollouts: int = 240  # episodes of the policy to learn from
     n_dropped: int = 320  # further episodes, of which only the failures are taken; the hand opens at random in them
@@ -49,7 +49,7 @@ class Options:
     image_size: int = 112  # side of the frames in pixels
     max_episode_steps: int = 0  # control steps of the policy's episodes; 0 for the suite's own limit
     n_between: int = 3  # frames between keyframes, per keyframe, to learn from
-    n_negatives: int = 5  # per keyframe, to learn from; the report's examples are balanced
+    n_negatives: int = 5  # negatives per keyframe to learn from; the report's examples are balanced
     n_epochs: int = 8  # passes over the examples
     batch_size: int = 64  # examples per step
     learning_rate: float = 1e-3  # learning rate of the scorer

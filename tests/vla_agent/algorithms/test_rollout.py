@@ -180,6 +180,19 @@ def test_a_hook_sees_every_step_and_stops() -> None:
     assert hooks.stored == 2
 
 
+def test_a_rollout_that_is_stopped_is_timed() -> None:
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < 10
+
+    model = make_model(n_steps=8, batch_size=16)
+    logged: dict[str, Any] = {}
+    model.dump_logs = lambda *_: logged.update(model.logger.name_to_value)  # type: ignore[method-assign]
+    model.learn(48, callback=Stop())
+    assert model.num_timesteps == 10
+    assert 0 < logged["time/decode_s"] + logged["time/env_s"] <= logged["time/rollout_s"]
+
+
 def test_a_buffer_that_is_handed_in_is_filled() -> None:
     env = fake_env(2)
     buffer = TokenRolloutBuffer(5, env.observation_space, env.action_space, "cpu", n_envs=2)  # type: ignore[arg-type]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch as th
@@ -11,7 +12,7 @@ from fakes import FakeBackbone, fake_env
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.utils import LinearSchedule
 
-from vla_agent import VLAPPO, RunError
+from vla_agent import VLAPPO, RunError, VLAPolicy
 from vla_agent.runs.signature import argument_forms, constructor_parameters, saved_arguments
 
 SETTINGS: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "seed": 0, "device": "cpu"}
@@ -48,6 +49,19 @@ def test_an_argument_of_a_subclass_is_saved_without_further_code(tmp_path: Path)
         load(WithMore, tmp_path / "a", temperature_of_the_day=1)
     with pytest.raises(RunError, match=r"made by WithMore: it has the argument 'temperature.*WithMore\.load"):
         load(VLAPPO, tmp_path / "a")
+
+
+def test_help_and_editors_see_the_constructors_arguments() -> None:
+    own = inspect.signature(VLAPPO).parameters
+    assert list(own.values()) == list(inspect.signature(VLAPPO.__init__).parameters.values())[1:]
+    assert set(inspect.signature(WithMore).parameters) == {*own, "temperature_of_the_day", "words"}
+
+    class Odd(VLAPPO):
+        """An argument without a default stands behind its parent's, which no signature can say."""
+
+        def __init__(self, scale: float, **kwargs: Any) -> None: ...
+
+    assert str(inspect.signature(Odd)) == "(*args: 'Any', **kwargs: 'Any') -> 'Any'"
 
 
 @pytest.mark.parametrize("policy", ["VLAPolicy", "MlpPolicy"])
@@ -114,6 +128,22 @@ def test_every_argument_of_vlappo_comes_back(tmp_path: Path) -> None:
             assert callable(value) or one(0.5) == value
         else:
             assert one == other == value, name
+
+
+class OwnPolicy(VLAPolicy):
+    """Somebody's own."""
+
+
+class WithOwnPolicy(VLAPPO):
+    policy_aliases: ClassVar = {**VLAPPO.policy_aliases, "OwnPolicy": OwnPolicy}
+
+
+def test_a_policy_of_a_subclass_goes_by_its_name(tmp_path: Path) -> None:
+    model = WithOwnPolicy("OwnPolicy", fake_env(2), policy_kwargs={"model": FakeBackbone()}, **SETTINGS)
+    model.save(tmp_path / "a")
+    assert type(load(WithOwnPolicy, tmp_path / "a").policy) is OwnPolicy
+    with pytest.raises(RunError, match=r"policy class OwnPolicy, which VLAPPO does not know"):
+        load(VLAPPO, tmp_path / "a")
 
 
 class OwnBuffer(DictRolloutBuffer):
