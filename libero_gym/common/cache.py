@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import tempfile
-import warnings
 import zlib
 from pathlib import Path
 
 import platformdirs
+
+from libero_gym.common.warn import warn_once
 
 _SUFFIX = ".bin"
 _CRC_BYTES = 4
@@ -100,7 +100,7 @@ def write(key: str, body: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        _warn_once(
+        warn_once(
             f"Compiled tasks are not cached, so that each process compiles them again (seconds per task): {error}. "
             "Set LIBERO_GYM_CACHE to a folder that can be written."
         )
@@ -122,8 +122,3 @@ def _evict(folder: Path, limit: int) -> None:
         with contextlib.suppress(OSError):
             path.unlink()
             total -= size
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=3)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import warnings
 
 from libero_gym.common import cache
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.version import BENCHMARK
+from libero_gym.common.warn import warn_once
 from libero_gym.compilation import decimation, records
 from libero_gym.compilation.extraction import extract, full_model
 from libero_gym.simulation.compiled import CompiledTask
@@ -107,13 +107,8 @@ def warn_untested_mujoco() -> None:
     """Warn, once per process, if the installed MuJoCo is not one that published LIBERO results hold for."""
     tested = BENCHMARK["mujoco"]
     if mujoco.__version__ != tested:
-        _warn_once(
+        warn_once(
             f"MuJoCo {mujoco.__version__} is installed; LIBERO's published results hold for {tested}. From 3.3.3 "
             "floors render darker; from 3.4.0 the bowl no longer seats on the ramekin (LIBERO-Spatial task 5). "
             f"Install the tested one: pip install mujoco=={tested}"
         )
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=3)

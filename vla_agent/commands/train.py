@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger, make_output_format
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import whole_number
-from libero_gym.rewards import SHAPING_GAMMA
+from libero_gym.dimensions import SHAPING_GAMMA
 from vla_agent import (
     VLAPPO,
     Curriculum,
