@@ -200,12 +200,18 @@ def _is_annotated(node: Function) -> bool:
 
 
 def _public(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | Function]:
+    """What a user may meet. The last of several overloads has the docstring of all."""
     yield tree
     for node in tree.body:
-        if isinstance(node, (ast.ClassDef, *Function.__args__)) and not node.name.startswith("_"):
+        if isinstance(node, (ast.ClassDef, *Function.__args__)) and _is_public(node):
             yield node
             if isinstance(node, ast.ClassDef):
-                yield from (part for part in node.body if isinstance(part, Function) and not part.name.startswith("_"))
+                yield from (part for part in node.body if isinstance(part, Function) and _is_public(part))
+
+
+def _is_public(node: Function | ast.ClassDef) -> bool:
+    names = {getattr(decorator, "attr", getattr(decorator, "id", None)) for decorator in node.decorator_list}
+    return not node.name.startswith("_") and "overload" not in names
 
 
 def _comments(text: str) -> tuple[int, int, int]:

@@ -10,3 +10,6 @@ IMAGE_KEYS = {"agentview": "image", "wrist": "wrist_image"}
 CAMERA_KEYS = tuple(IMAGE_KEYS.values())
 PRIVILEGED_KEY = "privileged"
 """The observation's key of what only the simulator knows, see `libero_gym.privileged`."""
+
+# Discount of shaping terms; equal to the default of PPO, so that shaping leaves the optimal policy unchanged.
+SHAPING_GAMMA = 0.99

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from libero_gym.tasks import SUITES, Task, bddl_instruction, file_name_instruction, register_id, register_suite
+from libero_gym.tasks import SUITES, Suite, Task, add_suite, bddl_instruction, file_name_instruction, register_id
 
 # Episode limits of the OpenVLA evaluation protocol (experiments/robot/libero/run_libero_eval.py in openvla/openvla):
 # the longest demonstration, rounded up.
@@ -55,12 +55,19 @@ class StockTasks(Sequence[Task]):
 
 
 def register_envs() -> None:
-    """Register LIBERO's suites and all ids of the README's table; importing `libero_gym` did it already."""
+    """Register LIBERO's suites and all ids of the README's table; importing `libero_gym` did it already.
+
+    An id that somebody has registered otherwise, for instance with another limit of steps, stays theirs.
+    """
     for label, name, steps in _BASE_SUITES:
-        register_suite(name, StockTasks(name, 10), env_id=f"LIBERO-{label}-v0", max_steps=steps)
-    register_id("LIBERO-Long-v0", SUITES["libero_10"])
-    register_suite("libero_90", StockTasks("libero_90", 90), env_id="LIBERO-90-v0", max_steps=400)
+        _register(label, name, steps, 10)
+    register_id("LIBERO-Long-v0", SUITES["libero_10"], keep_other=True)
+    _register("90", "libero_90", 400, 90)
     for label, name, steps in _BASE_SUITES:
         for variant, suffix, new_words in _PRO_VARIANTS:
-            tasks = StockTasks(f"{name}_{suffix}", 10, new_words)
-            register_suite(tasks.suite, tasks, env_id=f"LIBERO-{label}-{variant}-v0", max_steps=steps)
+            _register(f"{label}-{variant}", f"{name}_{suffix}", steps, 10, new_words)
+
+
+def _register(label: str, name: str, max_steps: int, n_tasks: int, instruction_from_bddl: bool = False) -> None:
+    suite = Suite(name, f"LIBERO-{label}-v0", max_steps, StockTasks(name, n_tasks, instruction_from_bddl))
+    register_id(add_suite(suite).env_id, suite, keep_other=True)

@@ -7,14 +7,13 @@ from typing import TypeVar
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
+from libero_gym.dimensions import SHAPING_GAMMA
 from libero_gym.simulation import goals
 from libero_gym.simulation.arrays import StateArrays
 
 # Names of the terms by reward. The reward is the sum of all but the score, which only informs.
 TERMS = {"sparse": ("success",), "progress": ("success", "progress"), "process": ("success", "process", "score")}
 SCORE = "score"
-# Discount of the shaping term; equal to the default of PPO, so that shaping leaves the optimal policy unchanged.
-SHAPING_GAMMA = 0.99
 # Distance at which nearness is about one half, in m.
 _NEARNESS_SCALE = 0.1
 # Shares of a predicate's progress: the hand reaches the object, the object comes to its target, the predicate holds.

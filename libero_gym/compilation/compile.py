@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import functools
 import logging
-import warnings
+import os
 
 from libero_gym.common import cache
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.version import BENCHMARK
-from libero_gym.compilation import records
+from libero_gym.common.warn import warn_once
+from libero_gym.compilation import decimation, records
 from libero_gym.compilation.extraction import extract, full_model
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.stock import stock_env
 from libero_gym.tasks import Task
 
 logger = logging.getLogger(__name__)
+
+# Scenes that a process keeps in memory to draw them; each takes 100-600 MB without a GPU.
+_scenes = os.environ.get("LIBERO_GYM_MAX_SCENES") or "4"
+if not _scenes.isdecimal() or not int(_scenes):
+    raise ValueError(f"LIBERO_GYM_MAX_SCENES={_scenes!r}; expected a number of scenes, an integer from 1.")
+MAX_SCENES = int(_scenes)
+_visual_models: dict[str, mujoco.MjModel] = {}  # by the cache's key, oldest first
 
 
 @functools.lru_cache(maxsize=128)
@@ -41,7 +49,7 @@ def compile_task(task: Task) -> CompiledTask:
         logger.warning("Compiling task %d of %s: once, some 5 to 10 s.", task.task_id, task.suite)
         with stock_env(task.bddl_file) as env:
             compiled = extract(task, env)
-            exact = records.visual_key(compiled.visual_key)
+            exact = records.visual_key(compiled.visual_key, "exact")
             if not cache.contains(exact):  # 30-270 MB, the same for all tasks of a scene; kept while stock is there
                 cache.write(exact, records.model_to_bytes(full_model(env)))
         blob = records.to_bytes(compiled)
@@ -50,34 +58,57 @@ def compile_task(task: Task) -> CompiledTask:
     return records.from_bytes(task, blob)
 
 
-def visual_model_bytes(compiled: CompiledTask) -> bytes:
-    """The model that cameras see, with stock LIBERO's meshes and textures (30-270 MB), in MuJoCo's binary format."""
-    key = records.visual_key(compiled.visual_key)
+def visual_model(compiled: CompiledTask, renderer: str = "exact") -> mujoco.MjModel:
+    """The model that cameras see, for this process's renderer, which may move its bodies.
+
+    Args:
+        compiled: The task; tasks of one scene share the model.
+        renderer: ``"exact"`` for stock LIBERO's meshes and textures (30-270 MB), ``"fast"`` for decimated
+            ones (40-60 MB).
+    """
+    key = records.visual_key(compiled.visual_key, renderer)
+    if key not in _visual_models:
+        while len(_visual_models) >= MAX_SCENES:
+            del _visual_models[next(iter(_visual_models))]
+        _visual_models[key] = _load_visual_model(compiled, key, renderer)
+    return _visual_models[key]
+
+
+def prepare_visual_model(compiled: CompiledTask, renderer: str) -> None:
+    """Write the model that cameras see to the cache on disk if it is not there, and keep none in memory."""
+    key = records.visual_key(compiled.visual_key, renderer)
+    if not cache.contains(key):
+        _load_visual_model(compiled, key, renderer)
+
+
+def is_compiled(task: Task, renderer: str | None = None) -> bool:
+    """Whether the cache has a task, and the model that cameras see if a renderer is named."""
+    key = records.task_key(task)
+    if renderer is None or not cache.contains(key):
+        return cache.contains(key)
     blob = cache.read(key)
-    if blob is None:
-        with stock_env(compiled.task.bddl_file) as env:
-            blob = records.model_to_bytes(full_model(env))
-        cache.write(key, blob)
-    return blob
+    return blob is not None and cache.contains(records.visual_key(records.scene_of(blob), renderer))
 
 
-def compiled_scene(task: Task) -> str | None:
-    """The `CompiledTask.visual_key` of a task that the cache has; None if it does not."""
-    blob = cache.read(records.task_key(task))
-    return None if blob is None else records.scene_of(blob)
+def _load_visual_model(compiled: CompiledTask, key: str, renderer: str) -> mujoco.MjModel:
+    blob = cache.read(key)
+    if blob is not None:
+        return records.model_from_bytes(blob)
+    with stock_env(compiled.task.bddl_file) as env:
+        model = full_model(env)
+        if renderer == "fast":
+            # Meshes are replaced in an `MjSpec`, which is read from XML; a compiled model cannot be turned into one.
+            model = decimation.decimated_model(env.env.model.get_xml(), model)
+        cache.write(key, records.model_to_bytes(model))
+        return model
 
 
 def warn_untested_mujoco() -> None:
     """Warn, once per process, if the installed MuJoCo is not one that published LIBERO results hold for."""
     tested = BENCHMARK["mujoco"]
     if mujoco.__version__ != tested:
-        _warn_once(
+        warn_once(
             f"MuJoCo {mujoco.__version__} is installed; LIBERO's published results hold for {tested}. From 3.3.3 "
             "floors render darker; from 3.4.0 the bowl no longer seats on the ramekin (LIBERO-Spatial task 5). "
             f"Install the tested one: pip install mujoco=={tested}"
         )
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=3)

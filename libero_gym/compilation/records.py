@@ -1,21 +1,25 @@
 """Compiled tasks as bytes for the cache, and the keys that they are kept under.
 
 A key names everything that its content depends on, so an entry is never misread: another version of MuJoCo, of
-robosuite, of the benchmark or its assets, or another layout of the bytes, asks for another key.
+robosuite, of the benchmark or its assets, another layout of the bytes, or another reading of goals asks for another
+key.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import io
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.version import BENCHMARK, BENCHMARK_ASSETS, installed_version
+from libero_gym.compilation import decimation
 from libero_gym.simulation import goals
 from libero_gym.simulation.compiled import Burner, CompiledTask, FixtureDraw, RobotIndices
 from libero_gym.tasks import Task
@@ -28,17 +32,17 @@ _SCHEMA = 5
 
 def task_key(task: Task) -> str:
     """The cache's key of a compiled task: its definition's content counts, wherever the file lies."""
-    return f"task-{_versions_digest()}-{_digest(task.bddl_file.read_bytes())}"
+    return f"task-{_versions_digest()}-{_goals_digest()}-{_digest(task.bddl_file.read_bytes())}"
 
 
 def scene_key(xml: str) -> str:
-    """The name of a scene, by its MJCF; tasks with the same scene share it."""
+    """The name of a scene, by its MJCF; tasks with the same scene share it. See `visual_key`."""
     return f"visual-{_versions_digest()}-{_digest(xml.encode())}"
 
 
-def visual_key(scene: str) -> str:
-    """The cache's key of the model that cameras see."""
-    return f"{scene}-exact"
+def visual_key(scene: str, renderer: str) -> str:
+    """The cache's key of a scene's model that cameras see, ``"exact"`` or ``"fast"``."""
+    return f"{scene}-{renderer}" + (f"{decimation.VERSION}" if renderer == "fast" else "")
 
 
 @functools.cache
@@ -46,6 +50,17 @@ def _versions_digest() -> str:
     """A digest of all that a compiled task depends on apart from its BDDL file: `SOURCES` and the layout."""
     versions = [f"{name}={installed_version(name)}" for name in SOURCES]
     return _digest("|".join([*versions, str(_SCHEMA)]).encode())
+
+
+@functools.cache
+def _goals_digest() -> str:
+    """A digest of how goals are read and recorded, so that whoever adds a predicate meets no task of before."""
+    try:
+        reader = Path(__file__).with_name("extraction.py").read_bytes()
+    except OSError:  # installed without sources: nobody edits it there
+        reader = b""
+    kinds = {kind.__name__: [field.name for field in dataclasses.fields(kind)] for kind in get_args(goals.Predicate)}
+    return _digest(reader + json.dumps(kinds).encode())
 
 
 def _digest(content: bytes) -> str:

@@ -73,6 +73,7 @@ class LeRobotReader:
 
     @property
     def fps(self) -> int:
+        """Control steps per second."""
         return int(self.info["fps"])
 
     def __len__(self) -> int:

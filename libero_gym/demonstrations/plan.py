@@ -102,6 +102,11 @@ def plan_episodes(
     for task_id in task_ids:
         n_states = len(initial_states(get_tasks(suite)[task_id]))
         for index in range(n_states) if wanted is None else wanted:
+            if not n_states:
+                raise ValueError(
+                    f"init_state_ids: task {task_id} of {suite} has no official initial states; give init_state_ids=() "
+                    "and placement_seeds."
+                )
             if not 0 <= index < n_states:
                 raise ValueError(f"init_state_id={index} is out of range; task {task_id} has 0 to {n_states - 1}.")
             keys += [EpisodeKey(task_id, index, repeat) for repeat in range(episodes_per_state)]

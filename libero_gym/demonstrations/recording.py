@@ -161,7 +161,7 @@ def record(
         crf=crf,
     )
     n_workers = whole_number("n_workers", n_workers, 0)
-    job = RecordingJob(Path(root) / RECORDING_FOLDER, options, policy, render_device, get_suite(suite))
+    job = RecordingJob(Path(root) / RECORDING_FOLDER, options, policy, render_device, get_suite(suite).loaded())
     return _record(Path(root), keys, job, n_workers, progress_bar)
 
 

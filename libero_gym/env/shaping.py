@@ -34,6 +34,7 @@ class ProgressPotential(Potential):
     """The mean progress of the goal's predicates, read from the simulator; see `rewards.TaskProgress`."""
 
     def begin(self, simulator: Simulator, task: Task) -> None:
+        """Turn to a task, which this simulator runs."""
         self._simulator = simulator
         self._progress = TaskProgress(simulator.compiled.goal, simulator.model)
         self._shares: np.ndarray | None = None
@@ -43,6 +44,7 @@ class ProgressPotential(Potential):
         return float(self._progress.potential(self._shares)[0])
 
     def terms(self) -> dict[str, float]:
+        """Reach, place and hold of each predicate, now."""
         # A restored episode has its phi from the snapshot, so nothing was measured.
         terms = self._progress.terms(self._measure() if self._shares is None else self._shares)
         return {name: float(value[0]) for name, value in terms.items()}
@@ -63,6 +65,7 @@ class ScorePotential(Potential):
         self._model, self._image_key = model, image_key
 
     def begin(self, simulator: Simulator, task: Task) -> None:
+        """Turn to a task, whose instruction is scored."""
         self._instruction = task.instruction
 
     def __call__(self, observation: Observation) -> float:

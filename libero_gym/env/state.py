@@ -8,11 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym.common.checks import real_number, whole_number
 from libero_gym.env.arguments import check_own_task
 from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
 from libero_gym.simulation.simulator import SimState
-from libero_gym.simulation.snapshots import check_snapshot, generator_from_json, state_from_json, state_to_json
+from libero_gym.simulation.snapshots import generator_from_json, state_from_json, state_to_json
 from libero_gym.tasks import Task
+
+_SNAPSHOT_KEYS = (
+    "task_id",
+    "fixture_draw",
+    "init_state_id",
+    "elapsed_steps",
+    "phi",
+    "privileged",
+    "generator",
+    "simulator",
+)
 
 
 @dataclass
@@ -84,7 +96,7 @@ def snapshot_from_json(
     Raises:
         ValueError: If it is no snapshot of such an environment, or damaged.
     """
-    check_snapshot(snapshot, PRIVILEGED_SIZE if privileged else 0, suite)
+    _check_snapshot(snapshot, suite, privileged)
     task = tasks[check_own_task(snapshot["task_id"], task_ids, tasks)]
     generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
     episode = EpisodeState(
@@ -97,3 +109,33 @@ def snapshot_from_json(
         np.array(snapshot["privileged"], dtype=np.float32) if privileged else None,
     )
     return episode, state, generator
+
+
+def _check_snapshot(snapshot: Any, suite: str, privileged: bool) -> None:
+    """Check that this can be a snapshot, as far as one can tell without its parts.
+
+    Args:
+        snapshot: The value to check.
+        suite: Name of the environment's suite; snapshots of earlier versions do not name theirs, and pass.
+        privileged: Whether the environment shows privileged observations.
+
+    Raises:
+        ValueError: If it is none, or of another suite.
+    """
+    if not isinstance(snapshot, dict):
+        raise ValueError(f"The snapshot is a {type(snapshot).__name__}; expected the dict that snapshot() gave.")
+    missing = [key for key in _SNAPSHOT_KEYS if key not in snapshot]
+    if missing:
+        raise ValueError(f"The snapshot lacks {', '.join(map(repr, missing))}; expected the dict that snapshot() gave.")
+    if snapshot.get("suite", suite) != suite:
+        raise ValueError(f"The snapshot is of suite {snapshot['suite']!r}, and this environment of {suite!r}.")
+    for key, minimum in {"task_id": 0, "fixture_draw": 1, "init_state_id": -1, "elapsed_steps": 0}.items():
+        whole_number(f"The snapshot's {key}", snapshot[key], minimum=minimum)
+    for key in ("generator", "simulator"):
+        if not isinstance(snapshot[key], dict):
+            raise ValueError(f"The snapshot's {key!r} is damaged: expected a dict, got {type(snapshot[key]).__name__}.")
+    real_number("The snapshot's phi", snapshot["phi"])
+    if privileged and np.shape(snapshot["privileged"]) != (PRIVILEGED_SIZE,):
+        raise ValueError(
+            "The snapshot is of an environment without privileged=True, and this one has it; make it without."
+        )

@@ -1,4 +1,4 @@
-"""Frames of a simulator: exact or fast, and the OpenGL contexts that they are drawn in."""
+"""Frames of a simulator: exact, fast, or drawn by software of our own; and the OpenGL contexts of the first two."""
 
 import lazy_loader
 

@@ -13,7 +13,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import numpy as np
+
 _RENDERER = 0x1F01
+_ALPHA_BITS = 0x0D55
+_READ_FRAMEBUFFER = 0x8CA8
+_RGBA, _UNSIGNED_BYTE = 0x1908, 0x1401
 
 
 class RenderingError(RuntimeError):
@@ -49,11 +54,37 @@ class GLCalls:
     """
 
     def __init__(self, find: Callable[[bytes], int | None]) -> None:
-        self._get_string = function(find, "glGetString", ctypes.c_char_p, ctypes.c_uint)
+        enum, integer, pointer = ctypes.c_uint, ctypes.c_int, ctypes.c_void_p
+        self._get_error = function(find, "glGetError", enum)
+        self._get_string = function(find, "glGetString", ctypes.c_char_p, enum)
+        self._get_integer = function(find, "glGetIntegerv", None, enum, pointer)
+        self._bind_framebuffer = function(find, "glBindFramebuffer", None, enum, enum)
+        self._read_pixels = function(
+            find, "glReadPixels", None, integer, integer, integer, integer, enum, enum, pointer
+        )
 
     def renderer(self) -> str:
         """OpenGL's name of what draws."""
         return str((self._get_string(_RENDERER) or b"").decode(errors="replace"))
+
+    def alpha_bits(self) -> int:
+        """Bits of coverage per pixel in the frame buffer that is drawn to."""
+        value = ctypes.c_int(0)
+        self._get_integer(_ALPHA_BITS, ctypes.byref(value))
+        return value.value
+
+    def read_rgba(self, framebuffer: int, size: int) -> np.ndarray:
+        """Colours and coverage of a frame buffer's lower left square, uint8 (size, size, 4), bottom row first.
+
+        Raises:
+            RenderingError: If OpenGL reports an error.
+        """
+        pixels = np.empty((size, size, 4), dtype=np.uint8)
+        self._bind_framebuffer(_READ_FRAMEBUFFER, framebuffer)
+        self._read_pixels(0, 0, size, size, _RGBA, _UNSIGNED_BYTE, pixels.ctypes.data)
+        if error := self._get_error():
+            raise RenderingError(f"OpenGL could not read a frame of {size} x {size} pixels (error {error:#06x}).")
+        return pixels
 
 
 def function(find: Callable[[bytes], int | None], name: str, result: Any, *arguments: Any) -> Callable[..., Any]:

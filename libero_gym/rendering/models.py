@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,9 +11,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from libero_gym.common import cache
-from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation import records
-from libero_gym.compilation.compile import compiled_scene, visual_model_bytes
+from libero_gym.compilation.compile import MAX_SCENES, is_compiled, prepare_visual_model, visual_model
 from libero_gym.rendering.packing import Geometry, PackedScene, pack_scene
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.tasks import Task
@@ -24,21 +22,8 @@ VERSION = 1
 # Textures are packed without levels of more texels on a side: the closest camera sees none of them at 512 pixels.
 MAX_TEXTURE_SIDE = 1024
 
-# Scenes that a process keeps in memory to draw them; each takes 100-600 MB with OpenGL on a CPU.
-_scenes = os.environ.get("LIBERO_GYM_MAX_SCENES") or "4"
-if not _scenes.isdecimal() or not int(_scenes):
-    raise ValueError(f"LIBERO_GYM_MAX_SCENES={_scenes!r}; expected a number of scenes, an integer from 1.")
-MAX_SCENES = int(_scenes)
-
 _T = TypeVar("_T")
-_models: OrderedDict[str, mujoco.MjModel] = OrderedDict()
 _packed: OrderedDict[str, PackedScene] = OrderedDict()
-
-
-def visual_model(compiled: CompiledTask) -> mujoco.MjModel:
-    """The model that cameras see, for this process's renderer, which may move its bodies; tasks of a scene share it."""
-    key = compiled.visual_key
-    return _kept(_models, key, lambda: records.model_from_bytes(visual_model_bytes(compiled)))
 
 
 def packed_scene(compiled: CompiledTask) -> PackedScene:
@@ -54,26 +39,26 @@ def packed_scene(compiled: CompiledTask) -> PackedScene:
 
 def prepare(compiled: CompiledTask, renderer: str) -> None:
     """Write what a renderer draws to the cache on disk if it is not there, and keep nothing in memory."""
-    if renderer == "fast" and not cache.contains(_packed_key(compiled.visual_key)):
+    if renderer != "software":
+        prepare_visual_model(compiled, renderer)
+    elif not cache.contains(_packed_key(compiled.visual_key)):
         _pack(compiled)
-    elif renderer == "exact" and not cache.contains(records.visual_key(compiled.visual_key)):
-        visual_model_bytes(compiled)
 
 
 def load(compiled: CompiledTask, renderer: str) -> None:
     """Keep what a renderer draws in this process's memory, and in that of its forks."""
-    if renderer == "fast":
+    if renderer == "software":
         packed_scene(compiled)
     else:
-        visual_model(compiled)
+        visual_model(compiled, renderer)
 
 
 def is_prepared(task: Task, renderer: str | None) -> bool:
     """Whether the cache has a task, and what the renderer draws if one is named."""
-    scene = compiled_scene(task)
-    if scene is None or renderer is None:
-        return scene is not None
-    return cache.contains(_packed_key(scene) if renderer == "fast" else records.visual_key(scene))
+    if renderer != "software":
+        return is_compiled(task, renderer)
+    blob = cache.read(records.task_key(task))
+    return blob is not None and cache.contains(_packed_key(records.scene_of(blob)))
 
 
 def _kept(kept: OrderedDict[str, _T], key: str, make: Callable[[], _T]) -> _T:
@@ -99,7 +84,7 @@ def _load_packed(compiled: CompiledTask) -> PackedScene:
 
 
 def _pack(compiled: CompiledTask) -> bytes:
-    blob = to_bytes(pack_scene(records.model_from_bytes(visual_model_bytes(compiled)), MAX_TEXTURE_SIDE))
+    blob = to_bytes(pack_scene(visual_model(compiled), MAX_TEXTURE_SIDE))
     cache.write(_packed_key(compiled.visual_key), blob)
     return blob
 

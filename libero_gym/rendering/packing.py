@@ -178,7 +178,7 @@ def _check_drawable(model: mujoco.MjModel) -> None:
     }
     named = [name for name, is_there in found.items() if is_there]
     if named:
-        raise NotDrawnError(f"The scene has {', '.join(named)}; renderer='fast' draws none. Use renderer='exact'.")
+        raise NotDrawnError(f"The scene has {', '.join(named)}; renderer='software' draws none. Use renderer='exact'.")
 
 
 def _visible_geoms(model: mujoco.MjModel) -> list[Any]:

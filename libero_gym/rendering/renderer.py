@@ -22,16 +22,18 @@ import numpy as np
 
 from libero_gym.common.checks import choice
 from libero_gym.common.uncopyable import Uncopyable
+from libero_gym.compilation.compile import MAX_SCENES
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
-from libero_gym.rendering.models import MAX_SCENES, packed_scene
-from libero_gym.rendering.scene import CAMERAS, Scene
+from libero_gym.rendering.models import packed_scene
+from libero_gym.rendering.scene import CAMERAS, LayeredScene, Scene
 from libero_gym.rendering.software_scene import SoftwareScene
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
 
-# "exact" draws stock LIBERO's pixels by OpenGL; "fast" draws nearly the same ones without it (see `software`).
-RENDERERS = ("exact", "fast")
+# "exact" draws stock LIBERO's pixels. "fast" draws decimated meshes and smaller textures (see `decimation`), and what
+# stands still only once (see `scene`). "software" draws nearly the pixels of "exact" without OpenGL (see `software`).
+RENDERERS = ("exact", "fast", "software")
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
 DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libglib2.0-0"
 
@@ -90,13 +92,14 @@ class _ProcessRenderer(Uncopyable):
         self.context = context
         self._scenes: OrderedDict[str, Scene] = OrderedDict()
 
-    def scene(self, compiled: CompiledTask, size: int) -> Scene:
+    def scene(self, compiled: CompiledTask, size: int, renderer: str) -> Scene:
         """The uploaded scene of a task; if there are too many, the least recently used one is freed."""
-        key = compiled.visual_key
+        key = f"{compiled.visual_key}-{renderer}"
         if key not in self._scenes:
             while len(self._scenes) >= MAX_SCENES:
                 self._scenes.popitem(last=False)[1].free()
-            self._scenes[key] = Scene(self.context.calls, compiled, size)
+            kind = Scene if renderer == "exact" else LayeredScene
+            self._scenes[key] = kind(self.context.calls, compiled, size, renderer)
         self._scenes.move_to_end(key)
         return self._scenes[key]
 
@@ -140,14 +143,14 @@ def render(
     Raises:
         RenderingError: If no OpenGL back end works; the message says what cures it.
     """
-    if renderer == "fast":
+    if renderer == "software":
         with _lock:
             painted = _software_scene(simulator.compiled)
             painted.pose(simulator)
             images = [painted.draw(camera, size, size).image for camera in cameras]
     else:
         with _drawing(device) as process_renderer:
-            scene = process_renderer.scene(simulator.compiled, size)
+            scene = process_renderer.scene(simulator.compiled, size, renderer)
             scene.pose(simulator)
             images = [scene.draw(camera, size) for camera in cameras]
     return [np.ascontiguousarray(image[::-1, ::-1]) for image in images]
@@ -157,10 +160,10 @@ class CameraFrame(NamedTuple):
     """What a camera sees at each of H x W pixels, oriented as `render` orients images.
 
     Attributes:
-        image: uint8 (H, W, 3), as `render` draws it with ``renderer="fast"``.
+        image: uint8 (H, W, 3), as `render` draws it with ``renderer="software"``.
         depth: float32 (H, W): distance along the view of what is opaque there, m; infinite where nothing is.
-        geoms: int32 (H, W): id, in `models.visual_model`, of the geom that is seen, also of a transparent one; -1 where
-            none is, or a site (a burner's flame).
+        geoms: int32 (H, W): id, in `compile.visual_model`, of the geom that is seen, also of a transparent one; -1
+            where none is, or a site (a burner's flame).
         bodies: int32 (H, W): id of its body, in every model of the task; -1 where nothing is.
     """
 

@@ -7,23 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.common.checks import real_number, whole_number
 from libero_gym.simulation.simulator import Memory, SimState
 
 _BIT_GENERATORS = {
     kind.__name__: kind
     for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
 }
-_SNAPSHOT_KEYS = (
-    "task_id",
-    "fixture_draw",
-    "init_state_id",
-    "elapsed_steps",
-    "phi",
-    "privileged",
-    "generator",
-    "simulator",
-)
 
 
 def state_to_json(state: SimState) -> dict[str, Any]:
@@ -63,33 +52,3 @@ def generator_from_json(data: dict[str, Any]) -> np.random.Generator:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"The snapshot's 'generator' is damaged: {error!r}.") from None
     return generator
-
-
-def check_snapshot(snapshot: Any, privileged_size: int, suite: str) -> None:
-    """Check that this can be a snapshot of `LiberoEnv`, as far as one can tell without its parts.
-
-    Args:
-        snapshot: The value to check.
-        privileged_size: Size of the environment's privileged observations; 0 if it shows none.
-        suite: Name of the environment's suite; snapshots of earlier versions do not name theirs, and pass.
-
-    Raises:
-        ValueError: If it is none, or of another suite.
-    """
-    if not isinstance(snapshot, dict):
-        raise ValueError(f"The snapshot is a {type(snapshot).__name__}; expected the dict that snapshot() gave.")
-    missing = [key for key in _SNAPSHOT_KEYS if key not in snapshot]
-    if missing:
-        raise ValueError(f"The snapshot lacks {', '.join(map(repr, missing))}; expected the dict that snapshot() gave.")
-    if snapshot.get("suite", suite) != suite:
-        raise ValueError(f"The snapshot is of suite {snapshot['suite']!r}, and this environment of {suite!r}.")
-    for key, minimum in {"task_id": 0, "fixture_draw": 1, "init_state_id": -1, "elapsed_steps": 0}.items():
-        whole_number(f"The snapshot's {key}", snapshot[key], minimum=minimum)
-    for key in ("generator", "simulator"):
-        if not isinstance(snapshot[key], dict):
-            raise ValueError(f"The snapshot's {key!r} is damaged: expected a dict, got {type(snapshot[key]).__name__}.")
-    real_number("The snapshot's phi", snapshot["phi"])
-    if privileged_size and np.shape(snapshot["privileged"]) != (privileged_size,):
-        raise ValueError(
-            "The snapshot is of an environment without privileged=True, and this one has it; make it without."
-        )

@@ -31,8 +31,8 @@ class Plan:
     Attributes:
         num_envs: Number of environments.
         example: An environment like all of them, which was never reset: its spaces, tasks and settings hold.
-        env_kwargs: The arguments of `LiberoEnv` that make another one. ``suite`` is the `Suite` itself, so they can be
-            sent to a process that does not know it by name.
+        env_kwargs: The arguments of `LiberoEnv` that make another one. ``suite`` is the `Suite` itself, its tasks
+            in hand, so they can be sent to a process that does not know it by name.
     """
 
     num_envs: int
@@ -64,7 +64,7 @@ class Backend(Protocol):
     """Simulates environments that are numbered from 0.
 
     A back end never checks what it is asked for: actions are finite and of the right shape, options are those that
-    `env_arguments.check_options` gives, and environments are stepped once they have an episode.
+    `env.arguments.check_options` gives, and environments are stepped once they have an episode.
 
     Attributes:
         arrays: Results by name, as `Plan.layout` has them; they hold until the next call, so the face copies them.
@@ -82,13 +82,16 @@ class Backend(Protocol):
     info_keys: tuple[str, ...]
 
     @property
-    def is_stepping(self) -> bool: ...
+    def is_stepping(self) -> bool:
+        """Whether a step has begun that nobody has ended."""
 
     @property
-    def n_restarts(self) -> int: ...
+    def n_restarts(self) -> int:
+        """How many parts have failed and been replaced."""
 
     @property
-    def render_devices(self) -> tuple[int | None, ...]: ...
+    def render_devices(self) -> tuple[int | None, ...]:
+        """EGL device index per worker; None where EGL chooses."""
 
     def reset(self, requests: ResetRequests) -> None:
         """Begin episodes in some environments, by number: each with its seed, or None, and its checked options.
@@ -114,13 +117,16 @@ class Backend(Protocol):
         """Set the probability of each task in later resets, in the order of ``example.task_ids``."""
 
     def snapshot(self) -> dict[str, Any]:
-        """All that the environments' future depends on except the task weights, as JSON can hold it."""
+        """All that the environments' future depends on except the task weights, as JSON can hold it.
+
+        Under ``environments`` it holds a list with one entry per environment; the face refuses another number of them.
+        """
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on where `snapshot` was taken.
 
         Raises:
-            ValueError: If this is no such snapshot; nothing is changed then.
+            ValueError: If this is no such snapshot. Environments may have been restored by then; reset them.
         """
 
     def render(self) -> tuple[np.ndarray, ...]:

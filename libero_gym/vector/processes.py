@@ -226,7 +226,6 @@ class Processes(Uncopyable):
         """Go on where `snapshot` was taken."""
         n = len(self.restarted)
         saved = check_snapshot(snapshot, {"environments": n, "seeds": n, "restarts": n})
-        self._seeds[:], self._restarts_since[:] = saved["seeds"], saved["restarts"]
         self._abandon_step()
         self.restarted[:] = False
         per_worker = {
@@ -236,6 +235,7 @@ class Processes(Uncopyable):
         self.pool.gather(self.pool.send(protocol.RESTORE, per_worker))
         if self.pool.failures:
             raise self._error()
+        self._seeds[:], self._restarts_since[:] = saved["seeds"], saved["restarts"]
         for index in np.flatnonzero(saved.get("ended", [False] * n)):
             self._end_episode(int(index))
 

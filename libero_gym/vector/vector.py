@@ -127,7 +127,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         self.observation_space = batch_space(example.observation_space, self.num_envs)
         self.action_space = batch_space(example.action_space, self.num_envs)
         self._owner = os.getpid()
-        env_kwargs |= {"suite": self.suite, "max_episode_steps": self.max_episode_steps}
+        env_kwargs |= {"suite": self.suite.loaded(), "max_episode_steps": self.max_episode_steps}
         self.backend: Backend = make(Plan(self.num_envs, example, env_kwargs), **options)
         self._finalizer = weakref.finalize(self, self.backend.close)
         self.set_task_weights(np.ones(len(self.task_ids)))
@@ -173,6 +173,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         return self._observations(""), self._infos("", np.ones(self.num_envs, dtype=bool))
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step all environments: `step_async`, then `step_wait`, which say what can be wrong."""
         self.step_async(actions)
         return self.step_wait()
 

@@ -100,6 +100,7 @@ class Worker:
         return results
 
     def close(self) -> None:
+        """Close the environments and free the process's OpenGL contexts."""
         for env in self.envs.values():
             env.close()
         rendering.release()

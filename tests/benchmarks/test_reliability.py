@@ -17,7 +17,7 @@ import pytest
 from paths import BENCHMARKS
 from scenes import SCENES
 
-from libero_gym.compilation import compile as compile_module
+from libero_gym.common.warn import warn_once
 from libero_gym.compilation.compile import compile_task, warn_untested_mujoco
 from libero_gym.tasks import Task, get_tasks
 
@@ -65,7 +65,7 @@ def test_global_generators_are_untouched_from_compiling_to_stepping(
 
 def test_an_untested_mujoco_is_named_once_with_what_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mujoco, "__version__", "3.4.0")
-    compile_module._warn_once.cache_clear()
+    warn_once.cache_clear()
     with pytest.warns(
         UserWarning, match=r"MuJoCo 3\.4\.0 is installed.*hold for 3\.3\.2\..*floors.*bowl no longer seats"
     ):
@@ -73,11 +73,11 @@ def test_an_untested_mujoco_is_named_once_with_what_it_changes(monkeypatch: pyte
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_untested_mujoco()
-    compile_module._warn_once.cache_clear()
+    warn_once.cache_clear()
 
 
 def test_the_tested_mujoco_is_installed_and_gets_no_warning() -> None:
-    compile_module._warn_once.cache_clear()
+    warn_once.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_untested_mujoco()

@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
+import configparser
 import subprocess
 import sys
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from packaging.requirements import Requirement
 from paths import ROOT
 
 from libero_gym import doctor
+from libero_gym.common.version import BENCHMARK, installed_version
 from libero_gym.observations import observation_space
 from libero_gym.tasks import SUITES, Suite, get_suite, get_tasks, initial_states
 
-IDS = {suite.env_id: suite for suite in SUITES.values()} | {"LIBERO-Long-v0": SUITES["libero_10"]}
+# As users write them.
+IDS = {
+    "LIBERO-Spatial-v0": "libero_spatial",
+    "LIBERO-Object-v0": "libero_object",
+    "LIBERO-Goal-v0": "libero_goal",
+    "LIBERO-10-v0": "libero_10",
+    "LIBERO-Long-v0": "libero_10",
+    "LIBERO-90-v0": "libero_90",
+    "LIBERO-Spatial-Language-v0": "libero_spatial_lan",
+    "LIBERO-Spatial-Object-v0": "libero_spatial_object",
+    "LIBERO-Spatial-Swap-v0": "libero_spatial_swap",
+    "LIBERO-Spatial-Task-v0": "libero_spatial_task",
+    "LIBERO-Object-Language-v0": "libero_object_lan",
+    "LIBERO-Object-Object-v0": "libero_object_object",
+    "LIBERO-Object-Swap-v0": "libero_object_swap",
+    "LIBERO-Object-Task-v0": "libero_object_task",
+    "LIBERO-Goal-Language-v0": "libero_goal_lan",
+    "LIBERO-Goal-Object-v0": "libero_goal_object",
+    "LIBERO-Goal-Swap-v0": "libero_goal_swap",
+    "LIBERO-Goal-Task-v0": "libero_goal_task",
+    "LIBERO-10-Language-v0": "libero_10_lan",
+    "LIBERO-10-Object-v0": "libero_10_object",
+    "LIBERO-10-Swap-v0": "libero_10_swap",
+    "LIBERO-10-Task-v0": "libero_10_task",
+}
 LIMITS = {"Spatial": 220, "Object": 280, "Goal": 300, "10": 520, "90": 400, "Long": 520}
 
 
-def test_there_are_22_ids() -> None:
+def test_there_are_these_22_ids_and_no_others() -> None:
     assert len(IDS) == 22
+    assert {env_id for env_id in gym.registry if env_id.startswith("LIBERO")} == set(IDS)
+    assert set(SUITES) == set(IDS.values())
 
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_id_is_registered_with_the_limit_of_its_suite(env_id: str) -> None:
     spec = gym.spec(env_id)
-    assert spec.kwargs == {"suite": IDS[env_id].name}
-    assert spec.max_episode_steps == LIMITS[env_id.split("-")[1]] == IDS[env_id].max_steps
+    assert spec.kwargs == {"suite": IDS[env_id]}
+    assert spec.max_episode_steps == LIMITS[env_id.split("-")[1]] == SUITES[IDS[env_id]].max_steps
 
 
 def test_gym_make_works_without_another_import(tmp_path: Path) -> None:
@@ -65,11 +94,18 @@ def test_unknown_suite_names_the_nearest() -> None:
         get_suite("libero_spatail")
 
 
-def test_doctor_tests_the_versions_that_ci_installs() -> None:
-    constraints = ROOT / "constraints.txt"
-    lines = constraints.read_text().replace("_", "-").splitlines()
-    pinned = dict(line.split("==") for line in lines if "==" in line)
-    assert {name: pinned[name] for name in doctor.TESTED} == doctor.TESTED
+def test_doctor_knows_the_versions_that_are_tested_here_and_those_that_are_required() -> None:
+    """What `pip` has installed is what these tests run; CI installs what constraints.txt names."""
+    installed = {name: str(installed_version(name)).split("+")[0] for name in doctor.TESTED}
+    assert installed == doctor.TESTED
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options"]["install_requires"].strip().splitlines()
+    required = [Requirement(line) for line in lines if not line.startswith("#")]
+    allowed = {one.name: one.specifier for one in required}
+    for name, version in doctor.TESTED.items():
+        assert version in allowed[name], name
+        assert (f"=={version}" == str(allowed[name])) == (name in BENCHMARK), name
 
 
 def test_doctor_finds_nothing_wrong_here() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from comparing import equal_observations, random_actions
+from gymnasium.envs.registration import EnvSpec
 from recordings import record_pushes
 
 import libero_gym
@@ -19,6 +21,7 @@ from libero_gym.compilation.records import task_key
 from libero_gym.demonstrations import LeRobotReader
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import PLACEMENT_SEEDS, SUITES
+from libero_gym.vector import LiberoVectorEnv
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.trials import plan_trials
 
@@ -54,6 +57,17 @@ def test_own_tasks_simulate_as_the_same_tasks_of_libero(suite: Suite) -> None:
             assert env.step(action)[1:4] == stock.step(action)[1:4]
         np.testing.assert_array_equal(env.unwrapped.get_state(), stock.unwrapped.get_state())
     assert (env.spec.max_episode_steps, env.unwrapped.settings["suite"]) == (40, SUITE)
+
+
+def test_a_suite_that_is_not_registered_tells_its_tasks_apart(tasks: list[Task]) -> None:
+    made = Suite("unknown", "Unknown-v0", 40, tasks)
+    env = LiberoEnv(made, cameras=(), settle_steps=0)
+    for task_id, name in enumerate(("first", "mine_1")):
+        _, info = env.reset(options={"task_id": task_id, "placement_seed": 3})
+        assert (info["task_id"], info["task_name"]) == (task_id, name)
+        assert env.simulator.compiled.task.name == name
+    assert {(task.suite, task.task_id) for task in made.tasks} == {("unknown", 0), ("unknown", 1)}
+    assert "unknown" not in SUITES
 
 
 def test_instructions_are_the_given_one_and_that_of_the_file(suite: Suite) -> None:
@@ -103,6 +117,22 @@ def test_worker_processes_get_the_tasks_themselves(suite: Suite) -> None:
     vector.close()
 
 
+def test_tasks_that_load_late_go_to_workers_as_they_are(tasks: list[Task]) -> None:
+    """Workers can import neither this class nor what it would load the tasks with."""
+
+    class Late(Sequence[Task]):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: Any) -> Any:
+            return (Task("late", "do that", tasks[1].bddl_file, tasks[0].init_states, "late", 0),)[index]
+
+    vector = LiberoVectorEnv(1, suite=Suite("late", "Late-v0", 40, Late()), cameras=(), settle_steps=0)
+    assert vector.reset(seed=0)[0]["instruction"] == ("do that",)
+    assert vector.call("instructions") == (["do that"],)
+    vector.close()
+
+
 def test_evaluations_know_the_suite(suite: Suite) -> None:
     described = describe_suite(ENV_ID)
     assert (described.name, described.max_steps, described.task_names) == (SUITE, 40, ("first", "mine_1"))
@@ -127,6 +157,7 @@ def test_tasks_travel(suite: Suite) -> None:
         arrived = pickle.loads(pickle.dumps(task))
         assert arrived == task
         assert hash(arrived) == hash(task)
+        assert not initial_states(arrived).flags.writeable
         np.testing.assert_array_equal(initial_states(arrived), initial_states(task))
     assert by_array != Task("first", "do this", suite.tasks[0].bddl_file, states[:4])
     assert pickle.loads(pickle.dumps(get_suite("libero_90"))).n_tasks == 90
@@ -164,6 +195,14 @@ def test_registering_again_changes_nothing_and_other_tasks_are_refused(suite: Su
     with pytest.raises(ValueError, match=r"The id 'LIBERO-Goal-v0' is taken, by libero_gym.env:LiberoEnv"):
         register_suite("mine", tasks, env_id="LIBERO-Goal-v0", max_steps=300)
     assert "mine" not in SUITES
+
+
+def test_an_id_of_ours_that_is_taken_stays_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So importing never fails, whatever has been registered before."""
+    theirs = EnvSpec("LIBERO-Goal-v0", "libero_gym.env:LiberoEnv", max_episode_steps=5)
+    monkeypatch.setitem(gym.registry, "LIBERO-Goal-v0", theirs)
+    libero_gym.register_envs()
+    assert gym.spec("LIBERO-Goal-v0") is theirs
 
 
 WRONG = [

@@ -62,7 +62,7 @@ class SmallScene:
         fixtures = SimpleNamespace(body_ids=nothing, pos=np.zeros((0, 3)), quat=np.zeros((0, 4)))
         self.state: Any = SimpleNamespace(fixtures=fixtures, kinematics_qpos=self.data.qpos, burners_shown=())
 
-    def fast(self, camera: str = "agentview", height: int = 128, width: int = 128, *, stored: bool = True) -> Frame:
+    def software(self, camera: str = "agentview", height: int = 128, width: int = 128, *, stored: bool = True) -> Frame:
         """The frame without OpenGL, bottom row first."""
         self.scene.pose(self.state)
         return self.scene.draw(camera, height, width, stored=stored)

@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.common.checks import flag, whole_number
 from vla_agent.algorithms import arguments, health
+from vla_agent.algorithms.buffers import compute_targets
 from vla_agent.algorithms.resumable import ResumableAlgorithm
 from vla_agent.algorithms.rollout import Observations, Rollout, RolloutHooks, collect
 from vla_agent.algorithms.scoring import Scoring, scoring_for
@@ -42,6 +43,7 @@ class LearnerHooks(RolloutHooks):
         self.learner, self.callback = learner, callback
 
     def on_step(self, step: dict[str, Any]) -> bool:
+        """Counts the step, asks the callback, and notes ended episodes."""
         self.learner.num_timesteps += step["env"].num_envs
         self.callback.update_locals({"self": self.learner, "callback": self.callback} | step)
         if not self.callback.on_step():
@@ -50,6 +52,7 @@ class LearnerHooks(RolloutHooks):
         return True
 
     def on_stored(self, obs: Observations, dones: np.ndarray) -> None:
+        """Moves on to the next observations, from which another rollout would begin."""
         self.learner._last_obs, self.learner._last_episode_starts = obs, dones
 
 
@@ -111,7 +114,8 @@ class VLALearner(ResumableAlgorithm):
             if name not in ("self", "__class__")
         }
         policy, env, sets_up = (given.pop(name) for name in ("policy", "env", "_init_setup_model"))
-        self.scoring = scoring_for(policy)
+        # A subclass may have further names for policies.
+        self.scoring = scoring_for(self.policy_aliases.get(policy, policy) if isinstance(policy, str) else policy)
         arguments.check_policy_class(policy, self.policy_aliases)
         arguments.check_env(env, needed=sets_up)
         arguments.check_algorithm(given, loaded=not sets_up)
@@ -250,15 +254,16 @@ class VLALearner(ResumableAlgorithm):
             buffer=rollout_buffer,
             hooks=LearnerHooks(self, callback),
             num_timesteps=self.num_timesteps,
+            stopwatch=stopwatch,
             **self._collecting(),
         )
         if rollout is None:
             return False
         self._take_rollout(rollout)
-        stopwatch.seconds.update(rollout.seconds)
         for name, total in rollout.reward_terms.items():
             self.logger.record(f"rollout/reward_{name}", total / (n_rollout_steps * env.num_envs))
-        callback.update_locals(locals())
+        # Only what SB3's locals have by now: callbacks keep them, and the rollout would stay in memory beside the next.
+        callback.update_locals({"n_steps": n_rollout_steps, "values": rollout.last_values, "dones": rollout.dones})
         callback.on_rollout_end()
         return True
 
@@ -267,7 +272,12 @@ class VLALearner(ResumableAlgorithm):
         return {}
 
     def _take_rollout(self, rollout: Rollout) -> None:
-        """Makes of a rollout what `train` needs; its arrays are the buffer's."""
+        """Makes of a rollout what `train` needs; its arrays are the buffer's.
+
+        Here, the buffer's advantages and returns by GAE, as in SB3's `collect_rollouts`; nothing without a critic.
+        """
+        if rollout.last_values is not None:
+            compute_targets(cast(DictRolloutBuffer, self.rollout_buffer), rollout.last_values, rollout.dones, None)
 
     # ------------------------------------------------------------------------------------- update and learn
 

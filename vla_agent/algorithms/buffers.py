@@ -20,6 +20,7 @@ class TokenRolloutBuffer(DictRolloutBuffer):
     """SB3's buffer with one log-probability per action token: `old_log_prob` has shape (batch, N)."""
 
     def reset(self) -> None:
+        """Empties the buffer."""
         super().reset()
         self.log_probs = np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=np.float32)
 

@@ -120,8 +120,11 @@ def collect(
     time_limit_gamma: float | None = None,
     keep_value_inputs: bool = False,
     num_timesteps: int = 0,
+    stopwatch: Stopwatch | None = None,
 ) -> Rollout | None:
-    """Plays n steps of a vector environment; beside the buffer that is handed in, it changes the environments alone.
+    """Plays n steps of a vector environment, and changes nothing of a learner.
+
+    The environments move on, a buffer that is handed in is filled, and the policy is put into evaluation mode.
 
     Args:
         policy: The policy; it needs no critic.
@@ -135,6 +138,7 @@ def collect(
             `bootstrap_time_limits`; None adds no values.
         keep_value_inputs: Whether to keep what the values were read from.
         num_timesteps: Environment steps of the run before this rollout, for messages.
+        stopwatch: Stopwatch that counts the seconds of "decode" and "env", also of a rollout that is stopped.
 
     Returns:
         The rollout; None if a hook stopped it.
@@ -144,7 +148,7 @@ def collect(
         ValueError: If ``time_limit_gamma`` or ``keep_value_inputs`` is given for a policy without a critic.
     """
     whole_number("n_steps", n_steps, 1)
-    hooks, stopwatch = hooks or RolloutHooks(), Stopwatch()
+    hooks, stopwatch = hooks or RolloutHooks(), stopwatch or Stopwatch()
     policy.set_training_mode(False)
     if last_obs is None:
         last_obs = cast(Observations, env.reset())
@@ -164,9 +168,8 @@ def collect(
         if keep_value_inputs and decision.value_inputs is not None:
             value_inputs.append(decision.value_inputs)
         # log pi(a|s) is the sum of its tokens' conditional terms.
-        log_probs = decision.token_log_probs
-        if not isinstance(buffer, TokenRolloutBuffer):
-            log_probs = log_probs.sum(dim=1)
+        terms = decision.token_log_probs
+        log_probs = terms if isinstance(buffer, TokenRolloutBuffer) else terms.sum(dim=1)
         with stopwatch("env"):
             stepped, rewards, dones, infos = env.step(actions)
         new_obs = cast(Observations, stepped)
@@ -179,7 +182,7 @@ def collect(
         if not hooks.on_step(step):
             return None
         for info in infos:
-            reward_terms.update(info.get("reward_terms", {}))
+            reward_terms.update(info.get("reward_terms", {}))  # a Counter adds up where a dict would replace
         episodes += _ended(number, dones, infos)
         # After the hook, as in SB3: callbacks read the environments' own rewards.
         if time_limit_gamma is not None:
@@ -196,7 +199,7 @@ def collect(
         with stopwatch("decode"), th.no_grad():
             last_values = policy.predict_values(_to_tensors(last_obs, policy))
     return Rollout(
-        observations=buffer.observations,
+        observations=dict(buffer.observations),  # the buffer's own dict changes when minibatches are drawn
         actions=buffer.actions,
         rewards=buffer.rewards,
         episode_starts=buffer.episode_starts,
@@ -236,6 +239,7 @@ def _checked_values(
         raise ValueError("time_limit_gamma needs the values of a critic, and the policy gives none. Leave it out.")
     if keep_value_inputs:
         raise ValueError("keep_value_inputs needs a critic, and the policy has none. Leave it out.")
+    # SB3's buffer wants values. No advantage is computed from these: `Rollout.values` is None then.
     return th.zeros(n_envs, 1)
 
 
@@ -276,8 +280,10 @@ def bootstrap_time_limits(
         # SB3 runs the network once per episode; a VLA is too slow for that.
         values = policy.predict_values(_to_tensors(batch, policy)).flatten().cpu().numpy()
     check_values(values, cut, num_timesteps)
+    # In place, as SB3 does it: the buffer copies these rewards next, and GAE then ends the episode there.
     rewards[cut] += gamma * values
 
 
 def _to_tensors(obs: Observations, policy: Actor) -> dict[str, th.Tensor]:
+    # Frames go to the device as bytes, a quarter of what they are as floats; the model scales them there.
     return cast(dict[str, th.Tensor], obs_as_tensor(obs, policy.device))

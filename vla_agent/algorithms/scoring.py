@@ -147,28 +147,34 @@ class SB3Scoring(Scoring[ActorCriticPolicy]):
     least_progress = -float("inf")
 
     def defaults(self, for_tokens: Mapping[str, Any], sb3: type) -> dict[str, Any]:
+        """SB3's own defaults, read off its constructor; 0 for arguments that SB3 does not have."""
         parameters = inspect.signature(sb3.__init__).parameters  # type: ignore[misc]
         return {name: parameters[name].default if name in parameters else 0 for name in for_tokens}
 
     def check(self, given: dict[str, Any], policy: Any, aliases: Mapping[str, type[BasePolicy]], env: Any) -> None:
+        """Refuses the additions that need a `VLAPolicy`."""
         arguments.check_only_vla(given, policy)
 
     def check_batches(self, n_steps: int, n_envs: int | None, batch_size: int) -> None:
-        pass  # SB3 warns, and trains on a truncated minibatch
+        """Checks nothing: SB3 warns, and trains on a truncated minibatch."""
 
     def make_env(self, env_id: str, policy_kwargs: dict[str, Any]) -> Any:
+        """The id; SB3 makes the environment."""
         return env_id
 
     def check_env(self, policy: ActorCriticPolicy, env: VecEnv) -> None:
-        pass
+        """Checks nothing: SB3 compares the spaces."""
 
     def policy_kwargs(self, given: dict[str, Any], device: th.device) -> dict[str, Any]:
+        """The arguments as they were given."""
         return given
 
     def compute_dtype(self, policy: ActorCriticPolicy) -> th.dtype:
+        """Type of the weights."""
         return next(policy.parameters()).dtype
 
     def callbacks(self, given: list[BaseCallback]) -> list[BaseCallback]:
+        """The given callbacks alone."""
         return given
 
     def collect(
@@ -180,9 +186,11 @@ class SB3Scoring(Scoring[ActorCriticPolicy]):
         n_rollout_steps: int,
         stopwatch: health.Stopwatch,
     ) -> bool:
+        """SB3's own loop."""
         return OnPolicyAlgorithm.collect_rollouts(learner, env, callback, rollout_buffer, n_rollout_steps)
 
     def score(self, policy: ActorCriticPolicy, batch: buffers.Batch) -> Scores:
+        """`evaluate_actions` of the policy; there are no single tokens."""
         actions = batch.actions
         if isinstance(policy.action_space, spaces.Discrete):
             actions = actions.long().flatten()  # the buffer keeps them as floats
@@ -190,12 +198,14 @@ class SB3Scoring(Scoring[ActorCriticPolicy]):
         return Scores(values.flatten(), log_probs, entropies, None)
 
     def set_rates(self, optimizer: th.optim.Optimizer, policy_rate: float, value_rate: float) -> dict[str, float]:
-        return {}  # SB3 has set and logged the one rate
+        """Sets nothing: SB3 has set and logged its one rate."""
+        return {}
 
     def freeze(self, policy: ActorCriticPolicy, frozen: bool) -> None:
-        pass
+        """Freezes nothing: SB3's policies have no warm-up of the critic."""
 
     def informative(self, observations: Any) -> Any:
+        """All observations."""
         return observations
 
 
@@ -208,9 +218,11 @@ class TokenScoring(Scoring[VLAPolicy]):
     least_progress = 0.0
 
     def defaults(self, for_tokens: Mapping[str, Any], sb3: type) -> dict[str, Any]:
+        """The learner's own defaults."""
         return dict(for_tokens)
 
     def check(self, given: dict[str, Any], policy: Any, aliases: Mapping[str, type[BasePolicy]], env: Any) -> None:
+        """Checks ``policy_kwargs``; a policy without a model gets that of the environments."""
         if given.get("use_sde"):
             raise ValueError("use_sde=True needs continuous actions; VLAPolicy's are bins. Leave it out.")
         policy_kwargs = given["policy_kwargs"]
@@ -221,14 +233,17 @@ class TokenScoring(Scoring[VLAPolicy]):
             policy_kwargs["model"] = environments.model
 
     def check_batches(self, n_steps: int, n_envs: int | None, batch_size: int) -> None:
+        """Refuses a last minibatch that is smaller than the others."""
         buffers.check_batches(n_steps, n_envs, batch_size)
 
     def make_env(self, env_id: str, policy_kwargs: dict[str, Any]) -> VLAVecEnv:
+        """One environment for the policy's model, with tokens and bins."""
         model = policy_kwargs.get("model", "tiny")
         processor = model if isinstance(model, (str, pathlib.Path)) else model.processor
         return make_vec_env(env_id, model=processor, unnorm_key=policy_kwargs.get("unnorm_key"))
 
     def check_env(self, policy: VLAPolicy, env: VecEnv) -> None:
+        """Refuses environments whose prompts or bins are another model's."""
         if isinstance(env.unwrapped, VLAVecEnv):
             ours, theirs = policy.backbone.processor, env.unwrapped.processor
             if ours.fingerprint() != theirs.fingerprint():
@@ -238,15 +253,18 @@ class TokenScoring(Scoring[VLAPolicy]):
                 )
 
     def policy_kwargs(self, given: dict[str, Any], device: th.device) -> dict[str, Any]:
-        return {**given, "device": str(device)}  # so that the backbone is loaded to where it is trained
+        """The arguments with the learner's device, so that the backbone is loaded to where it is trained."""
+        return {**given, "device": str(device)}
 
     def compute_dtype(self, policy: VLAPolicy) -> th.dtype:
+        """Type that the backbone computes in."""
         return policy.compute_dtype
 
     def callbacks(self, given: list[BaseCallback]) -> list[BaseCallback]:
+        """The given callbacks, and a `SuccessCallback`: success per task is always in the log."""
         if any(isinstance(part, SuccessCallback) for part in parts(given)):
             return given
-        return [*given, SuccessCallback()]  # success per task is always in the log
+        return [*given, SuccessCallback()]
 
     def collect(
         self,
@@ -257,27 +275,31 @@ class TokenScoring(Scoring[VLAPolicy]):
         n_rollout_steps: int,
         stopwatch: health.Stopwatch,
     ) -> bool:
+        """The learner's `collect_tokens`."""
         return learner.collect_tokens(env, callback, rollout_buffer, n_rollout_steps, stopwatch)
 
     def score(self, policy: VLAPolicy, batch: buffers.Batch) -> Scores:
+        """One teacher-forced pass; an action's log-probability and entropy are sums over its tokens."""
         tokens = policy.score(batch.observations, batch.actions)
         log_probs, entropies = tokens.token_log_probs.sum(dim=1), tokens.token_entropies.sum(dim=1)
         return Scores(tokens.values.flatten(), log_probs, entropies, tokens)
 
     def set_rates(self, optimizer: th.optim.Optimizer, policy_rate: float, value_rate: float) -> dict[str, float]:
+        """Sets the rate of the parameter group "value" and that of the others."""
         for group in optimizer.param_groups:
             group["lr"] = value_rate if group.get("name") == "value" else policy_rate
         return {"train/learning_rate": policy_rate, "train/value_learning_rate": value_rate}
 
     def freeze(self, policy: VLAPolicy, frozen: bool) -> None:
+        """Whether gradients reach the value head alone; the backbone then runs without a graph."""
         policy.backbone_frozen = frozen
 
     def informative(self, observations: Any) -> Any:
+        """Images and prompts."""
         # Not the state of the robot, nor what only the critic knows: they change even if the model sees nothing.
         return {key: observations[key] for key in ("image", "input_ids")}
 
 
 def scoring_for(policy: Any) -> Scoring[Any]:
-    """The scoring of a policy's class or name."""
-    is_vla = policy == "VLAPolicy" or (isinstance(policy, type) and issubclass(policy, VLAPolicy))
-    return TokenScoring() if is_vla else SB3Scoring()
+    """The scoring of a policy's class; SB3's for anything else, which SB3 then judges."""
+    return TokenScoring() if isinstance(policy, type) and issubclass(policy, VLAPolicy) else SB3Scoring()

@@ -23,7 +23,7 @@ class Options:
     model: str = "tiny"  # the tiny model that ships, a checkpoint folder, a run saved by VLAPPO, or a hub id
     env_id: str = "LIBERO-Spatial-v0"  # environments to evaluate on
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
-    init_states: str = "0-49"  # official ones, or "held-out": those that the model was not trained on
+    init_states: str = "0-49"  # official initial states, or "held-out": those that it was not trained on
     placement_seeds: str = ""  # such as "1000-1019": drawn initial states instead, each once per task
     protocol: Literal["openvla", "openpi", "fixed", "training"] = "openvla"  # fixtures and images; see the README
     center_crop: Literal["auto", "yes", "no"] = "auto"  # "yes" for models trained with random crops

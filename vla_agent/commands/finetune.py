@@ -38,7 +38,7 @@ class Options:
     fps: int = 20  # frames per second that the demonstrations must state; 0 takes theirs, and resamples nothing
     suite: str = "libero_spatial"  # LIBERO's name of the suite
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
-    init_states: str = "20-49"  # official ones that are recorded; keep others for evaluation
+    init_states: str = "20-49"  # official initial states to record; keep others for evaluation
     n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
     image_size: int = 112  # side of recorded frames in pixels
     renderer: Literal["fast", "exact"] = "fast"  # renderer of recorded frames

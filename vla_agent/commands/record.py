@@ -21,12 +21,12 @@ class Options:
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official initial states; keep others for evaluation
     n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
-    cameras: str = "agentview,wrist"  # of agentview and wrist
+    cameras: str = "agentview,wrist"  # agentview, wrist, or both
     image_size: int = 256  # side of the frames in pixels, even
     renderer: Literal["exact", "fast"] = "exact"  # "exact" draws stock LIBERO's pixels
     action_noise: float = 0.0  # standard deviation of disturbances; the recorded actions are the policy's own
     keep_failures: bool = False  # failed episodes enter the dataset, marked
-    seed: int = 0  # of everything that is drawn
+    seed: int = 0  # seed for everything that is drawn
     n_workers: int = 2  # processes
     out: Path = Path("runs/demonstrations")  # folder of the dataset; the same command goes on or extends it
 

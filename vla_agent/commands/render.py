@@ -18,6 +18,7 @@ from libero_gym.common.videos import write_film
 from libero_gym.dimensions import CONTROL_FREQ
 from vla_agent.commands.options import parse_options
 from vla_agent.common.figures import new_figure, save_figure
+from vla_agent.envs.suites import describe_suite
 
 
 @dataclasses.dataclass
@@ -70,6 +71,7 @@ def contact_sheet(images: list[np.ndarray], captions: list[str], path: Path) -> 
 def main(options: Options) -> None:
     """Draw every task of the suite."""
     whole_number("--steps", options.steps, minimum=0)
+    describe_suite(options.suite)  # complains about an unknown id in one sentence, and offers the nearest
     env = gym.make(options.suite, image_size=options.image_size, renderer=options.renderer)
     env.action_space.seed(0)
     movie, sheet, captions = [], [], []

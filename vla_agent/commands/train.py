@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger, make_output_format
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import whole_number
-from libero_gym.rewards import SHAPING_GAMMA
+from libero_gym.dimensions import SHAPING_GAMMA
 from vla_agent import (
     VLAPPO,
     Curriculum,
@@ -280,9 +280,12 @@ def make_logger(folder: Path, num_timesteps: int) -> Logger:
 
 def note_training_states(options: Options) -> None:
     """Write down the initial states trained on, so that evaluations can tell seen ones from unseen ones."""
-    suite, states = describe_suite(options.env_id).name, ids_or_none("--init-states", options.init_states) or range(50)
+    suite = describe_suite(options.env_id)
+    trained = ids_or_none("--init-states", options.init_states)
+    if trained is None:
+        trained = list(range(max(suite.n_initial_states(task_id) for task_id in range(len(suite.task_names)))))
     started_from = read_training_states(resolve_folder(options.model, weights=False))
-    write_training_states(options.out / "model", suite, states, started_from)
+    write_training_states(options.out / "model", suite.name, trained, started_from)
 
 
 def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallback) -> None:

@@ -60,7 +60,8 @@ def describe_suite(env_id: str) -> SuiteDescription:
     import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
     from libero_gym.tasks import SUITES, get_tasks
 
-    known = {spec.id: spec.kwargs["suite"] for spec in gym.registry.values() if spec.kwargs.get("suite") in SUITES}
+    named = {spec.id: spec.kwargs.get("suite") for spec in gym.registry.values()}
+    known = {name: suite for name, suite in named.items() if isinstance(suite, str) and suite in SUITES}
     if env_id not in known:
         raise ValueError(f"Unknown id {env_id!r}.{did_you_mean(env_id, known)} Ids: {', '.join(known)}.")
     suite = SUITES[known[env_id]]

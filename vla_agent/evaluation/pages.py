@@ -76,8 +76,10 @@ def _training_note(report: EvaluationResults) -> str:
     training = report.manifest.get("training_states")
     if not isinstance(training, dict):
         return "Which initial states the model was trained on is unknown."
-    trained = describe_ids(training.get(suite, []))
-    seen = set(training.get(suite, [])) & set(report.conditions["init_state_ids"])
+    if not training.get(suite):
+        return "The model was trained on no official initial state of this suite."
+    trained = describe_ids(training[suite])
+    seen = set(training[suite]) & set(report.conditions["init_state_ids"])
     if not seen:
         return f"The model was trained on initial states {trained} of this suite, and evaluated on none of them."
     among = f"{len(seen)} of the {len(report.conditions['init_state_ids'])} evaluated are among them."

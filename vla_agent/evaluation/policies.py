@@ -89,8 +89,9 @@ def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
 def processor_of(model: Any, default: Any) -> Any:
     """The model's own processor; ``default`` if it has none, loaded if that is the name of a checkpoint."""
     backbone = getattr(getattr(model, "policy", None), "backbone", model)
-    if is_backbone(backbone):
-        return backbone.processor
+    own = getattr(backbone, "processor", None)  # any object that acts may have one
+    if callable(getattr(own, "codec", None)):
+        return own
     return load_processor(default) if isinstance(default, (str, Path)) else default
 
 

@@ -179,11 +179,18 @@ def describe_row(row: SuccessRow) -> str:
 
 
 def describe_ids(ids: Sequence[int]) -> str:
-    """Ids as ranges, such as "0-4, 7" for [0, 1, 2, 3, 4, 7]."""
+    """Ids as ranges, such as "0-4, 7" for [0, 1, 2, 3, 4, 7]; initial states below 0 by their placement seeds."""
+    official, drawn = [i for i in ids if i >= 0], [-1 - i for i in ids if i < 0]
+    parts = [_ranges(official)] if official else []
+    parts += [f"placement seeds {_ranges(drawn)}"] if drawn else []
+    return ", ".join(parts) or "none"
+
+
+def _ranges(ids: Sequence[int]) -> str:
     runs: list[list[int]] = []
     for i in sorted(ids):
         if runs and i == runs[-1][1] + 1:
             runs[-1][1] = i
         else:
             runs.append([i, i])
-    return ", ".join(f"{first}-{last}" if first != last else f"{first}" for first, last in runs) or "none"
+    return ", ".join(f"{first}-{last}" if first != last else f"{first}" for first, last in runs)

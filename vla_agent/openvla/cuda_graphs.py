@@ -87,10 +87,12 @@ class CudaGraph:
             trifle.add_(1)
 
     def replay(self) -> None:
+        """Computes the outputs anew, from what the inputs hold now."""
         with th.cuda.device(self._device):
             self._graph.replay()
 
     def release(self) -> None:
+        """Frees the graph and its outputs; waits for the device, which may be replaying it still."""
         th.cuda.synchronize(self._device)
         self.outputs = ()
         self._graph.reset()

@@ -94,6 +94,8 @@ class ChainDecoder:
             # The next pass is over this token alone, since the cache holds what came before. After the last token there
             # is none: it would predict the stop token, and the published code asks for N new tokens, too.
             embeds, start = network.embed(network.action_token_ids[bins[-1]][:, None]), end
+        # The critic reads where the first token is predicted: later states know what was drawn, so that their value
+        # would be one of state and action, no baseline.
         return Draw(th.stack(bins, dim=1), th.stack(logits, dim=1), hidden[0][:, 0])
 
 
@@ -116,6 +118,7 @@ class ParallelDecoder:
     ) -> th.Tensor:
         """The same whatever the tokens are: no token sees another."""
         n_tokens = network.n_action_tokens
+        # The stop token belongs to the input: OFT trained with it behind the actions, and everything attends to it.
         stop = network.embed(layout.bos.new_full((len(prefix), 1), network.config.eos_token_id))
         placeholders = prefix.new_zeros(len(prefix), n_tokens, prefix.shape[2])
         if network.placeholders is not None:
@@ -184,6 +187,7 @@ def draw_actions(
     """
     # Random numbers come first, outside of what is recorded: a CUDA graph would draw the same ones at each replay.
     n_draws = decoder.n_draws(network)
+    # A chain chooses for B rows N times; a parallel decoder chooses once for all B * N.
     n_rows = len(layout.bos) * network.n_action_tokens // n_draws
     noise = sampling.noise(n_draws, n_rows, network.device, generator)
     tensors = (layout.bos, layout.rest, layout.padding, pixel_values, state, noise)

@@ -114,10 +114,6 @@ class Processor:
         input_ids[attention_mask.astype(bool)] = np.concatenate(rows)
         return input_ids, attention_mask
 
-    def max_prompt_length(self, instructions: Sequence[str]) -> int:
-        """Length L that `tokenize` pads these instructions to."""
-        return self.tokenize(instructions)[0].shape[1]
-
     def action_stats(self, unnorm_key: str | None = None) -> dict[str, Any]:
         """Action statistics (`q01`, `q99`, `mask`, ...) of a data set.
 

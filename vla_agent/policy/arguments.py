@@ -100,6 +100,7 @@ def _text(name: str, value: Any) -> None:
 
 
 def check_dict(name: str, value: Any) -> None:
+    """Complains about a value that is no dict of arguments by name, as ValueError."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{name}={value!r}; expected a dict of arguments by name, such as {name}=dict(...).")
 

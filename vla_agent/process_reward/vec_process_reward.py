@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from libero_gym.common.checks import choice, flag, real_number, whole_number
+from libero_gym.dimensions import SHAPING_GAMMA
 from libero_gym.gripper import FINGERS, gripper_opening
 from vla_agent.episode_totals import EpisodeTotals
 from vla_agent.process_reward.interface import RewardModel, check_camera, checked_scores
@@ -61,7 +62,7 @@ class VecProcessReward(VecEnvWrapper):
         *,
         mode: Mode = "potential",
         weight: float = 1.0,
-        gamma: float = 0.99,
+        gamma: float = SHAPING_GAMMA,
         bootstrap_time_limits: bool = True,
         every: int = 1,
         when: When = "step",

@@ -67,6 +67,9 @@ STATE_FORM = {
 # What SB3's zips hold and loaders replace, but a run derives.
 _SB3_ATTRIBUTES = ("policy_class", "lr_schedule", "_last_obs", "_last_episode_starts", "rollout_buffer")
 
+# Arguments that every run states, if its algorithm has them: a default in their place would be another run.
+_SIZES = dict.fromkeys(("n_steps", "batch_size", "n_epochs"), range(1, 2**31))
+
 # Arguments that change nothing of what is learned.
 INCONSEQUENTIAL = ("verbose", "tensorboard_log")
 
@@ -163,13 +166,19 @@ def _arguments(
         )
     arguments |= {name: value for name, value in custom_objects.items() if name in arguments}
     arguments |= changes | {"policy_kwargs": policy_kwargs}
-    for name, value in arguments.items():
+    _refuse_classes(algorithm, files, arguments, "{}=...")
+    _refuse_classes(algorithm, files, policy_kwargs, "policy_kwargs=dict({}=...)")
+    return arguments
+
+
+def _refuse_classes(algorithm: type[Learner], files: RunFiles, given: dict[str, Any], how: str) -> None:
+    """Refuses names of classes, which nobody imports; the message says ``how`` to give the class itself."""
+    for name, value in given.items():
         if (called := class_name(value)) is not None:
             raise RunError(
                 f"The run '{files.path}' was made with {name}={called}, a class that no file can hold; give it again, "
-                f"as {algorithm.__name__}.load(path, {name}=...)."
+                f"as {algorithm.__name__}.load(path, {how.format(name)})."
             )
-    return arguments
 
 
 def _check_base_model(policy: VLAPolicy, path: Path, base: dict[str, Any], given: Any) -> None:
@@ -202,17 +211,20 @@ def _check_environments(files: RunFiles, saved: dict[str, Any], state: dict[str,
 
 def _check_arguments(algorithm: type[Learner], files: RunFiles, saved: dict[str, Any]) -> None:
     where, forms = f"'{files.path / HYPERPARAMETERS}'", argument_forms(algorithm)
+    forms |= {name: form for name, form in _SIZES.items() if name in forms}
     unknown = sorted(set(saved["arguments"]) - set(forms))
+    lacking = [name for name in _SIZES if name in forms and name not in saved["arguments"]]
     if unknown:
+        difference = f"it has the argument {unknown[0]!r}, which {algorithm.__name__} has not"
+    elif lacking:
+        difference = f"it has no {lacking[0]!r}, which every run of {algorithm.__name__} has"
+    else:
+        difference = ""
+    if difference:
         made_by = saved.get("algorithm")
         if isinstance(made_by, str) and made_by != algorithm.__name__:
-            raise RunError(
-                f"The run '{files.path}' was made by {made_by} with the argument {unknown[0]!r}, which "
-                f"{algorithm.__name__} has not; load it with {made_by}.load."
-            )
-        raise DamagedRunError(
-            f"{where} is damaged: it has the argument {unknown[0]!r}, which {algorithm.__name__} has not."
-        )
+            raise RunError(f"The run '{files.path}' was made by {made_by}: {difference}. Load it with {made_by}.load.")
+        raise DamagedRunError(f"{where} is damaged: {difference}.")
     for name, value in saved["arguments"].items():
         if wrong := fault(value, forms[name], f"arguments.{name}"):
             raise DamagedRunError(f"{where} is damaged: {wrong}.")

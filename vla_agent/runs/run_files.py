@@ -65,9 +65,11 @@ class FolderFiles:
         self.names = frozenset(name for name in (*RUN.files, *RUN.optional) if (path / name).is_file())
 
     def stream(self, name: str) -> IO[bytes]:
+        """An open file, for reading."""
         return (self.path / name).open("rb")
 
     def tensors(self, name: str) -> dict[str, th.Tensor]:
+        """Tensors in a safetensors file, by name."""
         return safetensors.torch.load_file(self.path / name)
 
 
@@ -95,9 +97,11 @@ class ZipFiles:
             )
 
     def stream(self, name: str) -> IO[bytes]:
+        """An open file, for reading."""
         return self.archive.open(name)
 
     def tensors(self, name: str) -> dict[str, th.Tensor]:
+        """Tensors in a safetensors file, by name."""
         return safetensors.torch.load(self.archive.read(name))
 
 

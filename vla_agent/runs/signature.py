@@ -116,6 +116,15 @@ def check_kept(made: object) -> None:
 class KeepsArguments(ABCMeta):
     """Makes objects whose constructor keeps every argument as an attribute; an unknown or unkept one is an error."""
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The constructor's arguments, which `help` and editors would otherwise show as those of `__call__`."""
+        parameters = sorted(constructor_parameters(cls).values(), key=lambda parameter: parameter.kind)
+        try:
+            return inspect.Signature(parameters)
+        except ValueError as error:  # a subclass put an argument without a default behind its parent's
+            raise AttributeError(str(error)) from None
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         check_own_arguments(cls, kwargs)
         made = super().__call__(*args, **kwargs)

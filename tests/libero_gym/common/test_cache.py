@@ -86,6 +86,15 @@ def test_oldest_entries_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert cache.read("a") == cache.read("c") == bytes(100)
 
 
+def test_a_cache_that_is_off_is_not_read_either(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.write("a", b"content")
+    monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "0")
+    cache.write("b", b"content")
+    assert (cache.read("a"), cache.contains("a")) == (None, False)
+    monkeypatch.delenv("LIBERO_GYM_CACHE_GB")
+    assert (cache.read("a"), cache.read("b")) == (b"content", None)
+
+
 def test_unwritable_folder_warns_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("LIBERO_GYM_CACHE", str(tmp_path / "file" / "cache"))

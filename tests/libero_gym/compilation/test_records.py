@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from libero_gym.compilation import records
 from libero_gym.compilation.compile import compile_task
+from libero_gym.simulation import goals
 from libero_gym.tasks import Task, get_tasks
 
 
 @pytest.fixture
 def fresh_digest() -> Iterator[None]:
     """The digest of versions is computed once per process; these tests change them."""
-    records._versions_digest.cache_clear()
+    digests = (records._versions_digest, records._goals_digest)
+    for digest in digests:
+        digest.cache_clear()
     yield
-    records._versions_digest.cache_clear()
+    for digest in digests:
+        digest.cache_clear()
 
 
 def test_bytes_give_back_the_compiled_task() -> None:
@@ -59,3 +65,24 @@ def test_another_version_or_layout_is_another_key(
     records._versions_digest.cache_clear()
     assert records.task_key(spatial_task) != task
     assert records.scene_key("<mujoco/>") != scene
+
+
+@dataclass(frozen=True)
+class LeftOf:
+    body: str
+
+
+@pytest.mark.usefixtures("fresh_digest")
+def test_another_reading_of_goals_is_another_key(
+    spatial_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever adds a predicate, or maps a word of BDDL files to another, must not meet tasks compiled before."""
+    keys = {records.task_key(spatial_task)}
+    monkeypatch.setattr(goals, "Predicate", goals.Predicate | LeftOf)
+    records._goals_digest.cache_clear()
+    keys.add(records.task_key(spatial_task))
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
+    (tmp_path / "extraction.py").write_text("# reads (LeftOf a b)")
+    records._goals_digest.cache_clear()
+    keys.add(records.task_key(spatial_task))
+    assert len(keys) == 3

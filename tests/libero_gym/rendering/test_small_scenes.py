@@ -74,42 +74,42 @@ def make(bodies: str) -> SmallScene:
 def frames(bodies: str, camera: str) -> tuple[np.ndarray, np.ndarray]:
     """A scene's frames by OpenGL and without it."""
     scene = make(bodies)
-    return scene.exact(("agentview", "wrist").index(camera)), scene.fast(camera).image
+    return scene.exact(("agentview", "wrist").index(camera)), scene.software(camera).image
 
 
 @pytest.mark.opengl
 @pytest.mark.parametrize("camera", ["agentview", "wrist"])
 @pytest.mark.parametrize("kind", PLAIN)
 def test_surfaces_without_texture_are_within_one_level(kind: str, camera: str) -> None:
-    exact, fast = frames(PLAIN[kind], camera)
+    exact, software = frames(PLAIN[kind], camera)
     assert exact.std() > 10
-    off = levels_off(exact, fast)
+    off = levels_off(exact, software)
     assert (off > 1).sum() <= 3, "samples on an edge"
-    assert psnr(exact, fast) > 60
+    assert psnr(exact, software) > 60
 
 
 @pytest.mark.opengl
 @pytest.mark.parametrize("kind", TEXTURED)
 def test_textures_are_within_a_few_levels(kind: str) -> None:
-    exact, fast = frames(TEXTURED[kind], "agentview")
-    assert psnr(exact, fast) > 55
-    assert levels_off(exact, fast).max() <= 8
+    exact, software = frames(TEXTURED[kind], "agentview")
+    assert psnr(exact, software) > 55
+    assert levels_off(exact, software).max() <= 8
 
 
 @pytest.mark.opengl
 @pytest.mark.parametrize("kind", TRANSPARENT)
 def test_transparent_geoms_are_within_two_levels(kind: str) -> None:
-    exact, fast = frames(TRANSPARENT[kind], "agentview")
-    assert (levels_off(exact, fast) > 2).sum() <= 3
+    exact, software = frames(TRANSPARENT[kind], "agentview")
+    assert (levels_off(exact, software) > 2).sum() <= 3
 
 
 @pytest.mark.opengl
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (33, 57), (96, 160), (160, 96), (512, 512)])
 def test_any_size_is_drawn(height: int, width: int) -> None:
     scene = make(PLAIN["box"] + '<geom type="sphere" size=".1" pos=".3 -.3 .1" material="faces"/>')
-    exact, fast = scene.exact(0, height, width), scene.fast("agentview", height, width)
-    assert fast.image.shape == (height, width, 3)
-    assert psnr(exact, fast.image) > (55 if min(height, width) > 32 else 46)
+    exact, software = scene.exact(0, height, width), scene.software("agentview", height, width)
+    assert software.image.shape == (height, width, 3)
+    assert psnr(exact, software.image) > (55 if min(height, width) > 32 else 46)
 
 
 @pytest.mark.parametrize("camera", ["agentview", "wrist"])
@@ -120,7 +120,7 @@ def test_a_stored_background_changes_no_byte(kind: str, camera: str) -> None:
     scene = make(bodies + ball)
     for height in (0.3, 0.1, 0.3):
         scene.data.qpos[2] = height
-        whole, stored = scene.fast(camera, stored=False), scene.fast(camera)
+        whole, stored = scene.software(camera, stored=False), scene.software(camera)
         for one, other in zip(whole, stored, strict=True):
             np.testing.assert_array_equal(one, other)
 
@@ -129,7 +129,7 @@ def test_a_stored_background_changes_no_byte(kind: str, camera: str) -> None:
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (60, 100)])
 def test_depth_and_geoms_are_mujocos(height: int, width: int) -> None:
     scene = make(PLAIN["sphere"] + TRANSPARENT["one behind another"].replace(FLOOR, ""))
-    frame = scene.fast("agentview", height, width)
+    frame = scene.software("agentview", height, width)
     depth, geoms = scene.exact_layers(0, height, width)
     is_there = frame.depth[..., 0] > 0
     np.testing.assert_allclose(1 / frame.depth[..., 0][is_there], depth[is_there], rtol=2e-3)
@@ -147,7 +147,7 @@ def test_geoms_and_bodies_are_named_by_their_ids() -> None:
     bodies = '<body name="a"><geom size=".01" pos="5 5 5"/></body>'
     bodies += '<body name="b" pos="0 0 .1"><geom name="g" size=".05"/></body>'
     scene = make(bodies + '<site type="sphere" size=".2" pos="0 0 -.3" rgba="1 0 0 1"/>')
-    geoms, names = scene.scene.named(scene.fast("wrist", 65, 65).ids[..., 0])
+    geoms, names = scene.scene.named(scene.software("wrist", 65, 65).ids[..., 0])
     ball = scene.model.geom("g").id, scene.model.body("b").id
     assert (geoms[32, 32], names[32, 32]) == ball == (1, 2)
     seen = {(int(geom), int(body)) for geom, body in zip(geoms.ravel(), names.ravel(), strict=True)}

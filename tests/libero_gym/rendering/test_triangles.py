@@ -79,11 +79,19 @@ GREY = (
 @pytest.mark.parametrize(
     ("bodies", "assets", "message"),
     [
-        (FLEX, "", "The scene has flexible bodies; renderer='fast' draws none. Use renderer='exact'."),
-        ('<geom type="hfield" hfield="hills"/>', HFIELD, "The scene has height fields; renderer='fast' draws none."),
-        ('<geom type="plane" size="0 1 1"/>', "", "The scene has infinite planes; renderer='fast' draws none."),
-        ('<light castshadow="true"/>', "", "The scene has lights that cast shadows; renderer='fast' draws none."),
-        ('<geom size="1" material="grey"/>', GREY, "Texture 'grey' has 4 channels; renderer='fast' draws those of 3."),
+        (FLEX, "", "The scene has flexible bodies; renderer='software' draws none. Use renderer='exact'."),
+        (
+            '<geom type="hfield" hfield="hills"/>',
+            HFIELD,
+            "The scene has height fields; renderer='software' draws none.",
+        ),
+        ('<geom type="plane" size="0 1 1"/>', "", "The scene has infinite planes; renderer='software' draws none."),
+        ('<light castshadow="true"/>', "", "The scene has lights that cast shadows; renderer='software' draws none."),
+        (
+            '<geom size="1" material="grey"/>',
+            GREY,
+            "Texture 'grey' has 4 channels; renderer='software' draws those of 3.",
+        ),
     ],
 )
 def test_what_is_not_drawn_is_named(bodies: str, assets: str, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch as th
 from fakes import FakeBackbone, fake_env
@@ -44,6 +45,7 @@ class Reinforce(VLALearner):
                 self._setup_model()
 
     def _take_rollout(self, rollout: Rollout) -> None:
+        super()._take_rollout(rollout)
         self.taken = rollout.actions.shape
 
     def train(self) -> None:
@@ -88,6 +90,23 @@ def test_it_learns() -> None:
     assert model.taken == (8, 32, 7)
 
 
+def test_train_finds_advantages_and_returns() -> None:
+    """With a discount and a lambda of one, an advantage is the sum of the rewards to the episode's end less the value.
+
+    The value head gives zero before it has learned, so what follows the rollout is worth nothing.
+    """
+    model = make()
+    model.learn(16)
+    buffer = model.rollout_buffer  # its returns were flattened by `train`, environment after environment
+    expected = np.zeros((9, 2))
+    for step in reversed(range(8)):
+        goes_on = 1 - buffer.episode_starts[step + 1] if step < 7 else 0
+        expected[step] = buffer.rewards[step] + expected[step + 1] * goes_on
+    assert buffer.rewards.any()
+    assert buffer.episode_starts[1:].any()
+    np.testing.assert_allclose(buffer.returns.flatten(), expected[:8].T.flatten(), rtol=1e-6)
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     whole, expected = make(scale=0.5), callbacks()
     whole.learn(96, expected)
@@ -105,7 +124,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
 def test_keeping_serves_it(tmp_path: Path) -> None:
     assert safe_learn(make(), 64, tmp_path, RunCheckpoints(tmp_path, every=1))
     assert load(latest_run(tmp_path)).num_timesteps == 48
-    with pytest.raises(RunError, match=r"made by Reinforce with the argument 'scale'.*load it with Reinforce\.load"):
+    with pytest.raises(RunError, match=r"made by Reinforce: it has the argument 'scale'.*Load it with Reinforce\.load"):
         VLAPPO.load(latest_run(tmp_path))
 
 

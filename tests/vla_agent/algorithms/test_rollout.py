@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch as th
 from fakes import fake_env
 from learners import make_model
+from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO
 from vla_agent.algorithms.buffers import TokenRolloutBuffer
@@ -128,6 +131,35 @@ def test_a_learner_s_buffer_holds_what_collect_gives(ratio_level: str) -> None:
     np.testing.assert_array_equal(buffer.observations["image"], rollout.observations["image"])
 
 
+def test_one_rollout_is_in_memory_at_a_time() -> None:
+    """Callbacks keep the locals that they are given, and frames of a rollout take gigabytes."""
+    frames: list[weakref.ref[np.ndarray]] = []
+    alive: list[int] = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.model.rollout_buffer.pos == 0:
+                gc.collect()
+                alive.append(sum(ref() is not None for ref in frames))
+            return True
+
+        def _on_rollout_end(self) -> None:
+            frames.append(weakref.ref(self.model.rollout_buffer.observations["image"]))
+            assert self.locals["n_steps"] == 8  # as SB3's
+            np.testing.assert_array_equal(self.locals["dones"], self.model._last_episode_starts)
+
+    model = make_model(n_steps=8, batch_size=16)
+    update = model.train
+
+    def train() -> None:
+        update()
+        frames.append(weakref.ref(model.rollout_buffer.observations["image"]))  # flattened
+
+    model.train = train  # type: ignore[method-assign]
+    model.learn(48, callback=Look())
+    assert alive == [0, 0, 0]
+
+
 def test_a_hook_sees_every_step_and_stops() -> None:
     class StopAtThird(RolloutHooks):
         def __init__(self) -> None:
@@ -148,12 +180,27 @@ def test_a_hook_sees_every_step_and_stops() -> None:
     assert hooks.stored == 2
 
 
+def test_a_rollout_that_is_stopped_is_timed() -> None:
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < 10
+
+    model = make_model(n_steps=8, batch_size=16)
+    logged: dict[str, Any] = {}
+    model.dump_logs = lambda *_: logged.update(model.logger.name_to_value)  # type: ignore[method-assign]
+    model.learn(48, callback=Stop())
+    assert model.num_timesteps == 10
+    assert 0 < logged["time/decode_s"] + logged["time/env_s"] <= logged["time/rollout_s"]
+
+
 def test_a_buffer_that_is_handed_in_is_filled() -> None:
     env = fake_env(2)
     buffer = TokenRolloutBuffer(5, env.observation_space, env.action_space, "cpu", n_envs=2)  # type: ignore[arg-type]
     rollout = play(Dice(), env, 5, buffer=buffer)
     assert buffer.full
-    assert rollout.observations is buffer.observations
+    assert all(rollout.observations[key] is values for key, values in buffer.observations.items())
     assert rollout.actions is buffer.actions
+    next(iter(buffer.get(10)))  # flattens its arrays, and must not change the rollout
+    assert rollout.observations["image"].shape[:2] == rollout.actions.shape[:2] == (5, 2)
     with pytest.raises(ValueError, match="n_steps=0 is out of range"):
         collect(Dice(), env, 0)  # type: ignore[arg-type]

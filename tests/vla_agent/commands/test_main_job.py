@@ -13,14 +13,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium as gym
 import imageio.v3 as iio
 import numpy as np
 import pytest
 from paths import EXAMPLES
 from stable_baselines3 import PPO
 
+import libero_gym
+from libero_gym import Task, get_tasks, register_suite
 from vla_agent import VLAPPO, EvaluationReport, VLAVecEnv, make_vec_env
-from vla_agent.commands import train_scorer
+from vla_agent.commands import render, train, train_scorer
 from vla_agent.commands.train import check, parse_arguments
 from vla_agent.openvla import load_processor
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer
@@ -200,6 +203,28 @@ def test_random_rollout_writes_a_captioned_video_and_a_contact_sheet(tmp_path: P
     assert (captions[0::2] == captions[1::2]).mean() > 0.99
     assert all((captions[task] != captions[task + 2]).mean() > 0.01 for task in range(0, 18, 2))
     assert (tmp_path / "LIBERO-Spatial-v0.png").stat().st_size > 20_000
+
+
+def test_random_rollout_names_the_ids() -> None:
+    with pytest.raises(ValueError, match=r"Unknown id 'libero_spatial'\..*Ids: LIBERO-Spatial-v0"):
+        render.main(render.Options(suite="libero_spatial"))
+
+
+@pytest.fixture
+def env_id_without_states() -> Iterator[str]:
+    tasks = [Task.from_bddl(get_tasks("libero_spatial")[0].bddl_file)]
+    suite = register_suite("without_states", tasks, env_id="WithoutStates-v0", max_steps=10)
+    yield suite.env_id
+    del gym.registry[suite.env_id]
+    del libero_gym.tasks._registered[suite.name]
+
+
+def test_a_suite_without_initial_states_is_trained_on_none(env_id_without_states: str, tmp_path: Path) -> None:
+    for env_id, n_states in ((env_id_without_states, 0), ("LIBERO-Spatial-v0", 50)):
+        (tmp_path / env_id / "model").mkdir(parents=True)
+        train.note_training_states(train.Options(env_id=env_id, init_states="", model="tiny", out=tmp_path / env_id))
+        noted = json.loads((tmp_path / env_id / "model" / "training.json").read_text())["training"]
+        assert list(noted.values()) == [list(range(n_states))]
 
 
 def test_a_model_for_other_environments_is_refused(env: VLAVecEnv) -> None:

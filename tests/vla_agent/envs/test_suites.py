@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import gymnasium as gym
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 import libero_gym
 from libero_gym import get_tasks, initial_states, register_suite
@@ -21,6 +22,15 @@ def test_suites_are_described_by_their_id() -> None:
     assert suite.instructions[2] == "turn on the stove and put the moka pot on it"
     with pytest.raises(ValueError, match="Did you mean 'LIBERO-Spatial-v0'"):
         describe_suite("LIBERO-Sptial-v0")
+
+
+def test_other_packages_ids_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their arguments are: here a list, which cannot be looked up."""
+    theirs = EnvSpec("Theirs-v0", "theirs:Env", kwargs={"suite": ["libero_goal"]})
+    monkeypatch.setitem(gym.registry, "Theirs-v0", theirs)
+    assert describe_suite("LIBERO-Goal-v0").name == "libero_goal"
+    with pytest.raises(ValueError, match="Unknown id 'Theirs-v0'"):
+        describe_suite("Theirs-v0")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from libero_gym.tasks import get_tasks
 from vla_agent import VLAPPO, EvaluationCallback, EvaluationReport, Evaluator, evaluate_policy
 from vla_agent.commands import cli
 from vla_agent.evaluation import ReportError, Trial, plan_trials
-from vla_agent.evaluation.policies import RegressionPolicy
+from vla_agent.evaluation.policies import RegressionPolicy, processor_of
 from vla_agent.openvla import OpenVLA, load_processor
 from vla_agent.openvla.files import TINY_FOLDER
 from vla_agent.openvla.image import center_crop, libero_image
@@ -370,6 +370,18 @@ def regressing() -> OpenVLA:
     config = replace(tiny.config, norm_stats=statistics, action_head="l1", **oft)
     th.manual_seed(0)
     return OpenVLA(config, Processor(config, tiny._encode, tiny.files)).eval()
+
+
+def test_an_object_that_acts_may_bring_its_own_processor() -> None:
+    class Own(Noise):
+        processor = SimProcessor()
+
+    class Other(Noise):
+        processor = "an image processor of some other library"
+
+    assert processor_of(Own(), "tiny") is Own.processor
+    assert processor_of(Other(), Own.processor) is Own.processor
+    assert isinstance(processor_of(Noise(), "tiny"), Processor)
 
 
 def test_a_continuous_head_is_evaluated_by_its_own_actions(

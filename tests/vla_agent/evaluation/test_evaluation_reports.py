@@ -154,6 +154,8 @@ def test_other_states_are_compared_as_independent_samples() -> None:
 def test_ids_are_written_as_ranges() -> None:
     assert describe_ids([7, 0, 1, 2, 3]) == "0-3, 7"
     assert describe_ids([]) == "none"
+    assert describe_ids([3, -1001, -1002, 2]) == "2-3, placement seeds 1000-1001"
+    assert describe_ids([-1]) == "placement seeds 0"
 
 
 def test_the_manifest_tells_weights_files_and_versions_apart(tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ def test_it_speaks_chunks_of_eight_actions() -> None:
 def test_it_puts_a_bowl_on_the_plate_from_states_that_it_never_saw() -> None:
     # Task 4 succeeded from 19 of 20 states when it was measured; another machine's last bits may lose one.
     report = evaluate_policy(
-        "tiny-libero", "LIBERO-Spatial-v0", task_ids=[4], init_state_ids=[0, 1], protocol="training", n_envs=2
+        "tiny-libero", "LIBERO-Spatial-v0", task_ids=[4], init_state_ids=range(4), protocol="training", n_envs=4
     )
-    assert report.success_rate >= 0.5
+    assert report.success_rate >= 3 / 4
 
 
 def test_the_scorer_follows_an_expert_from_a_state_that_it_never_saw() -> None:

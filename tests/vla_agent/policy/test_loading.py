@@ -12,6 +12,7 @@ import torch as th
 from fakes import FakeBackbone, FakeProcessor, fake_env
 
 from vla_agent import VLAPPO
+from vla_agent.evaluation.policies import load_subject
 from vla_agent.openvla import CheckpointError, OpenVLA, Processor
 from vla_agent.openvla.files import TINY_FOLDER
 from vla_agent.policy import BackboneLoader, load_backbone, load_processor, loading, register_backbone
@@ -59,6 +60,9 @@ def test_a_registered_kind_trains_by_its_name(tmp_path: Path) -> None:
     ).learn(8)
     assert isinstance(model.policy.backbone, FakeBackbone)
     assert [str(name) for name, _, _ in asked] == [folder]
+    subject = load_subject(folder, "cpu")  # as Evaluator does
+    assert isinstance(subject.model, FakeBackbone)
+    assert (subject.name, subject.folder) == (folder, Path(folder))
 
 
 @pytest.mark.parametrize("model_type", ["pi0_fast", ["openvla"], 3])

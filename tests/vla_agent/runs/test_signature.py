@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch as th
 from fakes import FakeBackbone, fake_env
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.utils import LinearSchedule
 
-from vla_agent import VLAPPO, RunError
+from vla_agent import VLAPPO, RunError, VLAPolicy
 from vla_agent.runs.signature import argument_forms, constructor_parameters, saved_arguments
 
 SETTINGS: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "seed": 0, "device": "cpu"}
@@ -30,7 +32,8 @@ class Forgetful(VLAPPO):
 
 
 def make(algorithm: type[VLAPPO], **kwargs: Any) -> VLAPPO:
-    return algorithm("VLAPolicy", fake_env(2), policy_kwargs={"model": FakeBackbone()}, **SETTINGS | kwargs)
+    kwargs = {"policy_kwargs": {"model": FakeBackbone()}} | SETTINGS | kwargs
+    return algorithm("VLAPolicy", fake_env(2), **kwargs)
 
 
 def load(algorithm: type[VLAPPO], path: Path, **kwargs: Any) -> Any:
@@ -44,8 +47,21 @@ def test_an_argument_of_a_subclass_is_saved_without_further_code(tmp_path: Path)
     assert (loaded.gamma, loaded.n_epochs) == (0.5, 3)
     with pytest.raises(RunError, match=r"temperature_of_the_day: 2\.25, not 1"):
         load(WithMore, tmp_path / "a", temperature_of_the_day=1)
-    with pytest.raises(RunError, match=r"made by WithMore with the argument 'temperature_of_the_day', which VLAPPO"):
+    with pytest.raises(RunError, match=r"made by WithMore: it has the argument 'temperature.*WithMore\.load"):
         load(VLAPPO, tmp_path / "a")
+
+
+def test_help_and_editors_see_the_constructors_arguments() -> None:
+    own = inspect.signature(VLAPPO).parameters
+    assert list(own.values()) == list(inspect.signature(VLAPPO.__init__).parameters.values())[1:]
+    assert set(inspect.signature(WithMore).parameters) == {*own, "temperature_of_the_day", "words"}
+
+    class Odd(VLAPPO):
+        """An argument without a default stands behind its parent's, which no signature can say."""
+
+        def __init__(self, scale: float, **kwargs: Any) -> None: ...
+
+    assert str(inspect.signature(Odd)) == "(*args: 'Any', **kwargs: 'Any') -> 'Any'"
 
 
 @pytest.mark.parametrize("policy", ["VLAPolicy", "MlpPolicy"])
@@ -114,6 +130,22 @@ def test_every_argument_of_vlappo_comes_back(tmp_path: Path) -> None:
             assert one == other == value, name
 
 
+class OwnPolicy(VLAPolicy):
+    """Somebody's own."""
+
+
+class WithOwnPolicy(VLAPPO):
+    policy_aliases: ClassVar = {**VLAPPO.policy_aliases, "OwnPolicy": OwnPolicy}
+
+
+def test_a_policy_of_a_subclass_goes_by_its_name(tmp_path: Path) -> None:
+    model = WithOwnPolicy("OwnPolicy", fake_env(2), policy_kwargs={"model": FakeBackbone()}, **SETTINGS)
+    model.save(tmp_path / "a")
+    assert type(load(WithOwnPolicy, tmp_path / "a").policy) is OwnPolicy
+    with pytest.raises(RunError, match=r"policy class OwnPolicy, which VLAPPO does not know"):
+        load(VLAPPO, tmp_path / "a")
+
+
 class OwnBuffer(DictRolloutBuffer):
     """Somebody's own."""
 
@@ -129,6 +161,20 @@ def test_a_class_must_be_given_again(tmp_path: Path) -> None:
         load(VLAPPO, tmp_path / "a", rollout_buffer_class=DictRolloutBuffer)
     make(VLAPPO).save(tmp_path / "b")
     assert type(load(VLAPPO, tmp_path / "b").rollout_buffer) is DictRolloutBuffer
+
+
+class OwnOptimizer(th.optim.SGD):
+    """Somebody's own."""
+
+
+def test_a_class_of_the_policy_must_be_given_again_too(tmp_path: Path) -> None:
+    model = make(VLAPPO, policy_kwargs={"model": FakeBackbone(), "optimizer_class": OwnOptimizer})
+    model.save(tmp_path / "a")
+    with pytest.raises(RunError, match=r"optimizer_class=.*OwnOptimizer.*policy_kwargs=dict\(optimizer_class=\.\.\.\)"):
+        load(VLAPPO, tmp_path / "a")
+    again = {"model": FakeBackbone(), "optimizer_class": OwnOptimizer}
+    loaded = VLAPPO.load(tmp_path / "a", fake_env(2), device="cpu", policy_kwargs=again)
+    assert type(loaded.policy.optimizer) is OwnOptimizer
 
 
 def test_what_json_lacks_is_saved_too(tmp_path: Path) -> None:
