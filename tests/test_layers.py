@@ -17,6 +17,7 @@ LIBERO_GYM = [
     {"privileged"},
     {"observations"},
     {"rendering"},
+    {"first_use"},
     {"env"},
     {"vector", "demonstrations", "doctor"},
 ]

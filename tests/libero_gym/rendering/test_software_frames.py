@@ -48,7 +48,7 @@ def along_an_episode(suite: str, task_id: int) -> tuple[Simulator, list[SimState
     return simulator, states
 
 
-def software(simulator: Simulator, size: int = 64, camera: str = "agentview") -> np.ndarray:
+def near_frame(simulator: Simulator, size: int = 64, camera: str = "agentview") -> np.ndarray:
     return rendering.render(simulator, (camera,), size, renderer="software")[0]
 
 
@@ -62,7 +62,7 @@ def test_frames_are_close_to_exact_ones(suite: str, task_id: int) -> None:
     found = []
     for state in states:
         simulator.set_state(state)
-        exact, software = (rendering.render(simulator, CAMERAS, 128, renderer=name) for name in ("exact", "software"))
+        exact, near = (rendering.render(simulator, CAMERAS, 128, renderer=name) for name in ("exact", "software"))
         for one, other in zip(exact, near, strict=True):
             found.append(psnr(one, other))
             assert (levels_off(one, other) > 12).mean() < 0.001
@@ -74,7 +74,7 @@ def test_frames_are_close_to_exact_ones(suite: str, task_id: int) -> None:
 @pytest.mark.parametrize("size", [16, 64, 224, 512])
 def test_frames_of_any_size_are_close_to_exact_ones(size: int) -> None:
     simulator = started("libero_spatial", 0)
-    exact, software = (rendering.render(simulator, CAMERAS, size, renderer=name) for name in ("exact", "software"))
+    exact, near = (rendering.render(simulator, CAMERAS, size, renderer=name) for name in ("exact", "software"))
     assert min(psnr(a, b) for a, b in zip(exact, near, strict=True)) > 44
 
 
@@ -131,7 +131,7 @@ def test_a_frame_depends_on_the_state_alone() -> None:
     frames = []
     for index in (0, 3, 0):
         simulator.set_state(states[index])
-        frames.append(software(simulator))
+        frames.append(near_frame(simulator))
     assert (frames[0] != frames[1]).any()
     np.testing.assert_array_equal(frames[0], frames[2])
 
@@ -145,7 +145,7 @@ def test_the_stored_background_follows_fixtures_and_burners() -> None:
         simulator = Simulator(compile_task(STOVE), fixture_draw(STOVE, draw))
         state[1 + simulator.model.joint("flat_stove_1_button").qposadr[0]] = angle
         simulator.reset(state)
-        frames.append(software(simulator))
+        frames.append(near_frame(simulator))
         assert psnr(frames[-1], rendering.render(simulator, ("agentview",), 64)[0]) > 44
     assert simulator.burners_shown == (True,)
     assert (frames[0] != frames[1]).any(axis=-1).mean() > 0.01
@@ -214,7 +214,7 @@ def test_a_frame_with_depth_and_segmentation_agrees_with_the_simulator() -> None
     frame = rendering.render_frame(simulator, "agentview", 96, 128)
     assert frame.image.shape == (96, 128, 3)
     np.testing.assert_array_equal(
-        rendering.render_frame(simulator, "agentview", 64, 64).image, software(simulator, 64), "as `render` draws it"
+        rendering.render_frame(simulator, "agentview", 64, 64).image, near_frame(simulator, 64), "as `render` draws it"
     )
     assert frame.depth.dtype == np.float32
     seen = {simulator.model.body(body).name for body in np.unique(frame.bodies) if body >= 0}

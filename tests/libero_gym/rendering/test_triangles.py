@@ -83,14 +83,14 @@ GREY = (
         (
             '<geom type="hfield" hfield="hills"/>',
             HFIELD,
-            "The scene has height fields; renderer='software' draws none.",
+            "The scene has height fields; renderer='software'",
         ),
         ('<geom type="plane" size="0 1 1"/>', "", "The scene has infinite planes; renderer='software' draws none."),
         ('<light castshadow="true"/>', "", "The scene has lights that cast shadows; renderer='software' draws none."),
         (
             '<geom size="1" material="grey"/>',
             GREY,
-            "Texture 'grey' has 4 channels; renderer='software' draws those of 3.",
+            "Texture 'grey' has 4 channels; renderer='software'",
         ),
     ],
 )
