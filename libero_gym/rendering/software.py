@@ -82,8 +82,7 @@ class Painter:
         self.packed = packed
         n_clusters = len(packed.geometry.cluster_rows) + 1
         self._bounds, self._todo = np.empty((n_clusters, 4), np.float32), np.empty((n_clusters, 4), np.int32)
-        self._tags, self._slots = (np.empty(shading.TABLE_SIZE, np.int32) for _ in range(2))
-        self._work: _Work | None = None
+        self._work: dict[int, shading.Work] = {}
         self._backgrounds: OrderedDict[tuple[Any, ...], _Background] = OrderedDict()
         is_flat = np.isin(packed.kind, (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX))
         mirrors = np.flatnonzero(is_flat & (packed.reflectance > 0) & (packed.alpha >= OPAQUE))
@@ -268,38 +267,10 @@ class Painter:
         scale: float = 1.0,
     ) -> None:
         """Colours the samples whose id is at least `lowest`."""
-        height, width = samples.ids.shape[:2]
-        work = self._work
-        if work is None or len(work.names) < 4 * height * width:
-            work = self._work = _Work.of(4 * height * width)
-        geometry = self.packed.geometry
-        n, n_corners = shading.collect_fragments(
-            samples.ids, window, lowest, geometry, poses.rotations, poses.places, self._tags, self._slots, work.names,
-            work.pixels, work.first_corners, work.corner_geoms, work.corners,
+        width = samples.ids.shape[1]
+        if width not in self._work:
+            self._work = {width: shading.Work.of(width)}
+        shading.shade_samples(
+            samples.ids, window, lowest, self.packed.geometry, poses.rotations, poses.places, view.lights, view.camera,
+            view.eye, view.numbers[0], sky, scale, self._work[width], samples.colours,
         )  # fmt: skip
-        shading.light_corners(n_corners, work.corners, view.lights, view.eye, work.sums)
-        shading.colour_corners(
-            n_corners, work.corner_geoms, geometry.materials, scale, work.corners, work.sums, view.camera, view.eye,
-            work.lit,
-        )  # fmt: skip
-        shading.shade_fragments(
-            n, work.names, work.pixels, work.first_corners, work.lit, geometry, view.camera, view.numbers[0], sky,
-            samples.colours,
-        )  # fmt: skip
-
-
-class _Work(NamedTuple):
-    """Arrays for up to n fragments, see `shading.collect_fragments`."""
-
-    names: np.ndarray
-    pixels: np.ndarray
-    first_corners: np.ndarray
-    corner_geoms: np.ndarray
-    corners: np.ndarray
-    sums: np.ndarray
-    lit: np.ndarray
-
-    @classmethod
-    def of(cls, n: int) -> _Work:
-        integers = [np.empty(size, np.int32) for size in (n, n, n, 3 * n)]
-        return cls(*integers, *(np.empty(shape, np.float32) for shape in ((8, 3 * n), (6, 3 * n), (3 * n, 6))))
