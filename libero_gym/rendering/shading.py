@@ -35,6 +35,7 @@ class Work(NamedTuple):
     pixels: np.ndarray  # int32 (n,): pixel and mask of samples, see `PIXEL_BITS`, by fragment
     triangles: np.ndarray  # int32 (n,): place among the band's triangles, -1 for the background, by fragment
     textured: np.ndarray  # int32 (n,): which fragments have a texture
+    records: np.ndarray  # float32 (n, 27): `packing.Geometry.records` of each triangle
     corners: np.ndarray  # float32 (8, 3 n): place (3) and normal (3) in the world, specular, shininess
     sums: np.ndarray  # float32 (6, 3 n): see `lighting.light_corners`
     planes: np.ndarray  # float64 (n, 9): see `prepare_triangles`
@@ -49,8 +50,8 @@ class Work(NamedTuple):
         n = _BAND + 4 * width
         table = [np.empty(TABLE_SIZE, np.int32) for _ in range(2)]
         integers = [np.empty(n, np.int32) for _ in range(4)]
-        floats = [np.empty(shape, np.float32) for shape in ((8, 3 * n), (6, 3 * n), (n, 9), (3, n), (3, n))]
-        return cls(*table, *integers, *floats[:2], np.empty((n, 9)), *floats[2:], Taps.of(n))  # type: ignore[arg-type]
+        floats = [np.empty(shape, np.float32) for shape in ((n, 27), (8, 3 * n), (6, 3 * n), (n, 9), (3, n), (3, n))]
+        return cls(*table, *integers, *floats[:3], np.empty((n, 9)), *floats[3:], Taps.of(n))  # type: ignore[arg-type]
 
 
 @kernel
@@ -104,20 +105,28 @@ def collect_fragments(ids, first_row, window, lowest, work):
 
 
 @kernel
-def gather_corners(n, geometry, rotations, places, names, corners):
+def gather_records(n, geometry, names, records):
+    """Copies the records of n triangles. It does nothing else, so that many cache misses are waited for at once."""
+    source, starts = geometry.records, geometry.geom_triangles
+    for i in range(n):
+        triangle = (names[i] & TRIANGLE_MASK) + starts[names[i] >> TRIANGLE_BITS]
+        for k in range(source.shape[1]):
+            records[i, k] = source[triangle, k]
+
+
+@kernel
+def place_corners(n, materials, rotations, places, names, records, corners):
     """Fills the three corners of each of n triangles: place and normal in the world, specular, shininess."""
-    records, materials, starts = geometry.records, geometry.materials, geometry.geom_triangles
     for i in range(n):
         geom = names[i] >> TRIANGLE_BITS
-        triangle = (names[i] & TRIANGLE_MASK) + starts[geom]
-        for k in range(3):
-            for axis in range(3):
-                place, normal = places[geom, axis], 0.0
-                for j in range(3):
-                    place += rotations[geom, axis, j] * records[triangle, 3 * k + j]
-                    normal += rotations[geom, axis, j] * records[triangle, 9 + 3 * k + j]
-                corners[axis, 3 * i + k] = place
+        for axis in range(3):
+            x, y, z, place = rotations[geom, axis, 0], rotations[geom, axis, 1], rotations[geom, axis, 2], places[geom, axis]
+            for k in range(3):
+                at = x * records[i, 3 * k] + y * records[i, 3 * k + 1] + z * records[i, 3 * k + 2]
+                corners[axis, 3 * i + k] = place + at
+                normal = x * records[i, 9 + 3 * k] + y * records[i, 10 + 3 * k] + z * records[i, 11 + 3 * k]
                 corners[3 + axis, 3 * i + k] = normal
+        for k in range(3):
             corners[6, 3 * i + k], corners[7, 3 * i + k] = materials[geom, 5], materials[geom, 6]
 
 
@@ -218,7 +227,7 @@ def interpolate(n, geometry, camera, focal, sky, height, width, work):
     names, pixels, triangles, textured, shades = work.names, work.pixels, work.triangles, work.textured, work.shades
     planes, colours = work.planes, work.colours
     where, taps, weights = work.taps.where, work.taps.levels, work.taps.weights
-    records, starts, materials = geometry.records, geometry.geom_triangles, geometry.materials
+    records, materials = work.records, geometry.materials
     textures, levels = geometry.textures, geometry.levels
     n_textured = 0
     for i in range(n):
@@ -239,15 +248,13 @@ def interpolate(n, geometry, camera, focal, sky, height, width, work):
             u, v = _at(planes, place, 3, ray_x, ray_y) * inverse, _at(planes, place, 6, ray_x, ray_y) * inverse
             for k in range(3):
                 shades[k, i] = colours[place, k] + u * colours[place, 3 + k] + v * colours[place, 6 + k]
-            name = names[place]
-            geom = name >> TRIANGLE_BITS
+            geom = names[place] >> TRIANGLE_BITS
             if materials[geom, 8] <= 0:
                 continue
             texture, is_cube = np.int64(materials[geom, 7]), materials[geom, 8] > 1
-            triangle = (name & TRIANGLE_MASK) + starts[geom]
-            s0, t0, r0 = records[triangle, 18], records[triangle, 19], records[triangle, 20]
-            su, tu, ru = records[triangle, 21] - s0, records[triangle, 22] - t0, records[triangle, 23] - r0
-            sv, tv, rv = records[triangle, 24] - s0, records[triangle, 25] - t0, records[triangle, 26] - r0
+            s0, t0, r0 = records[place, 18], records[place, 19], records[place, 20]
+            su, tu, ru = records[place, 21] - s0, records[place, 22] - t0, records[place, 23] - r0
+            sv, tv, rv = records[place, 24] - s0, records[place, 25] - t0, records[place, 26] - r0
             s, t, r = s0 + u * su + v * sv, t0 + u * tu + v * tv, r0 + u * ru + v * rv
             even_x, even_y = ((x & ~1) - middle_x) * step, ((y & ~1) - middle_y) * step
             largest = max(abs(s), max(abs(t), abs(r)))
@@ -302,7 +309,10 @@ def shade_samples(
     row = window[1]
     while row < window[3]:
         row, n, n_triangles = collect_fragments(ids, row, window, lowest, work)
-        gather_corners(n_triangles, geometry, rotations, places, work.names, work.corners)
+        gather_records(n_triangles, geometry, work.names, work.records)
+        place_corners(
+            n_triangles, geometry.materials, rotations, places, work.names, work.records, work.corners
+        )  # fmt: skip
         light_corners(3 * n_triangles, work.corners, lights, eye, work.sums)
         prepare_triangles(n_triangles, geometry.materials, scale, camera, eye, work)
         n_textured = interpolate(n, geometry, camera, focal, sky, ids.shape[0], ids.shape[1], work)

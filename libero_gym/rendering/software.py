@@ -17,6 +17,8 @@ from libero_gym.rendering.packing import OPAQUE, PackedScene
 
 # Bytes of stored backgrounds per scene; one of 128 pixels takes 1.6 MB.
 _MAX_BACKGROUND_BYTES = 64 * 2**20
+# Sizes of frames whose canvases a scene keeps; one of 128 pixels takes 2 MB.
+_MAX_CANVASES = 4
 _NO_PLANE = np.zeros(4)
 
 
@@ -56,19 +58,31 @@ class Samples(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What a camera sees, bottom row first."""
+    """What a camera sees, bottom row first. Depth and ids hold until the painter's next frame of this size."""
 
     image: np.ndarray  # uint8 (H, W, 3)
     depth: np.ndarray  # float32 (H, W, 4), 1/m, by sample
     ids: np.ndarray  # int32 (H, W, 4), by sample
 
 
+class _Canvas(NamedTuple):
+    """What frames of one size are drawn on, kept because new memory costs more than the drawing of a small thing."""
+
+    samples: Samples
+    further: Samples  # for what is drawn by itself first: reflections, transparent things
+    work: shading.Work
+
+    @classmethod
+    def of(cls, height: int, width: int) -> _Canvas:
+        return cls(Samples.empty(height, width), Samples.empty(height, width), shading.Work.of(width))
+
+
 class _Background(NamedTuple):
     samples: Samples  # their colours with reflections
-    plain: np.ndarray  # the colours without
+    plain: np.ndarray  # the colours without, in the mirror's window
     image: np.ndarray
     mirror_window: np.ndarray | None  # pixels that show the mirror
-    mirror_depth: np.ndarray  # of what is reflected there
+    mirror_depth: np.ndarray  # 1/m of what is reflected there
 
 
 class Painter:
@@ -82,7 +96,7 @@ class Painter:
         self.packed = packed
         n_clusters = len(packed.geometry.cluster_rows) + 1
         self._bounds, self._todo = np.empty((n_clusters, 4), np.float32), np.empty((n_clusters, 4), np.int32)
-        self._work: dict[int, shading.Work] = {}
+        self._canvases: dict[tuple[int, int], _Canvas] = {}
         self._backgrounds: OrderedDict[tuple[Any, ...], _Background] = OrderedDict()
         is_flat = np.isin(packed.kind, (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX))
         mirrors = np.flatnonzero(is_flat & (packed.reflectance > 0) & (packed.alpha >= OPAQUE))
@@ -99,73 +113,88 @@ class Painter:
         """
         opaque = alpha >= OPAQUE
         if still_key is None:
-            samples, image, ids = self._paint_whole(np.flatnonzero(opaque), view, poses)
+            samples, image = self._canvas(view).samples, self._paint_whole(np.flatnonzero(opaque), view, poses)
         else:
             background = self._background(still_key, np.flatnonzero(opaque & ~self.packed.is_moving), view, poses)
             moving = np.flatnonzero(opaque & self.packed.is_moving)
-            samples, image, ids = self._paint_moving(moving, background, view, poses)
+            samples, image = self._canvas(view).samples, self._paint_moving(moving, background, view, poses)
         for geom in np.flatnonzero((alpha > 0) & ~opaque):
             self._blend(int(geom), float(alpha[geom]), view, poses, samples, image)
-        return Frame(image, samples.depth, ids)
+        return Frame(image, samples.depth, samples.ids)
 
-    def _paint_whole(self, geoms: np.ndarray, view: View, poses: Poses) -> tuple[Samples, np.ndarray, np.ndarray]:
-        samples = Samples.empty(int(view.numbers[3]), int(view.numbers[2]))
-        self._rasterise(geoms, view, poses, samples)
-        self._shade(samples, samples.window, -1, view, poses, sky=self.packed.sky)
+    def _canvas(self, view: View) -> _Canvas:
+        size = int(view.numbers[3]), int(view.numbers[2])
+        if size not in self._canvases:
+            if len(self._canvases) >= _MAX_CANVASES:
+                self._canvases.clear()
+            self._canvases[size] = _Canvas.of(*size)
+        return self._canvases[size]
+
+    def _paint_whole(self, geoms: np.ndarray, view: View, poses: Poses) -> np.ndarray:
+        """Draws all on the canvas; gives the image."""
+        samples = self._canvas(view).samples
+        self._paint_still(geoms, view, poses, samples)
         window = self._mirror_window(samples.ids)
         if window is not None:
-            reflected = self._reflect(geoms, samples.ids, np.zeros_like(samples.depth), window, view, poses)
+            reflected = self._reflect(geoms, samples.ids, None, None, window, view, poses)
             if reflected is not None:
                 mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
+        return self._resolved(samples)
+
+    def _paint_still(self, geoms: np.ndarray, view: View, poses: Poses, samples: Samples) -> None:
+        """Draws geoms and what is behind them, without reflections."""
+        samples.depth[:], samples.ids[:] = 0, visibility.BACKGROUND
+        self._rasterise(geoms, view, poses, samples)
+        self._shade(samples, samples.window, -1, view, poses, sky=self.packed.sky)
+
+    def _resolved(self, samples: Samples) -> np.ndarray:
         image = np.empty((*samples.ids.shape[:2], 3), np.uint8)
         shading.resolve(samples.colours, samples.ids, -1, samples.window, image)
-        return samples, image, samples.ids
+        return image
 
     def _background(self, key: tuple[Any, ...], still: np.ndarray, view: View, poses: Poses) -> _Background:
         if key in self._backgrounds:
             self._backgrounds.move_to_end(key)
             return self._backgrounds[key]
         samples = Samples.empty(int(view.numbers[3]), int(view.numbers[2]))
-        self._rasterise(still, view, poses, samples)
-        self._shade(samples, samples.window, -1, view, poses, sky=self.packed.sky)
-        plain, mirror_depth = samples.colours.copy(), np.zeros_like(samples.depth)
-        window = self._mirror_window(samples.ids)
+        self._paint_still(still, view, poses, samples)
+        window, reflected = self._mirror_window(samples.ids), None
+        plain = mirror_depth = np.zeros(0)
         if window is not None:
-            reflected = self._reflect(still, samples.ids, mirror_depth, window, view, poses)
-            if reflected is not None:
-                mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
-        image = np.empty((*samples.ids.shape[:2], 3), np.uint8)
-        shading.resolve(samples.colours, samples.ids, -1, samples.window, image)
-        background = _Background(samples, plain, image, window, mirror_depth)
-        capacity = max(
-            _MAX_BACKGROUND_BYTES // (sum(a.nbytes for a in samples) + plain.nbytes + mirror_depth.nbytes), 1
-        )
+            part = (slice(window[1], window[3]), slice(window[0], window[2]))
+            plain = samples.colours[part].copy()
+            reflected = self._reflect(still, samples.ids, None, None, window, view, poses)
+            mirror_depth = np.zeros_like(samples.depth[part])
+        if window is not None and reflected is not None:
+            mirror_depth = reflected.depth[part].copy()
+            mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
+        background = _Background(samples, plain, self._resolved(samples), window, mirror_depth)
+        capacity = max(_MAX_BACKGROUND_BYTES // sum(array.nbytes for array in (*samples, plain, mirror_depth)), 1)
         while len(self._backgrounds) >= capacity:
             self._backgrounds.popitem(last=False)
         self._backgrounds[key] = background
         return background
 
-    def _paint_moving(
-        self, moving: np.ndarray, background: _Background, view: View, poses: Poses
-    ) -> tuple[Samples, np.ndarray, np.ndarray]:
-        still = background.samples
-        samples = Samples(still.depth.copy(), np.full_like(still.ids, visibility.BACKGROUND), still.colours.copy())
-        image = background.image.copy()
+    def _paint_moving(self, moving: np.ndarray, background: _Background, view: View, poses: Poses) -> np.ndarray:
+        """Draws what moves on the canvas, over the background; gives the image."""
+        still, samples, image = background.samples, self._canvas(view).samples, background.image.copy()
+        np.copyto(samples.depth, still.depth)
+        np.copyto(samples.colours, still.colours)
+        samples.ids[:] = visibility.BACKGROUND
         self._rasterise(moving, view, poses, samples)
         self._shade(samples, samples.window, 0, view, poses, sky=self.packed.sky)
-        ids = np.where(samples.ids < 0, still.ids, samples.ids)
         window = background.mirror_window
         if window is not None:  # moving things in the mirror replace the still reflection where they are nearer
             part = (slice(window[1], window[3]), slice(window[0], window[2]))
-            front = np.where(samples.ids < 0, still.ids, visibility.BACKGROUND)
-            reflected = self._reflect(moving, front, background.mirror_depth.copy(), window, view, poses)
+            reflected = self._reflect(moving, still.ids, samples.ids, background.mirror_depth, window, view, poses)
             if reflected is not None:
                 hit = reflected.ids[part] >= 0
-                samples.colours[part][hit] = background.plain[part][hit]
+                samples.colours[part][hit] = background.plain[hit]
                 mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
                 shading.resolve(samples.colours, reflected.ids, 0, window, image)
         shading.resolve(samples.colours, samples.ids, 0, samples.window, image)
-        return samples, image, ids
+        np.copyto(samples.ids, still.ids, where=samples.ids < 0)
+        return image
 
     def _mirror_window(self, ids: np.ndarray) -> np.ndarray | None:
         """Pixels that show the mirror; None if none does."""
@@ -175,45 +204,51 @@ class Painter:
         return window if window[0] < window[2] else None
 
     def _reflect(
-        self, geoms: np.ndarray, front: np.ndarray, depth: np.ndarray, window: np.ndarray, view: View, poses: Poses
+        self,
+        geoms: np.ndarray,
+        front: np.ndarray,
+        over: np.ndarray | None,
+        depth: np.ndarray | None,
+        window: np.ndarray,
+        view: View,
+        poses: Poses,
     ) -> Samples | None:
         """Samples of what geoms look like in the mirror, where they are nearer than `depth`; None if nothing is.
 
         Args:
             geoms: What may be reflected.
             front: Ids of what hides the mirror, or is it.
-            depth: 1/m of what is reflected already, (H, W, 4); changed.
+            over: Ids of what hides both; None for nothing.
+            depth: 1/m of what is reflected already, in the window; None if nothing is.
             window: Pixels that show the mirror.
             view: Where it is seen from.
             poses: Where everything is.
         """
         assert self._mirror is not None
-        geom, packed = self._mirror, self.packed
+        geom, packed, behind = self._mirror, self.packed, self._canvas(view).further
         is_box = packed.kind[geom] == mujoco.mjtGeom.mjGEOM_BOX
-        image = mirror.mirror_image(
-            poses.rotations[geom],
-            poses.places[geom],
-            float(packed.size[geom, 2]) if is_box else 0.0,
-            view.eye,
-            poses.rotations,
-            poses.places,
-            view.lights,
+        height = float(packed.size[geom, 2]) if is_box else 0.0
+        faces_eye, rotations, places, lights, plane = mirror.mirror_image(
+            poses.rotations[geom], poses.places[geom], height, view.eye, poses.rotations, poses.places, view.lights
         )
-        if image is None:
+        if not faces_eye:
             return None
-        behind = Samples.empty(*front.shape[:2])._replace(depth=depth)
-        there, seen = Poses(image.rotations, image.places), view._replace(lights=image.lights)
-        if not self._rasterise(geoms[geoms != geom], seen, there, behind, window, image.plane):
+        part = (slice(window[1], window[3]), slice(window[0], window[2]))
+        behind.ids[part] = visibility.BACKGROUND
+        behind.depth[part] = 0 if depth is None else depth
+        there, seen = Poses(rotations, places), view._replace(lights=lights)
+        if not self._rasterise(geoms[geoms != geom], seen, there, behind, window, plane):
             return None
-        mirror.hide_outside_face(front, behind.ids, packed.geometry, geom, window)
+        is_under = over is not None
+        mirror.hide_outside_face(front, over if is_under else front, is_under, behind.ids, packed.geometry, geom, window)
         self._shade(behind, window, 0, seen, there, sky=-1, scale=float(packed.reflectance[geom]))
         return behind
 
     def _blend(self, geom: int, alpha: float, view: View, poses: Poses, samples: Samples, image: np.ndarray) -> None:
         """Draws a transparent geom over what is there; MuJoCo blends it twice, once for each order of its faces."""
-        over = Samples(
-            samples.depth.copy(), np.full_like(samples.ids, visibility.BACKGROUND - 1), samples.colours.copy()
-        )
+        over = self._canvas(view).further
+        np.copyto(over.depth, samples.depth)
+        over.ids[:] = visibility.BACKGROUND
         if not self._rasterise(np.array([geom]), view, poses, over):
             return
         window = np.array(visibility.geom_window(over.ids, geom), np.int64)
@@ -267,10 +302,7 @@ class Painter:
         scale: float = 1.0,
     ) -> None:
         """Colours the samples whose id is at least `lowest`."""
-        width = samples.ids.shape[1]
-        if width not in self._work:
-            self._work = {width: shading.Work.of(width)}
         shading.shade_samples(
             samples.ids, window, lowest, self.packed.geometry, poses.rotations, poses.places, view.lights, view.camera,
-            view.eye, view.numbers[0], sky, scale, self._work[width], samples.colours,
+            view.eye, view.numbers[0], sky, scale, self._canvas(view).work, samples.colours,
         )  # fmt: skip

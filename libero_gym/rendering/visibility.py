@@ -27,13 +27,13 @@ _SMALL = f32(256.0)
 _LARGE = f32(2048.0)
 
 
-@kernel
+@inlined
 def sample_x(row):
     """Where, within its pixel, the sample of a row of samples lies (four rows a pixel)."""
     return 96 + 128 * (row & 1) - 64 * ((row >> 1) & 1)
 
 
-@kernel
+@inlined
 def fill_triangle(x0, y0, w0, x1, y1, w1, x2, y2, w2, area, name, depth, ids, left, bottom, right, top):
     """Draws a counter-clockwise triangle with whole coordinates; gives the number of samples that it won.
 
@@ -249,7 +249,7 @@ def _plane_distance(geom, point, rotations, places, plane):
     return distance
 
 
-@kernel
+@inlined
 def is_hidden(bound, scale_x, scale_y, centre_x, centre_y, window, depth):
     """Whether all samples in a small cluster's rectangle are nearer than its nearest point."""
     nearest, radius = f32(1) / bound[2], bound[3]
