@@ -60,7 +60,7 @@ def hide_outside_face(front, over, is_under, behind, geometry, geom, window):
     """Hides mirrored samples of `behind` where the mirror's upper face is not what is seen.
 
     Args:
-        front: Ids of what hides the mirror, or is it, (H, W, 4).
+        front: Ids of what hides the mirror, or is it, (4 H, W).
         over: Ids of what hides both, if `is_under`.
         is_under: Whether there is such a thing.
         behind: Ids of what is mirrored, changed.
@@ -68,26 +68,23 @@ def hide_outside_face(front, over, is_under, behind, geometry, geom, window):
         geom: The mirror.
         window: left, bottom, right, top in pixels.
     """
-    for y in range(window[1], window[3]):
+    for row in range(4 * window[1], 4 * window[3]):
         for x in range(window[0], window[2]):
-            for sample in range(4):
-                name = front[y, x, sample]
-                if (
-                    name < 0
-                    or name >> TRIANGLE_BITS != geom
-                    or (is_under and over[y, x, sample] >= 0)
-                    or geometry.records[(name & TRIANGLE_MASK) + geometry.geom_triangles[geom], 11] < 0.9
-                ):
-                    behind[y, x, sample] = _HIDDEN
+            name = front[row, x]
+            if (
+                name < 0
+                or name >> TRIANGLE_BITS != geom
+                or (is_under and over[row, x] >= 0)
+                or geometry.records[(name & TRIANGLE_MASK) + geometry.geom_triangles[geom], 11] < 0.9
+            ):
+                behind[row, x] = _HIDDEN
 
 
 @kernel
 def add_reflection(colours, reflected, behind, window):
     """Adds reflected colours to the mirror's own where something is reflected, saturating."""
-    for y in range(window[1], window[3]):
+    for row in range(4 * window[1], 4 * window[3]):
         for x in range(window[0], window[2]):
-            for sample in range(4):
-                if behind[y, x, sample] >= 0:
-                    for k in range(3):
-                        total = np.int32(colours[y, x, sample, k]) + reflected[y, x, sample, k]
-                        colours[y, x, sample, k] = min(255, total)
+            if behind[row, x] >= 0:
+                for k in range(3):
+                    colours[row, x, k] = min(255, np.int32(colours[row, x, k]) + reflected[row, x, k])

@@ -74,11 +74,11 @@ def collect_fragments(ids, first_row, window, lowest, work):
     y = first_row
     while y < window[3] and n < _BAND:
         for x in range(window[0], window[2]):
-            a, b, c, d = ids[y, x, 0], ids[y, x, 1], ids[y, x, 2], ids[y, x, 3]
+            a, b, c, d = ids[4 * y, x], ids[4 * y + 1, x], ids[4 * y + 2, x], ids[4 * y + 3, x]
             if a < lowest and b < lowest and c < lowest and d < lowest:
                 continue
             for sample in range(4):
-                name = ids[y, x, sample]
+                name = ids[4 * y + sample, x]
                 is_repeated = (sample > 0 and name == a) or (sample > 1 and name == b) or (sample > 2 and name == c)
                 if name < lowest or is_repeated:
                     continue
@@ -283,7 +283,7 @@ def write_samples(n, n_textured, work, colours):
             level = np.uint8(min(max(shades[channel, i], 0.0), 1.0) * 255 + 0.5)
             for sample in range(4):
                 if mask & (1 << sample):
-                    colours[y, x, sample, channel] = level
+                    colours[4 * y + sample, x, channel] = level
 
 
 @kernel
@@ -293,7 +293,7 @@ def shade_samples(
     """Colours the samples whose id is at least `lowest`.
 
     Args:
-        ids: As `visibility.rasterise` fills them, (H, W, 4).
+        ids: As `visibility.rasterise` fills them, (4 H, W).
         window: int64 (4,): left, bottom, right, top in pixels.
         lowest: 0 shades triangles alone, -1 the background too.
         geometry: The scene.
@@ -304,7 +304,7 @@ def shade_samples(
         sky: Texture of the background, -1 for black.
         scale: See `prepare_triangles`.
         work: Work space for the image's width.
-        colours: uint8 (H, W, 4, 3), changed there.
+        colours: uint8 (4 H, W, 3), changed there.
     """
     row = window[1]
     while row < window[3]:
@@ -315,7 +315,7 @@ def shade_samples(
         )  # fmt: skip
         light_corners(3 * n_triangles, work.corners, lights, eye, work.sums)
         prepare_triangles(n_triangles, geometry.materials, scale, camera, eye, work)
-        n_textured = interpolate(n, geometry, camera, focal, sky, ids.shape[0], ids.shape[1], work)
+        n_textured = interpolate(n, geometry, camera, focal, sky, ids.shape[0] >> 2, ids.shape[1], work)
         sample_textures(n_textured, geometry.texels, work.taps, work.texels)
         write_samples(n, n_textured, work, colours)
 
@@ -325,9 +325,9 @@ def resolve(colours, ids, lowest, window, image):
     """Averages the samples of pixels that have an id of at least `lowest` into `image`, uint8 (H, W, 3)."""
     for y in range(window[1], window[3]):
         for x in range(window[0], window[2]):
-            a, b, c, d = ids[y, x, 0], ids[y, x, 1], ids[y, x, 2], ids[y, x, 3]
+            a, b, c, d = ids[4 * y, x], ids[4 * y + 1, x], ids[4 * y + 2, x], ids[4 * y + 3, x]
             if a < lowest and b < lowest and c < lowest and d < lowest:
                 continue
             for k in range(3):
-                total = np.int32(colours[y, x, 0, k]) + colours[y, x, 1, k] + colours[y, x, 2, k] + colours[y, x, 3, k]
-                image[y, x, k] = (total + 2) >> 2
+                low = np.int32(colours[4 * y, x, k]) + colours[4 * y + 1, x, k]
+                image[y, x, k] = (low + colours[4 * y + 2, x, k] + colours[4 * y + 3, x, k] + 2) >> 2

@@ -39,22 +39,27 @@ class Poses(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Four samples for each of H x W pixels."""
+    """Four samples for each of H x W pixels, by row of samples."""
 
-    depth: np.ndarray  # float32 (H, W, 4): 1 / distance along the view in 1/m, 0 where nothing is
-    ids: np.ndarray  # int32 (H, W, 4): `geom << TRIANGLE_BITS | triangle`, -1 where nothing is
-    colours: np.ndarray  # uint8 (H, W, 4, 3)
+    depth: np.ndarray  # float32 (4 H, W): 1 / distance along the view in 1/m, 0 where nothing is
+    ids: np.ndarray  # int32 (4 H, W): `geom << TRIANGLE_BITS | triangle`, -1 where nothing is
+    colours: np.ndarray  # uint8 (4 H, W, 3)
 
     @classmethod
-    def empty(cls, height: int, width: int) -> Samples:
-        """Samples in which nothing is drawn; their colours are not set."""
-        ids = np.full((height, width, 4), visibility.BACKGROUND, np.int32)
-        return cls(np.zeros((height, width, 4), np.float32), ids, np.empty((height, width, 4, 3), np.uint8))
+    def of(cls, height: int, width: int) -> Samples:
+        """Samples that are not set."""
+        shape = 4 * height, width
+        return cls(np.empty(shape, np.float32), np.empty(shape, np.int32), np.empty((*shape, 3), np.uint8))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.ids.shape[0] // 4, self.ids.shape[1]
 
     @property
     def window(self) -> np.ndarray:
         """All pixels: left, bottom, right, top."""
-        return np.array([0, 0, self.ids.shape[1], self.ids.shape[0]], np.int64)
+        return np.array([0, 0, self.ids.shape[1], self.ids.shape[0] // 4], np.int64)
 
 
 class Frame(NamedTuple):
@@ -62,7 +67,7 @@ class Frame(NamedTuple):
 
     image: np.ndarray  # uint8 (H, W, 3)
     depth: np.ndarray  # float32 (H, W, 4), 1/m, by sample
-    ids: np.ndarray  # int32 (H, W, 4), by sample
+    ids: np.ndarray  # int32 (H, W, 4), by sample: `geom << TRIANGLE_BITS | triangle`, -1 where nothing is
 
 
 class _Canvas(NamedTuple):
@@ -74,7 +79,7 @@ class _Canvas(NamedTuple):
 
     @classmethod
     def of(cls, height: int, width: int) -> _Canvas:
-        return cls(Samples.empty(height, width), Samples.empty(height, width), shading.Work.of(width))
+        return cls(Samples.of(height, width), Samples.of(height, width), shading.Work.of(width))
 
 
 class _Background(NamedTuple):
@@ -83,6 +88,12 @@ class _Background(NamedTuple):
     image: np.ndarray
     mirror_window: np.ndarray | None  # pixels that show the mirror
     mirror_depth: np.ndarray  # 1/m of what is reflected there
+
+
+def _part(window: np.ndarray) -> tuple[slice, slice]:
+    """The samples of a window of pixels."""
+    left, bottom, right, top = window
+    return slice(4 * bottom, 4 * top), slice(left, right)
 
 
 class Painter:
@@ -120,7 +131,8 @@ class Painter:
             samples, image = self._canvas(view).samples, self._paint_moving(moving, background, view, poses)
         for geom in np.flatnonzero((alpha > 0) & ~opaque):
             self._blend(int(geom), float(alpha[geom]), view, poses, samples, image)
-        return Frame(image, samples.depth, samples.ids)
+        depth, ids = (array.reshape(image.shape[0], 4, -1).transpose(0, 2, 1) for array in (samples.depth, samples.ids))
+        return Frame(image, depth, ids)
 
     def _canvas(self, view: View) -> _Canvas:
         size = int(view.numbers[3]), int(view.numbers[2])
@@ -148,7 +160,7 @@ class Painter:
         self._shade(samples, samples.window, -1, view, poses, sky=self.packed.sky)
 
     def _resolved(self, samples: Samples) -> np.ndarray:
-        image = np.empty((*samples.ids.shape[:2], 3), np.uint8)
+        image = np.empty((*samples.size, 3), np.uint8)
         shading.resolve(samples.colours, samples.ids, -1, samples.window, image)
         return image
 
@@ -156,12 +168,12 @@ class Painter:
         if key in self._backgrounds:
             self._backgrounds.move_to_end(key)
             return self._backgrounds[key]
-        samples = Samples.empty(int(view.numbers[3]), int(view.numbers[2]))
+        samples = Samples.of(int(view.numbers[3]), int(view.numbers[2]))
         self._paint_still(still, view, poses, samples)
         window, reflected = self._mirror_window(samples.ids), None
         plain = mirror_depth = np.zeros(0)
         if window is not None:
-            part = (slice(window[1], window[3]), slice(window[0], window[2]))
+            part = _part(window)
             plain = samples.colours[part].copy()
             reflected = self._reflect(still, samples.ids, None, None, window, view, poses)
             mirror_depth = np.zeros_like(samples.depth[part])
@@ -185,7 +197,7 @@ class Painter:
         self._shade(samples, samples.window, 0, view, poses, sky=self.packed.sky)
         window = background.mirror_window
         if window is not None:  # moving things in the mirror replace the still reflection where they are nearer
-            part = (slice(window[1], window[3]), slice(window[0], window[2]))
+            part = _part(window)
             reflected = self._reflect(moving, still.ids, samples.ids, background.mirror_depth, window, view, poses)
             if reflected is not None:
                 hit = reflected.ids[part] >= 0
@@ -233,7 +245,7 @@ class Painter:
         )
         if not faces_eye:
             return None
-        part = (slice(window[1], window[3]), slice(window[0], window[2]))
+        part = _part(window)
         behind.ids[part] = visibility.BACKGROUND
         behind.depth[part] = 0 if depth is None else depth
         there, seen = Poses(rotations, places), view._replace(lights=lights)
@@ -252,7 +264,7 @@ class Painter:
         if not self._rasterise(np.array([geom]), view, poses, over):
             return
         window = np.array(visibility.geom_window(over.ids, geom), np.int64)
-        part = (slice(window[1], window[3]), slice(window[0], window[2]))
+        part = _part(window)
         self._shade(over, window, 0, view, poses, sky=-1)
         hit = over.ids[part] >= 0
         blended = samples.colours[part].astype(np.float32)

@@ -1,8 +1,9 @@
 """Which triangle is seen at each sample of each pixel: a rasteriser with four samples, compiled by numba.
 
 Coordinates are OpenGL's window coordinates in units of 1/256 pixel, y up, to which llvmpipe rounds vertices. A pixel's
-four samples are llvmpipe's: (96, 32), (224, 96), (32, 160), (160, 224). A triangle owns samples on its left and bottom
-edges. Depth is 1/z, so that nearer is larger, and 0 is infinitely far.
+four samples are llvmpipe's: (96, 32), (224, 96), (32, 160), (160, 224). No two of them are equally high, so arrays of
+samples have four rows for each row of pixels, (4 H, W): neighbours in memory are neighbours on the screen. A triangle
+owns samples on its left and bottom edges. Depth is 1/z, so that nearer is larger, and 0 is infinitely far.
 
 The kernels read flat arrays, since numba counts references of every array at every call, and inner loops are written so
 that LLVM vectorises them: float32 throughout (exact for whole numbers below 2^24), `np.floor` instead of `math.floor`,
@@ -62,7 +63,7 @@ def fill_triangle(x0, y0, w0, x1, y1, w1, x2, y2, w2, area, name, depth, ids, le
         first, last = max((min_x - offset + 255) >> 8, left), min((max_x - offset) >> 8, right - 1)
         if first > last:
             continue
-        sample, pixel_y, y = row & 3, row >> 2, 32 + 64 * row
+        y = 32 + 64 * row
         e0, e1, e2 = b0 * y + c0 + a0 * offset, b1 * y + c1 + a1 * offset, b2 * y + c2 + a2 * offset
         at_row = slope_y * y + at_origin + slope_x * offset
         if last - first > 8:  # solve for the span instead of testing each pixel
@@ -77,18 +78,18 @@ def fill_triangle(x0, y0, w0, x1, y1, w1, x2, y2, w2, area, name, depth, ids, le
                     last = first - 1
             for pixel_x in range(first, last + 1):
                 w = f32(at_row + slope_x * (pixel_x << 8))
-                if w > depth[pixel_y, pixel_x, sample]:
-                    depth[pixel_y, pixel_x, sample] = w
-                    ids[pixel_y, pixel_x, sample] = name
+                if w > depth[row, pixel_x]:
+                    depth[row, pixel_x] = w
+                    ids[row, pixel_x] = name
                     won += 1
         else:
             for pixel_x in range(first, last + 1):
                 x = pixel_x << 8
                 if ((e0 + a0 * x) | (e1 + a1 * x) | (e2 + a2 * x)) >= 0:
                     w = f32(at_row + slope_x * x)
-                    if w > depth[pixel_y, pixel_x, sample]:
-                        depth[pixel_y, pixel_x, sample] = w
-                        ids[pixel_y, pixel_x, sample] = name
+                    if w > depth[row, pixel_x]:
+                        depth[row, pixel_x] = w
+                        ids[row, pixel_x] = name
                         won += 1
     return won
 
@@ -262,11 +263,10 @@ def is_hidden(bound, scale_x, scale_y, centre_x, centre_y, window, depth):
     last_y = min(np.int32((high * (nearest if high > 0 else farthest) * scale_y + centre_y) / 256) + 1, window[3])
     if (last_x - first_x) * (last_y - first_y) > 256:  # to look would cost more than to draw
         return False
-    for y in range(first_y, last_y):
+    for row in range(4 * first_y, 4 * last_y):
         farthest_seen = f32(np.inf)
         for x in range(first_x, last_x):
-            samples = depth[y, x]
-            farthest_seen = min(farthest_seen, min(min(samples[0], samples[1]), min(samples[2], samples[3])))
+            farthest_seen = min(farthest_seen, depth[row, x])
         if farthest_seen < nearest:
             return False
     return True
@@ -367,15 +367,15 @@ def fill_cluster(n, corners, verdict, name, depth, ids, window):
         while rows:
             if rows & 1:
                 offset = sample_x(row)
-                x, y, sample = (min_x - offset + 255) >> 8, row >> 2, row & 3
-                if left <= x < right and bottom <= y < top:
+                x = (min_x - offset + 255) >> 8
+                if left <= x < right and bottom <= row >> 2 < top:
                     px, py = (x << 8) + offset, 32 + 64 * row
                     e0 = (x1 - x0) * (py - y0) - (y1 - y0) * (px - x0)
                     e1 = (x2 - x1) * (py - y1) - (y2 - y1) * (px - x1)
                     w = f32((e1 * w0 + (area - e0 - e1) * w1 + e0 * w2) / area)
-                    if w > depth[y, x, sample]:
-                        depth[y, x, sample] = w
-                        ids[y, x, sample] = name + i
+                    if w > depth[row, x]:
+                        depth[row, x] = w
+                        ids[row, x] = name + i
                         won += 1
             rows >>= 1
             row += 1
@@ -397,8 +397,8 @@ def rasterise(
         view: float64 (4,): focal length (of half the image's height), near plane in m, width, height.
         window: int64 (4,): left, bottom, right, top: which pixels to draw.
         is_mirrored: Whether the poses are a mirror's image, seen only in front of the plane `clip` (4,).
-        depth: float32 (H, W, 4): 1/z, changed where something is nearer.
-        ids: int32 (H, W, 4): `geom << TRIANGLE_BITS | triangle`, likewise.
+        depth: float32 (4 H, W): 1/z by row of samples, changed where something is nearer.
+        ids: int32 (4 H, W): `geom << TRIANGLE_BITS | triangle`, likewise.
         bounds, todo: Work space, see `seen_clusters`.
 
     Returns:
@@ -449,12 +449,10 @@ def rasterise(
 @kernel
 def geom_window(ids, geom):
     """left, bottom, right, top of the pixels that show a geom; left is not below right where none does."""
-    left, bottom, right, top = ids.shape[1], ids.shape[0], 0, 0
-    for y in range(ids.shape[0]):
+    left, bottom, right, top = ids.shape[1], ids.shape[0] >> 2, 0, 0
+    for row in range(ids.shape[0]):
         for x in range(ids.shape[1]):
-            for sample in range(4):
-                name = ids[y, x, sample]
-                if name >= 0 and name >> TRIANGLE_BITS == geom:
-                    left, right = min(left, x), max(right, x + 1)
-                    bottom, top = min(bottom, y), max(top, y + 1)
+            if ids[row, x] >= 0 and ids[row, x] >> TRIANGLE_BITS == geom:
+                left, right = min(left, x), max(right, x + 1)
+                bottom, top = min(bottom, row >> 2), max(top, (row >> 2) + 1)
     return left, bottom, right, top
