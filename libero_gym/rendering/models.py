@@ -15,6 +15,7 @@ from libero_gym.common import cache
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation import records
 from libero_gym.compilation.compile import compiled_scene, visual_model_bytes
+from libero_gym.rendering import first_frame
 from libero_gym.rendering.packing import Geometry, PackedScene, pack_scene
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.tasks import Task
@@ -92,6 +93,7 @@ def _packed_key(scene: str) -> str:
 
 
 def _load_packed(compiled: CompiledTask) -> PackedScene:
+    first_frame.compile_kernels()  # here and not at the first frame, so that a template's forks have it done
     blob = cache.map_entry(_packed_key(compiled.visual_key))
     if blob is None:
         blob = np.frombuffer(_pack(compiled), np.uint8)

@@ -110,7 +110,7 @@ class PackedScene(NamedTuple):
 
 
 def pack_scene(model: mujoco.MjModel, max_texture_side: int | None = None) -> PackedScene:
-    """Packs the visual geoms and the sites of a model; no OpenGL is needed.
+    """Packs the visual geoms and the sites of a model into arrays that cannot be written; no OpenGL is needed.
 
     Raises:
         NotDrawnError: If the scene has something that is not drawn.
@@ -142,7 +142,7 @@ def pack_scene(model: mujoco.MjModel, max_texture_side: int | None = None) -> Pa
     body, rotation, place = _local_poses(model, is_site, name)
     lights, light_ids = _lights(model)
     textures = pack_textures(model, used, max_texture_side)
-    return PackedScene(
+    packed = PackedScene(
         geometry=packer.geometry(geom_mesh, np.array(materials, np.float32), textures),
         body=body,
         rotation=rotation,
@@ -159,6 +159,10 @@ def pack_scene(model: mujoco.MjModel, max_texture_side: int | None = None) -> Pa
         light_ids=light_ids,
         numbers=np.array([np.float32(model.vis.map.znear * model.stat.extent), skies[0] if skies else -1], np.float64),
     )
+    # Mapped arrays cannot be written; numba would compile everything again for arrays that can.
+    for array in (*packed.geometry, *packed[1:]):
+        array.flags.writeable = False
+    return packed
 
 
 def _visible_geoms(model: mujoco.MjModel) -> list[Any]:

@@ -1,7 +1,7 @@
 """What colour a texture has at a point, filtered as llvmpipe filters: trilinearly, with weights of eight bits.
 
-Points are sampled many at a time, in three loops: where the texels lie, what they are, how they blend. The first and the
-last vectorise; the middle one only reads, so that the processor waits for many cache misses at once.
+Points are sampled many at a time, in three loops: where the texels lie, what they are, how they blend. The first and
+the last vectorise; the middle one only reads, so that the processor waits for many cache misses at once.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ class Taps(NamedTuple):
     @classmethod
     def of(cls, n: int) -> Taps:
         """Room for n points."""
-        signed = [np.empty(shape, np.int32) for shape in ((2, 3, n), (2, n))]
-        unsigned = [np.empty(shape, np.uint32) for shape in ((4, n), (2, n), (2, 2, n))]
-        return cls(np.empty((2, n), np.float32), signed[0], signed[1], *unsigned)
+        return cls(
+            where=np.empty((2, n), np.float32),
+            levels=np.empty((2, 3, n), np.int32),
+            weights=np.empty((2, n), np.int32),
+            texels=np.empty((4, n), np.uint32),
+            fractions=np.empty((2, n), np.uint32),
+            blended=np.empty((2, 2, n), np.uint32),
+        )
 
 
 @inlined
@@ -47,8 +52,6 @@ def cube_face(s, t, r):
     else:
         face, u, v, major = (4 if r >= 0 else 5), (s if r >= 0 else -s), -t, z
     return face, u * 0.5 / major + 0.5, v * 0.5 / major + 0.5
-
-
 
 
 @inlined

@@ -1,9 +1,9 @@
 """What colour the samples have: OpenGL's fixed-function lighting and textures as llvmpipe computes them, in numba.
 
 Each distinct triangle of a pixel is shaded once, at the pixel's centre even where that lies outside of the triangle, as
-multisampling does without centroid sampling: a fragment. Corners are lit (Gouraud), colours interpolated in perspective,
-textures filtered trilinearly. Fragments are shaded in bands of rows, so that work space is small and stays in the
-processor's cache.
+multisampling does without centroid sampling: a fragment. Corners are lit (Gouraud), colours interpolated in
+perspective, textures filtered trilinearly. Fragments are shaded in bands of rows, so that work space is small and stays
+in the processor's cache.
 """
 
 from __future__ import annotations
@@ -48,10 +48,22 @@ class Work(NamedTuple):
     def of(cls, width: int) -> Work:
         """Work space for images of a width."""
         n = _BAND + 4 * width
-        table = [np.empty(TABLE_SIZE, np.int32) for _ in range(2)]
-        integers = [np.empty(n, np.int32) for _ in range(4)]
-        floats = [np.empty(shape, np.float32) for shape in ((n, 27), (8, 3 * n), (6, 3 * n), (n, 9), (3, n), (3, n))]
-        return cls(*table, *integers, *floats[:3], np.empty((n, 9)), *floats[3:], Taps.of(n))  # type: ignore[arg-type]
+        return cls(
+            tags=np.empty(TABLE_SIZE, np.int32),
+            slots=np.empty(TABLE_SIZE, np.int32),
+            names=np.empty(n, np.int32),
+            pixels=np.empty(n, np.int32),
+            triangles=np.empty(n, np.int32),
+            textured=np.empty(n, np.int32),
+            records=np.empty((n, 27), np.float32),
+            corners=np.empty((8, 3 * n), np.float32),
+            sums=np.empty((6, 3 * n), np.float32),
+            planes=np.empty((n, 9), np.float64),
+            colours=np.empty((n, 9), np.float32),
+            shades=np.empty((3, n), np.float32),
+            texels=np.empty((3, n), np.float32),
+            taps=Taps.of(n),
+        )
 
 
 @kernel
@@ -120,10 +132,10 @@ def place_corners(n, materials, rotations, places, names, records, corners):
     for i in range(n):
         geom = names[i] >> TRIANGLE_BITS
         for axis in range(3):
-            x, y, z, place = rotations[geom, axis, 0], rotations[geom, axis, 1], rotations[geom, axis, 2], places[geom, axis]
+            x, y, z = rotations[geom, axis, 0], rotations[geom, axis, 1], rotations[geom, axis, 2]
             for k in range(3):
                 at = x * records[i, 3 * k] + y * records[i, 3 * k + 1] + z * records[i, 3 * k + 2]
-                corners[axis, 3 * i + k] = place + at
+                corners[axis, 3 * i + k] = places[geom, axis] + at
                 normal = x * records[i, 9 + 3 * k] + y * records[i, 10 + 3 * k] + z * records[i, 11 + 3 * k]
                 corners[3 + axis, 3 * i + k] = normal
         for k in range(3):

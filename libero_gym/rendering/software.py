@@ -251,8 +251,8 @@ class Painter:
         there, seen = Poses(rotations, places), view._replace(lights=lights)
         if not self._rasterise(geoms[geoms != geom], seen, there, behind, window, plane):
             return None
-        is_under = over is not None
-        mirror.hide_outside_face(front, over if is_under else front, is_under, behind.ids, packed.geometry, geom, window)
+        hiding = front if over is None else over
+        mirror.hide_outside_face(front, hiding, over is not None, behind.ids, packed.geometry, geom, window)
         self._shade(behind, window, 0, seen, there, sky=-1, scale=float(packed.reflectance[geom]))
         return behind
 
