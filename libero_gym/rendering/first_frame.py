@@ -41,10 +41,12 @@ def compile_kernels() -> None:
     if not _is_cached():
         logger.warning("Compiling the renderer: once, some 20 to 40 s.")
     model = mujoco.MjModel.from_xml_string(_SCENE)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
     packed = pack_scene(model)
     n = len(packed.body)
     view = View(np.eye(3), np.array([0.0, 0.0, 3.0]), np.array([1.0, 0.01, _SIDE, _SIDE]), packed.lights.copy())
-    poses = Poses(np.tile(np.eye(3), (n, 1, 1)), model.geom_pos[packed.name].copy())
+    poses = Poses(np.tile(np.eye(3), (n, 1, 1)), data.geom_xpos[packed.name])
     painter = Painter(packed)
     for still_key in (None, ()):
         painter.paint(view, poses, packed.alpha, still_key)
