@@ -21,9 +21,10 @@ from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.tasks import Task
 
 # Raise it when packed scenes change, for they are cached.
-VERSION = 1
-# Textures are packed without levels of more texels on a side: the closest camera sees none of them at 512 pixels.
-MAX_TEXTURE_SIDE = 1024
+VERSION = 2
+# Textures are packed without levels of more texels on a side. Frames of up to 512 pixels are the same to the byte as
+# with all levels; with 1024 those of the wrist's camera, which comes near, are not from 224 pixels on.
+MAX_TEXTURE_SIDE = 2048
 
 # Scenes that a process keeps in memory to draw them; each takes 100-600 MB with OpenGL on a CPU.
 _scenes = os.environ.get("LIBERO_GYM_MAX_SCENES") or "4"
