@@ -20,9 +20,10 @@ from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.tasks import Task
 
 # Raise it when packed scenes change, for they are cached.
-VERSION = 1
-# Textures are packed without levels of more texels on a side: the closest camera sees none of them at 512 pixels.
-MAX_TEXTURE_SIDE = 1024
+VERSION = 2
+# Textures are packed without levels of more texels on a side: a wrist camera close to a table sees none of them at 512
+# pixels. (It does see those of 2048.)
+MAX_TEXTURE_SIDE = 2048
 
 # Scenes that a process keeps in memory to draw them; each takes 100-600 MB with OpenGL on a CPU.
 _scenes = os.environ.get("LIBERO_GYM_MAX_SCENES") or "4"
