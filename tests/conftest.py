@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from libero_gym.env import LiberoEnv
+from libero_gym.rendering import egl, osmesa
+from libero_gym.rendering.renderer import DEBIAN_PACKAGES, available_backends
 from libero_gym.tasks import Task, get_tasks
 
 if TYPE_CHECKING:
     import torch as th
 
     from vla_agent.openvla import OpenVLA
+
+
+_NO_OPENGL = f"no OpenGL library is installed (Debian: apt-get install {DEBIAN_PACKAGES})"
+
+
+@functools.cache
+def has_opengl() -> bool:
+    """Whether a library that `renderer="exact"` draws with is installed, of those that ``$MUJOCO_GL`` allows."""
+    for backend in available_backends():
+        with contextlib.suppress(OSError):
+            {"egl": egl, "osmesa": osmesa}[backend].load()
+            return True
+    return False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests marked `opengl` where no OpenGL library is installed."""
+    if not has_opengl():
+        for item in items:
+            if item.get_closest_marker("opengl"):
+                item.add_marker(pytest.mark.skip(reason=_NO_OPENGL))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Where no OpenGL library is installed, a test that stops for want of it is skipped, marked or not."""
+    report = yield
+    if call.excinfo and not has_opengl() and "No OpenGL back end can render here" in str(call.excinfo.value):
+        path, line, _ = item.location
+        report.outcome, report.longrepr = "skipped", (path, line or 0, f"Skipped: {_NO_OPENGL}")
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -146,8 +146,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         reward: ``"sparse"``, ``"progress"`` or ``"process"``.
         reward_model: For ``"process"``: an object with ``score(images, instructions)``, or what an installed package
             loads it from, such as a folder of `vla_agent`'s.
-        renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for decimated
-            meshes, which are cheaper to draw without a GPU.
+        renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for nearly
+            the same ones, drawn by the processor without OpenGL at a fraction of the cost.
         physics: ``"exact"`` for stock's states to the bit, used for every reported result; ``"fast"`` solves for the
             contact forces once per substep where stock solves three times, so states are equal within the solver's
             tolerance until contacts amplify the difference.

@@ -61,7 +61,7 @@ def _fill_span(row, first, last, at_row, slope_x, name, depth, ids):
     return won
 
 
-@inlined
+@kernel
 def fill_triangle(x0, y0, w0, x1, y1, w1, x2, y2, w2, area, name, depth, ids, left, bottom, right, top):
     """Draws a counter-clockwise triangle with whole coordinates; gives the number of samples that it won.
 

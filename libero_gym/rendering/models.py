@@ -21,7 +21,7 @@ from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.tasks import Task
 
 # Raise it when packed scenes change, for they are cached.
-VERSION = 2
+VERSION = 3
 # Textures are packed without levels of more texels on a side. Frames of up to 512 pixels are the same to the byte as
 # with all levels; with 1024 those of the wrist's camera, which comes near, are not from 224 pixels on.
 MAX_TEXTURE_SIDE = 2048

@@ -165,13 +165,35 @@ def pack_scene(model: mujoco.MjModel, max_texture_side: int | None = None) -> Pa
     return packed
 
 
+def _check_drawable(model: mujoco.MjModel) -> None:
+    """Refuses what MuJoCo draws and this renderer does not.
+
+    Raises:
+        NotDrawnError: If the scene has such a thing; the message names it.
+    """
+    infinite = (model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (model.geom_size[:, :2].min(axis=1) <= 0)
+    has_other_cameras = bool(model.cam_sensorsize.any() or model.cam_orthographic.any())
+    is_shadowed = model.vis.quality.shadowsize > 0
+    found = {
+        "skins": model.nskin > 0,
+        "height fields": model.nhfield > 0,
+        "flexible bodies": model.nflex > 0,
+        "infinite planes": bool(infinite.any()),
+        "cameras with sensors or without perspective": has_other_cameras,
+        "lights that cast shadows": is_shadowed and bool((model.light_castshadow * model.light_active).any()),
+    }
+    named = [name for name, is_there in found.items() if is_there]
+    if named:
+        raise NotDrawnError(f"The scene has {', '.join(named)}; renderer='fast' draws none. Use renderer='exact'.")
+
+
 def _visible_geoms(model: mujoco.MjModel) -> list[Any]:
-    """The geoms and sites of a model that cameras see, with their looks resolved, as `MjvScene` lists them."""
-    if model.nskin or model.nhfield or model.nflex:
-        raise NotDrawnError(
-            "The scene has skins, height fields or flexible bodies, which renderer='fast' does not draw; use "
-            "renderer='exact'."
-        )
+    """The geoms and sites of a model that cameras see, with their looks resolved, as `MjvScene` lists them.
+
+    Raises:
+        NotDrawnError: If there is something else to be seen.
+    """
+    _check_drawable(model)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     option = mujoco.MjvOption()
@@ -180,7 +202,13 @@ def _visible_geoms(model: mujoco.MjModel) -> list[Any]:
     camera = mujoco.MjvCamera()
     camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, 0
     mujoco.mjv_updateScene(model, data, option, mujoco.MjvPerturb(), camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
-    return [scene.geoms[index] for index in range(scene.ngeom)]
+    geoms = [scene.geoms[index] for index in range(scene.ngeom)]
+    if any(geom.objtype not in (mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SITE) for geom in geoms):
+        raise NotDrawnError(
+            "The scene shows more than geoms and sites, such as tendons; renderer='fast' draws those alone. Use "
+            "renderer='exact'."
+        )
+    return geoms
 
 
 def _local_poses(

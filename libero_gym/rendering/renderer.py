@@ -16,14 +16,16 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
+from libero_gym.common.checks import choice
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
 from libero_gym.rendering.models import MAX_SCENES, packed_scene
-from libero_gym.rendering.scene import Scene
+from libero_gym.rendering.scene import CAMERAS, Scene
 from libero_gym.rendering.software_scene import SoftwareScene
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
@@ -149,6 +151,49 @@ def render(
             scene.pose(simulator)
             images = [scene.draw(camera, size) for camera in cameras]
     return [np.ascontiguousarray(image[::-1, ::-1]) for image in images]
+
+
+class CameraFrame(NamedTuple):
+    """What a camera sees at each of H x W pixels, oriented as `render` orients images.
+
+    Attributes:
+        image: uint8 (H, W, 3), as `render` draws it with ``renderer="fast"``.
+        depth: float32 (H, W): distance along the view of what is opaque there, m; infinite where nothing is.
+        geoms: int32 (H, W): id, in `models.visual_model`, of the geom that is seen, also of a transparent one; -1 where
+            none is, or a site (a burner's flame).
+        bodies: int32 (H, W): id of its body, in every model of the task; -1 where nothing is.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    geoms: np.ndarray
+    bodies: np.ndarray
+
+
+def render_frame(simulator: Simulator, camera: str, height: int, width: int) -> CameraFrame:
+    """A frame of a simulator's sampled state with depth and segmentation, drawn without OpenGL.
+
+    Depth and ids belong to the first of each pixel's four samples, as in MuJoCo's own depth images.
+
+    Args:
+        simulator: The simulator to draw.
+        camera: A name from `scene.CAMERAS`.
+        height, width: Of the frame, pixels.
+
+    Raises:
+        NotDrawnError: If the scene has something that is not drawn without OpenGL.
+        ValueError: If the camera is unknown or the size out of range.
+    """
+    choice("camera", camera, tuple(CAMERAS))
+    height, width = check_image_size(height, "height"), check_image_size(width, "width")
+    with _lock:
+        scene = _software_scene(simulator.compiled)
+        scene.pose(simulator)
+        frame = scene.draw(camera, height, width)
+        geoms, bodies = scene.named(frame.ids[..., 0])
+    with np.errstate(divide="ignore"):
+        depth = 1 / frame.depth[..., 0]
+    return CameraFrame(*(np.ascontiguousarray(each[::-1, ::-1]) for each in (frame.image, depth, geoms, bodies)))
 
 
 def _software_scene(compiled: CompiledTask) -> SoftwareScene:

@@ -14,6 +14,7 @@ import numpy as np
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.rendering import mirror, shading, visibility
 from libero_gym.rendering.packing import OPAQUE, PackedScene
+from libero_gym.rendering.veils import find_layers
 
 # Bytes of stored backgrounds per scene; one of 128 pixels takes 1.6 MB.
 _MAX_BACKGROUND_BYTES = 64 * 2**20
@@ -66,8 +67,8 @@ class Frame(NamedTuple):
     """What a camera sees, bottom row first. Depth and ids hold until the painter's next frame of this size."""
 
     image: np.ndarray  # uint8 (H, W, 3)
-    depth: np.ndarray  # float32 (H, W, 4), 1/m, by sample
-    ids: np.ndarray  # int32 (H, W, 4), by sample: `geom << TRIANGLE_BITS | triangle`, -1 where nothing is
+    depth: np.ndarray  # float32 (H, W, 4), 1/m, by sample, of what is opaque
+    ids: np.ndarray  # int32 (H, W, 4), by sample, of what is seen first, transparent or not; see `Samples`
 
 
 class _Canvas(NamedTuple):
@@ -129,8 +130,7 @@ class Painter:
             background = self._background(still_key, np.flatnonzero(opaque & ~self.packed.is_moving), view, poses)
             moving = np.flatnonzero(opaque & self.packed.is_moving)
             samples, image = self._canvas(view).samples, self._paint_moving(moving, background, view, poses)
-        for geom in np.flatnonzero((alpha > 0) & ~opaque):
-            self._blend(int(geom), float(alpha[geom]), view, poses, samples, image)
+        self._blend(np.flatnonzero((alpha > 0) & ~opaque), alpha, view, poses, samples, image)
         depth, ids = (array.reshape(image.shape[0], 4, -1).transpose(0, 2, 1) for array in (samples.depth, samples.ids))
         return Frame(image, depth, ids)
 
@@ -256,22 +256,53 @@ class Painter:
         self._shade(behind, window, 0, seen, there, sky=-1, scale=float(packed.reflectance[geom]))
         return behind
 
-    def _blend(self, geom: int, alpha: float, view: View, poses: Poses, samples: Samples, image: np.ndarray) -> None:
-        """Draws a transparent geom over what is there; MuJoCo blends it twice, once for each order of its faces."""
-        over = self._canvas(view).further
-        np.copyto(over.depth, samples.depth)
-        over.ids[:] = visibility.BACKGROUND
-        if not self._rasterise(np.array([geom]), view, poses, over):
-            return
-        window = np.array(visibility.geom_window(over.ids, geom), np.int64)
-        part = _part(window)
-        self._shade(over, window, 0, view, poses, sky=-1)
-        hit = over.ids[part] >= 0
-        blended = samples.colours[part].astype(np.float32)
-        for _ in range(2):
-            blended = np.where(hit[..., None], alpha * over.colours[part] + (1 - alpha) * blended, blended)
-        samples.colours[part] = (blended + 0.5).astype(np.uint8)
-        shading.resolve(samples.colours, over.ids, 0, window, image)
+    def _blend(
+        self,
+        geoms: np.ndarray,
+        alpha: np.ndarray,
+        view: View,
+        poses: Poses,
+        samples: Samples,
+        image: np.ndarray,
+    ) -> None:
+        """Draws transparent geoms over what is there, as MuJoCo does: all of them front to back, then back to front."""
+        veils = []
+        for geom in self._front_to_back(geoms, view, poses):
+            layers = []
+            for layer in find_layers(
+                geom, self.packed.geometry, poses.rotations, poses.places, view.camera, view.eye, view.numbers,
+                samples.depth, self._bounds, self._todo,
+            ):  # fmt: skip
+                veil = samples._replace(ids=layer, colours=np.empty_like(samples.colours))
+                window = np.array(visibility.geom_window(layer, geom), np.int64)
+                self._shade(veil, window, 0, view, poses, sky=-1)
+                layers.append((veil, window))
+            veils.append((alpha[geom], layers))
+        for opacity, layers in (*veils, *reversed(veils)):
+            for veil, window in layers:
+                part = _part(window)
+                hit = veil.ids[part] >= 0
+                mixed = opacity * veil.colours[part][hit] + (1 - opacity) * samples.colours[part][hit]
+                samples.colours[part][hit] = (mixed + 0.5).astype(np.uint8)
+        for _, layers in reversed(veils):
+            for veil, window in reversed(layers):
+                np.copyto(samples.ids, veil.ids, where=veil.ids >= 0)
+                shading.resolve(samples.colours, veil.ids, 0, window, image)
+
+    def _front_to_back(self, geoms: np.ndarray, view: View, poses: Poses) -> list[int]:
+        """Transparent geoms by the distance of their bounding spheres, planes last: `mjr_render`'s order."""
+        if len(geoms) < 2:
+            return [int(geom) for geom in geoms]
+        kind, size = self.packed.kind[geoms], self.packed.size[geoms].astype(np.float64)
+        types = mujoco.mjtGeom
+        radii = np.linalg.norm(size, axis=1)
+        radii = np.where(kind == types.mjGEOM_SPHERE, size[:, 0], radii)
+        radii = np.where(kind == types.mjGEOM_ELLIPSOID, size.max(axis=1), radii)
+        radii = np.where(kind == types.mjGEOM_CAPSULE, size[:, 0] + size[:, 2], radii)
+        radii = np.where(kind == types.mjGEOM_CYLINDER, np.hypot(size[:, 0], size[:, 2]), radii)
+        distances = np.linalg.norm(poses.places[geoms] - view.eye, axis=1) - radii
+        distances = np.where(kind == types.mjGEOM_PLANE, np.inf, distances)
+        return [int(geom) for geom in geoms[np.argsort(distances, kind="stable")]]
 
     def _rasterise(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.uncopyable import Uncopyable
-from libero_gym.rendering.packing import PackedScene
+from libero_gym.rendering.packing import TRIANGLE_BITS, PackedScene
 from libero_gym.rendering.scene import CAMERAS
 from libero_gym.rendering.software import Frame, Painter, Poses, View
 from libero_gym.simulation.compiled import CompiledTask
@@ -70,6 +70,13 @@ class SoftwareScene(Uncopyable):
         """
         key = (camera, height, width, *self._still_key) if stored and camera in _STILL_CAMERAS else None
         return self._painter.paint(self._view(self._cameras[camera], height, width), self._poses, self._alpha, key)
+
+    def named(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Geoms' ids in the visual model, and bodies', of a frame's ids; int32 like them, -1 where there is none."""
+        packed, is_seen = self._packed, ids >= 0
+        index = np.where(is_seen, ids >> TRIANGLE_BITS, 0)
+        geoms = np.where(is_seen & (packed.site[index] < 0), packed.name[index], -1)
+        return geoms.astype(np.int32), np.where(is_seen, packed.body[index], -1).astype(np.int32)
 
     def _view(self, camera: int, height: int, width: int) -> View:
         data, packed = self._data, self._packed

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
+from libero_gym.rendering.triangles import NotDrawnError
 
 
 class Textures(NamedTuple):
@@ -56,8 +57,13 @@ def pack_textures(model: mujoco.MjModel, used: set[int], max_side: int | None = 
 def _faces(model: mujoco.MjModel, index: int) -> list[np.ndarray]:
     """The images of a texture, uint8 (height, width, 3): one, or a cube's six."""
     width, height, channels = (int(x[index]) for x in (model.tex_width, model.tex_height, model.tex_nchannel))
+    if channels != 3:
+        name = model.texture(index).name
+        raise NotDrawnError(
+            f"Texture {name!r} has {channels} channels; renderer='fast' draws those of 3. Use renderer='exact'."
+        )
     start = model.tex_adr[index]
-    data = model.tex_data[start : start + width * height * channels].reshape(height, width, channels)[..., :3]
+    data = model.tex_data[start : start + width * height * channels].reshape(height, width, channels)
     is_single = model.tex_type[index] == mujoco.mjtTexture.mjTEXTURE_2D or width == height
     return [data] if is_single else [data[face * width : (face + 1) * width] for face in range(6)]
 

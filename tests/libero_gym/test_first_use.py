@@ -14,9 +14,10 @@ from libero_gym import first_use
 from libero_gym.common import cache
 from libero_gym.compilation import compile as compile_module
 from libero_gym.compilation import records
-from libero_gym.compilation.compile import compile_task, is_compiled
+from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.placements import sampled_state
 from libero_gym.first_use import compile_tasks
+from libero_gym.rendering.models import is_prepared
 from libero_gym.tasks import get_tasks
 
 TASKS = get_tasks("libero_spatial")[:2]
@@ -41,8 +42,8 @@ def test_processes_leave_in_the_cache_what_this_one_would_compile(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert f"Compiling 2 tasks in 2 processes: once, some 5 to 10 s each; kept in {tmp_path}" in caplog.text
     for task, compiled in zip(TASKS, expected, strict=True):
-        assert is_compiled(task, "exact")
-        assert not is_compiled(task, "fast")
+        assert is_prepared(task, "exact")
+        assert not is_prepared(task, "fast")
         loaded = compile_task.__wrapped__(task)
         assert (loaded.goal, loaded.visual_key) == (compiled.goal, compiled.visual_key)
         blobs = [records.model_to_bytes(each.physics) for each in (loaded, compiled)]
@@ -60,6 +61,14 @@ def test_what_is_cached_costs_nothing_and_says_nothing(caplog: pytest.LogCapture
     compile_tasks(TASKS, placement_seeds=[3])
     assert caplog.records == []
     assert cache.contains(records.task_key(TASKS[0]))
+
+
+def test_fast_frames_are_prepared_once_per_scene() -> None:
+    """Tasks of one scene share what is packed: the second one is ready when the first is."""
+    compile_tasks(TASKS, progress=False)
+    compile_tasks(TASKS[:1], renderer="fast", progress=False)
+    assert [is_prepared(task, "fast") for task in TASKS] == [True, True]
+    assert compile_task(TASKS[0]).visual_key == compile_task(TASKS[1]).visual_key
 
 
 @pytest.mark.usefixtures("no_processes")
@@ -81,7 +90,7 @@ def test_processes_that_end_do_not_stop_the_caller(
     ]
 
 
-def test_an_uncached_task_is_announced_before_it_is_compiled(
+def test_an_uncached_task_is_announced_before_it_is_prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Stop(Exception):

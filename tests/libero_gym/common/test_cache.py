@@ -54,6 +54,27 @@ def test_damaged_entry_is_removed(folder: Path) -> None:
     assert not path.exists()
 
 
+def test_a_mapped_entry_cannot_be_written_and_outlives_its_file(folder: Path) -> None:
+    cache.write("a", b"content")
+    mapped = cache.map_entry("a")
+    assert mapped is not None
+    (folder / "a.bin").unlink()
+    assert mapped.tobytes() == b"content"
+    assert not mapped.flags.writeable
+    assert cache.map_entry("a") is None
+
+
+def test_a_damaged_entry_is_not_mapped_but_removed(folder: Path) -> None:
+    cache.write("a", b"content")
+    path = folder / "a.bin"
+    for damaged in (b"c0ntent" + path.read_bytes()[7:], b"abc"):
+        path.write_bytes(damaged)
+        assert cache.map_entry("a") is None
+        assert not path.exists()
+    path.write_bytes(b"")
+    assert cache.map_entry("a") is None
+
+
 def test_oldest_entries_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "250e-9")
     for age, name in enumerate(("a", "b")):
