@@ -194,8 +194,9 @@ def picture_name(task: str, step: int, camera: str, size: int) -> str:
 
 def append(rows: Path, row: Row) -> None:
     """Adds a line to a file, in one write, so that processes can share it."""
+    is_cut_off = rows.exists() and not rows.read_bytes().endswith(b"\n")
     with rows.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
+        stream.write("\n" * is_cut_off + json.dumps(row) + "\n")
 
 
 def read(rows: Path) -> list[Row]:

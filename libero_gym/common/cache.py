@@ -7,6 +7,7 @@ import os
 import tempfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import platformdirs
@@ -15,6 +16,7 @@ from libero_gym.common.warn import warn_once
 
 _SUFFIX = ".bin"
 _CRC_BYTES = 4
+_CHUNK_BYTES = 2**20
 
 
 def cache_dir() -> Path:
@@ -82,17 +84,27 @@ def map_entry(key: str) -> np.ndarray | None:
     """
     try:
         path = cache_dir() / (key + _SUFFIX)
-        blob = np.memmap(path, np.uint8, mode="r")
-    except (OSError, ValueError):  # an empty file cannot be mapped
-        return None
-    body, checksum = blob[:-_CRC_BYTES], blob[-_CRC_BYTES:].tobytes()
-    if len(blob) < _CRC_BYTES or zlib.crc32(body.data).to_bytes(_CRC_BYTES, "little") != checksum:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        with path.open("rb") as stream:
+            # Read, not mapped: pages that are mapped count as the process's memory, and it may never need most of them.
+            is_whole = _is_whole(stream)
+            body = np.memmap(stream, np.uint8, mode="r")[:-_CRC_BYTES] if is_whole else None
+    except OSError:
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)
+        if body is None:
+            path.unlink()
+        else:
+            os.utime(path)
     return body
+
+
+def _is_whole(stream: BinaryIO) -> bool:
+    """Whether an entry's bytes have the checksum that stands at their end."""
+    left = os.fstat(stream.fileno()).st_size - _CRC_BYTES
+    checksum = 0
+    while left > 0 and (part := stream.read(min(left, _CHUNK_BYTES))):
+        checksum, left = zlib.crc32(part, checksum), left - len(part)
+    return left == 0 and stream.read() == checksum.to_bytes(_CRC_BYTES, "little")
 
 
 def contains(key: str) -> bool:

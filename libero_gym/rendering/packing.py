@@ -110,7 +110,7 @@ class PackedScene(NamedTuple):
 
 
 def pack_scene(model: mujoco.MjModel, max_texture_side: int | None = None) -> PackedScene:
-    """Packs the visual geoms and the sites of a model; no OpenGL is needed.
+    """Packs the visual geoms and the sites of a model into arrays that cannot be written; no OpenGL is needed.
 
     Raises:
         NotDrawnError: If the scene has something that is not drawn.
@@ -142,7 +142,7 @@ def pack_scene(model: mujoco.MjModel, max_texture_side: int | None = None) -> Pa
     body, rotation, place = _local_poses(model, is_site, name)
     lights, light_ids = _lights(model)
     textures = pack_textures(model, used, max_texture_side)
-    return PackedScene(
+    packed = PackedScene(
         geometry=packer.geometry(geom_mesh, np.array(materials, np.float32), textures),
         body=body,
         rotation=rotation,
@@ -159,6 +159,10 @@ def pack_scene(model: mujoco.MjModel, max_texture_side: int | None = None) -> Pa
         light_ids=light_ids,
         numbers=np.array([np.float32(model.vis.map.znear * model.stat.extent), skies[0] if skies else -1], np.float64),
     )
+    # Mapped arrays cannot be written; numba would compile everything again for arrays that can.
+    for array in (*packed.geometry, *packed[1:]):
+        array.flags.writeable = False
+    return packed
 
 
 def _check_drawable(model: mujoco.MjModel) -> None:
@@ -168,12 +172,14 @@ def _check_drawable(model: mujoco.MjModel) -> None:
         NotDrawnError: If the scene has such a thing; the message names it.
     """
     infinite = (model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (model.geom_size[:, :2].min(axis=1) <= 0)
+    has_other_cameras = bool(model.cam_sensorsize.any() or model.cam_orthographic.any())
     is_shadowed = model.vis.quality.shadowsize > 0
     found = {
         "skins": model.nskin > 0,
         "height fields": model.nhfield > 0,
         "flexible bodies": model.nflex > 0,
         "infinite planes": bool(infinite.any()),
+        "cameras with sensors or without perspective": has_other_cameras,
         "lights that cast shadows": is_shadowed and bool((model.light_castshadow * model.light_active).any()),
     }
     named = [name for name, is_there in found.items() if is_there]
@@ -182,7 +188,11 @@ def _check_drawable(model: mujoco.MjModel) -> None:
 
 
 def _visible_geoms(model: mujoco.MjModel) -> list[Any]:
-    """The geoms and sites of a model that cameras see, with their looks resolved, as `MjvScene` lists them."""
+    """The geoms and sites of a model that cameras see, with their looks resolved, as `MjvScene` lists them.
+
+    Raises:
+        NotDrawnError: If there is something else to be seen.
+    """
     _check_drawable(model)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
@@ -192,7 +202,13 @@ def _visible_geoms(model: mujoco.MjModel) -> list[Any]:
     camera = mujoco.MjvCamera()
     camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, 0
     mujoco.mjv_updateScene(model, data, option, mujoco.MjvPerturb(), camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
-    return [scene.geoms[index] for index in range(scene.ngeom)]
+    geoms = [scene.geoms[index] for index in range(scene.ngeom)]
+    if any(geom.objtype not in (mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SITE) for geom in geoms):
+        raise NotDrawnError(
+            "The scene shows more than geoms and sites, such as tendons; renderer='software' draws those alone. Use "
+            "renderer='exact'."
+        )
+    return geoms
 
 
 def _local_poses(

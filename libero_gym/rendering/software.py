@@ -18,6 +18,8 @@ from libero_gym.rendering.veils import find_layers
 
 # Bytes of stored backgrounds per scene; one of 128 pixels takes 1.6 MB.
 _MAX_BACKGROUND_BYTES = 64 * 2**20
+# Sizes of frames whose canvases a scene keeps; one of 128 pixels takes 2 MB.
+_MAX_CANVASES = 4
 _NO_PLANE = np.zeros(4)
 
 
@@ -38,38 +40,61 @@ class Poses(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Four samples for each of H x W pixels."""
+    """Four samples for each of H x W pixels, by row of samples."""
 
-    depth: np.ndarray  # float32 (H, W, 4): 1 / distance along the view in 1/m, 0 where nothing is
-    ids: np.ndarray  # int32 (H, W, 4): `geom << TRIANGLE_BITS | triangle`, -1 where nothing is
-    colours: np.ndarray  # uint8 (H, W, 4, 3)
+    depth: np.ndarray  # float32 (4 H, W): 1 / distance along the view in 1/m, 0 where nothing is
+    ids: np.ndarray  # int32 (4 H, W): `geom << TRIANGLE_BITS | triangle`, -1 where nothing is
+    colours: np.ndarray  # uint8 (4 H, W, 3)
 
     @classmethod
-    def empty(cls, height: int, width: int) -> Samples:
-        """Samples in which nothing is drawn; their colours are not set."""
-        ids = np.full((height, width, 4), visibility.BACKGROUND, np.int32)
-        return cls(np.zeros((height, width, 4), np.float32), ids, np.empty((height, width, 4, 3), np.uint8))
+    def of(cls, height: int, width: int) -> Samples:
+        """Samples that are not set."""
+        shape = 4 * height, width
+        return cls(np.empty(shape, np.float32), np.empty(shape, np.int32), np.empty((*shape, 3), np.uint8))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.ids.shape[0] // 4, self.ids.shape[1]
 
     @property
     def window(self) -> np.ndarray:
         """All pixels: left, bottom, right, top."""
-        return np.array([0, 0, self.ids.shape[1], self.ids.shape[0]], np.int64)
+        return np.array([0, 0, self.ids.shape[1], self.ids.shape[0] // 4], np.int64)
 
 
 class Frame(NamedTuple):
-    """What a camera sees, bottom row first."""
+    """What a camera sees, bottom row first. Depth and ids hold until the painter's next frame of this size."""
 
     image: np.ndarray  # uint8 (H, W, 3)
     depth: np.ndarray  # float32 (H, W, 4), 1/m, by sample, of what is opaque
-    ids: np.ndarray  # int32 (H, W, 4), by sample, of what is seen first, transparent or not
+    ids: np.ndarray  # int32 (H, W, 4), by sample, of what is seen first, transparent or not; see `Samples`
+
+
+class _Canvas(NamedTuple):
+    """What frames of one size are drawn on, kept because new memory costs more than the drawing of a small thing."""
+
+    samples: Samples
+    further: Samples  # for what is drawn by itself first: reflections, transparent things
+    work: shading.Work
+
+    @classmethod
+    def of(cls, height: int, width: int) -> _Canvas:
+        return cls(Samples.of(height, width), Samples.of(height, width), shading.Work.of(width))
 
 
 class _Background(NamedTuple):
     samples: Samples  # their colours with reflections
-    plain: np.ndarray  # the colours without
+    plain: np.ndarray  # the colours without, in the mirror's window
     image: np.ndarray
     mirror_window: np.ndarray | None  # pixels that show the mirror
-    mirror_depth: np.ndarray  # of what is reflected there
+    mirror_depth: np.ndarray  # 1/m of what is reflected there
+
+
+def _part(window: np.ndarray) -> tuple[slice, slice]:
+    """The samples of a window of pixels."""
+    left, bottom, right, top = window
+    return slice(4 * bottom, 4 * top), slice(left, right)
 
 
 class Painter:
@@ -83,8 +108,7 @@ class Painter:
         self.packed = packed
         n_clusters = len(packed.geometry.cluster_rows) + 1
         self._bounds, self._todo = np.empty((n_clusters, 4), np.float32), np.empty((n_clusters, 4), np.int32)
-        self._tags, self._slots = (np.empty(shading.TABLE_SIZE, np.int32) for _ in range(2))
-        self._work: _Work | None = None
+        self._canvases: dict[tuple[int, int], _Canvas] = {}
         self._backgrounds: OrderedDict[tuple[Any, ...], _Background] = OrderedDict()
         is_flat = np.isin(packed.kind, (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX))
         mirrors = np.flatnonzero(is_flat & (packed.reflectance > 0) & (packed.alpha >= OPAQUE))
@@ -101,72 +125,88 @@ class Painter:
         """
         opaque = alpha >= OPAQUE
         if still_key is None:
-            samples, image, ids = self._paint_whole(np.flatnonzero(opaque), view, poses)
+            samples, image = self._canvas(view).samples, self._paint_whole(np.flatnonzero(opaque), view, poses)
         else:
             background = self._background(still_key, np.flatnonzero(opaque & ~self.packed.is_moving), view, poses)
             moving = np.flatnonzero(opaque & self.packed.is_moving)
-            samples, image, ids = self._paint_moving(moving, background, view, poses)
-        self._blend(np.flatnonzero((alpha > 0) & ~opaque), alpha, view, poses, samples, ids, image)
-        return Frame(image, samples.depth, ids)
+            samples, image = self._canvas(view).samples, self._paint_moving(moving, background, view, poses)
+        self._blend(np.flatnonzero((alpha > 0) & ~opaque), alpha, view, poses, samples, image)
+        depth, ids = (array.reshape(image.shape[0], 4, -1).transpose(0, 2, 1) for array in (samples.depth, samples.ids))
+        return Frame(image, depth, ids)
 
-    def _paint_whole(self, geoms: np.ndarray, view: View, poses: Poses) -> tuple[Samples, np.ndarray, np.ndarray]:
-        samples = Samples.empty(int(view.numbers[3]), int(view.numbers[2]))
-        self._rasterise(geoms, view, poses, samples)
-        self._shade(samples, samples.window, -1, view, poses, sky=self.packed.sky)
+    def _canvas(self, view: View) -> _Canvas:
+        size = int(view.numbers[3]), int(view.numbers[2])
+        if size not in self._canvases:
+            if len(self._canvases) >= _MAX_CANVASES:
+                self._canvases.clear()
+            self._canvases[size] = _Canvas.of(*size)
+        return self._canvases[size]
+
+    def _paint_whole(self, geoms: np.ndarray, view: View, poses: Poses) -> np.ndarray:
+        """Draws all on the canvas; gives the image."""
+        samples = self._canvas(view).samples
+        self._paint_still(geoms, view, poses, samples)
         window = self._mirror_window(samples.ids)
         if window is not None:
-            reflected = self._reflect(geoms, samples.ids, np.zeros_like(samples.depth), window, view, poses)
+            reflected = self._reflect(geoms, samples.ids, None, None, window, view, poses)
             if reflected is not None:
                 mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
-        image = np.empty((*samples.ids.shape[:2], 3), np.uint8)
+        return self._resolved(samples)
+
+    def _paint_still(self, geoms: np.ndarray, view: View, poses: Poses, samples: Samples) -> None:
+        """Draws geoms and what is behind them, without reflections."""
+        samples.depth[:], samples.ids[:] = 0, visibility.BACKGROUND
+        self._rasterise(geoms, view, poses, samples)
+        self._shade(samples, samples.window, -1, view, poses, sky=self.packed.sky)
+
+    def _resolved(self, samples: Samples) -> np.ndarray:
+        image = np.empty((*samples.size, 3), np.uint8)
         shading.resolve(samples.colours, samples.ids, -1, samples.window, image)
-        return samples, image, samples.ids
+        return image
 
     def _background(self, key: tuple[Any, ...], still: np.ndarray, view: View, poses: Poses) -> _Background:
         if key in self._backgrounds:
             self._backgrounds.move_to_end(key)
             return self._backgrounds[key]
-        samples = Samples.empty(int(view.numbers[3]), int(view.numbers[2]))
-        self._rasterise(still, view, poses, samples)
-        self._shade(samples, samples.window, -1, view, poses, sky=self.packed.sky)
-        plain, mirror_depth = samples.colours.copy(), np.zeros_like(samples.depth)
-        window = self._mirror_window(samples.ids)
+        samples = Samples.of(int(view.numbers[3]), int(view.numbers[2]))
+        self._paint_still(still, view, poses, samples)
+        window, reflected = self._mirror_window(samples.ids), None
+        plain = mirror_depth = np.zeros(0)
         if window is not None:
-            reflected = self._reflect(still, samples.ids, mirror_depth, window, view, poses)
-            if reflected is not None:
-                mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
-        image = np.empty((*samples.ids.shape[:2], 3), np.uint8)
-        shading.resolve(samples.colours, samples.ids, -1, samples.window, image)
-        background = _Background(samples, plain, image, window, mirror_depth)
-        capacity = max(
-            _MAX_BACKGROUND_BYTES // (sum(a.nbytes for a in samples) + plain.nbytes + mirror_depth.nbytes), 1
-        )
+            part = _part(window)
+            plain = samples.colours[part].copy()
+            reflected = self._reflect(still, samples.ids, None, None, window, view, poses)
+            mirror_depth = np.zeros_like(samples.depth[part])
+        if window is not None and reflected is not None:
+            mirror_depth = reflected.depth[part].copy()
+            mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
+        background = _Background(samples, plain, self._resolved(samples), window, mirror_depth)
+        capacity = max(_MAX_BACKGROUND_BYTES // sum(array.nbytes for array in (*samples, plain, mirror_depth)), 1)
         while len(self._backgrounds) >= capacity:
             self._backgrounds.popitem(last=False)
         self._backgrounds[key] = background
         return background
 
-    def _paint_moving(
-        self, moving: np.ndarray, background: _Background, view: View, poses: Poses
-    ) -> tuple[Samples, np.ndarray, np.ndarray]:
-        still = background.samples
-        samples = Samples(still.depth.copy(), np.full_like(still.ids, visibility.BACKGROUND), still.colours.copy())
-        image = background.image.copy()
+    def _paint_moving(self, moving: np.ndarray, background: _Background, view: View, poses: Poses) -> np.ndarray:
+        """Draws what moves on the canvas, over the background; gives the image."""
+        still, samples, image = background.samples, self._canvas(view).samples, background.image.copy()
+        np.copyto(samples.depth, still.depth)
+        np.copyto(samples.colours, still.colours)
+        samples.ids[:] = visibility.BACKGROUND
         self._rasterise(moving, view, poses, samples)
         self._shade(samples, samples.window, 0, view, poses, sky=self.packed.sky)
-        ids = np.where(samples.ids < 0, still.ids, samples.ids)
         window = background.mirror_window
         if window is not None:  # moving things in the mirror replace the still reflection where they are nearer
-            part = (slice(window[1], window[3]), slice(window[0], window[2]))
-            front = np.where(samples.ids < 0, still.ids, visibility.BACKGROUND)
-            reflected = self._reflect(moving, front, background.mirror_depth.copy(), window, view, poses)
+            part = _part(window)
+            reflected = self._reflect(moving, still.ids, samples.ids, background.mirror_depth, window, view, poses)
             if reflected is not None:
                 hit = reflected.ids[part] >= 0
-                samples.colours[part][hit] = background.plain[part][hit]
+                samples.colours[part][hit] = background.plain[hit]
                 mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
                 shading.resolve(samples.colours, reflected.ids, 0, window, image)
         shading.resolve(samples.colours, samples.ids, 0, samples.window, image)
-        return samples, image, ids
+        np.copyto(samples.ids, still.ids, where=samples.ids < 0)
+        return image
 
     def _mirror_window(self, ids: np.ndarray) -> np.ndarray | None:
         """Pixels that show the mirror; None if none does."""
@@ -176,37 +216,43 @@ class Painter:
         return window if window[0] < window[2] else None
 
     def _reflect(
-        self, geoms: np.ndarray, front: np.ndarray, depth: np.ndarray, window: np.ndarray, view: View, poses: Poses
+        self,
+        geoms: np.ndarray,
+        front: np.ndarray,
+        over: np.ndarray | None,
+        depth: np.ndarray | None,
+        window: np.ndarray,
+        view: View,
+        poses: Poses,
     ) -> Samples | None:
         """Samples of what geoms look like in the mirror, where they are nearer than `depth`; None if nothing is.
 
         Args:
             geoms: What may be reflected.
             front: Ids of what hides the mirror, or is it.
-            depth: 1/m of what is reflected already, (H, W, 4); changed.
+            over: Ids of what hides both; None for nothing.
+            depth: 1/m of what is reflected already, in the window; None if nothing is.
             window: Pixels that show the mirror.
             view: Where it is seen from.
             poses: Where everything is.
         """
         assert self._mirror is not None
-        geom, packed = self._mirror, self.packed
+        geom, packed, behind = self._mirror, self.packed, self._canvas(view).further
         is_box = packed.kind[geom] == mujoco.mjtGeom.mjGEOM_BOX
-        image = mirror.mirror_image(
-            poses.rotations[geom],
-            poses.places[geom],
-            float(packed.size[geom, 2]) if is_box else 0.0,
-            view.eye,
-            poses.rotations,
-            poses.places,
-            view.lights,
+        height = float(packed.size[geom, 2]) if is_box else 0.0
+        faces_eye, rotations, places, lights, plane = mirror.mirror_image(
+            poses.rotations[geom], poses.places[geom], height, view.eye, poses.rotations, poses.places, view.lights
         )
-        if image is None:
+        if not faces_eye:
             return None
-        behind = Samples.empty(*front.shape[:2])._replace(depth=depth)
-        there, seen = Poses(image.rotations, image.places), view._replace(lights=image.lights)
-        if not self._rasterise(geoms[geoms != geom], seen, there, behind, window, image.plane):
+        part = _part(window)
+        behind.ids[part] = visibility.BACKGROUND
+        behind.depth[part] = 0 if depth is None else depth
+        there, seen = Poses(rotations, places), view._replace(lights=lights)
+        if not self._rasterise(geoms[geoms != geom], seen, there, behind, window, plane):
             return None
-        mirror.hide_outside_face(front, behind.ids, packed.geometry, geom, window)
+        hiding = front if over is None else over
+        mirror.hide_outside_face(front, hiding, over is not None, behind.ids, packed.geometry, geom, window)
         self._shade(behind, window, 0, seen, there, sky=-1, scale=float(packed.reflectance[geom]))
         return behind
 
@@ -217,7 +263,6 @@ class Painter:
         view: View,
         poses: Poses,
         samples: Samples,
-        ids: np.ndarray,
         image: np.ndarray,
     ) -> None:
         """Draws transparent geoms over what is there, as MuJoCo does: all of them front to back, then back to front."""
@@ -235,13 +280,13 @@ class Painter:
             veils.append((alpha[geom], layers))
         for opacity, layers in (*veils, *reversed(veils)):
             for veil, window in layers:
-                part = (slice(window[1], window[3]), slice(window[0], window[2]))
+                part = _part(window)
                 hit = veil.ids[part] >= 0
                 mixed = opacity * veil.colours[part][hit] + (1 - opacity) * samples.colours[part][hit]
                 samples.colours[part][hit] = (mixed + 0.5).astype(np.uint8)
         for _, layers in reversed(veils):
             for veil, window in reversed(layers):
-                np.copyto(ids, veil.ids, where=veil.ids >= 0)
+                np.copyto(samples.ids, veil.ids, where=veil.ids >= 0)
                 shading.resolve(samples.colours, veil.ids, 0, window, image)
 
     def _front_to_back(self, geoms: np.ndarray, view: View, poses: Poses) -> list[int]:
@@ -300,38 +345,7 @@ class Painter:
         scale: float = 1.0,
     ) -> None:
         """Colours the samples whose id is at least `lowest`."""
-        height, width = samples.ids.shape[:2]
-        work = self._work
-        if work is None or len(work.names) < 4 * height * width:
-            work = self._work = _Work.of(4 * height * width)
-        geometry = self.packed.geometry
-        n, n_corners = shading.collect_fragments(
-            samples.ids, window, lowest, geometry, poses.rotations, poses.places, self._tags, self._slots, work.names,
-            work.pixels, work.first_corners, work.corner_geoms, work.corners,
+        shading.shade_samples(
+            samples.ids, window, lowest, self.packed.geometry, poses.rotations, poses.places, view.lights, view.camera,
+            view.eye, view.numbers[0], sky, scale, self._canvas(view).work, samples.colours,
         )  # fmt: skip
-        shading.light_corners(n_corners, work.corners, view.lights, view.eye, work.sums)
-        shading.colour_corners(
-            n_corners, work.corner_geoms, geometry.materials, scale, work.corners, work.sums, view.camera, view.eye,
-            work.lit,
-        )  # fmt: skip
-        shading.shade_fragments(
-            n, work.names, work.pixels, work.first_corners, work.lit, geometry, view.camera, view.numbers[0], sky,
-            samples.colours,
-        )  # fmt: skip
-
-
-class _Work(NamedTuple):
-    """Arrays for up to n fragments, see `shading.collect_fragments`."""
-
-    names: np.ndarray
-    pixels: np.ndarray
-    first_corners: np.ndarray
-    corner_geoms: np.ndarray
-    corners: np.ndarray
-    sums: np.ndarray
-    lit: np.ndarray
-
-    @classmethod
-    def of(cls, n: int) -> _Work:
-        integers = [np.empty(size, np.int32) for size in (n, n, n, 3 * n)]
-        return cls(*integers, *(np.empty(shape, np.float32) for shape in ((8, 3 * n), (6, 3 * n), (3 * n, 6))))

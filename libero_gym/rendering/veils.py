@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from libero_gym.rendering.filling import clipped_polygon, fill_triangle
 from libero_gym.rendering.kernels import kernel
 from libero_gym.rendering.packing import TRIANGLE_BITS, Geometry
-from libero_gym.rendering.visibility import BACKGROUND, camera_matrices, clipped_polygon, fill_triangle, seen_clusters
+from libero_gym.rendering.visibility import BACKGROUND, camera_matrices, seen_clusters
 
 # Surfaces in the same place are drawn over each other (GL_GEQUAL); their depths differ by float32's rounding.
 _TIE = 2.0**-22
@@ -33,10 +34,10 @@ def find_layers(
     Args:
         geom: Which geom.
         geometry, rotations, places, camera, eye, view, bounds, todo: See `visibility.rasterise`.
-        depth: float32 (H, W, 4): 1/z of what is opaque.
+        depth: float32 (4 H, W): 1/z of what is opaque.
 
     Returns:
-        Layers of ids, int32 (H, W, 4), `BACKGROUND` where there is none: in the first, the first triangle of each
+        Layers of ids, int32 (4 H, W), `BACKGROUND` where there is none: in the first, the first triangle of each
         sample, in the second, its second one, and so on.
     """
     behind = depth * np.float32(1 - _TIE)
@@ -62,7 +63,7 @@ def find_layers(
 @kernel
 def _hits(order, geometry, rotations, places, camera, eye, view, depth, bounds, todo, places_hit, names, layers):
     """Lists which sample (its place in the flat array), which triangle and which layer; stops when a list is full."""
-    height, width = depth.shape[0], depth.shape[1]
+    height, width = depth.shape[0] >> 2, depth.shape[1]
     near, capacity = view[1], len(names)
     scale_x, scale_y = view[0] * height * 128, view[0] * height * 128
     window = np.array([0, 0, width, height], dtype=np.int64)
@@ -110,16 +111,15 @@ def _hits(order, geometry, rotations, places, camera, eye, view, depth, bounds, 
                     )  # fmt: skip
             if won == 0:
                 continue
-            for y in range(max(int(bottom) >> 8, 0), min((int(top) >> 8) + 1, height)):
+            for row in range(max(int(bottom) >> 6, 0), min((int(top) >> 6) + 1, 4 * height)):
                 for x in range(max(int(left) >> 8, 0), min((int(right) >> 8) + 1, width)):
-                    for sample in range(4):
-                        if ids[y, x, sample] == name:
-                            if n == capacity:
-                                return n
-                            places_hit[n] = (y * width + x) * 4 + sample
-                            names[n] = name
-                            layers[n] = counts[y, x, sample]
-                            n += 1
-                            counts[y, x, sample] += 1
-                            nearest[y, x, sample], ids[y, x, sample] = depth[y, x, sample], -1
+                    if ids[row, x] == name:
+                        if n == capacity:
+                            return n
+                        places_hit[n] = row * width + x
+                        names[n] = name
+                        layers[n] = counts[row, x]
+                        n += 1
+                        counts[row, x] += 1
+                        nearest[row, x], ids[row, x] = depth[row, x], -1
     return n

@@ -1,8 +1,9 @@
 """Which triangle is seen at each sample of each pixel: a rasteriser with four samples, compiled by numba.
 
 Coordinates are OpenGL's window coordinates in units of 1/256 pixel, y up, to which llvmpipe rounds vertices. A pixel's
-four samples are llvmpipe's: (96, 32), (224, 96), (32, 160), (160, 224). A triangle owns samples on its left and bottom
-edges. Depth is 1/z, so that nearer is larger, and 0 is infinitely far.
+four samples are llvmpipe's: (96, 32), (224, 96), (32, 160), (160, 224). No two of them are equally high, so arrays of
+samples have four rows for each row of pixels, (4 H, W): neighbours in memory are neighbours on the screen. A triangle
+owns samples on its left and bottom edges. Depth is 1/z, so that nearer is larger, and 0 is infinitely far.
 
 The kernels read flat arrays, since numba counts references of every array at every call, and inner loops are written so
 that LLVM vectorises them: float32 throughout (exact for whole numbers below 2^24), `np.floor` instead of `math.floor`,
@@ -15,6 +16,7 @@ import math
 
 import numpy as np
 
+from libero_gym.rendering.filling import fill_clipped, fill_cluster, plane_distance
 from libero_gym.rendering.kernels import f32, inlined, kernel
 from libero_gym.rendering.packing import CLUSTER, TRIANGLE_BITS
 
@@ -25,72 +27,6 @@ _N_BUCKETS = 512
 _SMALL = f32(256.0)
 # Above this many 1/256 pixels float32 products are no longer exact; such triangles go to the loop with whole numbers.
 _LARGE = f32(2048.0)
-
-
-@kernel
-def sample_x(row):
-    """Where, within its pixel, the sample of a row of samples lies (four rows a pixel)."""
-    return 96 + 128 * (row & 1) - 64 * ((row >> 1) & 1)
-
-
-@kernel
-def fill_triangle(x0, y0, w0, x1, y1, w1, x2, y2, w2, area, name, depth, ids, left, bottom, right, top):
-    """Draws a counter-clockwise triangle with whole coordinates; gives the number of samples that it won.
-
-    Edge functions are `A x + B y + C >= 0`; edges that do not own their points subtract one, which for whole numbers is
-    the fill rule.
-    """
-    min_x, max_x = min(x0, x1, x2), max(x0, x1, x2)
-    min_y, max_y = min(y0, y1, y2), max(y0, y1, y2)
-    a0, b0 = y0 - y1, x1 - x0
-    a1, b1 = y1 - y2, x2 - x1
-    a2, b2 = y2 - y0, x0 - x2
-    c0, c1, c2 = -(a0 * x0 + b0 * y0), -(a1 * x1 + b1 * y1), -(a2 * x2 + b2 * y2)
-    if not (a0 > 0 or (a0 == 0 and b0 > 0)):
-        c0 -= 1
-    if not (a1 > 0 or (a1 == 0 and b1 > 0)):
-        c1 -= 1
-    if not (a2 > 0 or (a2 == 0 and b2 > 0)):
-        c2 -= 1
-    # 1/z is linear in window coordinates.
-    slope_x = (a1 * w0 + a2 * w1 + a0 * w2) / area
-    slope_y = (b1 * w0 + b2 * w1 + b0 * w2) / area
-    at_origin = w0 - slope_x * x0 - slope_y * y0
-    won = 0
-    for row in range(max((min_y + 31) >> 6, bottom << 2), min((max_y - 32) >> 6, (top << 2) - 1) + 1):
-        offset = sample_x(row)
-        first, last = max((min_x - offset + 255) >> 8, left), min((max_x - offset) >> 8, right - 1)
-        if first > last:
-            continue
-        sample, pixel_y, y = row & 3, row >> 2, 32 + 64 * row
-        e0, e1, e2 = b0 * y + c0 + a0 * offset, b1 * y + c1 + a1 * offset, b2 * y + c2 + a2 * offset
-        at_row = slope_y * y + at_origin + slope_x * offset
-        if last - first > 8:  # solve for the span instead of testing each pixel
-            for edge in range(3):
-                slope = (a0 if edge == 0 else (a1 if edge == 1 else a2)) << 8
-                value = e0 if edge == 0 else (e1 if edge == 1 else e2)
-                if slope > 0:
-                    first = max(first, np.int64(np.ceil(-np.float64(value) / slope)))
-                elif slope < 0:
-                    last = min(last, np.int64(np.floor(np.float64(value) / -slope)))
-                elif value < 0:
-                    last = first - 1
-            for pixel_x in range(first, last + 1):
-                w = f32(at_row + slope_x * (pixel_x << 8))
-                if w > depth[pixel_y, pixel_x, sample]:
-                    depth[pixel_y, pixel_x, sample] = w
-                    ids[pixel_y, pixel_x, sample] = name
-                    won += 1
-        else:
-            for pixel_x in range(first, last + 1):
-                x = pixel_x << 8
-                if ((e0 + a0 * x) | (e1 + a1 * x) | (e2 + a2 * x)) >= 0:
-                    w = f32(at_row + slope_x * x)
-                    if w > depth[pixel_y, pixel_x, sample]:
-                        depth[pixel_y, pixel_x, sample] = w
-                        ids[pixel_y, pixel_x, sample] = name
-                        won += 1
-    return won
 
 
 @inlined
@@ -220,7 +156,7 @@ def seen_clusters(order, geometry, matrices, rotations, places, view, window, cl
                 axis_z = m[8] * b[4] + m[9] * b[5] + m[10] * b[6]
                 if x * axis_x + y * axis_y - z * axis_z >= b[7] * math.sqrt(x * x + y * y + z * z) + radius:
                     continue
-            if is_mirrored and _plane_distance(geom, b, rotations, places, clip) < -radius:
+            if is_mirrored and plane_distance(geom, b, rotations, places, clip) < -radius:
                 continue
             bounds[n, 0], bounds[n, 1], bounds[n, 2], bounds[n, 3] = x, y, max(z - radius, f32(near)), radius
             # By the centre: by the nearest point, floor and walls came first and were drawn over.
@@ -238,18 +174,6 @@ def seen_clusters(order, geometry, matrices, rotations, places, view, window, cl
 
 
 @inlined
-def _plane_distance(geom, point, rotations, places, plane):
-    """Signed distance of a point in a geom's frame from a plane in the world."""
-    distance = plane[3]
-    for k in range(3):
-        world = places[geom, k]
-        for j in range(3):
-            world += rotations[geom, k, j] * point[j]
-        distance += plane[k] * world
-    return distance
-
-
-@kernel
 def is_hidden(bound, scale_x, scale_y, centre_x, centre_y, window, depth):
     """Whether all samples in a small cluster's rectangle are nearer than its nearest point."""
     nearest, radius = f32(1) / bound[2], bound[3]
@@ -262,124 +186,13 @@ def is_hidden(bound, scale_x, scale_y, centre_x, centre_y, window, depth):
     last_y = min(np.int32((high * (nearest if high > 0 else farthest) * scale_y + centre_y) / 256) + 1, window[3])
     if (last_x - first_x) * (last_y - first_y) > 256:  # to look would cost more than to draw
         return False
-    for y in range(first_y, last_y):
+    for row in range(4 * first_y, 4 * last_y):
         farthest_seen = f32(np.inf)
         for x in range(first_x, last_x):
-            samples = depth[y, x]
-            farthest_seen = min(farthest_seen, min(min(samples[0], samples[1]), min(samples[2], samples[3])))
+            farthest_seen = min(farthest_seen, depth[row, x])
         if farthest_seen < nearest:
             return False
     return True
-
-
-@kernel
-def clipped_polygon(polygon, n, distance, other):
-    """The part of a polygon in front of a plane (Sutherland and Hodgman, 1974); its number of corners.
-
-    Args:
-        polygon: float64 (8, 4), its first n rows; replaced by the result.
-        n: Number of corners.
-        distance: Which column holds the distance to the plane: 2 the near plane's, 3 the mirror's.
-        other: Work space like `polygon`.
-    """
-    m = 0
-    for p in range(n):
-        q = p + 1 if p + 1 < n else 0
-        dp, dq = polygon[p, distance], polygon[q, distance]
-        if dp >= 0:
-            other[m] = polygon[p]
-            m += 1
-        if (dp >= 0) != (dq >= 0):
-            share = dp / (dp - dq)
-            for k in range(4):
-                other[m, k] = polygon[p, k] + share * (polygon[q, k] - polygon[p, k])
-            m += 1
-    for p in range(m):
-        polygon[p] = other[p]
-    return m
-
-
-@kernel
-def fill_clipped(
-    cluster, geom, geometry, matrix, rotations, places, clip, is_mirrored, view, scales, name, depth, ids, window, work
-):
-    """Draws a cluster that reaches behind the near plane or the mirror, triangle by triangle; samples won."""
-    near, won = view[1], 0
-    first, last = geometry.cluster_rows[cluster, 0], geometry.cluster_rows[cluster, 1]
-    positions = geometry.positions[cluster]
-    polygon, other = work[0], work[1]
-    corner = np.empty(3)
-    for i in range(last - first):
-        for k in range(3):
-            source = k if not is_mirrored or k == 0 else 3 - k  # a mirror turns triangles round
-            for axis in range(3):
-                corner[axis] = positions[3 * source + axis, i]
-            x, y, z = corner[0], corner[1], corner[2]
-            polygon[k, 0] = matrix[0] * x + matrix[1] * y + matrix[2] * z + matrix[3]
-            polygon[k, 1] = matrix[4] * x + matrix[5] * y + matrix[6] * z + matrix[7]
-            polygon[k, 2] = -(matrix[8] * x + matrix[9] * y + matrix[10] * z + matrix[11]) - near
-            polygon[k, 3] = _plane_distance(geom, corner, rotations, places, clip) if is_mirrored else 1.0
-        n = clipped_polygon(polygon, 3, 2, other)
-        if is_mirrored:
-            n = clipped_polygon(polygon, n, 3, other)
-        for k in range(n):
-            w = 1.0 / (polygon[k, 2] + near)
-            polygon[k, 0] = np.floor(polygon[k, 0] * w * scales[0] + scales[2] + 0.5)
-            polygon[k, 1] = np.floor(polygon[k, 1] * w * scales[1] + scales[3] + 0.5)
-            polygon[k, 2] = w
-        x0, y0 = np.int64(polygon[0, 0]), np.int64(polygon[0, 1])
-        for k in range(1, n - 1):
-            x1, y1 = np.int64(polygon[k, 0]), np.int64(polygon[k, 1])
-            x2, y2 = np.int64(polygon[k + 1, 0]), np.int64(polygon[k + 1, 1])
-            area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-            if area > 0:
-                won += fill_triangle(
-                    x0, y0, polygon[0, 2], x1, y1, polygon[k, 2], x2, y2, polygon[k + 1, 2], area, name + i, depth, ids,
-                    window[0], window[1], window[2], window[3],
-                )  # fmt: skip
-    return won
-
-
-@kernel
-def fill_cluster(n, corners, verdict, name, depth, ids, window):
-    """Draws a projected cluster: small triangles sample by sample, large ones by `fill_triangle`; samples won."""
-    left, bottom, right, top = window[0], window[1], window[2], window[3]
-    won = 0
-    for i in range(n):
-        if verdict[i] == 0:
-            continue
-        rows = np.int32(verdict[i])
-        x0, y0, w0 = np.int64(corners[0, i]), np.int64(corners[1, i]), corners[6, i]
-        x1, y1, w1 = np.int64(corners[2, i]), np.int64(corners[3, i]), corners[7, i]
-        x2, y2, w2 = np.int64(corners[4, i]), np.int64(corners[5, i]), corners[8, i]
-        area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-        min_x, min_y = min(x0, x1, x2), min(y0, y1, y2)
-        if rows == 8:
-            is_outside = (
-                max(x0, x1, x2) < left << 8 or min_x >= right << 8 or max(y0, y1, y2) < bottom << 8 or min_y >= top << 8
-            )
-            if area > 0 and not is_outside:
-                won += fill_triangle(
-                    x0, y0, w0, x1, y1, w1, x2, y2, w2, area, name + i, depth, ids, left, bottom, right, top
-                )
-            continue
-        row = (min_y + 31) >> 6
-        while rows:
-            if rows & 1:
-                offset = sample_x(row)
-                x, y, sample = (min_x - offset + 255) >> 8, row >> 2, row & 3
-                if left <= x < right and bottom <= y < top:
-                    px, py = (x << 8) + offset, 32 + 64 * row
-                    e0 = (x1 - x0) * (py - y0) - (y1 - y0) * (px - x0)
-                    e1 = (x2 - x1) * (py - y1) - (y2 - y1) * (px - x1)
-                    w = f32((e1 * w0 + (area - e0 - e1) * w1 + e0 * w2) / area)
-                    if w > depth[y, x, sample]:
-                        depth[y, x, sample] = w
-                        ids[y, x, sample] = name + i
-                        won += 1
-            rows >>= 1
-            row += 1
-    return won
 
 
 @kernel
@@ -397,8 +210,8 @@ def rasterise(
         view: float64 (4,): focal length (of half the image's height), near plane in m, width, height.
         window: int64 (4,): left, bottom, right, top: which pixels to draw.
         is_mirrored: Whether the poses are a mirror's image, seen only in front of the plane `clip` (4,).
-        depth: float32 (H, W, 4): 1/z, changed where something is nearer.
-        ids: int32 (H, W, 4): `geom << TRIANGLE_BITS | triangle`, likewise.
+        depth: float32 (4 H, W): 1/z by row of samples, changed where something is nearer.
+        ids: int32 (4 H, W): `geom << TRIANGLE_BITS | triangle`, likewise.
         bounds, todo: Work space, see `seen_clusters`.
 
     Returns:
@@ -424,7 +237,7 @@ def rasterise(
         name = (geom << TRIANGLE_BITS) - geometry.geom_triangles[geom] + first
         centre = geometry.cluster_bounds[cluster]
         needs_clip = bound[2] <= 2 * near or (
-            is_mirrored and _plane_distance(geom, centre, rotations, places, clip) < bound[3]
+            is_mirrored and plane_distance(geom, centre, rotations, places, clip) < bound[3]
         )
         if needs_clip:
             won += fill_clipped(
@@ -449,12 +262,10 @@ def rasterise(
 @kernel
 def geom_window(ids, geom):
     """left, bottom, right, top of the pixels that show a geom; left is not below right where none does."""
-    left, bottom, right, top = ids.shape[1], ids.shape[0], 0, 0
-    for y in range(ids.shape[0]):
+    left, bottom, right, top = ids.shape[1], ids.shape[0] >> 2, 0, 0
+    for row in range(ids.shape[0]):
         for x in range(ids.shape[1]):
-            for sample in range(4):
-                name = ids[y, x, sample]
-                if name >= 0 and name >> TRIANGLE_BITS == geom:
-                    left, right = min(left, x), max(right, x + 1)
-                    bottom, top = min(bottom, y), max(top, y + 1)
+            if ids[row, x] >= 0 and ids[row, x] >> TRIANGLE_BITS == geom:
+                left, right = min(left, x), max(right, x + 1)
+                bottom, top = min(bottom, row >> 2), max(top, (row >> 2) + 1)
     return left, bottom, right, top

@@ -121,9 +121,9 @@ def test_the_order_in_which_geoms_are_drawn_changes_no_byte() -> None:
     painter = scene._painter
     view, poses = scene._view(scene._cameras["agentview"], 64, 64), scene._poses
     geoms = np.flatnonzero(scene._alpha >= 0.995)
-    expected = painter._paint_whole(geoms, view, poses)[1]
+    expected = painter._paint_whole(geoms, view, poses)
     for order in (geoms[::-1].copy(), np.random.default_rng(0).permutation(geoms)):
-        np.testing.assert_array_equal(painter._paint_whole(order, view, poses)[1], expected)
+        np.testing.assert_array_equal(painter._paint_whole(order, view, poses), expected)
 
 
 def test_a_frame_depends_on_the_state_alone() -> None:

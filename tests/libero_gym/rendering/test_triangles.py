@@ -80,18 +80,12 @@ GREY = (
     ("bodies", "assets", "message"),
     [
         (FLEX, "", "The scene has flexible bodies; renderer='software' draws none. Use renderer='exact'."),
-        (
-            '<geom type="hfield" hfield="hills"/>',
-            HFIELD,
-            "The scene has height fields; renderer='software'",
-        ),
+        ('<geom type="hfield" hfield="hills"/>', HFIELD, "The scene has height fields; renderer='software' draws none."),
         ('<geom type="plane" size="0 1 1"/>', "", "The scene has infinite planes; renderer='software' draws none."),
+        ('<camera resolution="4 4" sensorsize="1 1" focal="1 1"/>', "", "The scene has cameras with sensors"),
+        ('<camera orthographic="true"/>', "", "The scene has cameras with sensors or without perspective; renderer="),
         ('<light castshadow="true"/>', "", "The scene has lights that cast shadows; renderer='software' draws none."),
-        (
-            '<geom size="1" material="grey"/>',
-            GREY,
-            "Texture 'grey' has 4 channels; renderer='software'",
-        ),
+        ('<geom size="1" material="grey"/>', GREY, "Texture 'grey' has 4 channels; renderer='software' draws those of 3."),
     ],
 )
 def test_what_is_not_drawn_is_named(bodies: str, assets: str, message: str) -> None:
@@ -99,3 +93,10 @@ def test_what_is_not_drawn_is_named(bodies: str, assets: str, message: str) -> N
         records(bodies, assets)
     assert message in str(caught.value)
     assert str(caught.value).endswith("Use renderer='exact'.")
+
+
+def test_tendons_are_not_drawn() -> None:
+    bodies = '<body><freejoint/><geom size=".1"/><site name="a" pos="0 0 .2"/></body><site name="b" pos="1 0 0"/>'
+    tendon = '<tendon><spatial><site site="a"/><site site="b"/></spatial></tendon>'
+    with pytest.raises(NotDrawnError, match="shows more than geoms and sites, such as tendons"):
+        pack_scene(mujoco.MjModel.from_xml_string(scene_xml(bodies, options=tendon)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from libero_gym.rendering import visibility
+from libero_gym.rendering import filling, visibility
 from libero_gym.rendering.packing import TRIANGLE_MASK, _Packer
 from libero_gym.rendering.textures import Textures
 from libero_gym.rendering.triangles import Triangles
@@ -17,18 +17,23 @@ SIDE = 16  # pixels
 Corner = tuple[int, int]
 
 
+def by_pixel(samples: np.ndarray) -> np.ndarray:
+    """Rows of samples, (4 SIDE, SIDE), as (SIDE, SIDE, 4)."""
+    return samples.reshape(SIDE, 4, SIDE).transpose(0, 2, 1)
+
+
 def fill(*corners: Corner, name: int = 0) -> np.ndarray:
     """Which samples a triangle of nearness 1 covers, bool (SIDE, SIDE, 4); corners in 1/256 pixel."""
     (x0, y0), (x1, y1), (x2, y2) = corners
     area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
     assert area > 0
-    depth, ids = np.zeros((SIDE, SIDE, 4), np.float32), np.full((SIDE, SIDE, 4), -1, np.int32)
+    depth, ids = np.zeros((4 * SIDE, SIDE), np.float32), np.full((4 * SIDE, SIDE), -1, np.int32)
     one = np.float32(1)
-    won = visibility.fill_triangle(
+    won = filling.fill_triangle(
         x0, y0, one, x1, y1, one, x2, y2, one, area, name, depth, ids, 0, 0, SIDE, SIDE
     )  # fmt: skip
     assert won == (ids == name).sum()
-    return ids == name
+    return by_pixel(ids) == name
 
 
 def expected(*corners: Corner) -> np.ndarray:
@@ -109,7 +114,7 @@ def rasterised(positions: np.ndarray, near: float = 0.01, clip: np.ndarray | Non
     Ids are numbers of rows of the packed records; triangles' order changes when they are packed.
     """
     geometry, n_clusters = packed(positions)
-    depth, ids = np.zeros((SIDE, SIDE, 4), np.float32), np.full((SIDE, SIDE, 4), -1, np.int32)
+    depth, ids = np.zeros((4 * SIDE, SIDE), np.float32), np.full((4 * SIDE, SIDE), -1, np.int32)
     bounds, todo = np.empty((n_clusters + 1, 4), np.float32), np.empty((n_clusters + 1, 4), np.int32)
     view = np.array([1.0, near, SIDE, SIDE])
     window = np.array([0, 0, SIDE, SIDE], np.int64)
@@ -117,7 +122,7 @@ def rasterised(positions: np.ndarray, near: float = 0.01, clip: np.ndarray | Non
         np.array([0]), geometry, np.eye(3)[None], np.zeros((1, 3)), np.eye(3), np.zeros(3), view, window,
         clip is not None, np.zeros(4) if clip is None else clip, depth, ids, bounds, todo,
     )  # fmt: skip
-    return np.where(ids < 0, -1, ids & TRIANGLE_MASK)
+    return by_pixel(np.where(ids < 0, -1, ids & TRIANGLE_MASK))
 
 
 def test_small_triangles_tested_many_at_a_time_cover_what_exact_arithmetic_says() -> None:
@@ -158,10 +163,10 @@ def test_a_polygon_is_cut_where_its_edges_meet_the_plane() -> None:
     """One corner of three behind the plane leaves four corners; two behind leave three."""
     polygon, other = np.zeros((8, 4)), np.zeros((8, 4))
     polygon[:3, :3] = [(0, 0, 1), (4, 0, 1), (0, 4, -1)]
-    assert visibility.clipped_polygon(polygon, 3, 2, other) == 4
+    assert filling.clipped_polygon(polygon, 3, 2, other) == 4
     np.testing.assert_allclose(polygon[:4, :3], [(0, 0, 1), (4, 0, 1), (2, 2, 0), (0, 2, 0)])
     polygon[:3, :3] = [(0, 0, 3), (4, 0, -1), (0, 4, -3)]
-    assert visibility.clipped_polygon(polygon, 3, 2, other) == 3
+    assert filling.clipped_polygon(polygon, 3, 2, other) == 3
     np.testing.assert_allclose(polygon[:3, :3], [(0, 0, 3), (3, 0, 0), (0, 2, 0)], atol=1e-12)
     polygon[:3, 2] = -1
-    assert visibility.clipped_polygon(polygon, 3, 2, other) == 0
+    assert filling.clipped_polygon(polygon, 3, 2, other) == 0
