@@ -41,7 +41,7 @@ class Options:
     init_states: str = "20-49"  # official initial states to record; keep others for evaluation
     n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
     image_size: int = 112  # side of recorded frames in pixels
-    renderer: Literal["fast", "exact"] = "fast"  # renderer of recorded frames
+    renderer: Literal["fast", "software", "exact"] = "fast"  # renderer of recorded frames
     n_workers: int = 2  # processes that record
     grasp_radius: float = 0.05  # m; episodes that grasp farther from the task's median are left out; 0 keeps all
     cut_waiting: bool = True  # leave out frames in which the hand waits before it closes or opens

@@ -28,7 +28,7 @@ class Options:
     suite: str = "LIBERO-Spatial-v0"  # environment id
     steps: int = 20  # control steps per task, with random actions
     image_size: int = 256  # side of the frames in pixels
-    renderer: Literal["exact", "fast"] = "exact"  # "exact" draws stock LIBERO's pixels
+    renderer: Literal["exact", "software", "fast"] = "exact"  # "exact" draws stock LIBERO's pixels
     out: Path = Path("runs/random")  # folder for the MP4 and the PNG
 
 

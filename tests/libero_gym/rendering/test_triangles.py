@@ -80,12 +80,20 @@ GREY = (
     ("bodies", "assets", "message"),
     [
         (FLEX, "", "The scene has flexible bodies; renderer='software' draws none. Use renderer='exact'."),
-        ('<geom type="hfield" hfield="hills"/>', HFIELD, "The scene has height fields; renderer='software' draws none."),
+        (
+            '<geom type="hfield" hfield="hills"/>',
+            HFIELD,
+            "The scene has height fields; renderer='software'",
+        ),
         ('<geom type="plane" size="0 1 1"/>', "", "The scene has infinite planes; renderer='software' draws none."),
         ('<camera resolution="4 4" sensorsize="1 1" focal="1 1"/>', "", "The scene has cameras with sensors"),
         ('<camera orthographic="true"/>', "", "The scene has cameras with sensors or without perspective; renderer="),
         ('<light castshadow="true"/>', "", "The scene has lights that cast shadows; renderer='software' draws none."),
-        ('<geom size="1" material="grey"/>', GREY, "Texture 'grey' has 4 channels; renderer='software' draws those of 3."),
+        (
+            '<geom size="1" material="grey"/>',
+            GREY,
+            "Texture 'grey' has 4 channels; renderer='software'",
+        ),
     ],
 )
 def test_what_is_not_drawn_is_named(bodies: str, assets: str, message: str) -> None:
