@@ -1,0 +1,39 @@
+"""The renderer is compiled before its first frame, by whoever loads a scene, and never again for other types."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+DRAW = """
+from libero_gym.compilation.compile import compile_task
+from libero_gym.rendering import first_frame, mirror, models, shading, veils, visibility
+from libero_gym.rendering.software_scene import SoftwareScene
+from libero_gym.simulation.simulator import Simulator
+from libero_gym.tasks import get_tasks, initial_states
+
+def compiled():
+    modules = (mirror, shading, veils, visibility)
+    kernels = {id(member): member for module in modules for member in vars(module).values()}
+    functions = [kernel for kernel in kernels.values() if hasattr(kernel, "py_func")]
+    return {function.py_func.__qualname__: len(function.signatures) for function in functions}
+
+task = get_tasks("libero_goal")[3]  # with a stove that mirrors and a glass door
+simulator = Simulator(compile_task(task))
+simulator.reset(initial_states(task)[0])
+scene = SoftwareScene(simulator.compiled, models.packed_scene(simulator.compiled))
+before = compiled()
+scene.pose(simulator)
+for camera in ("agentview", "wrist"):
+    for stored in (True, False):
+        scene.draw(camera, 48, 64, stored=stored)
+assert before["rasterise"] and before["shade_samples"] and before["add_reflection"], before
+assert compiled() == before, (before, compiled())
+print("nothing was compiled")
+"""
+
+
+def test_frames_compile_nothing_once_a_scene_is_loaded() -> None:
+    """Else every worker of a vector environment would compile it for itself, for some 20 s."""
+    run = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1:] == ["nothing was compiled"], run.stderr
