@@ -70,27 +70,33 @@ def visual_model(compiled: CompiledTask, renderer: str = "exact") -> mujoco.MjMo
     if key not in _visual_models:
         while len(_visual_models) >= MAX_SCENES:
             del _visual_models[next(iter(_visual_models))]
-        _visual_models[key] = _load_visual_model(compiled, key, renderer)
+        _visual_models[key] = load_visual_model(compiled, renderer)
     return _visual_models[key]
 
 
 def prepare_visual_model(compiled: CompiledTask, renderer: str) -> None:
     """Write the model that cameras see to the cache on disk if it is not there, and keep none in memory."""
-    key = records.visual_key(compiled.visual_key, renderer)
-    if not cache.contains(key):
-        _load_visual_model(compiled, key, renderer)
+    if not cache.contains(records.visual_key(compiled.visual_key, renderer)):
+        load_visual_model(compiled, renderer)
 
 
 def is_compiled(task: Task, renderer: str | None = None) -> bool:
     """Whether the cache has a task, and the model that cameras see if a renderer is named."""
-    key = records.task_key(task)
-    if renderer is None or not cache.contains(key):
-        return cache.contains(key)
-    blob = cache.read(key)
-    return blob is not None and cache.contains(records.visual_key(records.scene_of(blob), renderer))
+    if renderer is None:
+        return cache.contains(records.task_key(task))
+    scene = cached_scene(task)
+    return scene is not None and cache.contains(records.visual_key(scene, renderer))
 
 
-def _load_visual_model(compiled: CompiledTask, key: str, renderer: str) -> mujoco.MjModel:
+def cached_scene(task: Task) -> str | None:
+    """The ``visual_key`` of a task that the cache has; None if it does not."""
+    blob = cache.read(records.task_key(task))
+    return None if blob is None else records.scene_of(blob)
+
+
+def load_visual_model(compiled: CompiledTask, renderer: str = "exact") -> mujoco.MjModel:
+    """As `visual_model`, but the caller's own: this process keeps none."""
+    key = records.visual_key(compiled.visual_key, renderer)
     blob = cache.read(key)
     if blob is not None:
         return records.model_from_bytes(blob)

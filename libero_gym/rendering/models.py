@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from safetensors.numpy import save
 
 from libero_gym.common import cache
-from libero_gym.compilation import records
-from libero_gym.compilation.compile import MAX_SCENES, is_compiled, prepare_visual_model, visual_model
-from libero_gym.rendering import first_frame
-from libero_gym.rendering.packing import Geometry, PackedScene, pack_scene
+from libero_gym.compilation.compile import (
+    MAX_SCENES,
+    cached_scene,
+    is_compiled,
+    load_visual_model,
+    prepare_visual_model,
+    visual_model,
+)
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.tasks import Task
+
+# The rasteriser is imported where it is needed: its kernels take 25 ms, which other renderers need not wait for.
+if TYPE_CHECKING:
+    from libero_gym.rendering.packing import PackedScene
 
 # Raise it when packed scenes change, for they are cached.
 VERSION = 3
@@ -36,7 +43,7 @@ def packed_scene(compiled: CompiledTask) -> PackedScene:
     Raises:
         NotDrawnError: If the scene has something that is not drawn.
     """
-    return _kept(_packed, compiled.visual_key, lambda: _load_packed(compiled))
+    return kept(_packed, compiled.visual_key, lambda: _load_packed(compiled))
 
 
 def prepare(compiled: CompiledTask, renderer: str) -> None:
@@ -59,19 +66,19 @@ def is_prepared(task: Task, renderer: str | None) -> bool:
     """Whether the cache has a task, and what the renderer draws if one is named."""
     if renderer != "software":
         return is_compiled(task, renderer)
-    blob = cache.read(records.task_key(task))
-    return blob is not None and cache.contains(_packed_key(records.scene_of(blob)))
+    scene = cached_scene(task)
+    return scene is not None and cache.contains(_packed_key(scene))
 
 
-def _kept(kept: OrderedDict[str, _T], key: str, make: Callable[[], _T]) -> _T:
-    """What is kept under a key, made if need be; the least recently used one makes room."""
-    if key not in kept:
+def kept(scenes: OrderedDict[str, _T], key: str, make: Callable[[], _T]) -> _T:
+    """What is kept under a key, made if need be; the least recently used of `MAX_SCENES` makes room."""
+    if key not in scenes:
         made = make()
-        while len(kept) >= MAX_SCENES:
-            kept.popitem(last=False)
-        kept[key] = made
-    kept.move_to_end(key)
-    return kept[key]
+        while len(scenes) >= MAX_SCENES:
+            scenes.popitem(last=False)
+        scenes[key] = made
+    scenes.move_to_end(key)
+    return scenes[key]
 
 
 def _packed_key(scene: str) -> str:
@@ -79,6 +86,8 @@ def _packed_key(scene: str) -> str:
 
 
 def _load_packed(compiled: CompiledTask) -> PackedScene:
+    from libero_gym.rendering import first_frame
+
     first_frame.compile_kernels()  # here and not at the first frame, so that a template's forks have it done
     blob = cache.map_entry(_packed_key(compiled.visual_key))
     if blob is None:
@@ -87,13 +96,17 @@ def _load_packed(compiled: CompiledTask) -> PackedScene:
 
 
 def _pack(compiled: CompiledTask) -> bytes:
-    blob = to_bytes(pack_scene(visual_model(compiled), MAX_TEXTURE_SIDE))
+    from libero_gym.rendering.packing import pack_scene
+
+    blob = to_bytes(pack_scene(load_visual_model(compiled), MAX_TEXTURE_SIDE))
     cache.write(_packed_key(compiled.visual_key), blob)
     return blob
 
 
 def to_bytes(packed: PackedScene) -> bytes:
     """A packed scene in safetensors' format, which can be mapped."""
+    from safetensors.numpy import save
+
     arrays = {f"geometry.{name}": array for name, array in packed.geometry._asdict().items()}
     arrays |= {name: array for name, array in packed._asdict().items() if name != "geometry"}
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
@@ -107,6 +120,8 @@ def from_bytes(blob: np.ndarray) -> PackedScene:
 
     (`safetensors.numpy.load` copies.)
     """
+    from libero_gym.rendering.packing import Geometry, PackedScene
+
     start = 8 + int.from_bytes(blob[:8].tobytes(), "little")
     header: dict[str, Any] = json.loads(blob[8:start].tobytes())
     arrays = {

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,11 +25,13 @@ from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.compile import MAX_SCENES
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
-from libero_gym.rendering.models import packed_scene
+from libero_gym.rendering.models import kept, packed_scene
 from libero_gym.rendering.scene import CAMERAS, LayeredScene, Scene
-from libero_gym.rendering.software_scene import SoftwareScene
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
+
+if TYPE_CHECKING:
+    from libero_gym.rendering.software_scene import SoftwareScene
 
 # "exact" draws stock LIBERO's pixels. "fast" draws decimated meshes and smaller textures (see `decimation`), and what
 # stands still only once (see `scene`). "software" draws nearly the pixels of "exact" without OpenGL (see `software`).
@@ -201,14 +203,9 @@ def render_frame(simulator: Simulator, camera: str, height: int, width: int) -> 
 
 def _software_scene(compiled: CompiledTask) -> SoftwareScene:
     """The scene of a task as this process draws it without OpenGL; the least recently used one makes room."""
-    key = compiled.visual_key
-    if key not in _software_scenes:
-        made = SoftwareScene(compiled, packed_scene(compiled))
-        while len(_software_scenes) >= MAX_SCENES:
-            _software_scenes.popitem(last=False)
-        _software_scenes[key] = made
-    _software_scenes.move_to_end(key)
-    return _software_scenes[key]
+    from libero_gym.rendering.software_scene import SoftwareScene  # its kernels take 25 ms to import
+
+    return kept(_software_scenes, compiled.visual_key, lambda: SoftwareScene(compiled, packed_scene(compiled)))
 
 
 def release() -> None:
