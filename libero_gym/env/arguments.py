@@ -15,7 +15,7 @@ from gymnasium import spaces
 from libero_gym.common.checks import choice, did_you_mean, sequence, whole_number
 from libero_gym.compilation.draws import check_draw, check_seed
 from libero_gym.compilation.placements import check_placement_seed
-from libero_gym.rendering.scene import CAMERAS
+from libero_gym.rendering.posing import CAMERAS
 from libero_gym.reward_model import RewardModel, find_reward_model
 from libero_gym.tasks import Suite, Task, initial_states
 

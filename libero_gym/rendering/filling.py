@@ -139,6 +139,23 @@ def clipped_polygon(polygon, n, distance, other):
 
 
 @kernel
+def fill_polygon(polygon, n, name, depth, ids, window):
+    """Draws a convex polygon of n corners (x, y in whole 1/256 pixels, 1/z) as a fan of triangles; samples won."""
+    won = 0
+    x0, y0 = np.int64(polygon[0, 0]), np.int64(polygon[0, 1])
+    for k in range(1, n - 1):
+        x1, y1 = np.int64(polygon[k, 0]), np.int64(polygon[k, 1])
+        x2, y2 = np.int64(polygon[k + 1, 0]), np.int64(polygon[k + 1, 1])
+        area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+        if area > 0:
+            won += fill_triangle(
+                x0, y0, polygon[0, 2], x1, y1, polygon[k, 2], x2, y2, polygon[k + 1, 2], area, name, depth, ids,
+                window[0], window[1], window[2], window[3],
+            )  # fmt: skip
+    return won
+
+
+@kernel
 def fill_clipped(
     cluster, geom, geometry, matrix, rotations, places, clip, is_mirrored, view, scales, name, depth, ids, window, work
 ):
@@ -166,16 +183,7 @@ def fill_clipped(
             polygon[k, 0] = np.floor(polygon[k, 0] * w * scales[0] + scales[2] + 0.5)
             polygon[k, 1] = np.floor(polygon[k, 1] * w * scales[1] + scales[3] + 0.5)
             polygon[k, 2] = w
-        x0, y0 = np.int64(polygon[0, 0]), np.int64(polygon[0, 1])
-        for k in range(1, n - 1):
-            x1, y1 = np.int64(polygon[k, 0]), np.int64(polygon[k, 1])
-            x2, y2 = np.int64(polygon[k + 1, 0]), np.int64(polygon[k + 1, 1])
-            area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-            if area > 0:
-                won += fill_triangle(
-                    x0, y0, polygon[0, 2], x1, y1, polygon[k, 2], x2, y2, polygon[k + 1, 2], area, name + i, depth, ids,
-                    window[0], window[1], window[2], window[3],
-                )  # fmt: skip
+        won += fill_polygon(polygon, n, name + i, depth, ids, window)
     return won
 
 

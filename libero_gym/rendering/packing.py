@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
+from libero_gym.rendering.posing import MAX_SCENE_GEOMS, visual_option
 from libero_gym.rendering.textures import Textures, pack_textures
 from libero_gym.rendering.triangles import NotDrawnError, TextureMapping, Triangles, geom_triangles
 
@@ -26,8 +27,6 @@ LIGHT_SIZE = 21
 """Numbers of a light: is directional (1), place (3), direction (3), ambient (3), diffuse (3), specular (3), attenuation
 (3), cosine of the cut-off angle (-2 for none), exponent."""
 
-# robosuite's scene capacity; a larger one would draw geoms that stock LIBERO leaves out.
-_MAX_SCENE_GEOMS = 1000
 # An opaque geom has at least this alpha (MuJoCo's own threshold is the same for its sorting).
 OPAQUE = 0.995
 # Cosine of a cluster's cone of normals that is too wide to be culled by.
@@ -196,12 +195,10 @@ def _visible_geoms(model: mujoco.MjModel) -> list[Any]:
     _check_drawable(model)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    option = mujoco.MjvOption()
-    option.geomgroup[0], option.geomgroup[1] = 0, 1  # not the collision geoms
-    scene = mujoco.MjvScene(model, maxgeom=_MAX_SCENE_GEOMS)
+    scene = mujoco.MjvScene(model, maxgeom=MAX_SCENE_GEOMS)
     camera = mujoco.MjvCamera()
     camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, 0
-    mujoco.mjv_updateScene(model, data, option, mujoco.MjvPerturb(), camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
+    mujoco.mjv_updateScene(model, data, visual_option(), mujoco.MjvPerturb(), camera, mujoco.mjtCatBit.mjCAT_ALL, scene)
     geoms = [scene.geoms[index] for index in range(scene.ngeom)]
     if any(geom.objtype not in (mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SITE) for geom in geoms):
         raise NotDrawnError(

@@ -26,7 +26,8 @@ from libero_gym.compilation.compile import MAX_SCENES
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
 from libero_gym.rendering.models import kept, packed_scene
-from libero_gym.rendering.scene import CAMERAS, LayeredScene, Scene
+from libero_gym.rendering.posing import CAMERAS
+from libero_gym.rendering.scene import LayeredScene, Scene
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
 
@@ -133,7 +134,7 @@ def render(
 
     Args:
         simulator: The simulator to draw.
-        cameras: Names from `scene.CAMERAS`.
+        cameras: Names from `posing.CAMERAS`.
         size: Side in pixels.
         device: EGL device index; None for the one that is in use, else the one that `make_gl_context` chooses.
         renderer: One of `RENDERERS`.
@@ -182,7 +183,7 @@ def render_frame(simulator: Simulator, camera: str, height: int, width: int) -> 
 
     Args:
         simulator: The simulator to draw.
-        camera: A name from `scene.CAMERAS`.
+        camera: A name from `posing.CAMERAS`.
         height, width: Of the frame, pixels.
 
     Raises:

@@ -16,16 +16,18 @@ from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.compile import visual_model
 from libero_gym.rendering.gl import GLCalls
+from libero_gym.rendering.posing import (
+    MAX_SCENE_GEOMS,
+    STILL_CAMERAS,
+    burner_alpha,
+    camera_ids,
+    pose_bodies,
+    still_key,
+    visual_option,
+)
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
 
-# The observation's name of a camera, and LIBERO's.
-CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
-
-# robosuite's scene capacity; a larger one would draw geoms that stock LIBERO leaves out.
-_MAX_GEOMS = 1000
-# Cameras that stand still, so that what stands still in front of them needs drawing only once.
-_STILL_CAMERAS = ("agentview",)
 # Bytes of stored backgrounds per scene; a 128-pixel one takes 0.25 MB.
 _MAX_BACKGROUND_BYTES = 64 * 2**20
 # Depth buffers round; what differs by less stands at the same depth.
@@ -53,32 +55,20 @@ class Scene(Uncopyable):
         self.model.vis.global_.offwidth = self.model.vis.global_.offheight = buffer_size
         self.buffer_size = buffer_size
         self.data = mujoco.MjData(self.model)
-        self.scene = mujoco.MjvScene(self.model, maxgeom=_MAX_GEOMS)
-        self.option = mujoco.MjvOption()
-        self.option.geomgroup[0] = 0  # collision geoms
-        self.option.geomgroup[1] = 1  # visual geoms
+        self.scene = mujoco.MjvScene(self.model, maxgeom=MAX_SCENE_GEOMS)
+        self.option = visual_option()
         self.perturbation = mujoco.MjvPerturb()
         self.camera = mujoco.MjvCamera()
         self.camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self.camera_ids = {
-            name: mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, stock) for name, stock in CAMERAS.items()
-        }
-        # LIBERO toggles a burner's alpha between its value in the file and one minus that.
+        self.camera_ids = camera_ids(self.model)
         self._alpha = {burner.site: self.model.site(burner.site).rgba[3] for burner in compiled.burners}
         self.context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_150)
 
     def pose(self, simulator: Simulator) -> None:
         """Put every body, light and camera where the simulator's last sampled substep had it."""
-        model, data, fixtures = self.model, self.data, simulator.fixtures
-        model.body_pos[fixtures.body_ids] = fixtures.pos
-        model.body_quat[fixtures.body_ids] = fixtures.quat
         for burner, shown in zip(simulator.compiled.burners, simulator.burners_shown, strict=True):
-            alpha = self._alpha[burner.site]
-            model.site(burner.site).rgba[3] = alpha if (alpha > 0) == shown else 1 - alpha
-        data.qpos[:] = simulator.kinematics_qpos
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_comPos(model, data)
-        mujoco.mj_camlight(model, data)
+            self.model.site(burner.site).rgba[3] = burner_alpha(self._alpha[burner.site], shown)
+        pose_bodies(self.model, self.data, simulator)
 
     def draw(self, camera: str, size: int) -> np.ndarray:
         """One frame of the posed scene, uint8 (size, size, 3), as OpenGL orders rows: bottom first."""
@@ -134,13 +124,12 @@ class LayeredScene(Scene):
     def pose(self, simulator: Simulator) -> None:
         """Pose the scene as `Scene.pose` does, and remember what decides how the static part looks."""
         super().pose(simulator)
-        fixtures = simulator.fixtures
-        self._static_key = (fixtures.pos.tobytes(), fixtures.quat.tobytes(), simulator.burners_shown)
+        self._static_key = still_key(simulator)
 
     def draw(self, camera: str, size: int) -> np.ndarray:
         """One frame of the posed scene, uint8 (size, size, 3), bottom row first."""
         self._bind(size)
-        still = camera in _STILL_CAMERAS
+        still = camera in STILL_CAMERAS
         if not still or not self._has_alpha():
             self._set_flags(reflection=still, skybox=True)
             self._render(camera, size, mujoco.mjtCatBit.mjCAT_ALL)

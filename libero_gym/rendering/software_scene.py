@@ -10,13 +10,10 @@ import numpy as np
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.rendering.packing import TRIANGLE_BITS, PackedScene
-from libero_gym.rendering.scene import CAMERAS
+from libero_gym.rendering.posing import STILL_CAMERAS, burner_alpha, camera_ids, pose_bodies, still_key
 from libero_gym.rendering.software import Frame, Painter, Poses, View
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
-
-# Cameras that stand still, so that what stands still in front of them needs drawing only once.
-_STILL_CAMERAS = ("agentview",)
 
 
 class SoftwareScene(Uncopyable):
@@ -34,9 +31,7 @@ class SoftwareScene(Uncopyable):
         self._painter = Painter(packed)
         self._model = copy.copy(compiled.physics)  # whose bodies it moves
         self._data = mujoco.MjData(self._model)
-        self._cameras = {
-            name: mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, stock) for name, stock in CAMERAS.items()
-        }
+        self._cameras = camera_ids(self._model)
         self._burners = [np.flatnonzero(packed.site == self._model.site(burner.site).id) for burner in compiled.burners]
         self._alpha = packed.alpha.copy()
         self._poses = Poses(np.empty((0, 3, 3)), np.empty((0, 3)))
@@ -44,31 +39,24 @@ class SoftwareScene(Uncopyable):
 
     def pose(self, simulator: Simulator) -> None:
         """Put every body, light and camera where the simulator's last sampled substep had it."""
-        model, data, packed, fixtures = self._model, self._data, self._packed, simulator.fixtures
-        model.body_pos[fixtures.body_ids] = fixtures.pos
-        model.body_quat[fixtures.body_ids] = fixtures.quat
-        data.qpos[:] = simulator.kinematics_qpos
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_comPos(model, data)
-        mujoco.mj_camlight(model, data)
+        data, packed = self._data, self._packed
+        pose_bodies(self._model, data, simulator)
         for rows, shown in zip(self._burners, simulator.burners_shown, strict=True):
-            # LIBERO toggles a burner's alpha between its value in the file and one minus that.
-            alpha = packed.alpha[rows]
-            self._alpha[rows] = np.where((alpha > 0) == shown, alpha, 1 - alpha)
+            self._alpha[rows] = burner_alpha(packed.alpha[rows], shown)
         bodies = data.xmat.reshape(-1, 3, 3)[packed.body]
         places = data.xpos[packed.body] + np.einsum("gij,gj->gi", bodies, packed.place)
         self._poses = Poses(bodies @ packed.rotation, places)
-        self._still_key = (fixtures.pos.tobytes(), fixtures.quat.tobytes(), simulator.burners_shown)
+        self._still_key = still_key(simulator)
 
     def draw(self, camera: str, height: int, width: int, *, stored: bool = True) -> Frame:
         """One frame of the posed scene.
 
         Args:
-            camera: A name among `scene.CAMERAS`.
+            camera: A name among `posing.CAMERAS`.
             height, width: Of the frame, pixels.
             stored: Whether a camera that stands still may start from its stored background; the frame is the same.
         """
-        key = (camera, height, width, *self._still_key) if stored and camera in _STILL_CAMERAS else None
+        key = (camera, height, width, *self._still_key) if stored and camera in STILL_CAMERAS else None
         return self._painter.paint(self._view(self._cameras[camera], height, width), self._poses, self._alpha, key)
 
     def named(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

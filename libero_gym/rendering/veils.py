@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from libero_gym.rendering.filling import clipped_polygon, fill_triangle
+from libero_gym.rendering.filling import clipped_polygon, fill_polygon
 from libero_gym.rendering.kernels import kernel
 from libero_gym.rendering.packing import TRIANGLE_BITS, Geometry
 from libero_gym.rendering.visibility import BACKGROUND, camera_matrices, seen_clusters
@@ -98,18 +98,8 @@ def _hits(order, geometry, rotations, places, camera, eye, view, depth, bounds, 
                 polygon[k, 2] = w
                 left, right = min(left, polygon[k, 0]), max(right, polygon[k, 0])
                 bottom, top = min(bottom, polygon[k, 1]), max(top, polygon[k, 1])
-            name, won = (geom << TRIANGLE_BITS) - geometry.geom_triangles[geom] + first + j, 0
-            x0, y0 = np.int64(polygon[0, 0]), np.int64(polygon[0, 1])
-            for k in range(1, m - 1):
-                x1, y1 = np.int64(polygon[k, 0]), np.int64(polygon[k, 1])
-                x2, y2 = np.int64(polygon[k + 1, 0]), np.int64(polygon[k + 1, 1])
-                area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-                if area > 0:
-                    won += fill_triangle(
-                        x0, y0, polygon[0, 2], x1, y1, polygon[k, 2], x2, y2, polygon[k + 1, 2], area, name, nearest,
-                        ids, 0, 0, width, height,
-                    )  # fmt: skip
-            if won == 0:
+            name = (geom << TRIANGLE_BITS) - geometry.geom_triangles[geom] + first + j
+            if fill_polygon(polygon, m, name, nearest, ids, window) == 0:
                 continue
             for row in range(max(int(bottom) >> 6, 0), min((int(top) >> 6) + 1, 4 * height)):
                 for x in range(max(int(left) >> 8, 0), min((int(right) >> 8) + 1, width)):
