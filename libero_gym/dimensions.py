@@ -1,4 +1,6 @@
-"""The benchmark's numbers and names that many files share, each stated once; it imports nothing."""
+"""The benchmark's numbers and names that many files share, each stated once; it imports nothing of ours."""
+
+from typing import Literal
 
 CONTROL_FREQ = 20  # control steps per second, robosuite's `control_freq` in LIBERO
 ACTION_DIM = 7  # change of position (3) and of orientation (3), gripper
@@ -13,3 +15,6 @@ PRIVILEGED_KEY = "privileged"
 
 # Discount of shaping terms; equal to the default of PPO, so that shaping leaves the optimal policy unchanged.
 SHAPING_GAMMA = 0.99
+
+Renderer = Literal["exact", "software", "fast"]
+"""What draws frames, see `libero_gym.rendering.renderer`."""

@@ -16,13 +16,14 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 
 from libero_gym.common.checks import choice
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.compile import MAX_SCENES
+from libero_gym.dimensions import Renderer
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
 from libero_gym.rendering.models import kept, packed_scene
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 # "exact" draws stock LIBERO's pixels. "fast" draws decimated meshes and smaller textures (see `decimation`), and what
 # stands still only once (see `scene`). "software" draws nearly the pixels of "exact" without OpenGL (see `software`).
-RENDERERS = ("exact", "fast", "software")
+RENDERERS = get_args(Renderer)
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
 DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libglib2.0-0"
 

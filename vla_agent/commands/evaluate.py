@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from libero_gym.common.checks import whole_number
+from libero_gym.dimensions import Renderer
 from vla_agent import EvaluationReport, compare_reports, evaluate_policy
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
 
@@ -27,7 +28,7 @@ class Options:
     placement_seeds: str = ""  # such as "1000-1019": drawn initial states instead, each once per task
     protocol: Literal["openvla", "openpi", "fixed", "training"] = "openvla"  # fixtures and images; see the README
     center_crop: Literal["auto", "yes", "no"] = "auto"  # "yes" for models trained with random crops
-    renderer: Literal["exact", "software", "fast"] = "exact"  # "fast" is for a look, not for a reported result
+    renderer: Renderer = "exact"  # "fast" is for a look, not for a reported result
     max_episode_steps: int = 0  # control steps; 0 for the protocol's limit
     sample: bool = False  # draw actions instead of taking the likeliest
     n_envs: int | Literal["auto"] = "auto"  # environments side by side; "auto" for as many as CPU cores

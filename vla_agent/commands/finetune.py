@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -16,7 +16,7 @@ from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import real_number, whole_number
 from libero_gym.common.json_files import parse_json
 from libero_gym.demonstrations import LeRobotReader, record
-from libero_gym.dimensions import CAMERA_KEYS
+from libero_gym.dimensions import CAMERA_KEYS, Renderer
 from libero_gym.tasks import SUITES, get_suite
 from vla_agent.augmentation import Augmentation
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
@@ -41,7 +41,7 @@ class Options:
     init_states: str = "20-49"  # official initial states to record; keep others for evaluation
     n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
     image_size: int = 112  # side of recorded frames in pixels
-    renderer: Literal["fast", "software", "exact"] = "fast"  # renderer of recorded frames
+    renderer: Renderer = "fast"  # renderer of recorded frames
     n_workers: int = 2  # processes that record
     grasp_radius: float = 0.05  # m; episodes that grasp farther from the task's median are left out; 0 keeps all
     cut_waiting: bool = True  # leave out frames in which the hand waits before it closes or opens

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from libero_gym.common.checks import whole_number
 from libero_gym.demonstrations import record
+from libero_gym.dimensions import Renderer
 from vla_agent.commands.options import ids_or_none, parse_options
 
 
@@ -23,7 +23,7 @@ class Options:
     n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
     cameras: str = "agentview,wrist"  # agentview, wrist, or both
     image_size: int = 256  # side of the frames in pixels, even
-    renderer: Literal["exact", "software", "fast"] = "exact"  # "exact" draws stock LIBERO's pixels
+    renderer: Renderer = "exact"  # "exact" draws stock LIBERO's pixels
     action_noise: float = 0.0  # standard deviation of disturbances; the recorded actions are the policy's own
     keep_failures: bool = False  # failed episodes enter the dataset, marked
     seed: int = 0  # seed for everything that is drawn

@@ -6,7 +6,7 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from libero_gym.common.checks import whole_number
 from libero_gym.common.videos import write_film
-from libero_gym.dimensions import CONTROL_FREQ
+from libero_gym.dimensions import CONTROL_FREQ, Renderer
 from vla_agent.commands.options import parse_options
 from vla_agent.common.figures import new_figure, save_figure
 from vla_agent.envs.suites import describe_suite
@@ -28,7 +28,7 @@ class Options:
     suite: str = "LIBERO-Spatial-v0"  # environment id
     steps: int = 20  # control steps per task, with random actions
     image_size: int = 256  # side of the frames in pixels
-    renderer: Literal["exact", "software", "fast"] = "exact"  # "exact" draws stock LIBERO's pixels
+    renderer: Renderer = "exact"  # "exact" draws stock LIBERO's pixels
     out: Path = Path("runs/random")  # folder for the MP4 and the PNG
 
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger, make_output_format
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import whole_number
-from libero_gym.dimensions import SHAPING_GAMMA
+from libero_gym.dimensions import SHAPING_GAMMA, Renderer
 from vla_agent import (
     VLAPPO,
     Curriculum,
@@ -55,7 +55,7 @@ class Options:
     reward_model: str = "tiny-scorer"  # for "process": the scorer that ships, or a folder of train_process_reward.py
     reward_mode: Literal["potential", "bonus"] = "potential"  # for "process"; "bonus" is VLA-RL's
     reward_weight: float = 1.0  # for "process": weight of its term
-    renderer: Literal["fast", "software", "exact"] = "fast"  # of training frames; "exact" draws stock LIBERO's pixels
+    renderer: Renderer = "fast"  # of training frames; "exact" draws stock LIBERO's pixels
     physics: Literal["fast", "exact"] = "fast"  # "exact" gives stock LIBERO's states to the bit
     n_envs: int = 8  # environments side by side
     n_steps: int = 32  # decisions per environment and iteration; tiny-libero decides 8 control steps at a time
@@ -90,7 +90,7 @@ class Options:
     eval_freq: int = 1024  # decisions between greedy evaluations, which also run before and after; 0 for none
     eval_states: str = "0-19"  # official initial states to evaluate on; training must not see them
     n_eval_placements: int = 0  # further initial states per task to evaluate on, drawn; none is trained on
-    eval_renderer: Literal["fast", "software", "exact"] = "fast"  # of evaluations; "exact" takes three times as long
+    eval_renderer: Renderer = "fast"  # of evaluations; "exact" takes three times as long
     existing: Literal["refuse", "aside"] = "refuse"  # if --out holds another run; "aside" moves it to earlier/
     resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
     allow_changes: bool = False  # resume with other options than the run was made with
