@@ -142,12 +142,12 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         placement_seeds: Further initial states that resets draw from, as likely as the official ones: objects anywhere
             in the BDDL's regions, one state per seed.
         image_size: Side of the square images in pixels, 8 to 2048.
-        cameras: Cameras to show, ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
+        cameras: Cameras to show, ``"agentview"`` and ``"wrist"``; ``()`` draws nothing.
         reward: ``"sparse"``, ``"progress"`` or ``"process"``.
         reward_model: For ``"process"``: an object with ``score(images, instructions)``, or what an installed package
             loads it from, such as a folder of `vla_agent`'s.
-        renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"software"`` for
-            nearly the same ones, drawn without OpenGL at a fraction of the cost; ``"fast"`` for decimated meshes.
+        renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for nearly the
+            same ones, drawn without OpenGL at a fraction of the cost.
         physics: ``"exact"`` for stock's states to the bit, used for every reported result; ``"fast"`` solves for the
             contact forces once per substep where stock solves three times, so states are equal within the solver's
             tolerance until contacts amplify the difference.

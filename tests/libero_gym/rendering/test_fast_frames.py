@@ -49,7 +49,7 @@ def along_an_episode(suite: str, task_id: int) -> tuple[Simulator, list[SimState
 
 
 def near_frame(simulator: Simulator, size: int = 64, camera: str = "agentview") -> np.ndarray:
-    return rendering.render(simulator, (camera,), size, renderer="software")[0]
+    return rendering.render(simulator, (camera,), size, renderer="fast")[0]
 
 
 # Bowls and a stove's mirror; groceries on a floor; a wine rack; a moka pot's capsules.
@@ -62,7 +62,7 @@ def test_frames_are_close_to_exact_ones(suite: str, task_id: int) -> None:
     found = []
     for state in states:
         simulator.set_state(state)
-        exact, near = (rendering.render(simulator, CAMERAS, 128, renderer=name) for name in ("exact", "software"))
+        exact, near = (rendering.render(simulator, CAMERAS, 128, renderer=name) for name in ("exact", "fast"))
         for one, other in zip(exact, near, strict=True):
             found.append(psnr(one, other))
             assert (levels_off(one, other) > 12).mean() < 0.001
@@ -74,7 +74,7 @@ def test_frames_are_close_to_exact_ones(suite: str, task_id: int) -> None:
 @pytest.mark.parametrize("size", [16, 64, 224, 512])
 def test_frames_of_any_size_are_close_to_exact_ones(size: int) -> None:
     simulator = started("libero_spatial", 0)
-    exact, near = (rendering.render(simulator, CAMERAS, size, renderer=name) for name in ("exact", "software"))
+    exact, near = (rendering.render(simulator, CAMERAS, size, renderer=name) for name in ("exact", "fast"))
     assert min(psnr(a, b) for a, b in zip(exact, near, strict=True)) > 44
 
 
@@ -181,7 +181,7 @@ def test_workers_draw_the_same_frames_however_many_they_are() -> None:
             n_workers=n_workers,
             image_size=64,
             cameras=CAMERAS,
-            renderer="software",
+            renderer="fast",
         )
         seen = [env.reset(seed=0)[0]]
         seen += [env.step(action)[0] for action in actions]
@@ -195,7 +195,7 @@ def test_workers_draw_the_same_frames_however_many_they_are() -> None:
 
 def test_packed_scenes_are_mapped_from_the_cache_as_they_were_written() -> None:
     compiled = compile_task(get_tasks("libero_spatial")[0])
-    models.prepare(compiled, "software")
+    models.prepare(compiled, "fast")
     blob = cache.map_entry(models._packed_key(compiled.visual_key))
     assert blob is not None
     assert not blob.flags.writeable
@@ -257,10 +257,10 @@ from libero_gym.tasks import get_tasks, initial_states
 task = get_tasks("libero_spatial")[0]
 simulator = Simulator(compile_task(task))
 simulator.reset(initial_states(task)[0])
-image = render(simulator, ("agentview",), 32, renderer="software")[0]
+image = render(simulator, ("agentview",), 32, renderer="fast")[0]
 child = os.fork()
 if not child:
-    again = render(simulator, ("agentview",), 32, renderer="software")[0]
+    again = render(simulator, ("agentview",), 32, renderer="fast")[0]
     os._exit(0 if (again == image).all() else 3)
 assert os.waitpid(child, 0)[1] == 0
 maps = open("/proc/self/maps").read()
