@@ -28,7 +28,7 @@ from libero_gym.dimensions import Renderer
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
 from libero_gym.rendering.models import kept, packed_scene
-from libero_gym.rendering.posing import CAMERAS
+from libero_gym.rendering.posing import CAMERAS, camera_ids
 from libero_gym.rendering.scene import Scene
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
@@ -134,7 +134,7 @@ def render(
 
     Args:
         simulator: The simulator to draw.
-        cameras: Names from `posing.CAMERAS`.
+        cameras: Names: ``"agentview"``, ``"wrist"``, or a further camera of the scene, such as ``"frontview"``.
         size: Side in pixels.
         device: EGL device index; None for the one that is in use, else the one that `make_gl_context` chooses.
         renderer: One of `RENDERERS`.
@@ -146,7 +146,9 @@ def render(
     Raises:
         NotDrawnError: If the scene has something that only exact frames show.
         RenderingError: If frames are exact and no OpenGL back end works; the message says what cures it.
+        ValueError: If the scene has no such camera.
     """
+    _check_cameras(simulator, cameras)
     if renderer == "fast":
         with _lock:
             painted = _software_scene(simulator.compiled)
@@ -184,14 +186,14 @@ def render_frame(simulator: Simulator, camera: str, height: int, width: int) -> 
 
     Args:
         simulator: The simulator to draw.
-        camera: A name from `posing.CAMERAS`.
+        camera: A name, as `render` takes it.
         height, width: Of the frame, pixels.
 
     Raises:
         NotDrawnError: If the scene has something that is not drawn without OpenGL.
         ValueError: If the camera is unknown or the size out of range.
     """
-    choice("camera", camera, tuple(CAMERAS))
+    _check_cameras(simulator, (camera,))
     height, width = check_image_size(height, "height"), check_image_size(width, "width")
     with _lock:
         scene = _software_scene(simulator.compiled)
@@ -201,6 +203,12 @@ def render_frame(simulator: Simulator, camera: str, height: int, width: int) -> 
     with np.errstate(divide="ignore"):
         depth = 1 / frame.depth[..., 0]
     return CameraFrame(*(np.ascontiguousarray(each[::-1, ::-1]) for each in (frame.image, depth, geoms, bodies)))
+
+
+def _check_cameras(simulator: Simulator, cameras: tuple[str, ...]) -> None:
+    for camera in cameras:
+        if camera not in CAMERAS:
+            choice("camera", camera, tuple(camera_ids(simulator.compiled.physics)))
 
 
 def _software_scene(compiled: CompiledTask) -> SoftwareScene:

@@ -19,6 +19,7 @@ from libero_gym.experts import Expert
 from libero_gym.rendering import models, software
 from libero_gym.rendering import renderer as rendering
 from libero_gym.rendering.models import packed_scene
+from libero_gym.rendering.posing import camera_ids
 from libero_gym.rendering.software_scene import SoftwareScene
 from libero_gym.simulation.simulator import SimState, Simulator
 from libero_gym.tasks import get_tasks, initial_states
@@ -76,6 +77,27 @@ def test_frames_of_any_size_are_close_to_exact_ones(size: int) -> None:
     simulator = started("libero_spatial", 0)
     exact, near = (rendering.render(simulator, CAMERAS, size, renderer=name) for name in ("exact", "fast"))
     assert min(psnr(a, b) for a, b in zip(exact, near, strict=True)) > 44
+
+
+@pytest.mark.opengl
+@pytest.mark.parametrize(("suite", "task_id"), [("libero_spatial", 0), ("libero_10", 5)])
+def test_all_cameras_of_a_scene_see_what_exact_ones_see(suite: str, task_id: int) -> None:
+    simulator = started(suite, task_id)
+    cameras = tuple(camera_ids(simulator.compiled.physics))
+    assert len(cameras) >= 8
+    exact, near = (rendering.render(simulator, cameras, 128, renderer=name) for name in ("exact", "fast"))
+    for camera, one, other in zip(cameras, exact, near, strict=True):
+        assert psnr(one, other) > 44, camera
+        simulator.step(np.zeros(7))
+        rendering.render(simulator, (camera,), 128, renderer="fast")  # a background is stored for each
+    for camera, frame in zip(cameras, rendering.render(simulator, cameras, 128), strict=True):
+        assert psnr(frame, near_frame(simulator, 128, camera)) > 44, camera
+
+
+@pytest.mark.parametrize("renderer", ["exact", "fast"])
+def test_a_camera_that_the_scene_lacks_is_refused_with_those_that_it_has(renderer: str) -> None:
+    with pytest.raises(ValueError, match=r"Unknown camera 'paperview'.*'frontview'.*'wrist'"):
+        rendering.render(started("libero_spatial", 0), ("paperview",), 32, renderer=renderer)
 
 
 @pytest.mark.opengl
@@ -236,7 +258,7 @@ def test_a_frame_with_depth_and_segmentation_agrees_with_the_simulator() -> None
 @pytest.mark.parametrize(
     ("camera", "height", "width", "message"),
     [
-        ("front", 64, 64, "Unknown camera 'front'.*Choices: 'agentview', 'wrist'"),
+        ("front", 64, 64, "Unknown camera 'front'.*Choices: 'frontview', .*'wrist'"),
         ("wrist", 4, 64, "height=4 cannot be rendered"),
         ("wrist", 64, 16384, "width=16384 cannot be rendered; expected an integer from 8 to 2048 pixels"),
         ("wrist", 64.0, 64, "height=64.0 cannot be rendered"),
