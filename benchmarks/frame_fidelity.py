@@ -1,4 +1,4 @@
-"""How close `renderer="software"` is to `renderer="exact"`: all 290 tasks, both cameras, states along an episode.
+"""How close `renderer="fast"` is to `renderer="exact"`: all 290 tasks, both cameras, states along an episode.
 
     python benchmarks/frame_fidelity.py                    # one state a task; 1.5 hours on a core
     python benchmarks/frame_fidelity.py --n-states 4       # goes on with three more
@@ -8,7 +8,7 @@ Each task's script (`libero_gym.experts`) acts from an official initial state, a
 steps. A line of JSON per task and state is appended to ``frames.jsonl`` in ``--work``; a second run skips what is
 there, so that the sweep can be stopped at any time, or shared by processes with ``--part 0/2`` and ``--part 1/2``.
 Frames below ``--keep-below`` dB are kept there as pictures. At the end the figures go to
-``benchmarks/results/frame_fidelity.json`` and the worst frames to a contact sheet beside it: exact, software, and eight
+``benchmarks/results/frame_fidelity.json`` and the worst frames to a contact sheet beside it: exact, fast, and eight
 times their difference.
 """
 
@@ -91,8 +91,8 @@ def measure(task: Task, steps: list[int], folder: Path, keep_below: float) -> It
         taken = step
         frames = []
         for size in SIZES:
-            exact, software = (render(simulator, CAMERAS, size, renderer=name) for name in ("exact", "software"))
-            for camera, a, b in zip(CAMERAS, exact, software, strict=True):
+            exact, fast = (render(simulator, CAMERAS, size, renderer=name) for name in ("exact", "fast"))
+            for camera, a, b in zip(CAMERAS, exact, fast, strict=True):
                 row = {"camera": camera, "size": size, **figures(a, b)}
                 frames.append(row)
                 if row["psnr"] < keep_below:
@@ -103,20 +103,20 @@ def measure(task: Task, steps: list[int], folder: Path, keep_below: float) -> It
         }  # fmt: skip
 
 
-def figures(exact: np.ndarray, software: np.ndarray) -> Row:
+def figures(exact: np.ndarray, fast: np.ndarray) -> Row:
     """PSNR in dB, and shares of pixels that differ by at most 1 level, and by more than `FAR`, in some channel."""
-    difference = np.abs(exact.astype(int) - software).max(axis=-1)
+    difference = np.abs(exact.astype(int) - fast).max(axis=-1)
     return {
-        "psnr": round(min(psnr(exact, software), 99.0), 2),
+        "psnr": round(min(psnr(exact, fast), 99.0), 2),
         "within_1": round(float((difference <= 1).mean()), 5),
         "far": round(float((difference > FAR).mean()), 6),
     }
 
 
-def side_by_side(exact: np.ndarray, software: np.ndarray) -> np.ndarray:
-    """Exact, software and eight times their difference, beside each other."""
-    difference = np.abs(exact.astype(int) - software) * 8
-    return np.concatenate([exact, software, np.minimum(difference, 255).astype(np.uint8)], axis=1)
+def side_by_side(exact: np.ndarray, fast: np.ndarray) -> np.ndarray:
+    """Exact, fast and eight times their difference, beside each other."""
+    difference = np.abs(exact.astype(int) - fast) * 8
+    return np.concatenate([exact, fast, np.minimum(difference, 255).astype(np.uint8)], axis=1)
 
 
 def report(rows: list[Row], folder: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What frames cost: stock, exact, fast and software, and optionally the fast ones of an earlier commit, interleaved.
+"""What frames cost: stock, exact and fast, and optionally the fast ones of an earlier commit, interleaved.
 
     python benchmarks/frame_speed.py --out benchmarks/results/frame_speed.json     # half an hour on two quiet cores
     git worktree add ../earlier 15f2cf8
@@ -37,8 +37,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "exact, chunk_size=8": {"chunk_size": 8},
     "fast": {"renderer": "fast"},
     "fast, chunk_size=8": {"renderer": "fast", "chunk_size": 8},
-    "software": {"renderer": "software"},
-    "software, chunk_size=8": {"renderer": "software", "chunk_size": 8},
     "no camera": {"cameras": ()},
 }
 
@@ -163,7 +161,7 @@ def probes(commands: dict[str, tuple[Path, tuple[str, ...]]]) -> Iterator[dict[s
 
 def measure_frames(tree: Path, earlier: Path | None, repeats: int) -> dict[str, Any]:
     """Least and median CPU milliseconds of a frame by task, size and camera, and mean over tasks of the least."""
-    commands = {"": (tree, ("frames", "exact", "fast", "software"))}
+    commands = {"": (tree, ("frames", "exact", "fast"))}
     if earlier is not None:
         commands["earlier "] = (earlier, ("frames", "fast"))
     rounds: dict[str, list[float]] = {}
@@ -223,9 +221,9 @@ def main() -> None:
     results["frames"] = measure_frames(tree, args.earlier, args.repeats)
     results["steps_per_s"] = {n: measure_vectors(tree, n, args.repeats) for n in args.envs}
     results["four_workers_mb"] = {
-        name: round(env_footprint.run_probe("workers_ours", name)["mb"]) for name in ("exact", "fast", "software")
+        name: round(env_footprint.run_probe("workers_ours", name)["mb"]) for name in ("exact", "fast")
     }
-    starts = [env_footprint.run_probe("start_ours", "software") for _ in range(args.repeats)]
+    starts = [env_footprint.run_probe("start_ours", "fast") for _ in range(args.repeats)]
     results["start_up"] = {key: summary([start[key] for start in starts]) for key in starts[0]}
     report(results, args.out)
 

@@ -16,5 +16,5 @@ PRIVILEGED_KEY = "privileged"
 # Discount of shaping terms; equal to the default of PPO, so that shaping leaves the optimal policy unchanged.
 SHAPING_GAMMA = 0.99
 
-Renderer = Literal["exact", "software", "fast"]
+Renderer = Literal["exact", "fast"]
 """What draws frames, see `libero_gym.rendering.renderer`."""

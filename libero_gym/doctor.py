@@ -35,7 +35,7 @@ _GL_CODE = """
 from libero_gym.rendering.renderer import make_gl_context
 context = make_gl_context({backend!r})
 with context.current():
-    print(context.calls.renderer())
+    print(context.renderer())
 context.free()
 """
 _FRAME_CODE = """

@@ -15,7 +15,7 @@ from libero_gym.common import cache
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.version import BENCHMARK
 from libero_gym.common.warn import warn_once
-from libero_gym.compilation import decimation, records
+from libero_gym.compilation import records
 from libero_gym.compilation.extraction import extract, full_model
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.stock import stock_env
@@ -28,7 +28,7 @@ _scenes = os.environ.get("LIBERO_GYM_MAX_SCENES") or "4"
 if not _scenes.isdecimal() or not int(_scenes):
     raise ValueError(f"LIBERO_GYM_MAX_SCENES={_scenes!r}; expected a number of scenes, an integer from 1.")
 MAX_SCENES = int(_scenes)
-_visual_models: dict[str, mujoco.MjModel] = {}  # by the cache's key, oldest first
+_visual_models: dict[str, mujoco.MjModel] = {}  # by the scene's key, oldest first
 
 
 @functools.lru_cache(maxsize=128)
@@ -49,64 +49,51 @@ def compile_task(task: Task) -> CompiledTask:
         logger.warning("Compiling task %d of %s: once, some 5 to 10 s.", task.task_id, task.suite)
         with stock_env(task.bddl_file) as env:
             compiled = extract(task, env)
-            exact = records.visual_key(compiled.visual_key, "exact")
-            if not cache.contains(exact):  # 30-270 MB, the same for all tasks of a scene; kept while stock is there
-                cache.write(exact, records.model_to_bytes(full_model(env)))
+            visual = records.visual_key(compiled.visual_key)
+            if not cache.contains(visual):  # 30-270 MB, the same for all tasks of a scene; kept while stock is there
+                cache.write(visual, records.model_to_bytes(full_model(env)))
         blob = records.to_bytes(compiled)
         cache.write(key, blob)
     # The first use takes the way through the bytes, too: it then has the very model that later uses have.
     return records.from_bytes(task, blob)
 
 
-def visual_model(compiled: CompiledTask, renderer: str = "exact") -> mujoco.MjModel:
-    """The model that cameras see, for this process's renderer, which may move its bodies.
+def visual_model(compiled: CompiledTask) -> mujoco.MjModel:
+    """The model that cameras see, 30-270 MB, for this process's renderer, which may move its bodies.
 
     Args:
         compiled: The task; tasks of one scene share the model.
-        renderer: ``"exact"`` for stock LIBERO's meshes and textures (30-270 MB), ``"fast"`` for decimated
-            ones (40-60 MB).
     """
-    key = records.visual_key(compiled.visual_key, renderer)
+    key = compiled.visual_key
     if key not in _visual_models:
         while len(_visual_models) >= MAX_SCENES:
             del _visual_models[next(iter(_visual_models))]
-        _visual_models[key] = load_visual_model(compiled, renderer)
+        _visual_models[key] = load_visual_model(compiled)
     return _visual_models[key]
 
 
-def prepare_visual_model(compiled: CompiledTask, renderer: str) -> None:
+def prepare_visual_model(compiled: CompiledTask) -> None:
     """Write the model that cameras see to the cache on disk if it is not there, and keep none in memory."""
-    if not cache.contains(records.visual_key(compiled.visual_key, renderer)):
-        load_visual_model(compiled, renderer)
+    if not cache.contains(records.visual_key(compiled.visual_key)):
+        load_visual_model(compiled)
 
 
-def is_compiled(task: Task, renderer: str | None = None) -> bool:
-    """Whether the cache has a task, and the model that cameras see if a renderer is named."""
-    if renderer is None:
-        return cache.contains(records.task_key(task))
-    scene = cached_scene(task)
-    return scene is not None and cache.contains(records.visual_key(scene, renderer))
+def load_visual_model(compiled: CompiledTask) -> mujoco.MjModel:
+    """As `visual_model`, but the caller's own: this process keeps none."""
+    key = records.visual_key(compiled.visual_key)
+    blob = cache.read(key)
+    if blob is not None:
+        return records.model_from_bytes(blob)
+    with stock_env(compiled.task.bddl_file) as env:
+        model = full_model(env)
+    cache.write(key, records.model_to_bytes(model))
+    return model
 
 
 def cached_scene(task: Task) -> str | None:
     """The ``visual_key`` of a task that the cache has; None if it does not."""
     blob = cache.read(records.task_key(task))
     return None if blob is None else records.scene_of(blob)
-
-
-def load_visual_model(compiled: CompiledTask, renderer: str = "exact") -> mujoco.MjModel:
-    """As `visual_model`, but the caller's own: this process keeps none."""
-    key = records.visual_key(compiled.visual_key, renderer)
-    blob = cache.read(key)
-    if blob is not None:
-        return records.model_from_bytes(blob)
-    with stock_env(compiled.task.bddl_file) as env:
-        model = full_model(env)
-        if renderer == "fast":
-            # Meshes are replaced in an `MjSpec`, which is read from XML; a compiled model cannot be turned into one.
-            model = decimation.decimated_model(env.env.model.get_xml(), model)
-        cache.write(key, records.model_to_bytes(model))
-        return model
 
 
 def warn_untested_mujoco() -> None:

@@ -19,7 +19,6 @@ import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.version import BENCHMARK, BENCHMARK_ASSETS, installed_version
-from libero_gym.compilation import decimation
 from libero_gym.simulation import goals
 from libero_gym.simulation.compiled import Burner, CompiledTask, FixtureDraw, RobotIndices
 from libero_gym.tasks import Task
@@ -40,9 +39,9 @@ def scene_key(xml: str) -> str:
     return f"visual-{_versions_digest()}-{_digest(xml.encode())}"
 
 
-def visual_key(scene: str, renderer: str) -> str:
-    """The cache's key of a scene's model that cameras see, ``"exact"`` or ``"fast"``."""
-    return f"{scene}-{renderer}" + (f"{decimation.VERSION}" if renderer == "fast" else "")
+def visual_key(scene: str) -> str:
+    """The cache's key of a scene's model that cameras see."""
+    return f"{scene}-exact"
 
 
 @functools.cache

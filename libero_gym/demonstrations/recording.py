@@ -107,7 +107,7 @@ def record(
         episodes_per_state: Number of episodes from each state, which differ in their random numbers.
         cameras: Cameras to record, ``"agentview"`` or ``"wrist"`` or both.
         image_size: Side of the frames in pixels, even.
-        renderer: ``"exact"``, ``"software"`` or ``"fast"``.
+        renderer: ``"exact"`` or ``"fast"``.
         settle_steps: Control steps before the first frame.
         max_steps: Control steps after which an episode has failed; None for the suite's limit.
         action_noise: Standard deviation of Gaussian noise on the six motion dimensions of every executed action.

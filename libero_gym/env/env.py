@@ -22,6 +22,7 @@ from libero_gym.env.arguments import (
     check_options,
     check_placement_seeds,
     check_render_mode,
+    check_render_threads,
     check_reward_model,
     check_task_ids,
     check_task_weights,
@@ -142,12 +143,12 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         placement_seeds: Further initial states that resets draw from, as likely as the official ones: objects anywhere
             in the BDDL's regions, one state per seed.
         image_size: Side of the square images in pixels, 8 to 2048.
-        cameras: Cameras to show, ``"agentview"`` and ``"wrist"``; ``()`` draws nothing and needs no OpenGL.
+        cameras: Cameras to show, ``"agentview"`` and ``"wrist"``; ``()`` draws nothing.
         reward: ``"sparse"``, ``"progress"`` or ``"process"``.
         reward_model: For ``"process"``: an object with ``score(images, instructions)``, or what an installed package
             loads it from, such as a folder of `vla_agent`'s.
-        renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"software"`` for
-            nearly the same ones, drawn without OpenGL at a fraction of the cost; ``"fast"`` for decimated meshes.
+        renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for nearly the
+            same ones, drawn without OpenGL at a fraction of the cost.
         physics: ``"exact"`` for stock's states to the bit, used for every reported result; ``"fast"`` solves for the
             contact forces once per substep where stock solves three times, so states are equal within the solver's
             tolerance until contacts amplify the difference.
@@ -157,6 +158,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         instruction: What observations hold under that key: ``"text"``; ``"id"``, the task's index in the suite as
             ``Discrete(n_tasks)``, for policies that read numbers (such as SB3's); ``"none"``, nothing.
         render_device: EGL device index; None lets EGL choose.
+        n_render_threads: Threads that draw one frame together, with ``renderer="fast"``; frames are the same. One is
+            best where several environments share the cores.
         render_mode: ``"rgb_array"`` or None.
         render_size: Side of `render`'s frames in pixels; None takes ``image_size``.
         max_episode_steps: Truncate after so many control steps. None leaves that to Gymnasium's ``TimeLimit``, except
@@ -188,6 +191,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         privileged: bool = False,
         instruction: str = "text",
         render_device: int | None = None,
+        n_render_threads: int = 1,
         render_mode: str | None = None,
         render_size: int | None = None,
         max_episode_steps: int | None = None,
@@ -212,11 +216,12 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.privileged = flag("privileged", privileged)
         self.instruction_kind = choice("instruction", instruction, INSTRUCTION_KINDS)
         self.render_device = None if render_device is None else whole_number("render_device", render_device, minimum=0)
+        self.n_render_threads = check_render_threads(n_render_threads, self.renderer)
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
         render_size = self.image_size if render_size is None else render_size
         self.render_size = rendering.check_image_size(render_size, "render_size")
         self.max_episode_steps, self._limit = check_limits(max_episode_steps, self.chunk_size, self.suite, type(self))
-        sight = self.cameras, self.image_size, self.renderer, self.render_device
+        sight = self.cameras, self.image_size, self.renderer, self.render_device, self.n_render_threads
         self._observe = Observer(*sight, self.privileged, self.instruction_kind, self._limit)
         self.observation_space = self._observe.space(self.suite.n_tasks)
         check_instructions(chosen, self.observation_space)
@@ -303,7 +308,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         """The agentview frame of the last observation, uint8 (render_size, render_size, 3), with ``rgb_array``."""
         if self.render_mode is None:
             return None
-        (frame,) = rendering.render(self.simulator, ("agentview",), self.render_size, self.render_device, self.renderer)
+        how = self.render_device, self.renderer, self.n_render_threads
+        (frame,) = rendering.render(self.simulator, ("agentview",), self.render_size, *how)
         return frame
 
     def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:

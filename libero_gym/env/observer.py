@@ -23,6 +23,7 @@ class Observer:
         image_size: Side of their frames in pixels.
         renderer: A name among `rendering.RENDERERS`.
         render_device: EGL device index; None lets EGL choose.
+        n_render_threads: How many threads draw a fast frame.
         privileged: Whether to show what only the simulator knows.
         instruction: A name among `observations.INSTRUCTION_KINDS`.
         limit: Control steps of an episode; privileged observations hold the share that is left.
@@ -32,6 +33,7 @@ class Observer:
     image_size: int
     renderer: str
     render_device: int | None
+    n_render_threads: int
     privileged: bool
     instruction: str
     limit: int
@@ -50,7 +52,8 @@ class Observer:
         """The observation after so many control steps of the episode."""
         observation: Observation = {}
         if self.cameras:
-            frames = rendering.render(self._simulator, self.cameras, self.image_size, self.render_device, self.renderer)
+            how = self.render_device, self.renderer, self.n_render_threads
+            frames = rendering.render(self._simulator, self.cameras, self.image_size, *how)
             observation = {IMAGE_KEYS[camera]: frame for camera, frame in zip(self.cameras, frames, strict=True)}
         observation["state"] = proprioception(self._simulator)
         if self.privileged:

@@ -1,4 +1,4 @@
-"""Frames of a simulator: exact, fast, or drawn by software of our own; and the OpenGL contexts of the first two."""
+"""Frames of a simulator: exact ones by OpenGL, or fast ones without it."""
 
 import lazy_loader
 

@@ -7,3 +7,4 @@ from .renderer import make_gl_context as make_gl_context
 from .renderer import release as release
 from .renderer import render as render
 from .renderer import render_frame as render_frame
+from .triangles import NotDrawnError as NotDrawnError

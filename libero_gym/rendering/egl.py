@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from libero_gym.rendering.gl import ContextLostError, GLCalls, GLXBinding, RenderingError
+from libero_gym.rendering.gl import ContextLostError, GLXBinding, RenderingError, renderer_name
 
 # Constants of EGL and of its extensions EXT_platform_device and EXT_device_query.
 _EXTENSIONS = 0x3055
@@ -144,7 +144,10 @@ class EglContext:
         egl.bind_api(api)
         if not self._context:
             raise OSError(f"EGL cannot make an OpenGL context (error {egl.error():#06x})")
-        self.calls = GLCalls(egl.find)
+
+    def renderer(self) -> str:
+        """See `GLContext.renderer`."""
+        return renderer_name(self._egl.find)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:

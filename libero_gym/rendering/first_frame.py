@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from pathlib import Path
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
-from libero_gym.rendering import visibility
 from libero_gym.rendering.band import Poses, View
 from libero_gym.rendering.packing import pack_scene
 from libero_gym.rendering.software import Painter
@@ -30,6 +31,8 @@ _SCENE = """
 </mujoco>
 """
 _SIDE = 16
+# Seconds after which whoever waits is told; what numba's cache has is there within a fraction of it.
+_PATIENCE = 3.0
 
 
 @functools.cache
@@ -39,8 +42,11 @@ def compile_kernels() -> None:
     Compiling takes 20 to 40 s of CPU time, once per installation where numba's cache can be written. Processes that are
     forked afterwards have the compiled code.
     """
-    if not _is_cached():
-        logger.warning("Compiling the renderer: once, some 20 to 40 s.")
+    with _announced():
+        _draw()
+
+
+def _draw() -> None:
     model = mujoco.MjModel.from_xml_string(_SCENE)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
@@ -53,10 +59,15 @@ def compile_kernels() -> None:
         painter.paint(view, poses, packed.alpha, still_key)
 
 
-def _is_cached() -> bool:
-    """Whether numba's cache has the largest kernel, compiled from the source as it is."""
-    folder = visibility.rasterise.stats.cache_path
-    if folder is None:
-        return False
-    written = [path.stat().st_mtime for path in Path(folder).glob("visibility.rasterise-*.nbi")]
-    return max(written, default=0.0) > Path(visibility.__file__).stat().st_mtime
+@contextlib.contextmanager
+def _announced() -> Iterator[None]:
+    """Say what takes so long if it does."""
+    message = "Compiling the renderer: once, some 20 to 40 s."
+    timer = threading.Timer(_PATIENCE, logger.warning, args=(message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # a process that is forked next has no other thread

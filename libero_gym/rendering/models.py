@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from libero_gym.common import cache
+from libero_gym.compilation import records
 from libero_gym.compilation.compile import (
     MAX_SCENES,
     cached_scene,
-    is_compiled,
     load_visual_model,
     prepare_visual_model,
     visual_model,
@@ -21,7 +21,7 @@ from libero_gym.compilation.compile import (
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.tasks import Task
 
-# The rasteriser is imported where it is needed: its kernels take 25 ms, which other renderers need not wait for.
+# The rasteriser is imported where it is needed: its kernels take 25 ms, which exact frames need not wait for.
 if TYPE_CHECKING:
     from libero_gym.rendering.packing import PackedScene
 
@@ -48,26 +48,28 @@ def packed_scene(compiled: CompiledTask) -> PackedScene:
 
 def prepare(compiled: CompiledTask, renderer: str) -> None:
     """Write what a renderer draws to the cache on disk if it is not there, and keep nothing in memory."""
-    if renderer != "software":
-        prepare_visual_model(compiled, renderer)
+    if renderer == "exact":
+        prepare_visual_model(compiled)
     elif not cache.contains(_packed_key(compiled.visual_key)):
         _pack(compiled)
 
 
 def load(compiled: CompiledTask, renderer: str) -> None:
     """Keep what a renderer draws in this process's memory, and in that of its forks."""
-    if renderer == "software":
-        packed_scene(compiled)
+    if renderer == "exact":
+        visual_model(compiled)
     else:
-        visual_model(compiled, renderer)
+        packed_scene(compiled)
 
 
 def is_prepared(task: Task, renderer: str | None) -> bool:
     """Whether the cache has a task, and what the renderer draws if one is named."""
-    if renderer != "software":
-        return is_compiled(task, renderer)
+    if renderer is None:
+        return cache.contains(records.task_key(task))
     scene = cached_scene(task)
-    return scene is not None and cache.contains(_packed_key(scene))
+    return scene is not None and cache.contains(
+        records.visual_key(scene) if renderer == "exact" else _packed_key(scene)
+    )
 
 
 def kept(scenes: OrderedDict[str, _T], key: str, make: Callable[[], _T]) -> _T:

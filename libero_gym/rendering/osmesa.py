@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from libero_gym.rendering.gl import ContextLostError, GLCalls
+from libero_gym.rendering.gl import ContextLostError, renderer_name
 
 _LIBRARIES = ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
 _RGBA, _UNSIGNED_BYTE = 0x1908, 0x1401
@@ -60,7 +60,10 @@ class OSMesaContext:
         if not self._context:
             raise OSError("OSMesa cannot make an OpenGL context")
         self._buffer = (ctypes.c_ubyte * (4 * _SIDE * _SIDE))()
-        self.calls = GLCalls(library.OSMesaGetProcAddress)
+
+    def renderer(self) -> str:
+        """See `GLContext.renderer`."""
+        return renderer_name(self._library.OSMesaGetProcAddress)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:

@@ -183,7 +183,7 @@ def _check_drawable(model: mujoco.MjModel) -> None:
     }
     named = [name for name, is_there in found.items() if is_there]
     if named:
-        raise NotDrawnError(f"The scene has {', '.join(named)}; renderer='software' draws none. Use renderer='exact'.")
+        raise NotDrawnError(f"The scene has {', '.join(named)}; renderer='fast' draws none. Use renderer='exact'.")
 
 
 def _visible_geoms(model: mujoco.MjModel) -> list[Any]:
@@ -202,7 +202,7 @@ def _visible_geoms(model: mujoco.MjModel) -> list[Any]:
     geoms = [scene.geoms[index] for index in range(scene.ngeom)]
     if any(geom.objtype not in (mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SITE) for geom in geoms):
         raise NotDrawnError(
-            "The scene shows more than geoms and sites, such as tendons; renderer='software' draws those alone. Use "
+            "The scene shows more than geoms and sites, such as tendons; renderer='fast' draws those alone. Use "
             "renderer='exact'."
         )
     return geoms

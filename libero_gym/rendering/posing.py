@@ -9,10 +9,8 @@ import numpy as np
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.simulation.simulator import Simulator
 
-# The observation's name of a camera, and LIBERO's.
+# The observation's name of a camera, and LIBERO's. Scenes have further ones, which go by LIBERO's names.
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
-# Cameras that stand still, so that what stands still in front of them needs drawing only once.
-STILL_CAMERAS = ("agentview",)
 # robosuite's scene capacity; a larger one would draw geoms that stock LIBERO leaves out.
 MAX_SCENE_GEOMS = 1000
 
@@ -20,8 +18,9 @@ _Alpha = TypeVar("_Alpha", float, np.ndarray)
 
 
 def camera_ids(model: mujoco.MjModel) -> dict[str, int]:
-    """Ids of the cameras, by the observation's names."""
-    return {name: mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, stock) for name, stock in CAMERAS.items()}
+    """Ids of all cameras, by LIBERO's names and the observation's."""
+    ids = {str(model.camera(camera).name): camera for camera in range(model.ncam)}
+    return ids | {name: ids[stock] for name, stock in CAMERAS.items() if stock in ids}
 
 
 def visual_option() -> mujoco.MjvOption:

@@ -1,9 +1,10 @@
-"""Camera frames, pixel for pixel those of stock LIBERO, from one GL context per process and device.
+"""Camera frames: pixel for pixel those of stock LIBERO, or nearly these without OpenGL.
 
-Any thread may draw, one at a time. The context is current only while a frame is drawn; then the context that was
-current before, of this or another library, is current again. It is made at the first frame and not earlier, because a
-process that has used GL must not be forked: the child's first frame would hang. Meshes and textures are uploaded once
-per scene, and all environments of the process share them.
+Any thread may draw, one at a time. All environments of a process share its scenes, which are loaded once.
+
+Exact frames come from one GL context per process and device. It is current only while a frame is drawn; then the
+context that was current before, of this or another library, is current again. It is made at the first exact frame and
+not earlier, because a process that has used GL must not be forked: the child's first frame would hang.
 """
 
 from __future__ import annotations
@@ -27,16 +28,15 @@ from libero_gym.dimensions import Renderer
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
 from libero_gym.rendering.models import kept, packed_scene
-from libero_gym.rendering.posing import CAMERAS
-from libero_gym.rendering.scene import LayeredScene, Scene
+from libero_gym.rendering.posing import CAMERAS, camera_ids
+from libero_gym.rendering.scene import Scene
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
 
 if TYPE_CHECKING:
     from libero_gym.rendering.software_scene import SoftwareScene
 
-# "exact" draws stock LIBERO's pixels. "fast" draws decimated meshes and smaller textures (see `decimation`), and what
-# stands still only once (see `scene`). "software" draws nearly the pixels of "exact" without OpenGL (see `software`).
+# "exact" draws stock LIBERO's pixels by OpenGL (see `scene`); "fast" nearly the same ones without it (see `software`).
 RENDERERS = get_args(Renderer)
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
 DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libglib2.0-0"
@@ -96,14 +96,13 @@ class _ProcessRenderer(Uncopyable):
         self.context = context
         self._scenes: OrderedDict[str, Scene] = OrderedDict()
 
-    def scene(self, compiled: CompiledTask, size: int, renderer: str) -> Scene:
+    def scene(self, compiled: CompiledTask, size: int) -> Scene:
         """The uploaded scene of a task; if there are too many, the least recently used one is freed."""
-        key = f"{compiled.visual_key}-{renderer}"
+        key = compiled.visual_key
         if key not in self._scenes:
             while len(self._scenes) >= MAX_SCENES:
                 self._scenes.popitem(last=False)[1].free()
-            kind = Scene if renderer == "exact" else LayeredScene
-            self._scenes[key] = kind(self.context.calls, compiled, size, renderer)
+            self._scenes[key] = Scene(compiled, size)
         self._scenes.move_to_end(key)
         return self._scenes[key]
 
@@ -127,7 +126,12 @@ _gl_process: int | None = None  # id of the process that has used GL: this one, 
 
 
 def render(
-    simulator: Simulator, cameras: tuple[str, ...], size: int, device: int | None = None, renderer: str = "exact"
+    simulator: Simulator,
+    cameras: tuple[str, ...],
+    size: int,
+    device: int | None = None,
+    renderer: str = "exact",
+    n_threads: int = 1,
 ) -> list[np.ndarray]:
     """Frames of a simulator's sampled state, as published LIBERO policies expect them.
 
@@ -135,26 +139,30 @@ def render(
 
     Args:
         simulator: The simulator to draw.
-        cameras: Names from `posing.CAMERAS`.
+        cameras: Names: ``"agentview"``, ``"wrist"``, or a further camera of the scene, such as ``"frontview"``.
         size: Side in pixels.
         device: EGL device index; None for the one that is in use, else the one that `make_gl_context` chooses.
         renderer: One of `RENDERERS`.
+        n_threads: How many threads draw a fast frame, which is the same; OpenGL has its own.
 
     Returns:
         One uint8 (size, size, 3) image per camera. Stock LIBERO hands out OpenGL's rows bottom first, and published
         data sets turned those by 180 degrees; so these frames are stock's ``[::-1, ::-1]``.
 
     Raises:
-        RenderingError: If no OpenGL back end works; the message says what cures it.
+        NotDrawnError: If the scene has something that only exact frames show.
+        RenderingError: If frames are exact and no OpenGL back end works; the message says what cures it.
+        ValueError: If the scene has no such camera.
     """
-    if renderer == "software":
+    _check_cameras(simulator, cameras)
+    if renderer == "fast":
         with _lock:
             painted = _software_scene(simulator.compiled)
             painted.pose(simulator)
-            images = [painted.draw(camera, size, size).image for camera in cameras]
+            images = [painted.draw(camera, size, size, n_threads=n_threads).image for camera in cameras]
     else:
         with _drawing(device) as process_renderer:
-            scene = process_renderer.scene(simulator.compiled, size, renderer)
+            scene = process_renderer.scene(simulator.compiled, size)
             scene.pose(simulator)
             images = [scene.draw(camera, size) for camera in cameras]
     return [np.ascontiguousarray(image[::-1, ::-1]) for image in images]
@@ -164,7 +172,7 @@ class CameraFrame(NamedTuple):
     """What a camera sees at each of H x W pixels, oriented as `render` orients images.
 
     Attributes:
-        image: uint8 (H, W, 3), as `render` draws it with ``renderer="software"``.
+        image: uint8 (H, W, 3), as `render` draws it with ``renderer="fast"``.
         depth: float32 (H, W): distance along the view of what is opaque there, m; infinite where nothing is.
         geoms: int32 (H, W): id, in `compile.visual_model`, of the geom that is seen, also of a transparent one; -1
             where none is, or a site (a burner's flame).
@@ -184,14 +192,14 @@ def render_frame(simulator: Simulator, camera: str, height: int, width: int) -> 
 
     Args:
         simulator: The simulator to draw.
-        camera: A name from `posing.CAMERAS`.
+        camera: A name, as `render` takes it.
         height, width: Of the frame, pixels.
 
     Raises:
         NotDrawnError: If the scene has something that is not drawn without OpenGL.
         ValueError: If the camera is unknown or the size out of range.
     """
-    choice("camera", camera, tuple(CAMERAS))
+    _check_cameras(simulator, (camera,))
     height, width = check_image_size(height, "height"), check_image_size(width, "width")
     with _lock:
         scene = _software_scene(simulator.compiled)
@@ -201,6 +209,12 @@ def render_frame(simulator: Simulator, camera: str, height: int, width: int) -> 
     with np.errstate(divide="ignore"):
         depth = 1 / frame.depth[..., 0]
     return CameraFrame(*(np.ascontiguousarray(each[::-1, ::-1]) for each in (frame.image, depth, geoms, bodies)))
+
+
+def _check_cameras(simulator: Simulator, cameras: tuple[str, ...]) -> None:
+    for camera in cameras:
+        if camera not in CAMERAS:
+            choice("camera", camera, tuple(camera_ids(simulator.compiled.physics)))
 
 
 def _software_scene(compiled: CompiledTask) -> SoftwareScene:
@@ -236,7 +250,7 @@ def gl_renderer() -> str:
         RenderingError: If no OpenGL back end works.
     """
     with _drawing(None) as process_renderer:
-        return process_renderer.context.calls.renderer()
+        return process_renderer.context.renderer()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.rendering.band import Poses, View
 from libero_gym.rendering.packing import TRIANGLE_BITS, PackedScene
-from libero_gym.rendering.posing import STILL_CAMERAS, burner_alpha, camera_ids, pose_bodies, still_key
+from libero_gym.rendering.posing import burner_alpha, camera_ids, pose_bodies, still_key
 from libero_gym.rendering.software import Frame, Painter
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
@@ -33,6 +33,8 @@ class SoftwareScene(Uncopyable):
         self._model = copy.copy(compiled.physics)  # whose bodies it moves
         self._data = mujoco.MjData(self._model)
         self._cameras = camera_ids(self._model)
+        # In front of a camera that stands still, what stands still needs drawing only once.
+        self._stands_still = self._model.body_weldid[self._model.cam_bodyid] == 0
         self._burners = [np.flatnonzero(packed.site == self._model.site(burner.site).id) for burner in compiled.burners]
         self._alpha = packed.alpha.copy()
         self._poses = Poses(np.empty((0, 3, 3)), np.empty((0, 3)))
@@ -53,13 +55,14 @@ class SoftwareScene(Uncopyable):
         """One frame of the posed scene.
 
         Args:
-            camera: A name among `posing.CAMERAS`.
+            camera: A name among `posing.camera_ids`.
             height, width: Of the frame, pixels.
             stored: Whether a camera that stands still may start from its stored background; the frame is the same.
             n_threads: How many threads draw it; the frame is the same.
         """
-        key = (camera, height, width, *self._still_key) if stored and camera in STILL_CAMERAS else None
-        view = self._view(self._cameras[camera], height, width)
+        number = self._cameras[camera]
+        key = (number, height, width, *self._still_key) if stored and self._stands_still[number] else None
+        view = self._view(number, height, width)
         return self._painter.paint(view, self._poses, self._alpha, key, n_threads)
 
     def named(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -60,7 +60,7 @@ def _faces(model: mujoco.MjModel, index: int) -> list[np.ndarray]:
     if channels != 3:
         name = model.texture(index).name
         raise NotDrawnError(
-            f"Texture {name!r} has {channels} channels; renderer='software' draws those of 3. Use renderer='exact'."
+            f"Texture {name!r} has {channels} channels; renderer='fast' draws those of 3. Use renderer='exact'."
         )
     start = model.tex_adr[index]
     data = model.tex_data[start : start + width * height * channels].reshape(height, width, channels)

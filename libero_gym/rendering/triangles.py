@@ -80,7 +80,7 @@ def geom_triangles(model: mujoco.MjModel, geom: Any, mapping: TextureMapping) ->
         parts = [(_cylinder(quality.numslices, quality.numstacks), size, 0.0)]
         parts += [(_half_sphere(sign, quality.numslices, quality.numstacks), cap, sign * size[2]) for sign in (1, -1)]
     else:
-        raise NotDrawnError(f"Geoms of type {kind.name} are not drawn by renderer='software'; use renderer='exact'.")
+        raise NotDrawnError(f"Geoms of type {kind.name} are not drawn by renderer='fast'; use renderer='exact'.")
     return _merged([_scaled(unit, scale, height, mapping, geom.dataid >= 0) for unit, scale, height in parts])
 
 

@@ -97,7 +97,7 @@ class Evaluator:
             disk.
         center_crop: Whether the published path of images ends with the centre crop, as is right for models trained with
             random crops. None crops for models that take 224 pixels, as the published ones do.
-        renderer: "exact" for every reported result, "software" or "fast".
+        renderer: "exact" for every reported result, or "fast".
         max_episode_steps: Control steps of an episode; the protocol's limit by default.
         unnorm_key: Key of the checkpoint's statistics that decode the actions; None takes the only one.
         processor: Processor whose prompts and codec serve a ``model`` without its own, or the name of its checkpoint.

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+import threading
+import time
+
+import pytest
+
+from libero_gym.rendering import first_frame
 
 DRAW = """
 from libero_gym.compilation.compile import compile_task
@@ -37,3 +44,18 @@ def test_frames_compile_nothing_once_a_scene_is_loaded() -> None:
     """Else every worker of a vector environment would compile it for itself, for some 20 s."""
     run = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True)
     assert run.stdout.splitlines()[-1:] == ["nothing was compiled"], run.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.0, []), (0.3, ["Compiling the renderer: once, some 20 to 40 s."])]
+)
+def test_whoever_waits_for_the_compiler_is_told(
+    seconds: float, expected: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(first_frame, "_PATIENCE", 0.1)
+    monkeypatch.setattr(first_frame, "_draw", lambda: time.sleep(seconds))
+    threads = threading.active_count()
+    with caplog.at_level(logging.WARNING):
+        first_frame.compile_kernels.__wrapped__()
+    assert [record.getMessage() for record in caplog.records] == expected
+    assert threading.active_count() == threads

@@ -79,20 +79,20 @@ GREY = (
 @pytest.mark.parametrize(
     ("bodies", "assets", "message"),
     [
-        (FLEX, "", "The scene has flexible bodies; renderer='software' draws none. Use renderer='exact'."),
+        (FLEX, "", "The scene has flexible bodies; renderer='fast' draws none. Use renderer='exact'."),
         (
             '<geom type="hfield" hfield="hills"/>',
             HFIELD,
-            "The scene has height fields; renderer='software'",
+            "The scene has height fields; renderer='fast'",
         ),
-        ('<geom type="plane" size="0 1 1"/>', "", "The scene has infinite planes; renderer='software' draws none."),
+        ('<geom type="plane" size="0 1 1"/>', "", "The scene has infinite planes; renderer='fast' draws none."),
         ('<camera resolution="4 4" sensorsize="1 1" focal="1 1"/>', "", "The scene has cameras with sensors"),
         ('<camera orthographic="true"/>', "", "The scene has cameras with sensors or without perspective; renderer="),
-        ('<light castshadow="true"/>', "", "The scene has lights that cast shadows; renderer='software' draws none."),
+        ('<light castshadow="true"/>', "", "The scene has lights that cast shadows; renderer='fast' draws none."),
         (
             '<geom size="1" material="grey"/>',
             GREY,
-            "Texture 'grey' has 4 channels; renderer='software'",
+            "Texture 'grey' has 4 channels; renderer='fast'",
         ),
     ],
 )

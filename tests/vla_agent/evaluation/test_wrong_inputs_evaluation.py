@@ -272,7 +272,7 @@ def test_numbers_that_are_no_trials() -> None:
         (["--compare", "nowhere", "nowhere"], "There is no report at 'nowhere'"),
         (["--protocol", "opnvla"], "Expected one of ('openvla', 'openpi', 'fixed', 'training')"),
         (["--center-crop", "maybe"], "Expected one of ('auto', 'yes', 'no')"),
-        (["--renderer", "pretty"], "Expected one of ('exact', 'software', 'fast')"),
+        (["--renderer", "pretty"], "Expected one of ('exact', 'fast')"),
     ],
 )
 def test_wrong_options_of_the_command(

@@ -19,6 +19,7 @@ from libero_gym.experts import Expert
 from libero_gym.rendering import models, software
 from libero_gym.rendering import renderer as rendering
 from libero_gym.rendering.models import packed_scene
+from libero_gym.rendering.posing import camera_ids
 from libero_gym.rendering.software_scene import SoftwareScene
 from libero_gym.simulation.simulator import SimState, Simulator
 from libero_gym.tasks import get_tasks, initial_states
@@ -49,7 +50,7 @@ def along_an_episode(suite: str, task_id: int) -> tuple[Simulator, list[SimState
 
 
 def near_frame(simulator: Simulator, size: int = 64, camera: str = "agentview") -> np.ndarray:
-    return rendering.render(simulator, (camera,), size, renderer="software")[0]
+    return rendering.render(simulator, (camera,), size, renderer="fast")[0]
 
 
 # Bowls and a stove's mirror; groceries on a floor; a wine rack; a moka pot's capsules.
@@ -62,7 +63,7 @@ def test_frames_are_close_to_exact_ones(suite: str, task_id: int) -> None:
     found = []
     for state in states:
         simulator.set_state(state)
-        exact, near = (rendering.render(simulator, CAMERAS, 128, renderer=name) for name in ("exact", "software"))
+        exact, near = (rendering.render(simulator, CAMERAS, 128, renderer=name) for name in ("exact", "fast"))
         for one, other in zip(exact, near, strict=True):
             found.append(psnr(one, other))
             assert (levels_off(one, other) > 12).mean() < 0.001
@@ -74,8 +75,29 @@ def test_frames_are_close_to_exact_ones(suite: str, task_id: int) -> None:
 @pytest.mark.parametrize("size", [16, 64, 224, 512])
 def test_frames_of_any_size_are_close_to_exact_ones(size: int) -> None:
     simulator = started("libero_spatial", 0)
-    exact, near = (rendering.render(simulator, CAMERAS, size, renderer=name) for name in ("exact", "software"))
+    exact, near = (rendering.render(simulator, CAMERAS, size, renderer=name) for name in ("exact", "fast"))
     assert min(psnr(a, b) for a, b in zip(exact, near, strict=True)) > 44
+
+
+@pytest.mark.opengl
+@pytest.mark.parametrize(("suite", "task_id"), [("libero_spatial", 0), ("libero_10", 5)])
+def test_all_cameras_of_a_scene_see_what_exact_ones_see(suite: str, task_id: int) -> None:
+    simulator = started(suite, task_id)
+    cameras = tuple(camera_ids(simulator.compiled.physics))
+    assert len(cameras) >= 8
+    exact, near = (rendering.render(simulator, cameras, 128, renderer=name) for name in ("exact", "fast"))
+    for camera, one, other in zip(cameras, exact, near, strict=True):
+        assert psnr(one, other) > 44, camera
+        simulator.step(np.zeros(7))
+        rendering.render(simulator, (camera,), 128, renderer="fast")  # a background is stored for each
+    for camera, frame in zip(cameras, rendering.render(simulator, cameras, 128), strict=True):
+        assert psnr(frame, near_frame(simulator, 128, camera)) > 44, camera
+
+
+@pytest.mark.parametrize("renderer", ["exact", "fast"])
+def test_a_camera_that_the_scene_lacks_is_refused_with_those_that_it_has(renderer: str) -> None:
+    with pytest.raises(ValueError, match=r"Unknown camera 'paperview'.*'frontview'.*'wrist'"):
+        rendering.render(started("libero_spatial", 0), ("paperview",), 32, renderer=renderer)
 
 
 @pytest.mark.opengl
@@ -181,7 +203,7 @@ def test_workers_draw_the_same_frames_however_many_they_are() -> None:
             n_workers=n_workers,
             image_size=64,
             cameras=CAMERAS,
-            renderer="software",
+            renderer="fast",
         )
         seen = [env.reset(seed=0)[0]]
         seen += [env.step(action)[0] for action in actions]
@@ -195,7 +217,7 @@ def test_workers_draw_the_same_frames_however_many_they_are() -> None:
 
 def test_packed_scenes_are_mapped_from_the_cache_as_they_were_written() -> None:
     compiled = compile_task(get_tasks("libero_spatial")[0])
-    models.prepare(compiled, "software")
+    models.prepare(compiled, "fast")
     blob = cache.map_entry(models._packed_key(compiled.visual_key))
     assert blob is not None
     assert not blob.flags.writeable
@@ -236,7 +258,7 @@ def test_a_frame_with_depth_and_segmentation_agrees_with_the_simulator() -> None
 @pytest.mark.parametrize(
     ("camera", "height", "width", "message"),
     [
-        ("front", 64, 64, "Unknown camera 'front'.*Choices: 'agentview', 'wrist'"),
+        ("front", 64, 64, "Unknown camera 'front'.*Choices: 'frontview', .*'wrist'"),
         ("wrist", 4, 64, "height=4 cannot be rendered"),
         ("wrist", 64, 16384, "width=16384 cannot be rendered; expected an integer from 8 to 2048 pixels"),
         ("wrist", 64.0, 64, "height=64.0 cannot be rendered"),
@@ -257,10 +279,10 @@ from libero_gym.tasks import get_tasks, initial_states
 task = get_tasks("libero_spatial")[0]
 simulator = Simulator(compile_task(task))
 simulator.reset(initial_states(task)[0])
-image = render(simulator, ("agentview",), 32, renderer="software")[0]
+image = render(simulator, ("agentview",), 32, renderer="fast")[0]
 child = os.fork()
 if not child:
-    again = render(simulator, ("agentview",), 32, renderer="software")[0]
+    again = render(simulator, ("agentview",), 32, renderer="fast")[0]
     os._exit(0 if (again == image).all() else 3)
 assert os.waitpid(child, 0)[1] == 0
 maps = open("/proc/self/maps").read()
