@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +18,27 @@ _config: Any = numba.config  # filled from the environment when numba is importe
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """``numba.njit(cache=True, nogil=True, **options)``, without a cache if no folder for one can be written."""
-    with place_for(Path(function.__code__.co_filename).parent) as cached:
+    """``numba.njit(cache=True, nogil=True, **options)``, without a cache if no folder for one can be written.
+
+    Functions are compiled again when any source file of their folder has changed. By itself numba looks at a function's
+    own file alone, and would go on calling what other files held before.
+    """
+    folder = Path(function.__code__.co_filename).parent
+    with place_for(folder, f"kernels-{_digest(folder)}") as cached:
         return numba.njit(cache=cached, nogil=True, **options)(function)
 
 
+@functools.cache
+def _digest(folder: Path) -> str:
+    """A digest of a folder's source files."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
-def place_for(package: Path) -> Iterator[bool]:
+def place_for(package: Path, part: str = "") -> Iterator[bool]:
     """Give functions of a folder that are decorated meanwhile a place for their cache.
 
     numba looks for a place when it decorates: ``NUMBA_CACHE_DIR``, beside the source, the user's cache folder. A user
@@ -31,22 +47,25 @@ def place_for(package: Path) -> Iterator[bool]:
 
     Args:
         package: The folder of the functions' source.
+        part: A folder in the place; empty for the place itself.
 
     Yields:
         Whether there is such a place.
     """
     saved = _config.CACHE_DIR
     if saved and is_writable(Path(saved)):
-        folder: Path | None = Path(saved)
+        place: Path | None = Path(saved)
     elif is_writable(package / "__pycache__"):
-        yield True
-        return
+        if not part:  # what numba finds by itself
+            yield True
+            return
+        place = package / "__pycache__"
     else:
-        folder = own_folder()
-    if folder is not None:
-        _config.CACHE_DIR = str(folder)
+        place = own_folder()
+    if place is not None:
+        _config.CACHE_DIR = str(place / part)
     try:
-        yield folder is not None
+        yield place is not None
     finally:
         _config.CACHE_DIR = saved
 

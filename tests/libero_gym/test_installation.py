@@ -114,6 +114,8 @@ def test_numba_caches_beside_the_source_or_with_us_or_not(monkeypatch: pytest.Mo
     source = Path(numba_cache.__file__).parent
     with numba_cache.place_for(source) as cached:
         assert (cached, numba.config.CACHE_DIR) == (True, "")
+    with numba_cache.place_for(source, "part") as cached:
+        assert (cached, numba.config.CACHE_DIR) == (True, str(source / "__pycache__" / "part"))
     monkeypatch.setattr(numba_cache, "is_writable", lambda folder: folder.is_relative_to(tmp_path))
     with numba_cache.place_for(source) as cached:
         assert (cached, numba.config.CACHE_DIR) == (True, str(tmp_path / "numba"))
@@ -121,6 +123,20 @@ def test_numba_caches_beside_the_source_or_with_us_or_not(monkeypatch: pytest.Mo
     with numba_cache.place_for(source) as cached:
         assert (cached, numba.config.CACHE_DIR) == (False, "")
     assert numba_cache.compiled(double)(2.0) == 4.0
+
+
+def test_kernels_are_compiled_again_when_a_file_beside_them_changes(tmp_path: Path) -> None:
+    """A kernel holds what it was compiled with of other files, whose changes numba does not see."""
+    (tmp_path / "outer.py").write_text(
+        "from inner import inner\nfrom libero_gym.common.numba_cache import compiled\n"
+        "outer = compiled(lambda x: inner(x))\nprint(outer(1.0), sum(outer.stats.cache_hits.values()))\n"
+    )
+    inner = "import numba\n@numba.njit(inline='always')\ndef inner(x):\n    return x + {}\n"
+    printed = []
+    for added in (1, 1, 2):
+        (tmp_path / "inner.py").write_text(inner.format(added))
+        printed.append(run("import outer", tmp_path, ("NUMBA_CACHE_DIR",), PYTHONPATH=f"{tmp_path}:{ROOT}").strip())
+    assert printed == ["2.0 0", "2.0 1", "3.0 0"]
 
 
 @pytest.mark.parametrize("backend", ["egl", "osmesa"])
