@@ -158,13 +158,11 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         instruction: What observations hold under that key: ``"text"``; ``"id"``, the task's index in the suite as
             ``Discrete(n_tasks)``, for policies that read numbers (such as SB3's); ``"none"``, nothing.
         render_device: EGL device index; None lets EGL choose.
-        n_render_threads: Threads that draw one frame together, with ``renderer="fast"``; frames are the same. One is
-            best where several environments share the cores.
+        n_render_threads: Threads that draw a frame together, which stays the same; for ``renderer="fast"`` alone.
         render_mode: ``"rgb_array"`` or None.
         render_size: Side of `render`'s frames in pixels; None takes ``image_size``.
-        max_episode_steps: Truncate after so many control steps. None leaves that to Gymnasium's ``TimeLimit``, except
-            with chunks, which it cannot count. `gym.make` keeps this argument for the wrapper; with chunks the
-            environment takes it from there.
+        max_episode_steps: Truncate after so many control steps. None leaves that to Gymnasium's ``TimeLimit``. With
+            chunks, which that cannot count, the environment takes its limit, or `gym.make`'s argument, from it.
 
     Raises:
         ValueError: If an argument is out of range; the message names the choices.
@@ -306,11 +304,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     def render(self) -> np.ndarray | None:
         """The agentview frame of the last observation, uint8 (render_size, render_size, 3), with ``rgb_array``."""
-        if self.render_mode is None:
-            return None
-        how = self.render_device, self.renderer, self.n_render_threads
-        (frame,) = rendering.render(self.simulator, ("agentview",), self.render_size, *how)
-        return frame
+        return None if self.render_mode is None else self._observe.frames(self.simulator, self.render_size)[0]
 
     def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:
         """Set how often each task of ``task_ids`` is drawn from the next reset on; they need not sum to one.

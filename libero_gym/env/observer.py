@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from gymnasium import spaces
 
 from libero_gym.dimensions import IMAGE_KEYS, PRIVILEGED_KEY
@@ -48,12 +49,16 @@ class Observer:
         if self.privileged:
             self._privileged_state = PrivilegedState(simulator.compiled.goal, simulator.model)
 
+    def frames(self, simulator: Simulator, size: int, cameras: tuple[str, ...] = ("agentview",)) -> list[np.ndarray]:
+        """A simulator's frames, uint8 (size, size, 3), drawn as the arguments say."""
+        how = self.render_device, self.renderer, self.n_render_threads
+        return rendering.render(simulator, cameras, size, *how)
+
     def __call__(self, elapsed_steps: int) -> Observation:
         """The observation after so many control steps of the episode."""
         observation: Observation = {}
         if self.cameras:
-            how = self.render_device, self.renderer, self.n_render_threads
-            frames = rendering.render(self._simulator, self.cameras, self.image_size, *how)
+            frames = self.frames(self._simulator, self.image_size, self.cameras)
             observation = {IMAGE_KEYS[camera]: frame for camera, frame in zip(self.cameras, frames, strict=True)}
         observation["state"] = proprioception(self._simulator)
         if self.privileged:

@@ -121,7 +121,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 
 
 def test_cuts_move_to_where_bands_take_equally_long() -> None:
-    """Rows 0 to 9 cost three times as much as the others: 30 + 90 = 120, so the cut is after row 20, at 30 + 30."""
+    """Ten rows cost 3 each and 90 cost 1: half of 120 is spent after the ten and 30 more, so the cut is at row 40."""
     cost = np.where(np.arange(100) < 10, 3.0, 1.0)
     cuts = Cuts(100, 2)
     for _ in range(12):
@@ -169,8 +169,8 @@ def test_an_environments_frames_do_not_depend_on_its_threads() -> None:
         env.close()
     for one, two in zip(*frames, strict=True):
         np.testing.assert_array_equal(one, two)
-    arguments = {"task_id": 7, "n_workers": 1, "n_render_threads": 2}
-    envs = LiberoVectorEnv("libero_goal", **arguments, **drawing)  # type: ignore[arg-type]
+    arguments = {"suite": "libero_goal", "task_id": 7, "n_workers": 1, "n_render_threads": 2}
+    envs = LiberoVectorEnv(1, **arguments, **drawing)  # type: ignore[arg-type]
     obs, _ = envs.reset(seed=0, options={"init_state_id": 0})
     envs.close()
     np.testing.assert_array_equal(obs["image"][0], frames[0][0])
