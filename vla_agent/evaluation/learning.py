@@ -45,8 +45,8 @@ class RunCurve(NamedTuple):
             ValueError: If it is none.
         """
         try:
-            lists = [[_point(point) for point in content[name]] for name in ("evaluations", "training")]
-            return cls(*lists, whole_number("evaluated_at", content["evaluated_at"], 0))
+            evaluations, training = ([_point(point) for point in content[name]] for name in ("evaluations", "training"))
+            return cls(evaluations, training, whole_number("evaluated_at", content["evaluated_at"], 0))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 "expected points of timestep, rate, low and high as 'evaluations' and 'training', and 'evaluated_at'"
@@ -94,7 +94,7 @@ def _curve(callbacks: dict[str, Any], evaluated_at: int) -> RunCurve:
     training = []
     for batch in episodes.batches(BATCH):
         row = SuccessRow.of([EpisodeResult(e.task_id, 0, e.success, e.length) for e in batch])
-        training.append(Evaluated(round(np.mean([e.began for e in batch])), row.rate, row.low, row.high))
+        training.append(Evaluated(round(float(np.mean([e.began for e in batch]))), row.rate, row.low, row.high))
     return RunCurve(evaluations, training, evaluated_at)
 
 
