@@ -56,7 +56,8 @@ class RunCurve(NamedTuple):
 def read_curve(folder: Path | None) -> RunCurve | None:
     """The learning curve of the run that a model was saved by; None if it is no run, or keeps no curve.
 
-    The run's last save, in ``model/`` beside an evaluated ``best/``, knows the whole curve.
+    The run's last save, in ``model/`` beside an evaluated ``best/``, knows the whole curve. A ``best/`` alone is saved
+    as of the rollout's beginning, so it lacks the evaluation that found it best.
 
     Args:
         folder: Folder that the model was read from; None if it came from none.
