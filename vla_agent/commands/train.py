@@ -64,8 +64,8 @@ class Options:
     batch_size: int = 128  # decisions per minibatch
     n_epochs: int = 2  # passes over each rollout
     gradient_accumulation_steps: int = 1  # parts of a minibatch that go through the network one after the other
-    learning_rate: float = 5e-5  # learning rate of the policy, at the beginning
-    learning_rate_end: float = 5e-5  # and at the end of training; it changes linearly
+    learning_rate: float = 1e-4  # learning rate of the policy, at the beginning
+    learning_rate_end: float = 0.0  # and at the end of training; it changes linearly
     value_learning_rate: float = 1e-3  # learning rate of the critic
     gamma: float = 0.95  # discount per decision, here 8 control steps: trying a failed grasp again costs something
     gae_lambda: float = 0.9  # GAE's lambda for the advantages
@@ -100,7 +100,14 @@ class Options:
 
 
 # Defaults that ``--long`` changes; an option that is given wins.
-LONG: dict[str, Any] = {"env_id": "LIBERO-Spatial-v0", "task_ids": "0-2", "total_timesteps": 12288, "eval_freq": 4096}
+LONG: dict[str, Any] = {
+    "env_id": "LIBERO-Spatial-v0",
+    "task_ids": "0-2",
+    "total_timesteps": 12288,
+    "eval_freq": 4096,
+    "learning_rate": 5e-5,
+    "learning_rate_end": 5e-5,
+}
 
 
 def main(options: Options) -> None:
