@@ -26,7 +26,7 @@ from vla_agent.evaluation.html_comparison import comparison_page
 from vla_agent.evaluation.learning import RunCurve, read_curve
 from vla_agent.evaluation.results import EpisodeResult, describe_row
 
-VOID = {"meta"}
+VOID = {"meta", "col"}
 CURVE = {
     "evaluations": [[0, 0.525, 0.375, 0.671], [1024, 0.75, 0.598, 0.858], [2048, 0.95, 0.835, 0.986]],
     "training": [[230, 0.65625, 0.48, 0.8], [900, 0.8125, 0.65, 0.91]],
