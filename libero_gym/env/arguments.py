@@ -188,6 +188,21 @@ def check_render_mode(render_mode: Any, modes: Sequence[str]) -> str | None:
     return None if render_mode is None else choice("render_mode", render_mode, modes)
 
 
+def check_render_threads(n_render_threads: Any, renderer: str) -> int:
+    """The number of threads that draw a frame; only the fast renderer has several.
+
+    Raises:
+        ValueError: If it is no whole number of at least 1, or above 1 with another renderer.
+    """
+    n = whole_number("n_render_threads", n_render_threads, minimum=1)
+    if n > 1 and renderer != "fast":
+        raise ValueError(
+            f"n_render_threads={n} with renderer={renderer!r}: OpenGL draws these frames and has its own threads; "
+            "leave n_render_threads at 1, or choose renderer='fast'."
+        )
+    return n
+
+
 def check_own_task(task_id: Any, task_ids: Sequence[int], tasks: Sequence[Task]) -> int:
     """The id of a task, which has to be one of the environment's.
 

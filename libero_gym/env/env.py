@@ -22,6 +22,7 @@ from libero_gym.env.arguments import (
     check_options,
     check_placement_seeds,
     check_render_mode,
+    check_render_threads,
     check_reward_model,
     check_task_ids,
     check_task_weights,
@@ -157,11 +158,11 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         instruction: What observations hold under that key: ``"text"``; ``"id"``, the task's index in the suite as
             ``Discrete(n_tasks)``, for policies that read numbers (such as SB3's); ``"none"``, nothing.
         render_device: EGL device index; None lets EGL choose.
+        n_render_threads: Threads that draw a frame together, which stays the same; for ``renderer="fast"`` alone.
         render_mode: ``"rgb_array"`` or None.
         render_size: Side of `render`'s frames in pixels; None takes ``image_size``.
-        max_episode_steps: Truncate after so many control steps. None leaves that to Gymnasium's ``TimeLimit``, except
-            with chunks, which it cannot count. `gym.make` keeps this argument for the wrapper; with chunks the
-            environment takes it from there.
+        max_episode_steps: Truncate after so many control steps. None leaves that to Gymnasium's ``TimeLimit``. With
+            chunks, which that cannot count, the environment takes its limit, or `gym.make`'s argument, from it.
 
     Raises:
         ValueError: If an argument is out of range; the message names the choices.
@@ -188,6 +189,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         privileged: bool = False,
         instruction: str = "text",
         render_device: int | None = None,
+        n_render_threads: int = 1,
         render_mode: str | None = None,
         render_size: int | None = None,
         max_episode_steps: int | None = None,
@@ -212,11 +214,12 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.privileged = flag("privileged", privileged)
         self.instruction_kind = choice("instruction", instruction, INSTRUCTION_KINDS)
         self.render_device = None if render_device is None else whole_number("render_device", render_device, minimum=0)
+        self.n_render_threads = check_render_threads(n_render_threads, self.renderer)
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
         render_size = self.image_size if render_size is None else render_size
         self.render_size = rendering.check_image_size(render_size, "render_size")
         self.max_episode_steps, self._limit = check_limits(max_episode_steps, self.chunk_size, self.suite, type(self))
-        sight = self.cameras, self.image_size, self.renderer, self.render_device
+        sight = self.cameras, self.image_size, self.renderer, self.render_device, self.n_render_threads
         self._observe = Observer(*sight, self.privileged, self.instruction_kind, self._limit)
         self.observation_space = self._observe.space(self.suite.n_tasks)
         check_instructions(chosen, self.observation_space)
@@ -301,10 +304,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     def render(self) -> np.ndarray | None:
         """The agentview frame of the last observation, uint8 (render_size, render_size, 3), with ``rgb_array``."""
-        if self.render_mode is None:
-            return None
-        (frame,) = rendering.render(self.simulator, ("agentview",), self.render_size, self.render_device, self.renderer)
-        return frame
+        return None if self.render_mode is None else self._observe.frames(self.simulator, self.render_size)[0]
 
     def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:
         """Set how often each task of ``task_ids`` is drawn from the next reset on; they need not sum to one.

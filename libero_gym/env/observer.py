@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from gymnasium import spaces
 
 from libero_gym.dimensions import IMAGE_KEYS, PRIVILEGED_KEY
@@ -23,6 +24,7 @@ class Observer:
         image_size: Side of their frames in pixels.
         renderer: A name among `rendering.RENDERERS`.
         render_device: EGL device index; None lets EGL choose.
+        n_render_threads: How many threads draw a fast frame.
         privileged: Whether to show what only the simulator knows.
         instruction: A name among `observations.INSTRUCTION_KINDS`.
         limit: Control steps of an episode; privileged observations hold the share that is left.
@@ -32,6 +34,7 @@ class Observer:
     image_size: int
     renderer: str
     render_device: int | None
+    n_render_threads: int
     privileged: bool
     instruction: str
     limit: int
@@ -46,11 +49,16 @@ class Observer:
         if self.privileged:
             self._privileged_state = PrivilegedState(simulator.compiled.goal, simulator.model)
 
+    def frames(self, simulator: Simulator, size: int, cameras: tuple[str, ...] = ("agentview",)) -> list[np.ndarray]:
+        """A simulator's frames, uint8 (size, size, 3), drawn as the arguments say."""
+        how = self.render_device, self.renderer, self.n_render_threads
+        return rendering.render(simulator, cameras, size, *how)
+
     def __call__(self, elapsed_steps: int) -> Observation:
         """The observation after so many control steps of the episode."""
         observation: Observation = {}
         if self.cameras:
-            frames = rendering.render(self._simulator, self.cameras, self.image_size, self.render_device, self.renderer)
+            frames = self.frames(self._simulator, self.image_size, self.cameras)
             observation = {IMAGE_KEYS[camera]: frame for camera, frame in zip(self.cameras, frames, strict=True)}
         observation["state"] = proprioception(self._simulator)
         if self.privileged:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
+from libero_gym.rendering.band import Poses, View
 from libero_gym.rendering.packing import pack_scene
-from libero_gym.rendering.software import Painter, Poses, View
+from libero_gym.rendering.software import Painter
 
 logger = logging.getLogger(__name__)
 

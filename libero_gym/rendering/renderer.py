@@ -126,7 +126,12 @@ _gl_process: int | None = None  # id of the process that has used GL: this one, 
 
 
 def render(
-    simulator: Simulator, cameras: tuple[str, ...], size: int, device: int | None = None, renderer: str = "exact"
+    simulator: Simulator,
+    cameras: tuple[str, ...],
+    size: int,
+    device: int | None = None,
+    renderer: str = "exact",
+    n_threads: int = 1,
 ) -> list[np.ndarray]:
     """Frames of a simulator's sampled state, as published LIBERO policies expect them.
 
@@ -138,6 +143,7 @@ def render(
         size: Side in pixels.
         device: EGL device index; None for the one that is in use, else the one that `make_gl_context` chooses.
         renderer: One of `RENDERERS`.
+        n_threads: How many threads draw a fast frame, which is the same; OpenGL has its own.
 
     Returns:
         One uint8 (size, size, 3) image per camera. Stock LIBERO hands out OpenGL's rows bottom first, and published
@@ -153,7 +159,7 @@ def render(
         with _lock:
             painted = _software_scene(simulator.compiled)
             painted.pose(simulator)
-            images = [painted.draw(camera, size, size).image for camera in cameras]
+            images = [painted.draw(camera, size, size, n_threads=n_threads).image for camera in cameras]
     else:
         with _drawing(device) as process_renderer:
             scene = process_renderer.scene(simulator.compiled, size)

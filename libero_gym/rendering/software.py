@@ -7,60 +7,21 @@ that a frame is equal to the byte to one that is drawn whole, whatever was drawn
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.rendering import mirror, shading, visibility
+from libero_gym.rendering.band import Band, Poses, Reflection, Samples, Space, View, part_of, reflect
 from libero_gym.rendering.packing import OPAQUE, PackedScene
-from libero_gym.rendering.veils import find_layers
+from libero_gym.rendering.threads import Cuts, run_together
 
 # Bytes of stored backgrounds per scene; one of 128 pixels takes 1.6 MB.
 _MAX_BACKGROUND_BYTES = 64 * 2**20
 # Sizes of frames whose canvases a scene keeps; one of 128 pixels takes 2 MB.
 _MAX_CANVASES = 4
-_NO_PLANE = np.zeros(4)
-
-
-class View(NamedTuple):
-    """Where a frame is seen from, and by which light."""
-
-    camera: np.ndarray  # (3, 3): rows are the camera's axes in the world; it looks along its negative third
-    eye: np.ndarray  # (3,), m
-    numbers: np.ndarray  # (4,): focal length of half the height, near plane in m, width, height
-    lights: np.ndarray  # (n, `packing.LIGHT_SIZE`)
-
-
-class Poses(NamedTuple):
-    """Where G geoms are in the world."""
-
-    rotations: np.ndarray  # (G, 3, 3)
-    places: np.ndarray  # (G, 3), m
-
-
-class Samples(NamedTuple):
-    """Four samples for each of H x W pixels, by row of samples."""
-
-    depth: np.ndarray  # float32 (4 H, W): 1 / distance along the view in 1/m, 0 where nothing is
-    ids: np.ndarray  # int32 (4 H, W): `geom << TRIANGLE_BITS | triangle`, -1 where nothing is
-    colours: np.ndarray  # uint8 (4 H, W, 3)
-
-    @classmethod
-    def of(cls, height: int, width: int) -> Samples:
-        """Samples that are not set."""
-        shape = 4 * height, width
-        return cls(np.empty(shape, np.float32), np.empty(shape, np.int32), np.empty((*shape, 3), np.uint8))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.ids.shape[0] // 4, self.ids.shape[1]
-
-    @property
-    def window(self) -> np.ndarray:
-        """All pixels: left, bottom, right, top."""
-        return np.array([0, 0, self.ids.shape[1], self.ids.shape[0] // 4], np.int64)
 
 
 class Frame(NamedTuple):
@@ -76,25 +37,16 @@ class _Canvas(NamedTuple):
 
     samples: Samples
     further: Samples  # for what is drawn by itself first: reflections, transparent things
-    work: shading.Work
-
-    @classmethod
-    def of(cls, height: int, width: int) -> _Canvas:
-        return cls(Samples.of(height, width), Samples.of(height, width), shading.Work.of(width))
+    work: list[shading.Work]  # by thread
+    cuts: dict[tuple[int, bool], Cuts]  # by number of bands, and whether there is a stored background
 
 
 class _Background(NamedTuple):
     samples: Samples  # their colours with reflections
     plain: np.ndarray  # the colours without, in the mirror's window
     image: np.ndarray
-    mirror_window: np.ndarray | None  # pixels that show the mirror
-    mirror_depth: np.ndarray  # 1/m of what is reflected there
-
-
-def _part(window: np.ndarray) -> tuple[slice, slice]:
-    """The samples of a window of pixels."""
-    left, bottom, right, top = window
-    return slice(4 * bottom, 4 * top), slice(left, right)
+    mirror_window: np.ndarray | None  # pixels that show a mirror's face
+    mirror_depth: np.ndarray  # 1/m of what is reflected in the mirror's window
 
 
 class Painter:
@@ -106,15 +58,16 @@ class Painter:
 
     def __init__(self, packed: PackedScene) -> None:
         self.packed = packed
-        n_clusters = len(packed.geometry.cluster_rows) + 1
-        self._bounds, self._todo = np.empty((n_clusters, 4), np.float32), np.empty((n_clusters, 4), np.int32)
+        self._lists: list[tuple[np.ndarray, np.ndarray]] = []  # of clusters, by thread
         self._canvases: dict[tuple[int, int], _Canvas] = {}
         self._backgrounds: OrderedDict[tuple[Any, ...], _Background] = OrderedDict()
         is_flat = np.isin(packed.kind, (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX))
         mirrors = np.flatnonzero(is_flat & (packed.reflectance > 0) & (packed.alpha >= OPAQUE))
         self._mirror = int(mirrors[0]) if len(mirrors) else None  # MuJoCo reflects in the first alone
 
-    def paint(self, view: View, poses: Poses, alpha: np.ndarray, still_key: tuple[Any, ...] | None) -> Frame:
+    def paint(
+        self, view: View, poses: Poses, alpha: np.ndarray, still_key: tuple[Any, ...] | None, n_threads: int = 1
+    ) -> Frame:
         """One frame.
 
         Args:
@@ -122,91 +75,107 @@ class Painter:
             poses: Where everything is.
             alpha: Opacity of each geom, (G,); one that is hidden has 0 or less.
             still_key: What decides how the still part looks from this view; None draws everything anew.
+            n_threads: How many threads draw it; the frame is the same.
         """
-        opaque = alpha >= OPAQUE
-        if still_key is None:
-            samples, image = self._canvas(view).samples, self._paint_whole(np.flatnonzero(opaque), view, poses)
-        else:
-            background = self._background(still_key, np.flatnonzero(opaque & ~self.packed.is_moving), view, poses)
-            moving = np.flatnonzero(opaque & self.packed.is_moving)
-            samples, image = self._canvas(view).samples, self._paint_moving(moving, background, view, poses)
-        self._blend(np.flatnonzero((alpha > 0) & ~opaque), alpha, view, poses, samples, image)
+        opaque, samples = alpha >= OPAQUE, self._canvas(view).samples
+        veils = self._front_to_back(np.flatnonzero((alpha > 0) & ~opaque), view, poses)
+        background = None
+        if still_key is not None:
+            still = np.flatnonzero(opaque & ~self.packed.is_moving)
+            background = self._background(still_key, still, view, poses)
+        geoms = np.flatnonzero(opaque if background is None else opaque & self.packed.is_moving)
+        image = np.empty((*view.size, 3), np.uint8)
+        self._paint(geoms, veils, alpha, background, image, view, poses, n_threads)
         depth, ids = (array.reshape(image.shape[0], 4, -1).transpose(0, 2, 1) for array in (samples.depth, samples.ids))
         return Frame(image, depth, ids)
 
+    def _paint(
+        self,
+        geoms: np.ndarray,
+        veils: list[int],
+        alpha: np.ndarray,
+        background: _Background | None,
+        image: np.ndarray,
+        view: View,
+        poses: Poses,
+        n_threads: int,
+    ) -> None:
+        """Draws opaque geoms and veils on the canvas and the image, over the background if there is one."""
+        canvas = self._canvas(view)
+        samples, further = canvas.samples, canvas.further
+        cuts = canvas.cuts.setdefault((n_threads, background is not None), Cuts(view.size[0], n_threads))
+        bands = [self._band(i, rows, view, poses) for i, rows in enumerate(cuts.rows)]
+        reflection = None
+        if background is not None and background.mirror_window is not None:
+            reflection = self._reflection(background.mirror_window, view, poses)
+
+        def draw(band: Band) -> None:
+            if background is None:
+                band.draw(geoms, samples)
+            else:
+                _draw_moving(band, geoms, background, samples, image)
+
+        def finish(band: Band) -> None:
+            if background is None:
+                if reflection is not None:
+                    _add_reflection(band.inside(reflection.window), geoms, reflection, samples, further)
+                band.resolve(samples, -1, image)
+            else:
+                _finish_moving(band, geoms, background, reflection, samples, further, image)
+            band.blend(veils, alpha, samples, further, image)
+
+        def draw_and_finish(band: Band) -> None:
+            draw(band)
+            finish(band)
+
+        if background is None and self._mirror is not None:  # all bands decide where the mirror is seen
+            first = _run(draw, bands)
+            reflection = self._reflection(self._mirror_window(samples.ids), view, poses)
+            cuts.learn([a + b for a, b in zip(first, _run(finish, bands), strict=True)])
+        else:
+            cuts.learn(_run(draw_and_finish, bands))
+
     def _canvas(self, view: View) -> _Canvas:
-        size = int(view.numbers[3]), int(view.numbers[2])
+        size = view.size
         if size not in self._canvases:
             if len(self._canvases) >= _MAX_CANVASES:
                 self._canvases.clear()
-            self._canvases[size] = _Canvas.of(*size)
+            self._canvases[size] = _Canvas(Samples.of(*size), Samples.of(*size), [], {})
         return self._canvases[size]
 
-    def _paint_whole(self, geoms: np.ndarray, view: View, poses: Poses) -> np.ndarray:
-        """Draws all on the canvas; gives the image."""
-        samples = self._canvas(view).samples
-        self._paint_still(geoms, view, poses, samples)
-        window = self._mirror_window(samples.ids)
-        if window is not None:
-            reflected = self._reflect(geoms, samples.ids, None, None, window, view, poses)
-            if reflected is not None:
-                mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
-        return self._resolved(samples)
-
-    def _paint_still(self, geoms: np.ndarray, view: View, poses: Poses, samples: Samples) -> None:
-        """Draws geoms and what is behind them, without reflections."""
-        samples.depth[:], samples.ids[:] = 0, visibility.BACKGROUND
-        self._rasterise(geoms, view, poses, samples)
-        self._shade(samples, samples.window, -1, view, poses, sky=self.packed.sky)
-
-    def _resolved(self, samples: Samples) -> np.ndarray:
-        image = np.empty((*samples.size, 3), np.uint8)
-        shading.resolve(samples.colours, samples.ids, -1, samples.window, image)
-        return image
+    def _band(self, thread: int, rows: tuple[int, int], view: View, poses: Poses) -> Band:
+        """Rows that a thread draws with its own work space."""
+        work, width = self._canvas(view).work, view.size[1]
+        while len(work) <= thread:
+            work.append(shading.Work.of(width))
+        while len(self._lists) <= thread:
+            n = len(self.packed.geometry.cluster_rows) + 1
+            self._lists.append((np.empty((n, 4), np.float32), np.empty((n, 4), np.int32)))
+        window = np.array([0, rows[0], width, rows[1]], np.int64)
+        return Band(self.packed, view, poses, window, Space(*self._lists[thread], work[thread]))
 
     def _background(self, key: tuple[Any, ...], still: np.ndarray, view: View, poses: Poses) -> _Background:
         if key in self._backgrounds:
             self._backgrounds.move_to_end(key)
             return self._backgrounds[key]
-        samples = Samples.of(int(view.numbers[3]), int(view.numbers[2]))
-        self._paint_still(still, view, poses, samples)
-        window, reflected = self._mirror_window(samples.ids), None
+        samples, image = Samples.of(*view.size), np.empty((*view.size, 3), np.uint8)
+        band = self._band(0, (0, view.size[0]), view, poses)
+        band.draw(still, samples)
+        reflection = self._reflection(self._mirror_window(samples.ids), view, poses)
         plain = mirror_depth = np.zeros(0)
-        if window is not None:
-            part = _part(window)
+        if reflection is not None:
+            part, further = part_of(reflection.window), self._canvas(view).further
             plain = samples.colours[part].copy()
-            reflected = self._reflect(still, samples.ids, None, None, window, view, poses)
-            mirror_depth = np.zeros_like(samples.depth[part])
-        if window is not None and reflected is not None:
-            mirror_depth = reflected.depth[part].copy()
-            mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
-        background = _Background(samples, plain, self._resolved(samples), window, mirror_depth)
+            has_any = _add_reflection(band.inside(reflection.window), still, reflection, samples, further)
+            mirror_depth = further.depth[part].copy() if has_any else np.zeros_like(samples.depth[part])
+        band.resolve(samples, -1, image)
+        window = None if reflection is None else reflection.window
+        background = _Background(samples, plain, image, window, mirror_depth)
         capacity = max(_MAX_BACKGROUND_BYTES // sum(array.nbytes for array in (*samples, plain, mirror_depth)), 1)
         while len(self._backgrounds) >= capacity:
             self._backgrounds.popitem(last=False)
         self._backgrounds[key] = background
         return background
-
-    def _paint_moving(self, moving: np.ndarray, background: _Background, view: View, poses: Poses) -> np.ndarray:
-        """Draws what moves on the canvas, over the background; gives the image."""
-        still, samples, image = background.samples, self._canvas(view).samples, background.image.copy()
-        np.copyto(samples.depth, still.depth)
-        np.copyto(samples.colours, still.colours)
-        samples.ids[:] = visibility.BACKGROUND
-        self._rasterise(moving, view, poses, samples)
-        self._shade(samples, samples.window, 0, view, poses, sky=self.packed.sky)
-        window = background.mirror_window
-        if window is not None:  # moving things in the mirror replace the still reflection where they are nearer
-            part = _part(window)
-            reflected = self._reflect(moving, still.ids, samples.ids, background.mirror_depth, window, view, poses)
-            if reflected is not None:
-                hit = reflected.ids[part] >= 0
-                samples.colours[part][hit] = background.plain[hit]
-                mirror.add_reflection(samples.colours, reflected.colours, reflected.ids, window)
-                shading.resolve(samples.colours, reflected.ids, 0, window, image)
-        shading.resolve(samples.colours, samples.ids, 0, samples.window, image)
-        np.copyto(samples.ids, still.ids, where=samples.ids < 0)
-        return image
 
     def _mirror_window(self, ids: np.ndarray) -> np.ndarray | None:
         """Pixels that show the mirror; None if none does."""
@@ -215,79 +184,11 @@ class Painter:
         window = np.array(visibility.geom_window(ids, self._mirror), np.int64)
         return window if window[0] < window[2] else None
 
-    def _reflect(
-        self,
-        geoms: np.ndarray,
-        front: np.ndarray,
-        over: np.ndarray | None,
-        depth: np.ndarray | None,
-        window: np.ndarray,
-        view: View,
-        poses: Poses,
-    ) -> Samples | None:
-        """Samples of what geoms look like in the mirror, where they are nearer than `depth`; None if nothing is.
-
-        Args:
-            geoms: What may be reflected.
-            front: Ids of what hides the mirror, or is it.
-            over: Ids of what hides both; None for nothing.
-            depth: 1/m of what is reflected already, in the window; None if nothing is.
-            window: Pixels that show the mirror.
-            view: Where it is seen from.
-            poses: Where everything is.
-        """
-        assert self._mirror is not None
-        geom, packed, behind = self._mirror, self.packed, self._canvas(view).further
-        is_box = packed.kind[geom] == mujoco.mjtGeom.mjGEOM_BOX
-        height = float(packed.size[geom, 2]) if is_box else 0.0
-        faces_eye, rotations, places, lights, plane = mirror.mirror_image(
-            poses.rotations[geom], poses.places[geom], height, view.eye, poses.rotations, poses.places, view.lights
-        )
-        if not faces_eye:
+    def _reflection(self, window: np.ndarray | None, view: View, poses: Poses) -> Reflection | None:
+        """What stands behind the mirror that a window shows; None if its face looks away, or there is no window."""
+        if self._mirror is None or window is None:
             return None
-        part = _part(window)
-        behind.ids[part] = visibility.BACKGROUND
-        behind.depth[part] = 0 if depth is None else depth
-        there, seen = Poses(rotations, places), view._replace(lights=lights)
-        if not self._rasterise(geoms[geoms != geom], seen, there, behind, window, plane):
-            return None
-        hiding = front if over is None else over
-        mirror.hide_outside_face(front, hiding, over is not None, behind.ids, packed.geometry, geom, window)
-        self._shade(behind, window, 0, seen, there, sky=-1, scale=float(packed.reflectance[geom]))
-        return behind
-
-    def _blend(
-        self,
-        geoms: np.ndarray,
-        alpha: np.ndarray,
-        view: View,
-        poses: Poses,
-        samples: Samples,
-        image: np.ndarray,
-    ) -> None:
-        """Draws transparent geoms over what is there, as MuJoCo does: all of them front to back, then back to front."""
-        veils = []
-        for geom in self._front_to_back(geoms, view, poses):
-            layers = []
-            for layer in find_layers(
-                geom, self.packed.geometry, poses.rotations, poses.places, view.camera, view.eye, view.numbers,
-                samples.depth, self._bounds, self._todo,
-            ):  # fmt: skip
-                veil = samples._replace(ids=layer, colours=np.empty_like(samples.colours))
-                window = np.array(visibility.geom_window(layer, geom), np.int64)
-                self._shade(veil, window, 0, view, poses, sky=-1)
-                layers.append((veil, window))
-            veils.append((alpha[geom], layers))
-        for opacity, layers in (*veils, *reversed(veils)):
-            for veil, window in layers:
-                part = _part(window)
-                hit = veil.ids[part] >= 0
-                mixed = opacity * veil.colours[part][hit] + (1 - opacity) * samples.colours[part][hit]
-                samples.colours[part][hit] = (mixed + 0.5).astype(np.uint8)
-        for _, layers in reversed(veils):
-            for veil, window in reversed(layers):
-                np.copyto(samples.ids, veil.ids, where=veil.ids >= 0)
-                shading.resolve(samples.colours, veil.ids, 0, window, image)
+        return reflect(self.packed, self._mirror, window, view, poses)
 
     def _front_to_back(self, geoms: np.ndarray, view: View, poses: Poses) -> list[int]:
         """Transparent geoms by the distance of their bounding spheres, planes last: `mjr_render`'s order."""
@@ -304,48 +205,51 @@ class Painter:
         distances = np.where(kind == types.mjGEOM_PLANE, np.inf, distances)
         return [int(geom) for geom in geoms[np.argsort(distances, kind="stable")]]
 
-    def _rasterise(
-        self,
-        geoms: np.ndarray,
-        view: View,
-        poses: Poses,
-        samples: Samples,
-        window: np.ndarray | None = None,
-        mirror_plane: np.ndarray | None = None,
-    ) -> int:
-        """Draws geoms into depth and ids; gives the number of samples that they won."""
-        return int(
-            visibility.rasterise(
-                geoms,
-                self.packed.geometry,
-                poses.rotations,
-                poses.places,
-                view.camera,
-                view.eye,
-                view.numbers,
-                samples.window if window is None else window,
-                mirror_plane is not None,
-                _NO_PLANE if mirror_plane is None else mirror_plane,
-                samples.depth,
-                samples.ids,
-                self._bounds,
-                self._todo,
-            )
-        )
 
-    def _shade(
-        self,
-        samples: Samples,
-        window: np.ndarray,
-        lowest: int,
-        view: View,
-        poses: Poses,
-        *,
-        sky: int,
-        scale: float = 1.0,
-    ) -> None:
-        """Colours the samples whose id is at least `lowest`."""
-        shading.shade_samples(
-            samples.ids, window, lowest, self.packed.geometry, poses.rotations, poses.places, view.lights, view.camera,
-            view.eye, view.numbers[0], sky, scale, self._canvas(view).work, samples.colours,
-        )  # fmt: skip
+def _run(draw: Callable[[Band], None], bands: list[Band]) -> list[float]:
+    """Draws bands at the same time; CPU seconds of each."""
+    return run_together([lambda band=band: draw(band) for band in bands])  # type: ignore[misc]
+
+
+def _add_reflection(band: Band, geoms: np.ndarray, reflection: Reflection, samples: Samples, further: Samples) -> bool:
+    """Adds what a mirror shows of geoms to the samples in its window; whether there is anything."""
+    if not band.reflect(geoms, reflection, samples.ids, None, None, further):
+        return False
+    mirror.add_reflection(samples.colours, further.colours, further.ids, band.window)
+    return True
+
+
+def _draw_moving(band: Band, moving: np.ndarray, background: _Background, samples: Samples, image: np.ndarray) -> None:
+    """Draws what moves over the background, without reflections."""
+    still, part, rows = background.samples, part_of(band.window), slice(band.window[1], band.window[3])
+    np.copyto(samples.depth[part], still.depth[part])
+    np.copyto(samples.colours[part], still.colours[part])
+    np.copyto(image[rows], background.image[rows])
+    samples.ids[part] = visibility.BACKGROUND
+    band.rasterise(moving, samples)
+    band.shade(samples, 0, sky=band.packed.sky)
+
+
+def _finish_moving(
+    band: Band,
+    moving: np.ndarray,
+    background: _Background,
+    reflection: Reflection | None,
+    samples: Samples,
+    further: Samples,
+    image: np.ndarray,
+) -> None:
+    """Moving things in the mirror replace the still reflection where they are nearer; then the image is resolved."""
+    if reflection is not None:
+        there = band.inside(reflection.window)
+        part = part_of(there.window)
+        first, last = 4 * (there.window[[1, 3]] - reflection.window[1])
+        depth = background.mirror_depth[first:last]
+        if there.reflect(moving, reflection, background.samples.ids, samples.ids, depth, further):
+            hit = further.ids[part] >= 0
+            samples.colours[part][hit] = background.plain[first:last][hit]
+            mirror.add_reflection(samples.colours, further.colours, further.ids, there.window)
+            there.resolve(samples._replace(ids=further.ids), 0, image)
+    band.resolve(samples, 0, image)
+    part = part_of(band.window)
+    np.copyto(samples.ids[part], background.samples.ids[part], where=samples.ids[part] < 0)

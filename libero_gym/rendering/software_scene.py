@@ -9,9 +9,10 @@ import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.uncopyable import Uncopyable
+from libero_gym.rendering.band import Poses, View
 from libero_gym.rendering.packing import TRIANGLE_BITS, PackedScene
 from libero_gym.rendering.posing import burner_alpha, camera_ids, pose_bodies, still_key
-from libero_gym.rendering.software import Frame, Painter, Poses, View
+from libero_gym.rendering.software import Frame, Painter
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.simulation.simulator import Simulator
 
@@ -50,17 +51,19 @@ class SoftwareScene(Uncopyable):
         self._poses = Poses(bodies @ packed.rotation, places)
         self._still_key = still_key(simulator)
 
-    def draw(self, camera: str, height: int, width: int, *, stored: bool = True) -> Frame:
+    def draw(self, camera: str, height: int, width: int, *, stored: bool = True, n_threads: int = 1) -> Frame:
         """One frame of the posed scene.
 
         Args:
             camera: A name among `posing.camera_ids`.
             height, width: Of the frame, pixels.
             stored: Whether a camera that stands still may start from its stored background; the frame is the same.
+            n_threads: How many threads draw it; the frame is the same.
         """
         number = self._cameras[camera]
         key = (number, height, width, *self._still_key) if stored and self._stands_still[number] else None
-        return self._painter.paint(self._view(number, height, width), self._poses, self._alpha, key)
+        view = self._view(number, height, width)
+        return self._painter.paint(view, self._poses, self._alpha, key, n_threads)
 
     def named(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Geoms' ids in the visual model, and bodies', of a frame's ids; int32 like them, -1 where there is none."""

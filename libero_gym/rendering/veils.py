@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from libero_gym.rendering.filling import clipped_polygon, fill_polygon
-from libero_gym.rendering.kernels import kernel
+from libero_gym.rendering.kernels import f32, inlined, kernel
 from libero_gym.rendering.packing import TRIANGLE_BITS, Geometry
 from libero_gym.rendering.visibility import BACKGROUND, camera_matrices, seen_clusters
 
@@ -25,56 +25,86 @@ def find_layers(
     camera: np.ndarray,
     eye: np.ndarray,
     view: np.ndarray,
+    window: np.ndarray,
     depth: np.ndarray,
+    nearest: np.ndarray,
+    ids: np.ndarray,
     bounds: np.ndarray,
     todo: np.ndarray,
-) -> list[np.ndarray]:
-    """Ids of a geom's triangles over the samples, layer by layer.
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Ids of a geom's triangles over the samples of a window, layer by layer.
 
     Args:
         geom: Which geom.
-        geometry, rotations, places, camera, eye, view, bounds, todo: See `visibility.rasterise`.
+        geometry, rotations, places, camera, eye, view, window, bounds, todo: See `visibility.rasterise`.
         depth: float32 (4 H, W): 1/z of what is opaque.
+        nearest, ids: Work space, float32 and int32 (4 H, W), of which the window is used.
 
     Returns:
-        Layers of ids, int32 (4 H, W), `BACKGROUND` where there is none: in the first, the first triangle of each
-        sample, in the second, its second one, and so on.
+        The part of the window where the geom may be, int64 (4,); and layers of ids, int32 (4 H, W), set in that part,
+        `BACKGROUND` where there is none: in the first, the first triangle of each sample, in the second, its second
+        one, and so on.
     """
-    behind = depth * np.float32(1 - _TIE)
-    capacity = 2 * depth.size
+    capacity, part = 8 * int(window[2] - window[0]) * int(window[3] - window[1]), np.empty(4, np.int64)
     while True:
         places_hit, names, layers = (np.empty(capacity, np.int32) for _ in range(3))
         n = _hits(
-            np.array([geom]), geometry, rotations, places, camera, eye, view, behind, bounds, todo, places_hit, names,
-            layers,
+            np.array([geom]), geometry, rotations, places, camera, eye, view, window, depth, nearest, ids, bounds, todo,
+            part, places_hit, names, layers,
         )  # fmt: skip
-        if n < capacity:
+        if n < capacity or capacity == 0:
             break
         capacity *= 4
     found = []
     for layer in range(int(layers[:n].max()) + 1 if n else 0):
-        ids = np.full(depth.shape, BACKGROUND, np.int32)
+        shown = np.empty(depth.shape, np.int32)
+        shown[4 * part[1] : 4 * part[3], part[0] : part[2]] = BACKGROUND
         chosen = layers[:n] == layer
-        ids.reshape(-1)[places_hit[:n][chosen]] = names[:n][chosen]
-        found.append(ids)
-    return found
+        shown.reshape(-1)[places_hit[:n][chosen]] = names[:n][chosen]
+        found.append(shown)
+    return part, found
+
+
+@inlined
+def _geom_part(n, bounds, scale, width, height, window, part):
+    """Fills the part of a window that the spheres around n clusters reach: left, bottom, right, top."""
+    left, bottom, right, top = np.inf, np.inf, -np.inf, -np.inf
+    for i in range(n):
+        x, y, radius = np.float64(bounds[i, 0]), np.float64(bounds[i, 1]), np.float64(bounds[i, 3])
+        near = 1.0 / bounds[i, 2]
+        far = 1.0 / (bounds[i, 2] + 2 * radius)
+        left = min(left, (x - radius) * (near if x < radius else far))
+        right = max(right, (x + radius) * (near if x > -radius else far))
+        bottom = min(bottom, (y - radius) * (near if y < radius else far))
+        top = max(top, (y + radius) * (near if y > -radius else far))
+    # A pixel more on each side, for what rounds. Numbers are cut to the window before they become whole.
+    part[0] = max(np.float64(window[0]), min(left * scale + 0.5 * width - 1, np.float64(window[2])))
+    part[1] = max(np.float64(window[1]), min(bottom * scale + 0.5 * height - 1, np.float64(window[3])))
+    part[2] = max(np.float64(part[0]), min(right * scale + 0.5 * width + 2, np.float64(window[2])))
+    part[3] = max(np.float64(part[1]), min(top * scale + 0.5 * height + 2, np.float64(window[3])))
 
 
 @kernel
-def _hits(order, geometry, rotations, places, camera, eye, view, depth, bounds, todo, places_hit, names, layers):
+def _hits(
+    order, geometry, rotations, places, camera, eye, view, window, depth, nearest, ids, bounds, todo, part, places_hit,
+    names, layers,
+):  # fmt: skip
     """Lists which sample (its place in the flat array), which triangle and which layer; stops when a list is full."""
     height, width = depth.shape[0] >> 2, depth.shape[1]
     near, capacity = view[1], len(names)
     scale_x, scale_y = view[0] * height * 128, view[0] * height * 128
-    window = np.array([0, 0, width, height], dtype=np.int64)
-    nearest, ids = depth.copy(), np.full(depth.shape, -1, np.int32)
-    counts = np.zeros(depth.shape, np.int32)
+    counts = np.empty(depth.shape, np.int32)
     polygon, other = np.empty((8, 4)), np.empty((8, 4))
     matrices = np.empty((1, 12), np.float32)
     camera_matrices(order, rotations, places, camera, eye, matrices)
     n_clusters = seen_clusters(
         order, geometry, matrices, rotations, places, view, window, np.zeros(4), False, bounds, todo
     )
+    _geom_part(n_clusters, bounds, 0.5 * view[0] * height, width, height, window, part)
+    first_row, last_row, first_x, last_x = 4 * part[1], 4 * part[3], part[0], part[2]
+    for row in range(first_row, last_row):
+        for x in range(first_x, last_x):
+            nearest[row, x], ids[row, x], counts[row, x] = depth[row, x] * f32(1 - _TIE), -1, 0
     geom, matrix, n = order[0], matrices[0], 0
     for i in range(n_clusters):
         cluster = todo[todo[i, 3], 1]
@@ -99,10 +129,10 @@ def _hits(order, geometry, rotations, places, camera, eye, view, depth, bounds, 
                 left, right = min(left, polygon[k, 0]), max(right, polygon[k, 0])
                 bottom, top = min(bottom, polygon[k, 1]), max(top, polygon[k, 1])
             name = (geom << TRIANGLE_BITS) - geometry.geom_triangles[geom] + first + j
-            if fill_polygon(polygon, m, name, nearest, ids, window) == 0:
+            if fill_polygon(polygon, m, name, nearest, ids, part) == 0:
                 continue
-            for row in range(max(int(bottom) >> 6, 0), min((int(top) >> 6) + 1, 4 * height)):
-                for x in range(max(int(left) >> 8, 0), min((int(right) >> 8) + 1, width)):
+            for row in range(max(int(bottom) >> 6, first_row), min((int(top) >> 6) + 1, last_row)):
+                for x in range(max(int(left) >> 8, first_x), min((int(right) >> 8) + 1, last_x)):
                     if ids[row, x] == name:
                         if n == capacity:
                             return n
@@ -111,5 +141,5 @@ def _hits(order, geometry, rotations, places, camera, eye, view, depth, bounds, 
                         layers[n] = counts[row, x]
                         n += 1
                         counts[row, x] += 1
-                        nearest[row, x], ids[row, x] = depth[row, x], -1
+                        nearest[row, x], ids[row, x] = depth[row, x] * f32(1 - _TIE), -1
     return n

@@ -143,9 +143,16 @@ def test_the_order_in_which_geoms_are_drawn_changes_no_byte() -> None:
     painter = scene._painter
     view, poses = scene._view(scene._cameras["agentview"], 64, 64), scene._poses
     geoms = np.flatnonzero(scene._alpha >= 0.995)
-    expected = painter._paint_whole(geoms, view, poses)
+
+    def drawn(order: np.ndarray) -> np.ndarray:
+        image = np.empty((64, 64, 3), np.uint8)
+        painter._paint(order, [], scene._alpha, None, image, view, poses, n_threads=1)
+        return image
+
+    expected = drawn(geoms)
+    assert expected.std() > 10
     for order in (geoms[::-1].copy(), np.random.default_rng(0).permutation(geoms)):
-        np.testing.assert_array_equal(painter._paint_whole(order, view, poses), expected)
+        np.testing.assert_array_equal(drawn(order), expected)
 
 
 def test_a_frame_depends_on_the_state_alone() -> None:

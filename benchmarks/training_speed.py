@@ -1,0 +1,94 @@
+"""How many decisions per second a training makes: rollouts, updates and both, beside earlier commits, interleaved.
+
+    python benchmarks/training_speed.py --out benchmarks/results/training_speed.json    # five minutes on two cores
+    git worktree add ../earlier 18ac0d4
+    python benchmarks/training_speed.py --beside ../earlier --out benchmarks/results/training_speed.json
+
+Each round trains anew by ``python examples/train_ppo.py``, with evaluations left out, in this checkout and in those
+beside it. Rates are those of all iterations after the first, which fills caches. Each checkout runs its own example and
+packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measuring import provenance, report, summary
+from tqdm import tqdm
+
+TREE = Path(__file__).resolve().parent.parent
+N_ENVS, N_STEPS = 8, 32
+OPTIONS = "--env-id LIBERO-Spatial-v0 --task-ids 0-2 --critic-warmup-iterations 0 --eval-freq 0"
+RENDERERS = ("exact", "fast")
+
+
+def main() -> None:
+    """Measures each checkout and renderer in turn, several times."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=6, help="iterations of a training, from 2")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="checkouts of earlier commits")
+    parser.add_argument("--options", default="", help="further options of this checkout's trainings, in one string")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    trees = [TREE, *(tree.resolve() for tree in args.beside)]
+    variants = [(tree, renderer) for tree in trees for renderer in RENDERERS]
+    rates: dict[str, dict[str, list[float]]] = {}
+    for seed in tqdm(range(args.repeats), desc="rounds", unit="round"):
+        for tree, renderer in variants:
+            further = args.options.split() if tree == TREE else []
+            name = f"{commit_of(tree)}, {renderer}"
+            for kind, rate in train(tree, renderer, seed, args.iterations, further).items():
+                rates.setdefault(name, {}).setdefault(kind, []).append(rate)
+    ours = {renderer: rates[f"{commit_of(TREE)}, {renderer}"] for renderer in RENDERERS}
+    results: dict[str, Any] = {
+        "provenance": provenance(),
+        "options": f"{OPTIONS} {args.options}".strip(),
+        "decisions_per_s": {
+            name: {kind: summary(values) for kind, values in kinds.items()} for name, kinds in rates.items()
+        },
+        "times_fast_of": {
+            name: summary([a / b for a, b in zip(ours["fast"]["learning"], kinds["learning"], strict=True)])
+            for name, kinds in rates.items()
+        },
+    }
+    report(results, args.out)
+
+
+def train(tree: Path, renderer: str, seed: int, n_iterations: int, further: list[str]) -> dict[str, float]:
+    """Decisions per second of a training's rollouts, updates, and both, after its first iteration."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(tree / "examples" / "train_ppo.py"), *OPTIONS.split()]
+        command += ["--renderer", renderer, "--seed", str(seed), "--out", f"{folder}/run", *further]
+        command += ["--total-timesteps", str(n_iterations * N_ENVS * N_STEPS)]
+        command += ["--n-envs", str(N_ENVS), "--n-steps", str(N_STEPS)]
+        environment = os.environ | {"PYTHONPATH": str(tree)}
+        with open(f"{folder}/log", "w+") as log:
+            if subprocess.run(command, env=environment, stdout=log, stderr=log).returncode:
+                log.seek(0)
+                raise RuntimeError(f"{' '.join(command)} failed:\n{log.read()[-2000:]}")
+        with open(f"{folder}/run/progress.csv") as stream:
+            rows = list(csv.DictReader(stream))
+    rollout = [float(row["time/rollout_s"]) for row in rows if row["time/rollout_s"]]
+    update = [float(row["time/update_s"]) for row in rows if row["time/update_s"]]
+    n_decisions = N_ENVS * N_STEPS
+    seconds = {"rollouts": sum(rollout[1:]) / len(rollout[1:]), "updates": sum(update[1:]) / len(update[1:])}
+    seconds["learning"] = sum(seconds.values())
+    return {kind: n_decisions / spent for kind, spent in seconds.items()}
+
+
+def commit_of(tree: Path) -> str:
+    """Short hash of a checkout's commit, with ``+`` where files differ from it."""
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
