@@ -12,7 +12,7 @@ import numpy as np
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.rendering import mirror, shading, visibility
 from libero_gym.rendering.packing import PackedScene
-from libero_gym.rendering.veils import find_layers
+from libero_gym.rendering.veils import find_layers, mix
 
 _NO_PLANE = np.zeros(4)
 
@@ -194,11 +194,8 @@ class Band(NamedTuple):
                 band.shade(veil, 0, sky=-1)
             veils.append((alpha[geom], band, layers))
         for opacity, band, layers in (*veils, *reversed(veils)):
-            part = part_of(band.window)
             for veil in layers:
-                hit = veil.ids[part] >= 0
-                mixed = opacity * veil.colours[part][hit] + (1 - opacity) * samples.colours[part][hit]
-                samples.colours[part][hit] = (mixed + 0.5).astype(np.uint8)
+                mix(veil.ids, veil.colours, opacity, band.window, samples.colours)
         for _, band, layers in reversed(veils):
             part = part_of(band.window)
             for veil in reversed(layers):

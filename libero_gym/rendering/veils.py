@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from libero_gym.common.numba_cache import compiled
 from libero_gym.rendering.filling import clipped_polygon, fill_polygon
 from libero_gym.rendering.kernels import f32, inlined, kernel
 from libero_gym.rendering.packing import TRIANGLE_BITS, Geometry
@@ -41,28 +42,28 @@ def find_layers(
         nearest, ids: Work space, float32 and int32 (4 H, W), of which the window is used.
 
     Returns:
-        The part of the window where the geom may be, int64 (4,); and layers of ids, int32 (4 H, W), set in that part,
+        The part of the window where the geom is seen, int64 (4,); and layers of ids, int32 (4 H, W), set in that part,
         `BACKGROUND` where there is none: in the first, the first triangle of each sample, in the second, its second
         one, and so on.
     """
-    capacity, part = 8 * int(window[2] - window[0]) * int(window[3] - window[1]), np.empty(4, np.int64)
+    capacity, shown = 8 * int(window[2] - window[0]) * int(window[3] - window[1]), np.zeros(4, np.int64)
     while True:
         places_hit, names, layers = (np.empty(capacity, np.int32) for _ in range(3))
         n = _hits(
             np.array([geom]), geometry, rotations, places, camera, eye, view, window, depth, nearest, ids, bounds, todo,
-            part, places_hit, names, layers,
+            shown, places_hit, names, layers,
         )  # fmt: skip
         if n < capacity or capacity == 0:
             break
         capacity *= 4
     found = []
     for layer in range(int(layers[:n].max()) + 1 if n else 0):
-        shown = np.empty(depth.shape, np.int32)
-        shown[4 * part[1] : 4 * part[3], part[0] : part[2]] = BACKGROUND
+        names_there = np.empty(depth.shape, np.int32)
+        names_there[4 * shown[1] : 4 * shown[3], shown[0] : shown[2]] = BACKGROUND
         chosen = layers[:n] == layer
-        shown.reshape(-1)[places_hit[:n][chosen]] = names[:n][chosen]
-        found.append(shown)
-    return part, found
+        names_there.reshape(-1)[places_hit[:n][chosen]] = names[:n][chosen]
+        found.append(names_there)
+    return shown, found
 
 
 @inlined
@@ -86,7 +87,7 @@ def _geom_part(n, bounds, scale, width, height, window, part):
 
 @kernel
 def _hits(
-    order, geometry, rotations, places, camera, eye, view, window, depth, nearest, ids, bounds, todo, part, places_hit,
+    order, geometry, rotations, places, camera, eye, view, window, depth, nearest, ids, bounds, todo, shown, places_hit,
     names, layers,
 ):  # fmt: skip
     """Lists which sample (its place in the flat array), which triangle and which layer; stops when a list is full."""
@@ -100,7 +101,9 @@ def _hits(
     n_clusters = seen_clusters(
         order, geometry, matrices, rotations, places, view, window, np.zeros(4), False, bounds, todo
     )
+    part = np.empty(4, np.int64)
     _geom_part(n_clusters, bounds, 0.5 * view[0] * height, width, height, window, part)
+    shown[0], shown[1], shown[2], shown[3] = width, height, 0, 0
     first_row, last_row, first_x, last_x = 4 * part[1], 4 * part[3], part[0], part[2]
     for row in range(first_row, last_row):
         for x in range(first_x, last_x):
@@ -139,7 +142,31 @@ def _hits(
                         places_hit[n] = row * width + x
                         names[n] = name
                         layers[n] = counts[row, x]
+                        shown[0], shown[1] = min(shown[0], x), min(shown[1], row >> 2)
+                        shown[2], shown[3] = max(shown[2], x + 1), max(shown[3], (row >> 2) + 1)
                         n += 1
                         counts[row, x] += 1
                         nearest[row, x], ids[row, x] = depth[row, x] * f32(1 - _TIE), -1
     return n
+
+
+def _mix(ids, veil, opacity, window, colours):
+    """Mixes a veil's colours with what is there, rounded to nearest.
+
+    Args:
+        ids: Of the veil, int32 (4 H, W); samples below 0 are left alone.
+        veil: Its colours, uint8 (4 H, W, 3).
+        opacity: Its share, float64.
+        window: left, bottom, right, top in pixels.
+        colours: What is there, uint8 (4 H, W, 3), changed.
+    """
+    for row in range(4 * window[1], 4 * window[3]):
+        for x in range(window[0], window[2]):
+            if ids[row, x] >= 0:
+                for k in range(3):
+                    mixed = opacity * veil[row, x, k] + (1.0 - opacity) * colours[row, x, k]
+                    colours[row, x, k] = np.uint8(mixed + 0.5)
+
+
+# Not a `kernel`: whether a product and a sum are one operation would decide how halves are rounded.
+mix = compiled(_mix, boundscheck=False, error_model="numpy")

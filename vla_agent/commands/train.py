@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, make_output_format
+from stable_baselines3.common.utils import LinearSchedule
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import whole_number
@@ -63,7 +64,8 @@ class Options:
     batch_size: int = 128  # decisions per minibatch
     n_epochs: int = 2  # passes over each rollout
     gradient_accumulation_steps: int = 1  # parts of a minibatch that go through the network one after the other
-    learning_rate: float = 5e-5  # learning rate of the policy
+    learning_rate: float = 1e-4  # learning rate of the policy, at the beginning
+    learning_rate_end: float = 0.0  # and at the end of training; it changes linearly
     value_learning_rate: float = 1e-3  # learning rate of the critic
     gamma: float = 0.95  # discount per decision, here 8 control steps: trying a failed grasp again costs something
     gae_lambda: float = 0.9  # GAE's lambda for the advantages
@@ -98,7 +100,14 @@ class Options:
 
 
 # Defaults that ``--long`` changes; an option that is given wins.
-LONG: dict[str, Any] = {"env_id": "LIBERO-Spatial-v0", "task_ids": "0-2", "total_timesteps": 12288, "eval_freq": 4096}
+LONG: dict[str, Any] = {
+    "env_id": "LIBERO-Spatial-v0",
+    "task_ids": "0-2",
+    "total_timesteps": 12288,
+    "eval_freq": 4096,
+    "learning_rate": 5e-5,
+    "learning_rate_end": 5e-5,
+}
 
 
 def main(options: Options) -> None:
@@ -225,7 +234,7 @@ def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path
         lora = {"r": options.lora_rank, "alpha": options.lora_rank // 2, "target": options.lora_target}
         policy_kwargs["lora"] = lora
     arguments: dict[str, Any] = {
-        "learning_rate": options.learning_rate,
+        "learning_rate": learning_rate(options),
         "value_learning_rate": options.value_learning_rate,
         "n_steps": options.n_steps,
         "batch_size": options.batch_size,
@@ -249,6 +258,13 @@ def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path
     model = VLAPPO.load(path, env, options.device, allow_changes=options.allow_changes, **arguments)
     print(f"Going on from {path}, {model.num_timesteps} of {options.total_timesteps} steps done")
     return model
+
+
+def learning_rate(options: Options) -> float | LinearSchedule:
+    """The policy's rate, or how it changes over the training."""
+    if options.learning_rate == options.learning_rate_end:
+        return options.learning_rate
+    return LinearSchedule(options.learning_rate, options.learning_rate_end, end_fraction=1.0)
 
 
 def make_evaluation(options: Options) -> EvaluationCallback:
