@@ -6,8 +6,9 @@
     python examples/evaluate.py --model runs/ppo/model --init-states held-out --film-failures 2
     python examples/evaluate.py --compare runs/evaluation runs/other
 
-Writes ``report.json``, ``report.md``, ``success.png`` and ``episodes.jsonl`` into ``--out``. After Ctrl-C the same
-command goes on where it stopped. The code is `vla_agent.commands.evaluate`.
+Writes ``report.json``, ``report.md``, ``report.html``, ``success.png`` and ``episodes.jsonl`` into ``--out``;
+``--compare`` writes ``comparison.html``. After Ctrl-C the same command goes on where it stopped. The code is
+`vla_agent.commands.evaluate`.
 """
 
 from vla_agent.commands.evaluate import main, parse_arguments

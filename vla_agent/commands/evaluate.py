@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import whole_number
 from libero_gym.dimensions import Renderer
 from vla_agent import EvaluationReport, compare_reports, evaluate_policy
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
+from vla_agent.evaluation.html_comparison import COMPARISON_FILE, comparison_page
+from vla_agent.evaluation.reports import as_folder
 
 CROPS = {"auto": None, "yes": True, "no": False}
 
@@ -37,7 +40,7 @@ class Options:
     seed: int = 0  # seed for sampling
     device: str = "auto"  # torch's name, such as "cuda:0"
     out: Path = Path("runs/evaluation")  # folder of the report; the same command goes on where it stopped
-    compare: tuple[Path, Path] | None = None  # two finished evaluations to compare; nothing is evaluated then
+    compare: tuple[Path, Path] | None = None  # two finished evaluations to compare into out's comparison.html, no more
 
 
 def evaluate(options: Options) -> EvaluationReport:
@@ -65,10 +68,20 @@ def evaluate(options: Options) -> EvaluationReport:
     )
 
 
+def compare(before: Path, after: Path, out: Path) -> None:
+    """Print what two finished evaluations say of each other, and write ``comparison.html`` into a folder."""
+    first, second = (EvaluationReport.load(folder) for folder in (before, after))
+    print(compare_reports(first, second))
+    page = comparison_page(first, second, after if after.is_dir() else after.parent)
+    path = as_folder("--out", out) / COMPARISON_FILE
+    write_text(path, page)
+    print(f"Wrote {path}")
+
+
 def main(options: Options) -> None:
     """Evaluate, or compare."""
     if options.compare:
-        print(compare_reports(*(EvaluationReport.load(folder) for folder in options.compare)))
+        compare(*options.compare, options.out)
         return
     if not sys.stderr.isatty():  # progress bars are quiet there, so the log says how far it is
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -80,7 +93,8 @@ def main(options: Options) -> None:
         print(f"\nStopped. Episodes so far are in {options.out}; the same command goes on from there.")
         return
     print(report)
-    print(f"{report.timing.get('ms_per_action', 0):.1f} ms of model per action. Wrote report.md into {options.out}")
+    print(f"{report.timing.get('ms_per_action', 0):.1f} ms of model per action.")
+    print(f"Wrote report.md and report.html into {options.out}")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:

@@ -25,6 +25,7 @@ from vla_agent.evaluation.provenance import write_training_states
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.tiny import chunked_config, write_tiny
 from vla_agent.sft.data import ActionChunks
+from vla_agent.sft.paraphrases import vocabulary
 from vla_agent.sft.settings import SFTSettings
 from vla_agent.sft.trainer import Metrics, SupervisedTrainer
 
@@ -53,6 +54,7 @@ class Options:
     keyframe_coef: float = 0.5  # weight of a loss on where the hand will be at the gripper's next change
     ema_decay: float = 0.998  # decay of the average of the weights that is kept; 0 keeps the last weights
     weight_decay: float = 0.02  # AdamW's weight decay
+    paraphrase: float = 0.0  # probability that a training example's instruction is said in other words, by rules
     crop_area: float = 1.0  # least share of an image that a random crop keeps; OpenVLA's crops keep exactly 0.9
     shift: int = 4  # largest shift of an image in pixels
     lora_rank: int = 0  # 0 trains all weights
@@ -97,6 +99,7 @@ def sft_settings(options: Options) -> SFTSettings:
         bin_sigma=options.bin_sigma,
         keyframe_coef=options.keyframe_coef,
         ema_decay=options.ema_decay,
+        paraphrase=options.paraphrase,
         seed=options.seed,
     )
 
@@ -138,7 +141,8 @@ def load_model(options: Options) -> OpenVLA:
     if options.model:
         dtype = None if options.lora_rank else th.float32  # bfloat16, the default on a GPU, would lose small steps
         return OpenVLA.from_pretrained(options.model, dtype=dtype, device=options.device)
-    write_tiny(options.out / "initial", options.seed, chunked_config())
+    words = vocabulary() if options.paraphrase else []  # each a token of its own, or else cut into pieces
+    write_tiny(options.out / "initial", options.seed, chunked_config(words), words)
     return OpenVLA.from_pretrained(options.out / "initial", dtype=th.float32, device=options.device)
 
 

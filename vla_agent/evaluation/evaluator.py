@@ -24,6 +24,7 @@ from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
+from vla_agent.evaluation.learning import read_curve
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
 from vla_agent.evaluation.protocols import PROTOCOLS
 from vla_agent.evaluation.provenance import UNKNOWN, describe_model, overlap, provenance, read_training_states
@@ -233,7 +234,7 @@ class Evaluator:
             seed: Seed of torch's generators for sampling; they are put back afterwards.
             progress_bar: Whether to show episodes and successes so far, on a terminal. They are logged in any case, at
                 level INFO, every ten seconds.
-            out: Folder for ``episodes.jsonl``, ``report.json``, ``report.md`` and ``success.png``.
+            out: Folder for ``episodes.jsonl``, ``report.json``, ``report.md``, ``report.html`` and ``success.png``.
             film_failures: Number of failures of each task to film as the model saw them, into ``<out>/failures``.
 
         Raises:
@@ -247,6 +248,7 @@ class Evaluator:
         filmer = self._filmer(film_failures, out)
         description = describe_model(self.subject.model, self.subject.name, self.subject.folder)
         settings = self.settings | {"deterministic": deterministic, "seed": seed}
+        curve = read_curve(self.subject.folder)
         report = EvaluationReport(
             conditions=self.conditions,
             settings=settings,
@@ -255,6 +257,7 @@ class Evaluator:
             manifest={
                 "model": description,
                 "training_states": self.training_states or UNKNOWN,
+                **({} if curve is None else {"learning_curve": curve.to_json()}),
                 **provenance(),
             },
             complete=False,
@@ -334,7 +337,7 @@ class Evaluator:
             return None
         if out is None or CAMERA_KEYS[0] not in self.settings["cameras"]:
             raise ValueError("film_failures needs an out folder, and environments with the agentview camera.")
-        return Filmer(out / "failures", film_failures, self.settings["chunk_size"])
+        return Filmer(out, film_failures, self.settings["chunk_size"])
 
     def _warn_of_overlap(self) -> None:
         seen = overlap(self.training_states, self.suite.name, self.conditions["init_state_ids"])

@@ -9,6 +9,7 @@ import numpy as np
 
 from libero_gym.common.videos import write_film
 from libero_gym.dimensions import CONTROL_FREQ
+from vla_agent.evaluation.clips import clip_path
 from vla_agent.evaluation.results import EpisodeResult
 
 # Smaller frames are enlarged to at least so many pixels.
@@ -19,7 +20,7 @@ class Filmer:
     """Writes videos of failures.
 
     Args:
-        folder: Folder for the MP4s.
+        folder: Folder of the evaluation; the MP4s go into ``failures`` in it.
         n_per_task: Number of failures of each task to film.
         chunk_size: Control steps from one frame to the next.
     """
@@ -27,7 +28,7 @@ class Filmer:
     def __init__(self, folder: Path, n_per_task: int, chunk_size: int) -> None:
         self.folder = folder
         self.n_per_task = n_per_task
-        self.fps = max(1, round(CONTROL_FREQ / chunk_size))
+        self.fps = CONTROL_FREQ / chunk_size
         self._filmed: Counter[int] = Counter()
 
     def film(self, episode: EpisodeResult, frames: np.ndarray) -> None:
@@ -43,5 +44,4 @@ class Filmer:
         enlarge = -(-_MIN_SIDE // frames.shape[1])
         enlarge += (enlarge * frames.shape[1]) % 2  # H.264 wants even sides
         video = frames.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-        path = self.folder / f"task{episode.task_id:02d}_init{episode.init_state_id:02d}.mp4"
-        write_film(path, video, self.fps)
+        write_film(clip_path(self.folder, episode), video, self.fps)

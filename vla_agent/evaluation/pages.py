@@ -10,6 +10,7 @@ from vla_agent.evaluation.protocols import describe_protocol
 from vla_agent.evaluation.results import EvaluationResults, SuccessRow, describe_ids, describe_row
 
 CHART_FILE = "success.png"
+_HASH = "sha256 of "  # begins the names of hashes
 _LABEL_LENGTH = 95
 # Inches and dots that a README shows at about this size, so that 9.5 points stay readable.
 _CHART_WIDTH, _ROW_HEIGHT, _DPI = 8.0, 0.5, 125
@@ -19,29 +20,64 @@ _TASK_COLOR, _TOTAL_COLOR, _TRACK_COLOR = "#2a78b5", "#c7562b", "#e9eef3"
 
 def markdown(report: EvaluationResults) -> str:
     """The page `report.md`: the result, a row per task, how it was made."""
-    conditions, manifest = report.conditions, report.manifest
-    model = manifest.get("model", {})
+    note, seen = training_note(report)
     lines = [
-        f"# {model.get('name') or model.get('class') or 'A policy'} on {conditions['suite']}",
+        f"# {model_name(report)} on {report.conditions['suite']}",
         "",
         f"**Success {describe_row(report.total)}** (Wilson).",
         "",
     ]
     if not report.complete:
         lines += [f"The evaluation was interrupted after {len(report.episodes)} episodes.", ""]
-    lines += [describe_protocol(conditions), "", _training_note(report), "", f"![Success by task]({CHART_FILE})", ""]
+    note = f"**{note}**" if seen else note
+    lines += [describe_protocol(report.conditions), "", note, "", f"![Success by task]({CHART_FILE})", ""]
     lines += [
         "| task | | success | 95 % interval | control steps, all | of successes |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [_task_line(task_id, report.task_names[task_id], row) for task_id, row in report.tasks.items()]
     lines += ["", "| | |", "| --- | --- |"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in (conditions | report.settings).items()]
-    lines += [f"| {name} | {value:.4g} |" for name, value in report.timing.items()]
-    lines += [f"| {name} | {manifest[name]} |" for name in ("commit", "created") if name in manifest]
-    lines += [f"| {name} | {version} |" for name, version in manifest.get("versions", {}).items()]
-    lines += [f"| sha256 of {name} | `{digest}` |" for name, digest in model.get("sha256", {}).items()]
+    for name, value in facts(report).items():
+        cell = value.replace("|", r"\|")  # a command may hold one, which would end the cell
+        lines.append(f"| {name} | {f'`{cell}`' if name.startswith(_HASH) else cell} |")
     return "\n".join(lines) + "\n"
+
+
+def model_name(report: EvaluationResults) -> str:
+    """What a report calls the model."""
+    model = report.manifest.get("model", {})
+    return str(model.get("name") or model.get("class") or "A policy")
+
+
+def facts(report: EvaluationResults) -> dict[str, str]:
+    """How a result was made, by name: conditions, settings, timing, command, machine, versions, hashes."""
+    manifest = report.manifest
+    rows = {name: _cell(value) for name, value in (report.conditions | report.settings).items()}
+    rows |= {name: f"{value:.4g}" for name, value in report.timing.items()}
+    if machine := manifest.get("machine"):
+        cores = f"{machine['cpu_cores']} CPU cores" if "cpu_cores" in machine else ""
+        parts = [machine.get("architecture"), cores, *machine.get("gpus", ())]
+        rows["machine"] = ", ".join(str(part) for part in parts if part)
+    rows |= {name: str(manifest[name]) for name in ("command", "commit", "created") if name in manifest}
+    rows |= {name: str(version) for name, version in manifest.get("versions", {}).items()}
+    hashes = manifest.get("model", {}).get("sha256", {})
+    return rows | {_HASH + name: str(digest) for name, digest in hashes.items()}
+
+
+def training_note(report: EvaluationResults) -> tuple[str, bool]:
+    """Which initial states the model was trained on, in words, and whether some of the evaluated are among them."""
+    suite = report.conditions["suite"]
+    training = report.manifest.get("training_states")
+    if not isinstance(training, dict):
+        return "Which initial states the model was trained on is unknown.", False
+    if not training.get(suite):
+        return "The model was trained on no official initial state of this suite.", False
+    trained = describe_ids(training[suite])
+    seen = set(training[suite]) & set(report.conditions["init_state_ids"])
+    if not seen:
+        return f"The model was trained on initial states {trained} of this suite, and evaluated on none of them.", False
+    among = f"{len(seen)} of the {len(report.conditions['init_state_ids'])} evaluated are among them."
+    return f"The model was trained on initial states {trained} of this suite; {among}", True
 
 
 def draw_chart(report: EvaluationResults, path: Path) -> None:
@@ -69,21 +105,6 @@ def draw_chart(report: EvaluationResults, path: Path) -> None:
     title = f"{report.conditions['suite']}, {100 * report.success_rate:.1f} % of {report.total.n} episodes"
     axes.set_title(title, fontsize=10.5, loc="left")
     save_figure(figure, path, _DPI)
-
-
-def _training_note(report: EvaluationResults) -> str:
-    suite = report.conditions["suite"]
-    training = report.manifest.get("training_states")
-    if not isinstance(training, dict):
-        return "Which initial states the model was trained on is unknown."
-    if not training.get(suite):
-        return "The model was trained on no official initial state of this suite."
-    trained = describe_ids(training[suite])
-    seen = set(training[suite]) & set(report.conditions["init_state_ids"])
-    if not seen:
-        return f"The model was trained on initial states {trained} of this suite, and evaluated on none of them."
-    among = f"{len(seen)} of the {len(report.conditions['init_state_ids'])} evaluated are among them."
-    return f"**The model was trained on initial states {trained} of this suite; {among}**"
 
 
 def _task_line(task_id: int, name: str, row: SuccessRow) -> str:

@@ -7,8 +7,10 @@ import functools
 import json
 import os
 import platform
+import shlex
 import subprocess
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ TrainingStates = dict[str, list[int]]
 
 
 def provenance() -> dict[str, Any]:
-    """Versions of what an evaluation depends on, the source's commit, the machine and the time."""
+    """Versions of what an evaluation depends on, the source's commit, the command, the machine and the time."""
     return {
+        "command": describe_command(sys.argv),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": source_commit(),
         "versions": package_versions(PACKAGES),
@@ -48,6 +51,12 @@ def provenance() -> dict[str, Any]:
             "gpus": [th.cuda.get_device_name(i) for i in range(th.cuda.device_count())],
         },
     }
+
+
+def describe_command(argv: Sequence[str]) -> str:
+    """The command line of a process, as somebody else would type it: without the folder of an installed script."""
+    program = Path(argv[0]).name if os.path.isabs(argv[0]) else argv[0]
+    return shlex.join([*(["python"] if program.endswith(".py") else []), program, *argv[1:]])
 
 
 @functools.cache

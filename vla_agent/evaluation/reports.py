@@ -10,10 +10,12 @@ from typing import Any
 from libero_gym.common.atomic import replacing, write_text
 from libero_gym.common.checks import as_path
 from libero_gym.common.json_files import KINDS, read_json
+from vla_agent.evaluation.html import report_page
+from vla_agent.evaluation.learning import RunCurve
 from vla_agent.evaluation.pages import CHART_FILE, draw_chart, markdown
 from vla_agent.evaluation.results import SCHEMA, EpisodeResult, EvaluationResults, ReportError, shortened
 
-REPORT_FILE, PAGE_FILE = "report.json", "report.md"
+REPORT_FILE, PAGE_FILE, WEB_PAGE_FILE = "report.json", "report.md", "report.html"
 
 
 @dataclass
@@ -21,10 +23,14 @@ class EvaluationReport(EvaluationResults):
     """The results of an evaluation, which can be saved and loaded."""
 
     def save(self, folder: str | Path) -> None:
-        """Write `report.json`, `report.md` and `success.png` into a folder."""
+        """Write `report.json`, `report.md`, `report.html` and `success.png` into a folder.
+
+        The web page holds the films of failures that are in ``failures`` there.
+        """
         folder = Path(folder)
         write_text(folder / REPORT_FILE, json.dumps(self.to_json(), indent=1) + "\n")
         write_text(folder / PAGE_FILE, markdown(self))
+        write_text(folder / WEB_PAGE_FILE, report_page(self, folder))
         with replacing(folder / CHART_FILE) as temporary:
             draw_chart(self, temporary)
 
@@ -76,14 +82,23 @@ def _report(content: dict[str, Any], name: str) -> EvaluationReport:
             raise ReportError(f"{name} is damaged: expected whole numbers in '{ids}', got {shortened(numbers)}.")
     if not all(type(seconds) in (int, float) for seconds in timing.values()):
         raise ReportError(f"{name} is damaged: expected numbers in 'timing', got {shortened(timing)}.")
-    for part in ("model", "versions"):
+    for part in ("model", "versions", "machine"):
         if not isinstance(manifest.get(part, {}), dict):
             raise ReportError(f"{name} is damaged: expected an object as '{part}' of its manifest.")
+    if not isinstance(manifest.get("model", {}).get("sha256", {}), dict):
+        raise ReportError(f"{name} is damaged: expected an object as 'sha256' of its manifest's model.")
+    if not isinstance(manifest.get("machine", {}).get("gpus", []), list):
+        raise ReportError(f"{name} is damaged: expected a list as 'gpus' of its manifest's machine.")
     states = manifest.get("training_states")
     if isinstance(states, dict) and not all(
         isinstance(ids, list) and set(map(type, ids)) <= {int} for ids in states.values()
     ):
         raise ReportError(f"{name} is damaged: expected whole numbers in 'training_states', got {shortened(states)}.")
+    if "learning_curve" in manifest:
+        try:
+            RunCurve.from_json(manifest["learning_curve"])
+        except ValueError as error:
+            raise ReportError(f"{name} is damaged: {error} of 'learning_curve' in its manifest.") from error
     return EvaluationReport(
         conditions=conditions,
         settings=parts.get("settings", dict),

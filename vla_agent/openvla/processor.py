@@ -1,5 +1,6 @@
 """Everything that a checkpoint says besides its weights: prompts, image sizes, action statistics."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ PROMPT_V01 = (
     "and polite answers to the user's questions. USER: What action should the robot take to {}? ASSISTANT:"
 )
 
+# Prompts whose token ids are kept; training asks for few of them again and again.
+MAX_PROMPTS = 4096
+
 EncodeFn = Callable[[str], list[int]]
 
 
@@ -56,7 +60,7 @@ class Processor:
         self.files = dict(files or {})
         self.prompt = prompt
         self.action_tokenizer = ActionTokenizer(config.vocab_size)
-        self._encode = encode
+        self._encode = functools.lru_cache(MAX_PROMPTS)(lambda text: tuple(encode(text)))
         settings = parse_json(self.files.get(PREPROCESSOR_FILE, b"{}"), PREPROCESSOR_FILE, error=CheckpointError)
         kinds = [tower.is_dinov2 for tower in config.towers]
         # Published files hold the means as bfloat16 rounded them, and the published processor uses those.
@@ -192,7 +196,7 @@ class Processor:
         return fingerprint([*tokenizer, json.dumps(settings, sort_keys=True).encode()])
 
     def _prompt_ids(self, instruction: str) -> list[int]:
-        ids = self._encode(self.build_prompt(instruction))
+        ids = list(self._encode(self.build_prompt(instruction)))
         bos = self.config.bos_token_id
         return ids if ids[:1] == [bos] else [bos, *ids]
 

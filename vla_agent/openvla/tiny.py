@@ -5,10 +5,13 @@
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import math
+import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from vla_agent.openvla.processor import IMAGE_MEANS, IMAGE_STDS, Processor
 
 SEED = 0
 IMAGE_SIZE = 112  # 8 x 8 patches of 14 pixels
-N_TEXT_TOKENS = 896
+N_TEXT_TOKENS = 896  # of the checkpoints that ship; more words take the next multiple of PADDING
 PADDING = 64
 BOUNDARY = "▁"
 
@@ -51,10 +54,14 @@ ACTION_STATS = {
 }
 
 
-def tiny_config() -> OpenVLAConfig:
-    """Configuration of the tiny model: two towers of width 96, a Llama of width 128, 64 image tokens."""
-    pieces = _text_vocabulary(_merges())
-    vocab_size = N_TEXT_TOKENS + N_BINS
+def tiny_config(words: Sequence[str] = ()) -> OpenVLAConfig:
+    """Configuration of the tiny model: two towers of width 96, a Llama of width 128, 64 image tokens.
+
+    Args:
+        words: Further words that its tokenizer knows; see `tiny_tokenizer`.
+    """
+    pieces = _text_vocabulary(_merges(words))
+    vocab_size = _n_text_tokens(pieces) + N_BINS
     return OpenVLAConfig(
         timm_model_ids=["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
         image_sizes=[IMAGE_SIZE, IMAGE_SIZE],
@@ -83,9 +90,13 @@ def tiny_config() -> OpenVLAConfig:
     )
 
 
-def chunked_config() -> OpenVLAConfig:
-    """Configuration of the tiny model that learns LIBERO: chunks of 8 actions in one pass, and the robot's state."""
-    config = tiny_config()
+def chunked_config(words: Sequence[str] = ()) -> OpenVLAConfig:
+    """Configuration of the tiny model that learns LIBERO: chunks of 8 actions in one pass, and the robot's state.
+
+    Args:
+        words: Further words that its tokenizer knows; see `tiny_tokenizer`.
+    """
+    config = tiny_config(words)
     config.text_config["num_hidden_layers"] = 3
     config.vision_tower_sizes = [{"embed_dim": 96, "depth": 4, "num_heads": 3}] * 2
     return dataclasses.replace(
@@ -93,14 +104,21 @@ def chunked_config() -> OpenVLAConfig:
     )
 
 
-def tiny_tokenizer() -> dict[str, Any]:
+def tiny_tokenizer(words: Sequence[str] = ()) -> dict[str, Any]:
     """Content of the tiny `tokenizer.json`: byte-pair pieces like Llama-2's, with bytes for everything unknown.
 
     A word that the merges know is one token. Action tokens are pieces that no text merges into.
+
+    Args:
+        words: Further words in lower case that become one token each. All other text keeps the token ids that it has
+            without them, except where it begins like one of them.
+
+    Raises:
+        ValueError: If a further word has other letters than a to z.
     """
-    merges = _merges()
+    merges = _merges(words)
     text = _text_vocabulary(merges)
-    spare = [f"<spare_{i}>" for i in range(N_TEXT_TOKENS - len(text))]
+    spare = [f"<spare_{i}>" for i in range(_n_text_tokens(text) - len(text))]
     actions = [f"<action_{i}>" for i in range(N_BINS)]
     vocab = {piece: i for i, piece in enumerate([*text, *spare, *actions])}
     special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<PAD>": len(vocab)}
@@ -158,19 +176,29 @@ def tiny_tokenizer() -> dict[str, Any]:
     }
 
 
-def write_tiny(folder: Path, seed: int = SEED, config: OpenVLAConfig | None = None) -> None:
+def write_tiny(folder: Path, seed: int = SEED, config: OpenVLAConfig | None = None, words: Sequence[str] = ()) -> None:
     """Writes the tiny checkpoint: seeded weights in bfloat16, tokenizer, configuration.
 
     Args:
         folder: Folder of the checkpoint. The same seed gives the same bytes.
         seed: Seed for the weights.
-        config: A variation of `tiny_config()`, such as one that decodes chunks in parallel.
+        config: A variation of `tiny_config(words)`, such as one that decodes chunks in parallel.
+        words: Further words that the tokenizer knows; see `tiny_tokenizer`.
+
+    Raises:
+        ValueError: If the configuration was made for other words.
     """
     from vla_agent.openvla.model import OpenVLA
 
-    config = config or tiny_config()
+    config = config or tiny_config(words)
+    expected = tiny_config(words).vocab_size
+    if config.vocab_size != expected:
+        raise ValueError(
+            f"The configuration has a vocabulary of {config.vocab_size} and the tokenizer one of {expected}; give both "
+            "the same words."
+        )
     files = {
-        "tokenizer.json": _to_bytes(tiny_tokenizer()),
+        "tokenizer.json": _to_bytes(tiny_tokenizer(words)),
         "tokenizer_config.json": _to_bytes(
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",
@@ -246,16 +274,37 @@ def _sine_positions(n_patches: int, dim: int) -> th.Tensor:
 def _text_vocabulary(merges: list[tuple[str, str]]) -> list[str]:
     """Special tokens, bytes, letters, merged pieces, in id order as in Llama-2's vocabulary."""
     letters = sorted({letter for word in _spellings() for letter in word})
-    return ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *letters, *("".join(m) for m in merges)]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *letters, *("".join(m) for m in merges)]
+    return list(dict.fromkeys(pieces))  # two merges can spell the same piece
+
+
+def _n_text_tokens(text: list[str]) -> int:
+    """Token ids before those of the actions."""
+    return max(N_TEXT_TOKENS, math.ceil(len(text) / PADDING) * PADDING)
 
 
 def _spellings() -> list[str]:
     return [BOUNDARY + word for word in sorted({*WORDS, *PROMPT_WORDS})] + PROMPT_PIECES
 
 
-def _merges() -> list[tuple[str, str]]:
-    """Byte-pair merges, most frequent first and ties by spelling, until every known word is one piece."""
-    words = [list(word) for word in _spellings()]
+def _merges(further: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Byte-pair merges until every known word is one piece; those of further words rank last."""
+    known = _known_merges()
+    spelled = []
+    for word in sorted(set(further)):
+        if not re.fullmatch("[a-z]+", word):
+            raise ValueError(f"The tokenizer cannot learn the word {word!r}; expected letters from a to z alone.")
+        spelled.append(functools.reduce(_merge, known, [BOUNDARY, *word]))
+    return [*known, *_merge_all(spelled)]
+
+
+@functools.cache
+def _known_merges() -> tuple[tuple[str, str], ...]:
+    return tuple(_merge_all([list(word) for word in _spellings()]))
+
+
+def _merge_all(words: list[list[str]]) -> list[tuple[str, str]]:
+    """Byte-pair merges, most frequent first and ties by spelling, until every word is one piece."""
     merges: list[tuple[str, str]] = []
     while True:
         pairs = Counter(pair for word in words for pair in itertools.pairwise(word))

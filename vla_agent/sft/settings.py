@@ -28,8 +28,11 @@ class SFTSettings:
         keyframe_coef: Weight of an auxiliary loss: from the hidden state that predicts the first action token, a linear
             head regresses where the hand will be when the gripper's command next changes. The head is not exported.
         ema_decay: Decay of the moving average of the weights, which is what `export` gives; 0 keeps no average.
+        paraphrase: Probability that an example's instruction is said in other words, anew at every step; see
+            `vla_agent.sft.paraphrases`. Held-out episodes keep their words.
         validation_share: Share of the episodes that is not trained on.
-        seed: Seed for the split, the order of the batches, the augmentation and the auxiliary head.
+        seed: Seed for the split, the order of the batches, the augmentation the paraphrases and the
+            auxiliary head.
     """
 
     n_steps: int = 50_000
@@ -42,6 +45,7 @@ class SFTSettings:
     bin_sigma: float = 0.0
     keyframe_coef: float = 0.0
     ema_decay: float = 0.0
+    paraphrase: float = 0.0
     validation_share: float = 0.05
     seed: int = 0
 
@@ -54,6 +58,7 @@ class SFTSettings:
             real_number(name, getattr(self, name), above=0)
         for name in ("weight_decay", "bin_sigma", "keyframe_coef"):
             real_number(name, getattr(self, name), 0)
+        real_number("paraphrase", self.paraphrase, 0, 1)
         for name in ("ema_decay", "validation_share"):
             if real_number(name, getattr(self, name), 0) >= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is out of range; expected a number of 0 to below 1.")

@@ -36,6 +36,7 @@ from vla_agent.sft.checkpoint import check_tensors, pack_tensors, read_checkpoin
 from vla_agent.sft.checks import check_arguments, check_fit
 from vla_agent.sft.data import ActionChunks, Examples, normalize_position
 from vla_agent.sft.losses import bin_targets, next_token_loss, regression_loss, weighted_mean
+from vla_agent.sft.paraphrases import reword, warn_of_unknown
 from vla_agent.sft.settings import SFTSettings, learning_rate_at
 
 logger = logging.getLogger(__name__)
@@ -129,8 +130,11 @@ class SupervisedTrainer:
         self.statistics = data.statistics() if statistics is None else statistics
         self.model, self.data, self.unnorm_key = model, data, unnorm_key
         self.augmentation = augmentation
+        self._all_instructions = frozenset(text.lower() for text in data.instructions)
         self.lora = None if lora is None else LoraSettings.from_dict(lora)
         self.step = 0
+        if self.settings.paraphrase:
+            warn_of_unknown(data.instructions)
         model.config.norm_stats = {unnorm_key: self.statistics}
         unused = model.unused_parameter_names()
         if self.lora is not None:
@@ -246,7 +250,7 @@ class SupervisedTrainer:
                 other settings; the message lists what differs.
         """
         saved, tensors = read_checkpoint(folder)
-        now, before = self._identity(), saved["identity"]
+        now, before = self._identity(), {"paraphrase": 0.0} | saved["identity"]  # older checkpoints lack the setting
         changed = [f"{key} {before.get(key)!r} to {now[key]!r}" for key in now if now[key] != before.get(key)]
         if changed:
             raise ValueError(f"'{folder}' was trained otherwise ({', '.join(changed)}); resume with the same.")
@@ -278,7 +282,7 @@ class SupervisedTrainer:
         """One optimizer step; its randomness depends on the seed and the step's number alone."""
         settings = self.settings
         generator = th.Generator(self.model.device).manual_seed(1_000_003 * settings.seed + self.step)
-        batch = self._batch(self.data[self._batch_frames(self.step)], generator)
+        batch = self._batch(self._reword(self.data[self._batch_frames(self.step)]), generator)
         self.optimizer.zero_grad(set_to_none=True)
         metrics = self._pass(batch, learn=True)
         norm = nn.utils.clip_grad_norm_(list(self._trained.values()), settings.max_grad_norm)
@@ -307,6 +311,15 @@ class SupervisedTrainer:
             chosen = positions // n_frames == epoch
             frames[chosen] = order[positions[chosen] % n_frames]
         return frames
+
+    def _reword(self, examples: Examples) -> Examples:
+        """Examples of this step, some of whose instructions are said in other words."""
+        share = self.settings.paraphrase
+        if not share:
+            return examples
+        generator = np.random.default_rng([self.settings.seed, self.step, 1])  # the batches' order takes two numbers
+        instructions = reword(examples.instructions, share, generator, self._all_instructions)
+        return examples._replace(instructions=instructions)
 
     def _batch(self, examples: Examples, generator: th.Generator | None = None) -> Batch:
         """Examples as the loss takes them, with augmented images if there is a generator.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from libero_gym.tasks import get_tasks
 from vla_agent import VLAPPO, EvaluationCallback, EvaluationReport, Evaluator, evaluate_policy
 from vla_agent.commands import cli
 from vla_agent.evaluation import ReportError, Trial, plan_trials
+from vla_agent.evaluation.learning import read_curve
 from vla_agent.evaluation.policies import RegressionPolicy, processor_of
 from vla_agent.openvla import OpenVLA, load_processor
 from vla_agent.openvla.files import TINY_FOLDER
@@ -212,6 +214,8 @@ def test_failures_are_filmed_as_the_model_saw_them(small: Evaluator, tmp_path: P
     films = sorted(path.name for path in (tmp_path / "failures").iterdir())
     assert films == ["task00_init00.mp4", "task01_init00.mp4"]
     assert iio.imread(tmp_path / "failures" / films[0]).shape == (4, 224, 224, 3)  # three steps and what they led to
+    assert iio.immeta(tmp_path / "failures" / films[0])["fps"] == 20
+    assert (tmp_path / "report.html").read_text().count("<video ") == 2
     with pytest.raises(
         ValueError, match=r"film_failures needs an out folder, and environments with the agentview camera\.$"
     ):
@@ -236,6 +240,10 @@ def test_learning_is_the_same_with_an_evaluation_beside_it(tmp_path: Path) -> No
     # The first of two equal ones is kept, with the weights that were evaluated.
     best = VLAPPO.load(tmp_path / "best", device="cpu", policy_kwargs={"model": _named_backbone()})
     assert best.num_timesteps == 32
+    model.save(tmp_path / "model")
+    curve = read_curve(tmp_path / "model")
+    assert curve is not None
+    assert curve.evaluations == callback.curve
     assert EvaluationReport.load(tmp_path / "best_report").conditions["task_ids"] == [2]
 
 
@@ -287,8 +295,10 @@ def test_the_command_evaluates_a_checkpoint_where_it_was_not_trained(
     )
     with Image.open(out / "success.png") as chart:
         assert chart.format == "PNG"
-    cli.main(["evaluate", "--compare", str(out), str(out)])
+    assert report.manifest["command"] in html.unescape((out / "report.html").read_text())
+    cli.main(["evaluate", "--compare", str(out), str(out), "--out", str(out)])
     printed = capsys.readouterr().out
+    assert (out / "comparison.html").is_file()
     assert "All 0/1" in printed
     assert "Comparable: yes." in printed
     assert "No significant difference" in printed

@@ -20,6 +20,7 @@ from vla_agent.common.intervals import newcombe_interval, wilson_interval
 from vla_agent.evaluation import ReportError, SuccessRow
 from vla_agent.evaluation.pages import _TASK_COLOR, _TRACK_COLOR, draw_chart, markdown
 from vla_agent.evaluation.provenance import (
+    describe_command,
     describe_model,
     overlap,
     provenance,
@@ -42,7 +43,8 @@ def test_a_report_comes_back_from_its_files(tmp_path: Path) -> None:
     report.save(tmp_path)
     for path in (tmp_path, tmp_path / "report.json"):
         assert EvaluationReport.load(path) == report
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md", "success.png"]
+    files = ["report.html", "report.json", "report.md", "success.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["schema"] == 1
     assert content["episodes"][2] == {"task_id": 0, "init_state_id": 2, "success": False, "steps": 300}
@@ -163,6 +165,13 @@ def test_the_manifest_tells_weights_files_and_versions_apart(tmp_path: Path) -> 
     described = describe_model(object(), "some/model", tmp_path)
     assert described["sha256"] == {"config.json": hashlib.sha256(b"{}").hexdigest()}
     assert provenance()["versions"]["mujoco"] == "3.3.2"
+
+
+def test_the_command_is_as_somebody_else_would_type_it() -> None:
+    script = ["examples/evaluate.py", "--out", "a folder"]
+    assert describe_command(script) == "python examples/evaluate.py --out 'a folder'"
+    assert describe_command(["/somewhere/bin/libero-vla", "evaluate"]) == "libero-vla evaluate"
+    assert provenance()["command"]
 
 
 def test_training_states_are_read_and_damage_is_named(tmp_path: Path) -> None:

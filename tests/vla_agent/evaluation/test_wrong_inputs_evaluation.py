@@ -148,6 +148,13 @@ def _with(value: Any, *path: Any) -> Damage:
         (_with({"wall_s": "long"}, "timing"), "expected numbers in 'timing'"),
         (_with(7, "manifest"), "expected an object as 'manifest', got 7"),
         (_with("tiny", "manifest", "model"), "expected an object as 'model' of its manifest"),
+        (_with({"sha256": "ab"}, "manifest", "model"), "expected an object as 'sha256' of its manifest's model"),
+        (_with("x86", "manifest", "machine"), "expected an object as 'machine' of its manifest"),
+        (_with({"gpus": 1}, "manifest", "machine"), "expected a list as 'gpus' of its manifest's machine"),
+        (
+            _with([], "manifest", "learning_curve"),
+            "expected points of timestep, .* of 'learning_curve'",
+        ),
         (_with({"libero_goal": ["a"]}, "manifest", "training_states"), "expected whole numbers in 'training_states'"),
         (_with("yes", "complete"), "expected true or false as 'complete', got 'yes'"),
         (_with(5, "episodes", 1), "episode 1, is damaged: expected task_id, init_state_id, success, steps, got 5"),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from vla_agent.openvla import CheckpointError, OpenVLA, OpenVLAConfig, load_processor
 from vla_agent.openvla.files import SHIPPED_FOLDER, TINY_FOLDER
 from vla_agent.openvla.network import OpenVLANetwork
+from vla_agent.openvla.processor import Processor
 from vla_agent.openvla.published import published_fields
 from vla_agent.openvla.tiny import tiny_config, write_tiny
 from vla_agent.openvla.weights import _check_memory, load_module
@@ -46,6 +47,14 @@ def test_tiny_recipe_is_reproducible(tmp_path):
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("again", "third"))
     assert first == second
     assert sum(path.stat().st_size for path in TINY_FOLDER.iterdir()) < 12e6
+
+
+def test_a_prompt_is_cut_into_tokens_once():
+    asked = []
+    processor = Processor(tiny_config(), lambda text: [1, len(asked.append(text) or asked)])
+    first, again = (processor.tokenize(["open it", "close it", "open it"])[0] for _ in range(2))
+    assert first.tolist() == again.tolist() == [[1, 1], [1, 2], [1, 1]]
+    assert len(asked) == 2
 
 
 def test_initial_action_distribution_is_broad(tmp_path, batch):
