@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from libero_gym.common.opencv import undo_failed_imports
 from libero_gym.registration import register_envs
 from libero_gym.tasks import SUITES, Suite, Task, get_suite, get_tasks, initial_states, register_suite
 
@@ -27,3 +28,4 @@ def __getattr__(name: str) -> Any:
 
 
 register_envs()
+undo_failed_imports()

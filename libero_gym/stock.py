@@ -220,9 +220,7 @@ def import_stock() -> type:
             from libero.libero.envs.env_wrapper import ControlEnv
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise RuntimeError(
-            f"LIBERO's simulator cannot be imported ({error}). On Debian or Ubuntu install what it links to: "
-            "apt-get install libegl1 libgl1 libglib2.0-0 libegl-mesa0 libgl1-mesa-dri. "
-            "`python -m libero_gym.doctor` tells what is missing."
+            f"LIBERO's simulator cannot be imported ({error}). `python -m libero_gym.doctor` tells what is missing."
         ) from error
     return ControlEnv
 
@@ -242,15 +240,16 @@ def _one_at_a_time(manager: Callable[..., contextlib.AbstractContextManager[Any]
 
 @contextlib.contextmanager
 def _robosuite_settings() -> Iterator[None]:
-    """Let robosuite be imported anywhere: it gets no log file, a numba cache if one can be written, any GL back end.
+    """Let robosuite be imported anywhere: without log file or OpenCV, caching if it can, with any GL back end or none.
 
-    It loads one back end when it is imported, EGL unless ``MUJOCO_GL`` is ``osmesa``; we need none of it. It also
-    asserts that ``MUJOCO_EGL_DEVICE_ID`` is a part of ``CUDA_VISIBLE_DEVICES``, which may name devices otherwise.
+    It loads one back end when it is imported, EGL unless ``MUJOCO_GL`` is ``osmesa``, and OpenCV for a window on a
+    screen; we need none of it. It also asserts that ``MUJOCO_EGL_DEVICE_ID`` is a part of ``CUDA_VISIBLE_DEVICES``,
+    which may name devices otherwise.
     """
     if "robosuite" in sys.modules:
         yield
         return
-    from libero_gym.common import mujoco_import, numba_cache
+    from libero_gym.common import mujoco_import, numba_cache, opencv
 
     preferred = ("osmesa", "egl") if os.environ.get("MUJOCO_GL", "").lower() == "osmesa" else ("egl", "osmesa")
     backend = next((name for name in preferred if mujoco_import.loads(name)), mujoco_import.NO_GL)
@@ -260,7 +259,7 @@ def _robosuite_settings() -> Iterator[None]:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("robosuite is not installed")
     package = Path(spec.origin).parent
-    with numba_cache.place_for(package / "utils") as cached:
+    with numba_cache.place_for(package / "utils") as cached, opencv.at_first_use():
         # robosuite warns if `macros_private` is missing. It reads its settings from `macros`, which is loaded here
         # first, because its log file would be /tmp/robosuite.log, which only the first user of a machine can write.
         sys.modules["robosuite.macros_private"] = types.ModuleType("robosuite.macros_private")

@@ -1,7 +1,7 @@
 """Imports MuJoCo such that a missing OpenGL library stops only what draws.
 
-``import mujoco`` loads the back end that ``MUJOCO_GL`` names, and PyOpenGL raises an AttributeError from within if its
-library is not installed. All modules of this package take MuJoCo from here.
+``import mujoco`` loads the back end that ``MUJOCO_GL`` names, else GLFW; PyOpenGL raises an AttributeError from within
+if its library is not installed. All modules of this package take MuJoCo from here.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ _VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM")  # importing a back end writes t
 
 
 def import_mujoco() -> ModuleType:
-    """Import MuJoCo, without its own GL context class if the back end of ``MUJOCO_GL`` cannot be loaded.
+    """Import MuJoCo, without its own GL context class if the back end of ``MUJOCO_GL``, or else GLFW, cannot be loaded.
 
     `libero_gym.rendering` makes its contexts itself, and then says what is missing.
 
     Raises:
         ImportError: If MuJoCo is not installed.
     """
-    if "mujoco" not in sys.modules and (backend := os.environ.get("MUJOCO_GL", "").lower().strip()) in _BACKENDS:
-        with restored(*_VARIABLES):
-            if not loads(backend):
-                os.environ["MUJOCO_GL"] = NO_GL
+    with restored(*_VARIABLES):
+        try:
             return importlib.import_module("mujoco")
-    return importlib.import_module("mujoco")
+        except (ImportError, AttributeError):
+            forget_gl()
+            os.environ["MUJOCO_GL"] = NO_GL
+            return importlib.import_module("mujoco")
 
 
 def loads(backend: str) -> bool:

@@ -320,8 +320,8 @@ def _first_working_context(device: int | None) -> GLContext:
         packages = _PACKAGES[backends[0]]
         other = f"MUJOCO_GL={backends[0]} rules out the other back end; unset it to try both. "
     raise RenderingError(
-        f"No OpenGL back end can render here ({tried}). {other}On Debian or Ubuntu: apt-get install {packages}. "
-        "Environments without cameras (cameras=()) need none."
+        f"No OpenGL back end can draw exact frames here ({tried}). {other}On Debian or Ubuntu: apt-get install "
+        f'{packages}. renderer="fast" (--renderer fast) and cameras=() need no OpenGL.'
     )
 
 

@@ -25,6 +25,7 @@ from libero_gym.tasks import Task, get_tasks
 RESTLESS = {("libero_spatial", 2): [18], ("libero_10", 0): [2, 45], ("libero_10", 3): [19]}
 
 
+@pytest.mark.opengl
 def test_memory_stays_flat_over_resets_steps_and_frames() -> None:
     """One `MjData` kept per reset, 2 KB per step, or 300 KB per frame would show."""
     code = "import json, fidelity; print(json.dumps(fidelity.probe_memory(resets=500, steps=2000, frames=40)))"

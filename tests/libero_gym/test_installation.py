@@ -13,7 +13,7 @@ import gymnasium as gym
 import mujoco
 import numba
 import pytest
-from paths import ROOT
+from paths import ROOT, without_opengl
 
 import libero_gym
 import vla_agent
@@ -31,21 +31,6 @@ def refuse(*args, **kwargs):
 def unknown(uid):
     raise KeyError(uid)
 tempfile.TemporaryFile, pwd.getpwuid = refuse, unknown
-"""
-# As PyOpenGL and ctypes fail where a library is missing.
-WITHOUT_OPENGL = """
-import ctypes, sys
-class WithoutLibraries(ctypes.CDLL):
-    def __init__(self, name, *args, **kwargs):
-        if "EGL" in str(name) or "OSMesa" in str(name):
-            raise OSError(f"{name}: cannot open shared object file")
-        super().__init__(name, *args, **kwargs)
-ctypes.CDLL = WithoutLibraries
-class WithoutOpenGL:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "OpenGL":
-            raise AttributeError("'NoneType' object has no attribute 'glGetError'")
-sys.meta_path.insert(0, WithoutOpenGL())
 """
 
 
@@ -139,24 +124,84 @@ def test_kernels_are_compiled_again_when_a_file_beside_them_changes(tmp_path: Pa
     assert printed == ["2.0 0", "2.0 1", "3.0 0"]
 
 
-@pytest.mark.parametrize("backend", ["egl", "osmesa"])
-def test_environments_without_cameras_need_no_opengl(backend: str, tmp_path: Path) -> None:
-    code = WITHOUT_OPENGL + (
-        "import os, gymnasium as gym\n"
+@pytest.mark.parametrize("backend", ["", "egl", "osmesa"])
+def test_only_exact_frames_need_a_library_of_opengl_or_of_a_desktop(backend: str, tmp_path: Path) -> None:
+    code = """
+import os
+import gymnasium as gym
+from libero_gym.rendering import RenderingError
+from libero_gym.stock import import_stock, stock_env
+from libero_gym.tasks import get_tasks
+with stock_env(get_tasks("libero_spatial")[0].bddl_file):  # what compiles a task
+    pass
+env = gym.make("LIBERO-Spatial-v0", cameras=(), task_id=0)
+env.reset(seed=0)
+env = gym.make("LIBERO-Spatial-v0", cameras=("agentview", "wrist"), task_id=0, image_size=32, renderer="fast")
+env.reset(seed=0)
+obs = env.step(env.action_space.sample())[0]
+print(obs["image"].std() > 10, obs["wrist_image"].std() > 10)
+print([name for name in ("EGL", "OSMesa", "libGL", "libglib") if name in open("/proc/self/maps").read()])
+print(os.environ["MUJOCO_GL"], os.environ.get("PYOPENGL_PLATFORM"))
+try:
+    gym.make("LIBERO-Spatial-v0", task_id=0).reset(seed=0)
+except RenderingError as error:
+    print(error)
+try:
+    import cv2
+except ImportError:
+    print("OpenCV cannot be imported, as intended")
+"""
+    variables = without_opengl(MUJOCO_GL=backend)
+    printed = run(code, tmp_path, ("PYOPENGL_PLATFORM",), **variables).splitlines()
+    assert printed[:3] == ["True True", "[]", f"{backend} None"]
+    tried = f"{backend}: " if backend else "neither EGL nor OSMesa is installed"
+    assert printed[3].startswith(f"No OpenGL back end can draw exact frames here ({tried}")
+    assert printed[3].endswith(' renderer="fast" (--renderer fast) and cameras=() need no OpenGL.')
+    assert printed[4:] == ["OpenCV cannot be imported, as intended"]
+
+
+def test_opencv_is_loaded_when_robosuite_uses_it(tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("imshow = 'a window'\n")
+    code = (
+        "import sys\n"
         "from libero_gym.stock import import_stock\n"
-        "from libero_gym.rendering import RenderingError\n"
         "import_stock()\n"
-        "env = gym.make('LIBERO-Spatial-v0', cameras=(), task_id=0)\n"
-        "env.reset(seed=0)\n"
-        "print(os.environ['MUJOCO_GL'], os.environ.get('PYOPENGL_PLATFORM'))\n"
-        "try:\n"
-        "    gym.make('LIBERO-Spatial-v0', task_id=0).reset(seed=0)\n"
-        "except RenderingError as error:\n"
-        "    print(error)"
+        "from robosuite.utils import opencv_renderer\n"
+        "print('cv2' in sys.modules, opencv_renderer.cv2.imshow)\n"
+        "import cv2\n"
+        "print(cv2.__file__)"
     )
-    printed = run(code, tmp_path, ("PYOPENGL_PLATFORM",), MUJOCO_GL=backend).splitlines()
-    assert printed[0] == f"{backend} None"
-    assert printed[1].startswith(f"No OpenGL back end can render here ({backend}: ")
+    assert run(code, tmp_path) == f"False a window\n{tmp_path / 'cv2.py'}\n"
+
+
+def test_opencv_that_cannot_be_imported_leaves_nothing_behind(tmp_path: Path) -> None:
+    """SB3 tries to import it, and a spawned process would take its ``typing`` for Python's."""
+    (tmp_path / "cv2" / "typing").mkdir(parents=True)
+    (tmp_path / "cv2" / "typing" / "__init__.py").write_text("raise ImportError('not the right one')\n")
+    (tmp_path / "cv2" / "__init__.py").write_text(
+        "import sys\n"
+        "if hasattr(sys, 'OpenCV_LOADER'):\n"
+        "    raise ImportError('recursion is detected')\n"
+        "sys.OpenCV_LOADER = True\n"
+        "sys.path.insert(1, __path__[0])\n"
+        "raise ImportError('libGL.so.1: cannot open shared object file')\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "import stable_baselines3.common.atari_wrappers as sb3\n"
+        "if __name__ == '__main__':\n"
+        "    print(sb3.cv2, [path for path in sys.path if 'cv2' in path])\n"
+        "    try:\n"
+        "        import cv2\n"
+        "    except ImportError as error:\n"
+        "        print(error)\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=print, args=('spawned',))\n"
+        "    process.start()\n"
+        "    process.join()\n"
+    )
+    code = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+    assert run(code, tmp_path).splitlines() == ["None []", "libGL.so.1: cannot open shared object file", "spawned"]
 
 
 def other_libero(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,10 +279,60 @@ def test_doctor_starts_without_mujoco(tmp_path: Path) -> None:
 
 def test_doctor_judges_the_time_of_a_frame_and_names_the_fast_renderer() -> None:
     assert doctor.judge_frame(10.0, 0.03, 50.0).level == "ok"
-    slow, hopeless = doctor.judge_frame(10.0, 0.8, 50.0), doctor.judge_frame(40.0, 17.0, 50.0)
-    assert (slow.level, hopeless.level) == ("note", "fail")
+    slow, slower = doctor.judge_frame(10.0, 0.8, 50.0), doctor.judge_frame(40.0, 17.0, 50.0)
+    assert (slow.level, slower.level) == ("note", "note")
     assert 'renderer="fast"' in slow.cure
-    assert doctor.judge_frame(1.0, 0.01, 0.0).found == "the frame is blank"
+    slow, hopeless = doctor.judge_frame(1.0, 0.8, 50.0, "fast"), doctor.judge_frame(1.0, 17.0, 50.0, "fast")
+    assert (slow.level, hopeless.level) == ("note", "fail")
+    for renderer in ("exact", "fast"):
+        blank = doctor.judge_frame(1.0, 0.01, 0.0, renderer)
+        assert (blank.level, blank.what, blank.found) == ("fail", f'renderer="{renderer}"', "the frame is blank")
+
+
+def test_doctor_notes_that_opengl_is_missing_and_calls_the_machine_well(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "libero_gym.doctor"],
+        cwd=tmp_path,
+        env=without_opengl(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = result.stdout.splitlines()
+    (fast,) = [line for line in lines if 'renderer="fast" ' in line]
+    (exact,) = [index for index, line in enumerate(lines) if 'renderer="exact" ' in line]
+    assert fast.startswith("[  ok]")
+    assert lines[exact].startswith("[note]")
+    assert "-> apt-get install libegl1 " in lines[exact + 1]
+    assert lines[-1] == "Everything needed works."
+    assert result.returncode == 0
+
+
+@pytest.mark.parametrize(("renderer", "status"), [("fast", 1), ("exact", 0)])
+def test_doctor_fails_without_fast_frames_alone(
+    renderer: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def attempt(code: str, environment: dict[str, str]) -> tuple[str, str | None]:
+        if repr(renderer) in code or (renderer == "exact" and "make_gl_context" in code):
+            return "", "it broke"
+        return ("[1.0, 0.01, 50.0]" if "gym.make" in code else "llvmpipe"), None
+
+    monkeypatch.setattr(doctor, "_try_code", attempt)
+    assert doctor.main() == status
+    printed = capsys.readouterr().out
+    assert ('renderer="fast"        does not work: it broke' in printed) == (renderer == "fast")
+    assert ('renderer="exact"       needs OpenGL' in printed) == (renderer == "exact")
+
+
+def test_doctor_says_that_a_chosen_back_end_rules_out_the_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attempt(code: str, environment: dict[str, str]) -> tuple[str, str | None]:
+        return ("llvmpipe", None) if environment.get("MUJOCO_GL") == "egl" else ("", "not installed")
+
+    monkeypatch.setattr(doctor, "_try_code", attempt)
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    exact = doctor.check_exact()[-1]
+    assert (exact.level, exact.found) == ("note", "MUJOCO_GL=osmesa does not work here")
+    assert exact.cure == "set MUJOCO_GL=egl, or leave it unset"
 
 
 def test_doctor_warns_of_drawing_on_the_cpu_beside_a_gpu() -> None:

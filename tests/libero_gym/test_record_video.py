@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import imageio.v3 as iio
@@ -12,10 +13,11 @@ import pytest
 from libero_gym.env import LiberoEnv
 
 SIZE, N_STEPS = 64, 5
+KWARGS: dict[str, Any] = {"task_id": 2, "image_size": SIZE, "renderer": "fast"}
 
 
 def test_record_video_writes_a_readable_mp4_with_a_frame_per_observation(tmp_path: Path) -> None:
-    env = gym.make("LIBERO-10-v0", task_id=2, image_size=SIZE, render_mode="rgb_array", max_episode_steps=N_STEPS)
+    env = gym.make("LIBERO-10-v0", render_mode="rgb_array", max_episode_steps=N_STEPS, **KWARGS)
     env = gym.wrappers.RecordVideo(env, str(tmp_path), episode_trigger=lambda episode: episode == 0)
     first, _ = env.reset(options={"init_state_id": 0})
     truncated = False
@@ -35,8 +37,8 @@ def test_record_video_writes_a_readable_mp4_with_a_frame_per_observation(tmp_pat
 
 
 def test_render_needs_no_camera_in_the_observation() -> None:
-    seeing = LiberoEnv("libero_10", task_id=2, image_size=SIZE)
-    blind = LiberoEnv("libero_10", task_id=2, image_size=SIZE, cameras=(), render_mode="rgb_array")
+    seeing = LiberoEnv("libero_10", **KWARGS)
+    blind = LiberoEnv("libero_10", cameras=(), render_mode="rgb_array", **KWARGS)
     obs, _ = seeing.reset(options={"init_state_id": 0})
     blind_obs, _ = blind.reset(options={"init_state_id": 0})
     assert "image" not in blind_obs
@@ -48,7 +50,7 @@ def test_render_needs_no_camera_in_the_observation() -> None:
 
 
 def test_without_a_render_mode_there_is_nothing_to_record(tmp_path: Path) -> None:
-    env = gym.make("LIBERO-10-v0", task_id=2, image_size=SIZE)
+    env = gym.make("LIBERO-10-v0", **KWARGS)
     env.reset(seed=0)
     assert env.unwrapped.render() is None
     with pytest.raises(ValueError, match="Render mode is None"):

@@ -59,6 +59,7 @@ class Options:
     shift: int = 4  # largest shift of an image in pixels
     lora_rank: int = 0  # 0 trains all weights
     evaluate_states: str = "0-19"  # official initial states to run at the end; empty for none
+    eval_renderer: Renderer = "fast"  # of that evaluation; "exact" draws stock LIBERO's pixels
     seed: int = 0  # seed for everything that is drawn
     device: str = "cuda" if th.cuda.is_available() else "cpu"  # torch's name
     out: Path = Path("runs/finetune")  # folder of all that is written
@@ -238,6 +239,7 @@ def main(options: Options) -> None:
             task_ids=ids_or_none("--task-ids", options.task_ids),
             init_state_ids=ids_or_none("--evaluate-states", options.evaluate_states) or [],
             protocol="training",
+            renderer=options.eval_renderer,
             out=options.out / "evaluation",
         )
         print(report)

@@ -92,7 +92,7 @@ class Options:
     eval_freq: int = 1024  # decisions between greedy evaluations, which also run before and after; 0 for none
     eval_states: str = "0-19"  # official initial states to evaluate on; training must not see them
     n_eval_placements: int = 0  # further initial states per task to evaluate on, drawn; none is trained on
-    eval_renderer: Renderer = "fast"  # of evaluations; "exact" takes three times as long
+    eval_renderer: Renderer = "fast"  # of evaluations and the film; "exact" takes three times as long
     existing: Literal["refuse", "aside"] = "refuse"  # if --out holds another run; "aside" moves it to earlier/
     resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
     allow_changes: bool = False  # resume with other options than the run was made with
@@ -307,7 +307,8 @@ def note_training_states(options: Options) -> None:
 def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallback) -> None:
     """Film one unseen initial state: the policy before training on the left, after training on the right."""
     before, after = evaluation.history[0].episodes, evaluation.history[-1].episodes
-    film_change(options.model, model, options.env_id, telling_trial(before, after), options.out / "episode.mp4")
+    trial, path = telling_trial(before, after), options.out / "episode.mp4"
+    film_change(options.model, model, options.env_id, trial, path, renderer=options.eval_renderer)
 
 
 def report(options: Options, success: Curriculum, evaluation: EvaluationCallback | None) -> None:

@@ -22,10 +22,10 @@ INFO_KEYS = {"is_success", "task_id", "task_name", "init_state_id", "instruction
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space.*")
-def test_gymnasium_check_env_passes_with_cameras() -> None:
-    env = gym.make(
-        "LIBERO-Spatial-v0", task_id=0, image_size=32, cameras=("agentview", "wrist"), render_mode="rgb_array"
-    )
+@pytest.mark.parametrize("renderer", [pytest.param("exact", marks=pytest.mark.opengl), "fast"])
+def test_gymnasium_check_env_passes_with_cameras(renderer: str) -> None:
+    kwargs = {"task_id": 0, "image_size": 32, "cameras": ("agentview", "wrist"), "renderer": renderer}
+    env = gym.make("LIBERO-Spatial-v0", render_mode="rgb_array", **kwargs)
     check_env(env.unwrapped)
     obs, info = env.reset(seed=0)
     assert obs["image"].shape == obs["wrist_image"].shape == env.render().shape == (32, 32, 3)
@@ -35,9 +35,11 @@ def test_gymnasium_check_env_passes_with_cameras() -> None:
     env.close()
 
 
-def test_scenes_drawn_in_turn_do_not_mix() -> None:
-    """Two scenes share the process's GL context; each must read its own frame buffer."""
-    envs = [LiberoEnv(suite, task_id=task, image_size=32) for suite, task in (("libero_spatial", 0), ("libero_10", 2))]
+@pytest.mark.parametrize("renderer", [pytest.param("exact", marks=pytest.mark.opengl), "fast"])
+def test_scenes_drawn_in_turn_do_not_mix(renderer: str) -> None:
+    """Exact frames of two scenes share the process's GL context; each must read its own frame buffer."""
+    scenes = (("libero_spatial", 0), ("libero_10", 2))
+    envs = [LiberoEnv(suite, task_id=task, image_size=32, renderer=renderer) for suite, task in scenes]
     alone = [env.reset(options={"init_state_id": 0})[0]["image"] for env in envs]
     for env, image in [*zip(envs, alone, strict=True)] * 2:
         np.testing.assert_array_equal(env.set_state(env.get_state())["image"], image)
@@ -60,7 +62,7 @@ def test_fast_physics_is_exact_but_for_rounding() -> None:
 def test_a_restored_snapshot_goes_on_to_the_bit(reward: str) -> None:
     """Through JSON, in another environment that was doing something else: the rest of the episode, and the next."""
     kwargs: dict[str, Any] = {"task_id": [0, 3], "image_size": 32, "reward": reward, "chunk_size": 2, "settle_steps": 2}
-    kwargs["privileged"] = True
+    kwargs |= {"privileged": True, "renderer": "fast"}
     env, other = LiberoEnv("libero_spatial", **kwargs), LiberoEnv("libero_spatial", **kwargs)
     env.reset(seed=5, options={"fixture_draw": 2})
     other.reset(seed=6)
@@ -91,6 +93,7 @@ def test_a_script_that_forgets_to_close_ends_without_a_word() -> None:
     assert result.stdout == result.stderr == ""
 
 
+@pytest.mark.opengl
 def test_fast_renderer_is_close_to_exact_and_changes_nothing_else() -> None:
     envs = [LiberoEnv("libero_spatial", task_id=0, image_size=128, renderer=name) for name in ("exact", "fast")]
     exact, fast = (env.reset(options={"init_state_id": 0})[0] for env in envs)

@@ -117,13 +117,15 @@ def test_a_vla_vec_env_is_not_copied() -> None:
 
 
 def test_render_has_a_size_of_its_own() -> None:
-    env = LiberoEnv("libero_spatial", task_id=0, image_size=32, render_size=96, render_mode="rgb_array")
+    env = LiberoEnv(
+        "libero_spatial", task_id=0, image_size=32, render_size=96, render_mode="rgb_array", renderer="fast"
+    )
     obs, _ = env.reset(seed=0)
     frame = env.render()
     assert frame is not None
     assert frame.shape == (96, 96, 3)
     assert obs["image"].shape == (32, 32, 3)
-    same = LiberoEnv("libero_spatial", task_id=0, image_size=96)
+    same = LiberoEnv("libero_spatial", task_id=0, image_size=96, renderer="fast")
     same.reset(seed=0)
     np.testing.assert_array_equal(same.set_state(env.get_state())["image"], frame)
     np.testing.assert_array_equal(env.set_state(env.get_state())["image"], obs["image"])  # and frames are as before

@@ -47,7 +47,9 @@ def test_without_a_package_an_object_is_asked_for(monkeypatch: pytest.MonkeyPatc
 
 def test_the_reward_is_the_discounted_difference_of_scores() -> None:
     """0.99 s' - s of the first camera's frames, scored by hand."""
-    env = LiberoEnv("libero_spatial", task_id=0, image_size=16, reward="process", reward_model=Mean(None))
+    env = LiberoEnv(
+        "libero_spatial", task_id=0, image_size=16, renderer="fast", reward="process", reward_model=Mean(None)
+    )
     obs, _ = env.reset(seed=0)
     before = obs["image"].mean() / 255
     obs, reward, _, _, info = env.step(np.full(7, 0.5))
@@ -60,6 +62,6 @@ def test_the_reward_is_the_discounted_difference_of_scores() -> None:
 @pytest.mark.parametrize(("score", "message"), [(1.5, "gave 1.5 for"), (np.nan, "gave nan for")])
 def test_a_score_beyond_its_range_is_named(score: float, message: str) -> None:
     model = SimpleNamespace(score=lambda images, instructions: np.array([score]))
-    env = LiberoEnv("libero_spatial", task_id=0, image_size=16, reward="process", reward_model=model)
+    env = LiberoEnv("libero_spatial", task_id=0, image_size=16, renderer="fast", reward="process", reward_model=model)
     with pytest.raises(ValueError, match=message):
         env.reset(seed=0)

@@ -116,6 +116,7 @@ def test_what_the_user_chose_is_kept(four_gpus: None, monkeypatch: pytest.Monkey
     assert devices.default_gpus() == []
 
 
+@pytest.mark.opengl
 def test_a_new_worker_gets_the_device_of_the_old_one(four_gpus: None) -> None:
     env = LiberoVectorEnv(2, suite="libero_spatial", task_id=0, n_workers=2, render_device=[None, 0], restart=True)
     os.kill(worker_pids(env)[0], signal.SIGKILL)

@@ -324,9 +324,9 @@ def test_a_back_end_that_is_not_installed_is_told_with_its_package(monkeypatch: 
     with pytest.raises(RenderingError) as caught:
         draw()
     assert str(caught.value) == (
-        "No OpenGL back end can render here (osmesa: OSMesa is not installed). MUJOCO_GL=osmesa rules out the other "
-        "back end; unset it to try both. On Debian or Ubuntu: apt-get install libosmesa6. Environments without cameras "
-        "(cameras=()) need none."
+        "No OpenGL back end can draw exact frames here (osmesa: OSMesa is not installed). MUJOCO_GL=osmesa rules out "
+        "the other back end; unset it to try both. On Debian or Ubuntu: apt-get install libosmesa6. "
+        'renderer="fast" (--renderer fast) and cameras=() need no OpenGL.'
     )
 
 

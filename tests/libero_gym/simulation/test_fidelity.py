@@ -33,6 +33,7 @@ def test_scenes_are_all_there_are_in_the_four_suites() -> None:
     assert every == set().union(*(_scenery(get_tasks(suite)[task_id]) for suite, task_id in SCENES))
 
 
+@pytest.mark.opengl
 @pytest.mark.parametrize(("suite", "task_id"), SCENES)
 def test_states_flags_and_frames_equal_stock_bit_for_bit(suite: str, task_id: int) -> None:
     task = get_tasks(suite)[task_id]

@@ -70,7 +70,7 @@ def test_any_back_end_drives_the_same_face(mode: AutoresetMode) -> None:
 
 @pytest.mark.usefixtures("no_processes")
 def test_the_face_starts_nothing_and_hands_arguments_on() -> None:
-    env = make(InProcess, greeting="hello", render_mode="rgb_array", render_size=16)
+    env = make(InProcess, greeting="hello", render_mode="rgb_array", render_size=16, renderer="fast")
     assert isinstance(env.backend, InProcess)
     assert env.backend.greeting == "hello"
     env.reset(seed=0)

@@ -34,9 +34,8 @@ def vector() -> Iterator[LiberoVectorEnv]:
 
 
 def test_make_vec_gives_batched_spaces_and_frames() -> None:
-    env = gym.make_vec(
-        "LIBERO-Spatial-v0", num_envs=2, vectorization_mode="vector_entry_point", task_id=0, image_size=32
-    )
+    kwargs = {"vectorization_mode": "vector_entry_point", "task_id": 0, "image_size": 32, "renderer": "fast"}
+    env = gym.make_vec("LIBERO-Spatial-v0", num_envs=2, **kwargs)
     assert isinstance(env, LiberoVectorEnv)
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     obs, infos = env.reset(seed=0, options={"init_state_id": [4, 4]})

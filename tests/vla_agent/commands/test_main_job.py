@@ -17,7 +17,7 @@ import gymnasium as gym
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from paths import EXAMPLES
+from paths import EXAMPLES, without_opengl
 from stable_baselines3 import PPO
 
 import libero_gym
@@ -110,7 +110,7 @@ def test_same_seed_trains_the_same_model(tmp_path: Path) -> None:
 def test_the_main_job_writes_what_it_promises(tmp_path: Path) -> None:
     command = [*TRAIN, "--total-timesteps", "32", "--out", str(tmp_path)]
     command += ["--eval-freq", "16", "--eval-states", "0", "--critic-warmup-iterations", "0"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=without_opengl(), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "Traceback" not in result.stderr
     assert "ep_rew_mean" in result.stdout
@@ -182,7 +182,7 @@ def test_fine_tuning_records_learns_and_evaluates(tmp_path: Path) -> None:
         sys.executable, str(EXAMPLES / "finetune.py"), "--task-ids", "0", "--init-states", "20-21", "--n-steps", "2",
         "--batch-size", "4", "--n-workers", "1", "--evaluate-states", "0", "--out", str(tmp_path),
     ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(command, env=without_opengl(), capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "episodes succeeded" in result.stdout
     assert (tmp_path / "evaluation" / "report.json").is_file()

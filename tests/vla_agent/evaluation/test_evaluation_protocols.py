@@ -23,6 +23,7 @@ N_STEPS = 2
 BINS = np.array([[200, 100, 90, 128, 140, 128, 0]])
 
 
+@pytest.mark.opengl
 def test_trials_are_those_of_openvlas_own_loop_pixel_for_pixel() -> None:
     """Trial 2 stands on the second draw, though trial 1 was stepped in between."""
     processor = SimProcessor()
