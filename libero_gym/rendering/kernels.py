@@ -13,7 +13,7 @@ from libero_gym.common.numba_cache import compiled
 f32 = np.float32
 # Not "arcp" and "afn": with them, loops that vectorise divide by estimates of reciprocals and their last turns do not,
 # so that a colour would depend on where in a batch it stands.
-_RELAXED = {"nnan", "ninf", "nsz", "contract", "reassoc"}
+_RELAXED = {"nnan", "ninf", "nsz"}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
