@@ -1,4 +1,4 @@
-"""How the rasteriser's functions are compiled: by numba, with relaxed float arithmetic so that loops vectorise."""
+"""How the rasteriser's functions are compiled: by numba, to the same bits on every processor."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 from libero_gym.common.numba_cache import compiled
 
 f32 = np.float32
-# Not "arcp" and "afn": with them, loops that vectorise divide by estimates of reciprocals and their last turns do not,
-# so that a colour would depend on where in a batch it stands.
+# What cannot change a bit: there are neither NaNs nor infinities to care for. Contraction, reassociation and estimated
+# reciprocals would round each copy of a function in its own way: one in a loop that vectorises, one compiled in this
+# process, one from the cache, one for another processor.
 _RELAXED = {"nnan", "ninf", "nsz"}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """A compiled function; its sums may be reordered, and divisions by zero give infinities."""
+    """A compiled function, in which divisions by zero give infinities."""
     return compiled(function, fastmath=_RELAXED, boundscheck=False, error_model="numpy")
 
 

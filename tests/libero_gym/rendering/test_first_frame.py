@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +61,33 @@ def test_whoever_waits_for_the_compiler_is_told(
         first_frame.compile_kernels.__wrapped__()
     assert [record.getMessage() for record in caplog.records] == expected
     assert threading.active_count() == threads
+
+
+HASH = """
+import hashlib
+from libero_gym.compilation.compile import compile_task
+from libero_gym.rendering import render
+from libero_gym.simulation.simulator import Simulator
+from libero_gym.tasks import get_tasks, initial_states
+
+digest = hashlib.sha256()
+for task in (get_tasks("libero_goal")[3], get_tasks("libero_object")[0]):
+    simulator = Simulator(compile_task(task))
+    simulator.reset(initial_states(task)[0])
+    for size in (64, 128, 224):
+        for frame in render(simulator, ("agentview", "wrist"), size, renderer="fast"):
+            digest.update(frame.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_frames_are_the_same_bits_however_the_kernels_were_compiled(tmp_path: Path) -> None:
+    """For a processor without AVX and FMA, in the process itself, and from the cache."""
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    digests = []
+    for variables in (plain, {}, {}):
+        environment = os.environ | variables | {"NUMBA_CACHE_DIR": str(tmp_path / ("plain" if variables else "own"))}
+        run = subprocess.run([sys.executable, "-c", HASH], capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stderr
+        digests.append(run.stdout.split()[-1])
+    assert len(set(digests)) == 1, digests
