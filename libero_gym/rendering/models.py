@@ -31,6 +31,8 @@ VERSION = 3
 # with all levels; with 1024 those of the wrist's camera, which comes near, are not from 224 pixels on.
 MAX_TEXTURE_SIDE = 2048
 
+# Packed scenes that a process keeps if they are mapped from files: their memory is shared, and the system's to take.
+MAX_MAPPED = 64
 _T = TypeVar("_T")
 _packed: OrderedDict[str, PackedScene] = OrderedDict()
 
@@ -43,7 +45,8 @@ def packed_scene(compiled: CompiledTask) -> PackedScene:
     Raises:
         NotDrawnError: If the scene has something that is not drawn.
     """
-    return kept(_packed, compiled.visual_key, lambda: _load_packed(compiled))
+    limit = MAX_MAPPED if cache.cache_limit_bytes() else MAX_SCENES
+    return kept(_packed, compiled.visual_key, lambda: _load_packed(compiled), limit)
 
 
 def prepare(compiled: CompiledTask, renderer: str) -> None:
@@ -72,11 +75,11 @@ def is_prepared(task: Task, renderer: str | None) -> bool:
     )
 
 
-def kept(scenes: OrderedDict[str, _T], key: str, make: Callable[[], _T]) -> _T:
-    """What is kept under a key, made if need be; the least recently used of `MAX_SCENES` makes room."""
+def kept(scenes: OrderedDict[str, _T], key: str, make: Callable[[], _T], limit: int) -> _T:
+    """What is kept under a key, made if need be; the least recently used one makes room if there are ``limit``."""
     if key not in scenes:
         made = make()
-        while len(scenes) >= MAX_SCENES:
+        while len(scenes) >= limit:
             scenes.popitem(last=False)
         scenes[key] = made
     scenes.move_to_end(key)

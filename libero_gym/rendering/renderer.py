@@ -221,7 +221,10 @@ def _software_scene(compiled: CompiledTask) -> SoftwareScene:
     """The scene of a task as this process draws it without OpenGL; the least recently used one makes room."""
     from libero_gym.rendering.software_scene import SoftwareScene  # its kernels take 25 ms to import
 
-    return kept(_software_scenes, compiled.visual_key, lambda: SoftwareScene(compiled, packed_scene(compiled)))
+    def make() -> SoftwareScene:
+        return SoftwareScene(compiled, packed_scene(compiled))
+
+    return kept(_software_scenes, compiled.visual_key, make, MAX_SCENES)
 
 
 def release() -> None:

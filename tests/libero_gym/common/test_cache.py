@@ -86,6 +86,17 @@ def test_oldest_entries_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert cache.read("a") == cache.read("c") == bytes(100)
 
 
+def test_small_entries_go_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of 3 MB costs as many seconds as a scene of 200."""
+    monkeypatch.setattr(cache, "_SMALL_BYTES", 100)
+    monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "450e-9")
+    for age, (name, size) in enumerate({"task": 50, "older": 150, "newer": 150}.items()):
+        cache.write(name, bytes(size))
+        os.utime(folder / f"{name}.bin", (age, age))
+    cache.write("last", bytes(150))
+    assert [name for name in ("task", "older", "newer", "last") if cache.contains(name)] == ["task", "newer", "last"]
+
+
 def test_a_cache_that_is_off_is_not_read_either(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.write("a", b"content")
     monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "0")
