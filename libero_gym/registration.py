@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from libero_gym.tasks import SUITES, Suite, Task, add_suite, bddl_instruction, file_name_instruction, register_id
+from libero_gym.tasks import (
+    SUITES,
+    Suite,
+    Task,
+    add_suite,
+    bddl_instruction,
+    file_name_instruction,
+    get_tasks,
+    register_id,
+)
 
 # Episode limits of the OpenVLA evaluation protocol (experiments/robot/libero/run_libero_eval.py in openvla/openvla):
 # the longest demonstration, rounded up.
@@ -54,6 +63,35 @@ class StockTasks(Sequence[Task]):
             yield Task(name, words, bddl_file, init_states, self.suite, task_id)
 
 
+@dataclass(frozen=True)
+class JoinedTasks(Sequence[Task]):
+    """The tasks of several registered suites, one suite after the other, each with its own limit of steps.
+
+    Attributes:
+        suite: Name of the suite that they become.
+        parts: Names of the suites.
+    """
+
+    suite: str
+    parts: tuple[str, ...]
+
+    @property
+    def limits_differ(self) -> bool:
+        """Whether episodes of some tasks may take longer than those of others."""
+        return len({SUITES[part].max_steps for part in self.parts}) > 1
+
+    def __len__(self) -> int:
+        return sum(SUITES[part].n_tasks for part in self.parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self)[index]
+
+    def __iter__(self) -> Iterator[Task]:
+        tasks = [task for part in self.parts for task in get_tasks(part)]
+        for task_id, task in enumerate(tasks):
+            yield replace(task, suite=self.suite, task_id=task_id)
+
+
 def register_envs() -> None:
     """Register LIBERO's suites and all ids of the README's table; importing `libero_gym` did it already.
 
@@ -63,6 +101,10 @@ def register_envs() -> None:
         _register(label, name, steps, 10)
     register_id("LIBERO-Long-v0", SUITES["libero_10"], keep_other=True)
     _register("90", "libero_90", 400, 90)
+    parts = tuple(name for _, name, _ in _BASE_SUITES)
+    longest = max(steps for _, _, steps in _BASE_SUITES)
+    forty = add_suite(Suite("libero_40", "LIBERO-40-v0", longest, JoinedTasks("libero_40", parts)))
+    register_id(forty.env_id, forty, keep_other=True)
     for label, name, steps in _BASE_SUITES:
         for variant, suffix, new_words in _PRO_VARIANTS:
             _register(f"{label}-{variant}", f"{name}_{suffix}", steps, 10, new_words)

@@ -38,10 +38,14 @@ class Task:
             NPZ with that array under ``states``, or an NPY. None if there are none: resets then draw placements.
         suite: Name of the suite that the task belongs to; `register_suite` fills it in.
         task_id: Index in that suite; `register_suite` fills it in.
+        max_steps: Control steps that an episode may take; None takes the suite's. A task of a suite has a number.
+        source: Name of the suite that the task was in first. It is kept when the task is put into another suite, so
+            that a mixed suite can be reported by its sources, and says whose official initial states these are: give
+            "" to a task whose initial states you replace.
 
     Raises:
         TypeError: If a path is neither text nor a path, or a text is none.
-        ValueError: If the initial states are no array of such a shape, or not finite.
+        ValueError: If the initial states are no array of such a shape, or not finite; if ``max_steps`` is below 1.
     """
 
     name: str
@@ -50,11 +54,15 @@ class Task:
     init_states: Path | np.ndarray | None = None
     suite: str = ""
     task_id: int = 0
+    max_steps: int | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         for name in ("name", "instruction"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name}={getattr(self, name)!r:.80}; expected a str.")
+        if self.max_steps is not None:
+            object.__setattr__(self, "max_steps", whole_number("max_steps", self.max_steps, minimum=1))
         # A worker process may stand in another folder.
         object.__setattr__(self, "bddl_file", as_path("bddl_file", self.bddl_file).absolute())
         if isinstance(self.init_states, (str, Path)):
@@ -86,24 +94,26 @@ class Task:
     def _identity(self) -> tuple[Any, ...]:
         states = self.init_states
         content = (states.shape, states.tobytes()) if isinstance(states, np.ndarray) else states
-        return self.suite, self.task_id, self.name, self.instruction, self.bddl_file, content
+        where = self.suite, self.task_id, self.max_steps, self.source
+        return *where, self.name, self.instruction, self.bddl_file, content
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Suite:
     """Tasks under one name and one Gymnasium id. `LiberoEnv` takes it as it is; `register_suite` also makes it known.
 
     Attributes:
         name: Name of the suite; LIBERO's own are such as ``libero_spatial``.
         env_id: Gymnasium id, such as ``LIBERO-Spatial-v0``.
-        max_steps: Control steps that an episode may take.
+        max_steps: Control steps that an episode may take, of the longest task if they differ. Where a number is given,
+            each task gets it; None leaves each task its own.
         tasks: The tasks, whose order gives them their ``task_id``. A hashable sequence of another type than list and
             tuple is kept as it is: it can load its tasks at first use, and gives them their ``suite`` and ``task_id``
-            itself. See `get_tasks`.
+            itself. If their ``max_steps`` differ, it has ``limits_differ = True``. See `get_tasks`.
 
     Raises:
         TypeError: If a name is no text, or the tasks are no `Task`.
-        ValueError: If there is no task, a file is missing, or ``max_steps`` is less than 1.
+        ValueError: If there is no task, a file is missing, or ``max_steps`` is less than 1 or nowhere given.
     """
 
     name: str
@@ -111,27 +121,37 @@ class Suite:
     max_steps: int
     tasks: Sequence[Task]
 
-    def __post_init__(self) -> None:
-        for name, value in (("suite", self.name), ("env_id", self.env_id)):
+    def __init__(self, name: str, env_id: str, max_steps: int | None, tasks: Sequence[Task]) -> None:
+        for label, value in (("suite", name), ("env_id", env_id)):
             if not isinstance(value, str) or not value:
-                raise TypeError(f"{name}={value!r}; expected a name.")
-        if isinstance(self.tasks, (list, tuple)):
-            placed = tuple(_placed(task, self.name, task_id) for task_id, task in enumerate(self.tasks))
-            object.__setattr__(self, "tasks", placed)
-        if not isinstance(self.tasks, Sequence) or isinstance(self.tasks, str):
-            raise TypeError(f"tasks={self.tasks!r:.80}; expected a list of Task.")
-        if not len(self.tasks):
-            raise ValueError(f"Suite {self.name!r} has no tasks; give at least one.")
-        object.__setattr__(self, "max_steps", whole_number("max_steps", self.max_steps, minimum=1))
+                raise TypeError(f"{label}={value!r}; expected a name.")
+        if max_steps is not None or not isinstance(tasks, (list, tuple)):
+            max_steps = whole_number("max_steps", max_steps, minimum=1)
+        if isinstance(tasks, (list, tuple)):
+            tasks = tuple(_placed(task, name, task_id, max_steps) for task_id, task in enumerate(tasks))
+            max_steps = max((task.max_steps or 0 for task in tasks), default=max_steps)
+        if not isinstance(tasks, Sequence) or isinstance(tasks, str):
+            raise TypeError(f"tasks={tasks!r:.80}; expected a list of Task.")
+        if not len(tasks):
+            raise ValueError(f"Suite {name!r} has no tasks; give at least one.")
+        for attribute, given in {"name": name, "env_id": env_id, "max_steps": max_steps, "tasks": tasks}.items():
+            object.__setattr__(self, attribute, given)
 
     @property
     def n_tasks(self) -> int:
         """Number of tasks."""
         return len(self.tasks)
 
+    @property
+    def time_limit(self) -> int | None:
+        """What Gymnasium's ``TimeLimit`` counts up to; None if tasks' limits differ, which environments count."""
+        if isinstance(self.tasks, tuple):
+            return self.max_steps if {task.max_steps for task in self.tasks} == {self.max_steps} else None
+        return None if getattr(self.tasks, "limits_differ", False) else self.max_steps
+
     def loaded(self) -> Suite:
         """The suite with its tasks in hand, so another process needs neither LIBERO nor the sequence's class for it."""
-        return self if isinstance(self.tasks, tuple) else replace(self, tasks=get_tasks(self))
+        return self if isinstance(self.tasks, tuple) else Suite(self.name, self.env_id, None, get_tasks(self))
 
 
 _registered: dict[str, Suite] = {}
@@ -139,7 +159,7 @@ _registered: dict[str, Suite] = {}
 SUITES: Mapping[str, Suite] = MappingProxyType(_registered)
 
 
-def register_suite(suite: str, tasks: Sequence[Task], *, env_id: str, max_steps: int) -> Suite:
+def register_suite(suite: str, tasks: Sequence[Task], *, env_id: str, max_steps: int | None = None) -> Suite:
     """Make tasks known as a suite, and to Gymnasium under an id; doing the same again changes nothing.
 
     `gym.make`, `gym.make_vec`, and whatever takes the name of a suite or an id then take these. The registration holds
@@ -147,17 +167,18 @@ def register_suite(suite: str, tasks: Sequence[Task], *, env_id: str, max_steps:
 
     Args:
         suite: Name of the suite.
-        tasks: Its tasks; see `Suite`.
+        tasks: Its tasks; see `Suite`. They may come from other suites, by `get_tasks`.
         env_id: Gymnasium id, such as ``MyTasks-v0``.
-        max_steps: Control steps that an episode may take.
+        max_steps: Control steps that an episode may take; None leaves each task its own, such as that of the suite
+            which it comes from.
 
     Returns:
         The suite as it is registered.
 
     Raises:
         TypeError: If a name is no text, or the tasks are no `Task`.
-        ValueError: If there is no task, a file is missing, ``max_steps`` is less than 1, or the name or the id is taken
-            by something else.
+        ValueError: If there is no task, a file is missing, ``max_steps`` is less than 1 or nowhere given, or the name
+            or the id is taken by something else.
         gymnasium.error.Error: If the id is not of Gymnasium's form.
     """
     made = Suite(suite, env_id, max_steps, tasks)
@@ -196,7 +217,7 @@ def register_id(env_id: str, suite: Suite, *, keep_other: bool = False) -> None:
     # Workers of Gymnasium's own vector environments make theirs from the id's arguments, so a name it is.
     kwargs = {"suite": suite.name}
     if env_id in registry:
-        other = registry[env_id].kwargs != kwargs or registry[env_id].max_episode_steps != suite.max_steps
+        other = registry[env_id].kwargs != kwargs or registry[env_id].max_episode_steps != suite.time_limit
         if other and not keep_other:
             raise ValueError(f"The id {env_id!r} is taken, by {registry[env_id].entry_point}; choose another env_id.")
         return
@@ -204,7 +225,7 @@ def register_id(env_id: str, suite: Suite, *, keep_other: bool = False) -> None:
         id=env_id,
         entry_point=_ENV,
         vector_entry_point=_VECTOR_ENV,
-        max_episode_steps=suite.max_steps,
+        max_episode_steps=suite.time_limit,
         kwargs=kwargs,
         # Gymnasium's checker forgets the first reset where that raised: every later step then fails with its own error.
         disable_env_checker=True,
@@ -229,8 +250,12 @@ def get_suite(suite: str | Suite) -> Suite:
 
 @functools.cache
 def get_tasks(suite: str | Suite) -> tuple[Task, ...]:
-    """All tasks of a suite, in benchmark order."""
-    return tuple(get_suite(suite).tasks)
+    """All tasks of a suite, in benchmark order; each has its ``max_steps`` and ``source``."""
+    found = get_suite(suite)
+    return tuple(
+        replace(task, max_steps=task.max_steps or found.max_steps, source=task.source or found.name)
+        for task in found.tasks
+    )
 
 
 def initial_states(task: Task) -> np.ndarray:
@@ -283,14 +308,19 @@ def _check_name(suite: Suite) -> None:
         )
 
 
-def _placed(task: Any, suite: str, task_id: int) -> Task:
-    """The task as that suite has it, its files found."""
+def _placed(task: Any, suite: str, task_id: int, max_steps: int | None) -> Task:
+    """The task as that suite has it, its files found; ``max_steps`` replaces its own."""
     if not isinstance(task, Task):
         raise TypeError(f"Task {task_id} of {suite!r} is a {type(task).__name__}; expected a libero_gym.Task.")
     for path in (task.bddl_file, task.init_states):
         if isinstance(path, Path) and not path.is_file():
             raise ValueError(f"Task {task_id} of {suite!r}, {task.name!r}, needs {path}, which is no file.")
-    return replace(task, suite=suite, task_id=task_id)
+    if max_steps is None and task.max_steps is None:
+        raise ValueError(
+            f"Task {task_id} of {suite!r}, {task.name!r}, has no max_steps; give one to it or to the suite."
+        )
+    source = task.source or task.suite or suite
+    return replace(task, suite=suite, task_id=task_id, max_steps=max_steps or task.max_steps, source=source)
 
 
 @functools.lru_cache(maxsize=256)

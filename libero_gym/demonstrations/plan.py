@@ -56,7 +56,7 @@ class RecordingOptions:
     image_size: int
     renderer: str
     settle_steps: int
-    max_steps: int
+    max_steps: int | None
     action_noise: float
     noise_steps: int
     record_intended: bool
@@ -69,8 +69,9 @@ class RecordingOptions:
     def __post_init__(self) -> None:
         if self.image_size % 2:
             raise ValueError(f"image_size={self.image_size} cannot become H.264; choose an even size.")
-        for name in ("max_steps", "noise_steps"):
-            whole_number(name, getattr(self, name), 1)
+        if self.max_steps is not None:  # each task's own
+            whole_number("max_steps", self.max_steps, 1)
+        whole_number("noise_steps", self.noise_steps, 1)
         for name in ("settle_steps", "random_prefix", "seed"):
             whole_number(name, getattr(self, name), 0)
         real_number("action_noise", self.action_noise, 0)

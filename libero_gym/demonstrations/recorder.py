@@ -144,7 +144,7 @@ def rollout(env: LiberoEnv, key: EpisodeKey, factory: PolicyFactory, options: Re
     act = _as_function(factory(env))
     disturbance = _Disturbance(options, generator)
     observations, actions = [], []
-    for step in range(options.max_steps):
+    for step in range(options.max_steps or env.step_limits[key.task_id]):
         disturbance.begin_step(step)
         try:
             intended = None if disturbance.in_prefix else _checked(act(obs))

@@ -38,7 +38,7 @@ from libero_gym.demonstrations.workers import record_episodes
 from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.env import LiberoEnv, check_task_ids
 from libero_gym.rendering import renderer as rendering
-from libero_gym.tasks import get_suite
+from libero_gym.tasks import get_suite, get_tasks
 
 RECORDING_FOLDER = ".recording"
 # The temporary files of `atomic.replacing`, which a killed process leaves behind, for names of `EpisodeKey.file_name`.
@@ -109,7 +109,7 @@ def record(
         image_size: Side of the frames in pixels, even.
         renderer: ``"exact"`` or ``"fast"``.
         settle_steps: Control steps before the first frame.
-        max_steps: Control steps after which an episode has failed; None for the suite's limit.
+        max_steps: Control steps after which an episode has failed; None for the task's limit.
         action_noise: Standard deviation of Gaussian noise on the six motion dimensions of every executed action.
         noise_steps: Control steps for which a draw of the noise holds. Noise that is drawn in each step averages out
             within an action chunk.
@@ -140,8 +140,7 @@ def record(
     progress_bar = flag("progress_bar", progress_bar)
     if not isinstance(policy, str) and not callable(policy):
         raise ValueError(f"policy={policy!r}; expected a factory, or its name as 'module:function'.")
-    n_tasks, default_max_steps = get_suite(suite).n_tasks, get_suite(suite).max_steps
-    task_ids = check_task_ids(task_ids, n_tasks, suite)
+    task_ids = check_task_ids(task_ids, get_suite(suite).n_tasks, suite)
     keys = plan_episodes(suite, task_ids, init_state_ids, placement_seeds, episodes_per_state)
     options = RecordingOptions(
         suite=suite,
@@ -150,7 +149,7 @@ def record(
         image_size=rendering.check_image_size(image_size),
         renderer=renderer,
         settle_steps=settle_steps,
-        max_steps=default_max_steps if max_steps is None else max_steps,
+        max_steps=_limit_of(suite) if max_steps is None else max_steps,
         action_noise=action_noise,
         noise_steps=noise_steps,
         record_intended=record_intended,
@@ -280,6 +279,12 @@ def _lock(staging: Path) -> Iterator[None]:
             if _TEMPORARY.fullmatch(leftover.name):  # a killed worker left it
                 leftover.unlink(missing_ok=True)
         yield
+
+
+def _limit_of(suite: str) -> int | None:
+    """The limit that all tasks of a suite have; None if each has its own."""
+    limits = {task.max_steps for task in get_tasks(suite)}
+    return limits.pop() if len(limits) == 1 else None
 
 
 def _policy_name(policy: PolicyFactory) -> str:

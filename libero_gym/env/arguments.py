@@ -289,15 +289,20 @@ def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
     return values
 
 
-def limit_of_gym_make(kind: type) -> int | None:
+def limit_of_gym_make(kind: type, default: int | None) -> int | None:
     """The limit of the `gym.make` that is making an environment of this type right now.
 
     Gymnasium keeps ``max_episode_steps`` for its ``TimeLimit``, which counts calls of `step`, and a chunk is one call.
     It neither passes the argument on nor lets the environment see the wrapper, so the only way to learn of the limit
     is to look at the caller.
 
+    Args:
+        kind: The environment's type.
+        default: The limit that the suite's id is registered with.
+
     Returns:
-        Control steps; -1 if `gym.make` was told to set no limit; None if `gym.make` is not the caller.
+        Control steps; -1 if `gym.make` was told to set no limit; None if `gym.make` is not the caller, or was told
+        nothing and takes the suite's own limit.
 
     Raises:
         ValueError: If the limit is no whole number of at least 1.
@@ -311,29 +316,60 @@ def limit_of_gym_make(kind: type) -> int | None:
     given = frame.f_locals.get("max_episode_steps")
     if given is None:
         given = getattr(frame.f_locals.get("env_spec"), "max_episode_steps", None)
+        if given == default:
+            return None
     if given is None or (given == -1 and isinstance(given, int)):
         return -1
     return whole_number("max_episode_steps", given, minimum=1)
 
 
-def check_limits(max_episode_steps: Any, chunk_size: int, suite: Suite, kind: type) -> tuple[int | None, int]:
-    """Two limits in control steps: the one at which the environment truncates itself, and that of its episodes.
+def check_limits(
+    max_episode_steps: Any, chunk_size: int, suite: Suite, tasks: Sequence[Task], kind: type
+) -> tuple[int | tuple[int, ...] | None, dict[int, int]]:
+    """The limits at which the environment itself truncates episodes, and those that its episodes have.
 
     Args:
         max_episode_steps: The value to check.
         chunk_size: Control steps per `step`; Gymnasium's ``TimeLimit`` cannot count those of a chunk.
-        suite: The suite, whose limit is the default.
+        suite: The suite.
+        tasks: The environment's tasks.
         kind: The environment's type.
 
     Returns:
-        The two limits; the first is None if `gym.make`'s wrapper truncates.
+        Control steps, as `one_or_all` states them, or None if a wrapper truncates as it should; and by task id.
     """
+    limits = tuple(task.max_steps or suite.max_steps for task in tasks)
+    truncates = chunk_size > 1 or suite.time_limit is None
     if max_episode_steps is not None:
-        limit = whole_number("max_episode_steps", max_episode_steps, minimum=1)
-        return limit, limit
-    wrapper = limit_of_gym_make(kind)
-    limit = suite.max_steps if wrapper is None else wrapper
-    return limit if chunk_size > 1 and limit != -1 else None, limit if limit != -1 else suite.max_steps
+        limits, truncates = check_max_episode_steps(max_episode_steps, len(tasks)), True
+    elif (wrapper := limit_of_gym_make(kind, suite.time_limit)) == -1:
+        truncates = False
+    elif wrapper is not None:
+        limits, truncates = (wrapper,) * len(tasks), chunk_size > 1
+    return one_or_all(limits) if truncates else None, {
+        task.task_id: limit for task, limit in zip(tasks, limits, strict=True)
+    }
+
+
+def check_max_episode_steps(max_episode_steps: Any, n_tasks: int) -> tuple[int, ...]:
+    """A limit of control steps for each task: one number for all, or a sequence with one for each.
+
+    Raises:
+        ValueError: If a limit is no whole number of at least 1, or their number is not that of the tasks.
+    """
+    if np.ndim(max_episode_steps) == 0:
+        return (whole_number("max_episode_steps", max_episode_steps, minimum=1),) * n_tasks
+    limits = sequence("max_episode_steps", max_episode_steps)
+    if len(limits) != n_tasks:
+        raise ValueError(
+            f"max_episode_steps has {len(limits)} limits; expected one, or one for each of {n_tasks} tasks."
+        )
+    return tuple(whole_number("max_episode_steps", limit, minimum=1) for limit in limits)
+
+
+def one_or_all(limits: Sequence[int]) -> int | tuple[int, ...]:
+    """The tasks' limits as ``max_episode_steps`` states them: one number if they are all the same."""
+    return limits[0] if len(set(limits)) == 1 else tuple(limits)
 
 
 def _numbers(what_is: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -107,7 +107,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     ``terminated`` when the goal holds. ``truncated`` by Gymnasium's ``TimeLimit`` at the suite's limit (220 control
     steps for Spatial, 280 Object, 300 Goal, 520 LIBERO-10, 400 LIBERO-90) or at ``max_episode_steps``. The wrapper
-    counts calls of `step`; an environment with chunks counts its control steps itself, up to the same limit.
+    counts calls of `step` up to one number; an environment with chunks, or of a suite whose tasks' limits differ
+    (``LIBERO-40-v0`` has those of its four suites), counts control steps itself.
 
     ## Reset
 
@@ -128,8 +129,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
     ``is_success``, ``task_id``, ``task_name``, ``init_state_id``, ``instruction``, ``reward_terms``, ``elapsed_steps``
     (control steps of the episode so far, which chunks make more than steps; settling does not count); with
     ``reward="progress"`` also ``progress_terms``, what phi is the sum of: per predicate of the goal ``reach``,
-    ``place`` and ``hold``, such as ``on(akita_black_bowl_1, plate_1)/place`` (not from vector environments, whose
-    tasks differ).
+    ``place`` and ``hold``, such as ``on(akita_black_bowl_1, plate_1)/place`` (not from vector environments).
 
     ## Versions
 
@@ -145,8 +145,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         image_size: Side of the square images in pixels, 8 to 2048.
         cameras: Cameras to show, ``"agentview"`` and ``"wrist"``; ``()`` draws nothing.
         reward: ``"sparse"``, ``"progress"`` or ``"process"``.
-        reward_model: For ``"process"``: an object with ``score(images, instructions)``, or what an installed package
-            loads it from, such as a folder of `vla_agent`'s.
+        reward_model: For ``"process"``: an object with ``score(images, instructions)``, or the folder it is saved in.
         renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for nearly the
             same ones, drawn without OpenGL at a fraction of the cost.
         physics: ``"exact"`` for stock's states to the bit, used for every reported result; ``"fast"`` solves for the
@@ -161,8 +160,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         n_render_threads: Threads that draw a frame together, which stays the same; for ``renderer="fast"`` alone.
         render_mode: ``"rgb_array"`` or None.
         render_size: Side of `render`'s frames in pixels; None takes ``image_size``.
-        max_episode_steps: Truncate after so many control steps. None leaves that to Gymnasium's ``TimeLimit``. With
-            chunks, which that cannot count, the environment takes its limit, or `gym.make`'s argument, from it.
+        max_episode_steps: Truncate after so many control steps: one number, or one for each of the tasks. None leaves
+            that to Gymnasium's ``TimeLimit``. Where that cannot count (see Episode end), the environment does.
 
     Raises:
         ValueError: If an argument is out of range; the message names the choices.
@@ -192,7 +191,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         n_render_threads: int = 1,
         render_mode: str | None = None,
         render_size: int | None = None,
-        max_episode_steps: int | None = None,
+        max_episode_steps: int | Sequence[int] | None = None,
         **unknown: Any,
     ) -> None:
         refuse_unknown_arguments(unknown, LiberoEnv.__init__)
@@ -218,9 +217,10 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
         render_size = self.image_size if render_size is None else render_size
         self.render_size = rendering.check_image_size(render_size, "render_size")
-        self.max_episode_steps, self._limit = check_limits(max_episode_steps, self.chunk_size, self.suite, type(self))
+        limits = check_limits(max_episode_steps, self.chunk_size, self.suite, chosen, type(self))
+        self.max_episode_steps, self.step_limits = limits
         sight = self.cameras, self.image_size, self.renderer, self.render_device, self.n_render_threads
-        self._observe = Observer(*sight, self.privileged, self.instruction_kind, self._limit)
+        self._observe = Observer(*sight, self.privileged, self.instruction_kind, self.step_limits)
         self.observation_space = self._observe.space(self.suite.n_tasks)
         check_instructions(chosen, self.observation_space)
         shape = (ACTION_DIM,) if self.chunk_size == 1 else (self.chunk_size, ACTION_DIM)
@@ -289,10 +289,11 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             gym.error.ClosedEnvironmentError: After `close`.
         """
         simulator, episode, truncated = self.simulator, self._episode, False
+        limit = self.step_limits[episode.task.task_id]
         for single in check_action(action, cast(tuple[int, ...], self.action_space.shape)).reshape(-1, ACTION_DIM):
             simulator.step(single)
             episode.elapsed_steps += 1
-            truncated = self.max_episode_steps is not None and episode.elapsed_steps >= self.max_episode_steps
+            truncated = self.max_episode_steps is not None and episode.elapsed_steps >= limit
             if simulator.success or truncated:
                 break
         observation = self._observe(episode.elapsed_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ class Observer:
         n_render_threads: How many threads draw a fast frame.
         privileged: Whether to show what only the simulator knows.
         instruction: A name among `observations.INSTRUCTION_KINDS`.
-        limit: Control steps of an episode; privileged observations hold the share that is left.
+        limits: Control steps of an episode, by task id; privileged observations hold the share that is left.
     """
 
     cameras: tuple[str, ...]
@@ -37,7 +38,7 @@ class Observer:
     n_render_threads: int
     privileged: bool
     instruction: str
-    limit: int
+    limits: Mapping[int, int]
 
     def space(self, n_tasks: int) -> spaces.Dict:
         """The space of the observations, in a suite of so many tasks."""
@@ -62,7 +63,7 @@ class Observer:
             observation = {IMAGE_KEYS[camera]: frame for camera, frame in zip(self.cameras, frames, strict=True)}
         observation["state"] = proprioception(self._simulator)
         if self.privileged:
-            time_left = 1 - elapsed_steps / self.limit
+            time_left = 1 - elapsed_steps / self.limits[self._task.task_id]
             robot_state = observation["state"][None]
             observation[PRIVILEGED_KEY] = self._privileged_state(self._simulator.arrays, robot_state, time_left)[0]
         return add_instruction(observation, self._task, self.instruction)

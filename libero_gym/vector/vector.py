@@ -13,10 +13,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from libero_gym.common.checks import choice, flag, whole_number
+from libero_gym.common.checks import choice, flag
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.env import LiberoEnv
-from libero_gym.env.arguments import check_actions, check_options, check_task_weights
+from libero_gym.env.arguments import check_actions, check_options, check_task_weights, one_or_all
 from libero_gym.rewards import TERMS
 from libero_gym.vector import arguments as vector_arguments
 from libero_gym.vector.backend import ENDED, FINAL, IDLE, INFO_KEYS, Backend, BackendFactory, Plan, ResetRequests
@@ -70,7 +70,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         num_envs: Number of environments.
         backend: What simulates them: a name among `BACKENDS`, or a function that makes a `Backend` of a `Plan`.
         autoreset_mode: A ``gymnasium.vector.AutoresetMode``, or its value, such as ``"NextStep"``.
-        max_episode_steps: Truncate episodes after so many control steps; None takes the suite's limit.
+        max_episode_steps: Truncate episodes after so many control steps: one number, or one for each of the chosen
+            tasks. None takes the tasks' own limits.
         **kwargs: Arguments of the back end (those of `Processes`: ``n_workers``, ``timeout``, ``restart``,
             ``render_device``), and further arguments of `LiberoEnv`.
 
@@ -96,7 +97,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         *,
         backend: str | BackendFactory = "processes",
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-        max_episode_steps: int | None = None,
+        max_episode_steps: int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         make = backend_factory(backend)
@@ -110,16 +111,16 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
                 "reward='process' would put a reward model into every worker; vla_agent.make_vec_env(..., "
                 "reward='process', reward_model=...) scores all environments' frames in one batch."
             )
-        example = LiberoEnv(**env_kwargs)  # checks the arguments; draws nothing
+        # It checks the arguments and draws nothing.
+        example = LiberoEnv(**env_kwargs, max_episode_steps=max_episode_steps)
         self.num_envs = vector_arguments.check_num_envs(num_envs, cast(spaces.Dict, example.observation_space))
         self.autoreset_mode = vector_arguments.check_autoreset_mode(autoreset_mode)
-        self.max_episode_steps = example.suite.max_steps
-        if max_episode_steps is not None:
-            self.max_episode_steps = whole_number("max_episode_steps", max_episode_steps, minimum=1)
+        self.max_episode_steps = one_or_all([example.step_limits[task_id] for task_id in example.task_ids])
         self.suite, self.task_ids, self.instructions = example.suite, example.task_ids, example.instructions
         self.chunk_size, self.render_mode = example.chunk_size, example.render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.settings = example.settings | {"max_episode_steps": self.max_episode_steps}
+        limits = self.max_episode_steps  # as JSON has them
+        self.settings = example.settings | {"max_episode_steps": list(limits) if isinstance(limits, tuple) else limits}
         self._tasks = example.tasks
         self._terms = TERMS[example.reward]
         self.single_observation_space = example.observation_space
