@@ -20,9 +20,11 @@ from libero_gym.dimensions import CAMERA_KEYS, Renderer
 from libero_gym.tasks import SUITES, get_suite
 from vla_agent.augmentation import Augmentation
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
+from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation import evaluate_policy
-from vla_agent.evaluation.provenance import write_training_states
+from vla_agent.evaluation.provenance import read_training_states, write_training_states
 from vla_agent.openvla import OpenVLA
+from vla_agent.openvla.files import resolve_folder
 from vla_agent.openvla.tiny import chunked_config, write_tiny
 from vla_agent.sft.data import ActionChunks
 from vla_agent.sft.paraphrases import vocabulary
@@ -220,6 +222,15 @@ def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
     return trainer.export()
 
 
+def note_training_states(options: Options, checkpoint: Path) -> None:
+    """Write down the initial states that were recorded, so that evaluations can tell seen ones from unseen ones."""
+    recorded = describe_suite(SUITES[options.suite].env_id).states_by_source(
+        ids_or_none("--task-ids", options.task_ids), ids_or_none("--init-states", options.init_states) or []
+    )
+    before = read_training_states(resolve_folder(options.model, weights=False)) if options.model else None
+    write_training_states(checkpoint, recorded, before)
+
+
 def main(options: Options) -> None:
     """Record demonstrations if none are given, learn from them, save the model, and evaluate it."""
     check_options(options)
@@ -229,8 +240,8 @@ def main(options: Options) -> None:
     model = train(options, model, load_data(options, root, model))
     checkpoint = options.out / "model"
     model.to(th.bfloat16).save_pretrained(checkpoint)
-    if not options.demonstrations:  # so that evaluations can tell seen initial states from unseen ones
-        write_training_states(checkpoint, options.suite, ids_or_none("--init-states", options.init_states) or [])
+    if not options.demonstrations:
+        note_training_states(options, checkpoint)
     print(f"Wrote {checkpoint}; use it as --model {checkpoint}")
     if options.evaluate_states:
         report = evaluate_policy(

@@ -289,12 +289,12 @@ def make_logger(folder: Path, num_timesteps: int) -> Logger:
 
 def note_training_states(options: Options) -> None:
     """Write down the initial states trained on, so that evaluations can tell seen ones from unseen ones."""
-    suite = describe_suite(options.env_id)
-    trained = ids_or_none("--init-states", options.init_states)
-    if trained is None:
-        trained = list(range(max(suite.n_initial_states(task_id) for task_id in range(len(suite.task_names)))))
+    task_ids = ids_or_none("--task-ids", options.task_ids)
+    trained = describe_suite(options.env_id).states_by_source(
+        task_ids, ids_or_none("--init-states", options.init_states)
+    )
     started_from = read_training_states(resolve_folder(options.model, weights=False))
-    write_training_states(options.out / "model", suite.name, trained, started_from)
+    write_training_states(options.out / "model", trained, started_from)
 
 
 def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallback) -> None:
@@ -311,9 +311,10 @@ def report(options: Options, success: Curriculum, evaluation: EvaluationCallback
     film = ", episode.mp4" if evaluation else ""
     print(f"Wrote model/, curve.png{film} and logs into {options.out}")
     if evaluation is not None:
-        names = dict(enumerate(describe_suite(options.env_id).instructions))
+        suite = describe_suite(options.env_id)
+        names, sources = dict(enumerate(suite.instructions)), dict(enumerate(suite.sources))
         print(f"Greedy, {options.eval_renderer} frames, initial states that training never saw:")
-        print(describe_change(evaluation.history[0].episodes, evaluation.history[-1].episodes, names))
+        print(describe_change(evaluation.history[0].episodes, evaluation.history[-1].episodes, names, sources))
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:

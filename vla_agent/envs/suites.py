@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -16,21 +16,40 @@ class SuiteDescription(NamedTuple):
 
     Attributes:
         name: LIBERO's own name, such as ``libero_spatial``.
-        max_steps: Control steps that the evaluation protocol allows an episode.
+        max_steps: Control steps that the evaluation protocol allows an episode, of the longest task.
         task_names: LIBERO's names of the tasks, in benchmark order.
         instructions: The tasks' instructions, in the same order.
+        step_limits: Control steps that each task's episodes may take, in the same order.
+        sources: Name of the suite that each task comes from, in the same order; its own unless it joins several.
     """
 
     name: str
     max_steps: int
     task_names: tuple[str, ...]
     instructions: tuple[str, ...]
+    step_limits: tuple[int, ...]
+    sources: tuple[str, ...]
 
     def n_initial_states(self, task_id: int) -> int:
         """Number of official initial states of a task."""
         from libero_gym.tasks import get_tasks, initial_states
 
         return len(initial_states(get_tasks(self.name)[task_id]))
+
+    def states_by_source(
+        self, task_ids: Sequence[int] | None, init_state_ids: Sequence[int] | None
+    ) -> dict[str, list[int]]:
+        """Official initial states of chosen tasks, by the suite that each task comes from.
+
+        Args:
+            task_ids: The tasks; None for all.
+            init_state_ids: The states; None for all that there are.
+        """
+        states: dict[str, set[int]] = {}
+        for task_id in range(len(self.task_names)) if task_ids is None else task_ids:
+            own = range(self.n_initial_states(task_id)) if init_state_ids is None else init_state_ids
+            states.setdefault(self.sources[task_id], set()).update(own)
+        return {source: sorted(ids) for source, ids in states.items()}
 
     def prepare_fixtures(self, draws: Mapping[int, int], seed: int) -> None:
         """Draw and cache fixture poses, before several workers ask for them at once.
@@ -51,6 +70,17 @@ class SuiteDescription(NamedTuple):
             prepare(tasks[task_id], wanted[task_id], seed)
 
 
+def suite_of_statistics(unnorm_key: str) -> str | None:
+    """The suite whose demonstrations a checkpoint's statistics are of, by the name that they have; None if unknown.
+
+    Published checkpoints name them after the suite, such as ``libero_spatial_no_noops``.
+    """
+    from libero_gym.tasks import SUITES
+
+    name = unnorm_key.removesuffix("_no_noops")
+    return name if name in SUITES else None
+
+
 def describe_suite(env_id: str) -> SuiteDescription:
     """The suite behind a registered id.
 
@@ -67,5 +97,10 @@ def describe_suite(env_id: str) -> SuiteDescription:
     suite = SUITES[known[env_id]]
     tasks = get_tasks(suite.name)
     return SuiteDescription(
-        suite.name, suite.max_steps, tuple(task.name for task in tasks), tuple(task.instruction for task in tasks)
+        suite.name,
+        suite.max_steps,
+        tuple(task.name for task in tasks),
+        tuple(task.instruction for task in tasks),
+        tuple(task.max_steps or suite.max_steps for task in tasks),
+        tuple(task.source for task in tasks),
     )

@@ -24,9 +24,12 @@ MARGIN = 64  # pixels of text above the frames
 
 
 def describe_change(
-    before: Sequence[EpisodeResult], after: Sequence[EpisodeResult], instructions: Mapping[int, str]
+    before: Sequence[EpisodeResult],
+    after: Sequence[EpisodeResult],
+    instructions: Mapping[int, str],
+    suites: Mapping[int, str] | None = None,
 ) -> str:
-    """Describe the change in a few lines: each task, both success rates, the paired test.
+    """Describe the change in a few lines: each task, each suite if there are several, both success rates, the test.
 
     A line reads such as "before: 13 of 20 (43 to 82 %), after: 18 of 20 (70 to 97 %)".
 
@@ -34,12 +37,8 @@ def describe_change(
         before: Episodes of the first evaluation.
         after: Episodes of the second evaluation, from the same initial states.
         instructions: The tasks' instructions by task id.
+        suites: Names of the suites that the tasks come from, by task id.
     """
-    second = {episode[:2]: episode for episode in after}
-    pairs = [(episode, second[episode[:2]]) for episode in before if episode[:2] in second]
-    gained = sum(not one.success and two.success for one, two in pairs)
-    lost = sum(one.success and not two.success for one, two in pairs)
-    test = f"paired: {gained} gained, {lost} lost, p = {mcnemar_exact(lost, gained):.2g} (McNemar, exact)"
     lines = []
     tasks = sorted({episode.task_id for episode in before})
     for task_id in tasks if len(tasks) > 1 else []:
@@ -47,7 +46,20 @@ def describe_change(
         lines.append(f"  task {task_id}: {_count(one)} -> {_count(two)}  {instructions[task_id]}")
     if len(tasks) == 1:
         lines.append(f"  task {tasks[0]}: {instructions[tasks[0]]}")
-    return "\n".join([*lines, f"before: {_share(before)}, after: {_share(after)}", test])
+    sources = {task_id: (suites or {}).get(task_id, "") for task_id in tasks}
+    parts = list(dict.fromkeys(sources.values()))
+    for suite in parts if len(parts) > 1 else []:
+        one, two = ([e for e in episodes if sources.get(e.task_id) == suite] for episodes in (before, after))
+        lines.append(f"  {suite}: {_share(one)} -> {_share(two)}, {_paired(one, two)}")
+    return "\n".join([*lines, f"before: {_share(before)}, after: {_share(after)}", _paired(before, after)])
+
+
+def _paired(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
+    second = {episode[:2]: episode for episode in after}
+    pairs = [(episode, second[episode[:2]]) for episode in before if episode[:2] in second]
+    gained = sum(not one.success and two.success for one, two in pairs)
+    lost = sum(one.success and not two.success for one, two in pairs)
+    return f"paired: {gained} gained, {lost} lost, p = {mcnemar_exact(lost, gained):.2g} (McNemar, exact)"
 
 
 def _count(episodes: Sequence[EpisodeResult]) -> str:

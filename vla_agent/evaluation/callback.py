@@ -30,7 +30,7 @@ class EvaluationCallback(EventCallback):
     It changes nothing in the learning: it has its own environments, and puts torch's generators back. It logs
     ``eval/success_rate``, ``eval/success_low`` and ``eval/success_high`` (Wilson's 95 % interval),
     ``eval/success_task_<id>``, ``eval/mean_ep_length`` (control steps), ``eval/best_success_rate``, and
-    ``time/eval_s``.
+    ``time/eval_s``; ``eval/success_<suite>`` if tasks come from several suites.
 
     The policy is evaluated between two iterations, after the update that follows a rollout.
 
@@ -180,4 +180,6 @@ class EvaluationCallback(EventCallback):
         self.logger.record("eval/best_success_rate", self.best_success_rate)
         for task_id, row in report.tasks.items():
             self.logger.record(f"eval/success_task_{task_id}", row.rate)
+        for suite, row in report.suites.items() if len(report.suites) > 1 else ():
+            self.logger.record(f"eval/success_{suite}", row.rate)
         self.logger.record("time/eval_s", seconds)

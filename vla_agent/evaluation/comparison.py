@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vla_agent.common.intervals import mcnemar_exact, newcombe_interval
@@ -28,6 +28,7 @@ class Comparison:
         only_second: Paired episodes in which the second alone succeeded.
         p_value: Two-sided p-value of McNemar's exact test; None if episodes are not paired.
         interval: Newcombe's 95 % interval of the difference, as of independent episodes: wide for paired ones.
+        suites: The same of each suite that tasks come from, by its name, if both reports have several.
     """
 
     differences: list[str]
@@ -39,6 +40,7 @@ class Comparison:
     only_second: int
     p_value: float | None
     interval: tuple[float, float]
+    suites: dict[str, Comparison] = field(default_factory=dict)
 
     @property
     def comparable(self) -> bool:
@@ -75,6 +77,10 @@ class Comparison:
             )
         else:
             lines.append("No episode was run by both, so they are compared as independent samples (Newcombe).")
+        for name, part in self.suites.items():
+            test = "" if part.p_value is None else f", p = {part.p_value:.3g}"
+            rates = f"{100 * part.first.rate:.1f} % against {100 * part.second.rate:.1f} %"
+            lines.append(f"  {name}: {rates} of {part.first.n} and {part.second.n} episodes{test}.")
         verdict = "The difference is significant" if self.significant else "No significant difference"
         lines.append(f"{verdict} at {SIGNIFICANCE_LEVEL:.0%}.")
         if not self.comparable:
@@ -115,6 +121,7 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
     row_two = SuccessRow.of([two[pair] for pair in both or two])
     only_one = sum(one[pair].success and not two[pair].success for pair in both)
     only_two = sum(two[pair].success and not one[pair].success for pair in both)
+    shared = [name for name in first.suites if name in second.suites] if same_suite else []
     return Comparison(
         differences,
         choices,
@@ -125,7 +132,14 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
         only_two,
         mcnemar_exact(only_one, only_two) if both else None,
         newcombe_interval((row_one.successes, row_one.n), (row_two.successes, row_two.n)),
+        {name: compare_reports(_part(first, name), _part(second, name)) for name in shared if len(shared) > 1},
     )
+
+
+def _part(report: EvaluationReport, suite: str) -> EvaluationReport:
+    """The report of the tasks that come from a suite."""
+    own = [episode for episode in report.episodes if report.suite_of(episode.task_id) == suite]
+    return replace(report, episodes=own)
 
 
 def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:

@@ -21,13 +21,20 @@ from libero_gym.common.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
-from vla_agent.envs.suites import describe_suite
+from vla_agent.envs.suites import describe_suite, suite_of_statistics
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.learning import read_curve
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
 from vla_agent.evaluation.protocols import PROTOCOLS
-from vla_agent.evaluation.provenance import UNKNOWN, describe_model, overlap, provenance, read_training_states
+from vla_agent.evaluation.provenance import (
+    UNKNOWN,
+    describe_model,
+    overlap,
+    provenance,
+    read_training_states,
+    unfamiliar_suites,
+)
 from vla_agent.evaluation.reports import EvaluationReport, as_folder
 from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.trials import Trial, held_out_states, plan_trials
@@ -83,9 +90,9 @@ class Evaluator:
             `play_episodes` says what else `predict` may take.
         env_id: Id of the environments, such as "LIBERO-Spatial-v0".
         task_ids: Tasks of the suite; all by default.
-        init_state_ids: Official initial states, each once per task; all 50 by default. "held-out": those that the
-            model was not trained on, by its checkpoint's ``training.json``. It may be () if there are
-            ``placement_seeds``.
+        init_state_ids: Official initial states, each once per task; all 50 by default. "held-out": those of each
+            task's suite that the model was not trained on, by its checkpoint's ``training.json``. It may be () if
+            there are ``placement_seeds``.
         placement_seeds: Further initial states, each once per task, with the objects anywhere in the BDDL's regions. In
             the report such a state's id is -1 - seed. They serve to choose a model; results are reported on official
             states.
@@ -146,19 +153,21 @@ class Evaluator:
             self.subject = load_subject(model, device)
         self.training_states = read_training_states(self.subject.folder)
         self.suite = describe_suite(env_id)
+        states: Any = init_state_ids
         if isinstance(init_state_ids, str):
-            init_state_ids = held_out_states(self.suite, self.training_states, init_state_ids)
-        self.trials = plan_trials(env_id, task_ids, init_state_ids, placement_seeds)
+            states = held_out_states(self.suite, self.training_states, init_state_ids)
+        self.trials = plan_trials(env_id, task_ids, states, placement_seeds)
+        self.task_ids = sorted({trial.task_id for trial in self.trials})
         self.conditions: dict[str, Any] = {
             "suite": self.suite.name,
-            "task_ids": sorted({trial.task_id for trial in self.trials}),
+            "task_ids": self.task_ids,
             "init_state_ids": sorted({trial.init_state_id for trial in self.trials}),
             "protocol": self.protocol.name,
             "fixture_seed": self.protocol.fixture_seed,
             "fixture_draw": self.protocol.fixture_draw,
             "renderer": renderer,
             "settle_steps": env_kwargs.pop("settle_steps", self.protocol.settle_steps),
-            "max_steps": max_episode_steps or self.protocol.max_steps(self.suite),
+            "max_steps": max_episode_steps or self.protocol.max_steps(self.suite, self.task_ids),
         }
         trained = getattr(self.subject.model, "policy", None)
         unnorm_key = unnorm_key or getattr(trained, "unnorm_key", None)
@@ -253,7 +262,8 @@ class Evaluator:
             conditions=self.conditions,
             settings=settings,
             episodes=[],
-            task_names={task_id: self.suite.task_names[task_id] for task_id in self.conditions["task_ids"]},
+            task_names={task_id: self.suite.task_names[task_id] for task_id in self.task_ids},
+            task_suites={task_id: self.suite.sources[task_id] for task_id in self.task_ids},
             manifest={
                 "model": description,
                 "training_states": self.training_states or UNKNOWN,
@@ -262,7 +272,7 @@ class Evaluator:
             },
             complete=False,
         )
-        self._warn_of_overlap()
+        self._warn()
         journal = None
         if out is not None:
             parallel = ("n_envs",)  # does not decide the episodes
@@ -339,14 +349,22 @@ class Evaluator:
             raise ValueError("film_failures needs an out folder, and environments with the agentview camera.")
         return Filmer(out, film_failures, self.settings["chunk_size"])
 
-    def _warn_of_overlap(self) -> None:
-        seen = overlap(self.training_states, self.suite.name, self.conditions["init_state_ids"])
-        if seen:
+    def _warn(self) -> None:
+        """Warn of states that the model was trained on, and of suites that it was not trained on."""
+        evaluated: dict[str, set[int]] = {}
+        for trial in self.trials:
+            evaluated.setdefault(self.suite.sources[trial.task_id], set()).add(trial.init_state_id)
+        for suite, seen in (overlap(self.training_states, evaluated) or {}).items():
+            where = f" of {suite}" if len(evaluated) > 1 else ""
             warnings.warn(
-                f"The model was trained on {len(seen)} of the {len(self.conditions['init_state_ids'])} initial states "
-                "that it is evaluated on; init_state_ids='held-out' leaves them out.",
+                f"The model was trained on {len(seen)} of the {len(evaluated[suite])} initial states{where} that it is "
+                "evaluated on; init_state_ids='held-out' leaves them out.",
                 stacklevel=4,
             )
+        key = self.settings["unnorm_key"] or next(iter(getattr(self.env.processor, "unnorm_keys", [])), None)
+        doubt = unfamiliar_suites(self.training_states, key and suite_of_statistics(key), evaluated)
+        if doubt:
+            warnings.warn(doubt, stacklevel=4)
 
 
 class _Clock:

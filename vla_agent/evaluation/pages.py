@@ -30,7 +30,12 @@ def markdown(report: EvaluationResults) -> str:
     if not report.complete:
         lines += [f"The evaluation was interrupted after {len(report.episodes)} episodes.", ""]
     note = f"**{note}**" if seen else note
-    lines += [describe_protocol(report.conditions), "", note, "", f"![Success by task]({CHART_FILE})", ""]
+    lines += [describe_protocol(report.conditions), "", note, "", f"![Success]({CHART_FILE})", ""]
+    if len(report.suites) > 1:
+        lines += ["| suite | success | | 95 % interval | control steps, all | of successes |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
+        lines += [_suite_line(name, row) for name, row in (report.suites | {"all": report.total}).items()]
+        lines += [""]
     lines += [
         "| task | | success | 95 % interval | control steps, all | of successes |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -66,23 +71,25 @@ def facts(report: EvaluationResults) -> dict[str, str]:
 
 def training_note(report: EvaluationResults) -> tuple[str, bool]:
     """Which initial states the model was trained on, in words, and whether some of the evaluated are among them."""
-    suite = report.conditions["suite"]
     training = report.manifest.get("training_states")
     if not isinstance(training, dict):
         return "Which initial states the model was trained on is unknown.", False
-    if not training.get(suite):
-        return "The model was trained on no official initial state of this suite.", False
-    trained = describe_ids(training[suite])
-    seen = set(training[suite]) & set(report.conditions["init_state_ids"])
-    if not seen:
-        return f"The model was trained on initial states {trained} of this suite, and evaluated on none of them.", False
-    among = f"{len(seen)} of the {len(report.conditions['init_state_ids'])} evaluated are among them."
-    return f"The model was trained on initial states {trained} of this suite; {among}", True
+    suites = list(report.suites) or [report.conditions["suite"]]
+    notes = [
+        _note_on(suite if len(suites) > 1 else "this suite", training.get(suite, []), _states_of(report, suite))
+        for suite in suites
+    ]
+    return " ".join(note for note, _ in notes), any(seen for _, seen in notes)
 
 
 def draw_chart(report: EvaluationResults, path: Path) -> None:
-    """Write a PNG with a bar per task, its counts at the right, and Wilson's 95 % interval as a line."""
+    """Write a PNG with a bar per task, its counts at the right, and Wilson's 95 % interval as a line.
+
+    If tasks come from several suites, there is a bar per suite instead.
+    """
     rows = [(_label(task_id, report.task_names[task_id]), row) for task_id, row in report.tasks.items()]
+    if len(report.suites) > 1:
+        rows = list(report.suites.items())
     colors = [_TASK_COLOR] * len(rows)
     if len(rows) > 1:
         rows.append(("all tasks", report.total))
@@ -105,6 +112,30 @@ def draw_chart(report: EvaluationResults, path: Path) -> None:
     title = f"{report.conditions['suite']}, {100 * report.success_rate:.1f} % of {report.total.n} episodes"
     axes.set_title(title, fontsize=10.5, loc="left")
     save_figure(figure, path, _DPI)
+
+
+def _note_on(suite: str, trained: list[int], evaluated: set[int]) -> tuple[str, bool]:
+    if not trained:
+        return f"The model was trained on no official initial state of {suite}.", False
+    seen = evaluated & set(trained)
+    states = f"The model was trained on initial states {describe_ids(trained)} of {suite}"
+    if not seen:
+        return f"{states}, and evaluated on none of them.", False
+    return f"{states}; {len(seen)} of the {len(evaluated)} evaluated are among them.", True
+
+
+def _states_of(report: EvaluationResults, suite: str) -> set[int]:
+    """Initial states that the tasks of a suite were evaluated on, or are to be."""
+    own = {episode.init_state_id for episode in report.episodes if report.suite_of(episode.task_id) == suite}
+    return own if report.complete and own else own | set(report.conditions["init_state_ids"])
+
+
+def _suite_line(name: str, row: SuccessRow) -> str:
+    successes = "" if row.mean_success_steps is None else f"{row.mean_success_steps:.1f}"
+    return (
+        f"| {name} | {100 * row.rate:.1f} % | {row.successes}/{row.n} | {100 * row.low:.1f} to {100 * row.high:.1f} % "
+        f"| {row.mean_steps:.1f} | {successes} |"
+    )
 
 
 def _task_line(task_id: int, name: str, row: SuccessRow) -> str:

@@ -28,8 +28,8 @@ class EvaluationProtocol:
             Placements were made around draw 1, so they always stand on it.
         images: "published" renders 256 pixels, and applies JPEG and a Lanczos resize to the model's size. "training"
             feeds images as `make_vec_env` does in training.
-        step_limits: Control steps of an episode, by LIBERO's name of the suite. A suite that is not named keeps its
-            own limit.
+        step_limits: Control steps of an episode, by LIBERO's name of the suite that a task comes from. Tasks of a
+            suite that is not named keep their own limit.
         settle_steps: Control steps with an open gripper before the first observation.
     """
 
@@ -49,9 +49,11 @@ class EvaluationProtocol:
         """Where a trial begins, with its fixtures."""
         return trial.start._replace(fixture_seed=self.fixture_seed, fixture_draw=self.draw(trial))
 
-    def max_steps(self, suite: SuiteDescription) -> int:
-        """Control steps that an episode may take."""
-        return (self.step_limits or {}).get(suite.name, suite.max_steps)
+    def max_steps(self, suite: SuiteDescription, task_ids: Sequence[int]) -> int | list[int]:
+        """Control steps that an episode may take: one number, or one for each task if they differ."""
+        stated = self.step_limits or {}
+        limits = [stated.get(suite.sources[task_id], suite.step_limits[task_id]) for task_id in task_ids]
+        return limits[0] if len(set(limits)) == 1 else limits
 
     def image_options(self, size: int, center_crop: bool | None, image_size: int | None) -> dict[str, Any]:
         """Arguments of `make_vec_env` that make this protocol's images.

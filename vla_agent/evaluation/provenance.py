@@ -10,7 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,26 +107,52 @@ def read_training_states(folder: Path | None) -> TrainingStates | None:
 
 
 def write_training_states(
-    folder: Path, suite: str, init_state_ids: Iterable[int], base: TrainingStates | None = None
+    folder: Path, trained: Mapping[str, Iterable[int]], base: TrainingStates | None = None
 ) -> None:
     """Write into a checkpoint which official initial states it was trained on.
 
     Args:
         folder: Folder of the checkpoint or of a saved run.
-        suite: LIBERO's name of the suite.
-        init_state_ids: Official initial states.
+        trained: Official initial states, by LIBERO's name of the suite that the tasks come from.
         base: States that the model was trained on before, if it started from a trained one.
     """
     states = dict(base or {})
-    states[suite] = sorted({*states.get(suite, []), *(int(index) for index in init_state_ids)})
+    for suite, ids in trained.items():
+        states[suite] = sorted({*states.get(suite, []), *(int(index) for index in ids)})
     write_text(folder / TRAINING_FILE, json.dumps({"training": states}) + "\n")
 
 
-def overlap(training: TrainingStates | None, suite: str, init_state_ids: Iterable[int]) -> list[int] | None:
-    """Evaluated initial states that the model was trained on; None if that is unknown."""
+def overlap(training: TrainingStates | None, evaluated: Mapping[str, Iterable[int]]) -> TrainingStates | None:
+    """Evaluated initial states that the model was trained on, by suite; None if that is unknown.
+
+    Args:
+        training: The states that the model was trained on.
+        evaluated: Those that it is evaluated on, by LIBERO's name of the suite that the tasks come from.
+    """
     if training is None:
         return None
-    return sorted(set(training.get(suite, [])) & set(init_state_ids))
+    seen = {suite: sorted(set(training.get(suite, [])) & set(ids)) for suite, ids in evaluated.items()}
+    return {suite: ids for suite, ids in seen.items() if ids}
+
+
+def unfamiliar_suites(
+    training: TrainingStates | None, suite_of_statistics: str | None, evaluated: Iterable[str]
+) -> str | None:
+    """A sentence on evaluated suites that a model was not trained on, as far as its files tell; None if they do not.
+
+    Args:
+        training: The states that it was trained on, by suite.
+        suite_of_statistics: The suite that its statistics are of, by their key; None if the key names none.
+        evaluated: Names of the suites that the evaluated tasks come from.
+    """
+    known = list(training) if training is not None else [suite_of_statistics] if suite_of_statistics else None
+    strange = [suite for suite in evaluated if known is not None and suite not in known]
+    if known is None or not strange:
+        return None
+    if training is None:
+        return f"The model's action statistics are of {known[0]}; for {', '.join(strange)} they may be wrong."
+    trained = f"on {', '.join(known)} alone" if known else "on no suite"
+    return f"The model was trained {trained}, by its {TRAINING_FILE}; new to it: {', '.join(strange)}."
 
 
 def _are_ids(value: Any) -> bool:

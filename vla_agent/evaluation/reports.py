@@ -63,11 +63,13 @@ def _report(content: dict[str, Any], name: str) -> EvaluationReport:
     if content["schema"] != SCHEMA:
         raise ReportError(f"{name} has schema {shortened(content['schema'])}; this version reads schema {SCHEMA}.")
     parts = _Parts(name, content)
-    task_names = {}
+    task_names, task_suites = {}, {}
     for key, task in parts.get("tasks", dict).items():
         if not (key.isascii() and key.isdecimal() and isinstance(task, dict) and isinstance(task.get("name"), str)):
             raise ReportError(f"{name} is damaged: expected a number and a name of each of 'tasks', got {key!r}.")
         task_names[int(key)] = task["name"]
+        if "suite" in task:  # which reports of before do not name
+            task_suites[int(key)] = _Parts(f"{name}, task {key},", task).get("suite", str)
     episodes = [
         EpisodeResult.from_json(episode, f"{name}, episode {number},")
         for number, episode in enumerate(parts.get("episodes", list))
@@ -107,6 +109,7 @@ def _report(content: dict[str, Any], name: str) -> EvaluationReport:
         timing=timing,
         manifest=manifest,
         complete=parts.get("complete", bool),
+        task_suites=task_suites,
     )
 
 

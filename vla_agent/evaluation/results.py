@@ -112,6 +112,8 @@ class EvaluationResults:
         settings: Other choices: decoding, seed, the model's image path, number of environments.
         episodes: Episodes in the order of tasks and initial states.
         task_names: LIBERO's names of the tasks by task id.
+        task_suites: Names of the suites that tasks come from, by task id. A task that is not named comes from the
+            evaluation's own suite.
         timing: Seconds and latencies; of the last run if the evaluation took several.
         manifest: Versions, hashes and the initial states that the model was trained on.
         complete: False if the evaluation was interrupted.
@@ -124,10 +126,17 @@ class EvaluationResults:
     timing: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
     complete: bool = True
+    task_suites: dict[int, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{i:3} {describe_row(row)}  {self.task_names[i].replace('_', ' ')}" for i, row in self.tasks.items()]
+        if len(self.suites) > 1:
+            lines += [f"{name} {describe_row(row)}" for name, row in self.suites.items()]
         return "\n".join([*lines, f"All {describe_row(self.total)}"])
+
+    def suite_of(self, task_id: int) -> str:
+        """Name of the suite that a task comes from."""
+        return self.task_suites.get(task_id, self.conditions["suite"])
 
     @property
     def success_rate(self) -> float:
@@ -145,6 +154,15 @@ class EvaluationResults:
         ids = dict.fromkeys(episode.task_id for episode in self.episodes)
         return {i: SuccessRow.of([episode for episode in self.episodes if episode.task_id == i]) for i in ids}
 
+    @property
+    def suites(self) -> dict[str, SuccessRow]:
+        """A row per suite that tasks come from, by its name, in the order of the episodes."""
+        names = dict.fromkeys(self.suite_of(episode.task_id) for episode in self.episodes)
+        return {
+            name: SuccessRow.of([episode for episode in self.episodes if self.suite_of(episode.task_id) == name])
+            for name in names
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The content of `report.json`."""
         rows = self.tasks
@@ -155,8 +173,9 @@ class EvaluationResults:
             "summary": self.total.to_json(),
             "conditions": self.conditions,
             "settings": self.settings,
+            "suites": {name: row.to_json() for name, row in self.suites.items()},
             "tasks": {
-                str(task_id): {"name": name, **rows.get(task_id, nothing).to_json()}
+                str(task_id): {"name": name, "suite": self.suite_of(task_id), **rows.get(task_id, nothing).to_json()}
                 for task_id, name in self.task_names.items()
             },
             "timing": self.timing,
@@ -188,7 +207,7 @@ def describe_ids(ids: Sequence[int]) -> str:
 
 def _ranges(ids: Sequence[int]) -> str:
     runs: list[list[int]] = []
-    for i in sorted(ids):
+    for i in sorted(set(ids)):
         if runs and i == runs[-1][1] + 1:
             runs[-1][1] = i
         else:

@@ -222,7 +222,8 @@ def env_id_without_states() -> Iterator[str]:
 def test_a_suite_without_initial_states_is_trained_on_none(env_id_without_states: str, tmp_path: Path) -> None:
     for env_id, n_states in ((env_id_without_states, 0), ("LIBERO-Spatial-v0", 50)):
         (tmp_path / env_id / "model").mkdir(parents=True)
-        train.note_training_states(train.Options(env_id=env_id, init_states="", model="tiny", out=tmp_path / env_id))
+        options = train.Options(env_id=env_id, task_ids="", init_states="", model="tiny", out=tmp_path / env_id)
+        train.note_training_states(options)
         noted = json.loads((tmp_path / env_id / "model" / "training.json").read_text())["training"]
         assert list(noted.values()) == [list(range(n_states))]
 

@@ -180,11 +180,12 @@ def test_training_states_are_read_and_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "training.json"
     path.write_text('{"training": {"libero_spatial": [3, 1]}}')
     assert read_training_states(tmp_path) == {"libero_spatial": [1, 3]}
-    write_training_states(tmp_path, "libero_spatial", range(3, 5), read_training_states(tmp_path))
-    assert read_training_states(tmp_path) == {"libero_spatial": [1, 3, 4]}
-    assert overlap({"libero_spatial": [1, 3]}, "libero_spatial", range(3)) == [1]
-    assert overlap({"libero_spatial": [1, 3]}, "libero_goal", range(3)) == []
-    assert overlap(None, "libero_goal", range(3)) is None
+    trained = {"libero_spatial": range(3, 5), "libero_10": [7]}
+    write_training_states(tmp_path, trained, read_training_states(tmp_path))
+    assert read_training_states(tmp_path) == {"libero_spatial": [1, 3, 4], "libero_10": [7]}
+    evaluated = {"libero_spatial": range(3), "libero_goal": range(3)}
+    assert overlap({"libero_spatial": [1, 3]}, evaluated) == {"libero_spatial": [1]}
+    assert overlap(None, evaluated) is None
     path.write_text('{"trained": {}}')
     with pytest.raises(ValueError, match=r"training\.json' is damaged; expected"):
         read_training_states(tmp_path)

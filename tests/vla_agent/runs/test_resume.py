@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import (
     VLAPPO,
+    Curriculum,
     EvaluationCallback,
     EvaluationReport,
     LearningCurve,
@@ -72,6 +73,33 @@ def test_a_run_in_the_simulator_resumes_to_the_bit(tmp_path: Path) -> None:
     assert resumed.num_timesteps == 8
     resumed.learn(16, reset_num_timesteps=False)
     assert_equal_runs(whole, resumed)
+    for model in (whole, cut, resumed):
+        model.env.close()  # type: ignore[union-attr]
+
+
+def test_a_run_over_several_suites_resumes_to_the_bit(tmp_path: Path) -> None:
+    """A task of each of the four, whose limits differ, drawn by a curriculum."""
+    limits = {3: 2, 14: 3, 25: 4, 36: 5}
+
+    def make() -> VLAVecEnv:
+        kwargs: dict[str, Any] = {"max_episode_steps": list(limits.values()), "settle_steps": 0, "n_workers": 1}
+        return make_vec_env("LIBERO-40-v0", 2, task_id=list(limits), renderer="fast", seed=3, **kwargs)
+
+    def learn(*stop: BaseCallback) -> tuple[VLAPPO, Curriculum]:
+        curriculum = Curriculum("frontier")
+        model = VLAPPO("VLAPolicy", make(), n_steps=6, batch_size=12, n_epochs=1, seed=0, device="cpu")
+        return model.learn(36, [curriculum, *stop]), curriculum
+
+    (whole, expected), (cut, _) = learn(), learn(StopAt(16))
+    cut.save(tmp_path / "a")
+    resumed, curriculum = VLAPPO.load(tmp_path / "a", make(), device="cpu"), Curriculum("frontier")
+    resumed.learn(36 - resumed.num_timesteps, curriculum, reset_num_timesteps=False)
+    assert_equal_runs(whole, resumed)
+    assert curriculum.history == expected.history
+    assert all(episode.length == limits[episode.task_id] for episode in expected.history)
+    assert len({episode.task_id for episode in expected.history}) > 2
+    assert list(curriculum.weights) == list(limits)
+    assert curriculum.weights == expected.weights
     for model in (whole, cut, resumed):
         model.env.close()  # type: ignore[union-attr]
 

@@ -141,7 +141,7 @@ def test_a_run_that_was_evaluated_is_still_a_run(tmp_path: Path) -> None:
 
     model = fake_model()
     model.save(tmp_path / "a")
-    write_training_states(tmp_path / "a", "libero_spatial", [1])
+    write_training_states(tmp_path / "a", {"libero_spatial": [1]})
     assert TRAINING_FILE in RUN.optional
     model.save(tmp_path / "a")
 
