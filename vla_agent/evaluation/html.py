@@ -112,12 +112,12 @@ def report_page(report: EvaluationResults, folder: Path) -> str:
 
 
 def by_suite(report: EvaluationResults) -> list[SuiteResult]:
-    """The rows of a report, suite by suite."""
-    tasks = [
-        TaskResult(task_id, report.task_names[task_id].replace("_", " "), row, failed_from(report.episodes, task_id))
-        for task_id, row in report.tasks.items()
-    ]
-    return [SuiteResult(report.conditions["suite"], tasks, report.total)]
+    """The rows of a report, by the suites that its tasks come from."""
+    tasks: dict[str, list[TaskResult]] = {}
+    for task_id, row in report.tasks.items():
+        name, failed = report.task_names[task_id].replace("_", " "), failed_from(report.episodes, task_id)
+        tasks.setdefault(report.suite_of(task_id), []).append(TaskResult(task_id, name, row, failed))
+    return [SuiteResult(suite, tasks[suite], total) for suite, total in report.suites.items()]
 
 
 def failed_from(episodes: Sequence[EpisodeResult], task_id: int) -> str:

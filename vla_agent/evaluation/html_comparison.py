@@ -96,7 +96,7 @@ def changes_by_suite(
     after: Sequence[EpisodeResult],
     paired: bool,
 ) -> list[SuiteChange]:
-    """The changes, suite by suite; if the two are of different suites, each has its own.
+    """The changes, by the suites that tasks come from; what one side alone has played has a suite of its own.
 
     Args:
         first: The evaluation before.
@@ -105,16 +105,17 @@ def changes_by_suite(
         after: Episodes of the second that are compared.
         paired: Whether these are the same episodes.
     """
-    suites: dict[str, list[list[EpisodeResult]]] = {}
-    suites.setdefault(first.conditions["suite"], [[], []])[0] += before
-    suites.setdefault(second.conditions["suite"], [[], []])[1] += after
+    suites: dict[str, tuple[list[EpisodeResult], list[EpisodeResult]]] = {}
+    names: dict[str, dict[int, str]] = {}
+    for side, (report, episodes) in enumerate(((first, before), (second, after))):
+        for episode in episodes:
+            suite = report.suite_of(episode.task_id)
+            suites.setdefault(suite, ([], []))[side].append(episode)
+            names.setdefault(suite, {})[episode.task_id] = report.task_names[episode.task_id]
     changes = []
     for suite, (one, two) in suites.items():
-        names: dict[int, str] = {}
-        for report in (first, second):
-            names |= report.task_names if report.conditions["suite"] == suite else {}
         tasks = [
-            _change(task_id, names[task_id].replace("_", " "), _of(one, task_id), _of(two, task_id), paired)
+            _change(task_id, names[suite][task_id].replace("_", " "), _of(one, task_id), _of(two, task_id), paired)
             for task_id in dict.fromkeys(episode.task_id for episode in [*one, *two])
         ]
         changes.append(SuiteChange(suite, tasks, _change(-1, "", one, two, paired, counted=True)))

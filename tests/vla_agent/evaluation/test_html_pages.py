@@ -22,7 +22,7 @@ from vla_agent.evaluation.callback import EvaluatedEpisodes, EvaluationCallback
 from vla_agent.evaluation.charts import plot, summarize, whole_ticks
 from vla_agent.evaluation.clips import clip_path, read_clips
 from vla_agent.evaluation.html import report_page
-from vla_agent.evaluation.html_comparison import comparison_page
+from vla_agent.evaluation.html_comparison import changes_by_suite, comparison_page
 from vla_agent.evaluation.learning import RunCurve, read_curve
 from vla_agent.evaluation.results import EpisodeResult, describe_row
 
@@ -200,15 +200,23 @@ def test_tables_say_what_their_cells_are(tmp_path: Path) -> None:
         assert labelled.count("aria-label") == page.tags.count("svg") + page.tags.count("video")
 
 
-def test_several_suites_have_a_row_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = report_of("++-+" + "----")
-    assert "libero_goal" not in [row[0] for row in Page(report_page(report, tmp_path)).rows if row]
-    (suite,) = html.by_suite(report)
-    suites = [suite._replace(name="one"), suite._replace(name="two")]
-    monkeypatch.setattr(html, "by_suite", lambda report: suites)
-    page = Page(report_page(report, tmp_path))
-    assert page.row("one")[1] == page.row("two")[1] == page.row("all tasks")[1]
-    assert [row[0] for row in page.rows if row and row[0] in ("one", "two")] == ["one", "two"]
+def test_several_suites_have_a_row_each(tmp_path: Path) -> None:
+    one = report_of("++-+" + "----")
+    assert "libero_goal" not in [row[0] for row in Page(report_page(one, tmp_path)).rows if row]
+    suites = {0: "libero_spatial", 1: "libero_goal"}
+    before, after = replace(one, task_suites=suites), replace(report_of("+-++" + "--+-"), task_suites=suites)
+    page = Page(report_page(before, tmp_path))
+    assert page.row("libero_spatial")[1].startswith("3/4")
+    assert page.row("libero_goal")[1].startswith("0/4")
+    assert page.row("all tasks")[1].startswith("3/8")
+    changes = changes_by_suite(before, after, before.episodes, after.episodes, paired=True)
+    assert [(change.name, len(change.tasks)) for change in changes] == [("libero_spatial", 1), ("libero_goal", 1)]
+    other = replace(after, task_suites=dict.fromkeys(suites, "libero_10"))
+    changes = changes_by_suite(before, other, before.episodes, other.episodes, paired=False)
+    assert [(change.name, len(change.tasks)) for change in changes] == [
+        *[(suites[i], 1) for i in (0, 1)],
+        ("libero_10", 2),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ films
