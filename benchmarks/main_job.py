@@ -4,10 +4,10 @@
     python benchmarks/main_job.py --seeds 0
 
 Runs ``python examples/train_ppo.py --seed S --out FOLDER`` with no other option, then evaluates the model that it
-started from and each that it ended with (exact frames, greedy) on the official initial states 0 to 19 and on drawn
-ones that neither training nor its own evaluations see, the same for all. Differences are paired by state: McNemar's
-exact test for each seed, and a bootstrap over states (all seeds of a state together) for their mean. Writes
-``benchmarks/results/main_job.json``, and the curve of each seed beside it.
+started from and the best of each run (exact frames, greedy): on drawn initial states that neither training nor its own
+evaluations see, and on the official ones 0 to 19, by which the best was chosen; figures of the two are kept apart.
+Differences are paired by state: McNemar's exact test for each seed, and a bootstrap over states (all seeds of a state
+together) for their mean. Writes ``benchmarks/results/main_job.json``, and the curve of each seed beside it.
 """
 
 from __future__ import annotations
@@ -77,6 +77,18 @@ def evaluate(args: argparse.Namespace, model: str, folder: Path) -> Outcomes:
     return outcomes
 
 
+def curve(folder: Path) -> dict[str, float]:
+    """Success rates of a run's own evaluations, by the decisions before them."""
+    state = json.loads((folder / "model" / STATE).read_text())
+    history = next(each["history"] for each in state["callbacks"].values() if "best_success_rate" in each)
+    return {str(steps): float(np.mean([episode[2] for episode in episodes])) for steps, episodes in history}
+
+
+def of_kind(outcomes: Outcomes, kind: str) -> Outcomes:
+    """Those of official or of drawn states."""
+    return {key: success for key, success in outcomes.items() if key[0] == kind}
+
+
 def describe(before: Outcomes, after: Outcomes) -> dict[str, Any]:
     """Rates of a seed, and how they differ from those before training."""
     gained = sum(after[key] and not before[key] for key in before)
@@ -131,17 +143,18 @@ def main() -> None:
     }
     trained = {seed: train(args, seed) for seed in args.seeds}
     before = evaluate(args, options.model, args.work / "before")
-    after = {seed: evaluate(args, str(folder / "model"), folder / "judged") for seed, (folder, _) in trained.items()}
-    results["before"] = rate(before)
+    after = {seed: evaluate(args, str(folder / "best"), folder / "judged") for seed, (folder, _) in trained.items()}
     results["seeds"] = {
-        str(seed): {
-            "seconds": trained[seed][1],
-            "times": times(trained[seed][0]),
-            **describe(before, outcomes),
-        }
-        for seed, outcomes in after.items()
+        str(seed): {"seconds": trained[seed][1], "times": times(trained[seed][0]), "evaluations": curve(folder)}
+        for seed, (folder, _) in trained.items()
     }
-    results["mean_gain"] = mean_gain(before, list(after.values()))
+    for kind in ("drawn", "official"):
+        started, ended = of_kind(before, kind), {seed: of_kind(outcomes, kind) for seed, outcomes in after.items()}
+        results[kind] = {
+            "before": rate(started),
+            "seeds": {str(seed): describe(started, outcomes) for seed, outcomes in ended.items()},
+            "mean_gain": mean_gain(started, list(ended.values())),
+        }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
     for seed, (folder, _) in trained.items():

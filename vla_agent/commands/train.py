@@ -35,7 +35,7 @@ from vla_agent import (
 from vla_agent.algorithms.health import Stopwatch
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.envs.suites import describe_suite
-from vla_agent.evaluation.before_after import describe_change, film_change, telling_trial
+from vla_agent.evaluation.before_after import describe_change, describe_share, film_change, telling_trial
 from vla_agent.evaluation.provenance import read_training_states, write_training_states
 from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla.files import resolve_folder
@@ -298,10 +298,11 @@ def note_training_states(options: Options) -> None:
 
 
 def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallback) -> None:
-    """Film one unseen initial state: the policy before training on the left, after training on the right."""
-    before, after = evaluation.history[0].episodes, evaluation.history[-1].episodes
-    trial, path = telling_trial(before, after), options.out / "episode.mp4"
-    film_change(options.model, model, options.env_id, trial, path, renderer=options.eval_renderer)
+    """Film one unseen initial state: the policy before training on the left, the best of the training on the right."""
+    first, best, last = evaluation.history[0], evaluation.best, evaluation.history[-1]
+    trial, path = telling_trial(first.episodes, best.episodes), options.out / "episode.mp4"
+    after = model if best is last else options.out / "best"
+    film_change(options.model, after, options.env_id, trial, path, renderer=options.eval_renderer)
 
 
 def report(options: Options, success: Curriculum, evaluation: EvaluationCallback | None) -> None:
@@ -314,7 +315,10 @@ def report(options: Options, success: Curriculum, evaluation: EvaluationCallback
         suite = describe_suite(options.env_id)
         names, sources = dict(enumerate(suite.instructions)), dict(enumerate(suite.sources))
         print(f"Greedy, {options.eval_renderer} frames, initial states that training never saw:")
-        print(describe_change(evaluation.history[0].episodes, evaluation.history[-1].episodes, names, sources))
+        first, best, last = evaluation.history[0], evaluation.best, evaluation.history[-1]
+        print(describe_change(first.episodes, last.episodes, names, sources))
+        if best is not last:
+            print(f"best: {describe_share(best.episodes)}, after {best.num_timesteps} decisions; it is in best/")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:

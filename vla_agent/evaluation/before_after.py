@@ -50,8 +50,10 @@ def describe_change(
     parts = list(dict.fromkeys(sources.values()))
     for suite in parts if len(parts) > 1 else []:
         one, two = ([e for e in episodes if sources.get(e.task_id) == suite] for episodes in (before, after))
-        lines.append(f"  {suite}: {_share(one)} -> {_share(two)}, {_paired(one, two)}")
-    return "\n".join([*lines, f"before: {_share(before)}, after: {_share(after)}", _paired(before, after)])
+        lines.append(f"  {suite}: {describe_share(one)} -> {describe_share(two)}, {_paired(one, two)}")
+    return "\n".join(
+        [*lines, f"before: {describe_share(before)}, after: {describe_share(after)}", _paired(before, after)]
+    )
 
 
 def _paired(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
@@ -66,7 +68,8 @@ def _count(episodes: Sequence[EpisodeResult]) -> str:
     return f"{sum(episode.success for episode in episodes)} of {len(episodes)}"
 
 
-def _share(episodes: Sequence[EpisodeResult]) -> str:
+def describe_share(episodes: Sequence[EpisodeResult]) -> str:
+    """Successes with Wilson's interval, such as "18 of 20 (70 to 97 %)"."""
     row = SuccessRow.of(episodes)
     return f"{row.successes} of {row.n} ({100 * row.low:.0f} to {100 * row.high:.0f} %)"
 

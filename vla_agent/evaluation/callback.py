@@ -95,6 +95,11 @@ class EvaluationCallback(EventCallback):
         rows = [(steps, SuccessRow.of(episodes)) for steps, episodes in self.history]
         return [Evaluated(steps, row.rate, row.low, row.high) for steps, row in rows]
 
+    @property
+    def best(self) -> EvaluatedEpisodes:
+        """The first of the evaluations with the highest success rate; its model is in ``<folder>/best``."""
+        return max(self.history, key=lambda done: SuccessRow.of(done.episodes).rate)
+
     def _init_callback(self) -> None:
         super()._init_callback()
         if self.callback_on_new_best is not None:

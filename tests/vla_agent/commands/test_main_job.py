@@ -22,9 +22,11 @@ from stable_baselines3 import PPO
 
 import libero_gym
 from libero_gym import Task, get_tasks, register_suite
-from vla_agent import VLAPPO, EvaluationReport, VLAVecEnv, make_vec_env
+from vla_agent import VLAPPO, Curriculum, EvaluationReport, VLAVecEnv, make_vec_env
 from vla_agent.commands import render, train, train_scorer
 from vla_agent.commands.train import check, parse_arguments
+from vla_agent.evaluation.callback import EvaluatedEpisodes
+from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.openvla import load_processor
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer
 
@@ -105,6 +107,22 @@ def test_same_seed_trains_the_same_model(tmp_path: Path) -> None:
     first, second = trained(), trained()
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def test_a_training_that_fell_at_its_end_names_its_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = train.Options(eval_freq=16, eval_states="0-1", out=tmp_path)
+    evaluation = train.make_evaluation(options)
+    for steps, successes in ((0, (False, False)), (16, (True, True)), (32, (True, True)), (48, (True, False))):
+        episodes = [EpisodeResult(1, state, success, 9) for state, success in enumerate(successes)]
+        evaluation.history.append(EvaluatedEpisodes(steps, episodes))
+    assert evaluation.best is evaluation.history[1]  # whose model was kept; an equal one later is not
+    train.report(options, Curriculum("uniform", 0.5), evaluation)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].startswith("before: 0 of 2 (0 to 66 %), after: 1 of 2")
+    assert lines[-1] == "best: 2 of 2 (34 to 100 %), after 16 decisions; it is in best/"
+    del evaluation.history[3], evaluation.history[2]
+    train.report(options, Curriculum("uniform", 0.5), evaluation)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("paired: ")
 
 
 def test_the_main_job_writes_what_it_promises(tmp_path: Path) -> None:
