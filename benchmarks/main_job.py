@@ -4,8 +4,8 @@
     python benchmarks/main_job.py --seeds 0
 
 Runs ``python examples/train_ppo.py --seed S --out FOLDER`` with no other option, then evaluates the model that it
-started from and the best of each run (exact frames, greedy): on drawn initial states that neither training nor its own
-evaluations see, and on the official ones 0 to 19, by which the best was chosen; figures of the two are kept apart.
+started from and the best of each run (exact frames, greedy) on drawn initial states that neither training nor its own
+evaluations see, the same for all. The best was chosen by the run's evaluations on the official states 0 to 19.
 Differences are paired by state: McNemar's exact test for each seed, and a bootstrap over states (all seeds of a state
 together) for their mean. Writes ``benchmarks/results/main_job.json``, and the curve of each seed beside it.
 """
@@ -32,7 +32,7 @@ from vla_agent.runs.run_files import STATE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULTS = Path(__file__).parent / "results"
-Outcomes = dict[tuple[str, int, int], bool]  # by suite, task and state
+Outcomes = dict[tuple[int, int], bool]  # by task and state
 
 
 def run(script: str, *arguments: str) -> float:
@@ -64,17 +64,13 @@ def times(folder: Path) -> dict[str, float]:
 
 
 def evaluate(args: argparse.Namespace, model: str, folder: Path) -> Outcomes:
-    """Success from every unseen initial state, official and drawn."""
+    """Success from every initial state to judge by."""
     options = Options()
-    kinds = {"official": ["--init-states", args.init_states], "drawn": ["--placement-seeds", args.drawn_states]}
-    outcomes: Outcomes = {}
-    for kind, states in kinds.items():
-        command = ["--model", model, "--env-id", options.env_id, "--task-ids", options.task_ids, *states]
-        command += ["--protocol", "training", "--n-envs", "8", "--out", str(folder / kind)]
-        run("evaluate.py", *command)
-        for episode in EvaluationReport.load(folder / kind).episodes:
-            outcomes[kind, episode.task_id, episode.init_state_id] = episode.success
-    return outcomes
+    command = ["--model", model, "--env-id", options.env_id, "--task-ids", options.task_ids, "--protocol", "training"]
+    run("evaluate.py", *command, "--placement-seeds", args.states, "--n-envs", "8", "--out", str(folder))
+    return {
+        (episode.task_id, episode.init_state_id): episode.success for episode in EvaluationReport.load(folder).episodes
+    }
 
 
 def curve(folder: Path) -> dict[str, float]:
@@ -84,27 +80,19 @@ def curve(folder: Path) -> dict[str, float]:
     return {str(steps): float(np.mean([episode[2] for episode in episodes])) for steps, episodes in history}
 
 
-def of_kind(outcomes: Outcomes, kind: str) -> Outcomes:
-    """Those of official or of drawn states."""
-    return {key: success for key, success in outcomes.items() if key[0] == kind}
-
-
 def describe(before: Outcomes, after: Outcomes) -> dict[str, Any]:
     """Rates of a seed, and how they differ from those before training."""
     gained = sum(after[key] and not before[key] for key in before)
     lost = sum(before[key] and not after[key] for key in before)
-    kinds = sorted({(kind, task_id) for kind, task_id, _ in before})
     return {
         **rate(after),
         "points": round(100 * (np.mean(list(after.values())) - np.mean(list(before.values()))), 2),
         "gained": gained,
         "lost": lost,
         "mcnemar_p": mcnemar_exact(lost, gained),
-        "by_kind_and_task": {
-            f"{kind}, task {task_id}": [
-                sum(outcomes[key] for key in outcomes if key[:2] == (kind, task_id)) for outcomes in (before, after)
-            ]
-            for kind, task_id in kinds
+        "by_task": {
+            task_id: [sum(outcomes[key] for key in outcomes if key[0] == task_id) for outcomes in (before, after)]
+            for task_id in sorted({task_id for task_id, _ in before})
         },
     }
 
@@ -126,8 +114,7 @@ def mean_gain(before: Outcomes, after: list[Outcomes]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--init-states", default="0-19", help="official ones to judge by")
-    parser.add_argument("--drawn-states", default="1000-1039", help="placement seeds to judge by")
+    parser.add_argument("--states", default="1000-1039", help="placement seeds to judge by")
     parser.add_argument("--work", type=Path, default=Path("runs/main_job"))
     parser.add_argument("--out", type=Path, default=RESULTS / "main_job.json")
     args = parser.parse_args()
@@ -138,23 +125,22 @@ def main() -> None:
         "command": "python examples/train_ppo.py --seed S",
         "env_id": options.env_id,
         "task_ids": options.task_ids,
-        "init_states": args.init_states,
-        "drawn_states": args.drawn_states,
+        "states": args.states,
     }
     trained = {seed: train(args, seed) for seed in args.seeds}
     before = evaluate(args, options.model, args.work / "before")
     after = {seed: evaluate(args, str(folder / "best"), folder / "judged") for seed, (folder, _) in trained.items()}
     results["seeds"] = {
-        str(seed): {"seconds": trained[seed][1], "times": times(trained[seed][0]), "evaluations": curve(folder)}
-        for seed, (folder, _) in trained.items()
-    }
-    for kind in ("drawn", "official"):
-        started, ended = of_kind(before, kind), {seed: of_kind(outcomes, kind) for seed, outcomes in after.items()}
-        results[kind] = {
-            "before": rate(started),
-            "seeds": {str(seed): describe(started, outcomes) for seed, outcomes in ended.items()},
-            "mean_gain": mean_gain(started, list(ended.values())),
+        str(seed): {
+            "seconds": seconds,
+            "times": times(folder),
+            "evaluations": curve(folder),
+            **describe(before, after[seed]),
         }
+        for seed, (folder, seconds) in trained.items()
+    }
+    results["before"] = rate(before)
+    results["mean_gain"] = mean_gain(before, list(after.values()))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
     for seed, (folder, _) in trained.items():
