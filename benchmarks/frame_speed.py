@@ -84,6 +84,32 @@ def draw_frames(renderers: list[str]) -> None:
         answers.flush()
 
 
+def draw_with_threads() -> None:
+    """Answers each line on standard input with wall-clock milliseconds of a frame by size and number of threads."""
+    from libero_gym.compilation.compile import compile_task
+    from libero_gym.rendering import render
+    from libero_gym.simulation.simulator import Simulator
+    from libero_gym.tasks import get_tasks, initial_states
+
+    task = get_tasks(TASKS[0][0])[TASKS[0][1]]
+    simulator = Simulator(compile_task(task))
+    simulator.reset(initial_states(task)[0])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for _ in sys.stdin:
+        times = {}
+        for size in (*SIZES, 512):
+            for n_threads in (1, 2):
+                spent = []
+                for _ in range(20):
+                    before = time.perf_counter()
+                    render(simulator, CAMERAS, size, renderer="fast", n_threads=n_threads)
+                    spent.append((time.perf_counter() - before) * 1e3 / len(CAMERAS))
+                times[f"{size}, {n_threads} thread{'s' * (n_threads > 1)}"] = min(spent)
+        answers.write(json.dumps(times) + "\n")
+        answers.flush()
+
+
 def step_vector(n_envs: int, name: str) -> None:
     """Answers each line on standard input with control steps per second of a vector environment."""
     import env_throughput
@@ -209,6 +235,8 @@ def main() -> None:
         kind, *rest = args.probe
         if kind == "frames":
             draw_frames(rest)
+        elif kind == "threads":
+            draw_with_threads()
         else:
             step_vector(int(rest[0]), rest[1])
         return
@@ -219,6 +247,9 @@ def main() -> None:
     tree = Path(__file__).resolve().parent.parent
     results: dict[str, Any] = {"provenance": provenance()}
     results["frames"] = measure_frames(tree, args.earlier, args.repeats)
+    with probes({"": (tree, ("threads",))}) as running:
+        rounds = [running[""].round() for _ in range(args.repeats)]
+    results["threads_wall_ms"] = {key: round(min(each[key] for each in rounds), 2) for key in rounds[0]}
     results["steps_per_s"] = {n: measure_vectors(tree, n, args.repeats) for n in args.envs}
     results["four_workers_mb"] = {
         name: round(env_footprint.run_probe("workers_ours", name)["mb"]) for name in ("exact", "fast")

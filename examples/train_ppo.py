@@ -1,6 +1,6 @@
 """Train a vision-language-action model by PPO in LIBERO. The project's main job.
 
-    python examples/train_ppo.py                    # two CPU cores, no network: 5.5 minutes, 53 to 91 %
+    python examples/train_ppo.py                    # two CPU cores, no network: 7 minutes, 51 to 92 %
     python examples/train_ppo.py --long             # three tasks, 21 minutes: from 68 % to about 92 %
     python examples/train_ppo.py --help             # every option
     python examples/train_ppo.py --model openvla/openvla-7b-finetuned-libero-spatial --env-id LIBERO-Spatial-v0 \
