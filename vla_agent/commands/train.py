@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.utils import LinearSchedule
 
 from libero_gym.common.atomic import write_text
-from libero_gym.common.checks import whole_number
+from libero_gym.common.checks import real_number, whole_number
 from libero_gym.dimensions import SHAPING_GAMMA, Renderer
 from vla_agent import (
     VLAPPO,
@@ -65,7 +65,7 @@ class Options:
     n_epochs: int = 2  # passes over each rollout
     gradient_accumulation_steps: int = 1  # parts of a minibatch that go through the network one after the other
     learning_rate: float = 5e-5  # learning rate of the policy, at the beginning
-    learning_rate_end: float = 5e-5  # and at the end of training; it changes linearly
+    learning_rate_end: float | None = None  # and at the end of training, changing linearly; None for the same
     value_learning_rate: float = 1e-3  # learning rate of the critic
     gamma: float = 0.95  # discount per decision, here 8 control steps: trying a failed grasp again costs something
     gae_lambda: float = 0.9  # GAE's lambda for the advantages
@@ -162,6 +162,8 @@ def check(options: Options) -> None:
         whole_number(option_name(name), getattr(options, name), minimum=0)
     for name in ("n_envs", "n_steps", "batch_size", "checkpoint_every"):
         whole_number(option_name(name), getattr(options, name), minimum=1)
+    if options.learning_rate_end is not None:
+        real_number("--learning-rate-end", options.learning_rate_end, 0)
     ids_or_none("--task-ids", options.task_ids)
     trained = ids_or_none("--init-states", options.init_states)
     evaluated = ids_or_none("--eval-states", options.eval_states)
@@ -255,9 +257,8 @@ def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path
 
 def learning_rate(options: Options) -> float | LinearSchedule:
     """The policy's rate, or how it changes over the training."""
-    if options.learning_rate == options.learning_rate_end:
-        return options.learning_rate
-    return LinearSchedule(options.learning_rate, options.learning_rate_end, end_fraction=1.0)
+    end = options.learning_rate_end
+    return options.learning_rate if end is None else LinearSchedule(options.learning_rate, end, end_fraction=1.0)
 
 
 def make_evaluation(options: Options) -> EvaluationCallback:

@@ -109,6 +109,15 @@ def test_same_seed_trains_the_same_model(tmp_path: Path) -> None:
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
+def test_the_learning_rate_stays_unless_an_end_is_given() -> None:
+    assert train.learning_rate(parse_arguments(["--learning-rate", "2e-5"])) == 2e-5
+    falling = train.learning_rate(parse_arguments(["--learning-rate", "2e-5", "--learning-rate-end", "0"]))
+    assert callable(falling)
+    assert [falling(left) for left in (1.0, 0.25, 0.0)] == pytest.approx([2e-5, 5e-6, 0])
+    with pytest.raises(ValueError, match="--learning-rate-end"):
+        check(parse_arguments(["--learning-rate-end", "-1"]))
+
+
 def test_a_training_that_fell_at_its_end_names_its_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = train.Options(eval_freq=16, eval_states="0-1", out=tmp_path)
     evaluation = train.make_evaluation(options)
