@@ -71,7 +71,7 @@ def train(tree: Path, renderer: str, seed: int, n_iterations: int, further: list
         command += ["--n-envs", str(N_ENVS), "--n-steps", str(N_STEPS)]
         environment = os.environ | {"PYTHONPATH": str(tree)}
         with open(f"{folder}/log", "w+") as log:
-            if subprocess.run(command, env=environment, stdout=log, stderr=log).returncode:
+            if subprocess.run(command, env=environment, cwd=tree, stdout=log, stderr=log).returncode:
                 log.seek(0)
                 raise RuntimeError(f"{' '.join(command)} failed:\n{log.read()[-2000:]}")
         with open(f"{folder}/run/progress.csv") as stream:
