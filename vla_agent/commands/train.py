@@ -92,7 +92,7 @@ class Options:
     eval_freq: int = 1536  # decisions between greedy evaluations, which also run before and after; 0 for none
     eval_states: str = "0-19"  # official initial states to evaluate on; training must not see them
     n_eval_placements: int = 0  # further initial states per task to evaluate on, drawn; none is trained on
-    eval_renderer: Renderer = "fast"  # of evaluations and the film; "exact" takes three times as long
+    eval_renderer: Renderer = "fast"  # of evaluations and the film; "exact" takes longer
     existing: Literal["refuse", "aside"] = "refuse"  # if --out holds another run; "aside" moves it to earlier/
     resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
     allow_changes: bool = False  # resume with other options than the run was made with
