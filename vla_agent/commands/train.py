@@ -300,9 +300,9 @@ def note_training_states(options: Options) -> None:
 
 def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallback) -> None:
     """Film one unseen initial state: the policy before training on the left, the best of the training on the right."""
-    first, best, last = evaluation.history[0], evaluation.best, evaluation.history[-1]
-    trial, path = telling_trial(first.episodes, best.episodes), options.out / "episode.mp4"
-    after = model if best is last else options.out / "best"
+    first, last = evaluation.history[0], evaluation.best if evaluation.fell else evaluation.history[-1]
+    trial, path = telling_trial(first.episodes, last.episodes), options.out / "episode.mp4"
+    after = options.out / "best" if evaluation.fell else model
     film_change(options.model, after, options.env_id, trial, path, renderer=options.eval_renderer)
 
 
@@ -318,7 +318,7 @@ def report(options: Options, success: Curriculum, evaluation: EvaluationCallback
         print(f"Greedy, {options.eval_renderer} frames, initial states that training never saw:")
         first, best, last = evaluation.history[0], evaluation.best, evaluation.history[-1]
         print(describe_change(first.episodes, last.episodes, names, sources))
-        if best is not last:
+        if evaluation.fell:
             print(f"best: {describe_share(best.episodes)}, after {best.num_timesteps} decisions; it is in best/")
 
 

@@ -100,6 +100,12 @@ class EvaluationCallback(EventCallback):
         """The first of the evaluations with the highest success rate; its model is in ``<folder>/best``."""
         return max(self.history, key=lambda done: SuccessRow.of(done.episodes).rate)
 
+    @property
+    def fell(self) -> bool:
+        """Whether the last evaluation is worse than the best."""
+        rates = [SuccessRow.of(done.episodes).rate for done in (self.history[-1], self.best)]
+        return rates[0] < rates[1]
+
     def _init_callback(self) -> None:
         super()._init_callback()
         if self.callback_on_new_best is not None:

@@ -164,7 +164,8 @@ class InstantEvaluator:
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def run(self, **kwargs: Any) -> EvaluationReport:
-        return EvaluationReport({}, {}, [EpisodeResult(2, 5, False, 3)], {2: "a task"}, {}, {}, True)
+        episodes = [EpisodeResult(2, 5, False, 3)]
+        return EvaluationReport({"suite": "libero_spatial"}, {}, episodes, {2: "a task"}, {}, {}, True)
 
     def close(self) -> None: ...
 
