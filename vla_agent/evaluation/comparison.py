@@ -8,7 +8,7 @@ from typing import Any
 from vla_agent.common.intervals import mcnemar_exact, newcombe_interval
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import EvaluationReport
-from vla_agent.evaluation.results import SuccessRow, describe_ids, describe_row
+from vla_agent.evaluation.results import SuccessRow, describe_ids, describe_row, paired_episodes
 
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -113,14 +113,12 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
     for name, report in (("first", first), ("second", second)):
         if not report.complete:
             differences.append(f"The {name} report is of an interrupted evaluation ({len(report.episodes)} episodes).")
-    one = {episode[:2]: episode for episode in first.episodes}
-    two = {episode[:2]: episode for episode in second.episodes}
     same_suite = first.conditions.get("suite") == second.conditions.get("suite")
-    both = [pair for pair in one if pair in two] if same_suite else []
-    row_one = SuccessRow.of([one[pair] for pair in both or one])
-    row_two = SuccessRow.of([two[pair] for pair in both or two])
-    only_one = sum(one[pair].success and not two[pair].success for pair in both)
-    only_two = sum(two[pair].success and not one[pair].success for pair in both)
+    both = paired_episodes(first.episodes, second.episodes) if same_suite else []
+    row_one = SuccessRow.of([one for one, _ in both] or first.episodes)
+    row_two = SuccessRow.of([two for _, two in both] or second.episodes)
+    only_one = sum(one.success and not two.success for one, two in both)
+    only_two = sum(two.success and not one.success for one, two in both)
     shared = [name for name in first.suites if name in second.suites] if same_suite else []
     return Comparison(
         differences,

@@ -12,7 +12,7 @@ from vla_agent.evaluation.html import film_section, learning_sections, render, s
 from vla_agent.evaluation.pages import facts, model_name
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import EvaluationReport
-from vla_agent.evaluation.results import EpisodeResult, SuccessRow
+from vla_agent.evaluation.results import EpisodeResult, SuccessRow, paired_episodes
 
 COMPARISON_FILE = "comparison.html"
 
@@ -128,9 +128,8 @@ def _compared(
     """The episodes that are compared: those that both ran if they are paired, else all."""
     if not paired:
         return first.episodes, second.episodes
-    after = {episode[:2]: episode for episode in second.episodes}
-    before = [episode for episode in first.episodes if episode[:2] in after]
-    return before, [after[episode[:2]] for episode in before]
+    pairs = paired_episodes(first.episodes, second.episodes)
+    return [one for one, _ in pairs], [two for _, two in pairs]
 
 
 def _change(

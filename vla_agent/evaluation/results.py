@@ -197,6 +197,14 @@ def describe_row(row: SuccessRow) -> str:
     )
 
 
+def paired_episodes(
+    before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]
+) -> list[tuple[EpisodeResult, EpisodeResult]]:
+    """Episodes of the same task and initial state, in the order of the first; what one side alone has is left out."""
+    second = {episode[:2]: episode for episode in after}
+    return [(episode, second[episode[:2]]) for episode in before if episode[:2] in second]
+
+
 def describe_ids(ids: Sequence[int]) -> str:
     """Ids as ranges, such as "0-4, 7" for [0, 1, 2, 3, 4, 7]; initial states below 0 by their placement seeds."""
     official, drawn = [i for i in ids if i >= 0], [-1 - i for i in ids if i < 0]
