@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from libero_gym.common.numba_cache import compiled
 from libero_gym.rendering.filling import clipped_polygon, fill_polygon
 from libero_gym.rendering.kernels import f32, inlined, kernel
 from libero_gym.rendering.packing import TRIANGLE_BITS, Geometry
@@ -150,7 +149,8 @@ def _hits(
     return n
 
 
-def _mix(ids, veil, opacity, window, colours):
+@kernel
+def mix(ids, veil, opacity, window, colours):
     """Mixes a veil's colours with what is there, rounded to nearest.
 
     Args:
@@ -166,7 +166,3 @@ def _mix(ids, veil, opacity, window, colours):
                 for k in range(3):
                     mixed = opacity * veil[row, x, k] + (1.0 - opacity) * colours[row, x, k]
                     colours[row, x, k] = np.uint8(mixed + 0.5)
-
-
-# Not a `kernel`: whether a product and a sum are one operation would decide how halves are rounded.
-mix = compiled(_mix, boundscheck=False, error_model="numpy")
