@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections import OrderedDict
 
 from libero_gym.common import cache
 from libero_gym.common.mujoco_import import mujoco
+from libero_gym.common.recent import kept
 from libero_gym.common.version import BENCHMARK
 from libero_gym.common.warn import warn_once
 from libero_gym.compilation import records
@@ -28,7 +30,7 @@ _scenes = os.environ.get("LIBERO_GYM_MAX_SCENES") or "4"
 if not _scenes.isdecimal() or not int(_scenes):
     raise ValueError(f"LIBERO_GYM_MAX_SCENES={_scenes!r}; expected a number of scenes, an integer from 1.")
 MAX_SCENES = int(_scenes)
-_visual_models: dict[str, mujoco.MjModel] = {}  # by the scene's key, oldest first
+_visual_models: OrderedDict[str, mujoco.MjModel] = OrderedDict()  # by the scene's key
 
 
 @functools.lru_cache(maxsize=128)
@@ -64,12 +66,7 @@ def visual_model(compiled: CompiledTask) -> mujoco.MjModel:
     Args:
         compiled: The task; tasks of one scene share the model.
     """
-    key = compiled.visual_key
-    if key not in _visual_models:
-        while len(_visual_models) >= MAX_SCENES:
-            del _visual_models[next(iter(_visual_models))]
-        _visual_models[key] = load_visual_model(compiled)
-    return _visual_models[key]
+    return kept(_visual_models, compiled.visual_key, lambda: load_visual_model(compiled), MAX_SCENES)
 
 
 def prepare_visual_model(compiled: CompiledTask) -> None:

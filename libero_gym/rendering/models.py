@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from libero_gym.common import cache
+from libero_gym.common.recent import kept
 from libero_gym.compilation import records
 from libero_gym.compilation.compile import (
     MAX_SCENES,
@@ -33,7 +33,6 @@ MAX_TEXTURE_SIDE = 2048
 
 # Packed scenes that a process keeps if they are mapped from files: their memory is shared, and the system's to take.
 MAX_MAPPED = 64
-_T = TypeVar("_T")
 _packed: OrderedDict[str, PackedScene] = OrderedDict()
 
 
@@ -73,17 +72,6 @@ def is_prepared(task: Task, renderer: str | None) -> bool:
     return scene is not None and cache.contains(
         records.visual_key(scene) if renderer == "exact" else _packed_key(scene)
     )
-
-
-def kept(scenes: OrderedDict[str, _T], key: str, make: Callable[[], _T], limit: int) -> _T:
-    """What is kept under a key, made if need be; the least recently used one makes room if there are ``limit``."""
-    if key not in scenes:
-        made = make()
-        while len(scenes) >= limit:
-            scenes.popitem(last=False)
-        scenes[key] = made
-    scenes.move_to_end(key)
-    return scenes[key]
 
 
 def _packed_key(scene: str) -> str:

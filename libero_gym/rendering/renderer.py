@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 import numpy as np
 
 from libero_gym.common.checks import choice
+from libero_gym.common.recent import kept
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.compile import MAX_SCENES
 from libero_gym.dimensions import Renderer
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
-from libero_gym.rendering.models import kept, packed_scene
+from libero_gym.rendering.models import packed_scene
 from libero_gym.rendering.posing import CAMERAS, camera_ids
 from libero_gym.rendering.scene import Scene
 from libero_gym.simulation.compiled import CompiledTask
