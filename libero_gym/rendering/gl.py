@@ -11,7 +11,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 _RENDERER = 0x1F01
 
@@ -48,21 +48,15 @@ def renderer_name(find: Callable[[bytes], int | None]) -> str:
 
     Args:
         find: The back end's ``GetProcAddress``, which gives the address of a function by its name.
-    """
-    get_string = _function(find, "glGetString", ctypes.c_char_p, ctypes.c_uint)
-    return str((get_string(_RENDERER) or b"").decode(errors="replace"))
-
-
-def _function(find: Callable[[bytes], int | None], name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
-    """The C function of that name.
 
     Raises:
-        OSError: If the library does not have it.
+        OSError: If the library does not have the function that tells.
     """
-    address = find(name.encode())
+    address = find(b"glGetString")
     if not address:
-        raise OSError(f"the OpenGL library has no {name}")
-    return ctypes.CFUNCTYPE(result, *arguments)(address)
+        raise OSError("the OpenGL library has no glGetString")
+    get_string = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_uint)(address)
+    return str((get_string(_RENDERER) or b"").decode(errors="replace"))
 
 
 class GLXBinding:
