@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 # ------------------------------------------------------------------------- probes, each in a process of its own
+
+
+def answer(measure: Callable[[], dict[str, float]]) -> None:
+    """Answers each line on standard input with a round of figures; whatever else is printed is no answer."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for _ in sys.stdin:
+        answers.write(json.dumps(measure()) + "\n")
+        answers.flush()
 
 
 def draw_frames(renderers: list[str]) -> None:
@@ -66,9 +75,8 @@ def draw_frames(renderers: list[str]) -> None:
         for action in np.random.default_rng(0).uniform(-1, 1, (_STEPS_BEFORE, 7)):
             simulator.step(action)
         simulators.append((f"{suite}[{task_id}]", simulator))
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed is no answer
-    for _ in sys.stdin:
+
+    def measure() -> dict[str, float]:
         times = {}
         for name, simulator in simulators:
             for size in SIZES:
@@ -80,8 +88,9 @@ def draw_frames(renderers: list[str]) -> None:
                             render(simulator, (camera,), size, renderer=renderer)
                             spent.append((time.process_time() - before) * 1e3)
                         times[f"{name} {size} {camera} {renderer}"] = min(spent)
-        answers.write(json.dumps(times) + "\n")
-        answers.flush()
+        return times
+
+    answer(measure)
 
 
 def draw_with_threads() -> None:
@@ -94,9 +103,8 @@ def draw_with_threads() -> None:
     task = get_tasks(TASKS[0][0])[TASKS[0][1]]
     simulator = Simulator(compile_task(task))
     simulator.reset(initial_states(task)[0])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for _ in sys.stdin:
+
+    def measure() -> dict[str, float]:
         times = {}
         for size in (*SIZES, 512):
             for n_threads in (1, 2):
@@ -106,8 +114,9 @@ def draw_with_threads() -> None:
                     render(simulator, CAMERAS, size, renderer="fast", n_threads=n_threads)
                     spent.append((time.perf_counter() - before) * 1e3 / len(CAMERAS))
                 times[f"{size}, {n_threads} thread{'s' * (n_threads > 1)}"] = min(spent)
-        answers.write(json.dumps(times) + "\n")
-        answers.flush()
+        return times
+
+    answer(measure)
 
 
 def step_vector(n_envs: int, name: str) -> None:
@@ -124,15 +133,15 @@ def step_vector(n_envs: int, name: str) -> None:
         env = env_throughput.make_vector(n_envs, **kwargs)
     import numpy as np
 
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     rng, n_steps = np.random.default_rng(0), env_throughput.VECTOR_STEPS
-    for _ in sys.stdin:
+
+    def measure() -> dict[str, float]:
         shape = (n_envs, chunk_size, 7) if chunk_size > 1 else (n_envs, 7)
         actions = rng.uniform(-1, 1, (n_steps, *shape))
-        elapsed = milliseconds(lambda actions=actions: [env.step(action) for action in actions])  # type: ignore[misc]
-        answers.write(json.dumps({"steps_per_s": n_envs * chunk_size * n_steps / elapsed * 1e3}) + "\n")
-        answers.flush()
+        elapsed = milliseconds(lambda: [env.step(action) for action in actions])
+        return {"steps_per_s": n_envs * chunk_size * n_steps / elapsed * 1e3}
+
+    answer(measure)
     env.close()
 
 

@@ -28,6 +28,7 @@ from measuring import provenance
 from vla_agent import EvaluationReport
 from vla_agent.commands.train import Options
 from vla_agent.common.intervals import mcnemar_exact, wilson_interval
+from vla_agent.evaluation.learning import read_curve
 from vla_agent.runs.run_files import STATE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -73,11 +74,10 @@ def evaluate(args: argparse.Namespace, model: str, folder: Path) -> Outcomes:
     }
 
 
-def curve(folder: Path) -> dict[str, float]:
+def evaluations(folder: Path) -> dict[str, float]:
     """Success rates of a run's own evaluations, by the decisions before them."""
-    state = json.loads((folder / "model" / STATE).read_text())
-    history = next(each["history"] for each in state["callbacks"].values() if "best_success_rate" in each)
-    return {str(steps): float(np.mean([episode[2] for episode in episodes])) for steps, episodes in history}
+    curve = read_curve(folder / "model")
+    return {} if curve is None else {str(point.num_timesteps): point.rate for point in curve.evaluations}
 
 
 def describe(before: Outcomes, after: Outcomes) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def main() -> None:
         str(seed): {
             "seconds": seconds,
             "times": times(folder),
-            "evaluations": curve(folder),
+            "evaluations": evaluations(folder),
             **describe(before, after[seed]),
         }
         for seed, (folder, seconds) in trained.items()

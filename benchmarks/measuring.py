@@ -45,11 +45,13 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @functools.cache
-def commit() -> str:
-    """Short hash of the commit that this process started from, with ``+`` where files differ from it."""
-    here = Path(__file__).parent
+def commit(tree: Path = Path(__file__).parent) -> str:
+    """Short hash of a checkout's commit, this one's by default, with ``+`` where files differ from it.
+
+    It is that of the first call: this process started from it.
+    """
     command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
-    return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True).stdout.strip()
 
 
 def machine() -> dict[str, Any]:

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measuring import provenance, report, summary
+from measuring import commit, provenance, report, summary
 from tqdm import tqdm
 
 TREE = Path(__file__).resolve().parent.parent
@@ -44,10 +44,10 @@ def main() -> None:
     for seed in tqdm(range(args.repeats), desc="rounds", unit="round"):
         for tree, renderer in variants:
             further = args.options.split() if tree == TREE else []
-            name = f"{commit_of(tree)}, {renderer}"
+            name = f"{commit(tree)}, {renderer}"
             for kind, rate in train(tree, renderer, seed, args.iterations, further).items():
                 rates.setdefault(name, {}).setdefault(kind, []).append(rate)
-    ours = {renderer: rates[f"{commit_of(TREE)}, {renderer}"] for renderer in RENDERERS}
+    ours = {renderer: rates[f"{commit(TREE)}, {renderer}"] for renderer in RENDERERS}
     results: dict[str, Any] = {
         "provenance": provenance(),
         "options": f"{OPTIONS} {args.options}".strip(),
@@ -82,12 +82,6 @@ def train(tree: Path, renderer: str, seed: int, n_iterations: int, further: list
     seconds = {"rollouts": sum(rollout[1:]) / len(rollout[1:]), "updates": sum(update[1:]) / len(update[1:])}
     seconds["learning"] = sum(seconds.values())
     return {kind: n_decisions / spent for kind, spent in seconds.items()}
-
-
-def commit_of(tree: Path) -> str:
-    """Short hash of a checkout's commit, with ``+`` where files differ from it."""
-    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
-    return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":
