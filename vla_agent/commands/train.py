@@ -78,6 +78,7 @@ class Options:
     policy_warmup_iterations: int = 0  # iterations over which the policy's learning rate rises
     privileged_critic: bool = True  # tell the critic where the objects are, from the simulator
     bootstrap_time_limits: bool = False  # go on valuing behind the time limit; else running out of time is a failure
+    autocast: Literal["auto", "bfloat16", "none"] = "auto"  # as "bfloat16", CPUs that multiply it halve the model's time
     lora_rank: int = 0  # rank of adapters; 0 trains all weights
     lora_target: str = "all-linear"  # layers with adapters; "language" for the language model alone
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: for a large model on a small GPU
@@ -223,6 +224,8 @@ def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path
     """
     policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
     policy_kwargs["detach_value"] = options.detach_value
+    if options.autocast != "auto":
+        policy_kwargs["autocast"] = None if options.autocast == "none" else options.autocast
     if options.gradient_checkpointing:
         policy_kwargs["gradient_checkpointing"] = True
     if options.lora_rank:
