@@ -32,8 +32,8 @@ class SFTSettings:
         ema_decay: Decay of the moving average of the weights, which is what `export` gives; 0 keeps no average.
         paraphrase: Probability that an example's instruction is said in other words, anew at every step; see
             `vla_agent.sft.paraphrases`. Held-out episodes keep their words.
-        autocast: "bfloat16" computes in it over float32 weights, "none" in the weights' type, and "auto" in bfloat16 on a
-            GPU alone. CPUs with products of bfloat16 (AVX512-BF16, AMX) then take about half the time.
+        autocast: "bfloat16" computes in it over float32 weights, "none" in the weights' type, and "auto" in bfloat16
+            on a GPU alone. CPUs with products of bfloat16 (AVX512-BF16, AMX) then take about half the time.
         validation_share: Share of the episodes that is not trained on.
         seed: Seed for the split, the order of the batches, the augmentation the paraphrases and the
             auxiliary head.
