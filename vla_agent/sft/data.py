@@ -23,11 +23,25 @@ MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024
 class Demonstration(Protocol):
     """What is read of an episode with T frames, such as `libero_gym.demonstrations.episodes.Episode`."""
 
-    instruction: str
-    state: np.ndarray  # float32 (T, 8)
-    actions: np.ndarray  # float32 (T, 7), +1 closes the gripper
-    images: dict[str, np.ndarray]  # uint8 (T, H, W, 3) by observation key
-    fps: int
+    @property
+    def instruction(self) -> str:
+        """The words that told the robot what to do."""
+
+    @property
+    def state(self) -> np.ndarray:
+        """Robot states, float32 (T, 8)."""
+
+    @property
+    def actions(self) -> np.ndarray:
+        """Actions, float32 (T, 7); +1 closes the gripper."""
+
+    @property
+    def images(self) -> dict[str, np.ndarray]:
+        """Frames by observation key, uint8 (T, H, W, 3)."""
+
+    @property
+    def fps(self) -> int:
+        """Frames per second."""
 
 
 class Examples(NamedTuple):
