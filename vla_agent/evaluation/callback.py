@@ -42,6 +42,7 @@ class EvaluationCallback(EventCallback):
         folder: Folder to save the best model in (``<folder>/best``) and its report (``<folder>/best_report``); None
             saves neither.
         deterministic: Whether to decode greedily.
+        temperature: Temperature of actions that are drawn; None for that of the rollouts.
         seed: Seed for sampling.
         callback_on_new_best: Callback for a model that is better than all before.
         callback_after_eval: Callback for every evaluation.
@@ -67,6 +68,7 @@ class EvaluationCallback(EventCallback):
         at_end: bool = False,
         folder: str | Path | None = None,
         deterministic: bool = True,
+        temperature: float | None = None,
         seed: int = 0,
         callback_on_new_best: BaseCallback | None = None,
         callback_after_eval: BaseCallback | None = None,
@@ -78,7 +80,11 @@ class EvaluationCallback(EventCallback):
         self.eval_freq = whole_number("eval_freq", eval_freq, minimum=1)
         self.at_start, self.at_end = flag("at_start", at_start), flag("at_end", at_end)
         self.folder = None if folder is None else Path(folder)
-        self.run_kwargs: dict[str, Any] = {"deterministic": deterministic, "seed": seed}
+        self.run_kwargs: dict[str, Any] = {
+            "deterministic": deterministic,
+            "temperature": temperature,
+            "seed": seed,
+        }
         self.callback_on_new_best = callback_on_new_best
         self.history: list[EvaluatedEpisodes] = []
         self.reports: dict[int, EvaluationReport] = {}
