@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from fakes import FakeConfig, FakeProcessor
+from fakes import FakeBackbone, FakeConfig, FakeProcessor, fake_env
 
-from vla_agent import EvaluationReport
+from vla_agent import VLAPPO, EvaluationReport
 from vla_agent.evaluation import EpisodeResult
 
 
@@ -26,6 +26,21 @@ BLIND: dict[str, Any] = {
     "protocol": "fixed",
     "progress_bar": False,
 }
+
+
+# Frames of 16 pixels, which is what the fake models take.
+SMALL: dict[str, Any] = {"protocol": "training", "renderer": "fast", "max_episode_steps": 3, "progress_bar": False}
+
+
+def fake_model(
+    chunk_size: int = 1, config: FakeConfig | None = None, temperature: float = 1.0, **kwargs: Any
+) -> VLAPPO:
+    """A small learner on fake environments, which real ones can evaluate."""
+    backbone = FakeBackbone(7 * chunk_size, config=config)
+    backbone.processor = SimProcessor(chunk_size, backbone.config.num_images)
+    env = fake_env(2, chunk_size=chunk_size, wrist=backbone.config.num_images > 1)
+    arguments: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "seed": 0, "device": "cpu"} | kwargs
+    return VLAPPO("VLAPolicy", env, policy_kwargs={"model": backbone, "temperature": temperature}, **arguments)
 
 
 class Noise:

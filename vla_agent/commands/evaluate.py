@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from libero_gym.common.atomic import write_text
-from libero_gym.common.checks import whole_number
+from libero_gym.common.checks import real_number, whole_number
 from libero_gym.dimensions import Renderer
 from vla_agent import EvaluationReport, compare_reports, evaluate_policy
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
@@ -34,6 +34,7 @@ class Options:
     renderer: Renderer = "exact"  # of reported results; "fast" changes 1 of tiny-libero's 200 episodes
     max_episode_steps: int = 0  # control steps; 0 for the protocol's limit
     sample: bool = False  # draw actions instead of taking the likeliest
+    temperature: float | None = None  # with --sample: None for the one of the run's rollouts, and 1 for a checkpoint
     n_envs: int | Literal["auto"] = "auto"  # environments side by side; "auto" for as many as CPU cores
     unnorm_key: str = ""  # which action statistics, where the checkpoint has several
     film_failures: int = 0  # number of failures of each task to film as MP4
@@ -43,8 +44,24 @@ class Options:
     compare: tuple[Path, Path] | None = None  # two finished evaluations to compare into out's comparison.html, no more
 
 
+def check(options: Options) -> None:
+    """Refuse a temperature that means nothing, before anything slow begins.
+
+    Raises:
+        ValueError: If it is no number above 0, or nothing is drawn.
+    """
+    if options.temperature is not None:
+        if not options.sample:
+            raise ValueError(
+                f"--temperature {options.temperature:g} is for actions that are drawn, and without --sample the "
+                "likeliest are taken; add --sample, or leave --temperature out."
+            )
+        real_number("--temperature", options.temperature, above=0)
+
+
 def evaluate(options: Options) -> EvaluationReport:
     """Run the episodes that ``out`` lacks, and report on all."""
+    check(options)
     held_out = options.init_states == "held-out"
     states: list[int] | str = "held-out" if held_out else parse_ids("--init-states", options.init_states)
     drawn = ids_or_none("--placement-seeds", options.placement_seeds) or []
@@ -59,6 +76,7 @@ def evaluate(options: Options) -> EvaluationReport:
         renderer=options.renderer,
         max_episode_steps=whole_number("--max-episode-steps", options.max_episode_steps, 0) or None,
         deterministic=not options.sample,
+        temperature=options.temperature,
         n_envs=None if options.n_envs == "auto" else whole_number("--n-envs", options.n_envs, 1),
         unnorm_key=options.unnorm_key or None,
         film_failures=whole_number("--film-failures", options.film_failures, 0),

@@ -323,6 +323,8 @@ def report(options: Options, success: Curriculum, evaluation: EvaluationCallback
         print(describe_change(first.episodes, last.episodes, names, sources))
         if evaluation.fell:
             print(f"best: {describe_share(best.episodes)}, after {best.num_timesteps} decisions; it is in best/")
+        if told := evaluation.describe_fall():
+            print(told)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:

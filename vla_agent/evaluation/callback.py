@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from libero_gym.common.checks import flag, whole_number
-from vla_agent.callbacks.success import Evaluated
+from vla_agent.callbacks.success import Evaluated, ended_episodes
 from vla_agent.common.atomic import destination
 from vla_agent.evaluation.evaluator import Evaluator
+from vla_agent.evaluation.falls import EvaluatedEpisodes, Fall, Practice, find_fall
 from vla_agent.evaluation.reports import EvaluationReport
 from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.runs.run_files import RUN
-
-
-class EvaluatedEpisodes(NamedTuple):
-    """When an evaluation was, in timesteps, and its episodes."""
-
-    num_timesteps: int
-    episodes: list[EpisodeResult]
 
 
 class EvaluationCallback(EventCallback):
@@ -30,7 +25,9 @@ class EvaluationCallback(EventCallback):
     It changes nothing in the learning: it has its own environments, and puts torch's generators back. It logs
     ``eval/success_rate``, ``eval/success_low`` and ``eval/success_high`` (Wilson's 95 % interval),
     ``eval/success_task_<id>``, ``eval/mean_ep_length`` (control steps), ``eval/best_success_rate``, and
-    ``time/eval_s``; ``eval/success_<suite>`` if tasks come from several suites.
+    ``time/eval_s``; ``eval/success_<suite>`` if tasks come from several suites. ``eval/fell`` is 1 if success fell from
+    the best evaluation beyond chance while success in training did not (see `find_fall`); the first such evaluation
+    warns.
 
     The policy is evaluated between two iterations, after the update that follows a rollout.
 
@@ -42,6 +39,7 @@ class EvaluationCallback(EventCallback):
         folder: Folder to save the best model in (``<folder>/best``) and its report (``<folder>/best_report``); None
             saves neither.
         deterministic: Whether to decode greedily.
+        temperature: Temperature of actions that are drawn; None for that of the rollouts.
         seed: Seed for sampling.
         callback_on_new_best: Callback for a model that is better than all before.
         callback_after_eval: Callback for every evaluation.
@@ -52,6 +50,8 @@ class EvaluationCallback(EventCallback):
         history: Timestep and episodes of every evaluation, those before a run was resumed included.
         reports: Reports of this process's evaluations, by timestep.
         best_success_rate: Best success rate so far; -1 before the first evaluation.
+        fall: What `find_fall` says of the last evaluation; None if it did not fall.
+        practice: Training episodes between each evaluation and the one before it, by the timestep of the evaluation.
 
     Raises:
         ValueError: If ``eval_freq`` is no whole number of at least 1.
@@ -67,6 +67,7 @@ class EvaluationCallback(EventCallback):
         at_end: bool = False,
         folder: str | Path | None = None,
         deterministic: bool = True,
+        temperature: float | None = None,
         seed: int = 0,
         callback_on_new_best: BaseCallback | None = None,
         callback_after_eval: BaseCallback | None = None,
@@ -78,11 +79,17 @@ class EvaluationCallback(EventCallback):
         self.eval_freq = whole_number("eval_freq", eval_freq, minimum=1)
         self.at_start, self.at_end = flag("at_start", at_start), flag("at_end", at_end)
         self.folder = None if folder is None else Path(folder)
-        self.run_kwargs: dict[str, Any] = {"deterministic": deterministic, "seed": seed}
+        self.run_kwargs: dict[str, Any] = {
+            "deterministic": deterministic,
+            "temperature": temperature,
+            "seed": seed,
+        }
         self.callback_on_new_best = callback_on_new_best
         self.history: list[EvaluatedEpisodes] = []
         self.reports: dict[int, EvaluationReport] = {}
         self.best_success_rate = -1.0
+        self.practice: dict[int, Practice] = {}
+        self._practising = Practice()
         self._evaluator: Evaluator | None = None
         self._next = 0
         self._is_loaded = False
@@ -106,6 +113,16 @@ class EvaluationCallback(EventCallback):
         rates = [SuccessRow.of(done.episodes).rate for done in (self.history[-1], self.best)]
         return rates[0] < rates[1]
 
+    @property
+    def fall(self) -> Fall | None:
+        """Whether the last evaluation fell from the best beyond chance, while training did not."""
+        return find_fall(self.history, self.practice)
+
+    def describe_fall(self) -> str | None:
+        """The fall of the last evaluation as one sentence, with the way out; None if there is none."""
+        found = self.fall
+        return found and found.describe(self.folder, self.run_kwargs["deterministic"])
+
     def _init_callback(self) -> None:
         super()._init_callback()
         if self.callback_on_new_best is not None:
@@ -117,7 +134,10 @@ class EvaluationCallback(EventCallback):
             destination(self.folder / "best", RUN)
         self._evaluator = Evaluator(self.model, self.env_id, **self.kwargs)
         self._go_on = True
+        if self.num_timesteps == 0:
+            self._practising = Practice()
         self.history = [done for done in self.history if done.num_timesteps <= self.num_timesteps]
+        self.practice = {steps: span for steps, span in self.practice.items() if steps <= self.num_timesteps}
         # A run is saved as it was before a rollout, and so before the evaluation that was due then.
         is_due = self._is_loaded and self._next <= self.num_timesteps
         self._is_loaded = False
@@ -128,8 +148,14 @@ class EvaluationCallback(EventCallback):
         return self.eval_freq * (1 + self.num_timesteps // self.eval_freq)
 
     def state_dict(self) -> dict[str, Any]:
-        """When the next evaluation comes, how good the best was, and what all before found."""
-        return {"next": self._next, "best_success_rate": self.best_success_rate, "history": list(self.history)}
+        """When the next evaluation comes, how good the best was, what all before found, and training between them."""
+        return {
+            "next": self._next,
+            "best_success_rate": self.best_success_rate,
+            "history": list(self.history),
+            "practice": [[steps, *span] for steps, span in self.practice.items()],
+            "practising": list(self._practising),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of `state_dict`."""
@@ -139,6 +165,8 @@ class EvaluationCallback(EventCallback):
             EvaluatedEpisodes(steps, [EpisodeResult(*episode) for episode in episodes])
             for steps, episodes in state.get("history", ())
         ]
+        self.practice = {steps: Practice(*span) for steps, *span in state.get("practice", ())}  # unknown to older runs
+        self._practising = Practice(*state.get("practising", ()))
 
     def _on_rollout_start(self) -> None:
         self._rollout_is_whole = False
@@ -150,6 +178,8 @@ class EvaluationCallback(EventCallback):
         self._rollout_is_whole = True
 
     def _on_step(self) -> bool:
+        ended = [episode.success for episode in ended_episodes(self.locals["infos"], self.num_timesteps)]
+        self._practising = Practice(self._practising.successes + sum(ended), self._practising.n + len(ended))
         return self._go_on
 
     def _on_training_end(self) -> None:
@@ -169,7 +199,9 @@ class EvaluationCallback(EventCallback):
         start = time.perf_counter()
         report = self._evaluator.run(progress_bar=self.verbose > 0, **self.run_kwargs)
         self.reports[self.num_timesteps] = report
+        had_fallen = self.fall is not None
         self.history.append(EvaluatedEpisodes(self.num_timesteps, list(report.episodes)))
+        self.practice[self.num_timesteps], self._practising = self._practising, Practice()
         improved = report.success_rate > self.best_success_rate
         self.best_success_rate = max(self.best_success_rate, report.success_rate)
         self._log(report, time.perf_counter() - start)
@@ -180,6 +212,8 @@ class EvaluationCallback(EventCallback):
                 report.save(self.folder / "best_report")
             if self.callback_on_new_best is not None:
                 go_on = self.callback_on_new_best.on_step()
+        if not had_fallen and (told := self.describe_fall()):
+            warnings.warn(told, stacklevel=2)
         return go_on and self._on_event()
 
     def _log(self, report: EvaluationReport, seconds: float) -> None:
@@ -189,6 +223,7 @@ class EvaluationCallback(EventCallback):
         self.logger.record("eval/success_high", total.high)
         self.logger.record("eval/mean_ep_length", total.mean_steps)
         self.logger.record("eval/best_success_rate", self.best_success_rate)
+        self.logger.record("eval/fell", int(self.fall is not None))
         for task_id, row in report.tasks.items():
             self.logger.record(f"eval/success_task_{task_id}", row.rate)
         for suite, row in report.suites.items() if len(report.suites) > 1 else ():

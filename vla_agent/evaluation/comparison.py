@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vla_agent.common.intervals import mcnemar_exact, newcombe_interval
+from vla_agent.evaluation.decoding import describe_decoding
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import EvaluationReport
 from vla_agent.evaluation.results import SuccessRow, describe_ids, describe_row, paired_episodes
@@ -19,8 +20,7 @@ class Comparison:
 
     Attributes:
         differences: Conditions that differ, one sentence each; the reports are comparable if there is none.
-        choices: Settings that differ, such as how actions were drawn or images cropped: the model's side, not the
-            benchmark's.
+        choices: Settings that differ, such as how images were cropped: the model's side, not the benchmark's.
         first: Success of the first, over the episodes compared.
         second: Success of the second.
         paired: Whether both ran the episodes compared, so that these are compared one by one.
@@ -93,7 +93,8 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
 
     Episodes of the same task and initial state are paired, so that what makes some states harder than others cancels.
     If the reports share no episode, all episodes of both are compared. Reports that do not state draws of fixtures are
-    older; all their episodes had the first draw.
+    older; all their episodes had the first draw. Whether actions are greedy or drawn, and at which temperature, is a
+    condition.
 
     Args:
         first: The one to compare with, such as a baseline.
@@ -108,8 +109,8 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
                 f"The {name} is a {type(report).__name__}; expected an EvaluationReport, such as of "
                 "EvaluationReport.load(folder)."
             )
-    differences = _differing(with_fixtures(first.conditions), with_fixtures(second.conditions))
-    choices = _differing(*({**report.settings, "env_id": "", "n_envs": 0} for report in (first, second)))
+    differences = _differing(*map(_conditions, (first, second)))
+    choices = _differing(*map(_choices, (first, second)))
     for name, report in (("first", first), ("second", second)):
         if not report.complete:
             differences.append(f"The {name} report is of an interrupted evaluation ({len(report.episodes)} episodes).")
@@ -138,6 +139,15 @@ def _part(report: EvaluationReport, suite: str) -> EvaluationReport:
     """The report of the tasks that come from a suite."""
     own = [episode for episode in report.episodes if report.suite_of(episode.task_id) == suite]
     return replace(report, episodes=own)
+
+
+def _conditions(report: EvaluationReport) -> dict[str, Any]:
+    return with_fixtures(report.conditions) | {"actions": describe_decoding(report.settings)}
+
+
+def _choices(report: EvaluationReport) -> dict[str, Any]:
+    others = ("env_id", "n_envs", "deterministic", "temperature")
+    return {name: value for name, value in report.settings.items() if name not in others}
 
 
 def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:

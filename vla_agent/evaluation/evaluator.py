@@ -22,6 +22,7 @@ from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite, suite_of_statistics
+from vla_agent.evaluation.decoding import decoding_settings, drawing_at
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.learning import read_curve
@@ -50,6 +51,7 @@ def evaluate_policy(
     env_id: str = "LIBERO-Spatial-v0",
     *,
     deterministic: bool = True,
+    temperature: float | None = None,
     seed: int = 0,
     progress_bar: bool = True,
     out: str | Path | None = None,
@@ -65,6 +67,7 @@ def evaluate_policy(
         model: The model or policy; see `Evaluator`.
         env_id: Id of the environments, such as "LIBERO-Spatial-v0".
         deterministic: Whether to decode greedily, as the protocol does.
+        temperature: Temperature of actions that are drawn; see `Evaluator.run`.
         seed: Seed of torch's generators for sampling; they are put back afterwards.
         progress_bar: Whether to show episodes and successes so far, on a terminal.
         out: Folder for the report and for episodes as they end; see `Evaluator.run`.
@@ -77,7 +80,12 @@ def evaluate_policy(
     """
     with Evaluator(model, env_id, **kwargs) as evaluator:
         return evaluator.run(
-            deterministic=deterministic, seed=seed, progress_bar=progress_bar, out=out, film_failures=film_failures
+            deterministic=deterministic,
+            temperature=temperature,
+            seed=seed,
+            progress_bar=progress_bar,
+            out=out,
+            film_failures=film_failures,
         )
 
 
@@ -229,6 +237,7 @@ class Evaluator:
         self,
         *,
         deterministic: bool = True,
+        temperature: float | None = None,
         seed: int = 0,
         progress_bar: bool = True,
         out: str | Path | None = None,
@@ -242,6 +251,8 @@ class Evaluator:
 
         Args:
             deterministic: Whether to decode greedily, as the protocol does.
+            temperature: Temperature of actions that are drawn, which is put back afterwards; the policy's own if None:
+                that of a run's rollouts, and 1 for a checkpoint.
             seed: Seed of torch's generators for sampling; they are put back afterwards.
             progress_bar: Whether to show episodes and successes so far, on a terminal. They are logged in any case, at
                 level INFO, every ten seconds.
@@ -249,7 +260,8 @@ class Evaluator:
             film_failures: Number of failures of each task to film as the model saw them, into ``<out>/failures``.
 
         Raises:
-            ValueError: If an argument is out of range, or failures are to be filmed without a folder or a camera.
+            ValueError: If an argument is out of range, failures are to be filmed without a folder or a camera, or a
+                temperature is given where nothing is drawn.
             ReportError: If ``out`` holds an evaluation of another model, or with other settings, or is no folder.
         """
         deterministic, seed = flag("deterministic", deterministic), whole_number("seed", seed, 0, MAX_SEED)
@@ -258,7 +270,7 @@ class Evaluator:
         out = None if out is None else as_folder("out", out)
         filmer = self._filmer(film_failures, out)
         description = describe_model(self.subject.model, self.subject.name, self.subject.folder)
-        settings = self.settings | {"deterministic": deterministic, "seed": seed}
+        settings = self.settings | decoding_settings(self.policy, deterministic, temperature) | {"seed": seed}
         curve = read_curve(self.subject.folder)
         report = EvaluationReport(
             conditions=self.conditions,
@@ -303,6 +315,7 @@ class Evaluator:
         trials = [trial for trial in self.trials if trial not in results]
         with (
             _own_randomness(report.settings["seed"]),
+            drawing_at(self.policy, report.settings["temperature"]),
             tqdm(
                 total=len(self.trials),
                 initial=len(results),

@@ -11,8 +11,7 @@ from libero_gym.dimensions import CONTROL_FREQ
 from vla_agent.evaluation.charts import SIZES, Plot, plot, summarize
 from vla_agent.evaluation.clips import MAX_BYTES, read_clips
 from vla_agent.evaluation.learning import RunCurve
-from vla_agent.evaluation.pages import facts, model_name, training_note
-from vla_agent.evaluation.protocols import describe_protocol
+from vla_agent.evaluation.pages import describe_setting, facts, model_name, training_note
 from vla_agent.evaluation.results import EpisodeResult, EvaluationResults, SuccessRow, describe_ids, describe_row
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def report_page(report: EvaluationResults, folder: Path) -> str:
         title=f"{model_name(report)} on {report.conditions['suite']}",
         report=report,
         suites=by_suite(report),
-        protocol=describe_protocol(report.conditions),
+        protocol=describe_setting(report),
         training_note=note,
         trained_on_evaluated=seen,
         curves=learning_sections({model_name(report): report}),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_agent.common.figures import new_figure, save_figure
+from vla_agent.evaluation.decoding import describe_decoding
 from vla_agent.evaluation.protocols import describe_protocol
 from vla_agent.evaluation.results import EvaluationResults, SuccessRow, describe_ids, describe_row
 
@@ -30,7 +31,7 @@ def markdown(report: EvaluationResults) -> str:
     if not report.complete:
         lines += [f"The evaluation was interrupted after {len(report.episodes)} episodes.", ""]
     note = f"**{note}**" if seen else note
-    lines += [describe_protocol(report.conditions), "", note, "", f"![Success]({CHART_FILE})", ""]
+    lines += [describe_setting(report), "", note, "", f"![Success]({CHART_FILE})", ""]
     if len(report.suites) > 1:
         lines += ["| suite | success | | 95 % interval | control steps, all | of successes |"]
         lines += ["| --- | --- | --- | --- | --- | --- |"]
@@ -46,6 +47,11 @@ def markdown(report: EvaluationResults) -> str:
         cell = value.replace("|", r"\|")  # a command may hold one, which would end the cell
         lines.append(f"| {name} | {f'`{cell}`' if name.startswith(_HASH) else cell} |")
     return "\n".join(lines) + "\n"
+
+
+def describe_setting(report: EvaluationResults) -> str:
+    """The protocol of a report, and how its actions were taken, in words."""
+    return f"{describe_protocol(report.conditions)} Actions are {describe_decoding(report.settings)}."
 
 
 def model_name(report: EvaluationResults) -> str:

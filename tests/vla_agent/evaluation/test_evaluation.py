@@ -17,8 +17,8 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch as th
-from evaluations import BLIND, Noise, SimProcessor
-from fakes import IMAGE_SIZE, FakeBackbone, FakeConfig, fake_env
+from evaluations import BLIND, SMALL, Noise, SimProcessor, fake_model
+from fakes import IMAGE_SIZE, FakeBackbone, FakeConfig
 from PIL import Image
 from scripted import soup_into_basket
 from workers import worker_pids
@@ -34,18 +34,6 @@ from vla_agent.openvla import OpenVLA, load_processor
 from vla_agent.openvla.files import TINY_FOLDER
 from vla_agent.openvla.image import center_crop, libero_image
 from vla_agent.openvla.processor import Processor
-
-# Frames of 16 pixels, which is what the fake models take.
-SMALL: dict[str, Any] = {"protocol": "training", "renderer": "fast", "max_episode_steps": 3, "progress_bar": False}
-
-
-def fake_model(chunk_size: int = 1, config: FakeConfig | None = None, **kwargs: Any) -> VLAPPO:
-    """A small learner on fake environments, which real ones can evaluate."""
-    backbone = FakeBackbone(7 * chunk_size, config=config)
-    backbone.processor = SimProcessor(chunk_size, backbone.config.num_images)
-    env = fake_env(2, chunk_size=chunk_size, wrist=backbone.config.num_images > 1)
-    arguments: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "seed": 0, "device": "cpu"} | kwargs
-    return VLAPPO("VLAPolicy", env, policy_kwargs={"model": backbone}, **arguments)
 
 
 class Replay:

@@ -134,8 +134,9 @@ def test_other_conditions_are_named() -> None:
     assert "the conditions differ" in str(comparison)
     sampled = replace(first, settings={"seed": 3, "deterministic": False})
     comparison = compare_reports(first, sampled)
-    assert comparison.comparable
-    assert comparison.choices == ["seed: 0 against 3.", "deterministic: None against False."]
+    stated = "drawn at a temperature that the report does not state"
+    assert comparison.differences == [f"actions: 'the likeliest (greedy)' against '{stated}'."]
+    assert comparison.choices == ["seed: 0 against 3."]
     partial = compare_reports(first, replace(first, episodes=first.episodes[:3], complete=False))
     assert partial.differences == ["The second report is of an interrupted evaluation (3 episodes)."]
     assert (partial.first.n, partial.first.successes) == (3, 2)  # what both ran

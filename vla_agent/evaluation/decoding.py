@@ -1,0 +1,73 @@
+"""How an evaluation takes its actions: the likeliest ones, or some that are drawn at a temperature."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vla_agent.bins import Sampling
+from vla_agent.policy.policy import VLAPolicy
+
+
+def decoding_settings(policy: Any, deterministic: bool, temperature: float | None) -> dict[str, Any]:
+    """The settings of a report that say how actions are taken.
+
+    Args:
+        policy: What acts.
+        deterministic: Whether it takes the likeliest actions.
+        temperature: Temperature to draw at; None for the policy's own.
+
+    Returns:
+        ``deterministic``, and ``temperature``: None if nothing is drawn, or if the policy does not tell.
+
+    Raises:
+        ValueError: If the temperature is no number above 0, nothing is drawn, or the policy draws in its own way.
+    """
+    actor = _actor(policy)
+    if temperature is not None:
+        if deterministic:
+            raise ValueError(
+                f"temperature={temperature!r} is for actions that are drawn, and these are the likeliest; add "
+                "deterministic=False (--sample), or leave the temperature out."
+            )
+        if actor is None:
+            raise ValueError(
+                f"temperature={temperature!r} needs a policy that draws action tokens; this {type(policy).__name__} "
+                "does not, so leave the temperature out."
+            )
+        Sampling(temperature=temperature)  # complains
+    own = None if actor is None else actor.temperature
+    drawn_at = own if temperature is None else float(temperature)
+    return {"deterministic": deterministic, "temperature": None if deterministic else drawn_at}
+
+
+@contextlib.contextmanager
+def drawing_at(policy: Any, temperature: float | None) -> Iterator[None]:
+    """Inside, the policy draws at a temperature; its own is put back at the end. None changes nothing."""
+    actor = _actor(policy)
+    if actor is None or temperature is None:
+        yield
+        return
+    own = actor.sampling
+    actor.sampling = dataclasses.replace(own, temperature=temperature)
+    try:
+        yield
+    finally:
+        actor.sampling = own
+
+
+def describe_decoding(settings: Mapping[str, Any]) -> str:
+    """How actions were taken in a report, such as "drawn at temperature 0.5"."""
+    if settings.get("deterministic", True):
+        return "the likeliest (greedy)"
+    if isinstance(temperature := settings.get("temperature"), (int, float)):
+        return f"drawn at temperature {temperature:g}"
+    return "drawn at a temperature that the report does not state"  # an older one, or a policy of another kind
+
+
+def _actor(policy: Any) -> VLAPolicy | None:
+    """The policy with the temperature: the one given, or a learner's; None if it is of another kind."""
+    actor = getattr(policy, "policy", policy)
+    return actor if isinstance(actor, VLAPolicy) else None
