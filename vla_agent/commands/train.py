@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import real_number, whole_number
-from libero_gym.dimensions import SHAPING_GAMMA, Renderer
+from libero_gym.dimensions import SHAPING_GAMMA, Physics, Renderer
 from vla_agent import (
     VLAPPO,
     Curriculum,
@@ -57,7 +57,7 @@ class Options:
     reward_mode: Literal["potential", "bonus"] = "potential"  # for "process"; "bonus" is VLA-RL's
     reward_weight: float = 1.0  # for "process": weight of its term
     renderer: Renderer = "fast"  # of training frames; "exact" draws stock LIBERO's pixels
-    physics: Literal["fast", "exact"] = "fast"  # "exact" gives stock LIBERO's states to the bit
+    physics: Physics = "fast"  # "exact" gives stock LIBERO's states to the bit; "coarse" steps less often
     n_envs: int = 8  # environments side by side
     n_steps: int = 32  # decisions per environment and iteration; tiny-libero decides 8 control steps at a time
     total_timesteps: int = 6144  # decisions of the whole training
@@ -78,6 +78,7 @@ class Options:
     policy_warmup_iterations: int = 0  # iterations over which the policy's learning rate rises
     privileged_critic: bool = True  # tell the critic where the objects are, from the simulator
     bootstrap_time_limits: bool = False  # go on valuing behind the time limit; else running out of time is a failure
+    autocast: Literal["auto", "bfloat16", "none"] = "auto"  # "bfloat16" halves the model's time on CPUs that have it
     lora_rank: int = 0  # rank of adapters; 0 trains all weights
     lora_target: str = "all-linear"  # layers with adapters; "language" for the language model alone
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: for a large model on a small GPU
@@ -223,6 +224,8 @@ def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path
     """
     policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
     policy_kwargs["detach_value"] = options.detach_value
+    if options.autocast != "auto":
+        policy_kwargs["autocast"] = None if options.autocast == "none" else options.autocast
     if options.gradient_checkpointing:
         policy_kwargs["gradient_checkpointing"] = True
     if options.lora_rank:
