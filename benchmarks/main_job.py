@@ -2,12 +2,14 @@
 
     python benchmarks/main_job.py                    # three seeds, an hour of two cores; goes on where it stopped
     python benchmarks/main_job.py --seeds 0
+    python benchmarks/main_job.py --options "--physics coarse --autocast bfloat16" --work runs/main_job_fast \\
+        --out benchmarks/results/main_job_fast.json      # does faster training learn as much?
 
-Runs ``python examples/train_ppo.py --seed S --out FOLDER`` with no other option, then evaluates the model that it
-started from and the best of each run (exact frames, greedy) on drawn initial states that neither training nor its own
-evaluations see, the same for all. The best was chosen by the run's evaluations on the official states 0 to 19.
-Differences are paired by state: McNemar's exact test for each seed, and a bootstrap over states (all seeds of a state
-together) for their mean. Writes ``benchmarks/results/main_job.json``, and the curve of each seed beside it.
+Runs ``python examples/train_ppo.py --seed S --out FOLDER`` with no other option but ``--options``, then evaluates the
+model that it started from and the best of each run (exact frames, greedy) on drawn initial states that neither training
+nor its own evaluations see, the same for all. The best was chosen by the run's evaluations on the official states 0 to
+19. Differences are paired by state: McNemar's exact test for each seed, and a bootstrap over states (all seeds of a
+state together) for their mean. Writes ``benchmarks/results/main_job.json``, and the curve of each seed beside it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def train(args: argparse.Namespace, seed: int) -> tuple[Path, float]:
     folder = args.work / f"seed_{seed}"
     note = args.work / f"seed_{seed}.json"
     if not (folder / "model" / STATE).is_file():
-        seconds = run_example("train_ppo.py", "--seed", str(seed), "--out", str(folder))
+        seconds = run_example("train_ppo.py", "--seed", str(seed), "--out", str(folder), *args.options.split())
         note.write_text(json.dumps({"seconds": round(seconds, 1)}))
     return folder, json.loads(note.read_text())["seconds"]
 
@@ -80,6 +82,7 @@ def describe(before: Outcomes, after: Outcomes) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--options", default="", help="further options of the trainings, in one string")
     parser.add_argument("--states", default="1000-1039", help="placement seeds to judge by")
     parser.add_argument("--work", type=Path, default=Path("runs/main_job"))
     parser.add_argument("--out", type=Path, default=RESULTS / "main_job.json")
@@ -88,7 +91,7 @@ def main() -> None:
     options = Options()
     results: dict[str, Any] = {
         "provenance": provenance(),
-        "command": "python examples/train_ppo.py --seed S",
+        "command": f"python examples/train_ppo.py --seed S {args.options}".strip(),
         "env_id": options.env_id,
         "task_ids": options.task_ids,
         "states": args.states,
