@@ -129,7 +129,7 @@ save("model")
 EVALUATE = (
     PROCESS
     + """
-if "10" in out.name:
+if out.name.startswith("10-") and (out.parent / "broken").exists():
     sys.exit("no LIBERO-10 here")
 """
 )
@@ -225,6 +225,22 @@ def test_one_judgement_serves_a_best_that_is_the_last(work: Work) -> None:
     assert set(content["judged"]) == {"last"}
 
 
+def test_one_model_for_all_is_judged_on_each_suite_and_shares_the_starts_judgements(work: Work) -> None:
+    cells = [parse(GROUPS, name) for name in ("strong/goal/0", "together/forty/0")]
+    for cell in cells:
+        (work.run_folder(cell) / "interrupted").mkdir(parents=True)
+        work.do(cell, Session())
+    content = json.loads(work.cell_file(cells[1]).read_text())
+    assert list(content["judged"]["last"]) == list(SUITES)
+    assert content["settings"]["options"]["env_id"] == "LIBERO-40-v0"
+    asked = calls(work.run_folder(cells[1]).parent / "last-10-sampled-fast.calls")
+    (arguments,) = asked
+    assert arguments[:4] == ["--model", str(work.run_folder(cells[1]) / "model"), "--env-id", "LIBERO-10-v0"]
+    starts = work.root / "runs" / "before" / start_id("tiny-libero")
+    assert len(calls(starts / "goal-greedy-fast.calls")) == 1, "once for both cells"
+    assert len(list(starts.glob("*.calls"))) == 8
+
+
 def test_a_cell_of_other_settings_does_not_go_on(work: Work) -> None:
     cell = parse(GROUPS, "strong/spatial/0")
     with Session().listening() as session:
@@ -239,8 +255,10 @@ def test_a_cell_of_other_settings_does_not_go_on(work: Work) -> None:
 
 def test_a_failed_cell_says_why_and_the_next_goes_on(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("strong/10/0", "strong/goal/0"):
-        folder = work.run_folder(parse(GROUPS, name)) / "interrupted"
-        folder.mkdir(parents=True)
+        (work.run_folder(parse(GROUPS, name)) / "interrupted").mkdir(parents=True)
+    starts = work.root / "runs" / "before" / start_id("tiny-libero")
+    starts.mkdir(parents=True)
+    (starts / "broken").touch()
     assert forty_tasks.run(work, ["strong/10/0", "strong/goal/0"], None) == 1
     told = capsys.readouterr().out
     assert "strong/10/0: not done, since it ended with status 1 (no LIBERO-10 here)" in told
