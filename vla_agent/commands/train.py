@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -39,6 +39,7 @@ from vla_agent.evaluation.before_after import describe_change, describe_share, f
 from vla_agent.evaluation.provenance import read_training_states, write_training_states
 from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla.files import resolve_folder
+from vla_agent.policy.policy import VLAPolicy
 from vla_agent.process_reward import VecProcessReward
 
 
@@ -74,6 +75,7 @@ class Options:
     ratio_level: Literal["token", "action"] = "token"  # clip each of a chunk's 56 ratios on its own, or their product
     target_kl: float = 0.0  # stop an update beyond 1.5 times this divergence of whole actions; 0 never does
     temperature: float = 0.5  # temperature of training's actions; low, since evaluations take the likeliest action
+    average_decay: float = 0.0  # share that an update keeps of the weights' moving average, which is evaluated; 0: none
     critic_warmup_iterations: int = 6  # first iterations in which only the critic learns
     policy_warmup_iterations: int = 0  # iterations over which the policy's learning rate rises
     privileged_critic: bool = True  # tell the critic where the objects are, from the simulator
@@ -224,6 +226,8 @@ def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path
     """
     policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
     policy_kwargs["detach_value"] = options.detach_value
+    if options.average_decay:
+        policy_kwargs["average_decay"] = options.average_decay
     if options.autocast != "auto":
         policy_kwargs["autocast"] = None if options.autocast == "none" else options.autocast
     if options.gradient_checkpointing:
@@ -306,7 +310,8 @@ def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallb
     first, last = evaluation.history[0], evaluation.best if evaluation.fell else evaluation.history[-1]
     trial, path = telling_trial(first.episodes, last.episodes), options.out / "episode.mp4"
     after = options.out / "best" if evaluation.fell else model
-    film_change(options.model, after, options.env_id, trial, path, renderer=options.eval_renderer)
+    with cast(VLAPolicy, model.policy).averaged():  # as it was evaluated
+        film_change(options.model, after, options.env_id, trial, path, renderer=options.eval_renderer)
 
 
 def report(options: Options, success: Curriculum, evaluation: EvaluationCallback | None) -> None:
