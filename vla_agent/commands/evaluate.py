@@ -16,6 +16,7 @@ from vla_agent import EvaluationReport, compare_reports, evaluate_policy
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
 from vla_agent.evaluation.html_comparison import COMPARISON_FILE, comparison_page
 from vla_agent.evaluation.reports import as_folder
+from vla_agent.runs.choosing import choose_save, is_run_folder
 
 CROPS = {"auto": None, "yes": True, "no": False}
 
@@ -24,7 +25,9 @@ CROPS = {"auto": None, "yes": True, "no": False}
 class Options:
     """What to evaluate, on what, and where to. Each field is a command-line option."""
 
-    model: str = "tiny"  # the tiny model that ships, a checkpoint folder, a run saved by VLAPPO, or a hub id
+    model: str = (
+        "tiny"  # one that ships, a checkpoint folder, a hub id, or a run: runs/ppo is its best/, else its newest save
+    )
     env_id: str = "LIBERO-Spatial-v0"  # environments to evaluate on
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "0-49"  # official initial states, or "held-out": those that it was not trained on
@@ -105,6 +108,8 @@ def main(options: Options) -> None:
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         for package in ("vla_agent", "libero_gym"):
             logging.getLogger(package).setLevel(logging.INFO)
+    elif is_run_folder(options.model):  # there it is logged
+        print(choose_save(options.model).reason)
     try:
         report = evaluate(options)
     except KeyboardInterrupt:

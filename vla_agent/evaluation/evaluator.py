@@ -94,8 +94,9 @@ class Evaluator:
 
     Args:
         model: A `VLAPPO` or a folder with one, a checkpoint ("tiny", a folder, a hub id), a backbone, or any object
-            with ``predict(obs, deterministic=)``. It gets `VLAVecEnv`'s observations and returns its bins and a state;
-            `play_episodes` says what else `predict` may take.
+            with ``predict(obs, deterministic=)``. The folder of a run, "runs/ppo", stands for the best of its own
+            evaluations (``best/``), and for its newest save if there were none. An object that acts gets `VLAVecEnv`'s
+            observations and returns its bins and a state; `play_episodes` says what else `predict` may take.
         env_id: Id of the environments, such as "LIBERO-Spatial-v0".
         task_ids: Tasks of the suite; all by default.
         init_state_ids: Official initial states, each once per task; all 50 by default. "held-out": those of each
@@ -278,6 +279,7 @@ class Evaluator:
             task_suites={task_id: self.suite.sources[task_id] for task_id in self.task_ids},
             manifest={
                 "model": description,
+                **({} if self.subject.choice is None else {"model_choice": self.subject.choice}),
                 "training_states": self.training_states or UNKNOWN,
                 **({} if curve is None else {"learning_curve": curve.to_json()}),
                 **provenance(),

@@ -20,6 +20,8 @@ from libero_gym.common.atomic import write_text
 from libero_gym.common.json_files import read_json
 from libero_gym.common.version import UNKNOWN, package_versions
 from vla_agent.common.hashes import hash_files, hash_weights
+from vla_agent.runs.run_files import STATE
+from vla_agent.runs.run_folder import CHECKPOINTS, RUN
 
 PACKAGES = (
     "libero-vla",
@@ -94,12 +96,20 @@ def describe_model(model: Any, name: str | Path | None, folder: Path | None) -> 
 def read_training_states(folder: Path | None) -> TrainingStates | None:
     """The official initial states that a checkpoint was trained on, by LIBERO's name of the suite; None if unknown.
 
+    Args:
+        folder: Folder of the checkpoint or of a save of a run, whose run's folder may know; None if there is none.
+
     Raises:
-        ValueError: If the folder's `TRAINING_FILE` is damaged.
+        ValueError: If the `TRAINING_FILE` is damaged.
     """
-    if folder is None or not (folder / TRAINING_FILE).is_file():
+    if folder is None:
         return None
-    path = folder / TRAINING_FILE
+    run_dir = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder.parent
+    of_its_run = [run_dir] if (folder / STATE).is_file() and (run_dir / RUN).is_file() else []
+    files = [place / TRAINING_FILE for place in (folder, *of_its_run)]
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:
+        return None
     states = read_json(path).get("training")
     if not isinstance(states, dict) or not all(map(_are_ids, states.values())):
         raise ValueError(f'\'{path}\' is damaged; expected {{"training": {{"libero_spatial": [0, 1, ...]}}}}.')

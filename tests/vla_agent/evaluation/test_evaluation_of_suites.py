@@ -55,7 +55,7 @@ def test_held_out_states_are_those_of_each_tasks_own_suite() -> None:
 
 
 def test_training_states_are_noted_by_the_suite_that_tasks_come_from(tmp_path: Path) -> None:
-    for folder in ("tuned", "tuned_further", "out/model"):
+    for folder in ("tuned", "tuned_further", "out"):
         (tmp_path / folder).mkdir(parents=True)
     finetune.note_training_states(finetune.Options(suite="libero_40", init_states="20-49"), tmp_path / "tuned")
     names = ["libero_spatial", "libero_object", "libero_goal", "libero_10"]
@@ -66,7 +66,7 @@ def test_training_states_are_noted_by_the_suite_that_tasks_come_from(tmp_path: P
     assert read_training_states(tmp_path / "tuned_further") == noted
     options = train.Options(env_id=FORTY, task_ids="30", init_states="0-1", model="tiny", out=tmp_path / "out")
     train.note_training_states(options)
-    assert read_training_states(tmp_path / "out" / "model") == {"libero_10": [0, 1]}
+    assert read_training_states(tmp_path / "out") == {"libero_10": [0, 1]}
 
 
 def test_an_evaluation_keeps_each_tasks_limit_and_has_a_row_per_suite(joined: str, tmp_path: Path) -> None:
