@@ -22,7 +22,9 @@ from vla_agent.augmentation import Augmentation
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation import evaluate_policy
+from vla_agent.evaluation.familiarity import describe_trained
 from vla_agent.evaluation.provenance import read_training_states, write_training_states
+from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.openvla.tiny import chunked_config, write_tiny
@@ -85,9 +87,35 @@ def check_options(options: Options) -> None:
         raise ValueError("There is nothing to record: give --init-states, such as '20-49', or --n-placements.")
     if options.demonstrations and not Path(options.demonstrations).is_dir():
         raise ValueError(f"--demonstrations '{options.demonstrations}' is no folder; expected a LeRobot dataset.")
+    check_evaluation(options)
     sft_settings(options)
     augmentation(options)
     th.device(options.device)
+
+
+def check_evaluation(options: Options) -> None:
+    """Refuse to evaluate, at the end, on initial states that are trained on. Those of given demonstrations are unknown.
+
+    Raises:
+        ValueError: If a state is trained on.
+    """
+    evaluated = ids_or_none("--evaluate-states", options.evaluate_states)
+    if not evaluated or options.demonstrations:
+        return
+    recorded = ids_or_none("--init-states", options.init_states) or []
+    if both := sorted(set(recorded) & set(evaluated)):
+        raise ValueError(
+            f"--init-states and --evaluate-states share {describe_ids(both)}: an evaluation on states that were "
+            "trained on says little. Keep them apart, or --evaluate-states '' to evaluate on none."
+        )
+    if options.model:
+        suite = describe_suite(SUITES[options.suite].env_id)
+        asked = suite.states_by_source(ids_or_none("--task-ids", options.task_ids), evaluated)
+        if told := describe_trained(read_training_states(resolve_folder(options.model, weights=False)), asked):
+            raise ValueError(
+                f"--evaluate-states {options.evaluate_states} are not all new to --model {options.model}: {told}. Give "
+                "others, or --evaluate-states '' to evaluate on none."
+            )
 
 
 def sft_settings(options: Options) -> SFTSettings:

@@ -37,6 +37,7 @@ from vla_agent.algorithms.health import Stopwatch
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change, describe_share, film_change, telling_trial
+from vla_agent.evaluation.familiarity import describe_trained
 from vla_agent.evaluation.provenance import TRAINING_FILE, read_training_states, write_training_states
 from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla.files import resolve_folder
@@ -181,6 +182,15 @@ def check(options: Options) -> None:
             f"--init-states and --eval-states share {describe_ids(both)}: an evaluation on states that were trained on "
             "says little. Keep them apart, or --eval-freq 0 to evaluate on none."
         )
+    if options.eval_freq and evaluated:
+        base = read_training_states(resolve_folder(options.model, weights=False))
+        suite = describe_suite(options.env_id)
+        asked = suite.states_by_source(ids_or_none("--task-ids", options.task_ids), evaluated)
+        if told := describe_trained(base, asked):
+            raise ValueError(
+                f"--eval-states {options.eval_states} are not all new to --model {options.model}: {told}. Give others, "
+                "or --eval-states '' --n-eval-placements 20, or --eval-freq 0 to evaluate on none."
+            )
     if options.reward == "progress" and (options.gamma != SHAPING_GAMMA or not options.bootstrap_time_limits):
         raise ValueError(
             f"--reward progress is shaped for gamma={SHAPING_GAMMA} and bootstrap_time_limits=True, and training has "

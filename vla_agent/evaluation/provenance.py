@@ -145,25 +145,5 @@ def overlap(training: TrainingStates | None, evaluated: Mapping[str, Iterable[in
     return {suite: ids for suite, ids in seen.items() if ids}
 
 
-def unfamiliar_suites(
-    training: TrainingStates | None, suite_of_statistics: str | None, evaluated: Iterable[str]
-) -> str | None:
-    """A sentence on evaluated suites that a model was not trained on, as far as its files tell; None if they do not.
-
-    Args:
-        training: The states that it was trained on, by suite.
-        suite_of_statistics: The suite that its statistics are of, by their key; None if the key names none.
-        evaluated: Names of the suites that the evaluated tasks come from.
-    """
-    known = list(training) if training is not None else [suite_of_statistics] if suite_of_statistics else None
-    strange = [suite for suite in evaluated if known is not None and suite not in known]
-    if known is None or not strange:
-        return None
-    if training is None:
-        return f"The model's action statistics are of {known[0]}; for {', '.join(strange)} they may be wrong."
-    trained = f"on {', '.join(known)} alone" if known else "on no suite"
-    return f"The model was trained {trained}, by its {TRAINING_FILE}; new to it: {', '.join(strange)}."
-
-
 def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(index) is int and index >= 0 for index in value)
