@@ -26,9 +26,7 @@ CROPS = {"auto": None, "yes": True, "no": False}
 class Options:
     """What to evaluate, on what, and where to. Each field is a command-line option."""
 
-    model: str = (
-        "tiny"  # one that ships, a checkpoint folder, a hub id, or a run: runs/ppo is its best, else its newest
-    )
+    model: str = "tiny"  # one that ships, a folder, a hub id, or a run: runs/ppo is its best/, else its newest save
     env_id: str = "LIBERO-Spatial-v0"  # environments to evaluate on
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "unseen"  # such as "0-19"; "unseen" by its training.json, or "held-out", which needs one
