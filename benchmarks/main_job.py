@@ -2,12 +2,14 @@
 
     python benchmarks/main_job.py                    # three seeds, an hour of two cores; goes on where it stopped
     python benchmarks/main_job.py --seeds 0
+    python benchmarks/main_job.py --options "--physics coarse --autocast bfloat16" --work runs/main_job_fast \\
+        --out benchmarks/results/main_job_fast.json      # does faster training learn as much?
 
-Runs ``python examples/train_ppo.py --seed S --out FOLDER`` with no other option, then evaluates the model that it
-started from and the best of each run (exact frames, greedy) on drawn initial states that neither training nor its own
-evaluations see, the same for all. The best was chosen by the run's evaluations on the official states 0 to 19.
-Differences are paired by state: McNemar's exact test for each seed, and a bootstrap over states (all seeds of a state
-together) for their mean. Writes ``benchmarks/results/main_job.json``, and the curve of each seed beside it.
+Runs ``python examples/train_ppo.py --seed S --out FOLDER`` with no other option but ``--options``, then evaluates the
+model that it started from and the best of each run (exact frames, greedy) on drawn initial states that neither training
+nor its own evaluations see, the same for all. The best was chosen by the run's evaluations on the official states 0 to
+19. Differences are paired by state: McNemar's exact test for each seed, and a bootstrap over states (all seeds of a
+state together) for their mean. Writes ``benchmarks/results/main_job.json``, and the curve of each seed beside it.
 """
 
 from __future__ import annotations
@@ -16,31 +18,18 @@ import argparse
 import csv
 import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from gains import Outcomes, gain_by_state, mean_in_points, outcomes_of, paired, rate, run_example
 from measuring import provenance
 
 from vla_agent import EvaluationReport
 from vla_agent.commands.train import Options
-from vla_agent.common.intervals import mcnemar_exact, wilson_interval
 from vla_agent.evaluation.learning import read_curve
 from vla_agent.runs.run_files import STATE
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULTS = Path(__file__).parent / "results"
-Outcomes = dict[tuple[int, int], bool]  # by task and state
-
-
-def run(script: str, *arguments: str) -> float:
-    """Seconds that an example took; ends if it fails."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, str(EXAMPLES / script), *arguments], check=True)
-    return time.perf_counter() - start
 
 
 def train(args: argparse.Namespace, seed: int) -> tuple[Path, float]:
@@ -48,7 +37,7 @@ def train(args: argparse.Namespace, seed: int) -> tuple[Path, float]:
     folder = args.work / f"seed_{seed}"
     note = args.work / f"seed_{seed}.json"
     if not (folder / "model" / STATE).is_file():
-        seconds = run("train_ppo.py", "--seed", str(seed), "--out", str(folder))
+        seconds = run_example("train_ppo.py", "--seed", str(seed), "--out", str(folder), *args.options.split())
         note.write_text(json.dumps({"seconds": round(seconds, 1)}))
     return folder, json.loads(note.read_text())["seconds"]
 
@@ -68,10 +57,8 @@ def evaluate(args: argparse.Namespace, model: str, folder: Path) -> Outcomes:
     """Success from every initial state to judge by."""
     options = Options()
     command = ["--model", model, "--env-id", options.env_id, "--task-ids", options.task_ids, "--protocol", "training"]
-    run("evaluate.py", *command, "--placement-seeds", args.states, "--n-envs", "8", "--out", str(folder))
-    return {
-        (episode.task_id, episode.init_state_id): episode.success for episode in EvaluationReport.load(folder).episodes
-    }
+    run_example("evaluate.py", *command, "--placement-seeds", args.states, "--n-envs", "8", "--out", str(folder))
+    return outcomes_of(EvaluationReport.load(folder))
 
 
 def evaluations(folder: Path) -> dict[str, float]:
@@ -82,14 +69,9 @@ def evaluations(folder: Path) -> dict[str, float]:
 
 def describe(before: Outcomes, after: Outcomes) -> dict[str, Any]:
     """Rates of a seed, and how they differ from those before training."""
-    gained = sum(after[key] and not before[key] for key in before)
-    lost = sum(before[key] and not after[key] for key in before)
     return {
         **rate(after),
-        "points": round(100 * (np.mean(list(after.values())) - np.mean(list(before.values()))), 2),
-        "gained": gained,
-        "lost": lost,
-        "mcnemar_p": mcnemar_exact(lost, gained),
+        **paired(before, after),
         "by_task": {
             task_id: [sum(outcomes[key] for key in outcomes if key[0] == task_id) for outcomes in (before, after)]
             for task_id in sorted({task_id for task_id, _ in before})
@@ -97,23 +79,10 @@ def describe(before: Outcomes, after: Outcomes) -> dict[str, Any]:
     }
 
 
-def rate(outcomes: Outcomes) -> dict[str, Any]:
-    successes, n = sum(outcomes.values()), len(outcomes)
-    return {"successes": successes, "n": n, "wilson_95": [round(end, 4) for end in wilson_interval(successes, n)]}
-
-
-def mean_gain(before: Outcomes, after: list[Outcomes]) -> dict[str, Any]:
-    """Mean over seeds, in points, and its interval by a bootstrap over states."""
-    gains = np.array([np.mean([seed[key] for seed in after]) - before[key] for key in before])
-    rng = np.random.default_rng(0)
-    means = gains[rng.integers(len(gains), size=(10_000, len(gains)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"points": round(100 * gains.mean(), 2), "bootstrap_95": [round(100 * low, 2), round(100 * high, 2)]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--options", default="", help="further options of the trainings, in one string")
     parser.add_argument("--states", default="1000-1039", help="placement seeds to judge by")
     parser.add_argument("--work", type=Path, default=Path("runs/main_job"))
     parser.add_argument("--out", type=Path, default=RESULTS / "main_job.json")
@@ -122,7 +91,7 @@ def main() -> None:
     options = Options()
     results: dict[str, Any] = {
         "provenance": provenance(),
-        "command": "python examples/train_ppo.py --seed S",
+        "command": f"python examples/train_ppo.py --seed S {args.options}".strip(),
         "env_id": options.env_id,
         "task_ids": options.task_ids,
         "states": args.states,
@@ -140,7 +109,7 @@ def main() -> None:
         for seed, (folder, seconds) in trained.items()
     }
     results["before"] = rate(before)
-    results["mean_gain"] = mean_gain(before, list(after.values()))
+    results["mean_gain"] = mean_in_points([gain_by_state([before], list(after.values()))])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
     for seed, (folder, _) in trained.items():

@@ -22,12 +22,11 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gains import run_example
 from measuring import provenance
 
 from vla_agent import EvaluationReport, RunError, latest_run
@@ -36,7 +35,6 @@ from vla_agent.common.intervals import newcombe_interval, wilson_interval
 from vla_agent.process_reward.hacking import check_hacking
 from vla_agent.runs.run_files import STATE
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULTS = Path(__file__).parent / "results"
 START = "tiny-libero"
 ENV_ID = "LIBERO-Spatial-v0"  # to train on
@@ -56,11 +54,6 @@ VARIANTS: dict[str, list[str]] = {
 N_POINTS = 25  # of a learning curve
 
 
-def run(script: str, *arguments: str) -> None:
-    """Run an example, and end if it fails."""
-    subprocess.run([sys.executable, str(EXAMPLES / script), *arguments], check=True)
-
-
 def train(args: argparse.Namespace, variant: str, seed: int) -> Path:
     """The folder of a trained run; a run that was stopped goes on."""
     folder = args.work / variant / f"seed_{seed}"
@@ -70,7 +63,7 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> Path:
         with contextlib.suppress(RunError):  # it has not begun
             latest_run(folder)
             command += ["--resume", str(folder)]
-        run("train_ppo.py", *command)
+        run_example("train_ppo.py", *command)
     return folder
 
 
@@ -78,7 +71,7 @@ def evaluate(args: argparse.Namespace, model: str, suite: str, folder: Path) -> 
     """A model's success from unseen initial states."""
     states = ["--placement-seeds", args.drawn_states] if suite.endswith(DRAWN) else ["--init-states", args.init_states]
     command = ["--model", model, "--env-id", suite.removesuffix(DRAWN), "--protocol", "training", *states]
-    run("evaluate.py", *command, "--task-ids", args.task_ids, "--n-envs", "4", "--out", str(folder))
+    run_example("evaluate.py", *command, "--task-ids", args.task_ids, "--n-envs", "4", "--out", str(folder))
     return EvaluationReport.load(folder)
 
 

@@ -4,9 +4,9 @@
     git worktree add ../earlier 18ac0d4
     python benchmarks/training_speed.py --beside ../earlier --out benchmarks/results/training_speed.json
 
-Each round trains anew by ``python examples/train_ppo.py``, with evaluations left out, in this checkout and in those
-beside it. Rates are those of all iterations after the first, which fills caches. Each checkout runs its own example and
-packages.
+Each round trains anew by ``python examples/train_ppo.py``, with evaluations left out, in this checkout with each of
+`VARIANTS`, and in those beside it with their own fast frames. Rates are those of all iterations after the first, which
+fills caches. Each checkout runs its own example and packages.
 """
 
 from __future__ import annotations
@@ -26,11 +26,16 @@ from tqdm import tqdm
 TREE = Path(__file__).resolve().parent.parent
 N_ENVS, N_STEPS = 8, 32
 OPTIONS = "--env-id LIBERO-Spatial-v0 --task-ids 0-2 --critic-warmup-iterations 0 --eval-freq 0"
-RENDERERS = ("exact", "fast")
+VARIANTS = {
+    "default": "",
+    "bfloat16": "--autocast bfloat16",
+    "coarse": "--physics coarse",
+    "bfloat16 and coarse": "--autocast bfloat16 --physics coarse",
+}
 
 
 def main() -> None:
-    """Measures each checkout and renderer in turn, several times."""
+    """Measures each variant and checkout in turn, several times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=6, help="iterations of a training, from 2")
@@ -38,35 +43,37 @@ def main() -> None:
     parser.add_argument("--options", default="", help="further options of this checkout's trainings, in one string")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    trees = [TREE, *(tree.resolve() for tree in args.beside)]
-    variants = [(tree, renderer) for tree in trees for renderer in RENDERERS]
+    ours = {name: (TREE, options.split() + args.options.split()) for name, options in VARIANTS.items()}
+    variants = ours | {commit(tree): (tree.resolve(), []) for tree in args.beside}
     rates: dict[str, dict[str, list[float]]] = {}
     for seed in tqdm(range(args.repeats), desc="rounds", unit="round"):
-        for tree, renderer in variants:
-            further = args.options.split() if tree == TREE else []
-            name = f"{commit(tree)}, {renderer}"
-            for kind, rate in train(tree, renderer, seed, args.iterations, further).items():
+        for name, (tree, options) in variants.items():
+            for kind, rate in train(tree, seed, args.iterations, options).items():
                 rates.setdefault(name, {}).setdefault(kind, []).append(rate)
-    ours = {renderer: rates[f"{commit(TREE)}, {renderer}"] for renderer in RENDERERS}
     results: dict[str, Any] = {
         "provenance": provenance(),
         "options": f"{OPTIONS} {args.options}".strip(),
+        "variants": VARIANTS,
         "decisions_per_s": {
             name: {kind: summary(values) for kind, values in kinds.items()} for name, kinds in rates.items()
         },
-        "times_fast_of": {
-            name: summary([a / b for a, b in zip(ours["fast"]["learning"], kinds["learning"], strict=True)])
-            for name, kinds in rates.items()
+        "times": {
+            f"{name} / {other}": summary(
+                [a / b for a, b in zip(rates[name]["learning"], rates[other]["learning"], strict=True)]
+            )
+            for name in VARIANTS
+            for other in ("default", *map(commit, args.beside))
+            if name != other
         },
     }
     report(results, args.out)
 
 
-def train(tree: Path, renderer: str, seed: int, n_iterations: int, further: list[str]) -> dict[str, float]:
+def train(tree: Path, seed: int, n_iterations: int, further: list[str]) -> dict[str, float]:
     """Decisions per second of a training's rollouts, updates, and both, after its first iteration."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(tree / "examples" / "train_ppo.py"), *OPTIONS.split()]
-        command += ["--renderer", renderer, "--seed", str(seed), "--out", f"{folder}/run", *further]
+        command += ["--seed", str(seed), "--out", f"{folder}/run", *further]
         command += ["--total-timesteps", str(n_iterations * N_ENVS * N_STEPS)]
         command += ["--n-envs", str(N_ENVS), "--n-steps", str(N_STEPS)]
         environment = os.environ | {"PYTHONPATH": str(tree)}

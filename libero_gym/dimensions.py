@@ -18,3 +18,6 @@ SHAPING_GAMMA = 0.99
 
 Renderer = Literal["exact", "fast"]
 """What draws frames, see `libero_gym.rendering.renderer`."""
+
+Physics = Literal["exact", "fast", "coarse"]
+"""How physics are stepped, see `libero_gym.simulation.simulator.Simulator`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,16 @@ MAX_PIXEL_BYTES = 16 * 2**30  # of one camera's frames in an episode
 
 class DamagedEpisodeError(ValueError):
     """A file, or an episode in it, is damaged or half-written; the message names it."""
+
+
+class EpisodeOrigin(NamedTuple):
+    """Where an episode began, and what it was told; each field as in `Episode`."""
+
+    instruction: str
+    suite: str = ""
+    task_id: int = -1
+    init_state_id: int = -1
+    placement_seed: int = -1
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from libero_gym.common.checks import real_number, whole_number
 from libero_gym.common.json_files import parse_json
-from libero_gym.demonstrations.episodes import MAX_FRAMES, MAX_SIDE, DamagedEpisodeError
+from libero_gym.demonstrations.episodes import MAX_FRAMES, MAX_SIDE, DamagedEpisodeError, EpisodeOrigin
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH, OWN_FIELDS, OWN_PREFIX
 from libero_gym.dimensions import ACTION_DIM, STATE_DIM
 
@@ -165,6 +165,16 @@ def own_cells(row: Mapping[str, Any]) -> dict[str, Any]:
             )
         found[name] = value
     return found
+
+
+def origin_of(row: Mapping[str, Any]) -> EpisodeOrigin:
+    """Where the row's episode began; what it does not state keeps its default.
+
+    Raises:
+        DamagedEpisodeError: If a field is of another type.
+    """
+    found = {name: value for name, value in own_cells(row).items() if name in EpisodeOrigin._fields}
+    return EpisodeOrigin(instruction_of(row), **found)
 
 
 def _cell(check: Any, row: Mapping[str, Any], name: str, minimum: float, maximum: float) -> Any:

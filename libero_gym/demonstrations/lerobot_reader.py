@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from libero_gym.common.checks import as_path, real_number, sequence, whole_number
 from libero_gym.common.json_files import read_json
-from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, check_episode
+from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, EpisodeOrigin, check_episode
 from libero_gym.demonstrations.lerobot_fields import (
     Feature,
     camera_feature,
@@ -19,6 +20,7 @@ from libero_gym.demonstrations.lerobot_fields import (
     file_path,
     instruction_of,
     length_of,
+    origin_of,
     own_cells,
     seconds_cell,
     versions_of,
@@ -31,6 +33,7 @@ from libero_gym.gripper import GripperCommands
 
 # Bounds of one parquet file; LeRobot begins another one at 100 MB.
 _MAX_ROWS, _MAX_TABLE_BYTES = 10**7, 16 * 2**30
+_BLOCK = 2**20  # bytes read at once
 
 
 class LeRobotReader:
@@ -103,6 +106,30 @@ class LeRobotReader:
         except ValueError as error:
             raise DamagedEpisodeError(str(error)) from error
         return episode
+
+    def origin(self, index: int) -> EpisodeOrigin:
+        """Where an episode began, and what it was told, without reading the episode.
+
+        Raises:
+            IndexError: If there is no episode of that index.
+            DamagedEpisodeError: If its row in ``meta/episodes`` is damaged.
+        """
+        return origin_of(self._rows[self._checked_index(index)])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and bytes of the dataset's files, in hexadecimal; a copy has the same.
+
+        Raises:
+            OSError: If a file cannot be read.
+        """
+        digest = hashlib.sha256()
+        files = (path for folder in ("meta", "data", "videos") for path in (self.root / folder).rglob("*"))
+        for path in sorted(path for path in files if path.is_file() and not path.name.startswith(".")):
+            digest.update(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n".encode())
+            with path.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+        return digest.hexdigest()
 
     def _checked_index(self, index: int) -> int:
         if not -len(self) <= (index := whole_number("The episode's index", index)) < len(self):

@@ -149,8 +149,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for nearly the
             same ones, drawn without OpenGL at a fraction of the cost.
         physics: ``"exact"`` for stock's states to the bit, used for every reported result; ``"fast"`` solves for the
-            contact forces once per substep where stock solves three times, so states are equal within the solver's
-            tolerance until contacts amplify the difference.
+            contact forces once where stock solves three times, equal until contacts amplify rounding; ``"coarse"``
+            takes 10 longer substeps in the place of 25, for training alone: its contacts are others.
         settle_steps: Control steps with an open gripper before the first observation.
         chunk_size: Control steps per `step`, executed open-loop, stopped by success; one frame at their end.
         privileged: Whether observations hold what only the simulator knows; see `libero_gym.privileged`.

@@ -16,23 +16,23 @@ import copy
 import logging
 import warnings
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.uncopyable import Uncopyable
+from libero_gym.dimensions import Physics
 from libero_gym.simulation import controller, goals
 from libero_gym.simulation.arrays import StateArrays, contacts_of
-from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
+from libero_gym.simulation.compiled import COARSE_SUBSTEPS, CompiledTask, FixtureDraw
 
 logger = logging.getLogger(__name__)
 
-Physics = Literal["exact", "fast"]
-
-N_SUBSTEPS = 25
-# Index of the substep after which stock LIBERO's observables sample, once `set_init_state` has been called.
-SAMPLED_SUBSTEP = 23
+STOCK_SUBSTEPS = 25  # of a control step, of 2 ms each
+N_SUBSTEPS: dict[Physics, int] = {"exact": STOCK_SUBSTEPS, "fast": STOCK_SUBSTEPS, "coarse": COARSE_SUBSTEPS}
+# Stock LIBERO's observables sample after the last substep but one, once `set_init_state` has been called.
+SAMPLED_FROM_END = 2
 # Opens the gripper and holds still; the evaluation protocol settles objects with it.
 SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 _LOST_MEMORY = (
@@ -110,7 +110,8 @@ class Simulator(Uncopyable):
         fixtures: Poses of the fixtures; None for the protocol's first draw. Other poses need a model of their own
             (3 MB).
         physics: "exact" gives stock's bits. "fast" solves for the contact forces once per substep instead of three
-            times: states differ from stock's within the solver's tolerance, and after contacts beyond it.
+            times: states differ from stock's within the solver's tolerance, and after contacts beyond it. "coarse" is
+            "fast" with fewer and longer substeps: another, similar robot, to train with.
     """
 
     copy_instead = "copy.deepcopy() gives one of its own; get_state() and set_state() move its state to another one."
@@ -119,7 +120,7 @@ class Simulator(Uncopyable):
         self.compiled = compiled
         self.physics = physics
         self.fixtures = compiled.fixtures if fixtures is None else fixtures
-        self.model = _model_with_fixtures(compiled, self.fixtures)
+        self.model = _model(compiled, self.fixtures, physics)
         self.data = mujoco.MjData(self.model)
         self.success = False
         self.burners_on: tuple[bool, ...] = (False,) * len(compiled.burners)
@@ -184,7 +185,7 @@ class Simulator(Uncopyable):
         scaled = np.clip(action[:6], -1, 1) * controller.ACTION_SCALE
         if np.any(scaled[3:] != 0.0):
             self._goal_ori = controller.rotated_goal(scaled[3:], eef_ori)
-        self._gripper_plan[0] = controller.GRIPPER_SIGNS * controller.GRIPPER_SPEED * np.sign(action[6])
+        self._gripper_plan[0] = self._gripper_speed * np.sign(action[6])
         controller.run_substeps(
             *self._kernel,
             eef_pos + scaled[:3],
@@ -322,6 +323,9 @@ class Simulator(Uncopyable):
         self._views = StateArrays.of(self.data)
         robot, model, data, stale = self.compiled.robot, self.model, self.data, self.compiled.robot.stale
         low, high = model.actuator_ctrlrange[robot.gripper_actuators].T
+        n_substeps = N_SUBSTEPS[self.physics]
+        speed = controller.GRIPPER_SPEED * (STOCK_SUBSTEPS / n_substeps)  # the same in a control step
+        self._gripper_speed = controller.GRIPPER_SIGNS * speed
         # Rows: step per substep, then bias and weight from command to control range.
         self._gripper_plan = np.stack([np.zeros(2), 0.5 * (high + low), 0.5 * (high - low)])
         self._stale_arrays = (
@@ -331,7 +335,7 @@ class Simulator(Uncopyable):
         )
         self._kernel = (
             (model._address, data._address),
-            (robot.eef_site, robot.hand_body, N_SUBSTEPS, SAMPLED_SUBSTEP),
+            (robot.eef_site, robot.hand_body, n_substeps, n_substeps - SAMPLED_FROM_END),
             (stale["initial_joint"], robot.torque_low, robot.torque_high),
             (data.qpos, data.qvel, data.ctrl, data.qM, data.qfrc_bias, data.site_xpos, data.site_xmat, data.xquat,
              model.dof_Madr, model.dof_parentid),
@@ -339,12 +343,13 @@ class Simulator(Uncopyable):
         )  # fmt: skip
 
 
-def _model_with_fixtures(compiled: CompiledTask, fixtures: FixtureDraw) -> mujoco.MjModel:
-    """The task's shared model, or a copy with other fixture poses."""
+def _model(compiled: CompiledTask, fixtures: FixtureDraw, physics: Physics) -> mujoco.MjModel:
+    """The task's shared model of a physics, or a copy with other fixture poses."""
     own = compiled.fixtures
+    shared = compiled.coarse_physics if physics == "coarse" else compiled.physics
     if np.array_equal(fixtures.pos, own.pos) and np.array_equal(fixtures.quat, own.quat):
-        return compiled.physics
-    model = copy.copy(compiled.physics)
+        return shared
+    model = copy.copy(shared)
     model.body_pos[fixtures.body_ids] = fixtures.pos
     model.body_quat[fixtures.body_ids] = fixtures.quat
     return model

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch as th
 from tqdm import tqdm
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import real_number, whole_number
-from libero_gym.common.json_files import parse_json
-from libero_gym.demonstrations import LeRobotReader, record
+from libero_gym.common.json_files import parse_json, read_json
+from libero_gym.demonstrations import Episode, LeRobotReader, record
+from libero_gym.demonstrations.lerobot_layout import INFO_PATH
 from libero_gym.dimensions import CAMERA_KEYS, Renderer
 from libero_gym.tasks import SUITES, get_suite
 from vla_agent.augmentation import Augmentation
+from vla_agent.commands.chosen_episodes import commonest_grasps, first_of_each_task, states_of
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
+from vla_agent.commands.unseen_states import check_unseen, trained_before
+from vla_agent.common.stopping import StopRequest
 from vla_agent.envs.suites import describe_suite
-from vla_agent.evaluation import evaluate_policy
-from vla_agent.evaluation.familiarity import describe_trained
-from vla_agent.evaluation.provenance import read_training_states, write_training_states
-from vla_agent.evaluation.results import describe_ids
+from vla_agent.evaluation import EvaluationReport, evaluate_policy
+from vla_agent.evaluation.provenance import (
+    TRAINING_FILE,
+    TrainingStates,
+    read_training_states,
+    write_training_states,
+)
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.openvla.tiny import chunked_config, write_tiny
+from vla_agent.sft.checkpoint import STATE_FILE
 from vla_agent.sft.data import ActionChunks
+from vla_agent.sft.frames import remove_frames
 from vla_agent.sft.paraphrases import vocabulary
-from vla_agent.sft.settings import SFTSettings
+from vla_agent.sft.settings import Autocast, SFTSettings
 from vla_agent.sft.trainer import Metrics, SupervisedTrainer
+
+TRAINER_FOLDER, FRAMES_FOLDER = "trainer", "frames"
+QUIET_S = 60.0  # a training that no bar shows says where it is this often at least
 
 
 @dataclasses.dataclass
@@ -40,6 +54,7 @@ class Options:
 
     model: str = ""  # a checkpoint folder or a hub id; empty for a new tiny model
     demonstrations: str = ""  # a LeRobot dataset; empty to record one
+    demonstrations_per_task: int = 0  # learn from the first episodes of each task, by initial state; 0 for all
     fps: int = 20  # frames per second that the demonstrations must state; 0 takes theirs, and resamples nothing
     suite: str = "libero_spatial"  # LIBERO's name of the suite
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
@@ -59,6 +74,7 @@ class Options:
     ema_decay: float = 0.998  # decay of the average of the weights that is kept; 0 keeps the last weights
     weight_decay: float = 0.02  # AdamW's weight decay
     paraphrase: float = 0.0  # probability that a training example's instruction is said in other words, by rules
+    autocast: Autocast = "auto"  # "bfloat16" halves the time on CPUs that multiply it; "auto" uses it on GPUs alone
     crop_area: float = 1.0  # least share of an image that a random crop keeps; OpenVLA's crops keep exactly 0.9
     shift: int = 4  # largest shift of an image in pixels
     lora_rank: int = 0  # 0 trains all weights
@@ -80,42 +96,35 @@ def check_options(options: Options) -> None:
         whole_number("--task-ids", index, 0, n_tasks - 1)
     for name in ("init_states", "evaluate_states"):
         ids_or_none(option_name(name), getattr(options, name))
-    for name in ("fps", "n_placements", "n_workers", "micro_batch_size", "lora_rank", "seed"):
+    for name in (
+        "demonstrations_per_task",
+        "fps",
+        "n_placements",
+        "n_workers",
+        "micro_batch_size",
+        "lora_rank",
+        "seed",
+    ):
         whole_number(option_name(name), getattr(options, name), 0)
     real_number("--grasp-radius", options.grasp_radius, 0)
     if not options.demonstrations and not options.init_states and not options.n_placements:
         raise ValueError("There is nothing to record: give --init-states, such as '20-49', or --n-placements.")
     if options.demonstrations and not Path(options.demonstrations).is_dir():
         raise ValueError(f"--demonstrations '{options.demonstrations}' is no folder; expected a LeRobot dataset.")
-    check_evaluation(options)
+    if not options.demonstrations:
+        recorded = ids_or_none("--init-states", options.init_states) or []
+        suite = describe_suite(SUITES[options.suite].env_id)
+        check_evaluation(options, suite.states_by_source(ids_or_none("--task-ids", options.task_ids), recorded))
     sft_settings(options)
     augmentation(options)
     th.device(options.device)
 
 
-def check_evaluation(options: Options) -> None:
-    """Refuse to evaluate, at the end, on initial states that are trained on. Those of given demonstrations are unknown.
-
-    Raises:
-        ValueError: If a state is trained on.
-    """
-    evaluated = ids_or_none("--evaluate-states", options.evaluate_states)
-    if not evaluated or options.demonstrations:
-        return
-    recorded = ids_or_none("--init-states", options.init_states) or []
-    if both := sorted(set(recorded) & set(evaluated)):
-        raise ValueError(
-            f"--init-states and --evaluate-states share {describe_ids(both)}: an evaluation on states that were "
-            "trained on says little. Keep them apart, or --evaluate-states '' to evaluate on none."
-        )
-    if options.model:
-        suite = describe_suite(SUITES[options.suite].env_id)
-        asked = suite.states_by_source(ids_or_none("--task-ids", options.task_ids), evaluated)
-        if told := describe_trained(read_training_states(resolve_folder(options.model, weights=False)), asked):
-            raise ValueError(
-                f"--evaluate-states {options.evaluate_states} are not all new to --model {options.model}: {told}. Give "
-                "others, or --evaluate-states '' to evaluate on none."
-            )
+def check_evaluation(options: Options, states: TrainingStates | None) -> None:
+    """Refuse to evaluate, at the end, on states of the demonstrations or of an earlier training, by their suite."""
+    trained = {"a model of these demonstrations": states} | trained_before(options.model)
+    env_id, way_out = SUITES[options.suite].env_id, "--evaluate-states '' for none"
+    check_unseen("--evaluate-states", options.evaluate_states, env_id, options.task_ids, trained, way_out)
 
 
 def sft_settings(options: Options) -> SFTSettings:
@@ -130,6 +139,7 @@ def sft_settings(options: Options) -> SFTSettings:
         keyframe_coef=options.keyframe_coef,
         ema_decay=options.ema_decay,
         paraphrase=options.paraphrase,
+        autocast=options.autocast,
         seed=options.seed,
     )
 
@@ -142,27 +152,36 @@ def augmentation(options: Options) -> Augmentation:
 
 
 def record_demonstrations(options: Options) -> Path:
-    """Record the expert. Noise disturbs it, so that it shows how to come back; the labels are its own actions."""
+    """Record the expert. Noise disturbs it, so that it shows how to come back; the labels are its own actions.
+
+    A recording that is complete is taken as it is.
+    """
     root = options.out / "demonstrations"
-    summary = record(
-        root,
-        options.suite,
-        "libero_gym.demonstrations:expert_policy",
-        task_ids=ids_or_none("--task-ids", options.task_ids),
-        init_state_ids=ids_or_none("--init-states", options.init_states) or [],
-        placement_seeds=range(options.n_placements),
-        cameras=("agentview",),
-        image_size=options.image_size,
-        renderer=options.renderer,
-        action_noise=0.12,
-        noise_steps=5,
-        record_intended=True,
-        random_prefix=8,
-        seed=options.seed,
-        crf=15,
-        n_workers=options.n_workers,
-    )
+    plan: dict[str, Any] = {
+        "suite": options.suite,
+        "policy": "libero_gym.demonstrations:expert_policy",
+        "task_ids": ids_or_none("--task-ids", options.task_ids),
+        "init_state_ids": ids_or_none("--init-states", options.init_states) or [],
+        "placement_seeds": list(range(options.n_placements)),
+        "cameras": ["agentview"],
+        "image_size": options.image_size,
+        "renderer": options.renderer,
+        "action_noise": 0.12,
+        "noise_steps": 5,
+        "record_intended": True,
+        "random_prefix": 8,
+        "seed": options.seed,
+        "crf": 15,
+    }
+    note = options.out / "recorded.json"
+    if note.is_file() and read_json(note) == plan and (root / INFO_PATH).is_file():
+        print(f"The demonstrations of these options are in {root} already.")
+        return root
+    note.unlink(missing_ok=True)
+    summary = record(root, **plan, n_workers=options.n_workers)
     print(f"{summary.n_written} of {summary.n_planned} episodes succeeded, in {root}")
+    if summary.n_recorded + summary.n_resumed == summary.n_planned:
+        write_text(note, json.dumps(plan) + "\n")
     return root
 
 
@@ -176,44 +195,55 @@ def load_model(options: Options) -> OpenVLA:
     return OpenVLA.from_pretrained(options.out / "initial", dtype=th.float32, device=options.device)
 
 
-def commonest_grasps(root: str | Path, radius: float, fps: int | None) -> list[int]:
-    """Indices of the episodes whose first grasp lies near the median of their instruction's grasps.
+def choose_episodes(options: Options, reader: LeRobotReader) -> tuple[list[int], TrainingStates | None]:
+    """The episodes to learn from, before their grasps are looked at, and the initial states that they began from.
 
-    The expert takes a bowl by either side of its rim, depending on small differences. A policy that cannot tell which
-    side is meant learns the middle of the two, where there is nothing to grasp.
-
-    Args:
-        root: The dataset.
-        radius: Largest distance from the median, m.
-        fps: Frames per second that the dataset must state; None takes its own.
+    Returns:
+        Indices of the episodes, and official initial states by suite; None if the dataset does not tell all of them.
     """
-    reader = LeRobotReader(root, cameras=(), fps=fps)
-    grasps: dict[str, dict[int, np.ndarray]] = {}
-    for index, episode in reader.enumerate():
-        closing = np.flatnonzero(np.diff(np.sign(episode.actions[:, 6])) > 0)
-        frame = closing[0] if len(closing) else len(episode) - 1
-        grasps.setdefault(episode.instruction, {})[index] = episode.state[frame, :3]
-    kept = []
-    for places in grasps.values():
-        median = np.median(list(places.values()), axis=0)
-        kept += [index for index, place in places.items() if np.linalg.norm(place - median) < radius]
-    return sorted(kept)
+    n_each = options.demonstrations_per_task
+    indices = first_of_each_task(reader, n_each) if n_each else list(range(len(reader)))
+    if n_each:
+        print(f"Chose {len(indices)} of {len(reader)} episodes: the first {n_each} of each task, by initial state")
+    states, n_unknown = states_of(reader, indices)
+    if n_unknown:
+        print(
+            f"{n_unknown} of {len(indices)} episodes do not tell which initial state of which suite they began from: "
+            f"the model gets no {TRAINING_FILE}, and evaluations cannot tell states that it was trained on from others"
+        )
+    return indices, None if n_unknown else states
 
 
-def load_data(options: Options, root: str | Path, model: OpenVLA) -> ActionChunks:
-    """Read the demonstrations whose grasps are kept, as the model takes them."""
-    cameras = CAMERA_KEYS[: model.config.num_images]
-    fps = options.fps or None
-    reader = LeRobotReader(root, cameras=cameras, fps=fps)
-    kept = commonest_grasps(root, options.grasp_radius, fps) if options.grasp_radius else range(len(reader))
-    print(f"Learning from {len(kept)} of {len(reader)} episodes")
-    return ActionChunks(
-        tqdm((episode for _, episode in reader.enumerate(kept)), "reading", len(kept), unit="episode", disable=None),
-        cameras=cameras,
+def load_data(options: Options, reader: LeRobotReader, indices: Sequence[int], model: OpenVLA) -> ActionChunks:
+    """Read the demonstrations whose grasps are kept, as the model takes them, or what an earlier run read."""
+    start = time.monotonic()
+    radius = options.grasp_radius
+
+    def episodes() -> Iterator[Episode]:  # nothing of it runs if an earlier run's frames are found
+        kept = commonest_grasps(reader.root, radius, options.fps or None, indices) if radius else indices
+        print(f"Reading {len(kept)} episodes")
+        for _, episode in tqdm(reader.enumerate(kept), "reading", len(kept), unit="episode", disable=None):
+            yield episode
+
+    key = {"dataset": reader.fingerprint(), "per_task": options.demonstrations_per_task, "grasp_radius": radius}
+    data = ActionChunks(
+        episodes(),
+        cameras=reader.cameras,
         image_size=model.processor.image_size,
         chunk_size=model.config.action_chunk_size,
         cut_waiting=options.cut_waiting,
+        progress_bar=False,
+        cache=options.out / FRAMES_FOLDER,
+        cache_key=json.dumps(key, sort_keys=True),
     )
+    filtered = (
+        f"; the others are damaged, or grasp farther than {radius:g} m from their task's median" if radius else ""
+    )
+    print(
+        f"Learning from {data.n_episodes} of {len(indices)} episodes, {len(data)} frames, read in "
+        f"{time.monotonic() - start:.0f} s{filtered if data.n_episodes < len(indices) else ''}"
+    )
+    return data
 
 
 def note_metrics(path: Path, row: dict[str, Any]) -> None:
@@ -223,8 +253,38 @@ def note_metrics(path: Path, row: dict[str, Any]) -> None:
     write_text(path, "\n".join([*kept, json.dumps(row)]) + "\n")
 
 
+class Pace:
+    """How far a training is, for people who watch a file instead of a bar.
+
+    Args:
+        step: The step that it begins with.
+        n_steps: The last one.
+    """
+
+    def __init__(self, step: int, n_steps: int) -> None:
+        self._first, self._n_steps = step, n_steps
+        self._start = self._told = time.monotonic()
+
+    def tell(self, step: int) -> str:
+        """Steps, rate and time left, in words."""
+        self._told = time.monotonic()
+        rate = (step - self._first) / max(self._told - self._start, 1e-9)
+        minutes = (self._n_steps - step) / rate / 60
+        return f"step {step} of {self._n_steps}, {rate:.3g} steps/s, {minutes:.0f} min left"
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a minute has passed in which nothing was told, and no bar shows."""
+        return time.monotonic() - self._told > QUIET_S and not sys.stderr.isatty()
+
+
 def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
-    """Fine-tune, with a line of metrics and a checkpoint every 250 steps."""
+    """Fine-tune, with a line of metrics and a checkpoint every 250 steps.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, when the step that was under way is saved; after a second one at
+            once.
+    """
     trainer = SupervisedTrainer(
         model,
         data,
@@ -232,56 +292,108 @@ def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
         augmentation=augmentation(options),
         **dataclasses.asdict(sft_settings(options)),
     )
-    folder = options.out / "trainer"
+    folder = options.out / TRAINER_FOLDER
     if folder.exists():
         trainer.load(folder)
+        print(f"Going on from step {trainer.step} of {options.n_steps}, which is in {folder}")
+    pace = Pace(trainer.step, options.n_steps)
 
     def look(step: int, metrics: Metrics) -> None:
-        if step % 250 == 0 or step == options.n_steps:
+        due = step % 250 == 0 or step == options.n_steps
+        if due:
             held_out = trainer.validate()
             row = {"step": step, **{f"train/{name}": value for name, value in metrics._asdict().items()}}
             if held_out is not None:
                 row |= {f"held_out/{name}": value for name, value in held_out._asdict().items()}
             note_metrics(options.out / "metrics.jsonl", row)
-            tqdm.write(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            values = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
+            tqdm.write(f"{pace.tell(step)}: {values}")
+        elif pace.is_due:
+            tqdm.write(f"{pace.tell(step)}: train/loss {metrics.loss:.4g}")
+        if due or stop.received:
             trainer.save(folder)
+        if stop.received:
+            raise KeyboardInterrupt
 
-    trainer.train(callback=look, progress_bar=True)
+    with StopRequest() as stop:
+        trainer.train(callback=look, progress_bar=True)
+    if stop.received:  # after the last step
+        raise KeyboardInterrupt
     return trainer.export()
 
 
-def note_training_states(options: Options, checkpoint: Path) -> None:
-    """Write down the initial states that were recorded, so that evaluations can tell seen ones from unseen ones."""
-    recorded = describe_suite(SUITES[options.suite].env_id).states_by_source(
-        ids_or_none("--task-ids", options.task_ids), ids_or_none("--init-states", options.init_states) or []
-    )
+def note_training_states(options: Options, checkpoint: Path, states: TrainingStates | None) -> None:
+    """Write down the initial states that were learned from, so that evaluations can tell seen ones from unseen ones.
+
+    Args:
+        options: The options; their model may have been trained before.
+        checkpoint: The folder.
+        states: Official initial states by suite; None if unknown, which leaves no file.
+    """
+    if states is None:
+        (checkpoint / TRAINING_FILE).unlink(missing_ok=True)
+        return
     before = read_training_states(resolve_folder(options.model, weights=False)) if options.model else None
-    write_training_states(checkpoint, recorded, before)
+    write_training_states(checkpoint, states, before)
+
+
+@contextlib.contextmanager
+def stopping(words: Callable[[], str]) -> Iterator[None]:
+    """A phase of the command: after Ctrl-C it says what is kept, and ends the program with status 130.
+
+    Args:
+        words: Function that gives the sentences, asked when the phase is stopped.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nStopped. {words()}")
+        raise SystemExit(130) from None
+
+
+def saved_step(options: Options) -> str:
+    """What a training that was stopped leaves, in words."""
+    path = options.out / TRAINER_FOLDER / STATE_FILE
+    if not path.is_file():
+        return "No step is saved yet; the same command begins with the first one."
+    return f"Step {read_json(path)['step']} of {options.n_steps} is saved; the same command goes on from there."
 
 
 def main(options: Options) -> None:
     """Record demonstrations if none are given, learn from them, save the model, and evaluate it."""
     check_options(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    root = options.demonstrations or record_demonstrations(options)
-    model = load_model(options)
-    model = train(options, model, load_data(options, root, model))
     checkpoint = options.out / "model"
-    model.to(th.bfloat16).save_pretrained(checkpoint)
-    if not options.demonstrations:
-        note_training_states(options, checkpoint)
+    with stopping(lambda: "Recorded episodes are kept; the same command records the others."):
+        root = options.demonstrations or record_demonstrations(options)
+    with stopping(lambda: f"The demonstrations were not read to the end. {saved_step(options)}"):
+        model = load_model(options)
+        reader = LeRobotReader(root, cameras=CAMERA_KEYS[: model.config.num_images], fps=options.fps or None)
+        indices, states = choose_episodes(options, reader)
+        check_evaluation(options, states)
+        data = load_data(options, reader, indices, model)
+    with stopping(lambda: saved_step(options)):
+        model = train(options, model, data)
+        model.to(th.bfloat16).save_pretrained(checkpoint)
+        note_training_states(options, checkpoint, states)
     print(f"Wrote {checkpoint}; use it as --model {checkpoint}")
     if options.evaluate_states:
-        report = evaluate_policy(
-            str(checkpoint),
-            SUITES[options.suite].env_id,
-            task_ids=ids_or_none("--task-ids", options.task_ids),
-            init_state_ids=ids_or_none("--evaluate-states", options.evaluate_states) or [],
-            protocol="training",
-            renderer=options.eval_renderer,
-            out=options.out / "evaluation",
-        )
-        print(report)
+        with stopping(lambda: f"{checkpoint} is whole, and episodes so far are kept; the same command goes on."):
+            print(evaluate(options, checkpoint))
+    remove_frames(options.out / FRAMES_FOLDER)
+
+
+def evaluate(options: Options, checkpoint: Path) -> EvaluationReport:
+    """Evaluate the model on initial states that it was not trained on, as the options say."""
+    return evaluate_policy(
+        str(checkpoint),
+        SUITES[options.suite].env_id,
+        task_ids=ids_or_none("--task-ids", options.task_ids),
+        init_state_ids=ids_or_none("--evaluate-states", options.evaluate_states) or [],
+        protocol="training",
+        renderer=options.eval_renderer,
+        out=options.out / "evaluation",
+    )
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:

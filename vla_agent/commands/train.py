@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import real_number, whole_number
-from libero_gym.dimensions import SHAPING_GAMMA, Renderer
+from libero_gym.dimensions import SHAPING_GAMMA, Physics, Renderer
 from vla_agent import (
     VLAPPO,
     Curriculum,
@@ -35,12 +35,13 @@ from vla_agent import (
 )
 from vla_agent.algorithms.health import Stopwatch
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
+from vla_agent.commands.unseen_states import check_unseen, trained_before
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change, describe_share, film_change, telling_trial
-from vla_agent.evaluation.familiarity import describe_trained
 from vla_agent.evaluation.provenance import TRAINING_FILE, read_training_states, write_training_states
 from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla.files import resolve_folder
+from vla_agent.policy.policy import VLAPolicy
 from vla_agent.process_reward import VecProcessReward
 
 
@@ -59,7 +60,7 @@ class Options:
     reward_mode: Literal["potential", "bonus"] = "potential"  # for "process"; "bonus" is VLA-RL's
     reward_weight: float = 1.0  # for "process": weight of its term
     renderer: Renderer = "fast"  # of training frames; "exact" draws stock LIBERO's pixels
-    physics: Literal["fast", "exact"] = "fast"  # "exact" gives stock LIBERO's states to the bit
+    physics: Physics = "fast"  # "exact" gives stock LIBERO's states to the bit; "coarse" steps less often
     n_envs: int = 8  # environments side by side
     n_steps: int = 32  # decisions per environment and iteration; tiny-libero decides 8 control steps at a time
     total_timesteps: int = 6144  # decisions of the whole training
@@ -76,10 +77,12 @@ class Options:
     ratio_level: Literal["token", "action"] = "token"  # clip each of a chunk's 56 ratios on its own, or their product
     target_kl: float = 0.0  # stop an update beyond 1.5 times this divergence of whole actions; 0 never does
     temperature: float = 0.5  # temperature of training's actions; low, since evaluations take the likeliest action
+    average_decay: float = 0.0  # share that an update keeps of the weights' moving average, which is evaluated; 0: none
     critic_warmup_iterations: int = 6  # first iterations in which only the critic learns
     policy_warmup_iterations: int = 0  # iterations over which the policy's learning rate rises
     privileged_critic: bool = True  # tell the critic where the objects are, from the simulator
     bootstrap_time_limits: bool = False  # go on valuing behind the time limit; else running out of time is a failure
+    autocast: Literal["auto", "bfloat16", "none"] = "auto"  # "bfloat16" halves the model's time on CPUs that have it
     lora_rank: int = 0  # rank of adapters; 0 trains all weights
     lora_target: str = "all-linear"  # layers with adapters; "language" for the language model alone
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: for a large model on a small GPU
@@ -182,15 +185,10 @@ def check(options: Options) -> None:
             f"--init-states and --eval-states share {describe_ids(both)}: an evaluation on states that were trained on "
             "says little. Keep them apart, or --eval-freq 0 to evaluate on none."
         )
-    if options.eval_freq and evaluated:
-        base = read_training_states(resolve_folder(options.model, weights=False))
-        suite = describe_suite(options.env_id)
-        asked = suite.states_by_source(ids_or_none("--task-ids", options.task_ids), evaluated)
-        if told := describe_trained(base, asked):
-            raise ValueError(
-                f"--eval-states {options.eval_states} are not all new to --model {options.model}: {told}. Give others, "
-                "or --eval-states '' --n-eval-placements 20, or --eval-freq 0 to evaluate on none."
-            )
+    if options.eval_freq:
+        way_out = "--eval-states '' --n-eval-placements 20, or --eval-freq 0"
+        base = trained_before(options.model)
+        check_unseen("--eval-states", options.eval_states, options.env_id, options.task_ids, base, way_out)
     if options.reward == "progress" and (options.gamma != SHAPING_GAMMA or not options.bootstrap_time_limits):
         raise ValueError(
             f"--reward progress is shaped for gamma={SHAPING_GAMMA} and bootstrap_time_limits=True, and training has "
@@ -237,6 +235,10 @@ def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path
     """
     policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
     policy_kwargs["detach_value"] = options.detach_value
+    if options.average_decay:
+        policy_kwargs["average_decay"] = options.average_decay
+    if options.autocast != "auto":
+        policy_kwargs["autocast"] = None if options.autocast == "none" else options.autocast
     if options.gradient_checkpointing:
         policy_kwargs["gradient_checkpointing"] = True
     if options.lora_rank:
@@ -322,7 +324,8 @@ def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallb
     first, last = evaluation.history[0], evaluation.best if evaluation.fell else evaluation.history[-1]
     trial, path = telling_trial(first.episodes, last.episodes), options.out / "episode.mp4"
     after = options.out / "best" if evaluation.fell else model
-    film_change(options.model, after, options.env_id, trial, path, renderer=options.eval_renderer)
+    with cast(VLAPolicy, model.policy).averaged():  # as it was evaluated
+        film_change(options.model, after, options.env_id, trial, path, renderer=options.eval_renderer)
 
 
 def report(options: Options, success: Curriculum, evaluation: EvaluationCallback | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from vla_agent.evaluation.evaluator import Evaluator
 from vla_agent.evaluation.falls import EvaluatedEpisodes, Fall, Practice, find_fall
 from vla_agent.evaluation.reports import EvaluationReport
 from vla_agent.evaluation.results import EpisodeResult, SuccessRow
+from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.run_files import RUN
 from vla_agent.runs.run_folder import BEST, claimed_folder
 
@@ -23,7 +25,8 @@ from vla_agent.runs.run_folder import BEST, claimed_folder
 class EvaluationCallback(EventCallback):
     """Evaluates the model every so many timesteps, logs it, and keeps the best.
 
-    It changes nothing in the learning: it has its own environments, and puts torch's generators back. It logs
+    It changes nothing in the learning: it has its own environments, and puts torch's generators back. A policy that
+    keeps an average of its weights (``average_decay``) is evaluated, and kept as the best, with it. It logs
     ``eval/success_rate``, ``eval/success_low`` and ``eval/success_high`` (Wilson's 95 % interval),
     ``eval/success_task_<id>``, ``eval/mean_ep_length`` (control steps), ``eval/best_success_rate``, and
     ``time/eval_s``; ``eval/success_<suite>`` if tasks come from several suites. ``eval/fell`` is 1 if success fell from
@@ -208,23 +211,23 @@ class EvaluationCallback(EventCallback):
     def _evaluate(self) -> bool:
         assert self._evaluator is not None
         start = time.perf_counter()
-        report = self._evaluator.run(progress_bar=self.verbose > 0, **self.run_kwargs)
-        self.reports[self.num_timesteps] = report
-        had_fallen = self.fall is not None
-        self.history.append(EvaluatedEpisodes(self.num_timesteps, list(report.episodes)))
-        self.practice[self.num_timesteps], self._practising = self._practising, Practice()
-        improved = report.success_rate > self.best_success_rate
-        self.best_success_rate = max(self.best_success_rate, report.success_rate)
-        self._log(report, time.perf_counter() - start)
-        go_on = True
-        if improved:
-            if self.folder is None and self._takes_the_runs:  # a later callback may have claimed it
+        had_fallen, go_on = self.fall is not None, True
+        policy = self.model.policy
+        with policy.averaged() if isinstance(policy, VLAPolicy) else contextlib.nullcontext():
+            report = self._evaluator.run(progress_bar=self.verbose > 0, **self.run_kwargs)
+            self.reports[self.num_timesteps] = report
+            self.history.append(EvaluatedEpisodes(self.num_timesteps, list(report.episodes)))
+            self.practice[self.num_timesteps], self._practising = self._practising, Practice()
+            improved = report.success_rate > self.best_success_rate
+            self.best_success_rate = max(self.best_success_rate, report.success_rate)
+            if improved and self.folder is None and self._takes_the_runs:  # a later callback may have claimed it
                 self.folder = self._folder_of_run()
-            if self.folder is not None:
+            if improved and self.folder is not None:
                 self.model.save(self.folder / BEST)
                 report.save(self.folder / "best_report")
-            if self.callback_on_new_best is not None:
+            if improved and self.callback_on_new_best is not None:
                 go_on = self.callback_on_new_best.on_step()
+        self._log(report, time.perf_counter() - start)
         if not had_fallen and (told := self.describe_fall()):
             warnings.warn(told, stacklevel=2)
         return go_on and self._on_event()

@@ -155,6 +155,8 @@ class Evaluator:
             center_crop = flag("center_crop", center_crop)
         if max_episode_steps is not None:
             max_episode_steps = whole_number("max_episode_steps", max_episode_steps, 1)
+        if env_kwargs.get("physics") == "coarse":
+            raise ValueError('physics="coarse" is for training: its contacts are none of the benchmark. Leave it out.')
         trained_states = flag("trained_states", trained_states)
         placement_seeds = sequence("placement_seeds", placement_seeds)
         states: Any = init_state_ids

@@ -80,12 +80,12 @@ def evaluated_states(suite: SuiteDescription, trials: Iterable[Trial]) -> dict[s
 
 
 def describe_trained(training: TrainingStates | None, evaluated: Mapping[str, Iterable[int]]) -> str | None:
-    """Which of some initial states a model was trained on, in words; None if none, or if that is unknown."""
+    """Which of some initial states were trained on, as the end of a sentence; None if none, or if that is unknown."""
     seen = overlap(training, evaluated)
     if not seen:
         return None
     parts = ", ".join(f"{describe_ids(ids)} of {suite}" for suite, ids in seen.items())
-    return f"by its {TRAINING_FILE}, the model was trained on initial states {parts}, and success there says little"
+    return f"was trained on initial states {parts}, so success there says little"
 
 
 def refuse_trained(training: TrainingStates | None, evaluated: Mapping[str, Iterable[int]]) -> None:
@@ -96,8 +96,8 @@ def refuse_trained(training: TrainingStates | None, evaluated: Mapping[str, Iter
     """
     if told := describe_trained(training, evaluated):
         raise ValueError(
-            f"The initial states asked for are not all new: {told}. Leave them out (init_state_ids={HELD_OUT!r}, "
-            f"--init-states {HELD_OUT}), or say that it is meant (trained_states=True, --trained-states)."
+            f"By its {TRAINING_FILE}, the model {told}. Leave them out (init_state_ids={HELD_OUT!r}, --init-states "
+            f"{HELD_OUT}), or say that they are meant (trained_states=True, --trained-states)."
         )
 
 

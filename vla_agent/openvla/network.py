@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, LlamaModel
 
 from libero_gym.dimensions import ACTION_DIM, STATE_DIM
 from vla_agent.openvla.action_head import L1ActionHead
+from vla_agent.openvla.attention import LLAMA_ATTENTION
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.cuda_graphs import GraphCache
 from vla_agent.openvla.sequence import KeyValueCache, PromptLayout, lay_out_prompts
@@ -30,6 +31,7 @@ class OpenVLANetwork(nn.Module):
     def __init__(self, config: OpenVLAConfig) -> None:
         super().__init__()
         llama = config.llama
+        llama._attn_implementation = LLAMA_ATTENTION
         self.config = config
         self.hidden_size: int = llama.hidden_size
         self.n_action_tokens = config.n_action_tokens

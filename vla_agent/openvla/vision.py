@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from vla_agent.openvla.attention import attend
 from vla_agent.openvla.config import OpenVLAConfig, TowerConfig
 
 LAYER_NORM_EPS = 1e-6  # timm's vision transformers
@@ -35,7 +36,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # (B, heads, T, C / heads) each
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, T, C))
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(B, T, C))
 
 
 class Mlp(nn.Module):

@@ -21,6 +21,7 @@ from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.bins import Sampling, bin_entropy, gather_bins
 from vla_agent.common.errors import NonFiniteError
 from vla_agent.policy.arguments import check_policy
+from vla_agent.policy.averaging import averaged, keep_average
 from vla_agent.policy.checks import check_fit, check_observation, check_spaces, observation_keys
 from vla_agent.policy.critic import ValueHead
 from vla_agent.policy.distributions import ActionTokenDistribution, Chain
@@ -76,6 +77,8 @@ class VLAPolicy(ActorCriticPolicy):
         gradient_checkpointing: Recompute the backbone's blocks in the backward pass: slower, and much smaller.
         cuda_graphs: Replay decoding on a GPU as CUDA graphs, if the backbone can; results are the same.
         unnorm_key: Name of the statistics that normalise the robot's state, for a model that reads it.
+        average_decay: Share that a step keeps of a moving average of the policy's weights, which `averaged` acts with;
+            0 keeps none.
         optimizer_class: Class of the one optimizer that holds both parameter groups.
         optimizer_kwargs: Arguments of the optimizer besides the learning rate; Adam gets eps=1e-5, as in SB3.
         use_sde: SB3 passes it to every policy; must be False.
@@ -104,6 +107,7 @@ class VLAPolicy(ActorCriticPolicy):
         gradient_checkpointing: bool = False,
         cuda_graphs: bool = True,
         unnorm_key: str | None = None,
+        average_decay: float = 0.0,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
@@ -146,6 +150,7 @@ class VLAPolicy(ActorCriticPolicy):
         self.action_dist = ActionTokenDistribution(backbone.n_action_tokens, self.sampling)
         self.lora = None if lora is None else LoraSettings.from_dict(lora)
         self._build_networks(backbone, frozen, value_hidden, gradient_checkpointing)
+        self.average_decay = average_decay
         self._build_optimizer(lr_schedule)
         trained = (parameter for parameter in self._backbone.parameters() if parameter.requires_grad)
         warn_of_lost_steps(trained, "use dtype='float32' with autocast='bfloat16', or lora")
@@ -211,6 +216,10 @@ class VLAPolicy(ActorCriticPolicy):
         if self.lora is None:
             raise ValueError("The policy trains the model's own weights, so the one it started from is gone. Use lora.")
         return disable_adapter(self._backbone)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the policy is the average of its last updates; without ``average_decay`` it is what it is."""
+        return averaged(self.optimizer)
 
     # ----------------------------------------------------------------------------------- SB3's interface
 
@@ -331,6 +340,8 @@ class VLAPolicy(ActorCriticPolicy):
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
+        if self.average_decay:
+            keep_average(self.optimizer, trained, self.average_decay)
 
     def _forced_pass(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Logits (B, N, 256) and hidden states (B, D)."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch as th
 
+from vla_agent.policy.averaging import AVERAGE
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.run_files import OPTIMIZER, OPTIMIZER_GROUPS, DamagedRunError, RunFiles, read_json, read_tensors
 
@@ -49,12 +50,14 @@ def restore_optimizer(policy: VLAPolicy, files: RunFiles) -> None:
         return
     parameters = dict(policy.named_parameters())
     entries = read_tensors(files, OPTIMIZER) | saved["scalars"]
-    wrong = _fault_of_entries(entries, parameters) or _fault_of_groups(saved["groups"], policy)
+    wrong = _fault_of_entries(entries, parameters, saved["groups"]) or _fault_of_groups(saved["groups"], policy)
     if wrong:
         raise DamagedRunError(f"The optimizer in '{files.path}' is damaged: {wrong}.")
     for key, value in entries.items():
         name, _, entry = key.rpartition("|")
         parameter = parameters[name]
+        if entry == AVERAGE and not policy.average_decay:
+            continue  # nothing would keep it up to date
         if isinstance(value, th.Tensor) and value.ndim:
             value = value.to(parameter.device)
         optimizer.state[parameter][entry] = value
@@ -63,8 +66,10 @@ def restore_optimizer(policy: VLAPolicy, files: RunFiles) -> None:
         group.update({key: value for key, value in settings.items() if key != "params"})
 
 
-def _fault_of_entries(entries: Mapping[str, Any], parameters: Mapping[str, th.nn.Parameter]) -> str | None:
-    """What does not fit: every parameter with moments must have the same ones, of its own shape."""
+def _fault_of_entries(
+    entries: Mapping[str, Any], parameters: Mapping[str, th.nn.Parameter], groups: list[dict[str, Any]]
+) -> str | None:
+    """What does not fit: parameters of a group with moments must have the same ones, each of its own shape."""
     kinds: dict[str, set[str]] = {}
     for key, value in entries.items():
         name, _, entry = key.rpartition("|")
@@ -76,10 +81,12 @@ def _fault_of_entries(entries: Mapping[str, Any], parameters: Mapping[str, th.nn
         if not isinstance(value, (th.Tensor, bool, int, float, type(None))):
             return f"{key} is {value!r}; expected a number"
         kinds.setdefault(name, set()).add(entry)
-    wanted = set().union(*kinds.values())
-    for name, found in kinds.items():
-        if found != wanted:
-            return f"{name} lacks {', '.join(sorted(wanted - found))}"
+    for group in groups:
+        members = {name: kinds[name] for name in group["params"] if name in kinds}
+        wanted = set().union(*members.values())
+        for name, found in members.items():
+            if found != wanted:
+                return f"{name} lacks {', '.join(sorted(wanted - found))}"
     return None
 
 

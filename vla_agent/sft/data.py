@@ -2,27 +2,46 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from libero_gym.common.checks import flag, sequence, whole_number
+from libero_gym.common.checks import as_path, flag, sequence, whole_number
+from libero_gym.common.version import package_versions
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, GRIPPER_DIM, STATE_DIM
 from libero_gym.gripper import GripperCommands
 from vla_agent.openvla.image import libero_image
+from vla_agent.sft.frames import Decoded, read_frames, writing_frames
 
+# The distributions whose versions decide the pixels of a decoded and resized frame.
+_DECODERS = ("imageio-ffmpeg", "numpy", "pillow", "simplejpeg")
 MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024
 
 
 class Demonstration(Protocol):
     """What is read of an episode with T frames, such as `libero_gym.demonstrations.episodes.Episode`."""
 
-    instruction: str
-    state: np.ndarray  # float32 (T, 8)
-    actions: np.ndarray  # float32 (T, 7), +1 closes the gripper
-    images: dict[str, np.ndarray]  # uint8 (T, H, W, 3) by observation key
-    fps: int
+    @property
+    def instruction(self) -> str:
+        """The words that told the robot what to do."""
+
+    @property
+    def state(self) -> np.ndarray:
+        """Robot states, float32 (T, 8)."""
+
+    @property
+    def actions(self) -> np.ndarray:
+        """Actions, float32 (T, 7); +1 closes the gripper."""
+
+    @property
+    def images(self) -> dict[str, np.ndarray]:
+        """Frames by observation key, uint8 (T, H, W, 3)."""
+
+    @property
+    def fps(self) -> int:
+        """Frames per second."""
 
 
 class Examples(NamedTuple):
@@ -56,8 +75,29 @@ class Examples(NamedTuple):
         return tokens.astype(np.float32) * self.weights()[:, None]
 
 
+class Clip(NamedTuple):
+    """T frames of an episode that are learned from, without their images.
+
+    Attributes:
+        instruction: The episode's words.
+        state: Robot states, float32 (T, 8).
+        actions: float32 (T, 7), the gripper as OpenVLA has it.
+        keyframes: Where the hand is when the gripper's command next changes, float32 (T, 3), m.
+    """
+
+    instruction: str
+    state: np.ndarray
+    actions: np.ndarray
+    keyframes: np.ndarray
+
+
 class ActionChunks:
-    """Every frame of some demonstrations with the actions that follow it, held in memory.
+    """Every frame of some demonstrations with the actions that follow it.
+
+    Frames are decoded once, into a file, and read from there when a batch asks for them, so that memory holds a batch
+    and not the demonstrations. The file needs S * S * 3 bytes per frame and camera (6 GB for 1200 episodes of 130
+    frames at S = 112). Without ``cache`` it has no name, lies in the folder of temporary files (``TMPDIR``, which some
+    systems keep in memory) and ends with the process.
 
     Args:
         episodes: Demonstrations, such as a `LeRobotReader`; they are read once.
@@ -69,10 +109,15 @@ class ActionChunks:
         pad_chunks: Fill chunks that reach past the episode's end with its last action, as OpenVLA-OFT does. Without,
             those actions are not learned, and an episode's last actions, such as letting go, are learned less often.
         progress_bar: Show a bar while episodes are read, on a terminal.
+        cache: Folder that keeps the decoded frames. If it holds those of the same ``cache_key``, cameras, size and
+            ``cut_waiting``, ``episodes`` are not read; otherwise it is made anew. It may be deleted at any time.
+        cache_key: What the caller reads, in its own words, such as a dataset's fingerprint; needed with ``cache``.
 
     Raises:
         ValueError: If there are no episodes, an episode lacks a camera, its actions or states have another width or are
             not finite, frame rates differ, or the gripper's commands are of another convention (0 to 1).
+        FileExistsError: If ``cache`` is a folder of something else.
+        OSError: If the disk cannot hold the frames.
 
     Warns:
         UserWarning: If the gripper is only ever told to open, or only to close.
@@ -88,6 +133,8 @@ class ActionChunks:
         cut_waiting: bool = False,
         pad_chunks: bool = True,
         progress_bar: bool = True,
+        cache: str | Path | None = None,
+        cache_key: str = "",
     ) -> None:
         self.cut_waiting, self.pad_chunks = flag("cut_waiting", cut_waiting), flag("pad_chunks", pad_chunks)
         self.cameras = _check_cameras(cameras)
@@ -96,37 +143,22 @@ class ActionChunks:
         progress_bar = flag("progress_bar", progress_bar)
         if isinstance(episodes, (str, bytes, dict)) or not isinstance(episodes, Iterable):
             raise ValueError(f"episodes={episodes!r}; expected episodes, such as LeRobotReader('data/mine').")
-        read: list[dict[str, Any]] = []
-        fps: dict[float, str] = {}
-        gripper = GripperCommands()
-        for index, episode in enumerate(
-            tqdm(episodes, "reading", unit="episode", disable=None if progress_bar else True)
-        ):
-            if not all(hasattr(episode, part) for part in ("instruction", "state", "actions", "images", "fps")):
-                raise ValueError(f"Episode {index} is a {type(episode).__name__}; expected an `Episode`.")
-            name = f"Episode {index} ('{episode.instruction}')"
-            _check(episode, self.cameras, name)
-            fps.setdefault(episode.fps, name)
-            gripper |= GripperCommands.of(episode.actions[:, GRIPPER_DIM])
-            read.append(self._read(episode))
-        if not read:
-            raise ValueError("There are no demonstrations to learn from: the dataset is empty, or all were skipped.")
-        if len(fps) > 1:
-            rates = ", ".join(f"{name} has {rate}" for rate, name in fps.items())
-            raise ValueError(f"The demonstrations mix frame rates ({rates} frames per second); train on one at a time.")
-        if gripper.fault:
-            raise ValueError(f"These demonstrations cannot be learned from. {gripper.fault}")
-        if gripper.doubt:
-            warnings.warn(gripper.doubt, stacklevel=2)
-        lengths = [len(episode["state"]) for episode in read]
-        self.n_episodes = len(read)
-        self.episode_ids = np.repeat(np.arange(len(read)), lengths)
+        folder = None if cache is None else as_path("cache", cache)
+        if folder is not None and (not isinstance(cache_key, str) or not cache_key):
+            raise ValueError(f"cache_key={cache_key!r}; a cache needs words that say what is read, such as a hash.")
+        source, shape = self._source(cache_key), (len(self.cameras), self.image_size)
+        decoded = None if folder is None else read_frames(folder, source, *shape)
+        if decoded is None:
+            bar = tqdm(episodes, "reading", unit="episode", disable=None if progress_bar else True)
+            decoded = self._decode(bar, folder, source)
+        if decoded.description["doubt"]:
+            warnings.warn(decoded.description["doubt"], stacklevel=2)
+        lengths, self._frames = decoded.table["lengths"], decoded.frames
+        self.n_episodes = len(lengths)
+        self.episode_ids = np.repeat(np.arange(len(lengths)), lengths)
         self._ends = np.repeat(np.cumsum(lengths), lengths)
-        self._instructions = [episode["instruction"] for episode in read]
-        self._frames = [np.concatenate([episode["images"][key] for episode in read]) for key in self.cameras]
-        self.state, self.actions, self._keyframes = (
-            np.concatenate([episode[name] for episode in read]) for name in ("state", "actions", "keyframes")
-        )
+        self._instructions: list[str] = decoded.description["instructions"]
+        self.state, self.actions, self._keyframes = (decoded.table[name] for name in ("state", "actions", "keyframes"))
         self.weights: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -142,7 +174,7 @@ class ActionChunks:
         steps = frames[:, None] + np.arange(self.chunk_size)
         inside = steps < self._ends[frames, None]
         return Examples(
-            images=tuple(images[frames] for images in self._frames),
+            images=self._frames[frames],
             state=self.state[frames],
             instructions=[self._instructions[episode] for episode in self.episode_ids[frames]],
             actions=self.actions[np.minimum(steps, self._ends[frames, None] - 1)],
@@ -183,24 +215,61 @@ class ActionChunks:
             "num_trajectories": self.n_episodes,
         }
 
-    def _read(self, episode: Demonstration) -> dict[str, Any]:
+    def _source(self, cache_key: str) -> dict[str, Any]:
+        """What decides the decoded frames."""
+        return {
+            "cache_key": cache_key,
+            "cameras": list(self.cameras),
+            "image_size": self.image_size,
+            "cut_waiting": self.cut_waiting,
+            "versions": package_versions(_DECODERS),
+        }
+
+    def _decode(self, episodes: Iterable[Demonstration], cache: Path | None, source: dict[str, Any]) -> Decoded:
+        """Read the episodes, and write their frames into a file."""
+        clips: list[Clip] = []
+        fps: dict[float, str] = {}
+        gripper = GripperCommands()
+        with writing_frames(cache, len(self.cameras), self.image_size) as writer:
+            for index, episode in enumerate(episodes):
+                if not all(hasattr(episode, part) for part in ("instruction", "state", "actions", "images", "fps")):
+                    raise ValueError(f"Episode {index} is a {type(episode).__name__}; expected an `Episode`.")
+                name = f"Episode {index} ('{episode.instruction}')"
+                _check(episode, self.cameras, name)
+                fps.setdefault(episode.fps, name)
+                gripper |= GripperCommands.of(episode.actions[:, GRIPPER_DIM])
+                clip, images = self._read(episode)
+                clips.append(clip)
+                writer.add(images)
+            if not clips:
+                raise ValueError(
+                    "There are no demonstrations to learn from: the dataset is empty, or all were skipped."
+                )
+            if len(fps) > 1:
+                rates = ", ".join(f"{name} has {rate}" for rate, name in fps.items())
+                raise ValueError(
+                    f"The demonstrations mix frame rates ({rates} frames per second); train on one at a time."
+                )
+            if gripper.fault:
+                raise ValueError(f"These demonstrations cannot be learned from. {gripper.fault}")
+            table = {name: np.concatenate([getattr(clip, name) for clip in clips]) for name in Clip._fields[1:]}
+            table["lengths"] = np.array([len(clip.state) for clip in clips])
+            description = {"instructions": [clip.instruction for clip in clips], "doubt": gripper.doubt}
+            return writer.finish(source | description, table)
+
+    def _read(self, episode: Demonstration) -> tuple[Clip, list[np.ndarray]]:
+        """An episode as examples, and their images by camera."""
         actions = np.array(episode.actions, dtype=np.float32)
         commands = np.sign(actions[:, GRIPPER_DIM])
         actions[:, GRIPPER_DIM] = commands < 0
-        frames = {key: np.asarray(episode.images[key]) for key in self.cameras}
-        same = {key: images.shape[1:3] == (self.image_size, self.image_size) for key, images in frames.items()}
         state = np.asarray(episode.state, dtype=np.float32)
         kept = moving_frames(state, commands) if self.cut_waiting else np.ones(len(state), dtype=bool)
-        return {
-            "instruction": episode.instruction,
-            "state": state[kept],
-            "actions": actions[kept],
-            "keyframes": next_gripper_change(state, commands)[kept],
-            "images": {
-                key: images[kept] if same[key] else libero_image(images[kept], rotate=False, size=self.image_size)
-                for key, images in frames.items()
-            },
-        }
+        images = [np.asarray(episode.images[key])[kept] for key in self.cameras]
+        size = self.image_size
+        return Clip(episode.instruction, state[kept], actions[kept], next_gripper_change(state, commands)[kept]), [
+            frames if frames.shape[1:3] == (size, size) else libero_image(frames, rotate=False, size=size)
+            for frames in images
+        ]
 
 
 def next_gripper_change(state: np.ndarray, commands: np.ndarray) -> np.ndarray:

@@ -250,7 +250,8 @@ class SupervisedTrainer:
                 other settings; the message lists what differs.
         """
         saved, tensors = read_checkpoint(folder)
-        now, before = self._identity(), {"paraphrase": 0.0} | saved["identity"]  # older checkpoints lack the setting
+        older = {"paraphrase": 0.0, "autocast": "auto"}  # settings that older checkpoints lack
+        now, before = self._identity(), older | saved["identity"]
         changed = [f"{key} {before.get(key)!r} to {now[key]!r}" for key in now if now[key] != before.get(key)]
         if changed:
             raise ValueError(f"'{folder}' was trained otherwise ({', '.join(changed)}); resume with the same.")
@@ -385,9 +386,10 @@ class SupervisedTrainer:
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
-        """Compute in bfloat16 over float32 weights on a GPU; the model's own setting comes back afterwards."""
-        before = self.model.autocast_dtype
-        if before is not None or self.model.device.type != "cuda" or self.model.dtype != th.float32:
+        """Compute in the type that the settings ask for; the model's own setting comes back afterwards."""
+        before, wanted = self.model.autocast_dtype, self.settings.autocast
+        wants = wanted == "bfloat16" or (wanted == "auto" and self.model.device.type == "cuda")
+        if before is not None or not wants or self.model.dtype != th.float32:
             yield
             return
         self.model.set_autocast(th.bfloat16)

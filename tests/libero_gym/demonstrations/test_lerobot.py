@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,31 @@ def test_an_episode_that_does_not_fit_is_told(tmp_path: Path, change: dict[str, 
     writer.add(synthetic(5))
     with pytest.raises(ValueError, match=message):
         writer.add(replace(synthetic(5), **change))
+
+
+def test_where_an_episode_began_is_told_without_reading_it(tmp_path: Path) -> None:
+    writer = LeRobotWriter(tmp_path, cameras=("image",))
+    writer.add(replace(synthetic(5), suite="libero_40", task_id=12, init_state_id=3))
+    writer.add(replace(synthetic(5, seed=1), placement_seed=8))
+    writer.finish()
+    for folder in ("data", "videos"):
+        shutil.rmtree(tmp_path / folder)
+    reader = LeRobotReader(tmp_path)
+    assert reader.origin(0) == ("do thing 0", "libero_40", 12, 3, -1)
+    assert reader.origin(-1) == ("do thing 1", "", -1, -1, 8)
+    with pytest.raises(IndexError, match="no episode 2"):
+        reader.origin(2)
+
+
+def test_a_copy_has_the_same_fingerprint_and_a_changed_byte_another(dataset: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(dataset, tmp_path / "elsewhere" / "copy")
+    (copy / "README.md").write_text("A card of my own.")
+    (copy / "data" / "chunk-000" / ".file-000.parquet.part").write_text("a temporary file")
+    assert LeRobotReader(copy).fingerprint() == LeRobotReader(dataset, cameras=()).fingerprint()
+    write_dataset(tmp_path / "again")
+    assert LeRobotReader(tmp_path / "again").fingerprint() == LeRobotReader(dataset).fingerprint()
+    video = copy / "videos/observation.images.image/chunk-000/file-001.mp4"
+    body = bytearray(video.read_bytes())
+    body[-1] ^= 1
+    video.write_bytes(body)
+    assert LeRobotReader(copy).fingerprint() != LeRobotReader(dataset).fingerprint()

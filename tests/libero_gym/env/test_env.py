@@ -15,8 +15,11 @@ import pytest
 from comparing import equal_observations, random_actions
 from gymnasium.utils.env_checker import check_env
 
+from libero_gym.compilation import compile_task
 from libero_gym.env import LiberoEnv
-from libero_gym.simulation.simulator import SimState
+from libero_gym.experts import run_expert
+from libero_gym.simulation.simulator import SimState, Simulator
+from libero_gym.tasks import get_tasks, initial_states
 
 INFO_KEYS = {"is_success", "task_id", "task_name", "init_state_id", "instruction", "reward_terms", "elapsed_steps"}
 
@@ -56,6 +59,31 @@ def test_fast_physics_is_exact_but_for_rounding() -> None:
     np.testing.assert_allclose(fast, exact, atol=1e-9)
     with pytest.raises(ValueError, match="Unknown physics 'quick'"):
         LiberoEnv("libero_goal", physics="quick")
+
+
+def test_coarse_physics_is_another_robot_that_moves_alike() -> None:
+    """The hand goes the same way, the fingers close as fast, and time passes alike; the contacts are others."""
+    envs = [LiberoEnv("libero_goal", task_id=0, cameras=(), physics=name) for name in ("fast", "coarse")]
+    for env in envs:
+        env.reset(options={"init_state_id": 0})
+        for number in range(20):
+            env.step(np.array([0.5, -0.3, -0.2, 0.0, 0.0, 0.2, 1.0 if number > 9 else -1.0]))
+    fast, coarse = envs
+    assert coarse.simulator.data.time == pytest.approx(fast.simulator.data.time)
+    np.testing.assert_allclose(coarse.simulator.eef_pos(), fast.simulator.eef_pos(), atol=2e-3)
+    np.testing.assert_allclose(coarse.simulator.gripper_qpos(), fast.simulator.gripper_qpos(), atol=2e-3)
+    assert not np.array_equal(coarse.get_state(), fast.get_state())
+    assert fast.simulator.compiled.physics.opt.timestep == 0.002
+    twin = LiberoEnv("libero_goal", task_id=0, cameras=(), physics="coarse")
+    twin.restore(coarse.snapshot())
+    action = np.array([0.0, 0.0, 0.4, 0.0, 0.0, 0.0, 1.0])
+    coarse.step(action), twin.step(action)
+    np.testing.assert_array_equal(twin.get_state(), coarse.get_state())
+
+
+def test_the_expert_succeeds_with_coarse_physics() -> None:
+    simulator = Simulator(compile_task(get_tasks("libero_object")[0]), physics="coarse")
+    assert run_expert(simulator, initial_states(simulator.compiled.task)[0], 280).success
 
 
 @pytest.mark.parametrize("reward", ["sparse", "progress"])

@@ -53,6 +53,7 @@ Damage = Callable[[dict[str, Any]], Any]
         ({"max_episode_steps": -3}, "max_episode_steps=-3 is out of range"),
         ({"max_episode_steps": 2.5}, "max_episode_steps=2.5; expected a whole number"),
         ({"renderer": "pretty"}, "Unknown renderer 'pretty'"),
+        ({"physics": "coarse"}, 'physics="coarse" is for training'),
         ({"settle_steps": -1}, "settle_steps=-1"),
         ({"image_size": 64}, "protocol='fixed' renders 256 pixels, not image_size=64"),
     ],

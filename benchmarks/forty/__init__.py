@@ -1,0 +1,1 @@
+"""The parts of `forty_tasks.py`: cells, the work behind them, what it takes, and the report."""

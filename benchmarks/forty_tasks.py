@@ -1,0 +1,99 @@
+"""The evidence over forty tasks: PPO from the models that ship, judged before and after, cell by cell.
+
+    python benchmarks/forty_tasks.py plan                          # the cells, what is done, hours left
+    python benchmarks/forty_tasks.py run --hours 2.8               # goes on with them; may be killed at any moment
+    python benchmarks/forty_tasks.py run --cells 'few*/spatial/*' strong/object/1    # some, or further seeds
+    python benchmarks/forty_tasks.py cell strong/spatial/0         # one cell
+    python benchmarks/forty_tasks.py report                        # tables and pictures of the finished cells
+
+A cell is GROUP/SUITE/SEED; `GROUPS` below says what each group trains. A training sees official states 20 to 49 and
+placement seeds 0 to 299; its own evaluations, which choose ``best/``, see drawn states beyond those. What judges is
+official states 0 to 19 of each task, which neither cloning nor training saw: the start once, then the best and the last
+model of each cell, greedy and at the rollouts' temperature. Training and judging draw fast frames; judging has exact
+physics. Finished cells are kept as small files in ``--work``, which alone the report reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from forty import plan, report
+from forty.cells import FORTY, Group, chosen, parse
+from forty.session import CellError, Session, Stopped, locked
+from forty.work import Work
+
+RESULTS = Path(__file__).parent / "results"
+THREADS = 1  # of each process; two round otherwise than one, and environments have the other core
+
+# PPO's settings: options of the train command, by field, where they are not its defaults.
+STRONG: dict[str, Any] = {
+    "total_timesteps": 40_960,
+    "eval_freq": 8192,
+    "n_eval_placements": 10,
+    "temperature": 0.5,
+    "learning_rate": 5e-5,
+    "gamma": 0.95,
+    "n_envs": 8,
+}
+FEW = STRONG | {"total_timesteps": 81_920, "eval_freq": 16_384}
+TOGETHER = STRONG | {"total_timesteps": 4 * 40_960, "eval_freq": 4 * 8192, "curriculum": "frontier"}
+GROUPS = {
+    "strong": Group("tiny-libero", {"spatial": (0, 1, 2), "goal": (0, 1, 2), "object": (0,), "10": (0,)}, STRONG),
+    "few": Group("tiny-libero-few", {"spatial": (0, 1, 2), "object": (0, 1, 2)}, FEW),
+    "few-process": Group("tiny-libero-few", {"spatial": (0,)}, FEW | {"reward": "process"}, against="few"),
+    "few-hardest": Group("tiny-libero-few", {"spatial": (0,)}, FEW | {"curriculum": "hardest"}, against="few"),
+    "few-frontier": Group("tiny-libero-few", {"spatial": (0,)}, FEW | {"curriculum": "frontier"}, against="few"),
+    "together": Group("tiny-libero", {FORTY: (0,)}, TOGETHER, against="strong"),
+}
+
+
+def run(work: Work, names: list[str], hours: float | None) -> int:
+    """Do cells in order until the hours are used; the number of those that failed."""
+    cells, failed = chosen(work.groups, names), 0
+    with locked(work.root) as lock, Session(hours, work.threads, lock).listening() as session:
+        for cell in cells:
+            if work.cell_file(cell).is_file():
+                continue
+            try:
+                work.do(cell, session)
+                print(f"{cell.name}: done", flush=True)
+            except CellError as error:
+                failed += 1
+                print(f"{cell.name}: not done, since {error}", flush=True)
+            except Stopped:
+                print(f"Stopped at {cell.name}; the same command goes on from there.")
+                return failed
+    left = [cell.name for cell in cells if not work.cell_file(cell).is_file()]
+    print(f"Not done: {', '.join(left)}." if left else "All of these cells are done.")
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", choices=["plan", "run", "cell", "report"])
+    parser.add_argument("name", nargs="?", help="of the cell, for the job of that name, such as strong/spatial/0")
+    parser.add_argument("--cells", nargs="*", default=[], help="patterns of cells, or names; all by default")
+    parser.add_argument("--hours", type=float, help="after which the cell under way is stopped, so that it can go on")
+    parser.add_argument("--renderer", choices=["fast", "exact"], default="fast", help="of the frames that judge")
+    parser.add_argument("--work", type=Path, default=Path("runs/forty_tasks"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "forty_tasks.json")
+    args = parser.parse_args()
+    work = Work(args.work, GROUPS, args.renderer, THREADS)
+    try:
+        if (args.name is None) == (args.job == "cell"):
+            raise ValueError("The job 'cell' takes a name such as strong/spatial/0, and the others take none.")
+        if args.job == "plan":
+            print(plan.describe(work, chosen(GROUPS, args.cells)))
+        elif args.job == "report":
+            print(report.write(work, args.out))
+        else:
+            names = args.cells if args.job == "run" else [parse(GROUPS, args.name).name]
+            raise SystemExit(1 if run(work, names, args.hours) else 0)
+    except ValueError as error:
+        raise SystemExit(f"Error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
