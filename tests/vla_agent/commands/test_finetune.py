@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from cloning import episode, small_model
 from interrupting import interruptible as interruptible
 
-from libero_gym.demonstrations import LeRobotReader, LeRobotWriter, lerobot_reader
+from libero_gym.demonstrations import LeRobotReader, LeRobotWriter, lerobot_reader, recording
 from libero_gym.demonstrations.recording import RecordingSummary
 from vla_agent.commands import finetune
 from vla_agent.commands.finetune import Options, main
@@ -120,6 +121,7 @@ def test_a_complete_recording_is_not_recorded_again(tmp_path: Path, monkeypatch:
     states: list[list[int]] = []
 
     def record(root: Path, **plan: Any) -> RecordingSummary:
+        inspect.signature(recording.record).bind(root, **plan)
         states.append(plan["init_state_ids"])
         if not root.exists():
             write_dataset(root)
