@@ -7,15 +7,17 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import real_number, whole_number
 from libero_gym.dimensions import Renderer
 from vla_agent import EvaluationReport, compare_reports, evaluate_policy
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
+from vla_agent.evaluation.familiarity import HELD_OUT, UNSEEN
 from vla_agent.evaluation.html_comparison import COMPARISON_FILE, comparison_page
 from vla_agent.evaluation.reports import as_folder
+from vla_agent.runs.choosing import choose_save, is_run_folder
 
 CROPS = {"auto": None, "yes": True, "no": False}
 
@@ -24,10 +26,11 @@ CROPS = {"auto": None, "yes": True, "no": False}
 class Options:
     """What to evaluate, on what, and where to. Each field is a command-line option."""
 
-    model: str = "tiny"  # the tiny model that ships, a checkpoint folder, a run saved by VLAPPO, or a hub id
+    model: str = "tiny"  # one that ships, a folder, a hub id, or a run: runs/ppo is its best/, else its newest save
     env_id: str = "LIBERO-Spatial-v0"  # environments to evaluate on
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
-    init_states: str = "0-49"  # official initial states, or "held-out": those that it was not trained on
+    init_states: str = "unseen"  # such as "0-19"; "unseen" by its training.json, or "held-out", which needs one
+    trained_states: bool = False  # states that the model was trained on are meant; else they are refused
     placement_seeds: str = ""  # such as "1000-1019": drawn initial states instead, each once per task
     protocol: Literal["openvla", "openpi", "fixed", "training"] = "openvla"  # fixtures and images; see the README
     center_crop: Literal["auto", "yes", "no"] = "auto"  # "yes" for models trained with random crops
@@ -62,8 +65,8 @@ def check(options: Options) -> None:
 def evaluate(options: Options) -> EvaluationReport:
     """Run the episodes that ``out`` lacks, and report on all."""
     check(options)
-    held_out = options.init_states == "held-out"
-    states: list[int] | str = "held-out" if held_out else parse_ids("--init-states", options.init_states)
+    by_choice = options.init_states in (UNSEEN, HELD_OUT)
+    states: Any = options.init_states if by_choice else parse_ids("--init-states", options.init_states)
     drawn = ids_or_none("--placement-seeds", options.placement_seeds) or []
     return evaluate_policy(
         options.model,
@@ -71,6 +74,7 @@ def evaluate(options: Options) -> EvaluationReport:
         task_ids=ids_or_none("--task-ids", options.task_ids),
         init_state_ids=() if drawn else states,
         placement_seeds=drawn,
+        trained_states=options.trained_states,
         protocol=options.protocol,
         center_crop=CROPS[options.center_crop],
         renderer=options.renderer,
@@ -105,6 +109,8 @@ def main(options: Options) -> None:
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         for package in ("vla_agent", "libero_gym"):
             logging.getLogger(package).setLevel(logging.INFO)
+    elif is_run_folder(options.model):  # there it is logged
+        print(choose_save(options.model).reason)
     try:
         report = evaluate(options)
     except KeyboardInterrupt:

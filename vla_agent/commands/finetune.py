@@ -24,7 +24,9 @@ from libero_gym.tasks import SUITES, get_suite
 from vla_agent.augmentation import Augmentation
 from vla_agent.commands.chosen_episodes import commonest_grasps, first_of_each_task, states_of
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
+from vla_agent.commands.unseen_states import check_unseen, trained_before
 from vla_agent.common.stopping import StopRequest
+from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation import EvaluationReport, evaluate_policy
 from vla_agent.evaluation.provenance import (
     TRAINING_FILE,
@@ -109,9 +111,20 @@ def check_options(options: Options) -> None:
         raise ValueError("There is nothing to record: give --init-states, such as '20-49', or --n-placements.")
     if options.demonstrations and not Path(options.demonstrations).is_dir():
         raise ValueError(f"--demonstrations '{options.demonstrations}' is no folder; expected a LeRobot dataset.")
+    if not options.demonstrations:
+        recorded = ids_or_none("--init-states", options.init_states) or []
+        suite = describe_suite(SUITES[options.suite].env_id)
+        check_evaluation(options, suite.states_by_source(ids_or_none("--task-ids", options.task_ids), recorded))
     sft_settings(options)
     augmentation(options)
     th.device(options.device)
+
+
+def check_evaluation(options: Options, states: TrainingStates | None) -> None:
+    """Refuse to evaluate, at the end, on states of the demonstrations or of an earlier training, by their suite."""
+    trained = {"a model of these demonstrations": states} | trained_before(options.model)
+    env_id, way_out = SUITES[options.suite].env_id, "--evaluate-states '' for none"
+    check_unseen("--evaluate-states", options.evaluate_states, env_id, options.task_ids, trained, way_out)
 
 
 def sft_settings(options: Options) -> SFTSettings:
@@ -357,6 +370,7 @@ def main(options: Options) -> None:
         model = load_model(options)
         reader = LeRobotReader(root, cameras=CAMERA_KEYS[: model.config.num_images], fps=options.fps or None)
         indices, states = choose_episodes(options, reader)
+        check_evaluation(options, states)
         data = load_data(options, reader, indices, model)
     with stopping(lambda: saved_step(options)):
         model = train(options, model, data)

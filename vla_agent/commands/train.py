@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +35,10 @@ from vla_agent import (
 )
 from vla_agent.algorithms.health import Stopwatch
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
+from vla_agent.commands.unseen_states import check_unseen, trained_before
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change, describe_share, film_change, telling_trial
-from vla_agent.evaluation.provenance import read_training_states, write_training_states
+from vla_agent.evaluation.provenance import TRAINING_FILE, read_training_states, write_training_states
 from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.policy.policy import VLAPolicy
@@ -116,6 +118,7 @@ def main(options: Options) -> None:
         with contextlib.closing(env):  # its workers would outlive an error
             with times("model"):
                 model = make_learner(options, env, claim.resumed_from)
+            note_training_states(options, claim.resumed_from)
             learn(options, model, times)
 
 
@@ -147,7 +150,9 @@ def learn(options: Options, model: VLAPPO, times: Stopwatch) -> None:
         print(f"Stopped. The same command with --resume {options.out} goes on as if it had not been.")
         return
     model.save(options.out / "model")
-    note_training_states(options)
+    for name in ("model", "best"):  # so that each can be taken elsewhere
+        if (options.out / name).is_dir():
+            shutil.copy(options.out / TRAINING_FILE, options.out / name)
     if evaluation is not None:
         with times("film"):
             film_the_change(options, model, evaluation)
@@ -180,6 +185,10 @@ def check(options: Options) -> None:
             f"--init-states and --eval-states share {describe_ids(both)}: an evaluation on states that were trained on "
             "says little. Keep them apart, or --eval-freq 0 to evaluate on none."
         )
+    if options.eval_freq:
+        way_out = "--eval-states '' --n-eval-placements 20, or --eval-freq 0"
+        base = trained_before(options.model)
+        check_unseen("--eval-states", options.eval_states, options.env_id, options.task_ids, base, way_out)
     if options.reward == "progress" and (options.gamma != SHAPING_GAMMA or not options.bootstrap_time_limits):
         raise ValueError(
             f"--reward progress is shaped for gamma={SHAPING_GAMMA} and bootstrap_time_limits=True, and training has "
@@ -295,14 +304,19 @@ def make_logger(folder: Path, num_timesteps: int) -> Logger:
     return Logger(str(folder), [make_output_format(name, str(folder), suffix) for name in formats])
 
 
-def note_training_states(options: Options) -> None:
-    """Write down the initial states trained on, so that evaluations can tell seen ones from unseen ones."""
+def note_training_states(options: Options, resumed_from: Path | None = None) -> None:
+    """Write down the initial states to train on, so that evaluations can tell seen ones from unseen ones.
+
+    Args:
+        options: The options.
+        resumed_from: The saved run that goes on; None begins with ``options.model``.
+    """
     task_ids = ids_or_none("--task-ids", options.task_ids)
     trained = describe_suite(options.env_id).states_by_source(
         task_ids, ids_or_none("--init-states", options.init_states)
     )
     started_from = read_training_states(resolve_folder(options.model, weights=False))
-    write_training_states(options.out / "model", trained, started_from)
+    write_training_states(options.out, trained, read_training_states(resumed_from) or started_from)
 
 
 def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallback) -> None:

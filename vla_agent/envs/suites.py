@@ -70,15 +70,27 @@ class SuiteDescription(NamedTuple):
             prepare(tasks[task_id], wanted[task_id], seed)
 
 
-def suite_of_statistics(unnorm_key: str) -> str | None:
-    """The suite whose demonstrations a checkpoint's statistics are of, by the name that they have; None if unknown.
+# The suites that have demonstrations. LIBERO-PRO's variants are named after them, as libero_spatial_task.
+_BASES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 
-    Published checkpoints name them after the suite, such as ``libero_spatial_no_noops``.
+
+def base_suite(name: str) -> str | None:
+    """The suite of LIBERO whose demonstrations are of these tasks or their like; None for suites of others."""
+    return next((base for base in _BASES if name == base or name.startswith(f"{base}_")), None)
+
+
+def suites_of_statistics(unnorm_key: str) -> set[str] | None:
+    """The suites whose demonstrations a checkpoint's statistics are of, by the name that they have; None if unknown.
+
+    Published checkpoints name them after the suite, such as ``libero_spatial_no_noops``. A suite that joins several
+    stands for those.
     """
-    from libero_gym.tasks import SUITES
+    from libero_gym.tasks import SUITES, get_tasks
 
     name = unnorm_key.removesuffix("_no_noops")
-    return name if name in SUITES else None
+    if name not in SUITES:
+        return None
+    return {name} | {task.source for task in get_tasks(name)}
 
 
 def describe_suite(env_id: str) -> SuiteDescription:

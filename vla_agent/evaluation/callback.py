@@ -19,6 +19,7 @@ from vla_agent.evaluation.reports import EvaluationReport
 from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.run_files import RUN
+from vla_agent.runs.run_folder import BEST, claimed_folder
 
 
 class EvaluationCallback(EventCallback):
@@ -39,8 +40,10 @@ class EvaluationCallback(EventCallback):
         eval_freq: Timesteps from one evaluation to the next, and before the first.
         at_start: Whether to evaluate before the first update, too.
         at_end: Whether to evaluate after the last update, too, unless training was stopped before its end.
-        folder: Folder to save the best model in (``<folder>/best``) and its report (``<folder>/best_report``); None
-            saves neither.
+        folder: Folder to save the best model in (``<folder>/best``) and its report (``<folder>/best_report``). None
+            takes the folder of the run, which `safe_learn` or `RunCheckpoints` claims for a learner of this package,
+            and saves neither if there is none.
+        keep_best: Whether to save the best; False saves neither.
         deterministic: Whether to decode greedily.
         temperature: Temperature of actions that are drawn; None for that of the rollouts.
         seed: Seed for sampling.
@@ -69,6 +72,7 @@ class EvaluationCallback(EventCallback):
         at_start: bool = False,
         at_end: bool = False,
         folder: str | Path | None = None,
+        keep_best: bool = True,
         deterministic: bool = True,
         temperature: float | None = None,
         seed: int = 0,
@@ -81,7 +85,9 @@ class EvaluationCallback(EventCallback):
         self.env_id, self.kwargs = env_id, kwargs
         self.eval_freq = whole_number("eval_freq", eval_freq, minimum=1)
         self.at_start, self.at_end = flag("at_start", at_start), flag("at_end", at_end)
-        self.folder = None if folder is None else Path(folder)
+        self.keep_best = flag("keep_best", keep_best)
+        self.folder = Path(folder) if folder is not None and keep_best else None
+        self._takes_the_runs = folder is None and keep_best
         self.run_kwargs: dict[str, Any] = {
             "deterministic": deterministic,
             "temperature": temperature,
@@ -133,8 +139,10 @@ class EvaluationCallback(EventCallback):
 
     def _on_training_start(self) -> None:
         # Now and not at the first evaluation: a wrong argument should not cost hours.
+        if self._takes_the_runs:
+            self.folder = self._folder_of_run()
         if self.folder is not None and getattr(self.model, "saves_runs", False):
-            destination(self.folder / "best", RUN)
+            destination(self.folder / BEST, RUN)
         self._evaluator = Evaluator(self.model, self.env_id, **self.kwargs)
         self._go_on = True
         if self.num_timesteps == 0:
@@ -146,6 +154,9 @@ class EvaluationCallback(EventCallback):
         self._is_loaded = False
         if not is_due and not 0 < self._next - self.num_timesteps <= self.eval_freq:  # unless a loaded run goes on
             self._next = self.num_timesteps if self.at_start and not self.history else self._following()
+
+    def _folder_of_run(self) -> Path | None:
+        return claimed_folder(self.model) if getattr(self.model, "saves_runs", False) else None
 
     def _following(self) -> int:
         return self.eval_freq * (1 + self.num_timesteps // self.eval_freq)
@@ -209,8 +220,10 @@ class EvaluationCallback(EventCallback):
             self.practice[self.num_timesteps], self._practising = self._practising, Practice()
             improved = report.success_rate > self.best_success_rate
             self.best_success_rate = max(self.best_success_rate, report.success_rate)
+            if improved and self.folder is None and self._takes_the_runs:  # a later callback may have claimed it
+                self.folder = self._folder_of_run()
             if improved and self.folder is not None:
-                self.model.save(self.folder / "best")
+                self.model.save(self.folder / BEST)
                 report.save(self.folder / "best_report")
             if improved and self.callback_on_new_best is not None:
                 go_on = self.callback_on_new_best.on_step()

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch as th
 from tqdm import tqdm
 
@@ -21,24 +17,26 @@ from libero_gym.common.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
-from vla_agent.envs.suites import describe_suite, suite_of_statistics
+from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.decoding import decoding_settings, drawing_at
+from vla_agent.evaluation.familiarity import (
+    check_choice,
+    choose_statistics,
+    evaluated_states,
+    refuse_trained,
+    states_by_choice,
+    warn_of_unfamiliar,
+)
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.learning import read_curve
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
 from vla_agent.evaluation.protocols import PROTOCOLS
-from vla_agent.evaluation.provenance import (
-    UNKNOWN,
-    describe_model,
-    overlap,
-    provenance,
-    read_training_states,
-    unfamiliar_suites,
-)
+from vla_agent.evaluation.provenance import UNKNOWN, describe_model, provenance, read_training_states
 from vla_agent.evaluation.reports import EvaluationReport, as_folder
 from vla_agent.evaluation.results import EpisodeResult
-from vla_agent.evaluation.trials import Trial, held_out_states, plan_trials
+from vla_agent.evaluation.timing import Clock
+from vla_agent.evaluation.trials import Trial, plan_trials
 
 logger = logging.getLogger(__name__)
 
@@ -94,16 +92,19 @@ class Evaluator:
 
     Args:
         model: A `VLAPPO` or a folder with one, a checkpoint ("tiny", a folder, a hub id), a backbone, or any object
-            with ``predict(obs, deterministic=)``. It gets `VLAVecEnv`'s observations and returns its bins and a state;
-            `play_episodes` says what else `predict` may take.
+            with ``predict(obs, deterministic=)``. The folder of a run, "runs/ppo", stands for the best of its own
+            evaluations (``best/``), and for its newest save if there were none. An object that acts gets `VLAVecEnv`'s
+            observations and returns its bins and a state; `play_episodes` says what else `predict` may take.
         env_id: Id of the environments, such as "LIBERO-Spatial-v0".
         task_ids: Tasks of the suite; all by default.
-        init_state_ids: Official initial states, each once per task; all 50 by default. "held-out": those of each
-            task's suite that the model was not trained on, by its checkpoint's ``training.json``. It may be () if
-            there are ``placement_seeds``.
+        init_state_ids: Official initial states, each once per task. "unseen": those of each task's suite that the model
+            was not trained on, by its ``training.json``, and all 50 if it has none. "held-out": the same, but a model
+            without one is refused. It may be () if there are ``placement_seeds``.
         placement_seeds: Further initial states, each once per task, with the objects anywhere in the BDDL's regions. In
             the report such a state's id is -1 - seed. They serve to choose a model; results are reported on official
             states.
+        trained_states: Whether states that the model was trained on are meant; they are refused otherwise. With
+            "unseen", all states are taken.
         n_envs: Number of environments side by side; by default as many as CPU cores, and never more than episodes.
         protocol: Name of one of `PROTOCOLS`. "openvla" is OpenVLA's own evaluation, where initial state k has draw
             k + 1 of the fixtures after seed 0. "openpi" is the same with seed 7. "fixed" gives all states draw 1 of
@@ -135,8 +136,9 @@ class Evaluator:
         env_id: str = "LIBERO-Spatial-v0",
         *,
         task_ids: Sequence[int] | None = None,
-        init_state_ids: Iterable[int] | Literal["held-out"] = range(50),
+        init_state_ids: Iterable[int] | Literal["unseen", "held-out"] = "unseen",
         placement_seeds: Iterable[int] = (),
+        trained_states: bool = False,
         n_envs: int | None = None,
         protocol: str = "openvla",
         center_crop: bool | None = None,
@@ -155,18 +157,24 @@ class Evaluator:
             max_episode_steps = whole_number("max_episode_steps", max_episode_steps, 1)
         if env_kwargs.get("physics") == "coarse":
             raise ValueError('physics="coarse" is for training: its contacts are none of the benchmark. Leave it out.')
-        if not isinstance(init_state_ids, str):
-            init_state_ids = sequence("init_state_ids", init_state_ids)  # it may be an iterator
-            placement_seeds = sequence("placement_seeds", placement_seeds)
-            plan_trials(env_id, task_ids, init_state_ids, placement_seeds)  # complains before the weights are read
+        trained_states = flag("trained_states", trained_states)
+        placement_seeds = sequence("placement_seeds", placement_seeds)
+        states: Any = init_state_ids
+        if isinstance(states, str):
+            check_choice(states)
+            plan_trials(env_id, task_ids, (), placement_seeds or [0])  # complains before the weights are read
+        else:
+            states = sequence("init_state_ids", states)  # it may be an iterator
+            plan_trials(env_id, task_ids, states, placement_seeds)
         with _own_randomness(0):
             self.subject = load_subject(model, device)
         self.training_states = read_training_states(self.subject.folder)
         self.suite = describe_suite(env_id)
-        states: Any = init_state_ids
-        if isinstance(init_state_ids, str):
-            states = held_out_states(self.suite, self.training_states, init_state_ids)
+        if isinstance(states, str):
+            states = states_by_choice(self.suite, self.training_states, states, task_ids, trained_states)
         self.trials = plan_trials(env_id, task_ids, states, placement_seeds)
+        if not trained_states:
+            refuse_trained(self.training_states, evaluated_states(self.suite, self.trials))
         self.task_ids = sorted({trial.task_id for trial in self.trials})
         self.conditions: dict[str, Any] = {
             "suite": self.suite.name,
@@ -181,7 +189,13 @@ class Evaluator:
         }
         trained = getattr(self.subject.model, "policy", None)
         unnorm_key = unnorm_key or getattr(trained, "unnorm_key", None)
-        self._make_env(env_id, n_envs, processor_of(self.subject.model, processor), center_crop, unnorm_key, env_kwargs)
+        processor = processor_of(self.subject.model, processor)
+        evaluated = {self.suite.sources[task_id] for task_id in self.task_ids}
+        # Statistics served the training of a learner that is at hand, and of a model that names its suites.
+        is_at_hand = trained is not None and self.subject.name is None
+        if not is_at_hand and not evaluated <= set(self.training_states or ()):
+            unnorm_key = choose_statistics(getattr(processor, "unnorm_keys", ()), unnorm_key, sorted(evaluated))
+        self._make_env(env_id, n_envs, processor, center_crop, unnorm_key, env_kwargs)
 
     def _make_env(
         self,
@@ -280,19 +294,21 @@ class Evaluator:
             task_suites={task_id: self.suite.sources[task_id] for task_id in self.task_ids},
             manifest={
                 "model": description,
+                **({} if self.subject.choice is None else {"model_choice": self.subject.choice}),
                 "training_states": self.training_states or UNKNOWN,
                 **({} if curve is None else {"learning_curve": curve.to_json()}),
                 **provenance(),
             },
             complete=False,
         )
-        self._warn()
+        evaluated = evaluated_states(self.suite, self.trials)
+        warn_of_unfamiliar(self.training_states, self.settings["unnorm_key"], self.env.processor, evaluated)
         journal = None
         if out is not None:
             parallel = ("n_envs",)  # does not decide the episodes
             identity = self.conditions | {name: settings[name] for name in settings if name not in parallel}
             journal = Journal(out, identity | {"model": description})
-        clock = _Clock()
+        clock = Clock()
         try:
             self._run(report, journal, filmer, clock, progress_bar)
             report.complete = True
@@ -307,7 +323,7 @@ class Evaluator:
         report: EvaluationReport,
         journal: Journal | None,
         filmer: Filmer | None,
-        clock: _Clock,
+        clock: Clock,
         progress_bar: bool,
     ) -> None:
         """Run the trials that the journal lacks, and keep the report's episodes up to date."""
@@ -339,7 +355,7 @@ class Evaluator:
                     told = time.monotonic()
 
     def _episodes(
-        self, trials: Sequence[Trial], deterministic: bool, filmer: Filmer | None, clock: _Clock
+        self, trials: Sequence[Trial], deterministic: bool, filmer: Filmer | None, clock: Clock
     ) -> Iterator[EpisodeResult]:
         """Episodes as they end. The next trial goes to whichever environment is free."""
         finished = play_episodes(
@@ -363,55 +379,6 @@ class Evaluator:
         if out is None or CAMERA_KEYS[0] not in self.settings["cameras"]:
             raise ValueError("film_failures needs an out folder, and environments with the agentview camera.")
         return Filmer(out, film_failures, self.settings["chunk_size"])
-
-    def _warn(self) -> None:
-        """Warn of states that the model was trained on, and of suites that it was not trained on."""
-        evaluated: dict[str, set[int]] = {}
-        for trial in self.trials:
-            evaluated.setdefault(self.suite.sources[trial.task_id], set()).add(trial.init_state_id)
-        for suite, seen in (overlap(self.training_states, evaluated) or {}).items():
-            where = f" of {suite}" if len(evaluated) > 1 else ""
-            warnings.warn(
-                f"The model was trained on {len(seen)} of the {len(evaluated[suite])} initial states{where} that it is "
-                "evaluated on; init_state_ids='held-out' leaves them out.",
-                stacklevel=4,
-            )
-        key = self.settings["unnorm_key"] or next(iter(getattr(self.env.processor, "unnorm_keys", [])), None)
-        doubt = unfamiliar_suites(self.training_states, key and suite_of_statistics(key), evaluated)
-        if doubt:
-            warnings.warn(doubt, stacklevel=4)
-
-
-class _Clock:
-    """Measures how long an evaluation and its decisions take."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.seconds: list[float] = []
-        self.control_steps = 0
-
-    def timed(self, policy: Any) -> SimpleNamespace:
-        """The same policy, with timed decisions."""
-
-        @functools.wraps(policy.predict)  # keeps the signature, which says what `predict` is given
-        def predict(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            decision = policy.predict(*args, **kwargs)
-            self.seconds.append(time.perf_counter() - start)
-            return decision
-
-        return SimpleNamespace(predict=predict)
-
-    def summary(self, n_envs: int) -> dict[str, float]:
-        """Seconds in all, and milliseconds of a `predict` call for all environments and per control step."""
-        summary = {"wall_s": time.perf_counter() - self.start}
-        if self.seconds:
-            summary["predict_ms_median"] = float(np.median(self.seconds)) * 1e3
-            summary["predict_ms_p95"] = float(np.quantile(self.seconds, 0.95)) * 1e3
-            summary["predict_batch"] = n_envs
-        if self.control_steps:
-            summary["ms_per_action"] = sum(self.seconds) * 1e3 / self.control_steps
-        return summary
 
 
 @contextlib.contextmanager

@@ -63,7 +63,8 @@ def model_name(report: EvaluationResults) -> str:
 def facts(report: EvaluationResults) -> dict[str, str]:
     """How a result was made, by name: conditions, settings, timing, command, machine, versions, hashes."""
     manifest = report.manifest
-    rows = {name: _cell(value) for name, value in (report.conditions | report.settings).items()}
+    rows = {"model": str(manifest["model_choice"])} if "model_choice" in manifest else {}
+    rows |= {name: _cell(value) for name, value in (report.conditions | report.settings).items()}
     rows |= {name: f"{value:.4g}" for name, value in report.timing.items()}
     if machine := manifest.get("machine"):
         cores = f"{machine['cpu_cores']} CPU cores" if "cpu_cores" in machine else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +17,9 @@ from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.policy.checks import check_fit
 from vla_agent.policy.loading import load_backbone, load_processor
 from vla_agent.policy.policy import VLAPolicy
+from vla_agent.runs.choosing import choose_save, is_run_folder
+
+logger = logging.getLogger(__name__)
 
 
 class RegressionPolicy:
@@ -51,20 +55,26 @@ class Subject(NamedTuple):
 
     Attributes:
         model: The model.
-        name: Name that the caller gave; None if the caller gave an object.
+        name: Name that the caller gave, or the save that stands for the run's folder that the caller gave; None if the
+            caller gave an object.
         folder: Folder that the model was read from; None if the caller gave an object.
+        choice: Which save of a run it is, as one sentence; None if the caller gave no run's folder.
     """
 
     model: Any
     name: str | None = None
     folder: Path | None = None
+    choice: str | None = None
 
 
 def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
     """The model itself, or what is saved under its name: a `VLAPPO` or a backbone.
 
+    A run's folder, such as "runs/ppo", stands for its best save, and for its newest if it was never evaluated.
+
     Raises:
         CheckpointError: If there is no such checkpoint.
+        RunError: If there is no whole save in a run's folder.
         TypeError: If it cannot act.
     """
     if isinstance(model, (str, Path)):
@@ -72,9 +82,14 @@ def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
         from vla_agent.openvla.files import resolve_folder
         from vla_agent.runs.run_files import find, is_run
 
+        choice = None
+        if is_run_folder(model):
+            model, choice = choose_save(model)
+            logger.info("%s", choice)
         if is_run(model) or Path(model).is_file():
             found = find(model)
-            return Subject(VLAPPO.load(found, device=device), str(model), found if found.is_dir() else None)
+            loaded = VLAPPO.load(found, device=device)
+            return Subject(loaded, str(model), found if found.is_dir() else None, choice)
         folder = resolve_folder(model, weights=True)
         # By its name and not the folder: "v01" in a hub id selects the prompt.
         return Subject(load_backbone(model, device=get_device(device)), str(model), folder)

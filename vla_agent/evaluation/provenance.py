@@ -20,6 +20,8 @@ from libero_gym.common.atomic import write_text
 from libero_gym.common.json_files import read_json
 from libero_gym.common.version import UNKNOWN, package_versions
 from vla_agent.common.hashes import hash_files, hash_weights
+from vla_agent.runs.run_files import STATE
+from vla_agent.runs.run_folder import CHECKPOINTS, RUN
 
 PACKAGES = (
     "libero-vla",
@@ -94,12 +96,20 @@ def describe_model(model: Any, name: str | Path | None, folder: Path | None) -> 
 def read_training_states(folder: Path | None) -> TrainingStates | None:
     """The official initial states that a checkpoint was trained on, by LIBERO's name of the suite; None if unknown.
 
+    Args:
+        folder: Folder of the checkpoint or of a save of a run, whose run's folder may know; None if there is none.
+
     Raises:
-        ValueError: If the folder's `TRAINING_FILE` is damaged.
+        ValueError: If the `TRAINING_FILE` is damaged.
     """
-    if folder is None or not (folder / TRAINING_FILE).is_file():
+    if folder is None:
         return None
-    path = folder / TRAINING_FILE
+    run_dir = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder.parent
+    of_its_run = [run_dir] if (folder / STATE).is_file() and (run_dir / RUN).is_file() else []
+    files = [place / TRAINING_FILE for place in (folder, *of_its_run)]
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:
+        return None
     states = read_json(path).get("training")
     if not isinstance(states, dict) or not all(map(_are_ids, states.values())):
         raise ValueError(f'\'{path}\' is damaged; expected {{"training": {{"libero_spatial": [0, 1, ...]}}}}.')
@@ -133,26 +143,6 @@ def overlap(training: TrainingStates | None, evaluated: Mapping[str, Iterable[in
         return None
     seen = {suite: sorted(set(training.get(suite, [])) & set(ids)) for suite, ids in evaluated.items()}
     return {suite: ids for suite, ids in seen.items() if ids}
-
-
-def unfamiliar_suites(
-    training: TrainingStates | None, suite_of_statistics: str | None, evaluated: Iterable[str]
-) -> str | None:
-    """A sentence on evaluated suites that a model was not trained on, as far as its files tell; None if they do not.
-
-    Args:
-        training: The states that it was trained on, by suite.
-        suite_of_statistics: The suite that its statistics are of, by their key; None if the key names none.
-        evaluated: Names of the suites that the evaluated tasks come from.
-    """
-    known = list(training) if training is not None else [suite_of_statistics] if suite_of_statistics else None
-    strange = [suite for suite in evaluated if known is not None and suite not in known]
-    if known is None or not strange:
-        return None
-    if training is None:
-        return f"The model's action statistics are of {known[0]}; for {', '.join(strange)} they may be wrong."
-    trained = f"on {', '.join(known)} alone" if known else "on no suite"
-    return f"The model was trained {trained}, by its {TRAINING_FILE}; new to it: {', '.join(strange)}."
 
 
 def _are_ids(value: Any) -> bool:

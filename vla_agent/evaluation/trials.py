@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from libero_gym.common.checks import sequence, whole_number
 from vla_agent.envs.episodes import EpisodeStart
 from vla_agent.envs.suites import SuiteDescription, describe_suite
-from vla_agent.evaluation.provenance import TRAINING_FILE, TrainingStates
 
 
 class Trial(NamedTuple):
@@ -95,27 +94,3 @@ def _check_states(suite: SuiteDescription, task_id: int, states: Sequence[int]) 
 
 def _ids(name: str, values: Any) -> list[int]:
     return [whole_number(f"an id of {name}", value) for value in sequence(name, values)]
-
-
-def held_out_states(suite: SuiteDescription, training: TrainingStates | None, split: str) -> dict[int, list[int]]:
-    """The official initial states of each task, by its id, that a model was not trained on.
-
-    Args:
-        suite: The suite.
-        training: The states that the model was trained on; None if that is unknown.
-        split: Name of the split, "held-out".
-
-    Raises:
-        ValueError: If the split has another name, or the states are unknown.
-    """
-    if split != "held-out":
-        raise ValueError(f"Unknown init_state_ids {split!r}; give states, such as range(50), or 'held-out'.")
-    if training is None:
-        raise ValueError(
-            f"init_state_ids='held-out' needs the checkpoint's {TRAINING_FILE}, which says what it was trained on; "
-            "name the states instead."
-        )
-    return {
-        task_id: [state for state in range(suite.n_initial_states(task_id)) if state not in training.get(source, [])]
-        for task_id, source in enumerate(suite.sources)
-    }

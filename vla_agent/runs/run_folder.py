@@ -31,7 +31,7 @@ CHECKPOINTS, INTERRUPTED, MODEL, BEST, EARLIER = "checkpoints", "interrupted", "
 RUN, LOCK = "run.json", ".lock"
 # What a run leaves in its folder. It is put aside in this order: the identity last, as what is left is the old run's.
 LOGS = ("curve.png", "episode.mp4", "times.json", "progress*.csv", "events.out.tfevents.*")
-LEFT_BY_RUNS = (CHECKPOINTS, INTERRUPTED, MODEL, BEST, "best_report", *LOGS, RUN)
+LEFT_BY_RUNS = (CHECKPOINTS, INTERRUPTED, MODEL, BEST, "best_report", *LOGS, "training.json", RUN)
 
 
 class Claim:
@@ -136,6 +136,13 @@ def enter(run_dir: str | Path, model: Learner, *, fresh: bool, existing: Existin
     goes_on = not fresh and identity(run_dir) == run_id
     shared = run_id if any(claim.id == run_id for claim in _claims.values()) else None  # a second folder of one run
     return _claim(run_dir, goes_on, existing, None, shared), held is None
+
+
+def claimed_folder(model: object) -> Path | None:
+    """The folder that this process has claimed for the run of a model; None if there is none."""
+    run = getattr(model, "run", None)
+    folders = [claim.run_dir for claim in _claims.values() if isinstance(run, dict) and claim.id == run["id"]]
+    return folders[0] if folders else None
 
 
 def _claim(
@@ -303,7 +310,7 @@ def latest_run(run_dir: str | Path) -> Path:
             raise RunError(f"The saved run '{run_dir}' is damaged: {why} Give an older one to go on from.")
         return run_dir
     own = identity(run_dir)
-    found = [run for run in _saved_in(run_dir) if run.run_id in (own, None)]  # what others saved there is not ours
+    found = [run for run in saved_in(run_dir) if run.run_id in (own, None)]  # what others saved there is not ours
     if not found:
         raise RunError(f"There is no saved run in '{run_dir}'; expected checkpoints/, interrupted/ or model/.")
     skipped: list[str] = []
@@ -319,7 +326,7 @@ def latest_run(run_dir: str | Path) -> Path:
 
 def saved_by(folder: Path, run_id: str) -> list[Path]:
     """The folders in a folder that hold saves of this run, the oldest first."""
-    found = [run for run in map(_look_at, folder.glob("[0-9]*")) if run is not None and run.run_id == run_id]
+    found = [run for run in map(saved_at, folder.glob("[0-9]*")) if run is not None and run.run_id == run_id]
     return [run.path for run in sorted(found, key=lambda run: run.order) if run.path.name.isdigit()]
 
 
@@ -327,17 +334,18 @@ def identity(run_dir: Path) -> str | None:
     """Identity of the run that a folder belongs to; None if there is no run, or only one of an earlier version."""
     if (document := _read_run(run_dir)) is not None:
         return document["id"]
-    readable = [run for run in _saved_in(run_dir) if run.order[0] < math.inf]
+    readable = [run for run in saved_in(run_dir) if run.order[0] < math.inf]
     return max(readable, key=lambda run: run.order).run_id if readable else None
 
 
 def _last_attempt(run_dir: Path) -> int:
-    return int(max((run.order[0] for run in _saved_in(run_dir) if run.order[0] < math.inf), default=0))
+    return int(max((run.order[0] for run in saved_in(run_dir) if run.order[0] < math.inf), default=0))
 
 
-def _saved_in(run_dir: Path) -> list[Saved]:
+def saved_in(run_dir: Path) -> list[Saved]:
+    """What a run can go on from in a folder, whole or not."""
     places = [run_dir / INTERRUPTED, run_dir / MODEL, *(run_dir / CHECKPOINTS).glob("[0-9]*")]
-    return [run for run in map(_look_at, places) if run is not None]
+    return [run for run in map(saved_at, places) if run is not None]
 
 
 def damage(path: Path) -> str | None:
@@ -350,7 +358,7 @@ def damage(path: Path) -> str | None:
         return str(error)
 
 
-def _look_at(path: Path) -> Saved | None:
+def saved_at(path: Path) -> Saved | None:
     """What a folder says of the run in it; None if it holds no file of a run."""
     if not any((path / name).is_file() for name in FILES):
         return None

@@ -26,6 +26,7 @@ from vla_agent import VLAPPO, Curriculum, EvaluationReport, VLAVecEnv, make_vec_
 from vla_agent.commands import render, train, train_scorer
 from vla_agent.commands.train import check, parse_arguments
 from vla_agent.evaluation.callback import EvaluatedEpisodes
+from vla_agent.evaluation.policies import load_subject
 from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.openvla import load_processor
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer
@@ -155,6 +156,14 @@ def test_the_main_job_writes_what_it_promises(tmp_path: Path) -> None:
     assert [steps for steps, _ in evaluations] == [0, 16, 32]
     assert VLAPPO.load(tmp_path / "best", device="cpu").num_timesteps == 0  # the first of equals, as it was evaluated
     assert EvaluationReport.load(tmp_path / "best_report").total.n == 1
+    subject = load_subject(str(tmp_path), "cpu")
+    assert subject.model.num_timesteps == 0
+    assert subject.name == str(tmp_path / "best")
+    assert "the best of the run's own evaluations (timestep 0)" in str(subject.choice)
+    for name in ("model", "best"):
+        noted = json.loads((tmp_path / name / "training.json").read_text())["training"]
+        assert noted == {"libero_spatial": list(range(20, 50)), "libero_spatial_task": list(range(20, 50))}
+        assert VLAPPO.load(tmp_path / name, device="cpu")
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 1
@@ -248,10 +257,9 @@ def env_id_without_states() -> Iterator[str]:
 
 def test_a_suite_without_initial_states_is_trained_on_none(env_id_without_states: str, tmp_path: Path) -> None:
     for env_id, n_states in ((env_id_without_states, 0), ("LIBERO-Spatial-v0", 50)):
-        (tmp_path / env_id / "model").mkdir(parents=True)
         options = train.Options(env_id=env_id, task_ids="", init_states="", model="tiny", out=tmp_path / env_id)
         train.note_training_states(options)
-        noted = json.loads((tmp_path / env_id / "model" / "training.json").read_text())["training"]
+        noted = json.loads((tmp_path / env_id / "training.json").read_text())["training"]
         assert list(noted.values()) == [list(range(n_states))]
 
 

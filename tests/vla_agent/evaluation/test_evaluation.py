@@ -292,14 +292,6 @@ def test_the_command_evaluates_a_checkpoint_where_it_was_not_trained(
     assert "No significant difference" in printed
 
 
-def test_states_of_training_are_warned_of() -> None:
-    with Evaluator(Noise(), task_ids=[0], init_state_ids=[3, 4], **_without_bar(BLIND)) as evaluator:
-        evaluator.training_states = {"libero_spatial": [0, 3], "libero_goal": [4]}
-        with pytest.warns(UserWarning, match="trained on 1 of the 2 initial states"):
-            report = evaluator.run(progress_bar=False)
-    assert report.manifest["training_states"] == {"libero_spatial": [0, 3], "libero_goal": [4]}
-
-
 def test_the_whole_protocol_is_500_episodes() -> None:
     trials = plan_trials("LIBERO-Long-v0", None, range(50))
     assert len(set(trials)) == 500

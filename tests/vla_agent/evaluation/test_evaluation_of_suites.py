@@ -16,12 +16,13 @@ import libero_gym
 from libero_gym import get_tasks, register_suite
 from vla_agent import EvaluationReport, compare_reports, evaluate_policy
 from vla_agent.commands import finetune, train
-from vla_agent.envs.suites import describe_suite, suite_of_statistics
+from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change
 from vla_agent.evaluation.evaluator import Evaluator
+from vla_agent.evaluation.familiarity import states_by_choice
 from vla_agent.evaluation.pages import draw_chart, markdown
-from vla_agent.evaluation.provenance import read_training_states, unfamiliar_suites
-from vla_agent.evaluation.trials import held_out_states, plan_trials
+from vla_agent.evaluation.provenance import read_training_states
+from vla_agent.evaluation.trials import plan_trials
 
 FORTY = "LIBERO-40-v0"
 
@@ -41,21 +42,25 @@ def of_two_suites(successes: str) -> EvaluationReport:
     return replace(report_of(successes, suite="joined"), task_suites={0: "libero_spatial", 1: "libero_goal"})
 
 
-def test_held_out_states_are_those_of_each_tasks_own_suite() -> None:
+@pytest.mark.parametrize("choice", ["held-out", "unseen"])
+def test_held_out_states_are_those_of_each_tasks_own_suite(choice: str) -> None:
     suite = describe_suite(FORTY)
-    training = {"libero_spatial": range(20, 50), "libero_object": range(50), "libero_10": [0]}
-    held_out = held_out_states(suite, {name: list(ids) for name, ids in training.items()}, "held-out")
+    known = {"libero_spatial": range(20, 50), "libero_object": range(50), "libero_10": [0]}
+    training = {name: list(ids) for name, ids in known.items()}
+    held_out = states_by_choice(suite, training, choice, [0, 9, 20, 39])
     assert [held_out[task_id] for task_id in (0, 9)] == [list(range(20))] * 2
     assert held_out[20] == list(range(50))
     assert held_out[39] == list(range(1, 50))
     trials = plan_trials(FORTY, [0, 39], held_out)
     assert trials == [(0, state) for state in range(20)] + [(39, state) for state in range(1, 50)]
+    with pytest.raises(ValueError, match=r"trained on every official initial state of libero_object; evaluate it on"):
+        states_by_choice(suite, training, choice, [0, 10])
     with pytest.raises(ValueError, match=r"init_state_ids has no state for tasks \[10\] of libero_40"):
         plan_trials(FORTY, [0, 10], held_out)
 
 
 def test_training_states_are_noted_by_the_suite_that_tasks_come_from(tmp_path: Path) -> None:
-    for folder in ("tuned", "tuned_further", "out/model"):
+    for folder in ("tuned", "tuned_further", "out"):
         (tmp_path / folder).mkdir(parents=True)
     finetune.note_training_states(finetune.Options(suite="libero_40", init_states="20-49"), tmp_path / "tuned")
     names = ["libero_spatial", "libero_object", "libero_goal", "libero_10"]
@@ -66,7 +71,7 @@ def test_training_states_are_noted_by_the_suite_that_tasks_come_from(tmp_path: P
     assert read_training_states(tmp_path / "tuned_further") == noted
     options = train.Options(env_id=FORTY, task_ids="30", init_states="0-1", model="tiny", out=tmp_path / "out")
     train.note_training_states(options)
-    assert read_training_states(tmp_path / "out" / "model") == {"libero_10": [0, 1]}
+    assert read_training_states(tmp_path / "out") == {"libero_10": [0, 1]}
 
 
 def test_an_evaluation_keeps_each_tasks_limit_and_has_a_row_per_suite(joined: str, tmp_path: Path) -> None:
@@ -111,28 +116,10 @@ def test_the_page_says_which_states_of_each_suite_were_trained_on() -> None:
     assert "The model was trained on no official initial state of libero_goal." in page
 
 
-def test_suites_that_a_model_does_not_know_are_named() -> None:
-    spatial = {"libero_spatial": [20]}
-    assert unfamiliar_suites(spatial, None, ["libero_spatial"]) is None
-    assert unfamiliar_suites(None, None, ["libero_goal"]) is None
-    assert unfamiliar_suites(spatial, None, ["libero_spatial", "libero_goal"]) == (
-        "The model was trained on libero_spatial alone, by its training.json; new to it: libero_goal."
-    )
-    assert suite_of_statistics("libero_spatial_no_noops") == "libero_spatial"
-    assert suite_of_statistics("libero") is None
-    assert unfamiliar_suites(None, "libero_spatial", ["libero_goal"]) == (
-        "The model's action statistics are of libero_spatial; for libero_goal they may be wrong."
-    )
-    assert unfamiliar_suites(None, "libero_goal", ["libero_goal"]) is None
-
-
 def test_evaluating_on_a_suite_that_the_model_does_not_know_warns(joined: str, tmp_path: Path) -> None:
     with Evaluator(Noise(), joined, init_state_ids=[0], n_envs=1, **without_bar()) as evaluator:
         evaluator.training_states = {"libero_spatial": [0]}
-        with (
-            pytest.warns(UserWarning, match="new to it: libero_goal"),
-            pytest.warns(UserWarning, match="trained on 1 of the 1 initial states of libero_spatial"),
-        ):
+        with pytest.warns(UserWarning, match="new to it, scenes and instructions alike: libero_goal"):
             evaluator.run(progress_bar=False)
 
 
