@@ -49,8 +49,8 @@ from vla_agent.process_reward import VecProcessReward
 class Options:
     """What to train, on what, and where to. Each field is a command-line option."""
 
-    env_id: str = "LIBERO-Spatial-Task-v0"  # what tiny-libero was not taught: another bowl in scenes that it knows
-    task_ids: str = "1,2"  # such as "0,3-5"; all tasks of the suite if empty
+    env_id: str = "LIBERO-Spatial-v0"  # environments to train in
+    task_ids: str = "6,9"  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official initial states to train on; keep others for evaluation
     n_placements: int = 300  # further initial states per task to train on, drawn from the BDDL's regions
     model: str = "tiny-libero"  # a model that ships ("tiny" is random), a checkpoint folder, or a hub id

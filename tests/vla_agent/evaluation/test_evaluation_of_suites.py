@@ -62,11 +62,12 @@ def test_held_out_states_are_those_of_each_tasks_own_suite(choice: str) -> None:
 def test_training_states_are_noted_by_the_suite_that_tasks_come_from(tmp_path: Path) -> None:
     for folder in ("tuned", "tuned_further", "out"):
         (tmp_path / folder).mkdir(parents=True)
-    finetune.note_training_states(finetune.Options(suite="libero_40", init_states="20-49"), tmp_path / "tuned")
+    states = describe_suite(FORTY).states_by_source
+    finetune.note_training_states(finetune.Options(), tmp_path / "tuned", states(None, range(20, 50)))
     names = ["libero_spatial", "libero_object", "libero_goal", "libero_10"]
     assert read_training_states(tmp_path / "tuned") == {name: list(range(20, 50)) for name in names}
-    some = finetune.Options(suite="libero_40", task_ids="5,20-29", init_states="3", model="tiny-libero")
-    finetune.note_training_states(some, tmp_path / "tuned_further")
+    further = states([5, *range(20, 30)], [3])
+    finetune.note_training_states(finetune.Options(model="tiny-libero"), tmp_path / "tuned_further", further)
     known = {name: list(range(20, 50)) for name in names}  # tiny-libero's own
     noted = known | {name: [3, *range(20, 50)] for name in ("libero_spatial", "libero_goal")}
     assert read_training_states(tmp_path / "tuned_further") == noted
