@@ -6,7 +6,7 @@ from vla_agent.commands.options import ids_or_none
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.familiarity import describe_trained
 from vla_agent.evaluation.provenance import TrainingStates, read_training_states
-from vla_agent.openvla.files import resolve_folder
+from vla_agent.openvla.files import CheckpointError, resolve_folder
 
 
 def check_unseen(
@@ -35,5 +35,14 @@ def check_unseen(
 
 
 def trained_before(model: str) -> dict[str, TrainingStates | None]:
-    """States that the model which a training starts from was trained on; none for a new one."""
-    return {f"--model {model}": read_training_states(resolve_folder(model, weights=False))} if model else {}
+    """States that the model which a training starts from was trained on; none for a new one, or one that is not there.
+
+    Whoever loads the model says that it is not there.
+    """
+    if not model:
+        return {}
+    try:
+        folder = resolve_folder(model, weights=False)
+    except CheckpointError:
+        return {}
+    return {f"--model {model}": read_training_states(folder)}

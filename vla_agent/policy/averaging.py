@@ -23,8 +23,10 @@ def keep_average(optimizer: th.optim.Optimizer, parameters: list[th.nn.Parameter
     Args:
         optimizer: The optimizer.
         parameters: Parameters to average; those without a gradient at a step stay as they are.
-        decay: Share of the average that a step keeps, in (0, 1).
+        decay: Share of the average that a step keeps, below 1; 0 keeps no average.
     """
+    if not decay:
+        return
 
     @th.no_grad()
     def update(*_: Any) -> None:

@@ -60,8 +60,7 @@ class VLAPolicy(ActorCriticPolicy):
         action_space: See above.
         lr_schedule: Schedule of the learning rate. Both parameter groups, "policy" and "value", start with it; `VLAPPO`
             then gives the second its own.
-        model: The name of a model that ships with this package ("tiny", "tiny-libero"), a checkpoint folder, a hub id,
-            or a `VLABackbone`.
+        model: The name of a model that ships ("tiny", "tiny-libero"), a checkpoint folder, a hub id, or a backbone.
         temperature: Divides the logits, in rollouts and in scoring alike.
         top_k, top_p: Truncate each token's distribution to its likeliest bins, in rollouts and in scoring alike; see
             `bin_log_probs`. A bin that was drawn counts as inside in scoring.
@@ -69,16 +68,15 @@ class VLAPolicy(ActorCriticPolicy):
         value_hidden: Hidden layers of the value head.
         detach_value: Keep the value loss out of the backbone.
         frozen: Children of the backbone that are not trained, such as ("vision_backbone",).
-        dtype: Type of the backbone's weights ("bfloat16", ...). By default float32 where all weights are trained, since
-            small steps are lost in bfloat16, and on a CPU; bfloat16 with ``lora`` on a GPU.
+        dtype: Type of the backbone's weights. By default float32 where all are trained, since bfloat16 loses small
+            steps, and on a CPU; bfloat16 with ``lora`` on a GPU.
         autocast: "bfloat16" computes in that type over float32 weights, in rollouts and updates alike; None in the
             weights' own. The default "auto" does so on a GPU, where neither ``dtype`` nor ``lora`` is given.
         device: Where the backbone is loaded to; `VLAPPO` gives its own.
         gradient_checkpointing: Recompute the backbone's blocks in the backward pass: slower, and much smaller.
         cuda_graphs: Replay decoding on a GPU as CUDA graphs, if the backbone can; results are the same.
         unnorm_key: Name of the statistics that normalise the robot's state, for a model that reads it.
-        average_decay: Share that a step keeps of a moving average of the policy's weights, which `averaged` acts with;
-            0 keeps none.
+        average_decay: Share that a step keeps of the weights' moving average, which `averaged` acts with; 0: none.
         optimizer_class: Class of the one optimizer that holds both parameter groups.
         optimizer_kwargs: Arguments of the optimizer besides the learning rate; Adam gets eps=1e-5, as in SB3.
         use_sde: SB3 passes it to every policy; must be False.
@@ -218,7 +216,7 @@ class VLAPolicy(ActorCriticPolicy):
         return disable_adapter(self._backbone)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the policy is the average of its last updates; without ``average_decay`` it is what it is."""
+        """Inside, the policy is its moving average; without ``average_decay`` it is what it is."""
         return averaged(self.optimizer)
 
     # ----------------------------------------------------------------------------------- SB3's interface
@@ -340,8 +338,7 @@ class VLAPolicy(ActorCriticPolicy):
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
-        if self.average_decay:
-            keep_average(self.optimizer, trained, self.average_decay)
+        keep_average(self.optimizer, trained, self.average_decay)
 
     def _forced_pass(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Logits (B, N, 256) and hidden states (B, D)."""

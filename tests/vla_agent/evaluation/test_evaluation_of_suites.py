@@ -62,14 +62,13 @@ def test_held_out_states_are_those_of_each_tasks_own_suite(choice: str) -> None:
 def test_training_states_are_noted_by_the_suite_that_tasks_come_from(tmp_path: Path) -> None:
     for folder in ("tuned", "tuned_further", "out"):
         (tmp_path / folder).mkdir(parents=True)
-    states = describe_suite(FORTY).states_by_source
-    finetune.note_training_states(finetune.Options(), tmp_path / "tuned", states(None, range(20, 50)))
     names = ["libero_spatial", "libero_object", "libero_goal", "libero_10"]
-    assert read_training_states(tmp_path / "tuned") == {name: list(range(20, 50)) for name in names}
-    further = states([5, *range(20, 30)], [3])
-    finetune.note_training_states(finetune.Options(model="tiny-libero"), tmp_path / "tuned_further", further)
-    known = {name: list(range(20, 50)) for name in names}  # tiny-libero's own
-    noted = known | {name: [3, *range(20, 50)] for name in ("libero_spatial", "libero_goal")}
+    states = {name: list(range(20, 50)) for name in names}
+    finetune.note_training_states(finetune.Options(suite="libero_40"), tmp_path / "tuned", states)
+    assert read_training_states(tmp_path / "tuned") == states
+    some = finetune.Options(suite="libero_40", task_ids="5,20-29", model="tiny-libero")
+    finetune.note_training_states(some, tmp_path / "tuned_further", {"libero_spatial": [3], "libero_goal": [3]})
+    noted = states | {name: [3, *range(20, 50)] for name in ("libero_spatial", "libero_goal")}  # tiny-libero's too
     assert read_training_states(tmp_path / "tuned_further") == noted
     options = train.Options(env_id=FORTY, task_ids="30", init_states="0-1", model="tiny", out=tmp_path / "out")
     train.note_training_states(options)

@@ -102,6 +102,7 @@ def test_trainings_that_evaluate_on_such_states_are_refused_at_once(checkpoint: 
     for fine in ({"eval_states": "0"}, {"eval_states": "", "n_eval_placements": 2}, {"eval_freq": 0}):
         train.check(train.Options(**given | fine))  # type: ignore[arg-type]
     train.check(train.Options())
+    train.check(train.Options(model="no-such-model"))  # told when it is loaded
     with pytest.raises(ValueError, match=r"--evaluate-states 0-1 are not all new: --model .*checkpoint"):
         finetune.check_options(finetune.Options(model=str(checkpoint), init_states="20-21", evaluate_states="0-1"))
     with pytest.raises(ValueError, match="not all new: a model of these demonstrations was trained on"):
