@@ -1,7 +1,7 @@
 """Train a vision-language-action model by PPO in LIBERO. The project's main job.
 
-    python examples/train_ppo.py                    # two CPU cores, no network: 7 minutes, 51 to 92 %
-    python examples/train_ppo.py --long             # three tasks, 21 minutes: from 68 % to about 92 %
+    python examples/train_ppo.py                    # two CPU cores, no network: 6 minutes, 14 to 72 %
+    python examples/train_ppo.py --long             # three tasks, twice as many decisions
     python examples/train_ppo.py --help             # every option
     python examples/train_ppo.py --model openvla/openvla-7b-finetuned-libero-spatial --env-id LIBERO-Spatial-v0 \
         --task-ids "" --renderer exact --lora-rank 32 --n-envs 32 --n-steps 128 --batch-size 32 \
