@@ -40,6 +40,7 @@ def real_number(
     maximum: float | None = None,
     *,
     above: float | None = None,
+    below: float | None = None,
 ) -> float:
     """The value as a float. Booleans, strings, NaN and infinity are refused.
 
@@ -49,6 +50,7 @@ def real_number(
         minimum: Smallest value that is allowed.
         maximum: Largest value that is allowed.
         above: Lower bound that is itself not allowed.
+        below: Upper bound that is itself not allowed, beside ``minimum``.
 
     Raises:
         ValueError: If the value is no finite number, or out of range.
@@ -56,6 +58,8 @@ def real_number(
     wanted = "a number" + _range(minimum, maximum)
     if above is not None:
         wanted = f"a number above {_digits(above)}" + ("" if maximum is None else f" and of at most {_digits(maximum)}")
+    if minimum is not None and below is not None:
+        wanted = f"a number of {_digits(minimum)} to below {_digits(below)}"
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     try:
         is_finite = is_number and math.isfinite(value)
@@ -64,7 +68,8 @@ def real_number(
     if not is_finite:
         raise ValueError(f"{name}={value!r}; expected {wanted}.")
     too_low = (minimum is not None and value < minimum) or (above is not None and value <= above)
-    if too_low or (maximum is not None and value > maximum):
+    too_high = (maximum is not None and value > maximum) or (below is not None and value >= below)
+    if too_low or too_high:
         raise ValueError(f"{name}={value!r} is out of range; expected {wanted}.")
     return float(value)
 

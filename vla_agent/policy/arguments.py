@@ -133,11 +133,6 @@ def _autocast(name: str, value: Any) -> None:
         parse_dtype(value, name)
 
 
-def _decay(name: str, value: Any) -> None:
-    if real_number(name, value, 0) >= 1:
-        raise ValueError(f"{name}={value!r} is out of range; expected a number of 0 to below 1.")
-
-
 def _optimizer_class(name: str, value: Any) -> None:
     if not (isinstance(value, type) and issubclass(value, th.optim.Optimizer)):
         raise ValueError(f"{name}={value!r}; expected a class of torch.optim, such as torch.optim.AdamW.")
@@ -170,7 +165,7 @@ _POLICY: dict[str, Check] = {
     "gradient_checkpointing": flag,
     "cuda_graphs": flag,
     "unnorm_key": _text,
-    "average_decay": _decay,
+    "average_decay": partial(real_number, minimum=0, below=1),
     "optimizer_class": _optimizer_class,
     "optimizer_kwargs": check_dict,
     "use_sde": flag,

@@ -66,8 +66,7 @@ class SFTSettings:
         real_number("paraphrase", self.paraphrase, 0, 1)
         choice("autocast", self.autocast, get_args(Autocast))
         for name in ("ema_decay", "validation_share"):
-            if real_number(name, getattr(self, name), 0) >= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} is out of range; expected a number of 0 to below 1.")
+            real_number(name, getattr(self, name), 0, below=1)
         if self.micro_batch_size is not None:
             micro = whole_number("micro_batch_size", self.micro_batch_size, 1)
             if self.batch_size % micro:
