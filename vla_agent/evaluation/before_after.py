@@ -15,7 +15,7 @@ from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
-from vla_agent.evaluation.results import EpisodeResult, SuccessRow, paired_episodes
+from vla_agent.evaluation.results import EpisodeResult, SuccessRow, lost_and_gained, paired_episodes
 from vla_agent.evaluation.trials import Trial
 
 FILM_SIZE = 256  # pixels of each side's frame
@@ -57,9 +57,7 @@ def describe_change(
 
 
 def _paired(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> str:
-    pairs = paired_episodes(before, after)
-    gained = sum(not one.success and two.success for one, two in pairs)
-    lost = sum(one.success and not two.success for one, two in pairs)
+    lost, gained = lost_and_gained(paired_episodes(before, after))
     return f"paired: {gained} gained, {lost} lost, p = {mcnemar_exact(lost, gained):.2g} (McNemar, exact)"
 
 

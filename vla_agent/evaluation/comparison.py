@@ -9,7 +9,7 @@ from vla_agent.common.intervals import mcnemar_exact, newcombe_interval
 from vla_agent.evaluation.decoding import describe_decoding
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import EvaluationReport
-from vla_agent.evaluation.results import SuccessRow, describe_ids, describe_row, paired_episodes
+from vla_agent.evaluation.results import SuccessRow, describe_ids, describe_row, lost_and_gained, paired_episodes
 
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -118,8 +118,7 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
     both = paired_episodes(first.episodes, second.episodes) if same_suite else []
     row_one = SuccessRow.of([one for one, _ in both] or first.episodes)
     row_two = SuccessRow.of([two for _, two in both] or second.episodes)
-    only_one = sum(one.success and not two.success for one, two in both)
-    only_two = sum(two.success and not one.success for one, two in both)
+    only_one, only_two = lost_and_gained(both)
     shared = [name for name in first.suites if name in second.suites] if same_suite else []
     return Comparison(
         differences,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vla_agent.common.intervals import mcnemar_exact, newcombe_interval
-from vla_agent.evaluation.results import EpisodeResult, SuccessRow, paired_episodes
+from vla_agent.evaluation.results import EpisodeResult, SuccessRow, lost_and_gained, paired_episodes
 
 SIGNIFICANCE_LEVEL = 0.05  # of the alarms of a whole run
 
@@ -88,9 +88,7 @@ def find_fall(history: Sequence[EvaluatedEpisodes], practice: Mapping[int, Pract
         return None
     *before, last = history
     best = max(before, key=lambda done: SuccessRow.of(done.episodes).rate)  # the first of the best
-    pairs = paired_episodes(best.episodes, last.episodes)
-    lost = sum(one.success and not two.success for one, two in pairs)
-    gained = sum(two.success and not one.success for one, two in pairs)
+    lost, gained = lost_and_gained(paired_episodes(best.episodes, last.episodes))
     p_value = mcnemar_exact(lost, gained)
     n_pairs = len(history) * (len(history) - 1) // 2
     if lost <= gained or p_value >= SIGNIFICANCE_LEVEL / n_pairs:

@@ -205,6 +205,13 @@ def paired_episodes(
     return [(episode, second[episode[:2]]) for episode in before if episode[:2] in second]
 
 
+def lost_and_gained(pairs: Sequence[tuple[EpisodeResult, EpisodeResult]]) -> tuple[int, int]:
+    """How many episodes of `paired_episodes` succeeded before alone, and after alone."""
+    lost = sum(one.success and not two.success for one, two in pairs)
+    gained = sum(two.success and not one.success for one, two in pairs)
+    return lost, gained
+
+
 def describe_ids(ids: Sequence[int]) -> str:
     """Ids as ranges, such as "0-4, 7" for [0, 1, 2, 3, 4, 7]; initial states below 0 by their placement seeds."""
     official, drawn = [i for i in ids if i >= 0], [-1 - i for i in ids if i < 0]
