@@ -4,8 +4,8 @@
     python benchmarks/training_profile.py --physics coarse --autocast bfloat16
 
 Environments are profiled in this process, one at a time, under the scripted expert: its control steps grasp and carry
-as a policy's do. The model is timed on the main job's minibatches. Then a short training says how long rollouts and
-updates take with the workers, and how busy these are; what no part accounts for is waiting and transport.
+as a policy's do. Then a short training says how long rollouts and updates take with the workers, and how busy these
+are; what no part accounts for is waiting and transport.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Options:
     placement_seeds: str = ""  # such as "1000-1019": drawn initial states instead, each once per task
     protocol: Literal["openvla", "openpi", "fixed", "training"] = "openvla"  # fixtures and images; see the README
     center_crop: Literal["auto", "yes", "no"] = "auto"  # "yes" for models trained with random crops
-    renderer: Renderer = "exact"  # of reported results; "fast" changes 1 of tiny-libero's 200 episodes
+    renderer: Renderer = "exact"  # of reported results; "fast" changed 1 of 200 episodes
     max_episode_steps: int = 0  # control steps; 0 for the protocol's limit
     sample: bool = False  # draw actions instead of taking the likeliest
     temperature: float | None = None  # with --sample: None for the one of the run's rollouts, and 1 for a checkpoint

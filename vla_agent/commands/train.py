@@ -105,7 +105,7 @@ class Options:
 
 
 # Defaults that ``--long`` changes; an option that is given wins.
-LONG: dict[str, Any] = {"env_id": "LIBERO-Spatial-v0", "task_ids": "0-2", "total_timesteps": 12288, "eval_freq": 4096}
+LONG: dict[str, Any] = {"task_ids": "0-2", "total_timesteps": 12288, "eval_freq": 4096}
 
 
 def main(options: Options) -> None:
