@@ -40,7 +40,7 @@ from libero_gym.observations import (
 from libero_gym.rendering import renderer as rendering
 from libero_gym.reward_model import RewardModel
 from libero_gym.rewards import SCORE, TERMS
-from libero_gym.simulation.simulator import SETTLE_ACTION, Physics, SimState, Simulator
+from libero_gym.simulation.simulator import Physics, SimState, Simulator
 from libero_gym.tasks import Suite, Task, get_suite, get_tasks
 
 __all__ = ["ACTION_DIM", "LiberoEnv"]
@@ -276,8 +276,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         state, init_state_id = choose_start(task, options, self.init_state_ids, self.placement_seeds, self.np_random)
         self._begin(EpisodeState(task, init_state_id, options.get("fixture_draw", 1), options.get("fixture_seed", 0)))
         self._simulator.reset(state)
-        for _ in range(self.settle_steps):
-            self._simulator.step(SETTLE_ACTION)
+        self._simulator.settle(self.settle_steps)
         return self._observe_start(), self._info({"success": 0.0})
 
     def step(self, action: np.ndarray) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:

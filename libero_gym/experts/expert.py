@@ -118,8 +118,7 @@ def run_expert(simulator: Simulator, state: np.ndarray, max_steps: int, settle_s
         settle_steps: Control steps with an open gripper before the expert begins.
     """
     simulator.reset(state)
-    for _ in range(settle_steps):
-        simulator.step(SETTLE_ACTION)
+    simulator.settle(settle_steps)
     expert = Expert(simulator)
     solved_at, cause = 0, ""
     for step in range(1, max_steps + 60):

@@ -16,7 +16,7 @@ import copy
 import logging
 import warnings
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -102,6 +102,20 @@ class SimState(np.ndarray):
         return self._origin[1]
 
 
+class Stepping(NamedTuple):
+    """How control steps are divided into substeps.
+
+    Attributes:
+        model: The model with their time step.
+        kernel: Arguments of the compiled loop that never change.
+        gripper_speed: Change of the gripper's command per substep, (2,).
+    """
+
+    model: mujoco.MjModel
+    kernel: tuple[Any, ...]
+    gripper_speed: np.ndarray
+
+
 class Simulator(Uncopyable):
     """One instance of a task: an ``MjData`` over the task's shared model, and a few arrays.
 
@@ -111,7 +125,7 @@ class Simulator(Uncopyable):
             (3 MB).
         physics: "exact" gives stock's bits. "fast" solves for the contact forces once per substep instead of three
             times: states differ from stock's within the solver's tolerance, and after contacts beyond it. "coarse" is
-            "fast" with fewer and longer substeps: another, similar robot, to train with.
+            "fast" with fewer and longer substeps: another, similar robot, to train with. Objects settle as with "fast".
     """
 
     copy_instead = "copy.deepcopy() gives one of its own; get_state() and set_state() move its state to another one."
@@ -175,8 +189,20 @@ class Simulator(Uncopyable):
         Args:
             action: float64 (7,): position and axis-angle change in [-1, 1] of 5 cm and 0.5 rad; gripper, +1 closing.
         """
+        self._step(action, self._stepping)
+
+    def settle(self, n_steps: int) -> None:
+        """Hold still with an open gripper for so many control steps, while objects fall and come to rest.
+
+        "coarse" has stock's substeps here: initial states hold objects up to 10 cm above their place, and where they
+        come to rest depends on the time step.
+        """
+        for _ in range(n_steps):
+            self._step(SETTLE_ACTION, self._settling)
+
+    def _step(self, action: np.ndarray, stepping: Stepping) -> None:
         robot = self.compiled.robot
-        mujoco.mj_step1(self.model, self.data)
+        mujoco.mj_step1(stepping.model, self.data)
         if self._stale:
             eef_pos, eef_ori = robot.stale["ee_pos"], robot.stale["ee_ori_mat"]
         else:
@@ -185,9 +211,9 @@ class Simulator(Uncopyable):
         scaled = np.clip(action[:6], -1, 1) * controller.ACTION_SCALE
         if np.any(scaled[3:] != 0.0):
             self._goal_ori = controller.rotated_goal(scaled[3:], eef_ori)
-        self._gripper_plan[0] = self._gripper_speed * np.sign(action[6])
+        self._gripper_plan[0] = stepping.gripper_speed * np.sign(action[6])
         controller.run_substeps(
-            *self._kernel,
+            *stepping.kernel,
             eef_pos + scaled[:3],
             self._goal_ori,
             self._stale_arrays,
@@ -321,11 +347,8 @@ class Simulator(Uncopyable):
     def _bind_kernel(self) -> None:
         """Gather the arguments of the compiled loop that never change, and the views of the data."""
         self._views = StateArrays.of(self.data)
-        robot, model, data, stale = self.compiled.robot, self.model, self.data, self.compiled.robot.stale
+        robot, model, stale = self.compiled.robot, self.model, self.compiled.robot.stale
         low, high = model.actuator_ctrlrange[robot.gripper_actuators].T
-        n_substeps = N_SUBSTEPS[self.physics]
-        speed = controller.GRIPPER_SPEED * (STOCK_SUBSTEPS / n_substeps)  # the same in a control step
-        self._gripper_speed = controller.GRIPPER_SIGNS * speed
         # Rows: step per substep, then bias and weight from command to control range.
         self._gripper_plan = np.stack([np.zeros(2), 0.5 * (high + low), 0.5 * (high - low)])
         self._stale_arrays = (
@@ -333,14 +356,23 @@ class Simulator(Uncopyable):
             tuple(np.asfortranarray(stale[name]) for name in ("J_full", "J_pos", "J_ori")),
             np.asfortranarray(stale["mass_matrix"]),
         )
-        self._kernel = (
+        self._stepping = self._settling = self._divided(model, N_SUBSTEPS[self.physics])
+        if self.physics == "coarse":
+            self._settling = self._divided(_model(self.compiled, self.fixtures, "fast"), STOCK_SUBSTEPS)
+
+    def _divided(self, model: mujoco.MjModel, n_substeps: int) -> Stepping:
+        """Control steps of so many substeps; the model has their time step, and the data's sizes."""
+        robot, data = self.compiled.robot, self.data
+        kernel = (
             (model._address, data._address),
             (robot.eef_site, robot.hand_body, n_substeps, n_substeps - SAMPLED_FROM_END),
-            (stale["initial_joint"], robot.torque_low, robot.torque_high),
+            (robot.stale["initial_joint"], robot.torque_low, robot.torque_high),
             (data.qpos, data.qvel, data.ctrl, data.qM, data.qfrc_bias, data.site_xpos, data.site_xmat, data.xquat,
              model.dof_Madr, model.dof_parentid),
             (robot.qpos, robot.dof, robot.actuators, robot.gripper_qpos, robot.gripper_actuators),
         )  # fmt: skip
+        speed = controller.GRIPPER_SPEED * (STOCK_SUBSTEPS / n_substeps)  # the same in a control step
+        return Stepping(model, kernel, controller.GRIPPER_SIGNS * speed)
 
 
 def _model(compiled: CompiledTask, fixtures: FixtureDraw, physics: Physics) -> mujoco.MjModel:
