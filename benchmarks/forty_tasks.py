@@ -29,9 +29,7 @@ THREADS = 2  # of each process; another number rounds otherwise
 
 # PPO's settings: options of the train command, by field, where they are not its defaults.
 FASTER: dict[str, Any] = {"physics": "coarse", "autocast": "bfloat16"}
-STRONG: dict[str, Any] = FASTER | {
-    "total_timesteps": 24_576,
-    "eval_freq": 6144,
+RECIPE: dict[str, Any] = FASTER | {
     "n_eval_placements": 10,
     "temperature": 0.5,
     "learning_rate": 5e-5,
@@ -39,14 +37,17 @@ STRONG: dict[str, Any] = FASTER | {
     "gamma": 0.95,
     "n_envs": 8,
 }
-FEW = STRONG | {"total_timesteps": 49_152, "eval_freq": 12_288}
-TOGETHER = STRONG | {"total_timesteps": 4 * 24_576, "eval_freq": 4 * 6144, "curriculum": "frontier"}
+FRONTIER: dict[str, Any] = {"curriculum": "frontier", "curriculum_tau": 0.25}
+HARDEST: dict[str, Any] = {"curriculum": "hardest", "curriculum_tau": 0.25}
+STRONG = RECIPE | FRONTIER | {"total_timesteps": 24_576, "eval_freq": 6144}
+FEW = RECIPE | {"total_timesteps": 49_152, "eval_freq": 12_288}
+TOGETHER = STRONG | {"total_timesteps": 4 * 24_576, "eval_freq": 4 * 6144}
 GROUPS = {
     "strong": Group("tiny-libero", {"spatial": (0, 1, 2), "goal": (0, 1, 2), "object": (0,), "10": (0,)}, STRONG),
     "few": Group("tiny-libero-few", {"spatial": (0, 1, 2), "object": (0, 1, 2)}, FEW),
     "few-process": Group("tiny-libero-few", {"spatial": (0,)}, FEW | {"reward": "process"}, against="few"),
-    "few-hardest": Group("tiny-libero-few", {"spatial": (0,)}, FEW | {"curriculum": "hardest"}, against="few"),
-    "few-frontier": Group("tiny-libero-few", {"spatial": (0,)}, FEW | {"curriculum": "frontier"}, against="few"),
+    "few-hardest": Group("tiny-libero-few", {"spatial": (0,)}, FEW | HARDEST, against="few"),
+    "few-frontier": Group("tiny-libero-few", {"spatial": (0,)}, FEW | FRONTIER, against="few"),
     "together": Group("tiny-libero", {FORTY: (0,)}, TOGETHER, against="strong"),
 }
 
