@@ -208,4 +208,5 @@ _ONLY_VLA: dict[str, Callable[[Any], bool]] = {
     "value_gae_lambda": lambda value: value is None,
     "n_value_epochs": lambda value: value == 0,
     "policy_warmup_iterations": lambda value: value == 0,
+    "engine": lambda value: value is None,
 }

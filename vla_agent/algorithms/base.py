@@ -23,12 +23,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from libero_gym.common.checks import flag, whole_number
 from vla_agent.algorithms import arguments, health
 from vla_agent.algorithms.buffers import compute_targets
+from vla_agent.algorithms.engine import Engine, engine_of
 from vla_agent.algorithms.resumable import ResumableAlgorithm
-from vla_agent.algorithms.rollout import Observations, Rollout, RolloutHooks, collect
+from vla_agent.algorithms.rollout import Observations, Rollout, RolloutHooks, follow
 from vla_agent.algorithms.scoring import Scoring, scoring_for
 from vla_agent.callbacks.state import stateful_callbacks
 from vla_agent.callbacks.tree import as_callbacks, parts
-from vla_agent.envs.vec_env import VLAVecEnv
+from vla_agent.envs.vec_env import speaks_tokens
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.signature import attribute_of
 
@@ -83,6 +84,7 @@ class VLALearner(ResumableAlgorithm):
     policy_warmup_iterations: int = 0
     value_learning_rate: float | Schedule | None = None
     ratio_tolerance: float | None = None
+    engine: Engine | None = None
 
     def __init__(self, policy: str | type[BasePolicy], env: GymEnv | str | None, **given: Any) -> None:
         # The next class in the order of inheritance is SB3's algorithm, such as PPO: its signature says what it takes.
@@ -156,7 +158,7 @@ class VLALearner(ResumableAlgorithm):
                 "vla_agent.make_vec_env(id, n_envs, model=...), which gives tokens instead; for a policy that needs "
                 "none, leave the text out with gymnasium.wrappers.FilterObservation."
             )
-        if isinstance(env, VecEnv) and isinstance(env.unwrapped, VLAVecEnv):
+        if isinstance(env, VecEnv) and speaks_tokens(env):
             check_for_nested_spaces(env.observation_space)
             return env
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
@@ -164,6 +166,8 @@ class VLALearner(ResumableAlgorithm):
     def _setup_model(self) -> None:
         self.policy_kwargs = self.scoring.policy_kwargs(self.policy_kwargs, self.device)
         super()._setup_model()
+        self._engine = engine_of(self.engine, self.env)
+        self._engine.check(self, self.env)
         rate = self.value_learning_rate
         self._value_lr_schedule = None if rate is None else FloatSchedule(rate)
         tolerance = self.ratio_tolerance
@@ -187,6 +191,9 @@ class VLALearner(ResumableAlgorithm):
                 f"or {type(self).__name__}.load(path, env)."
             )
         self.scoring.check_env(self.policy, wrapped)
+        engine = engine_of(self.engine, wrapped)
+        engine.check(self, wrapped)
+        self._engine = engine
         super().set_env(wrapped, force_reset)
 
     @property
@@ -240,23 +247,24 @@ class VLALearner(ResumableAlgorithm):
         n_rollout_steps: int,
         stopwatch: health.Stopwatch,
     ) -> bool:
-        """SB3's `collect_rollouts` for a `VLAPolicy`: `collect` plays, and its results become the learner's."""
+        """SB3's `collect_rollouts` for a `VLAPolicy`: the engine plays, and its results become the learner's."""
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         callback.on_rollout_start()
-        rollout = collect(
+        events = self._engine.play(
+            self,
             cast(VLAPolicy, self.policy),
             env,
             n_rollout_steps,
             last_obs=cast(Observations, self._last_obs),
             episode_starts=self._last_episode_starts,
             buffer=rollout_buffer,
-            hooks=LearnerHooks(self, callback),
             num_timesteps=self.num_timesteps,
             stopwatch=stopwatch,
             **self._collecting(),
         )
+        rollout = follow(events, LearnerHooks(self, callback))
         if rollout is None:
             return False
         self._take_rollout(rollout)
@@ -268,7 +276,7 @@ class VLALearner(ResumableAlgorithm):
         return True
 
     def _collecting(self) -> dict[str, Any]:
-        """Further arguments of `collect`."""
+        """Further arguments of `rollout.play`."""
         return {}
 
     def _take_rollout(self, rollout: Rollout) -> None:
@@ -355,6 +363,7 @@ class VLALearner(ResumableAlgorithm):
         if reset_num_timesteps:
             self.run = None  # another begins
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._engine.begin(self)
         if not reset_num_timesteps:
             for name in self.callback_states.keys() & self.stateful_callbacks.keys():
                 self.stateful_callbacks[name].load_state_dict(self.callback_states[name])

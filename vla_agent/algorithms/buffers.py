@@ -82,10 +82,10 @@ def check_batches(n_steps: int, n_envs: int | None, batch_size: int) -> None:
     )
 
 
-def split_batch(batch: Batch, n_parts: int) -> Iterator[Any]:
-    """Parts of a batch, in order, along the first dimension of every tensor."""
+def split_batch(batch: Batch, n_parts: int) -> Iterator[tuple[slice, Any]]:
+    """Parts of a batch, in order, along the first dimension of every tensor, and which rows they are."""
     if n_parts == 1:
-        yield batch
+        yield slice(None), batch
         return
     for indices in np.array_split(np.arange(len(batch.advantages)), n_parts):
         if not len(indices):
@@ -95,4 +95,4 @@ def split_batch(batch: Batch, n_parts: int) -> Iterator[Any]:
             name: {key: value[part] for key, value in field.items()} if isinstance(field, dict) else field[part]
             for name, field in batch._asdict().items()
         }
-        yield type(batch)(**fields)
+        yield part, type(batch)(**fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
@@ -15,6 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from vla_agent.algorithms import arguments, health, losses
 from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.buffers import Batch, TokenRolloutBuffer, compute_targets, split_batch
+from vla_agent.algorithms.engine import Engine
 from vla_agent.algorithms.rollout import Rollout
 from vla_agent.policy.policy import VLAPolicy
 
@@ -74,6 +76,8 @@ class VLAPPO(VLALearner, PPO):
             hidden states that the backbone gave when it acted. `VLAPolicy` only.
         policy_warmup_iterations: Number of iterations after the critic's warm-up over which the policy's learning rate
             rises linearly. `VLAPolicy` only.
+        engine: Where rollouts are played and gradients are summed, such as `vla_agent.RayEngine`; None for the
+            environments' engine, or this process. `VLAPolicy` only.
 
     The other arguments are SB3's.
 
@@ -135,6 +139,7 @@ class VLAPPO(VLALearner, PPO):
         value_gae_lambda: float | None = None,
         n_value_epochs: int = 0,
         policy_warmup_iterations: int = 0,
+        engine: Engine | None = None,
     ) -> None:
         given = self._checked(locals())
         with self._environments(env, given) as environments:
@@ -145,6 +150,9 @@ class VLAPPO(VLALearner, PPO):
 
     def train(self) -> None:
         """Updates the policy from the rollout buffer, as SB3's: epochs of minibatches, until the KL is too large."""
+        self._engine.update(self, self._train)
+
+    def _train(self) -> None:
         stopwatch, log = health.Stopwatch(), health.UpdateLog()
         with stopwatch("update"):
             self._begin_update()
@@ -221,17 +229,20 @@ class VLAPPO(VLALearner, PPO):
         # stays as it is (SB3, GH issue 325).
         if self.normalize_advantage:
             batch = batch._replace(advantages=losses.normalize(batch.advantages))
-        optimizer = self.policy.optimizer
+        optimizer, ranks = self.policy.optimizer, self._engine.ranks
         optimizer.zero_grad()
         totals: dict[str, th.Tensor] = {}
-        log_ratios = []
-        for part in split_batch(batch, self.gradient_accumulation_steps):
+        log_ratio = th.zeros_like(batch.advantages)
+        # With n ranks, n times as many parts, of which each rank takes its own.
+        parts = split_batch(batch, self.gradient_accumulation_steps * ranks.size)
+        for rows, part in itertools.islice(parts, ranks.rank, None, ranks.size):
             weight = len(part.advantages) / len(batch.advantages)
             result = self._losses(part, clip_range, clip_range_vf)
             (result.loss * weight).backward()
-            log_ratios.append(result.log_ratio.detach())
+            log_ratio[rows] = result.log_ratio.detach()
             for name, value in result.metrics.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() * weight
+        ranks.sum([*health.gradients(optimizer), *totals.values(), log_ratio])
         norms = health.gradient_norms(optimizer)
         norms["grad_norm"] = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         # SB3 steps on NaN, and every weight is NaN from then on; the minibatch is left out instead.
@@ -242,7 +253,6 @@ class VLAPPO(VLALearner, PPO):
         for name, value in totals.items():
             log.add(name, value)
         # Before the first step the ratio is 1 (PPO, arXiv 1707.06347, section 3); anything else is an error.
-        log_ratio = th.cat(log_ratios)
         ratio_error = (log_ratio.exp() - 1).abs().mean()
         log.add("first_ratio_error" if is_first else "ratio_deviation", ratio_error)
         if is_first:
@@ -264,13 +274,16 @@ class VLAPPO(VLALearner, PPO):
         """
         assert self.rollout_value_inputs is not None
         head, optimizer = cast(VLAPolicy, self.policy).value_head, self.policy.optimizer
-        inputs = self.rollout_value_inputs.flatten(0, 1)
+        inputs, ranks = self.rollout_value_inputs.flatten(0, 1), self._engine.ranks
         returns = th.as_tensor(self.rollout_buffer.returns.reshape(-1), device=inputs.device)
         for _ in range(self.n_value_epochs):
             for rows in th.randperm(len(inputs)).split(self.batch_size):
-                loss = losses.value_loss(head(inputs[rows]).flatten(), returns[rows], self.value_loss, self.huber_delta)
+                own = rows[ranks.rank :: ranks.size]
+                loss = losses.value_loss(head(inputs[own]).flatten(), returns[own], self.value_loss, self.huber_delta)
+                loss = loss * (len(own) / len(rows))
                 optimizer.zero_grad()
                 (self.vf_coef * loss).backward()
+                ranks.sum([*(p.grad for p in head.parameters() if p.grad is not None), loss.detach()])
                 norm = th.nn.utils.clip_grad_norm_(head.parameters(), self.max_grad_norm)
                 if self._monitor.is_finite(loss.detach(), norm):
                     optimizer.step()  # the backbone has no gradient, so its parameters and their moments stay

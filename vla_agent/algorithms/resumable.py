@@ -164,7 +164,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
 
     def _excluded_save_params(self) -> list[str]:
         """What SB3's zips leave out: it is made again on loading, or belongs to the training under way."""
-        made_again = ["scoring", "_monitor", "_value_lr_schedule"]
+        made_again = ["scoring", "engine", "_engine", "_monitor", "_value_lr_schedule"]
         under_way = ["moments", "_progress_bars", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
         return [*super()._excluded_save_params(), *made_again, *under_way]
 

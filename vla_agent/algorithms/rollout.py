@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -90,6 +90,26 @@ class Rollout(NamedTuple):
     seconds: dict[str, float]  # duration of "decode" (the model) and "env" (the environments)
 
 
+class Stepped(NamedTuple):
+    """The environments have stepped, and nothing of the step is stored yet.
+
+    Attributes:
+        values: Names and values as in the ``locals`` of SB3's `collect_rollouts`, which callbacks read.
+    """
+
+    values: dict[str, Any]
+
+
+class Stored(NamedTuple):
+    """The step is stored; these are the observations after it, and whether it ended episodes."""
+
+    obs: Observations
+    dones: np.ndarray
+
+
+Event = Stepped | Stored | Rollout  # of a rollout, in this order for each step; the whole rollout comes last
+
+
 class RolloutHooks:
     """What happens beside the playing: a learner counts steps and calls its callbacks here. These do nothing."""
 
@@ -147,8 +167,39 @@ def collect(
         NonFiniteError: If a reward, an observation or a value is not finite.
         ValueError: If ``time_limit_gamma`` or ``keep_value_inputs`` is given for a policy without a critic.
     """
+    how = {"last_obs": last_obs, "episode_starts": episode_starts, "buffer": buffer, "num_timesteps": num_timesteps}
+    how |= {"time_limit_gamma": time_limit_gamma, "keep_value_inputs": keep_value_inputs, "stopwatch": stopwatch}
+    return follow(play(policy, env, n_steps, **how), hooks or RolloutHooks())
+
+
+def follow(events: Iterable[Event], hooks: RolloutHooks) -> Rollout | None:
+    """The rollout at the end of its events; None if a hook stopped it."""
+    for event in events:
+        if isinstance(event, Rollout):
+            return event
+        if isinstance(event, Stored):
+            hooks.on_stored(*event)
+        elif not hooks.on_step(event.values):
+            return None
+    raise AssertionError("events end with a rollout")
+
+
+def play(
+    policy: Actor,
+    env: VecEnv,
+    n_steps: int,
+    *,
+    last_obs: Observations | None = None,
+    episode_starts: np.ndarray | None = None,
+    buffer: DictRolloutBuffer | None = None,
+    time_limit_gamma: float | None = None,
+    keep_value_inputs: bool = False,
+    num_timesteps: int = 0,
+    stopwatch: Stopwatch | None = None,
+) -> Iterator[Event]:
+    """The events of a rollout, as they happen; arguments and errors are those of `collect`."""
     whole_number("n_steps", n_steps, 1)
-    hooks, stopwatch = hooks or RolloutHooks(), stopwatch or Stopwatch()
+    stopwatch = stopwatch or Stopwatch()
     policy.set_training_mode(False)
     if last_obs is None:
         last_obs = cast(Observations, env.reset())
@@ -179,26 +230,25 @@ def collect(
         step = {"env": env, "rollout_buffer": buffer, "n_rollout_steps": n_steps, "n_steps": number}
         step |= {"obs": last_obs, "actions": actions, "clipped_actions": actions, "values": values}
         step |= {"log_probs": log_probs, "new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
-        if not hooks.on_step(step):
-            return None
+        yield Stepped(step)
         for info in infos:
             reward_terms.update(info.get("reward_terms", {}))  # a Counter adds up where a dict would replace
         episodes += _ended(number, dones, infos)
-        # After the hook, as in SB3: callbacks read the environments' own rewards.
+        # After the callbacks, as in SB3: they read the environments' own rewards.
         if time_limit_gamma is not None:
             with stopwatch("decode"):
                 bootstrap_time_limits(policy, time_limit_gamma, rewards, dones, infos, num_timesteps)
         # The buffer copies the observations only now: environments must not write into those of the step before.
         buffer.add(last_obs, actions, rewards, starts, values, log_probs)
         last_obs, starts = new_obs, dones
-        hooks.on_stored(last_obs, dones)
+        yield Stored(last_obs, dones)
 
     # An episode that goes on beyond the rollout is worth what the critic expects of it.
     last_values = None
     if decision.values is not None:
         with stopwatch("decode"), th.no_grad():
             last_values = policy.predict_values(_to_tensors(last_obs, policy))
-    return Rollout(
+    yield Rollout(
         observations=dict(buffer.observations),  # the buffer's own dict changes when minibatches are drawn
         actions=buffer.actions,
         rewards=buffer.rewards,

@@ -6,7 +6,7 @@ import inspect
 import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import torch as th
 from gymnasium import spaces
@@ -20,7 +20,7 @@ from vla_agent.algorithms import arguments, buffers, health
 from vla_agent.callbacks.success import SuccessCallback
 from vla_agent.callbacks.tree import parts
 from vla_agent.envs.make import make_vec_env
-from vla_agent.envs.vec_env import VLAVecEnv
+from vla_agent.envs.vec_env import VLAVecEnv, speaks_tokens
 from vla_agent.policy.arguments import check_names, check_policy
 from vla_agent.policy.policy import ActionScores, VLAPolicy
 
@@ -229,8 +229,9 @@ class TokenScoring(Scoring[VLAPolicy]):
         check_names(aliases[policy] if isinstance(policy, str) else policy, policy_kwargs)
         check_policy(policy_kwargs)
         environments = env.unwrapped if isinstance(env, VecEnv) else None
-        if "model" not in policy_kwargs and isinstance(environments, VLAVecEnv) and environments.model is not None:
-            policy_kwargs["model"] = environments.model
+        named = getattr(environments, "model", None) if environments is not None and speaks_tokens(environments) else None
+        if "model" not in policy_kwargs and named is not None:
+            policy_kwargs["model"] = named
 
     def check_batches(self, n_steps: int, n_envs: int | None, batch_size: int) -> None:
         """Refuses a last minibatch that is smaller than the others."""
@@ -244,8 +245,8 @@ class TokenScoring(Scoring[VLAPolicy]):
 
     def check_env(self, policy: VLAPolicy, env: VecEnv) -> None:
         """Refuses environments whose prompts or bins are another model's."""
-        if isinstance(env.unwrapped, VLAVecEnv):
-            ours, theirs = policy.backbone.processor, env.unwrapped.processor
+        if speaks_tokens(env):
+            ours, theirs = policy.backbone.processor, cast(VLAVecEnv, env.unwrapped).processor
             if ours.fingerprint() != theirs.fingerprint():
                 raise ValueError(
                     "The environment tokenises instructions or decodes actions for another model than the policy's; "

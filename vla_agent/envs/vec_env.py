@@ -340,6 +340,11 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return self.venv.call(name, *args, **kwargs)
 
 
+def speaks_tokens(env: VecEnv) -> bool:
+    """Whether environments show prompts as tokens and take bins, as `VLAVecEnv` does, wherever they run."""
+    return hasattr(env.unwrapped, "processor")
+
+
 def unbatch_infos(infos: dict[str, Any], indices: Iterable[int]) -> list[dict[str, Any]]:
     """One info per environment from Gymnasium's batched infos, with the keys that the masks (`_key`) grant it.
 

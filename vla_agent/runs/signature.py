@@ -12,8 +12,8 @@ from typing import Any
 from libero_gym.common.checks import did_you_mean
 
 # Arguments that a run does not hold as such: it has the policy's class and ``policy_kwargs`` in places of their own,
-# and environments and device belong to the process that trains.
-NOT_SAVED = ("policy", "policy_kwargs", "env", "device", "_init_setup_model")
+# and environments, device and engine belong to the process that trains.
+NOT_SAVED = ("policy", "policy_kwargs", "env", "device", "engine", "_init_setup_model")
 # Where SB3 keeps an argument under another name than its own.
 _ATTRIBUTES = {"stats_window_size": "_stats_window_size"}
 
