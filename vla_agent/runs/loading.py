@@ -314,6 +314,18 @@ def _restore_policy(policy: VLAPolicy, files: RunFiles) -> None:
     policy.load_state_dict(tensors, strict=False)
 
 
+def restore_contents(policy: VLAPolicy, path: Path) -> None:
+    """Puts weights and optimizer of a saved run into a policy like the one that was saved.
+
+    Raises:
+        RunError: If the run is damaged, or of another policy.
+    """
+    with opened(path) as files:
+        _restore_policy(policy, files)
+        policy.optimizer.state.clear()  # moments of parameters that had none then
+        restore_optimizer(policy, files)
+
+
 def _restore_state(model: Learner, files: RunFiles, state: dict[str, Any]) -> None:
     with _telling(files, STATE, ValueError):
         model.load_state_dict(state)

@@ -1,0 +1,2 @@
+from .errors import EngineError as EngineError
+from .ray_engine import RayEngine as RayEngine

@@ -1,0 +1,203 @@
+"""Ray's side of an engine: a cluster to work on, processes on it, and answers within a deadline."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from vla_agent.engines.errors import EngineError, LostError
+from vla_agent.engines.worker import PACKAGES, Worker, code_fingerprint, package_versions
+
+PLACES_WITHIN_S = 60  # for a cluster to find room for what it can hold
+
+
+class Place(NamedTuple):
+    """What each process of an engine gets."""
+
+    cpus: float
+    gpus: float
+
+
+class Remote(NamedTuple):
+    """A process on the cluster."""
+
+    number: int
+    actor: Any
+    host: str
+    pid: int
+
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return f"Worker {self.number} (process {self.pid} on {self.host})"
+
+
+class Cluster:
+    """Processes on a Ray cluster.
+
+    Args:
+        address: Address of a cluster, such as "10.0.0.1:6379" or "auto"; None starts one on this machine.
+        deadline_s: Seconds within which a call has to answer.
+        start_deadline_s: Seconds within which a process has to start, and to make its environments or learner.
+
+    Raises:
+        ImportError: If Ray is not installed.
+        EngineError: If the cluster does not answer.
+        ValueError: If the address is one of Ray's client, whose driver is outside the cluster.
+    """
+
+    def __init__(self, address: str | None, deadline_s: float, start_deadline_s: float) -> None:
+        self.ray = _ray()
+        self.deadline_s, self.start_deadline_s = deadline_s, start_deadline_s
+        self.is_own = not self.ray.is_initialized()
+        if self.is_own:
+            self._start(address)
+        self._group: Any = None
+
+    def _start(self, address: str | None) -> None:
+        if address is not None and address.startswith("ray://"):
+            raise ValueError(
+                f"address={address!r} is of Ray's client, and the learner has to run on the cluster itself: start the "
+                "program there, such as with 'ray job submit', and give address='auto'."
+            )
+        try:
+            self.ray.init(address=address, include_dashboard=False, logging_level="warning", configure_logging=False)
+        except (ConnectionError, RuntimeError, TimeoutError) as error:
+            raise EngineError(f"No Ray cluster answers at {address!r}: {error}") from error
+
+    @property
+    def host(self) -> str:
+        """This machine's address, as the cluster knows it."""
+        return str(self.ray.util.get_node_ip_address())
+
+    def reserve(self, n_workers: int, place: Place) -> None:
+        """Keeps room for so many processes.
+
+        Raises:
+            EngineError: If the cluster is too small; the message says what it has.
+        """
+        wanted = {"CPU": place.cpus} | ({"GPU": place.gpus} if place.gpus else {})
+        has = self.ray.cluster_resources()
+        for name, called in (("CPU", "CPUs"), ("GPU", "GPUs")):
+            needed = n_workers * wanted.get(name, 0)
+            if needed > has.get(name, 0):
+                raise EngineError(
+                    f"{n_workers} processes of {wanted[name]:g} {called} each need {needed:g} {called}, and the cluster "
+                    f"has {has.get(name, 0):g} on {self._n_nodes()} machines. Ask for fewer, or add machines."
+                )
+        self._group = self.ray.util.placement_group([wanted] * n_workers, strategy="PACK")
+        if not self._group.wait(PLACES_WITHIN_S):
+            free = self.ray.available_resources()
+            self.release()
+            raise EngineError(
+                f"The cluster found no room for {n_workers} processes of {wanted} within {PLACES_WITHIN_S} s: free are "
+                f"{free.get('CPU', 0):g} of {has.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} of "
+                f"{has.get('GPU', 0):g} GPUs. Another run may hold them."
+            )
+
+    def _n_nodes(self) -> int:
+        return sum(bool(node["Alive"]) for node in self.ray.nodes())
+
+    def start(self, number: int, place: Place, threads: int) -> Remote:
+        """Starts a process where room is kept for it.
+
+        Raises:
+            EngineError: If it does not start, or runs other code.
+        """
+        strategies = self.ray.util.scheduling_strategies
+        kind = self.ray.remote(Worker).options(
+            num_cpus=place.cpus,
+            num_gpus=place.gpus,
+            max_restarts=0,
+            scheduling_strategy=strategies.PlacementGroupSchedulingStrategy(self._group, number),
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
+        )
+        actor = kind.remote(number, threads)
+        found = Remote(number, actor, "a machine that is being looked for", 0)
+        told = self.answer(found, actor.describe.remote(), self.start_deadline_s)
+        found = found._replace(host=told["host"], pid=told["pid"])
+        ours = package_versions(PACKAGES)
+        if other := {name: version for name, version in told["versions"].items() if version != ours[name]}:
+            name, version = next(iter(other.items()))
+            raise EngineError(f"{found.called} has {name} {version}, and this process {ours[name]}; install the same.")
+        if told["code"] != code_fingerprint():
+            raise EngineError(
+                f"{found.called} runs other sources of libero-vla ({told['code']}) than this process "
+                f"({code_fingerprint()}); check out the same commit on every machine."
+            )
+        return found
+
+    def answer(self, remote: Remote, reference: Any, deadline_s: float | None = None) -> Any:
+        """The result of a call.
+
+        Raises:
+            LostError: If the process is gone, or does not answer within the deadline.
+            Exception: What the call raised.
+        """
+        errors = self.ray.exceptions
+        deadline_s = self.deadline_s if deadline_s is None else deadline_s
+        try:
+            return self.ray.get(reference, timeout=deadline_s)
+        except errors.GetTimeoutError:
+            raise LostError(f"{remote.called} did not answer within {deadline_s:g} s.", remote.number) from None
+        except errors.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from error
+        except errors.OutOfMemoryError as error:
+            raise LostError(f"{remote.called} was ended, for its machine is out of memory.", remote.number) from error
+        except (errors.RayActorError, errors.ObjectLostError) as error:
+            raise LostError(f"{remote.called} is gone.", remote.number) from error
+
+    def stream(self, remote: Remote, references: Any) -> Iterator[Any]:
+        """The results of a call that gives several, each within the deadline; errors as of `answer`."""
+        while True:
+            begun = time.monotonic()
+            ready, _ = self.ray.wait([references], timeout=self.deadline_s, fetch_local=False)
+            if not ready:
+                raise LostError(f"{remote.called} did not answer within {self.deadline_s:g} s.", remote.number)
+            try:
+                reference = next(references)
+            except StopIteration:
+                return
+            yield self.answer(remote, reference, max(1.0, self.deadline_s - (time.monotonic() - begun)))
+
+    def put(self, value: Any) -> Any:
+        """A reference to a value that processes share; each machine gets it once.
+
+        Raises:
+            EngineError: If the object store has no room for it.
+        """
+        try:
+            return self.ray.put(value)
+        except self.ray.exceptions.ObjectStoreFullError as error:
+            raise EngineError(
+                "Ray's object store has no room for a rollout; start Ray with a larger --object-store-memory."
+            ) from error
+
+    def end(self, remote: Remote) -> None:
+        """Ends a process at once."""
+        self.ray.kill(remote.actor, no_restart=True)
+
+    def release(self) -> None:
+        """Gives back the room that is kept."""
+        if self._group is not None:
+            self.ray.util.remove_placement_group(self._group)
+            self._group = None
+
+    def close(self) -> None:
+        """Gives back the room, and ends a cluster that was started here."""
+        if self.ray.is_initialized():
+            self.release()
+            if self.is_own:
+                self.ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ModuleNotFoundError as error:
+        raise ImportError("RayEngine needs ray: pip install 'libero-vla[ray]'") from error
+    return ray
+

@@ -1,0 +1,88 @@
+"""Learners in several processes that share each minibatch, over torch's collectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch as th
+import torch.distributed as dist
+
+from vla_agent.engines.errors import RanksError
+
+
+class Rendezvous:
+    """Where ranks meet: a small server in the process of rank 0.
+
+    Args:
+        host: Address of this machine that the other ranks reach.
+        deadline_s: Seconds within which a collective has to end.
+    """
+
+    def __init__(self, host: str, deadline_s: float) -> None:
+        self.host, self.deadline_s = host, deadline_s
+        self.store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_timeout(deadline_s))
+
+    @property
+    def port(self) -> int:
+        """Port that the server listens on."""
+        return int(self.store.port)
+
+
+class ProcessRanks:
+    """One of several ranks, each in a process of its own.
+
+    Gradients are summed once for each minibatch, after its last part, as torch's `DistributedDataParallel` does under
+    gradient accumulation; the buffers of a policy are never trained, so nothing else has to travel. A group of its own
+    needs no default group, so a program may use torch.distributed for something else, and another group can follow one
+    that has failed.
+
+    Args:
+        rank: Number of this one, from 0.
+        size: How many there are.
+        store: Where they meet.
+        device: Device of the tensors that are summed.
+        host: Address of this machine that the others reach.
+        deadline_s: Seconds within which a collective has to end.
+    """
+
+    def __init__(
+        self, rank: int, size: int, store: dist.Store, device: th.device, host: str, deadline_s: float
+    ) -> None:
+        self.rank, self.size = rank, size
+        try:
+            self._group = _group(rank, size, store, device, host, deadline_s)
+        except RuntimeError as error:
+            raise RanksError(f"Rank {rank} of {size} learners met no others within {deadline_s:g} s ({error}).") from error
+
+    def sum(self, tensors: Sequence[th.Tensor]) -> None:
+        """Replaces each tensor by its sum over all ranks, equal to the bit on each of them.
+
+        Raises:
+            RanksError: If a rank is gone, or does not come within the deadline.
+        """
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            own = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = th.cat([tensor.reshape(-1) for tensor in own])
+            try:
+                self._group.allreduce([flat]).wait()
+            except RuntimeError as error:
+                raise RanksError(f"The learners could not sum their gradients: {error}") from error
+            with th.no_grad():
+                for tensor, summed in zip(own, flat.split([tensor.numel() for tensor in own]), strict=True):
+                    tensor.copy_(summed.view_as(tensor))
+
+
+def _group(rank: int, size: int, store: dist.Store, device: th.device, host: str, deadline_s: float) -> dist.ProcessGroup:
+    if device.type == "cuda":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = _timeout(deadline_s)
+        return dist.ProcessGroupNCCL(store, rank, size, options)
+    gloo = dist.ProcessGroupGloo._Options()
+    gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    gloo._timeout = _timeout(deadline_s)
+    return dist.ProcessGroupGloo(store, rank, size, gloo)
+
+
+def _timeout(seconds: float) -> timedelta:
+    return timedelta(seconds=seconds)

@@ -1,0 +1,211 @@
+"""What runs in another process: some of the environments, a copy of the learner, or both."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+import torch.distributed as dist
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from libero_gym.common.version import package_versions
+from vla_agent.algorithms.engine import LocalEngine, OneRank
+from vla_agent.algorithms.rollout import Rollout
+from vla_agent.common.hashes import fingerprint
+from vla_agent.engines.merging import told
+from vla_agent.engines.player import Player
+from vla_agent.engines.ranks import ProcessRanks
+from vla_agent.runs.serialization import generator_states, restore_generators
+
+PACKAGES = ("libero-vla", "mujoco", "torch", "numpy", "stable-baselines3", "transformers", "peft")
+
+
+class Copied(NamedTuple):
+    """A learner as another process makes it again."""
+
+    algorithm: type[Any]
+    run: np.ndarray  # bytes of the zip that `save` writes, uint8
+    arguments: dict[str, Any]  # for `load`: what no file can hold
+
+
+class Update(NamedTuple):
+    """What an update depends on besides weights and optimizer."""
+
+    buffer: dict[str, Any]  # arrays of the rollout buffer, by name
+    value_inputs: th.Tensor | None
+    counters: dict[str, Any]
+    rates: dict[str, float | None]  # of this iteration, by the name of their schedule
+    generators: dict[str, Any]
+
+
+class Updated(NamedTuple):
+    """What an update came to."""
+
+    sums: list[float]  # of each trained tensor; equal on all ranks
+    seconds: float
+
+
+class Worker:
+    """A process of an engine; it runs one call at a time.
+
+    Args:
+        number: Its number in the engine, for messages.
+        threads: Threads that torch computes with.
+    """
+
+    def __init__(self, number: int, threads: int) -> None:
+        th.set_num_threads(threads)
+        self.number = number
+        self.player: Player | None = None
+        self.learner: Any = None
+
+    def describe(self) -> dict[str, Any]:
+        """Where it runs, with what code."""
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "gpus": th.cuda.device_count(),
+            "versions": package_versions(PACKAGES),
+            "code": code_fingerprint(),
+        }
+
+    def make_env(self, make: Callable[[], VecEnv]) -> dict[str, Any]:
+        """Makes its environments; what the learner's process has to know of them."""
+        if self.player is not None:
+            self.player.env.close()
+        self.player = Player(make())
+        return self.player.describe()
+
+    def ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """A method of its `Player`."""
+        return getattr(self.player, name)(*args, **kwargs)
+
+    def load(self, copied: Copied, device: str) -> None:
+        """Makes the learner."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "run.zip"
+            path.write_bytes(copied.run.tobytes())
+            self.learner = copied.algorithm.load(path, None, device, **copied.arguments)
+        self.learner.set_logger(Logger(None, []))
+
+    def set_weights(self, weights: dict[str, th.Tensor]) -> None:
+        """Takes over what was learned."""
+        self.learner.policy.load_state_dict(weights, strict=False)
+
+    def play(
+        self, generators: dict[str, Any] | int, n_steps: int, starts: np.ndarray, by_token: bool, **how: Any
+    ) -> Iterator[Any]:
+        """What callbacks read of each step, then the rollout and the state of the generators.
+
+        Args:
+            generators: States to begin with, or a seed.
+            n_steps: See `Player.play`, as for the others.
+            starts: See there.
+            by_token: See there.
+            how: See there.
+        """
+        assert self.player is not None
+        policy = self.learner.policy
+        if isinstance(generators, int):
+            th.manual_seed(generators)
+        else:
+            restore_generators(generators, policy.device)
+        for event in self.player.play(policy, n_steps, starts, by_token, **how):
+            if isinstance(event, Rollout):
+                snapshot = self.player.env.snapshot() if hasattr(self.player.env, "snapshot") else None
+                yield on_host(event), generator_states(policy.device), snapshot
+            else:
+                yield told(event)
+
+    def join(self, rank: int, size: int, address: tuple[str, int], host: str | None, deadline_s: float) -> None:
+        """Joins the learners.
+
+        Args:
+            rank: Its rank.
+            size: How many there are.
+            address: Where they meet.
+            host: Address of this machine that the others reach; None finds it.
+            deadline_s: Seconds within which a collective has to end.
+        """
+        host = own_address(address[0]) if host is None else host
+        store = dist.TCPStore(*address, is_master=False, timeout=_seconds(deadline_s))
+        ranks = ProcessRanks(rank, size, store, self.learner.device, host, deadline_s)
+        self.learner._engine = _Rank(ranks)
+
+    def update(self, update: Update) -> Updated:
+        """Updates the learner as all other ranks do."""
+        learner = self.learner
+        for name, value in update.counters.items():
+            setattr(learner, name, value)
+        for name, rate in update.rates.items():
+            setattr(learner, name, None if rate is None else FloatSchedule(rate))
+        buffer = learner.rollout_buffer
+        buffer.reset()
+        for name, values in update.buffer.items():  # those that processes share cannot be written to
+            setattr(buffer, name, values if isinstance(values, dict) else values.copy())
+        buffer.pos, buffer.full = buffer.buffer_size, True
+        inputs = update.value_inputs
+        learner.rollout_value_inputs = None if inputs is None else inputs.to(learner.device)
+        restore_generators(update.generators, learner.device)
+        learner.train()
+        seconds = learner.logger.name_to_value.get("time/update_s", 0.0)
+        learner.logger.name_to_value.clear()
+        return Updated(weight_sums(learner), float(seconds))
+
+    def close(self) -> None:
+        """Ends its environments."""
+        if self.player is not None:
+            self.player.env.close()
+
+
+class _Rank(LocalEngine):
+    """The engine of a learner that shares each minibatch with others."""
+
+    def __init__(self, ranks: ProcessRanks | OneRank) -> None:
+        self.ranks = ranks
+
+
+def on_host(rollout: Rollout) -> Rollout:
+    """A rollout whose tensors are in the host's memory."""
+    inputs, values = rollout.value_inputs, rollout.last_values
+    return rollout._replace(
+        value_inputs=None if inputs is None else inputs.cpu(), last_values=None if values is None else values.cpu()
+    )
+
+
+def weight_sums(learner: Any) -> list[float]:
+    """The sum of each trained tensor: learners that hold the same weights have the same."""
+    trained = [p for group in learner.policy.optimizer.param_groups for p in group["params"]]
+    return th.stack([p.detach().double().sum() for p in trained]).tolist() if trained else []
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """A hash of the sources of both packages: processes that compute together must run the same."""
+    import libero_gym
+    import vla_agent
+
+    files = [path for package in (libero_gym, vla_agent) for path in Path(package.__path__[0]).rglob("*.py")]
+    return fingerprint([path.name.encode() + path.read_bytes() for path in sorted(files)])[:12]
+
+
+def own_address(towards: str) -> str:
+    """The address of this machine on the way to another one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((towards, 9))  # nothing is sent
+        return str(probe.getsockname()[0])
+
+
+def _seconds(number: float) -> Any:
+    from datetime import timedelta
+
+    return timedelta(seconds=number)
