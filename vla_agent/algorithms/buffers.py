@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -13,23 +13,53 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from libero_gym.common.checks import whole_number
 
-Batch = RolloutBufferSamples | DictRolloutBufferSamples
+
+
+class TokenSamples(NamedTuple):
+    """SB3's `DictRolloutBufferSamples` with a log-probability per token, and weights. B samples, N tokens."""
+
+    observations: dict[str, th.Tensor]
+    actions: th.Tensor  # (B, N)
+    old_values: th.Tensor  # (B,)
+    old_log_prob: th.Tensor  # (B, N)
+    advantages: th.Tensor  # (B,)
+    returns: th.Tensor  # (B,)
+    weights: th.Tensor | None = None  # of the policy loss, (B, N) or (B, 1); None for 1
+
+
+Batch = RolloutBufferSamples | DictRolloutBufferSamples | TokenSamples
 
 
 class TokenRolloutBuffer(DictRolloutBuffer):
-    """SB3's buffer with one log-probability per action token: `old_log_prob` has shape (batch, N)."""
+    """SB3's buffer with one log-probability per action token.
+
+    Attributes:
+        weights: Weights of the policy loss for rollouts of an earlier policy, (n_steps, n_envs, N) or (..., 1); None
+            for 1. `reset` forgets them.
+    """
+
+    weights: np.ndarray | None = None
 
     def reset(self) -> None:
         """Empties the buffer."""
         super().reset()
         self.log_probs = np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=np.float32)
+        self.weights = None
+
+    def get(self, batch_size: int | None = None) -> Iterator[Any]:  # type: ignore[override]
+        """Minibatches in random order, as SB3's."""
+        if self.weights is not None and not self.generator_ready:
+            self.weights = self.swap_and_flatten(self.weights)  # as SB3 does with all that it knows
+        yield from super().get(batch_size)
 
     def _get_samples(  # type: ignore[override]
         self, batch_inds: np.ndarray, env: VecNormalize | None = None
-    ) -> DictRolloutBufferSamples:
+    ) -> TokenSamples:
         samples = super()._get_samples(batch_inds, env)
         # SB3 flattens old_log_prob, because it knows one number per sample.
-        return samples._replace(old_log_prob=samples.old_log_prob.view(-1, self.action_dim))
+        log_probs = samples.old_log_prob.view(-1, self.action_dim)
+        weights = None if self.weights is None else self.to_torch(self.weights[batch_inds])
+        return TokenSamples(*samples._replace(old_log_prob=log_probs), weights=weights)
 
 
 def compute_targets(
@@ -94,5 +124,6 @@ def split_batch(batch: Batch, n_parts: int) -> Iterator[tuple[slice, Any]]:
         fields: dict[str, Any] = {
             name: {key: value[part] for key, value in field.items()} if isinstance(field, dict) else field[part]
             for name, field in batch._asdict().items()
+            if field is not None
         }
         yield part, type(batch)(**fields)

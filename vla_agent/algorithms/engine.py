@@ -45,9 +45,11 @@ class Engine(Protocol):
 
     Attributes:
         ranks: The learners that share each minibatch, and which of them this process is.
+        staleness: How many updates the policy that plays is behind the one that learns from it: 0, or 1.
     """
 
     ranks: Ranks
+    staleness: int
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -70,6 +72,7 @@ class LocalEngine:
     """All in this process."""
 
     ranks: Ranks = OneRank()
+    staleness = 0
     settings: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
     def check(self, learner: Any, env: VecEnv | None) -> None:

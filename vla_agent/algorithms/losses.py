@@ -8,22 +8,40 @@ from torch.nn import functional as F
 ValueLoss = Literal["mse", "huber"]
 
 
-def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:
+# Largest weight of an action, or token, that an earlier policy drew.
+MAX_BEHAVIOUR_WEIGHT = 2.0
+
+
+def behaviour_weights(log_prob: th.Tensor, behaviour_log_prob: th.Tensor) -> th.Tensor:
+    """min(pi_prox(a|s) / pi_behav(a|s), 2), of the shape of both.
+
+    Decoupled PPO (Hilton et al., 2022, arXiv 2110.00641, eq. 2) clips against a proximal policy, here that before the
+    update, and weighs what an earlier policy drew by importance; the bound keeps the weights' variance small.
+    """
+    return th.exp(log_prob - behaviour_log_prob).clamp(max=MAX_BEHAVIOUR_WEIGHT)
+
+
+def clipped_surrogate(
+    ratio: th.Tensor, advantages: th.Tensor, clip_range: float, weights: th.Tensor | None = None
+) -> th.Tensor:
     """Clipped policy loss, eq. 7 of PPO (Schulman et al., 2017, arXiv 1707.06347).
 
-    L = -E[min(r A, clip(r, 1 - eps, 1 + eps) A)]. With one ratio per token, the tokens' terms are summed, so that at
+    L = -E[w min(r A, clip(r, 1 - eps, 1 + eps) A)]. With one ratio per token, the tokens' terms are summed, so that at
     r = 1 its gradient is that of the loss with one ratio per action.
 
     Args:
         ratio: r = pi(a|s) / pi_old(a|s), shape (B,), or per token (B, N).
         advantages: Advantages A, shape (B,).
         clip_range: Half width eps of the range.
+        weights: Weights w of `behaviour_weights`, of the shape of the ratio; None for 1.
     """
     if ratio.ndim == 2:
         advantages = advantages.unsqueeze(1)
     policy_loss_1 = advantages * ratio
     policy_loss_2 = advantages * th.clamp(ratio, 1 - clip_range, 1 + clip_range)
     terms = th.min(policy_loss_1, policy_loss_2)
+    if weights is not None:
+        terms = weights * terms
     return -(terms.sum(dim=1) if ratio.ndim == 2 else terms).mean()
 
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from vla_agent.algorithms import arguments, health, losses
 from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.buffers import Batch, TokenRolloutBuffer, compute_targets, split_batch
-from vla_agent.algorithms.engine import Engine
+from vla_agent.algorithms.engine import Engine, engine_of
 from vla_agent.algorithms.rollout import Rollout
 from vla_agent.policy.policy import VLAPolicy
 
@@ -157,6 +157,8 @@ class VLAPPO(VLALearner, PPO):
         with stopwatch("update"):
             self._begin_update()
             clip_range, clip_range_vf = self._clip_ranges()
+            if self._engine.staleness:
+                self._score_again(log)
             # The advantages are computed already, so this does not change what the policy learns from them.
             if self.n_value_epochs:
                 self._fit_value_head()
@@ -192,7 +194,10 @@ class VLAPPO(VLALearner, PPO):
             # Each factor of the chain has its ratio: the product of seven leaves the clip range sooner than one does.
             assert tokens is not None
             ratio = th.exp(tokens.token_log_probs - old_log_prob)
-        policy_loss = losses.clipped_surrogate(ratio, part.advantages, clip_range)
+        weights = getattr(part, "weights", None)
+        if weights is not None and ratio.ndim == 1:
+            weights = weights.flatten()
+        policy_loss = losses.clipped_surrogate(ratio, part.advantages, clip_range, weights)
         values = losses.clip_values(values, part.old_values, clip_range_vf)
         value_loss = losses.value_loss(values, part.returns, self.value_loss, self.huber_delta)
         entropy_loss = losses.entropy_loss(entropy, log_prob)
@@ -267,6 +272,35 @@ class VLAPPO(VLALearner, PPO):
         optimizer.step()
         return True
 
+    def _score_again(self, log: health.UpdateLog) -> None:
+        """Makes the policy before this update the one that ratios are clipped against, for rollouts of an earlier one.
+
+        What the earlier one drew is weighed, see `losses.behaviour_weights`.
+        """
+        buffer, ranks = cast(TokenRolloutBuffer, self.rollout_buffer), self._engine.ranks
+        behaviour = th.as_tensor(buffer.log_probs).flatten(0, 1)
+        log_probs = th.zeros_like(behaviour, device=self.device)
+        observations = {key: values.reshape(-1, *values.shape[2:]) for key, values in buffer.observations.items()}
+        actions = buffer.actions.reshape(len(behaviour), -1)
+        parts = th.arange(len(behaviour)).split(self.batch_size // self.gradient_accumulation_steps)
+        with th.no_grad():
+            for rows in parts[ranks.rank :: ranks.size]:
+                own = {key: buffer.to_torch(values[rows]) for key, values in observations.items()}
+                scores = cast(VLAPolicy, self.policy).score(own, buffer.to_torch(actions[rows]))
+                log_probs[rows] = scores.token_log_probs
+        ranks.sum([log_probs])
+        log_probs = log_probs.cpu()
+        whole = (log_probs - behaviour).sum(dim=1)
+        log.add("behaviour_gap", (whole.exp() - 1).abs().mean())
+        if self.ratio_level == "token":
+            weights = losses.behaviour_weights(log_probs, behaviour)
+        else:
+            weights = losses.behaviour_weights(whole, th.zeros_like(whole)).unsqueeze(1)
+        log.add("behaviour_weight", weights.mean())
+        shape = buffer.log_probs.shape
+        buffer.log_probs = log_probs.reshape(shape).numpy()
+        buffer.weights = weights.reshape(*shape[:2], -1).numpy()
+
     def _fit_value_head(self) -> None:
         """Passes over the rollout that train the value head alone.
 
@@ -329,8 +363,11 @@ class VLAPPO(VLALearner, PPO):
 
     def _setup_model(self) -> None:
         self.scoring.check_batches(self.n_steps, self.n_envs, self.batch_size)  # a loaded run may have other n_envs
-        if self.ratio_level == "token":
+        staleness = engine_of(self.engine, self.env).staleness
+        if self.ratio_level == "token" or staleness:
             self.rollout_buffer_class = TokenRolloutBuffer
+        if staleness and self.normalize_advantage:
+            raise ValueError("normalize_advantage=True does not go with an engine's stale=True; leave one out.")
         super()._setup_model()
 
     def _collecting(self) -> dict[str, Any]:

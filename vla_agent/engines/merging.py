@@ -50,6 +50,16 @@ def _of_share(value: Any, share: slice) -> Any:
     return split_snapshot(value, share) if isinstance(value, dict) else value[share]
 
 
+def with_task_weights(snapshot: dict[str, Any], weights: list[float] | None) -> dict[str, Any]:
+    """A snapshot with other task weights; None leaves its own."""
+    if weights is None:
+        return snapshot
+    return {
+        key: weights if key == "task_weights" else with_task_weights(value, weights) if isinstance(value, dict) else value
+        for key, value in snapshot.items()
+    }
+
+
 def merge_steps(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What callbacks read of a step in all environments; frames stay where they were drawn."""
     together = {key: np.concatenate([step[key] for step in steps]) for key in ("actions", "rewards", "dones")}

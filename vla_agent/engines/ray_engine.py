@@ -13,13 +13,13 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import VecEnv
 
-from libero_gym.common.checks import choice, real_number, whole_number
+from libero_gym.common.checks import choice, flag, real_number, whole_number
 from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.algorithms.engine import OneRank, Ranks
 from vla_agent.algorithms.rollout import Actor, Event, Rollout, Stepped, Stored
 from vla_agent.engines.cluster import Cluster, Place, Remote
 from vla_agent.engines.errors import EngineError, LostError, RanksError
-from vla_agent.engines.merging import fill, merge_rollouts, merge_steps, shares, split_snapshot
+from vla_agent.engines.merging import fill, merge_rollouts, merge_steps, shares, with_task_weights
 from vla_agent.engines.player import Player
 from vla_agent.engines.ranks import ProcessRanks, Rendezvous
 from vla_agent.engines.vec_env import Answer, LocalPart, PartedVecEnv
@@ -58,6 +58,9 @@ class RayEngine:
         n_learners: Learners that share each minibatch, this process among them.
         n_policies: Processes that play; ``n_learners`` if they are the learners.
         placement: "colocated" or "split".
+        stale: With "split": whether the next rollout is played while this one is learned from, by the policy before the
+            update. Ratios are clipped against the policy before each update, and what the one before it drew is
+            weighed, see `losses.behaviour_weights`.
         address: Address of a Ray cluster that this machine belongs to, such as "auto"; None starts one here.
         cpus_per_worker: CPUs of each process besides this one; by default, an equal share of what there is.
         gpus_per_worker: GPUs of each process besides this one; by default 1 where there are any.
@@ -79,6 +82,7 @@ class RayEngine:
         n_policies: int | None = None,
         *,
         placement: Placement = "colocated",
+        stale: bool = False,
         address: str | None = None,
         cpus_per_worker: float | None = None,
         gpus_per_worker: float | None = None,
@@ -94,6 +98,9 @@ class RayEngine:
                 f"n_policies={n_policies} and n_learners={n_learners}: colocated learners play themselves, so these are "
                 "equal; leave n_policies out, or give placement='split'."
             )
+        if flag("stale", stale) and together:
+            raise ValueError("stale=True needs processes that play while others learn: give placement='split'.")
+        self.staleness = int(stale)
         for name, value in (("deadline_s", deadline_s), ("start_deadline_s", start_deadline_s)):
             real_number(name, value, above=0)
         self.cluster = Cluster(address, deadline_s, start_deadline_s)
@@ -107,6 +114,8 @@ class RayEngine:
         self._makes: dict[int, Callable[[], VecEnv]] = {}  # of the environments, by worker
         self._snapshots: dict[int, dict[str, Any]] = {}  # where the environments are, by worker
         self._task_weights: list[float] | None = None
+        self._ahead: list[Iterator[Any]] = []  # the next rollout, if it is under way
+        self._repeat: Callable[[], list[Iterator[Any]]] | None = None  # begins another rollout like the last
         self._learner: Any = None
         try:
             if n_workers:
@@ -193,7 +202,8 @@ class RayEngine:
     def settings(self) -> dict[str, Any]:
         """What a run's result depends on: how many learn and play, where that is more than one."""
         counts = {"learners": self.n_learners, "policies": self.n_policies}
-        return {name: count for name, count in counts.items() if count > 1}
+        told: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
+        return told | ({"stale": True} if self.staleness else {})
 
     def check(self, learner: Any, env: VecEnv | None) -> None:
         """Complains about environments of another engine, and minibatches that learners do not divide."""
@@ -208,6 +218,7 @@ class RayEngine:
 
     def begin(self, learner: Any) -> None:
         """Copies the learner to every process that plays or learns."""
+        self.abandon()
         self._learner = learner
         self._copy([*self._workers])
 
@@ -226,20 +237,12 @@ class RayEngine:
     ) -> Iterator[Event]:
         """The events of a rollout, as all parts play it."""
         parted = cast(PartedVecEnv, env)
-        assert episode_starts is not None and buffer is not None and stopwatch is not None
-        before = generator_states(learner.device)
-        if self.placement == "split":
-            self._send_weights(learner)
+        assert buffer is not None and stopwatch is not None
         by_token = isinstance(buffer, TokenRolloutBuffer)
-        streams: list[Iterator[Any]] = []
-        for number, part in enumerate(parted.parts):
-            starts = episode_starts[parted.where[number]]
-            if isinstance(part, LocalPart):
-                streams.append(part.player.play(policy, n_steps, starts, by_token, stopwatch=stopwatch, **how))
-            else:
-                assert isinstance(part, RemotePart)
-                begun = before if number == 0 else _seed(before, number)
-                streams.append(_Stream(self, part.number, begun, n_steps, starts, by_token, how))
+        if self.staleness:
+            self._repeat = functools.partial(self._begin, learner, parted, n_steps, by_token, how)
+        streams = self._ahead or self._begin(learner, parted, n_steps, by_token, how, stopwatch)
+        self._ahead = []
         obs = last_obs
         for step in range(n_steps):
             # A stream of this process plays when it is asked; the others are at work already.
@@ -256,6 +259,31 @@ class RayEngine:
         yield Stored(rollout.last_obs, rollout.dones)
         yield rollout
 
+    def _begin(
+        self,
+        learner: Any,
+        env: PartedVecEnv,
+        n_steps: int,
+        by_token: bool,
+        how: dict[str, Any],
+        stopwatch: Any = None,
+    ) -> list[Iterator[Any]]:
+        """Begins a rollout in all parts, with the learner's weights and random generators as they are."""
+        before = generator_states(learner.device)
+        if self.placement == "split":
+            self._send_weights(learner)
+        streams: list[Iterator[Any]] = []
+        for number, (part, share) in enumerate(zip(env.parts, env.where, strict=True)):
+            starts = learner._last_episode_starts[share]
+            if isinstance(part, LocalPart):
+                played = part.player.play(learner.policy, n_steps, starts, by_token, stopwatch=stopwatch, **how)
+                streams.append(played)
+            else:
+                follows_on = number == 0 and not self.staleness  # the update's draws come after, not beside
+                begun = before if follows_on else _seed(before, number)
+                streams.append(_Stream(self, part.number, begun, n_steps, starts, by_token, how))
+        return streams
+
     def _finished(self, learner: Any, part: Any, stream: Iterator[Any]) -> Rollout:
         """The rollout at the end of a part's stream."""
         last = next(stream)
@@ -264,12 +292,14 @@ class RayEngine:
         rollout, generators, snapshot = last
         if snapshot is not None:
             self._snapshots[part.number] = snapshot
-        if self.placement == "split" and part.number == 0:
+        if self.placement == "split" and part.number == 0 and not self.staleness:
             restore_generators(generators, learner.device)
         return cast(Rollout, rollout)
 
     def update(self, learner: Any, train: Callable[[], None]) -> None:
         """Updates all learners; one that fails is replaced, and the update repeated."""
+        if self._repeat is not None and learner.num_timesteps < learner._total_timesteps:
+            self._ahead = self._repeat()
         if self.n_learners == 1:
             train()
             return
@@ -325,7 +355,7 @@ class RayEngine:
         asked = {}
         for rank, number in enumerate(self._learners, 1):
             call = self._workers[number].actor.join
-            asked[number] = call.remote(rank, self.n_learners, address, None, self.deadline_s)
+            asked[number] = call.remote(rank, self.n_learners, address, None, self.deadline_s, self.staleness)
         self.ranks = ProcessRanks(0, self.n_learners, meeting.store, learner.device, meeting.host, self.deadline_s)
         self._meeting = meeting
         for number, reference in asked.items():
@@ -379,9 +409,15 @@ class RayEngine:
         """Puts a worker's environments where they were, as far as that is known."""
         ask = self._workers[number].actor.ask
         if number in self._snapshots:
-            self._tell(number, ask.remote("restore", self._snapshots[number]))
-        if self._task_weights is not None:
-            self._tell(number, ask.remote("call", "set_task_weights", self._task_weights))
+            self._tell(number, ask.remote("restore", self.snapshot(number)))
+
+    def snapshot(self, number: int) -> dict[str, Any]:
+        """Where a worker's environments were when their last rollout ended or began, with the task weights of now."""
+        return with_task_weights(self._snapshots[number], self._task_weights)
+
+    def abandon(self) -> None:
+        """Forgets a rollout that was begun ahead: its environments go elsewhere."""
+        self._ahead, self._repeat = [], None
 
     def _tell(self, number: int, reference: Any) -> Any:
         return self.cluster.answer(self._workers[number], reference, self.cluster.start_deadline_s)
@@ -420,6 +456,9 @@ class RemotePart:
             engine._task_weights = args[1]
         if name in ("reset", "restore", "begin_episodes", "step"):
             engine._snapshots.pop(self.number, None)
+            engine.abandon()
+        if name == "call" and args[0] == "snapshot" and engine._ahead:
+            return lambda: engine.snapshot(self.number)
         if name == "restore":
             engine._snapshots[self.number] = args[0]
         reference = self._begin(name, *args, **kwargs)

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.common.version import package_versions
-from vla_agent.algorithms.engine import LocalEngine, OneRank
+from vla_agent.algorithms.engine import LocalEngine
 from vla_agent.algorithms.rollout import Rollout
 from vla_agent.common.hashes import fingerprint
 from vla_agent.engines.merging import told
@@ -126,7 +126,9 @@ class Worker:
             else:
                 yield told(event)
 
-    def join(self, rank: int, size: int, address: tuple[str, int], host: str | None, deadline_s: float) -> None:
+    def join(
+        self, rank: int, size: int, address: tuple[str, int], host: str | None, deadline_s: float, staleness: int
+    ) -> None:
         """Joins the learners.
 
         Args:
@@ -135,11 +137,12 @@ class Worker:
             address: Where they meet.
             host: Address of this machine that the others reach; None finds it.
             deadline_s: Seconds within which a collective has to end.
+            staleness: See `Engine`.
         """
         host = own_address(address[0]) if host is None else host
         store = dist.TCPStore(*address, is_master=False, timeout=_seconds(deadline_s))
         ranks = ProcessRanks(rank, size, store, self.learner.device, host, deadline_s)
-        self.learner._engine = _Rank(ranks)
+        self.learner._engine = _Rank(ranks, staleness)
 
     def update(self, update: Update) -> Updated:
         """Updates the learner as all other ranks do."""
@@ -170,8 +173,8 @@ class Worker:
 class _Rank(LocalEngine):
     """The engine of a learner that shares each minibatch with others."""
 
-    def __init__(self, ranks: ProcessRanks | OneRank) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: ProcessRanks, staleness: int) -> None:
+        self.ranks, self.staleness = ranks, staleness
 
 
 def on_host(rollout: Rollout) -> Rollout:
