@@ -14,7 +14,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 from libero_gym.common.checks import whole_number
 
 
-
 class TokenSamples(NamedTuple):
     """SB3's `DictRolloutBufferSamples` with a log-probability per token, and weights. B samples, N tokens."""
 

@@ -73,7 +73,7 @@ class LocalEngine:
 
     ranks: Ranks = OneRank()
     staleness = 0
-    settings: dict[str, Any] = {}  # noqa: RUF012 - never written to
+    settings: dict[str, Any] = {}
 
     def check(self, learner: Any, env: VecEnv | None) -> None:
         """Serves everything, but environments of another engine."""

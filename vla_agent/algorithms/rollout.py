@@ -167,7 +167,12 @@ def collect(
         NonFiniteError: If a reward, an observation or a value is not finite.
         ValueError: If ``time_limit_gamma`` or ``keep_value_inputs`` is given for a policy without a critic.
     """
-    how = {"last_obs": last_obs, "episode_starts": episode_starts, "buffer": buffer, "num_timesteps": num_timesteps}
+    how: dict[str, Any] = {
+        "last_obs": last_obs,
+        "episode_starts": episode_starts,
+        "buffer": buffer,
+        "num_timesteps": num_timesteps,
+    }
     how |= {"time_limit_gamma": time_limit_gamma, "keep_value_inputs": keep_value_inputs, "stopwatch": stopwatch}
     return follow(play(policy, env, n_steps, **how), hooks or RolloutHooks())
 

@@ -228,8 +228,7 @@ class TokenScoring(Scoring[VLAPolicy]):
         policy_kwargs = given["policy_kwargs"]
         check_names(aliases[policy] if isinstance(policy, str) else policy, policy_kwargs)
         check_policy(policy_kwargs)
-        environments = env.unwrapped if isinstance(env, VecEnv) else None
-        named = getattr(environments, "model", None) if environments is not None and speaks_tokens(environments) else None
+        named = getattr(env.unwrapped, "model", None) if isinstance(env, VecEnv) and speaks_tokens(env) else None
         if "model" not in policy_kwargs and named is not None:
             policy_kwargs["model"] = named
 

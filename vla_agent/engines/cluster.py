@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from vla_agent.engines.errors import EngineError, LostError
@@ -84,8 +84,8 @@ class Cluster:
             needed = n_workers * wanted.get(name, 0)
             if needed > has.get(name, 0):
                 raise EngineError(
-                    f"{n_workers} processes of {wanted[name]:g} {called} each need {needed:g} {called}, and the cluster "
-                    f"has {has.get(name, 0):g} on {self._n_nodes()} machines. Ask for fewer, or add machines."
+                    f"{n_workers} processes of {wanted[name]:g} {called} each need {needed:g}, and the cluster has "
+                    f"{has.get(name, 0):g} {called} on {self._n_nodes()} machines. Ask for fewer, or add machines."
                 )
         self._group = self.ray.util.placement_group([wanted] * n_workers, strategy="PACK")
         if not self._group.wait(PLACES_WITHIN_S):
@@ -100,33 +100,27 @@ class Cluster:
     def _n_nodes(self) -> int:
         return sum(bool(node["Alive"]) for node in self.ray.nodes())
 
-    def start(self, number: int, place: Place, threads: int) -> Remote:
-        """Starts a process where room is kept for it.
+    def start(self, numbers: Iterable[int], place: Place, threads: int) -> dict[int, Remote]:
+        """Starts processes where room is kept for them, all at the same time.
 
         Raises:
-            EngineError: If it does not start, or runs other code.
+            EngineError: If one does not start, or runs other code.
         """
         strategies = self.ray.util.scheduling_strategies
-        kind = self.ray.remote(Worker).options(
-            num_cpus=place.cpus,
-            num_gpus=place.gpus,
-            max_restarts=0,
-            scheduling_strategy=strategies.PlacementGroupSchedulingStrategy(self._group, number),
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
-        )
-        actor = kind.remote(number, threads)
-        found = Remote(number, actor, "a machine that is being looked for", 0)
-        told = self.answer(found, actor.describe.remote(), self.start_deadline_s)
-        found = found._replace(host=told["host"], pid=told["pid"])
-        ours = package_versions(PACKAGES)
-        if other := {name: version for name, version in told["versions"].items() if version != ours[name]}:
-            name, version = next(iter(other.items()))
-            raise EngineError(f"{found.called} has {name} {version}, and this process {ours[name]}; install the same.")
-        if told["code"] != code_fingerprint():
-            raise EngineError(
-                f"{found.called} runs other sources of libero-vla ({told['code']}) than this process "
-                f"({code_fingerprint()}); check out the same commit on every machine."
-            )
+        variables = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        options = {"num_cpus": place.cpus, "num_gpus": place.gpus, "max_restarts": 0}
+        kind = self.ray.remote(Worker)
+        found = {}
+        for number in numbers:
+            where = strategies.PlacementGroupSchedulingStrategy(self._group, number)
+            given = options | {"scheduling_strategy": where, "runtime_env": {"env_vars": variables}}
+            actor = kind.options(**given).remote(number, threads)
+            found[number] = Remote(number, actor, "a machine that is being looked for", 0)
+        asked = {number: remote.actor.describe.remote() for number, remote in found.items()}
+        for number, reference in asked.items():
+            told = self.answer(found[number], reference, self.start_deadline_s)
+            found[number] = found[number]._replace(host=told["host"], pid=told["pid"])
+            check_alike(found[number], told)
         return found
 
     def answer(self, remote: Remote, reference: Any, deadline_s: float | None = None) -> Any:
@@ -177,7 +171,8 @@ class Cluster:
 
     def end(self, remote: Remote) -> None:
         """Ends a process at once."""
-        self.ray.kill(remote.actor, no_restart=True)
+        if self.ray.is_initialized():
+            self.ray.kill(remote.actor, no_restart=True)
 
     def release(self) -> None:
         """Gives back the room that is kept."""
@@ -193,6 +188,26 @@ class Cluster:
                 self.ray.shutdown()
 
 
+def check_alike(remote: Remote, told: dict[str, Any]) -> None:
+    """Complains about a process with other versions or sources than this one's, as EngineError.
+
+    Args:
+        remote: The process.
+        told: What it says of itself, see `Worker.describe`.
+    """
+    ours = package_versions(PACKAGES)
+    for name, version in told["versions"].items():
+        if version != ours[name]:
+            raise EngineError(
+                f"{remote.called} has {name} {version}, and this process {ours[name]}; install the same everywhere."
+            )
+    if told["code"] != code_fingerprint():
+        raise EngineError(
+            f"{remote.called} runs other sources of libero-vla ({told['code']}) than this process "
+            f"({code_fingerprint()}); check out the same commit on every machine."
+        )
+
+
 def _ray() -> Any:
     try:
         import ray
@@ -200,4 +215,3 @@ def _ray() -> Any:
     except ModuleNotFoundError as error:
         raise ImportError("RayEngine needs ray: pip install 'libero-vla[ray]'") from error
     return ray
-

@@ -32,9 +32,7 @@ def merge_snapshots(parts: Sequence[dict[str, Any] | None]) -> dict[str, Any] | 
     whole = [part for part in parts if part is not None]
     if len(whole) < len(parts):
         return None
-    return {
-        key: value if key in _SHARED else _merged([part[key] for part in whole]) for key, value in whole[0].items()
-    }
+    return {key: value if key in _SHARED else _merged([part[key] for part in whole]) for key, value in whole[0].items()}
 
 
 def _merged(values: list[Any]) -> Any:
@@ -54,15 +52,15 @@ def with_task_weights(snapshot: dict[str, Any], weights: list[float] | None) -> 
     """A snapshot with other task weights; None leaves its own."""
     if weights is None:
         return snapshot
-    return {
-        key: weights if key == "task_weights" else with_task_weights(value, weights) if isinstance(value, dict) else value
-        for key, value in snapshot.items()
-    }
+    inner = {key: with_task_weights(value, weights) for key, value in snapshot.items() if isinstance(value, dict)}
+    return snapshot | inner | ({"task_weights": weights} if "task_weights" in snapshot else {})
 
 
 def merge_steps(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What callbacks read of a step in all environments; frames stay where they were drawn."""
-    together = {key: np.concatenate([step[key] for step in steps]) for key in ("actions", "rewards", "dones")}
+    together: dict[str, Any] = {
+        key: np.concatenate([step[key] for step in steps]) for key in ("actions", "rewards", "dones")
+    }
     together |= {key: th.cat([step[key] for step in steps]) for key in ("values", "log_probs")}
     return together | {
         "infos": [info for step in steps for info in step["infos"]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch as th
 import torch.distributed as dist
@@ -53,7 +54,7 @@ class ProcessRanks:
         try:
             self._group = _group(rank, size, store, device, host, deadline_s)
         except RuntimeError as error:
-            raise RanksError(f"Rank {rank} of {size} learners met no others within {deadline_s:g} s ({error}).") from error
+            raise RanksError(f"Learner {rank} of {size} did not meet the others: {error}") from error
 
     def sum(self, tensors: Sequence[th.Tensor]) -> None:
         """Replaces each tensor by its sum over all ranks, equal to the bit on each of them.
@@ -73,15 +74,16 @@ class ProcessRanks:
                     tensor.copy_(summed.view_as(tensor))
 
 
-def _group(rank: int, size: int, store: dist.Store, device: th.device, host: str, deadline_s: float) -> dist.ProcessGroup:
+def _group(rank: int, size: int, store: dist.Store, device: th.device, host: str, deadline_s: float) -> Any:
     if device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = _timeout(deadline_s)
         return dist.ProcessGroupNCCL(store, rank, size, options)
-    gloo = dist.ProcessGroupGloo._Options()
-    gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
-    gloo._timeout = _timeout(deadline_s)
-    return dist.ProcessGroupGloo(store, rank, size, gloo)
+    gloo: Any = dist.ProcessGroupGloo
+    options = gloo._Options()
+    options._devices = [gloo.create_device(hostname=host)]
+    options._timeout = _timeout(deadline_s)
+    return gloo(store, rank, size, options)
 
 
 def _timeout(seconds: float) -> timedelta:

@@ -74,7 +74,7 @@ class PartedVecEnv(Uncopyable, VecEnv):
         """The arguments that the environments' behaviour depends on, as JSON can hold them."""
         return cast(dict[str, Any], self._described["settings"])
 
-    def reset(self) -> Observations:  # type: ignore[override]
+    def reset(self) -> Observations:
         """Begin an episode in all environments; seeds and options given before are used up."""
         shares = [(self._seeds[share], self._options[share]) for share in self.where]
         answers = [part.ask("reset", *share) for part, share in zip(self.parts, shares, strict=True)]
@@ -150,7 +150,8 @@ class PartedVecEnv(Uncopyable, VecEnv):
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         """Results of a method of each environment."""
-        chosen, results = self._indices(indices), {}
+        chosen = self._indices(indices)
+        results: dict[int, Any] = {}
         for part, share in zip(self.parts, self.where, strict=True):
             own = [index - share.start for index in chosen if share.start <= index < share.stop]
             if own:

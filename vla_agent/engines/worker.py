@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +105,7 @@ class Worker:
     def play(
         self, generators: dict[str, Any] | int, n_steps: int, starts: np.ndarray, by_token: bool, **how: Any
     ) -> Iterator[Any]:
-        """What callbacks read of each step, then the rollout and the state of the generators.
+        """What callbacks read of each step; then the rollout, the generators' states, and where the environments are.
 
         Args:
             generators: States to begin with, or a seed.
@@ -122,26 +123,23 @@ class Worker:
         for event in self.player.play(policy, n_steps, starts, by_token, **how):
             if isinstance(event, Rollout):
                 snapshot = self.player.env.snapshot() if hasattr(self.player.env, "snapshot") else None
-                yield on_host(event), generator_states(policy.device), snapshot
+                after = None if isinstance(generators, int) else generator_states(policy.device)
+                yield on_host(event), after, snapshot
             else:
                 yield told(event)
 
-    def join(
-        self, rank: int, size: int, address: tuple[str, int], host: str | None, deadline_s: float, staleness: int
-    ) -> None:
+    def join(self, rank: int, size: int, address: tuple[str, int], deadline_s: float, staleness: int) -> None:
         """Joins the learners.
 
         Args:
             rank: Its rank.
             size: How many there are.
             address: Where they meet.
-            host: Address of this machine that the others reach; None finds it.
             deadline_s: Seconds within which a collective has to end.
             staleness: See `Engine`.
         """
-        host = own_address(address[0]) if host is None else host
-        store = dist.TCPStore(*address, is_master=False, timeout=_seconds(deadline_s))
-        ranks = ProcessRanks(rank, size, store, self.learner.device, host, deadline_s)
+        store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=deadline_s))
+        ranks = ProcessRanks(rank, size, store, self.learner.device, own_address(address[0]), deadline_s)
         self.learner._engine = _Rank(ranks, staleness)
 
     def update(self, update: Update) -> Updated:
@@ -197,8 +195,11 @@ def code_fingerprint() -> str:
     import libero_gym
     import vla_agent
 
-    files = [path for package in (libero_gym, vla_agent) for path in Path(package.__path__[0]).rglob("*.py")]
-    return fingerprint([path.name.encode() + path.read_bytes() for path in sorted(files)])[:12]
+    parts = []
+    for package in (libero_gym, vla_agent):
+        root = Path(package.__path__[0])
+        parts += [str(path.relative_to(root)).encode() + path.read_bytes() for path in sorted(root.rglob("*.py"))]
+    return fingerprint(parts)[:12]
 
 
 def own_address(towards: str) -> str:
@@ -206,9 +207,3 @@ def own_address(towards: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((towards, 9))  # nothing is sent
         return str(probe.getsockname()[0])
-
-
-def _seconds(number: float) -> Any:
-    from datetime import timedelta
-
-    return timedelta(seconds=number)

@@ -1,0 +1,155 @@
+"""Rollouts that several processes play at the same time."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self, cast
+
+import numpy as np
+
+from vla_agent.algorithms.buffers import TokenRolloutBuffer
+from vla_agent.algorithms.rollout import Event, Rollout, Stepped, Stored
+from vla_agent.engines.errors import LostError
+from vla_agent.engines.merging import fill, merge_rollouts, merge_steps
+from vla_agent.engines.roster import MAX_REPLACEMENTS, RemotePart, Roster
+from vla_agent.engines.vec_env import LocalPart, PartedVecEnv
+from vla_agent.runs.saved_run import policy_tensors
+from vla_agent.runs.serialization import generator_states, restore_generators
+
+
+class Ask(NamedTuple):
+    """What a rollout is asked with, besides what is drawn with."""
+
+    n_steps: int
+    by_token: bool  # whether it holds a log-probability for each token, or for each action
+    how: dict[str, Any]  # further keywords of `rollout.play`
+
+
+class Rollouts:
+    """Plays all parts of the environments at once.
+
+    Args:
+        roster: The processes.
+        sends_weights: Whether those that play do not learn themselves, so that weights have to travel.
+        stale: Whether a rollout is begun before the update that precedes it.
+    """
+
+    def __init__(self, roster: Roster, sends_weights: bool, stale: bool) -> None:
+        self.roster, self.sends_weights, self.stale = roster, sends_weights, stale
+        self._ahead: list[Iterator[Any]] = []
+        self._again: Callable[[], list[Iterator[Any]]] | None = None
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether a rollout is under way that nobody has asked for yet."""
+        return bool(self._ahead)
+
+    def begin_ahead(self) -> None:
+        """Begins another rollout like the last, by the weights of now."""
+        if self.stale and self._again is not None:
+            self._ahead = self._again()
+
+    def abandon(self) -> None:
+        """Forgets a rollout that was begun ahead: its environments go elsewhere."""
+        self._ahead, self._again = [], None
+
+    def events(
+        self, learner: Any, env: PartedVecEnv, n_steps: int, last_obs: Any, buffer: Any, stopwatch: Any, how: Any
+    ) -> Iterator[Event]:
+        """The events of a rollout, see `rollout.play`."""
+        ask = Ask(n_steps, isinstance(buffer, TokenRolloutBuffer), how)
+        self._again = functools.partial(self._begin, learner, env, ask)
+        streams = self._ahead or self._begin(learner, env, ask, stopwatch)
+        self._ahead = []
+        for step in range(n_steps):
+            # A stream of this process plays when it is asked; the others are at work already.
+            told = merge_steps([next(stream) for stream in streams])
+            yield Stepped(told | {"env": env, "rollout_buffer": buffer, "n_rollout_steps": n_steps, "obs": last_obs})
+            if step + 1 < n_steps:
+                yield Stored(last_obs, told["dones"])
+        rollouts = [self._end(learner, part, stream) for part, stream in zip(env.parts, streams, strict=True)]
+        fill(buffer, rollouts, env.where)
+        rollout = merge_rollouts(buffer, rollouts, env.where, learner.device)
+        if not any(isinstance(part, LocalPart) for part in env.parts):  # whose seconds are counted already
+            stopwatch.seconds |= rollout.seconds
+        yield Stored(rollout.last_obs, rollout.dones)
+        yield rollout
+
+    def _begin(self, learner: Any, env: PartedVecEnv, ask: Ask, stopwatch: Any = None) -> list[Iterator[Any]]:
+        """Begins a rollout in all parts, with the learner's weights and random generators as they are."""
+        before = generator_states(learner.device)
+        if self.sends_weights:
+            self._send_weights(learner, env)
+        streams: list[Iterator[Any]] = []
+        for number, (part, share) in enumerate(zip(env.parts, env.where, strict=True)):
+            starts = learner._last_episode_starts[share]
+            if isinstance(part, LocalPart):
+                how = ask.how | {"stopwatch": stopwatch}
+                streams.append(part.player.play(learner.policy, ask.n_steps, starts, ask.by_token, **how))
+                continue
+            # One that plays all, and then learns from it, draws as a run in one process does.
+            follows_on = number == 0 and not self.stale
+            begun = before if follows_on else _seed(before, number)
+            streams.append(_Stream(self.roster, cast(RemotePart, part).number, begun, ask, starts))
+        return streams
+
+    def _send_weights(self, learner: Any, env: PartedVecEnv) -> None:
+        trained = {name: tensor.cpu() for name, tensor in policy_tensors(learner.policy).items()}
+        weights = self.roster.cluster.put(trained)
+        for part in env.parts:  # a failure is told by the rollout that follows
+            self.roster.actor(cast(RemotePart, part).number).set_weights.remote(weights)
+
+    def _end(self, learner: Any, part: Any, stream: Iterator[Any]) -> Rollout:
+        """The rollout at the end of a part's stream."""
+        last = next(stream)
+        if isinstance(part, LocalPart):
+            return cast(Rollout, last)
+        rollout, generators, snapshot = last
+        if snapshot is not None:
+            self.roster.snapshots[part.number] = snapshot
+        if generators is not None:
+            restore_generators(generators, learner.device)
+        return cast(Rollout, rollout)
+
+
+class _Stream:
+    """What a process tells of a rollout; if it is lost, another plays it again, and what is known is left out."""
+
+    def __init__(self, roster: Roster, number: int, generators: Any, ask: Ask, starts: np.ndarray) -> None:
+        self.roster, self.number = roster, number
+        self._asked = (generators, ask.n_steps, starts, ask.by_token)
+        self._how = ask.how
+        self._n_told = self._n_lost = 0
+        self._items = self._begin()
+
+    def _begin(self) -> Iterator[Any]:
+        call = self.roster.actor(self.number).play.options(num_returns="streaming")
+        items: Iterator[Any] = self.roster.stream(self.number, call.remote(*self._asked, **self._how))
+        return items
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        while True:
+            try:
+                item = next(self._items)
+            except LostError:
+                self._n_lost += 1
+                if self._n_lost > MAX_REPLACEMENTS or self.number not in self.roster.snapshots:
+                    raise
+                self.roster.replace(self.number)
+                self._items = self._begin()
+                for _ in range(self._n_told):
+                    next(self._items)
+                continue
+            self._n_told += 1
+            return item
+
+
+def _seed(generators: dict[str, Any], number: int) -> int:
+    """A seed for a part's draws in this rollout, which a run that goes on finds again."""
+    digest = hashlib.sha256(f"{generators['torch']} {number}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

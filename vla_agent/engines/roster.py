@@ -1,0 +1,187 @@
+"""The processes of an engine, and what each of them holds, so that another can take its place."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from vla_agent.engines.cluster import Cluster, Place, Remote
+from vla_agent.engines.errors import LostError
+from vla_agent.engines.merging import with_task_weights
+from vla_agent.engines.vec_env import Answer
+from vla_agent.engines.worker import Copied
+
+MAX_REPLACEMENTS = 3  # of processes, within one rollout or update
+
+
+class Roster:
+    """Processes by number, from 0.
+
+    Args:
+        cluster: Where they run.
+        size: How many there are.
+        place: What each gets.
+        threads: Threads that each computes with.
+
+    Attributes:
+        learner: The learner that they have copies of; None before there is one.
+        snapshots: Where the environments of each were when their last rollout ended or began.
+        task_weights: Task weights that were set last; None if none were.
+        n_replaced: How many have been replaced so far.
+
+    Raises:
+        EngineError: If the cluster is too small, or one does not start.
+    """
+
+    def __init__(self, cluster: Cluster, size: int, place: Place, threads: int) -> None:
+        self.cluster, self.place, self.threads = cluster, place, threads
+        self.learner: Any = None
+        self.snapshots: dict[int, dict[str, Any]] = {}
+        self.task_weights: list[float] | None = None
+        self.n_replaced = 0
+        self._remotes: dict[int, Remote] = {}
+        self._makes: dict[int, Callable[[], VecEnv]] = {}
+        if size:
+            cluster.reserve(size, place)
+            self._remotes = cluster.start(range(size), place, threads)
+
+    def actor(self, number: int) -> Any:
+        """Ray's handle of a process."""
+        return self._remotes[number].actor
+
+    def called(self, number: int) -> str:
+        """What messages call a process."""
+        return self._remotes[number].called
+
+    def answer(self, number: int, reference: Any, starting: bool = False) -> Any:
+        """The result of a call, see `Cluster.answer`.
+
+        Args:
+            number: The process.
+            reference: Ray's reference to the result.
+            starting: Whether environments or a learner are being made, which takes longer.
+        """
+        deadline_s = self.cluster.start_deadline_s if starting else None
+        return self.cluster.answer(self._remotes[number], reference, deadline_s)
+
+    def stream(self, number: int, references: Any) -> Any:
+        """The results of a call that gives several, see `Cluster.stream`."""
+        return self.cluster.stream(self._remotes[number], references)
+
+    def make_envs(self, makes: dict[int, Callable[[], VecEnv]]) -> Callable[[], list[dict[str, Any]]]:
+        """Begins to make environments in several processes; what is returned waits, and gives their descriptions."""
+        self.snapshots.clear()
+        self.task_weights = None
+        self._makes = dict(makes)
+        asked = {number: self.actor(number).make_env.remote(make) for number, make in makes.items()}
+        return lambda: [self.answer(number, reference, starting=True) for number, reference in asked.items()]
+
+    def close_envs(self) -> None:
+        """Ends the environments."""
+        for number in self._makes:
+            if number in self._remotes:
+                self.actor(number).close.remote()
+        self._makes.clear()
+        self.snapshots.clear()
+
+    def copy_learner(self, numbers: Iterable[int] | None = None) -> None:
+        """Gives processes the learner as it is, or as it was before the rollout or update under way.
+
+        Args:
+            numbers: The processes; all by default.
+        """
+        chosen = list(self._remotes if numbers is None else numbers)
+        if not chosen or self.learner is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "run.zip"
+            self.learner.save(path)
+            run = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+        kwargs = self.learner.policy_kwargs
+        given = {name: kwargs[name] for name in ("model",) if name in kwargs}
+        copied = self.cluster.put(Copied(type(self.learner), run, {"policy_kwargs": given}))
+        device = "cpu" if self.learner.device.type == "cpu" else "cuda:0"
+        asked = [(number, self.actor(number).load.remote(copied, device)) for number in chosen]
+        for number, reference in asked:
+            self.answer(number, reference, starting=True)
+
+    def snapshot(self, number: int) -> dict[str, Any]:
+        """Where a process's environments were, with the task weights of now."""
+        return with_task_weights(self.snapshots[number], self.task_weights)
+
+    def restart(self, number: int) -> None:
+        """Starts another process in the place of one, with its environments where they were, as far as is known."""
+        self.n_replaced += 1
+        self.cluster.end(self._remotes[number])
+        self._remotes |= self.cluster.start([number], self.place, self.threads)
+        if number in self._makes:
+            self.answer(number, self.actor(number).make_env.remote(self._makes[number]), starting=True)
+            if number in self.snapshots:
+                reference = self.actor(number).ask.remote("restore", self.snapshot(number))
+                self.answer(number, reference, starting=True)
+
+    def replace(self, number: int) -> None:
+        """`restart`, and a copy of the learner."""
+        self.restart(number)
+        self.copy_learner([number])
+
+    def close(self) -> None:
+        """Ends all processes; safe to call twice."""
+        for remote in self._remotes.values():
+            self.cluster.end(remote)
+        self._remotes.clear()
+
+
+class RemotePart:
+    """Environments of one of the processes.
+
+    Args:
+        roster: The processes.
+        number: Which of them.
+        is_ahead: Whether it plays a rollout that nobody has asked for yet.
+        went_elsewhere: Called when its environments leave where the last rollout ended.
+    """
+
+    def __init__(
+        self, roster: Roster, number: int, is_ahead: Callable[[], bool], went_elsewhere: Callable[[], None]
+    ) -> None:
+        self.roster, self.number = roster, number
+        self._is_ahead, self._went_elsewhere = is_ahead, went_elsewhere
+
+    def ask(self, name: str, *args: Any, **kwargs: Any) -> Answer:
+        """Begins a method of the process's `Player`; a process that is gone is replaced, and asked again."""
+        roster, number = self.roster, self.number
+        is_snapshot = name == "call" and args[0] == "snapshot"
+        if is_snapshot and self._is_ahead():
+            return lambda: roster.snapshot(number)
+        if name == "call" and args[0] == "set_task_weights":
+            roster.task_weights = args[1]
+        if name in ("reset", "restore", "begin_episodes", "step"):
+            roster.snapshots.pop(number, None)
+            self._went_elsewhere()
+        if name == "restore":
+            roster.snapshots[number] = args[0]
+
+        def begin() -> Any:
+            return roster.actor(number).ask.remote(name, *args, **kwargs)
+
+        reference = begin()
+
+        def answer() -> Any:
+            try:
+                result = roster.answer(number, reference)
+            except LostError:
+                if name in ("step", "begin_episodes"):
+                    raise  # another process's environments are not where these were
+                roster.replace(number)
+                result = roster.answer(number, begin())
+            if is_snapshot and result is not None:
+                roster.snapshots[number] = result
+            return result
+
+        return answer

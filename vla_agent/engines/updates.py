@@ -1,0 +1,125 @@
+"""Updates that several learners compute together."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vla_agent.algorithms.engine import OneRank, Ranks
+from vla_agent.engines.errors import EngineError, LostError, RanksError
+from vla_agent.engines.ranks import ProcessRanks, Rendezvous
+from vla_agent.engines.roster import MAX_REPLACEMENTS, Roster
+from vla_agent.engines.worker import Update, Updated, weight_sums
+from vla_agent.runs.loading import restore_contents
+from vla_agent.runs.serialization import generator_states, restore_generators
+
+_SCHEDULES = ("lr_schedule", "_value_lr_schedule", "clip_range", "clip_range_vf")
+_ARRAYS = ("actions", "rewards", "episode_starts", "log_probs", "values", "advantages", "returns")
+
+
+class Updates:
+    """Updates the learner of this process, which is rank 0, and those of others.
+
+    Args:
+        roster: The processes.
+        numbers: Those that learn, in the order of their ranks, from 1.
+        staleness: See `Engine`.
+
+    Attributes:
+        ranks: The learners that have met; before they have, this one alone.
+    """
+
+    def __init__(self, roster: Roster, numbers: Sequence[int], staleness: int) -> None:
+        self.roster, self.numbers, self.staleness = roster, numbers, staleness
+        self.ranks: Ranks = OneRank()
+        self._meeting: Rendezvous | None = None
+
+    def part(self) -> None:
+        """Copies of the learner were made anew: they have met no others."""
+        self.ranks = OneRank()
+
+    def run(self, learner: Any, train: Callable[[], None]) -> None:
+        """Updates all; one that fails is replaced, and the update repeated from the weights before it.
+
+        Raises:
+            EngineError: If it fails again and again, or learners end with other weights.
+        """
+        whole = update_of(learner)
+        update = self.roster.cluster.put(whole)
+        for attempt in range(MAX_REPLACEMENTS + 1):
+            asked: dict[int, Any] = {}
+            try:
+                self._meet(learner)
+                asked = {number: self.roster.actor(number).update.remote(update) for number in self.numbers}
+                train()
+                self._compare(learner, asked)
+                return
+            except (RanksError, LostError) as error:
+                if attempt == MAX_REPLACEMENTS:
+                    raise EngineError(f"An update failed {attempt + 1} times; last: {error}") from error
+                self._go_back(learner, whole, asked)
+
+    def _meet(self, learner: Any) -> None:
+        """Brings the learners together, unless they are."""
+        size = len(self.numbers) + 1
+        if self.ranks.size == size:
+            return
+        deadline_s = self.roster.cluster.deadline_s
+        meeting = self._meeting = Rendezvous(self.roster.cluster.host, deadline_s)
+        address = (meeting.host, meeting.port)
+        asked = {}
+        for rank, number in enumerate(self.numbers, 1):
+            asked[number] = self.roster.actor(number).join.remote(rank, size, address, deadline_s, self.staleness)
+        self.ranks = ProcessRanks(0, size, meeting.store, learner.device, meeting.host, deadline_s)
+        for number, reference in asked.items():
+            self.roster.answer(number, reference)
+
+    def _compare(self, learner: Any, asked: dict[int, Any]) -> None:
+        ours = weight_sums(learner)
+        for number, reference in asked.items():
+            updated: Updated = self.roster.answer(number, reference)
+            if updated.sums != ours:
+                raise EngineError(
+                    f"{self.roster.called(number)} has learned other weights than this process from the same update; "
+                    "the last checkpoint is whole. Are machines, or versions of their libraries, mixed?"
+                )
+
+    def _go_back(self, learner: Any, update: Update, asked: dict[int, Any]) -> None:
+        """Puts all learners back to before the update; those that are gone or hang are replaced."""
+        self.ranks = OneRank()
+        for number in self.numbers:
+            try:
+                if number in asked:
+                    self.roster.answer(number, asked[number])
+            except LostError:
+                self.roster.restart(number)
+            except RanksError:
+                pass  # it waited for the one that failed
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "run.zip"
+            learner.save(path)
+            restore_contents(learner.policy, path)
+        for name, value in update.counters.items():
+            setattr(learner, name, value)
+        buffer = learner.rollout_buffer
+        for name, values in update.buffer.items():  # the first minibatch brought them into another order
+            setattr(buffer, name, dict(values) if isinstance(values, dict) else values)
+        buffer.generator_ready = False
+        restore_generators(update.generators, learner.device)
+        self.roster.copy_learner(self.numbers)
+
+
+def update_of(learner: Any) -> Update:
+    """What the update that is about to begin depends on, besides weights and optimizer."""
+    progress, buffer = learner._current_progress_remaining, learner.rollout_buffer
+    schedules = {name: getattr(learner, name) for name in _SCHEDULES}
+    inputs = learner.rollout_value_inputs
+    return Update(
+        {name: getattr(buffer, name) for name in _ARRAYS} | {"observations": dict(buffer.observations)},
+        None if inputs is None else inputs.cpu(),
+        {name: getattr(learner, name) for name in learner.counters},
+        {name: None if schedule is None else float(schedule(progress)) for name, schedule in schedules.items()},
+        generator_states(learner.device),
+    )
