@@ -31,6 +31,7 @@ VLA_AGENT = [
     {"sft", "process_reward"},
     {"envs"},
     {"algorithms"},
+    {"engines"},
     {"evaluation"},
     {"commands"},
 ]

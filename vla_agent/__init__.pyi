@@ -4,6 +4,8 @@ from .callbacks import Curriculum as Curriculum
 from .callbacks import LearningCurve as LearningCurve
 from .callbacks import SuccessCallback as SuccessCallback
 from .common.errors import NonFiniteError as NonFiniteError
+from .engines import EngineError as EngineError
+from .engines import RayEngine as RayEngine
 from .envs.make import make_vec_env as make_vec_env
 from .envs.vec_env import VLAVecEnv as VLAVecEnv
 from .evaluation import Comparison as Comparison

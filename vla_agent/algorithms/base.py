@@ -201,6 +201,11 @@ class VLALearner(ResumableAlgorithm):
         """Whether `save` writes a run as `vla_agent.runs` does; models with SB3's policies go to SB3's own zips."""
         return self.scoring.saves_runs
 
+    @property
+    def engine_settings(self) -> dict[str, Any]:
+        """What the result depends on, of what plays and learns beside this process, as JSON can hold it."""
+        return self._engine.settings
+
     # ----------------------------------------------------------------------------------------------- rates
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:

@@ -9,16 +9,16 @@ ValueLoss = Literal["mse", "huber"]
 
 
 # Largest weight of an action, or token, that an earlier policy drew.
-MAX_BEHAVIOUR_WEIGHT = 2.0
+MAX_WEIGHT = 2.0
 
 
-def behaviour_weights(log_prob: th.Tensor, behaviour_log_prob: th.Tensor) -> th.Tensor:
-    """min(pi_prox(a|s) / pi_behav(a|s), 2), of the shape of both.
+def behaviour_weights(log_ratio: th.Tensor) -> th.Tensor:
+    """min(pi_prox(a|s) / pi_behav(a|s), 2), of the shape of the ratio's logarithm.
 
-    Decoupled PPO (Hilton et al., 2022, arXiv 2110.00641, eq. 2) clips against a proximal policy, here that before the
-    update, and weighs what an earlier policy drew by importance; the bound keeps the weights' variance small.
+    Decoupled PPO (Hilton et al., 2022, arXiv 2110.00641, section 3) clips against a proximal policy, here that before
+    the update, and weighs what an earlier policy drew by importance; the bound keeps the weights' variance small.
     """
-    return th.exp(log_prob - behaviour_log_prob).clamp(max=MAX_BEHAVIOUR_WEIGHT)
+    return th.exp(log_ratio).clamp(max=MAX_WEIGHT)
 
 
 def clipped_surrogate(

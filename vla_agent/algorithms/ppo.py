@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 
-from vla_agent.algorithms import arguments, health, losses
+from vla_agent.algorithms import arguments, health, losses, proximal
 from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.buffers import Batch, TokenRolloutBuffer, compute_targets, split_batch
 from vla_agent.algorithms.engine import Engine, engine_of
@@ -158,7 +158,9 @@ class VLAPPO(VLALearner, PPO):
             self._begin_update()
             clip_range, clip_range_vf = self._clip_ranges()
             if self._engine.staleness:
-                self._score_again(log)
+                rows = self.batch_size // self.gradient_accumulation_steps
+                buffer, by_token = cast(TokenRolloutBuffer, self.rollout_buffer), self.ratio_level == "token"
+                proximal.score_again(cast(VLAPolicy, self.policy), buffer, by_token, rows, self._engine.ranks, log)
             # The advantages are computed already, so this does not change what the policy learns from them.
             if self.n_value_epochs:
                 self._fit_value_head()
@@ -271,35 +273,6 @@ class VLAPPO(VLALearner, PPO):
             log.add(name, norm)
         optimizer.step()
         return True
-
-    def _score_again(self, log: health.UpdateLog) -> None:
-        """Makes the policy before this update the one that ratios are clipped against, for rollouts of an earlier one.
-
-        What the earlier one drew is weighed, see `losses.behaviour_weights`.
-        """
-        buffer, ranks = cast(TokenRolloutBuffer, self.rollout_buffer), self._engine.ranks
-        behaviour = th.as_tensor(buffer.log_probs).flatten(0, 1)
-        log_probs = th.zeros_like(behaviour, device=self.device)
-        observations = {key: values.reshape(-1, *values.shape[2:]) for key, values in buffer.observations.items()}
-        actions = buffer.actions.reshape(len(behaviour), -1)
-        parts = th.arange(len(behaviour)).split(self.batch_size // self.gradient_accumulation_steps)
-        with th.no_grad():
-            for rows in parts[ranks.rank :: ranks.size]:
-                own = {key: buffer.to_torch(values[rows]) for key, values in observations.items()}
-                scores = cast(VLAPolicy, self.policy).score(own, buffer.to_torch(actions[rows]))
-                log_probs[rows] = scores.token_log_probs
-        ranks.sum([log_probs])
-        log_probs = log_probs.cpu()
-        whole = (log_probs - behaviour).sum(dim=1)
-        log.add("behaviour_gap", (whole.exp() - 1).abs().mean())
-        if self.ratio_level == "token":
-            weights = losses.behaviour_weights(log_probs, behaviour)
-        else:
-            weights = losses.behaviour_weights(whole, th.zeros_like(whole)).unsqueeze(1)
-        log.add("behaviour_weight", weights.mean())
-        shape = buffer.log_probs.shape
-        buffer.log_probs = log_probs.reshape(shape).numpy()
-        buffer.weights = weights.reshape(*shape[:2], -1).numpy()
 
     def _fit_value_head(self) -> None:
         """Passes over the rollout that train the value head alone.

@@ -73,6 +73,11 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
         """Whether `save` writes a run as `vla_agent.runs` does; models with SB3's policies go to SB3's own zips."""
 
     @property
+    @abstractmethod
+    def engine_settings(self) -> dict[str, Any]:
+        """What the result depends on, of what plays and learns beside this process, as JSON can hold it."""
+
+    @property
     def progress_remaining(self) -> float:
         """Share of the training that remains, from 1 to 0."""
         return self._current_progress_remaining

@@ -85,7 +85,7 @@ class Cluster:
             if needed > has.get(name, 0):
                 raise EngineError(
                     f"{n_workers} processes of {wanted[name]:g} {called} each need {needed:g}, and the cluster has "
-                    f"{has.get(name, 0):g} {called} on {self._n_nodes()} machines. Ask for fewer, or add machines."
+                    f"{has.get(name, 0):g} {called} on {self._machines()}. Ask for fewer, or add machines."
                 )
         self._group = self.ray.util.placement_group([wanted] * n_workers, strategy="PACK")
         if not self._group.wait(PLACES_WITHIN_S):
@@ -97,8 +97,9 @@ class Cluster:
                 f"{has.get('GPU', 0):g} GPUs. Another run may hold them."
             )
 
-    def _n_nodes(self) -> int:
-        return sum(bool(node["Alive"]) for node in self.ray.nodes())
+    def _machines(self) -> str:
+        count = sum(bool(node["Alive"]) for node in self.ray.nodes())
+        return f"{count} machine{'s' * (count != 1)}"
 
     def start(self, numbers: Iterable[int], place: Place, threads: int) -> dict[int, Remote]:
         """Starts processes where room is kept for them, all at the same time.

@@ -27,9 +27,9 @@ class Player:
 
     def describe(self) -> dict[str, Any]:
         """What the learner's process has to know of the environments."""
-        names = ("settings", "task_ids", "instructions_by_task")
-        found = {name: self.get_attr(name)[0] for name in names if hasattr(self.env, name)}
-        return found | {"observation_space": self.env.observation_space, "action_space": self.env.action_space}
+        settings = getattr(self.env, "settings", {})
+        spaces = {"observation_space": self.env.observation_space, "action_space": self.env.action_space}
+        return {"settings": settings} | spaces
 
     def reset(self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> tuple[Observations, list[Any]]:
         """Begins an episode in all; observations, and the infos of the reset."""

@@ -58,6 +58,10 @@ class Roster:
         """What messages call a process."""
         return self._remotes[number].called
 
+    def pid(self, number: int) -> int:
+        """Process id, on its machine."""
+        return self._remotes[number].pid
+
     def answer(self, number: int, reference: Any, starting: bool = False) -> Any:
         """The result of a call, see `Cluster.answer`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import socket
 import tempfile
@@ -192,12 +193,11 @@ def weight_sums(learner: Any) -> list[float]:
 @functools.cache
 def code_fingerprint() -> str:
     """A hash of the sources of both packages: processes that compute together must run the same."""
-    import libero_gym
-    import vla_agent
-
     parts = []
-    for package in (libero_gym, vla_agent):
-        root = Path(package.__path__[0])
+    for package in ("libero_gym", "vla_agent"):
+        found = importlib.util.find_spec(package)
+        assert found is not None
+        root = Path(found.submodule_search_locations[0])  # type: ignore[index]
         parts += [str(path.relative_to(root)).encode() + path.read_bytes() for path in sorted(root.rglob("*.py"))]
     return fingerprint(parts)[:12]
 

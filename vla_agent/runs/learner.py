@@ -65,6 +65,10 @@ class Learner(Protocol):
         """Whether `save` writes a run as this room does; models with SB3's policies go to SB3's zips."""
 
     @property
+    def engine_settings(self) -> dict[str, Any]:
+        """What the result depends on, of what plays and learns beside this process, as JSON can hold it."""
+
+    @property
     def progress_remaining(self) -> float:
         """Share of the training that remains, from 1 to 0."""
 

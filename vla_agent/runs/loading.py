@@ -281,10 +281,12 @@ def _telling(files: RunFiles, name: str, *more: type[Exception]) -> Iterator[Non
 def _changes(saved: dict[str, Any], state: dict[str, Any], env: VecEnv, given: dict[str, Any]) -> list[str]:
     """What would be otherwise than in the saved run, as "name: saved, not given"."""
     before = saved["arguments"] | {f"policy_kwargs {key}": value for key, value in saved["policy_kwargs"].items()}
-    now = {key: value for key, value in given.items() if key not in ("policy_kwargs", *INCONSEQUENTIAL)}
+    now = {key: value for key, value in given.items() if key not in ("policy_kwargs", "engine", *INCONSEQUENTIAL)}
     now |= {f"policy_kwargs {key}": value for key, value in given.get("policy_kwargs", {}).items() if key != "model"}
     now = {key: to_json(key, value, 1.0) for key, value in now.items()}
     before["n_envs"], now["n_envs"] = saved["n_envs"], env.num_envs
+    engine = given.get("engine") or getattr(env.unwrapped, "engine", None)
+    before["engine"], now["engine"] = saved.get("engine", {}), {} if engine is None else engine.settings
     if state["environments"] is not None and is_restorable(env):
         before |= {f"environments' {key}": value for key, value in state["environments"]["settings"].items()}
         now |= {f"environments' {key}": value for key, value in cast(RestorableEnv, env).settings.items()}

@@ -110,6 +110,7 @@ def _hyperparameters(model: Learner) -> dict[str, Any]:
             "norm_stats": _action_statistics(policy),
         },
         "n_envs": model.n_envs,
+        "engine": model.engine_settings,
         "observation_space": space_to_json(model.observation_space),
         "action_space": space_to_json(model.action_space),
     }

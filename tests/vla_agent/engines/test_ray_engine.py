@@ -1,0 +1,242 @@
+"""A run on a Ray cluster is the run in one process: to the bit, and also if processes are lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+
+from vla_agent import VLAPPO, Curriculum, RunError, make_vec_env
+from vla_agent.engines import EngineError, RayEngine
+
+ray = pytest.importorskip("ray", reason="ray is not installed")
+
+ENV: dict[str, Any] = {
+    "model": "tiny-libero",
+    "task_id": [0, 1],
+    "renderer": "fast",
+    "physics": "fast",
+    "privileged": True,
+    "placement_seeds": range(4),
+    "reward": "progress",  # no episode succeeds in so few steps
+    "max_episode_steps": 40,  # so that episodes end within a rollout
+    "seed": 0,
+}
+PPO: dict[str, Any] = {
+    "n_steps": 4,
+    "batch_size": 8,
+    "n_epochs": 2,
+    "gae_lambda": 0.9,
+    "value_gae_lambda": 0.95,
+    "n_value_epochs": 2,
+    "ratio_level": "token",
+    "critic_warmup_iterations": 1,
+    "learning_rate": 1e-4,
+    "policy_kwargs": {"model": "tiny-libero", "temperature": 0.5, "autocast": None},
+    "seed": 0,
+    "device": "cpu",
+}
+N_ENVS, TIMESTEPS = 4, 64  # four iterations
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """One cluster for all tests; engines that find one do not start their own."""
+    threads = th.get_num_threads()
+    th.set_num_threads(1)
+    ray.init(num_cpus=8, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+    th.set_num_threads(threads)
+
+
+class Run:
+    """A finished training: what it learned, and what it met."""
+
+    def __init__(
+        self, env: Any, *callbacks: BaseCallback, timesteps: int = TIMESTEPS, save: Path | None = None, **changes: Any
+    ) -> None:
+        self.curriculum = Curriculum("frontier")
+        self.model = VLAPPO("VLAPolicy", env, **(PPO | changes))
+        self.model.learn(timesteps, callback=[self.curriculum, *callbacks])
+        if save is not None:
+            self.model.save(save)  # with the environments where they are
+        env.close()
+
+    @property
+    def weights(self) -> dict[str, th.Tensor]:
+        return self.model.policy.state_dict()
+
+
+def assert_same(first: Run, second: Run, atol: float = 0.0) -> None:
+    assert first.curriculum.history == second.curriculum.history
+    assert len(first.curriculum.history) > 0
+    assert first.model.rollout_buffer.advantages.std() > 0  # else nothing would be learned
+    for name, weights in first.weights.items():
+        th.testing.assert_close(second.weights[name], weights, rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def local() -> Run:
+    return Run(make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV))
+
+
+@pytest.fixture(scope="module")
+def split() -> Iterator[RayEngine]:
+    with RayEngine(1, 1, placement="split", cpus_per_worker=1, deadline_s=60) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[RayEngine]:
+    with RayEngine(2, 1, placement="split", cpus_per_worker=1, deadline_s=60) as engine:
+        yield engine
+
+
+class Kill(BaseCallback):
+    """Ends a process after some step, or some milliseconds into the update after some rollout."""
+
+    def __init__(self, engine: RayEngine, number: int, *, step: int = 0, rollout: int = 0) -> None:
+        super().__init__()
+        self.engine, self.number, self.step, self.rollout = engine, number, step, rollout
+        self.n_rollouts = 0
+
+    def _kill(self) -> None:
+        os.kill(self.engine.roster.pid(self.number), signal.SIGKILL)
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.step:
+            self._kill()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.n_rollouts += 1
+        if self.n_rollouts == self.rollout:
+            threading.Timer(0.05, self._kill).start()
+
+
+def test_one_process_that_plays_and_one_that_learns_are_one_process_to_the_bit(local: Run, split: RayEngine) -> None:
+    assert_same(local, Run(split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)))
+
+
+def test_colocated_with_one_learner_is_one_process_to_the_bit(local: Run) -> None:
+    with RayEngine() as engine:
+        assert_same(local, Run(engine.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)))
+
+
+def test_two_learners_are_one_with_twice_the_accumulation_within_rounding(local: Run, pair: RayEngine) -> None:
+    env = make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
+    accumulated = Run(env, gradient_accumulation_steps=2, timesteps=32)
+    together = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=32)
+    assert_same(accumulated, together, atol=2e-6)
+    assert any(not th.equal(together.weights[name], weights) for name, weights in local.weights.items())
+
+
+def test_a_rollout_whose_process_dies_is_played_again_to_the_bit(local: Run, split: RayEngine) -> None:
+    before = split.n_replaced
+    env = split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
+    assert_same(local, Run(env, Kill(split, 0, step=6)))
+    assert split.n_replaced == before + 1
+
+
+def test_an_update_whose_learner_dies_is_repeated_to_the_bit(pair: RayEngine) -> None:
+    whole = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV))
+    before = pair.n_replaced
+    cut = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), Kill(pair, 1, rollout=3))
+    assert pair.n_replaced == before + 1
+    assert_same(whole, cut)
+
+
+def test_colocated_learners_draw_on_their_own_and_learn_the_same(tmp_path: Path) -> None:
+    with RayEngine(2, cpus_per_worker=1, deadline_s=60) as engine:
+        first = Run(engine.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV))
+        again = Run(engine.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), Kill(engine, 0, step=9))
+        assert engine.n_replaced == 1
+    assert_same(first, again)
+
+
+def test_a_run_goes_on_with_or_without_an_engine_as_if_it_had_not_stopped(
+    local: Run, split: RayEngine, tmp_path: Path
+) -> None:
+    makers: list[Any] = [make_vec_env, split.make_vec_env]
+    for make, make_again in (makers, makers[::-1]):
+        path = tmp_path / make.__qualname__
+        Run(make("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=32, save=path)
+        env = make_again("LIBERO-Spatial-v0", N_ENVS, **ENV)
+        model = VLAPPO.load(path, env, "cpu")
+        model.learn(32, callback=Curriculum("frontier"), reset_num_timesteps=False)
+        env.close()
+        for name, weights in local.weights.items():
+            th.testing.assert_close(model.policy.state_dict()[name], weights, rtol=0, atol=0)
+
+
+def test_a_run_of_two_learners_is_not_gone_on_with_by_one_in_silence(pair: RayEngine, tmp_path: Path) -> None:
+    Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=16, save=tmp_path / "run")
+    env = make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
+    with pytest.raises(RunError, match=r"engine: \{'learners': 2\}, not \{\}"):
+        VLAPPO.load(tmp_path / "run", env, "cpu")
+    env.close()
+
+
+def test_a_stale_run_is_weighed_and_the_same_each_time() -> None:
+    class Gap(BaseCallback):
+        gaps: list[float]
+
+        def _on_training_start(self) -> None:
+            self.gaps = []
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.gaps.append(self.logger.name_to_value.get("train/behaviour_gap", 0.0))
+
+    first, second = Gap(), Gap()
+    with RayEngine(1, 1, placement="split", stale=True, cpus_per_worker=1, deadline_s=60) as engine:
+        runs = [Run(engine.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), gap) for gap in (first, second)]
+    assert_same(*runs)
+    assert first.gaps == second.gaps
+    assert first.gaps[-1] > 0  # what it learned from, an earlier policy drew
+    assert runs[0].model.engine_settings == {"stale": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_learners": 0}, "n_learners"),
+        ({"n_learners": 2, "n_policies": 3}, "colocated learners play themselves"),
+        ({"stale": True}, "placement='split'"),
+        ({"placement": "everywhere"}, "everywhere"),
+        ({"deadline_s": 0}, "deadline_s"),
+        ({"n_learners": 3, "cpus_per_worker": 6}, "the cluster has 8 CPUs on 1 machine"),
+        ({"n_learners": 2, "gpus_per_worker": 1}, "the cluster has 0 GPUs on 1 machine"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_sentence(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, EngineError), match=message):
+        RayEngine(**arguments)
+
+
+def test_environments_and_batches_that_do_not_fit_are_refused(pair: RayEngine) -> None:
+    env = make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
+    with pytest.raises(ValueError, match=r"engine\.make_vec_env"):
+        VLAPPO("VLAPolicy", env, engine=pair, **PPO)
+    env.close()
+    with pytest.raises(ValueError, match="n_envs"):
+        pair.make_vec_env("LIBERO-Spatial-v0", 0, **ENV)
+    own = pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
+    with pytest.raises(ValueError, match="not divided by 2 learners"):
+        VLAPPO("VLAPolicy", own, **(PPO | {"batch_size": 1}))
+    own.close()
+
+
+def test_an_error_in_another_process_is_raised_as_it_was(split: RayEngine) -> None:
+    with pytest.raises(TypeError, match="camera"):
+        split.make_vec_env("LIBERO-Spatial-v0", 2, **ENV, camera=("agentview",))
