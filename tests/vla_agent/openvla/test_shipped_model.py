@@ -1,4 +1,4 @@
-"""`tiny-libero` and `tiny-scorer`, which ship: small, complete, and able to do what they learned."""
+"""`tiny-libero`, `tiny-libero-few` and `tiny-scorer`, which ship: small, complete, and able to do what they learned."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from vla_agent.openvla.files import SHIPPED_FOLDER, shipped_names
 from vla_agent.process_reward import load_reward_model
 
 
-def test_it_is_small_and_says_what_it_was_trained_on() -> None:
-    folder = SHIPPED_FOLDER / "tiny-libero"
-    assert "tiny-libero" in shipped_names()
+@pytest.mark.parametrize(("name", "n_states"), [("tiny-libero", 30), ("tiny-libero-few", 5)])
+def test_it_is_small_and_says_what_it_was_trained_on(name: str, n_states: int) -> None:
+    folder = SHIPPED_FOLDER / name
+    assert name in shipped_names()
     assert sum(path.stat().st_size for path in folder.iterdir()) < 25e6
     states = read_training_states(folder)
     assert states is not None
     assert set(states) == {"libero_spatial", "libero_object", "libero_goal", "libero_10"}
     assert all(set(seen).isdisjoint(range(20)) for seen in states.values())
+    assert all(len(seen) >= n_states for seen in states.values())
 
 
-def test_it_speaks_chunks_of_eight_actions() -> None:
-    model = OpenVLA.from_pretrained("tiny-libero")
+@pytest.mark.parametrize("name", ["tiny-libero", "tiny-libero-few"])
+def test_it_speaks_chunks_of_eight_actions(name: str) -> None:
+    model = OpenVLA.from_pretrained(name)
     assert (model.config.action_chunk_size, model.config.decoding, model.config.use_state) == (8, "parallel", True)
     assert model.processor.unnorm_keys == ["libero"]
 
