@@ -240,3 +240,12 @@ def test_environments_and_batches_that_do_not_fit_are_refused(pair: RayEngine) -
 def test_an_error_in_another_process_is_raised_as_it_was(split: RayEngine) -> None:
     with pytest.raises(TypeError, match="camera"):
         split.make_vec_env("LIBERO-Spatial-v0", 2, **ENV, camera=("agentview",))
+
+
+def test_no_other_process_gets_the_room_of_the_first_learner() -> None:
+    with RayEngine(2, cpus_per_worker=1) as engine:
+        held = sum(
+            bundle["CPU"] for bundle in ray.util.placement_group_table(engine.cluster._group)["bundles"].values()
+        )
+        assert held == 2
+        assert ray.get(engine.cluster._seat.gpus.remote()) == []
