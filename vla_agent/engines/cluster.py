@@ -29,6 +29,7 @@ class Remote(NamedTuple):
     actor: Any
     host: str
     pid: int
+    node: str = ""  # Ray's id of the machine
 
     @property
     def called(self) -> str:
@@ -76,9 +77,16 @@ class Cluster:
                 "program there, such as with 'ray job submit', and give address='auto'."
             )
         try:
-            self.ray.init(address=address, include_dashboard=False, logging_level="warning", configure_logging=False)
+            # "local", since None would join whatever cluster somebody has started on this machine.
+            given = {"include_dashboard": False, "logging_level": "warning", "configure_logging": False}
+            self.ray.init(address or "local", **given)
         except (ConnectionError, RuntimeError, TimeoutError) as error:
             raise EngineError(f"No Ray cluster answers at {address!r}: {error}") from error
+
+    @property
+    def node(self) -> str:
+        """Ray's id of this machine."""
+        return str(self.ray.get_runtime_context().get_node_id())
 
     @property
     def host(self) -> str:
@@ -145,7 +153,7 @@ class Cluster:
         asked = {number: remote.actor.describe.remote() for number, remote in found.items()}
         for number, reference in asked.items():
             told = self.answer(found[number], reference, self.start_deadline_s)
-            found[number] = found[number]._replace(host=told["host"], pid=told["pid"])
+            found[number] = found[number]._replace(host=told["host"], pid=told["pid"], node=told["node"])
             check_alike(found[number], told)
         return found
 

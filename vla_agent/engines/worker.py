@@ -73,8 +73,11 @@ class Worker:
 
     def describe(self) -> dict[str, Any]:
         """Where it runs, with what code."""
+        import ray
+
         return {
             "host": socket.gethostname(),
+            "node": ray.get_runtime_context().get_node_id(),
             "pid": os.getpid(),
             "gpus": th.cuda.device_count(),
             "versions": package_versions(PACKAGES),

@@ -51,7 +51,7 @@ def cluster() -> Iterator[None]:
     """One cluster for all tests; engines that find one do not start their own."""
     threads = th.get_num_threads()
     th.set_num_threads(1)
-    ray.init(num_cpus=8, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    ray.init("local", num_cpus=8, include_dashboard=False, configure_logging=False, log_to_driver=False)
     yield
     ray.shutdown()
     th.set_num_threads(threads)
@@ -249,3 +249,7 @@ def test_no_other_process_gets_the_room_of_the_first_learner() -> None:
         )
         assert held == 2
         assert ray.get(engine.cluster._seat.gpus.remote()) == []
+        engine.envs_per_node = 5  # two policies on one machine
+        assert engine._shares(None) == [slice(0, 2), slice(2, 5)]
+        with pytest.raises(ValueError, match="have 5; leave one"):
+            engine._shares(6)
