@@ -20,6 +20,15 @@ class Place(NamedTuple):
     gpus: float
 
 
+class Machine(NamedTuple):
+    """What a machine of the cluster has, as Ray counts it."""
+
+    called: str
+    memory: int  # bytes, besides the object store
+    object_store: int  # bytes
+    n_gpus: float
+
+
 class Remote(NamedTuple):
     """A process on the cluster."""
 
@@ -27,6 +36,7 @@ class Remote(NamedTuple):
     actor: Any
     host: str
     pid: int
+    gpu: int = 0  # bytes of its GPU; 0 if it has none
 
     @property
     def called(self) -> str:
@@ -71,6 +81,29 @@ class Cluster:
     def host(self) -> str:
         """This machine's address, as the cluster knows it."""
         return str(self.ray.util.get_node_ip_address())
+
+    @property
+    def node(self) -> str:
+        """Id of the node that this process belongs to."""
+        return str(self.ray.get_runtime_context().get_node_id())
+
+    def machines(self) -> dict[str, Machine]:
+        """The machines by the ids of their nodes."""
+        found = {}
+        for node in self.ray.nodes():
+            if node["Alive"]:
+                has = node["Resources"]
+                sizes = int(has.get("memory", 0)), int(has.get("object_store_memory", 0))
+                called = f"machine {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+                found[node["NodeID"]] = Machine(called, *sizes, has.get("GPU", 0.0))
+        return found
+
+    def places(self) -> dict[int, str]:
+        """The node that each process has its place on, by the process's number."""
+        if self._group is None:
+            return {}
+        table = self.ray.util.placement_group_table(self._group)
+        return {int(number): str(node) for number, node in table["bundles_to_node_id"].items()}
 
     def reserve(self, n_workers: int, place: Place) -> None:
         """Keeps room for so many processes.
@@ -120,7 +153,7 @@ class Cluster:
         asked = {number: remote.actor.describe.remote() for number, remote in found.items()}
         for number, reference in asked.items():
             told = self.answer(found[number], reference, self.start_deadline_s)
-            found[number] = found[number]._replace(host=told["host"], pid=told["pid"])
+            found[number] = found[number]._replace(host=told["host"], pid=told["pid"], gpu=told["gpu_bytes"])
             check_alike(found[number], told)
         return found
 
