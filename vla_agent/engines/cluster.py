@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import torch as th
+
 from vla_agent.engines.errors import EngineError, LostError
 from vla_agent.engines.worker import PACKAGES, Worker, code_fingerprint, package_versions
 
@@ -44,6 +46,16 @@ class Remote(NamedTuple):
         return f"Worker {self.number} (process {self.pid} on {self.host})"
 
 
+class Seat:
+    """Holds the room of the process that calls `learn`, which Ray does not count."""
+
+    def gpus(self) -> list[Any]:
+        """Ids of its GPUs."""
+        import ray
+
+        return list(ray.get_gpu_ids())
+
+
 class Cluster:
     """Processes on a Ray cluster.
 
@@ -65,6 +77,7 @@ class Cluster:
         if self.is_own:
             self._start(address)
         self._group: Any = None
+        self._seat: Any = None
 
     def _start(self, address: str | None) -> None:
         if address is not None and address.startswith("ray://"):
@@ -102,33 +115,45 @@ class Cluster:
         """The node that each process has its place on, by the process's number."""
         if self._group is None:
             return {}
-        table = self.ray.util.placement_group_table(self._group)
-        return {int(number): str(node) for number, node in table["bundles_to_node_id"].items()}
+        nodes = self.ray.util.placement_group_table(self._group)["bundles_to_node_id"]
+        return {int(bundle) - 1: str(node) for bundle, node in nodes.items() if int(bundle)}  # the first is this one's
 
     def reserve(self, n_workers: int, place: Place) -> None:
-        """Keeps room for so many processes.
+        """Keeps room for this process and so many others, and has this one compute on the GPU that it gets.
 
         Raises:
             EngineError: If the cluster is too small; the message says what it has.
         """
         wanted = {"CPU": place.cpus} | ({"GPU": place.gpus} if place.gpus else {})
-        has = self.ray.cluster_resources()
+        has, n_processes = self.ray.cluster_resources(), n_workers + 1
         for name, called in (("CPU", "CPUs"), ("GPU", "GPUs")):
-            needed = n_workers * wanted.get(name, 0)
+            needed = n_processes * wanted.get(name, 0)
             if needed > has.get(name, 0):
                 raise EngineError(
-                    f"{n_workers} processes of {wanted[name]:g} {called} each need {needed:g}, and the cluster has "
+                    f"{n_processes} processes of {wanted[name]:g} {called} each need {needed:g}, and the cluster has "
                     f"{has.get(name, 0):g} {called} on {self._machines()}. Ask for fewer, or add machines."
                 )
-        self._group = self.ray.util.placement_group([wanted] * n_workers, strategy="PACK")
+        here = wanted | {f"node:{self.host}": 0.001}  # this machine's own resource, of which there is 1
+        self._group = self.ray.util.placement_group([here, *[wanted] * n_workers], strategy="PACK")
         if not self._group.wait(PLACES_WITHIN_S):
             free = self.ray.available_resources()
             self.release()
             raise EngineError(
-                f"The cluster found no room for {n_workers} processes of {wanted} within {PLACES_WITHIN_S} s: free are "
+                f"The cluster found no room for {n_processes} processes of {wanted} in {PLACES_WITHIN_S} s: free are "
                 f"{free.get('CPU', 0):g} of {has.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} of "
                 f"{has.get('GPU', 0):g} GPUs. Another run may hold them."
             )
+
+        self._sit_down(place)
+
+    def _sit_down(self, place: Place) -> None:
+        """Holds this process's room, so that no other gets its GPU."""
+        where = self.ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._group, 0)
+        seat = self.ray.remote(Seat).options(num_cpus=place.cpus, num_gpus=place.gpus, scheduling_strategy=where)
+        self._seat = seat.remote()
+        gpus = self.ray.get(self._seat.gpus.remote(), timeout=self.start_deadline_s)
+        if gpus and th.cuda.is_available():
+            th.cuda.set_device(int(gpus[0]))
 
     def _machines(self) -> str:
         count = sum(bool(node["Alive"]) for node in self.ray.nodes())
@@ -146,7 +171,7 @@ class Cluster:
         kind = self.ray.remote(Worker)
         found = {}
         for number in numbers:
-            where = strategies.PlacementGroupSchedulingStrategy(self._group, number)
+            where = strategies.PlacementGroupSchedulingStrategy(self._group, number + 1)
             given = options | {"scheduling_strategy": where, "runtime_env": {"env_vars": variables}}
             actor = kind.options(**given).remote(number, threads)
             found[number] = Remote(number, actor, "a machine that is being looked for", 0)

@@ -54,8 +54,9 @@ class RayEngine:
             update. Ratios are clipped against the policy before each update, and what the one before it drew is
             weighed, see `losses.behaviour_weights`.
         address: Address of a Ray cluster that this machine belongs to, such as "auto"; None starts one here.
-        cpus_per_worker: CPUs of each process besides this one; by default, an equal share of what there is.
-        gpus_per_worker: GPUs of each process besides this one; by default 1 where there are any.
+        cpus_per_worker: CPUs of each process, this one among them; by default, an equal share of what there is.
+        gpus_per_worker: GPUs of each process; by default 1 where there are any. This one computes on its own from then
+            on, if its device is "auto" or "cuda".
         deadline_s: Seconds within which a process has to answer, and learners have to sum a minibatch's gradients.
         start_deadline_s: Seconds within which a process has to start, and to make its environments.
 
@@ -250,7 +251,7 @@ class RayEngine:
 def _placed(cluster: Cluster, n_workers: int, cpus: float | None, gpus: float | None) -> Place:
     has = cluster.ray.cluster_resources()
     if cpus is None:
-        cpus = max(1.0, has.get("CPU", 0) // max(n_workers, 1))
+        cpus = max(1.0, has.get("CPU", 0) // (n_workers + 1))
     if gpus is None:
         gpus = 1.0 if has.get("GPU", 0) else 0.0
     return Place(real_number("cpus_per_worker", cpus, above=0), real_number("gpus_per_worker", gpus, minimum=0))

@@ -46,7 +46,7 @@ class Roster:
         self.n_replaced = 0
         self._remotes: dict[int, Remote] = {}
         self._makes: dict[int, Callable[[], VecEnv]] = {}
-        if size:
+        if size or place.gpus:
             cluster.reserve(size, place)
             self._remotes = cluster.start(range(size), place, threads)
 

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -159,7 +160,9 @@ class Worker:
         inputs = update.value_inputs
         learner.rollout_value_inputs = None if inputs is None else inputs.to(learner.device)
         restore_generators(update.generators, learner.device)
-        learner.train()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # rank 0 tells the same
+            learner.train()
         seconds = learner.logger.name_to_value.get("time/update_s", 0.0)
         learner.logger.name_to_value.clear()
         return Updated(weight_sums(learner), float(seconds))

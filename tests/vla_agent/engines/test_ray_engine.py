@@ -262,3 +262,12 @@ def test_a_run_tells_its_memory_once_and_is_refused_where_it_cannot_fit(
     with pytest.raises(EngineError, match="GB of Ray's object store"):
         VLAPPO("VLAPolicy", env, **PPO).learn(16)
     env.close()
+
+
+def test_no_other_process_gets_the_room_of_the_first_learner() -> None:
+    with RayEngine(2, cpus_per_worker=1) as engine:
+        held = sum(
+            bundle["CPU"] for bundle in ray.util.placement_group_table(engine.cluster._group)["bundles"].values()
+        )
+        assert held == 2
+        assert ray.get(engine.cluster._seat.gpus.remote()) == []
