@@ -22,6 +22,15 @@ class Place(NamedTuple):
     gpus: float
 
 
+class Machine(NamedTuple):
+    """What a machine of the cluster has, as Ray counts it."""
+
+    called: str
+    memory: int  # bytes, besides the object store
+    object_store: int  # bytes
+    n_gpus: float
+
+
 class Remote(NamedTuple):
     """A process on the cluster."""
 
@@ -30,6 +39,7 @@ class Remote(NamedTuple):
     host: str
     pid: int
     node: str = ""  # Ray's id of the machine
+    gpu: int = 0  # bytes of its GPU; 0 if it has none
 
     @property
     def called(self) -> str:
@@ -93,6 +103,29 @@ class Cluster:
         """This machine's address, as the cluster knows it."""
         return str(self.ray.util.get_node_ip_address())
 
+    @property
+    def node(self) -> str:
+        """Id of the node that this process belongs to."""
+        return str(self.ray.get_runtime_context().get_node_id())
+
+    def machines(self) -> dict[str, Machine]:
+        """The machines by the ids of their nodes."""
+        found = {}
+        for node in self.ray.nodes():
+            if node["Alive"]:
+                has = node["Resources"]
+                sizes = int(has.get("memory", 0)), int(has.get("object_store_memory", 0))
+                called = f"machine {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+                found[node["NodeID"]] = Machine(called, *sizes, has.get("GPU", 0.0))
+        return found
+
+    def places(self) -> dict[int, str]:
+        """The node that each process has its place on, by the process's number."""
+        if self._group is None:
+            return {}
+        nodes = self.ray.util.placement_group_table(self._group)["bundles_to_node_id"]
+        return {int(bundle) - 1: str(node) for bundle, node in nodes.items() if int(bundle)}  # the first is this one's
+
     def reserve(self, n_workers: int, place: Place) -> None:
         """Keeps room for this process and so many others, and has this one compute on the GPU that it gets.
 
@@ -153,7 +186,8 @@ class Cluster:
         asked = {number: remote.actor.describe.remote() for number, remote in found.items()}
         for number, reference in asked.items():
             told = self.answer(found[number], reference, self.start_deadline_s)
-            found[number] = found[number]._replace(host=told["host"], pid=told["pid"], node=told["node"])
+            told_of = {"host": told["host"], "pid": told["pid"], "node": told["node"], "gpu": told["gpu_bytes"]}
+            found[number] = found[number]._replace(**told_of)
             check_alike(found[number], told)
         return found
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from libero_gym.common.checks import choice, flag, real_number, whole_number
 from vla_agent.algorithms.engine import Ranks
 from vla_agent.algorithms.rollout import Actor, Event
+from vla_agent.engines.budget import Budget, budget_of
 from vla_agent.engines.cluster import Cluster, Place
 from vla_agent.engines.merging import shares, sizes_by_node, slices
 from vla_agent.engines.player import Player
@@ -63,6 +64,7 @@ class RayEngine:
 
     Attributes:
         n_replaced: How many processes have been replaced so far.
+        budget: Memory that the run takes of each machine; None before `learn`. Learners with ``verbose=1`` print it.
 
     Raises:
         ImportError: If Ray is not installed.
@@ -112,6 +114,8 @@ class RayEngine:
         self._players: list[int | None] = [None, *range(n_workers)] if together else list(range(n_players))
         self._rollouts = Rollouts(self.roster, sends_weights=not together, stale=bool(self.staleness))
         self._updates = Updates(self.roster, range(n_players, n_workers), self.staleness)
+        self.budget: Budget | None = None
+        self._n_env_workers: list[int] = []
 
     @property
     def n_replaced(self) -> int:
@@ -137,7 +141,10 @@ class RayEngine:
         processor = load_processor(model) if isinstance(model, (str, Path)) else model
         where = self._shares(n_envs)
         makes = [self._make_part(env_id, share.stop - share.start, kwargs) for share in where]
-        remote = {number: make for number, make in zip(self._players, makes, strict=True) if number is not None}
+        self._n_env_workers = [make.keywords["n_workers"] for make in makes]
+        remote: dict[int, Callable[[], VecEnv]] = {
+            number: make for number, make in zip(self._players, makes, strict=True) if number is not None
+        }
         described = self.roster.make_envs(remote)  # at the same time as those of this process
         parts: list[Part] = []
         for number, make in zip(self._players, makes, strict=True):
@@ -173,7 +180,7 @@ class RayEngine:
             )
         return found
 
-    def _make_part(self, env_id: str, n_envs: int, kwargs: dict[str, Any]) -> Callable[[], VecEnv]:
+    def _make_part(self, env_id: str, n_envs: int, kwargs: dict[str, Any]) -> functools.partial[VecEnv]:
         n_workers = min(n_envs, max(1, int(self.roster.place.cpus)))
         return functools.partial(make_vec_env, env_id, n_envs, **({"n_workers": n_workers} | kwargs))
 
@@ -210,11 +217,24 @@ class RayEngine:
             )
 
     def begin(self, learner: Any) -> None:
-        """Copies the learner to every process that plays or learns."""
+        """Copies the learner to every process that plays or learns, if the machines' memory holds what the run takes.
+
+        Raises:
+            EngineError: If it does not, or a process fails.
+        """
         self._rollouts.abandon()
+        if self.roster.learner is not learner:
+            self._check_memory(learner)
         self.roster.learner = learner
         self.roster.copy_learner()
         self._updates.part()
+
+    def _check_memory(self, learner: Any) -> None:
+        plays = list(zip(self._players, learner.env.unwrapped.where, self._n_env_workers, strict=True))
+        self.budget = budget_of(learner, self.roster, plays, self.placement == "split", bool(self.staleness))
+        if learner.verbose:
+            print(self.budget)  # as SB3 prints its device
+        self.budget.check()
 
     def play(
         self,

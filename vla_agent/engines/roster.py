@@ -66,6 +66,15 @@ class Roster:
         """Process id, on its machine."""
         return self._remotes[number].pid
 
+    def gpu(self, number: int) -> int:
+        """Bytes of a process's GPU; 0 if it has none."""
+        return self._remotes[number].gpu
+
+    @property
+    def numbers(self) -> list[int]:
+        """The processes."""
+        return list(self._remotes)
+
     def answer(self, number: int, reference: Any, starting: bool = False) -> Any:
         """The result of a call, see `Cluster.answer`.
 

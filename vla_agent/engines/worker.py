@@ -80,6 +80,7 @@ class Worker:
             "node": ray.get_runtime_context().get_node_id(),
             "pid": os.getpid(),
             "gpus": th.cuda.device_count(),
+            "gpu_bytes": gpu_bytes("cuda:0") if th.cuda.device_count() else 0,
             "versions": package_versions(PACKAGES),
             "code": code_fingerprint(),
         }
@@ -194,6 +195,11 @@ def weight_sums(learner: Any) -> list[float]:
     """The sum of each trained tensor: learners that hold the same weights have the same."""
     trained = [p for group in learner.policy.optimizer.param_groups for p in group["params"]]
     return th.stack([p.detach().double().sum() for p in trained]).tolist() if trained else []
+
+
+def gpu_bytes(device: th.device | str) -> int:
+    """Memory of a GPU."""
+    return int(th.cuda.get_device_properties(device).total_memory)
 
 
 @functools.cache

@@ -242,6 +242,28 @@ def test_an_error_in_another_process_is_raised_as_it_was(split: RayEngine) -> No
         split.make_vec_env("LIBERO-Spatial-v0", 2, **ENV, camera=("agentview",))
 
 
+def test_a_run_tells_its_memory_once_and_is_refused_where_it_cannot_fit(
+    split: RayEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
+    model = VLAPPO("VLAPolicy", env, **PPO, verbose=1)
+    model.learn(16)
+    model.learn(16)
+    told = capsys.readouterr().out
+    assert told.count("Memory by shapes and types") == 1
+    assert "process 0, plays: host memory" in told
+    assert "4 environments in 1 processes" in told
+    assert split.budget is not None
+    machine = split.cluster.node
+    assert 0.4e9 < split.budget.takers[1].total("host") < 1e9
+    assert 0 < split.budget.total(machine, "shared") < 1e8
+    small = {machine: split.cluster.machines()[machine]._replace(object_store=10**6)}
+    monkeypatch.setattr(split.cluster, "machines", lambda: small)
+    with pytest.raises(EngineError, match="GB of Ray's object store"):
+        VLAPPO("VLAPolicy", env, **PPO).learn(16)
+    env.close()
+
+
 def test_no_other_process_gets_the_room_of_the_first_learner() -> None:
     with RayEngine(2, cpus_per_worker=1) as engine:
         held = sum(
