@@ -94,11 +94,6 @@ class Cluster:
             raise EngineError(f"No Ray cluster answers at {address!r}: {error}") from error
 
     @property
-    def node(self) -> str:
-        """Ray's id of this machine."""
-        return str(self.ray.get_runtime_context().get_node_id())
-
-    @property
     def host(self) -> str:
         """This machine's address, as the cluster knows it."""
         return str(self.ray.util.get_node_ip_address())
