@@ -222,7 +222,7 @@ class RayEngine:
         Raises:
             EngineError: If it does not, or a process fails.
         """
-        self._rollouts.abandon()
+        self._rollouts.begin_anew()
         if self.roster.learner is not learner:
             self._check_memory(learner)
         self.roster.learner = learner

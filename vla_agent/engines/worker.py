@@ -109,7 +109,7 @@ class Worker:
         self.learner.policy.load_state_dict(weights, strict=False)
 
     def play(
-        self, generators: dict[str, Any] | int, n_steps: int, starts: np.ndarray, by_token: bool, **how: Any
+        self, generators: dict[str, Any] | int, n_steps: int, starts: np.ndarray | None, by_token: bool, **how: Any
     ) -> Iterator[Any]:
         """What callbacks read of each step; then the rollout, the generators' states, and where the environments are.
 
