@@ -30,7 +30,7 @@ from vla_agent.commands.options import parse_options
 from vla_agent.process_reward import VecProcessReward
 
 README = ROOT / "README.md"
-ROOMS = ("libero_gym", "vla_agent", "examples", "benchmarks")
+ROOMS = ("libero_gym", "vla_agent", "vla_agent/engines", "examples", "benchmarks")
 PAGES = [README, *(ROOT / room / "README.md" for room in ROOMS)]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 # "How it is built" tells a newcomer at least these.
@@ -40,7 +40,8 @@ TOLD = {
     ("libero_gym/simulation/goals.py", "Predicate"),
     ("vla_agent/algorithms/ppo.py", "VLAPPO.train"),
     ("vla_agent/algorithms/ppo.py", "VLAPPO._losses"),
-    ("vla_agent/algorithms/rollout.py", "collect"),
+    ("vla_agent/algorithms/rollout.py", "play"),
+    ("vla_agent/algorithms/engine.py", "Engine"),
     ("vla_agent/algorithms/base.py", "VLALearner"),
     ("vla_agent/backbone.py", "VLABackbone"),
     ("vla_agent/policy/loading.py", "register_backbone"),

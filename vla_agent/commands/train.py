@@ -18,6 +18,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import real_number, whole_number
@@ -27,13 +28,13 @@ from vla_agent import (
     Curriculum,
     EvaluationCallback,
     LearningCurve,
+    RayEngine,
     RunCheckpoints,
-    VLAVecEnv,
     claim_run,
-    make_vec_env,
     safe_learn,
 )
 from vla_agent.algorithms.health import Stopwatch
+from vla_agent.commands.engines import check_engine, engine_of, maker_of_environments
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.commands.unseen_states import check_unseen, trained_before
 from vla_agent.envs.suites import describe_suite
@@ -42,7 +43,6 @@ from vla_agent.evaluation.provenance import TRAINING_FILE, read_training_states,
 from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.policy.policy import VLAPolicy
-from vla_agent.process_reward import VecProcessReward
 
 
 @dataclasses.dataclass
@@ -90,6 +90,12 @@ class Options:
     detach_value: bool = True  # keep the critic's gradient out of the backbone
     seed: int = 0  # seed for everything that is drawn
     device: str = "auto"  # torch's name, such as "cuda:0"
+    engine: Literal["local", "ray"] = "local"  # "ray" plays and learns in several processes, here or on many machines
+    learners: int = 1  # for "ray": processes that share each minibatch
+    policies: int = 0  # for "ray" with "split": processes that play; 0 for one
+    placement: Literal["colocated", "split"] = "colocated"  # for "ray": learners play themselves, or others do
+    stale: bool = False  # for "split": play the next rollout while learning from the last
+    address: str = ""  # for "ray": of a cluster that this machine belongs to, such as "auto"; empty starts one here
     out: Path = Path("runs/ppo")  # folder of the run
     curriculum: Literal["uniform", "hardest", "frontier"] = "uniform"  # how tasks are drawn; "hardest" is VLA-RL's
     curriculum_tau: float = 0.5  # temperature of the curriculum
@@ -112,9 +118,10 @@ def main(options: Options) -> None:
     """The whole job: make the environments and the learner, then `learn`."""
     check(options)
     times = Stopwatch()
-    with claim_run(options.out, options.resume, existing=options.existing) as claim:
+    claimed = claim_run(options.out, options.resume, existing=options.existing)
+    with claimed as claim, engine_of(options) as engine:
         with times("environments"):
-            env = make_environments(options)
+            env = make_environments(options, engine)
         with contextlib.closing(env):  # its workers would outlive an error
             with times("model"):
                 model = make_learner(options, env, claim.resumed_from)
@@ -172,6 +179,7 @@ def check(options: Options) -> None:
         whole_number(option_name(name), getattr(options, name), minimum=1)
     if options.learning_rate_end is not None:
         real_number("--learning-rate-end", options.learning_rate_end, 0)
+    check_engine(options)
     ids_or_none("--task-ids", options.task_ids)
     trained = ids_or_none("--init-states", options.init_states)
     evaluated = ids_or_none("--eval-states", options.eval_states)
@@ -197,8 +205,8 @@ def check(options: Options) -> None:
         )
 
 
-def make_environments(options: Options) -> VLAVecEnv | VecProcessReward:
-    """The environments to train in."""
+def make_environments(options: Options, engine: RayEngine | None = None) -> VecEnv:
+    """The environments to train in, where the engine's policies are; None for this process."""
     process: dict[str, Any] = {}
     if options.reward == "process":
         process = {"reward_model": options.reward_model}
@@ -208,7 +216,7 @@ def make_environments(options: Options) -> VLAVecEnv | VecProcessReward:
             "gamma": options.gamma,
             "bootstrap_time_limits": options.bootstrap_time_limits,
         }
-    return make_vec_env(
+    made: VecEnv = maker_of_environments(engine)(
         options.env_id,
         options.n_envs,
         task_id=ids_or_none("--task-ids", options.task_ids),
@@ -223,9 +231,10 @@ def make_environments(options: Options) -> VLAVecEnv | VecProcessReward:
         privileged=options.privileged_critic,
         seed=options.seed,
     )
+    return made
 
 
-def make_learner(options: Options, env: VLAVecEnv | VecProcessReward, path: Path | None) -> VLAPPO:
+def make_learner(options: Options, env: VecEnv, path: Path | None) -> VLAPPO:
     """PPO with the options' arguments, new or loaded from an earlier run.
 
     Args:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import torch as th
+
 from vla_agent.engines.errors import EngineError, LostError
 from vla_agent.engines.worker import PACKAGES, Worker, code_fingerprint, package_versions
 from vla_agent.envs.vec_env import is_worker_error
@@ -30,6 +32,15 @@ class Place(NamedTuple):
     gpus: float
 
 
+class Machine(NamedTuple):
+    """What a machine of the cluster has, as Ray counts it."""
+
+    called: str
+    memory: int  # bytes, besides the object store
+    object_store: int  # bytes
+    n_gpus: float
+
+
 class Remote(NamedTuple):
     """A process on the cluster."""
 
@@ -37,6 +48,8 @@ class Remote(NamedTuple):
     actor: Any
     host: str
     pid: int
+    node: str = ""  # Ray's id of the machine
+    gpu: int = 0  # bytes of its GPU; 0 if it has none
 
     @property
     def called(self) -> str:
@@ -44,6 +57,16 @@ class Remote(NamedTuple):
         return (
             f"Worker {self.number} (process {self.pid} on {self.host})" if self.pid else f"Worker {self.number} (new)"
         )
+
+
+class Seat:
+    """Holds the room of the process that calls `learn`, which Ray does not count."""
+
+    def gpus(self) -> list[Any]:
+        """Ids of its GPUs."""
+        import ray
+
+        return list(ray.get_gpu_ids())
 
 
 class Cluster:
@@ -69,6 +92,7 @@ class Cluster:
         if self.is_own:
             self._join(address)
         self._group: Any = None
+        self._seat: Any = None
 
     def _join(self, address: str | None) -> None:
         if address is not None and address.startswith("ray://"):
@@ -79,7 +103,9 @@ class Cluster:
         if address is not None:
             self._knock(address)
         try:
-            self.ray.init(address=address, include_dashboard=False, logging_level="warning", configure_logging=False)
+            # "local", since None would join whatever cluster somebody has started on this machine.
+            given = {"include_dashboard": False, "logging_level": "warning", "configure_logging": False}
+            self.ray.init(address or "local", **given)
         except (ConnectionError, RuntimeError, TimeoutError) as error:
             where = "No Ray could be started here" if address is None else f"No Ray cluster was joined at {address!r}"
             raise EngineError(f"{where}: {error}") from error
@@ -102,54 +128,98 @@ class Cluster:
         """This machine's address, as the cluster knows it."""
         return str(self.ray.util.get_node_ip_address())
 
+    @property
+    def node(self) -> str:
+        """Id of the node that this process belongs to."""
+        return str(self.ray.get_runtime_context().get_node_id())
+
+    def machines(self) -> dict[str, Machine]:
+        """The machines by the ids of their nodes."""
+        found = {}
+        for node in self.ray.nodes():
+            if node["Alive"]:
+                has = node["Resources"]
+                sizes = int(has.get("memory", 0)), int(has.get("object_store_memory", 0))
+                called = f"machine {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+                found[node["NodeID"]] = Machine(called, *sizes, has.get("GPU", 0.0))
+        return found
+
+    def places(self) -> dict[int, str]:
+        """The node that each process has its place on, by the process's number."""
+        if self._group is None:
+            return {}
+        nodes = self.ray.util.placement_group_table(self._group)["bundles_to_node_id"]
+        return {int(bundle) - 1: str(node) for bundle, node in nodes.items() if int(bundle)}  # the first is this one's
+
     def reserve(self, n_workers: int, place: Place) -> None:
-        """Keeps room for so many processes; machines may join within ``room_deadline_s``, and other runs end.
+        """Keeps room for this process and so many others, and has this one compute on the GPU that it gets.
+
+        Machines may join within ``room_deadline_s``, and other runs end.
 
         Raises:
             EngineError: If the cluster has too little room; the message says what it has.
         """
         wanted = {"CPU": place.cpus} | ({"GPU": place.gpus} if place.gpus else {})
-        if not self.can_grow and self._too_small(n_workers, place):
-            raise EngineError(self._too_small(n_workers, place))
-        self._group = self.ray.util.placement_group([wanted] * n_workers, strategy="PACK")
+        if not self.can_grow and self._too_small(n_workers + 1, place):
+            raise EngineError(self._too_small(n_workers + 1, place))
+        # The first is this process's own, on the very node that it belongs to: a machine may have several.
+        labels = [{"ray.io/node-id": self.node}, *[{}] * n_workers]
+        self._group = self.ray.util.placement_group(
+            [wanted] * (n_workers + 1), strategy="PACK", bundle_label_selector=labels
+        )
         begun, is_told = time.monotonic(), False
         while not self._has_room():
             waited = time.monotonic() - begun
             if waited > self.room_deadline_s:
-                told = self._too_small(n_workers, place) or self._no_room(n_workers, place)
+                told = self._too_small(n_workers + 1, place) or self._no_room(n_workers + 1, place)
                 self.release()
                 raise EngineError(told)
             if waited > 1 and not is_told:
                 is_told = True
                 logger.warning("The cluster has no room yet; waiting up to %g s for it.", self.room_deadline_s)
             time.sleep(0.1)
+        self._sit_down(place)
 
     def _has_room(self) -> bool:
         """Whether room is kept for all processes: not before it is found, nor after a machine is lost."""
         return bool(self.ray.util.placement_group_table(self._group).get("state") == "CREATED")
 
-    def _too_small(self, n_workers: int, place: Place) -> str:
+    def _too_small(self, n_processes: int, place: Place) -> str:
         """What an empty cluster has too little of, as a sentence; "" if it has enough of all."""
         has = self.ray.cluster_resources()
         for name, called, each in (("CPU", "CPUs", place.cpus), ("GPU", "GPUs", place.gpus)):
-            if n_workers * each > has.get(name, 0):
+            if n_processes * each > has.get(name, 0):
                 return (
-                    f"{n_workers} processes of {each:g} {called} each need {n_workers * each:g}, and the cluster has "
-                    f"{has.get(name, 0):g} {called} on {self._machines()}. Ask for fewer, or add machines."
+                    f"{n_processes} processes of {each:g} {called} each need {n_processes * each:g}, and the cluster "
+                    f"has {has.get(name, 0):g} {called} on {self._machines()}. Ask for fewer, or add machines."
                 )
         return ""
 
-    def _no_room(self, n_workers: int, place: Place) -> str:
+    def _no_room(self, n_processes: int, place: Place) -> str:
         """What is free on a cluster that has no room, as a sentence."""
         has, free = self.ray.cluster_resources(), self.ray.available_resources()
         kinds = [("CPU", place.cpus)] + ([("GPU", place.gpus)] if place.gpus else [])
         needs = " and ".join(f"{each:g} {name}{'s' * (each != 1)}" for name, each in kinds)
         rest = " and ".join(f"{free.get(name, 0):g} of {has.get(name, 0):g} {name}s" for name, _ in kinds)
-        count = f"{n_workers} processes of {needs} each" if n_workers > 1 else f"a process of {needs}"
+        count = f"{n_processes} processes of {needs} each" if n_processes > 1 else f"a process of {needs}"
         return (
             f"The cluster found no room for {count} within {self.room_deadline_s:g} s: {rest} are free, on "
             f"{self._machines()}. Wait for other runs to end, add a machine, or ask for less."
         )
+
+    def _sit_down(self, place: Place) -> None:
+        """Holds this process's room, so that no other gets its GPU."""
+        where = self.ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._group, 0)
+        seat = self.ray.remote(Seat).options(num_cpus=place.cpus, num_gpus=place.gpus, scheduling_strategy=where)
+        self._seat = seat.remote()
+        try:
+            gpus = self.ray.get(self._seat.gpus.remote(), timeout=self.start_deadline_s)
+        except self.ray.exceptions.RayError as error:
+            raise EngineError(
+                f"Ray did not give this process its own place within {self.start_deadline_s:g} s: {error}"
+            ) from error
+        if gpus and th.cuda.is_available():
+            th.cuda.set_device(int(gpus[0]))
 
     def _machines(self) -> str:
         count = sum(bool(node["Alive"]) for node in self.ray.nodes())
@@ -179,7 +249,7 @@ class Cluster:
         kind = self.ray.remote(Worker)
         found = {}
         for number in numbers:
-            where = strategies.PlacementGroupSchedulingStrategy(self._group, number)
+            where = strategies.PlacementGroupSchedulingStrategy(self._group, number + 1)
             given = options | {"scheduling_strategy": where, "runtime_env": {"env_vars": variables}}
             actor = kind.options(**given).remote(number, threads)
             found[number] = Remote(number, actor, "", 0)
@@ -188,7 +258,8 @@ class Cluster:
             for number, reference in asked.items():
                 self._await_room(reference, place, begun)
                 told = self.answer(found[number], reference, self.start_deadline_s, begun)
-                found[number] = found[number]._replace(host=told["host"], pid=told["pid"])
+                told_of = {"host": told["host"], "pid": told["pid"], "node": told["node"], "gpu": told["gpu_bytes"]}
+                found[number] = found[number]._replace(**told_of)
                 check_alike(found[number], told)
         except BaseException:
             for remote in found.values():  # one that waits for room would take it later

@@ -13,8 +13,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from libero_gym.common.checks import choice, flag, real_number, whole_number
 from vla_agent.algorithms.engine import Ranks
 from vla_agent.algorithms.rollout import Actor, Event
+from vla_agent.engines.budget import Budget, budget_of
 from vla_agent.engines.cluster import Cluster, Place
-from vla_agent.engines.merging import shares
+from vla_agent.engines.merging import shares, sizes_by_node, slices
 from vla_agent.engines.player import Player
 from vla_agent.engines.rollouts import Rollouts
 from vla_agent.engines.roster import RemotePart, Roster
@@ -53,13 +54,16 @@ class RayEngine:
     Args:
         n_learners: Learners that share each minibatch, this process among them.
         n_policies: Processes that play; ``n_learners`` if they are the learners.
+        envs_per_node: Environments of each machine that has policies, which share them; None leaves the number to
+            `make_vec_env`.
         placement: "colocated" or "split".
         stale: With "split": whether the next rollout is played while this one is learned from, by the policy before the
             update. Ratios are clipped against the policy before each update, and what the one before it drew is
             weighed, see `losses.behaviour_weights`.
         address: Address of a Ray cluster that this machine belongs to, such as "auto"; None starts one here.
-        cpus_per_worker: CPUs of each process besides this one; by default, an equal share of what there is.
-        gpus_per_worker: GPUs of each process besides this one; by default 1 where there are any.
+        cpus_per_worker: CPUs of each process, this one among them; by default, an equal share of what there is.
+        gpus_per_worker: GPUs of each process; by default 1 where there are any. This one computes on its own from then
+            on, if its device is "auto" or "cuda".
         deadline_s: Seconds within which a process has to answer, and learners have to sum a minibatch's gradients; a
             learner that hangs there is known within twice as long.
         start_deadline_s: Seconds within which a process has to start, and to make its environments.
@@ -68,6 +72,7 @@ class RayEngine:
 
     Attributes:
         n_replaced: How many processes have been replaced so far.
+        budget: Memory that the run takes of each machine; None before `learn`. Learners with ``verbose=1`` print it.
 
     Raises:
         ImportError: If Ray is not installed.
@@ -79,6 +84,7 @@ class RayEngine:
         self,
         n_learners: int = 1,
         n_policies: int | None = None,
+        envs_per_node: int | None = None,
         *,
         placement: Placement = "colocated",
         stale: bool = False,
@@ -98,6 +104,7 @@ class RayEngine:
                 f"n_policies={n_policies} and n_learners={n_learners}: colocated learners play themselves, so these "
                 "are equal; leave n_policies out, or give placement='split'."
             )
+        self.envs_per_node = None if envs_per_node is None else whole_number("envs_per_node", envs_per_node, 1)
         if flag("stale", stale) and together:
             raise ValueError("stale=True needs processes that play while others learn: give placement='split'.")
         self.staleness = int(stale)
@@ -115,25 +122,37 @@ class RayEngine:
         self._players: list[int | None] = [None, *range(n_workers)] if together else list(range(n_players))
         self._rollouts = Rollouts(self.roster, sends_weights=not together, stale=bool(self.staleness))
         self._updates = Updates(self.roster, range(n_players, n_workers), self.staleness)
+        self.budget: Budget | None = None
+        self._n_env_workers: list[int] = []
 
     @property
     def n_replaced(self) -> int:
         """How many processes have been replaced so far."""
         return self.roster.n_replaced
 
-    def make_vec_env(self, env_id: str, n_envs: int = 1, *, seed: int | None = None, **kwargs: Any) -> PartedVecEnv:
+    def make_vec_env(
+        self, env_id: str, n_envs: int | None = None, *, seed: int | None = None, **kwargs: Any
+    ) -> PartedVecEnv:
         """`vla_agent.make_vec_env` with the environments where the policies are.
+
+        Args:
+            env_id: The id, such as "LIBERO-Spatial-v0".
+            n_envs: Number of all environments; by default ``envs_per_node`` on each machine, or one for each policy.
+            seed: Seed of the environments.
+            kwargs: Further arguments of `vla_agent.make_vec_env`.
 
         Raises:
             ValueError: If there are fewer environments than policies, or an argument is wrong.
             EngineError: If a process fails.
         """
-        whole_number("n_envs", n_envs, self.n_policies)
         model = kwargs.get("model", "tiny")
         processor = load_processor(model) if isinstance(model, (str, Path)) else model
-        where = shares(n_envs, self.n_policies)
+        where = self._shares(n_envs)
         makes = [self._make_part(env_id, share.stop - share.start, kwargs) for share in where]
-        remote = {number: make for number, make in zip(self._players, makes, strict=True) if number is not None}
+        self._n_env_workers = [make.keywords["n_workers"] for make in makes]
+        remote: dict[int, Callable[[], VecEnv]] = {
+            number: make for number, make in zip(self._players, makes, strict=True) if number is not None
+        }
         described = self.roster.make_envs(remote)  # at the same time as those of this process
         parts: list[Part] = []
         for number, make in zip(self._players, makes, strict=True):
@@ -155,7 +174,21 @@ class RayEngine:
             env.seed(seed)
         return env
 
-    def _make_part(self, env_id: str, n_envs: int, kwargs: dict[str, Any]) -> Callable[[], VecEnv]:
+    def _shares(self, n_envs: int | None) -> list[slice]:
+        """The environments of each policy."""
+        if self.envs_per_node is None:
+            chosen = self.n_policies if n_envs is None else whole_number("n_envs", n_envs, self.n_policies)
+            return shares(chosen, self.n_policies)
+        nodes = [self.cluster.node if number is None else self.roster.node(number) for number in self._players]
+        found = slices(sizes_by_node(nodes, whole_number("envs_per_node", self.envs_per_node, nodes.count(nodes[0]))))
+        if n_envs not in (None, found[-1].stop):
+            raise ValueError(
+                f"n_envs={n_envs}, but {len(set(nodes))} machines with envs_per_node={self.envs_per_node} have "
+                f"{found[-1].stop}; leave one of the two out."
+            )
+        return found
+
+    def _make_part(self, env_id: str, n_envs: int, kwargs: dict[str, Any]) -> functools.partial[VecEnv]:
         n_workers = min(n_envs, max(1, int(self.roster.place.cpus)))
         given: dict[str, Any] = {"n_workers": n_workers}
         if kwargs.get("backend", "processes") == "processes":  # they are to say which of them hangs, in time
@@ -195,11 +228,24 @@ class RayEngine:
             )
 
     def begin(self, learner: Any) -> None:
-        """Copies the learner to every process that plays or learns."""
-        self._rollouts.abandon()
+        """Copies the learner to every process that plays or learns, if the machines' memory holds what the run takes.
+
+        Raises:
+            EngineError: If it does not, or a process fails.
+        """
+        self._rollouts.begin_anew()
+        if self.roster.learner is not learner:
+            self._check_memory(learner)
         self.roster.learner = learner
         self.roster.copy_learner()
         self._updates.part()
+
+    def _check_memory(self, learner: Any) -> None:
+        plays = list(zip(self._players, learner.env.unwrapped.where, self._n_env_workers, strict=True))
+        self.budget = budget_of(learner, self.roster, plays, self.placement == "split", bool(self.staleness))
+        if learner.verbose:
+            print(self.budget)  # as SB3 prints its device
+        self.budget.check()
 
     def play(
         self,
@@ -241,7 +287,7 @@ class RayEngine:
 def _placed(cluster: Cluster, n_workers: int, cpus: float | None, gpus: float | None) -> Place:
     has = cluster.ray.cluster_resources()
     if cpus is None:
-        cpus = max(1.0, has.get("CPU", 0) // max(n_workers, 1))
+        cpus = max(1.0, has.get("CPU", 0) // (n_workers + 1))
     if gpus is None:
         gpus = 1.0 if has.get("GPU", 0) else 0.0
     return Place(real_number("cpus_per_worker", cpus, above=0), real_number("gpus_per_worker", gpus, minimum=0))

@@ -49,7 +49,7 @@ class Roster:
         self.n_replaced = 0
         self._remotes: dict[int, Remote] = {}
         self._makes: dict[int, Callable[[], VecEnv]] = {}
-        if size:
+        if size or place.gpus:
             cluster.reserve(size, place)
             self._remotes = cluster.start(range(size), place, threads)
 
@@ -61,9 +61,22 @@ class Roster:
         """What messages call a process."""
         return self._remotes[number].called
 
+    def node(self, number: int) -> str:
+        """Ray's id of the machine that a process is on."""
+        return self._remotes[number].node
+
     def pid(self, number: int) -> int:
         """Process id, on its machine."""
         return self._remotes[number].pid
+
+    def gpu(self, number: int) -> int:
+        """Bytes of a process's GPU; 0 if it has none."""
+        return self._remotes[number].gpu
+
+    @property
+    def numbers(self) -> list[int]:
+        """The processes."""
+        return list(self._remotes)
 
     def answer(self, number: int, reference: Any, starting: bool = False, begun: float | None = None) -> Any:
         """The result of a call, see `Cluster.answer`.

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -50,13 +51,6 @@ class Update(NamedTuple):
     generators: dict[str, Any]
 
 
-class Updated(NamedTuple):
-    """What an update came to."""
-
-    sums: list[float]  # of each trained tensor; equal on all ranks
-    seconds: float
-
-
 class Worker:
     """A process of an engine; it runs one call at a time.
 
@@ -73,10 +67,14 @@ class Worker:
 
     def describe(self) -> dict[str, Any]:
         """Where it runs, with what code."""
+        import ray
+
         return {
             "host": socket.gethostname(),
+            "node": ray.get_runtime_context().get_node_id(),
             "pid": os.getpid(),
             "gpus": th.cuda.device_count(),
+            "gpu_bytes": gpu_bytes("cuda:0") if th.cuda.device_count() else 0,
             "versions": package_versions(PACKAGES),
             "code": code_fingerprint(),
         }
@@ -105,7 +103,7 @@ class Worker:
         weights: dict[str, th.Tensor] | None,
         generators: dict[str, Any] | int,
         n_steps: int,
-        starts: np.ndarray,
+        starts: np.ndarray | None,
         by_token: bool,
         **how: Any,
     ) -> Iterator[Any]:
@@ -152,8 +150,8 @@ class Worker:
         ranks = ProcessRanks(rank, size, store, self.learner.device, own_address(address[0]), deadline_s)
         self.learner._engine = _Rank(ranks, staleness)
 
-    def update(self, update: Update) -> Updated:
-        """Updates the learner as all other ranks do."""
+    def update(self, update: Update) -> list[float]:
+        """Updates the learner as all other ranks do; the sum of each trained tensor, equal on all ranks."""
         learner = self.learner
         for name, value in update.counters.items():
             setattr(learner, name, value)
@@ -167,10 +165,11 @@ class Worker:
         inputs = update.value_inputs
         learner.rollout_value_inputs = None if inputs is None else inputs.to(learner.device)
         restore_generators(update.generators, learner.device)
-        learner.train()
-        seconds = learner.logger.name_to_value.get("time/update_s", 0.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # rank 0 tells the same
+            learner.train()
         learner.logger.name_to_value.clear()
-        return Updated(weight_sums(learner), float(seconds))
+        return weight_sums(learner)
 
     def close(self) -> None:
         """Ends its environments."""
@@ -197,6 +196,11 @@ def weight_sums(learner: Any) -> list[float]:
     """The sum of each trained tensor: learners that hold the same weights have the same."""
     trained = [p for group in learner.policy.optimizer.param_groups for p in group["params"]]
     return th.stack([p.detach().double().sum() for p in trained]).tolist() if trained else []
+
+
+def gpu_bytes(device: th.device | str) -> int:
+    """Memory of a GPU."""
+    return int(th.cuda.get_device_properties(device).total_memory)
 
 
 @functools.cache

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from vla_agent.commands import cli
+from vla_agent.commands.engines import check_engine
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options, run_command
+from vla_agent.commands.train import parse_arguments
 
 
 def options_of(command: str) -> Any:
@@ -144,3 +146,13 @@ def test_what_is_no_list_of_ids_is_refused(text: str, message: str) -> None:
 def test_no_ids_leave_the_choice_open() -> None:
     assert ids_or_none("--task-ids", " ") is None
     assert ids_or_none("--task-ids", "0") == [0]
+
+
+@pytest.mark.parametrize(
+    "option", [["--learners", "2"], ["--policies", "2"], ["--placement", "split"], ["--stale"], ["--address", "auto"]]
+)
+def test_options_of_an_engine_that_was_not_asked_for_are_refused(option: list[str]) -> None:
+    options = parse_arguments(option)
+    with pytest.raises(ValueError, match=f"{option[0]} is for several processes: add --engine ray"):
+        check_engine(options)
+    check_engine(parse_arguments([*option, "--engine", "ray"]))

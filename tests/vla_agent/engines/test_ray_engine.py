@@ -51,7 +51,7 @@ def cluster() -> Iterator[None]:
     """One cluster for all tests; engines that find one do not start their own."""
     threads = th.get_num_threads()
     th.set_num_threads(1)
-    ray.init(num_cpus=8, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    ray.init("local", num_cpus=8, include_dashboard=False, configure_logging=False, log_to_driver=False)
     yield
     ray.shutdown()
     th.set_num_threads(threads)
@@ -120,6 +120,17 @@ class Kill(BaseCallback):
         self.n_rollouts += 1
         if self.n_rollouts == self.rollout:
             threading.Timer(0.05, self._kill).start()
+
+
+class StopAfter(BaseCallback):
+    """Ends `learn` after some steps."""
+
+    def __init__(self, n_steps: int) -> None:
+        super().__init__()
+        self.n_steps = n_steps
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.n_steps
 
 
 def test_one_process_that_plays_and_one_that_learns_are_one_process_to_the_bit(local: Run, split: RayEngine) -> None:
@@ -241,3 +252,50 @@ def test_environments_and_batches_that_do_not_fit_are_refused(pair: RayEngine) -
 def test_an_error_in_another_process_is_raised_as_it_was(split: RayEngine) -> None:
     with pytest.raises(TypeError, match="camera"):
         split.make_vec_env("LIBERO-Spatial-v0", 2, **ENV, camera=("agentview",))
+
+
+def test_a_run_tells_its_memory_once_and_is_refused_where_it_cannot_fit(
+    split: RayEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
+    model = VLAPPO("VLAPolicy", env, **PPO, verbose=1)
+    model.learn(16)
+    model.learn(16)
+    told = capsys.readouterr().out
+    assert told.count("Memory by shapes and types") == 1
+    assert "process 0, plays: host memory" in told
+    assert "4 environments in 1 processes" in told
+    assert split.budget is not None
+    machine = split.cluster.node
+    assert 0.4e9 < split.budget.takers[1].total("host") < 1e9
+    assert 0 < split.budget.total(machine, "shared") < 1e8
+    small = {machine: split.cluster.machines()[machine]._replace(object_store=10**6)}
+    monkeypatch.setattr(split.cluster, "machines", lambda: small)
+    with pytest.raises(EngineError, match="GB of Ray's object store"):
+        VLAPPO("VLAPolicy", env, **PPO).learn(16)
+    env.close()
+
+
+def test_no_other_process_gets_the_room_of_the_first_learner() -> None:
+    with RayEngine(2, cpus_per_worker=1) as engine:
+        held = sum(
+            bundle["CPU"] for bundle in ray.util.placement_group_table(engine.cluster._group)["bundles"].values()
+        )
+        assert held == 2
+        assert ray.get(engine.cluster._seat.gpus.remote()) == []
+        engine.envs_per_node = 5  # two policies on one machine
+        assert engine._shares(None) == [slice(0, 2), slice(2, 5)]
+        with pytest.raises(ValueError, match="have 5; leave one"):
+            engine._shares(6)
+
+
+def test_a_rollout_that_a_callback_ends_leaves_the_environments_where_the_next_begins(split: RayEngine) -> None:
+    """The other process plays on to the rollout's end, so that it alone knows where episodes begin then."""
+    env = split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
+    model = VLAPPO("VLAPolicy", env, **(PPO | {"n_steps": 5, "batch_size": 10}))
+    model.learn(64, callback=StopAfter(3))
+    assert model.num_timesteps == 3 * N_ENVS
+    model.learn(20, reset_num_timesteps=False)
+    assert model.rollout_buffer.episode_starts[0].all()  # episodes take five decisions
+    assert not model.rollout_buffer.episode_starts[1:].any()
+    env.close()

@@ -1,0 +1,58 @@
+"""The options of commands that say where rollouts are played and gradients are summed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
+
+from vla_agent.engines import RayEngine
+from vla_agent.envs.make import make_vec_env
+
+
+class EngineOptions(Protocol):
+    """What a command with an engine has among its options."""
+
+    engine: Literal["local", "ray"]
+    learners: int
+    policies: int
+    placement: Literal["colocated", "split"]
+    stale: bool
+    address: str
+
+
+_DEFAULTS = {"learners": 1, "policies": 0, "placement": "colocated", "stale": False, "address": ""}
+
+
+def check_engine(options: EngineOptions) -> None:
+    """Complains about options of an engine that was not asked for, as ValueError."""
+    given = [name for name, default in _DEFAULTS.items() if getattr(options, name) != default]
+    if options.engine == "local" and given:
+        raise ValueError(f"--{given[0]} is for several processes: add --engine ray, or leave it out.")
+
+
+@contextlib.contextmanager
+def engine_of(options: EngineOptions) -> Iterator[RayEngine | None]:
+    """The engine that the options ask for, closed at the end; None for this process.
+
+    Raises:
+        ImportError: If Ray is not installed.
+        ValueError: If the options do not go together.
+        EngineError: If the cluster does not answer or is too small.
+    """
+    if options.engine == "local":
+        yield None
+        return
+    with RayEngine(
+        options.learners,
+        options.policies or None,
+        placement=options.placement,
+        stale=options.stale,
+        address=options.address or None,
+    ) as engine:
+        yield engine
+
+
+def maker_of_environments(engine: RayEngine | None) -> Callable[..., Any]:
+    """What makes environments for an engine."""
+    return make_vec_env if engine is None else engine.make_vec_env
