@@ -60,7 +60,7 @@ PPO: dict[str, Any] = {
     "seed": 0,
     "device": "cpu",
 }
-DEADLINES = {"deadline_s": 15.0, "room_deadline_s": 15.0}
+DEADLINES: dict[str, Any] = {"deadline_s": 15.0, "room_deadline_s": 15.0}
 _SPLIT: dict[str, Any] = {"placement": "split", "cpus_per_worker": 1, **DEADLINES}
 FIRST_OF_SECOND = 5  # the first step of the second rollout, whose process goes on to play meanwhile
 KINDS = EQUAL, OTHERWISE, WHOLE, REFUSED, WRONG = (
@@ -263,11 +263,11 @@ def worker_that_says(**other: Any) -> Iterator[None]:
             told = super().describe()
             return told | other | {"versions": told["versions"] | other.get("versions", {})}
 
-    cluster.Worker = Other  # type: ignore[misc, attr-defined]
+    cluster.Worker = Other  # type: ignore[misc]
     try:
         yield
     finally:
-        cluster.Worker = Worker  # type: ignore[misc, attr-defined]
+        cluster.Worker = Worker  # type: ignore[misc]
 
 
 # ------------------------------------------------------------------------------------- groups of faults

@@ -69,7 +69,7 @@ class ProcessRanks:
                 self._group.allreduce([flat]).wait()
             except RuntimeError as error:
                 raise RanksError(
-                    f"Learner {self.rank} of {self.size} could not sum its gradients with the others': one is gone, or "
+                    f"Learner {self.rank} of {self.size} could not sum its gradients with the others: one is gone, or "
                     f"took longer than {self.deadline_s:g} s."
                 ) from error
             with th.no_grad():
