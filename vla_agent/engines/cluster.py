@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch as th
@@ -214,6 +214,11 @@ class Cluster:
             except StopIteration:
                 return
             yield self.answer(remote, reference, max(1.0, self.deadline_s - (time.monotonic() - begun)))
+
+    def told(self, streams: Sequence[Any], within_s: float) -> list[Any]:
+        """Those of several streams that have a result, or have ended; waits for the first of them."""
+        ready, _ = self.ray.wait(list(streams), timeout=within_s, fetch_local=False)
+        return list(ready)
 
     def put(self, value: Any) -> Any:
         """A reference to a value that processes share; each machine gets it once.
