@@ -38,6 +38,7 @@ class Remote(NamedTuple):
     actor: Any
     host: str
     pid: int
+    node: str = ""  # Ray's id of the machine
     gpu: int = 0  # bytes of its GPU; 0 if it has none
 
     @property
@@ -86,7 +87,9 @@ class Cluster:
                 "program there, such as with 'ray job submit', and give address='auto'."
             )
         try:
-            self.ray.init(address=address, include_dashboard=False, logging_level="warning", configure_logging=False)
+            # "local", since None would join whatever cluster somebody has started on this machine.
+            given = {"include_dashboard": False, "logging_level": "warning", "configure_logging": False}
+            self.ray.init(address or "local", **given)
         except (ConnectionError, RuntimeError, TimeoutError) as error:
             raise EngineError(f"No Ray cluster answers at {address!r}: {error}") from error
 
@@ -178,7 +181,8 @@ class Cluster:
         asked = {number: remote.actor.describe.remote() for number, remote in found.items()}
         for number, reference in asked.items():
             told = self.answer(found[number], reference, self.start_deadline_s)
-            found[number] = found[number]._replace(host=told["host"], pid=told["pid"], gpu=told["gpu_bytes"])
+            told_of = {"host": told["host"], "pid": told["pid"], "node": told["node"], "gpu": told["gpu_bytes"]}
+            found[number] = found[number]._replace(**told_of)
             check_alike(found[number], told)
         return found
 

@@ -22,6 +22,23 @@ def shares(n_envs: int, n_parts: int) -> list[slice]:
     return [slice(first, last) for first, last in zip([0, *ends[:-1]], ends, strict=True)]
 
 
+def sizes_by_node(nodes: Sequence[str], envs_per_node: int) -> list[int]:
+    """How many environments each part has, if each machine has so many, shared by its parts.
+
+    Args:
+        nodes: The machine of each part.
+        envs_per_node: Environments of a machine.
+    """
+    left = {node: [share.stop - share.start for share in shares(envs_per_node, nodes.count(node))] for node in nodes}
+    return [left[node].pop(0) for node in nodes]
+
+
+def slices(sizes: Sequence[int]) -> list[slice]:
+    """Consecutive slices of these sizes."""
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
 def merge_observations(parts: Sequence[Observations]) -> Observations:
     """Observations of all environments, by key (n_envs, ...)."""
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

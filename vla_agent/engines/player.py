@@ -10,7 +10,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 from vla_agent.algorithms.buffers import TokenRolloutBuffer
-from vla_agent.algorithms.rollout import Actor, Event, Observations, Rollout, Stepped, play
+from vla_agent.algorithms.rollout import Actor, Event, Observations, Rollout, Stepped, Stored, play
 
 
 class Player:
@@ -23,6 +23,7 @@ class Player:
     def __init__(self, env: VecEnv) -> None:
         self.env: Any = env
         self.last_obs: Observations | None = None
+        self.starts: np.ndarray | None = None  # whether an episode begins there, (n_envs,)
         self._buffer: DictRolloutBuffer | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -36,18 +37,21 @@ class Player:
         inner = self.env.unwrapped
         inner._seeds, inner._options = list(seeds), list(options)
         self.last_obs = self.env.reset()
+        self.starts = np.ones(self.env.num_envs, dtype=bool)
         return self.last_obs, self.env.reset_infos
 
     def begin_episodes(self, options: Mapping[int, Mapping[str, Any]], seeds: Sequence[int | None]) -> Any:
         """Begins episodes in some; observations of all, and their infos."""
         self.env.unwrapped._seeds = list(seeds)
         self.last_obs = self.env.begin_episodes(options)
+        assert self.starts is not None
+        self.starts[list(options)] = True
         return self.last_obs, self.env.reset_infos
 
     def step(self, actions: np.ndarray) -> Any:
         """Steps all with bins."""
         result = self.env.step(actions)
-        self.last_obs = result[0]
+        self.last_obs, self.starts = result[0], result[2]
         return result
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Observations, list[Any]]:
@@ -65,26 +69,26 @@ class Player:
         return found
 
     def play(
-        self, policy: Actor, n_steps: int, starts: np.ndarray, by_token: bool, **how: Any
+        self, policy: Actor, n_steps: int, starts: np.ndarray | None, by_token: bool, **how: Any
     ) -> Iterator[dict[str, Any] | Rollout]:
         """What callbacks read of each step, then the rollout.
 
         Args:
             policy: Who acts.
             n_steps: Number of steps in each environment.
-            starts: Whether an episode begins at the last observations, (n_envs,).
+            starts: Whether an episode begins at the last observations, (n_envs,); None if the player knows it better.
             by_token: Whether the rollout holds a log-probability for each token, or for each action.
             how: Further keywords of `rollout.play`.
         """
         buffer = self._empty_buffer(policy, n_steps, by_token)
-        events: Iterator[Event] = play(
-            policy, self.env, n_steps, last_obs=self.last_obs, episode_starts=starts, buffer=buffer, **how
-        )
+        begun: dict[str, Any] = {"last_obs": self.last_obs, "episode_starts": self.starts if starts is None else starts}
+        events: Iterator[Event] = play(policy, self.env, n_steps, **begun, buffer=buffer, **how)
         for event in events:
             if isinstance(event, Stepped):
                 yield event.values
-            elif isinstance(event, Rollout):
-                self.last_obs = event.last_obs
+            elif isinstance(event, Stored):
+                self.last_obs, self.starts = event
+            else:
                 yield event
 
     def _empty_buffer(self, policy: Actor, n_steps: int, by_token: bool) -> DictRolloutBuffer:

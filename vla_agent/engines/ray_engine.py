@@ -15,7 +15,7 @@ from vla_agent.algorithms.engine import Ranks
 from vla_agent.algorithms.rollout import Actor, Event
 from vla_agent.engines.budget import Budget, budget_of
 from vla_agent.engines.cluster import Cluster, Place
-from vla_agent.engines.merging import shares
+from vla_agent.engines.merging import shares, sizes_by_node, slices
 from vla_agent.engines.player import Player
 from vla_agent.engines.rollouts import Rollouts
 from vla_agent.engines.roster import RemotePart, Roster
@@ -50,6 +50,8 @@ class RayEngine:
     Args:
         n_learners: Learners that share each minibatch, this process among them.
         n_policies: Processes that play; ``n_learners`` if they are the learners.
+        envs_per_node: Environments of each machine that has policies, which share them; None leaves the number to
+            `make_vec_env`.
         placement: "colocated" or "split".
         stale: With "split": whether the next rollout is played while this one is learned from, by the policy before the
             update. Ratios are clipped against the policy before each update, and what the one before it drew is
@@ -75,6 +77,7 @@ class RayEngine:
         self,
         n_learners: int = 1,
         n_policies: int | None = None,
+        envs_per_node: int | None = None,
         *,
         placement: Placement = "colocated",
         stale: bool = False,
@@ -93,6 +96,7 @@ class RayEngine:
                 f"n_policies={n_policies} and n_learners={n_learners}: colocated learners play themselves, so these "
                 "are equal; leave n_policies out, or give placement='split'."
             )
+        self.envs_per_node = None if envs_per_node is None else whole_number("envs_per_node", envs_per_node, 1)
         if flag("stale", stale) and together:
             raise ValueError("stale=True needs processes that play while others learn: give placement='split'.")
         self.staleness = int(stale)
@@ -119,17 +123,24 @@ class RayEngine:
         """How many processes have been replaced so far."""
         return self.roster.n_replaced
 
-    def make_vec_env(self, env_id: str, n_envs: int = 1, *, seed: int | None = None, **kwargs: Any) -> PartedVecEnv:
+    def make_vec_env(
+        self, env_id: str, n_envs: int | None = None, *, seed: int | None = None, **kwargs: Any
+    ) -> PartedVecEnv:
         """`vla_agent.make_vec_env` with the environments where the policies are.
+
+        Args:
+            env_id: The id, such as "LIBERO-Spatial-v0".
+            n_envs: Number of all environments; by default ``envs_per_node`` on each machine, or one for each policy.
+            seed: Seed of the environments.
+            kwargs: Further arguments of `vla_agent.make_vec_env`.
 
         Raises:
             ValueError: If there are fewer environments than policies, or an argument is wrong.
             EngineError: If a process fails.
         """
-        whole_number("n_envs", n_envs, self.n_policies)
         model = kwargs.get("model", "tiny")
         processor = load_processor(model) if isinstance(model, (str, Path)) else model
-        where = shares(n_envs, self.n_policies)
+        where = self._shares(n_envs)
         makes = [self._make_part(env_id, share.stop - share.start, kwargs) for share in where]
         self._n_env_workers = [make.keywords["n_workers"] for make in makes]
         remote: dict[int, Callable[[], VecEnv]] = {
@@ -155,6 +166,20 @@ class RayEngine:
         if seed is not None:
             env.seed(seed)
         return env
+
+    def _shares(self, n_envs: int | None) -> list[slice]:
+        """The environments of each policy."""
+        if self.envs_per_node is None:
+            chosen = self.n_policies if n_envs is None else whole_number("n_envs", n_envs, self.n_policies)
+            return shares(chosen, self.n_policies)
+        nodes = [self.cluster.node if number is None else self.roster.node(number) for number in self._players]
+        found = slices(sizes_by_node(nodes, whole_number("envs_per_node", self.envs_per_node, nodes.count(nodes[0]))))
+        if n_envs not in (None, found[-1].stop):
+            raise ValueError(
+                f"n_envs={n_envs}, but {len(set(nodes))} machines with envs_per_node={self.envs_per_node} have "
+                f"{found[-1].stop}; leave one of the two out."
+            )
+        return found
 
     def _make_part(self, env_id: str, n_envs: int, kwargs: dict[str, Any]) -> functools.partial[VecEnv]:
         n_workers = min(n_envs, max(1, int(self.roster.place.cpus)))
@@ -198,7 +223,7 @@ class RayEngine:
         Raises:
             EngineError: If it does not, or a process fails.
         """
-        self._rollouts.abandon()
+        self._rollouts.begin_anew()
         if self.roster.learner is not learner:
             self._check_memory(learner)
         self.roster.learner = learner

@@ -40,6 +40,7 @@ class Rollouts:
         self.roster, self.sends_weights, self.stale = roster, sends_weights, stale
         self._ahead: list[Iterator[Any]] = []
         self._again: Callable[[], list[Iterator[Any]]] | None = None
+        self._is_cut = False  # whether a callback ended the last rollout: other processes have played on
 
     @property
     def is_ahead(self) -> bool:
@@ -51,9 +52,14 @@ class Rollouts:
         if self.stale and self._again is not None:
             self._ahead = self._again()
 
-    def abandon(self) -> None:
-        """Forgets a rollout that was begun ahead: its environments go elsewhere."""
+    def begin_anew(self) -> None:
+        """Forgets a rollout that was begun ahead; its environments play it all the same."""
+        self._is_cut |= self.is_ahead
         self._ahead, self._again = [], None
+
+    def abandon(self) -> None:
+        """Forgets what was played: the environments go elsewhere."""
+        self._ahead, self._again, self._is_cut = [], None, False
 
     def events(
         self, learner: Any, env: PartedVecEnv, n_steps: int, last_obs: Any, buffer: Any, stopwatch: Any, how: Any
@@ -62,7 +68,7 @@ class Rollouts:
         ask = Ask(n_steps, isinstance(buffer, TokenRolloutBuffer), how)
         self._again = functools.partial(self._begin, learner, env, ask)
         streams = self._ahead or self._begin(learner, env, ask, stopwatch)
-        self._ahead = []
+        self._ahead, self._is_cut = [], True  # until its end
         for step in range(n_steps):
             # A stream of this process plays when it is asked; the others are at work already.
             told = merge_steps([next(stream) for stream in streams])
@@ -75,6 +81,7 @@ class Rollouts:
         if not any(isinstance(part, LocalPart) for part in env.parts):  # whose seconds are counted already
             stopwatch.seconds |= rollout.seconds
         yield Stored(rollout.last_obs, rollout.dones)
+        self._is_cut = False
         yield rollout
 
     def _begin(self, learner: Any, env: PartedVecEnv, ask: Ask, stopwatch: Any = None) -> list[Iterator[Any]]:
@@ -92,7 +99,8 @@ class Rollouts:
             # One that plays all, and then learns from it, draws as a run in one process does.
             follows_on = number == 0 and not self.stale
             begun = before if follows_on else _seed(before, number)
-            streams.append(_Stream(self.roster, cast(RemotePart, part).number, begun, ask, starts))
+            own = None if self._is_cut else starts
+            streams.append(_Stream(self.roster, cast(RemotePart, part).number, begun, ask, own))
         return streams
 
     def _send_weights(self, learner: Any, env: PartedVecEnv) -> None:
@@ -117,7 +125,7 @@ class Rollouts:
 class _Stream:
     """What a process tells of a rollout; if it is lost, another plays it again, and what is known is left out."""
 
-    def __init__(self, roster: Roster, number: int, generators: Any, ask: Ask, starts: np.ndarray) -> None:
+    def __init__(self, roster: Roster, number: int, generators: Any, ask: Ask, starts: np.ndarray | None) -> None:
         self.roster, self.number = roster, number
         self._asked = (generators, ask.n_steps, starts, ask.by_token)
         self._how = ask.how

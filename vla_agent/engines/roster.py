@@ -58,6 +58,10 @@ class Roster:
         """What messages call a process."""
         return self._remotes[number].called
 
+    def node(self, number: int) -> str:
+        """Ray's id of the machine that a process is on."""
+        return self._remotes[number].node
+
     def pid(self, number: int) -> int:
         """Process id, on its machine."""
         return self._remotes[number].pid

@@ -73,8 +73,11 @@ class Worker:
 
     def describe(self) -> dict[str, Any]:
         """Where it runs, with what code."""
+        import ray
+
         return {
             "host": socket.gethostname(),
+            "node": ray.get_runtime_context().get_node_id(),
             "pid": os.getpid(),
             "gpus": th.cuda.device_count(),
             "gpu_bytes": gpu_bytes("cuda:0") if th.cuda.device_count() else 0,
@@ -106,7 +109,7 @@ class Worker:
         self.learner.policy.load_state_dict(weights, strict=False)
 
     def play(
-        self, generators: dict[str, Any] | int, n_steps: int, starts: np.ndarray, by_token: bool, **how: Any
+        self, generators: dict[str, Any] | int, n_steps: int, starts: np.ndarray | None, by_token: bool, **how: Any
     ) -> Iterator[Any]:
         """What callbacks read of each step; then the rollout, the generators' states, and where the environments are.
 

@@ -14,6 +14,8 @@ from vla_agent.engines.merging import (
     merge_rollouts,
     merge_snapshots,
     shares,
+    sizes_by_node,
+    slices,
     split_snapshot,
     told,
     with_task_weights,
@@ -26,6 +28,12 @@ def test_every_environment_is_in_one_part_and_parts_are_as_equal_as_can_be(n_env
     assert [index for share in where for index in range(share.start, share.stop)] == list(range(n_envs))
     sizes = [share.stop - share.start for share in where]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_policies_of_a_machine_share_its_environments() -> None:
+    sizes = sizes_by_node(["a", "a", "b", "a"], 8)
+    assert sizes == [3, 2, 8, 3]
+    assert slices(sizes) == [slice(0, 3), slice(3, 5), slice(5, 13), slice(13, 16)]
 
 
 def test_a_snapshot_that_is_split_and_merged_is_the_same() -> None:

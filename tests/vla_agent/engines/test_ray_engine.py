@@ -51,7 +51,7 @@ def cluster() -> Iterator[None]:
     """One cluster for all tests; engines that find one do not start their own."""
     threads = th.get_num_threads()
     th.set_num_threads(1)
-    ray.init(num_cpus=8, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    ray.init("local", num_cpus=8, include_dashboard=False, configure_logging=False, log_to_driver=False)
     yield
     ray.shutdown()
     th.set_num_threads(threads)
@@ -120,6 +120,17 @@ class Kill(BaseCallback):
         self.n_rollouts += 1
         if self.n_rollouts == self.rollout:
             threading.Timer(0.05, self._kill).start()
+
+
+class StopAfter(BaseCallback):
+    """Ends `learn` after some steps."""
+
+    def __init__(self, n_steps: int) -> None:
+        super().__init__()
+        self.n_steps = n_steps
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.n_steps
 
 
 def test_one_process_that_plays_and_one_that_learns_are_one_process_to_the_bit(local: Run, split: RayEngine) -> None:
@@ -271,3 +282,19 @@ def test_no_other_process_gets_the_room_of_the_first_learner() -> None:
         )
         assert held == 2
         assert ray.get(engine.cluster._seat.gpus.remote()) == []
+        engine.envs_per_node = 5  # two policies on one machine
+        assert engine._shares(None) == [slice(0, 2), slice(2, 5)]
+        with pytest.raises(ValueError, match="have 5; leave one"):
+            engine._shares(6)
+
+
+def test_a_rollout_that_a_callback_ends_leaves_the_environments_where_the_next_begins(split: RayEngine) -> None:
+    """The other process plays on to the rollout's end, so that it alone knows where episodes begin then."""
+    env = split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
+    model = VLAPPO("VLAPolicy", env, **(PPO | {"n_steps": 5, "batch_size": 10}))
+    model.learn(64, callback=StopAfter(3))
+    assert model.num_timesteps == 3 * N_ENVS
+    model.learn(20, reset_num_timesteps=False)
+    assert model.rollout_buffer.episode_starts[0].all()  # episodes take five decisions
+    assert not model.rollout_buffer.episode_starts[1:].any()
+    env.close()
