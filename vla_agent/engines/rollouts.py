@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
@@ -80,6 +80,7 @@ class Rollouts:
         rollout = merge_rollouts(buffer, rollouts, env.where, learner.device)
         if not any(isinstance(part, LocalPart) for part in env.parts):  # whose seconds are counted already
             stopwatch.seconds |= rollout.seconds
+        log_spread(learner, [sum(part.seconds.values()) for part in rollouts])
         yield Stored(rollout.last_obs, rollout.dones)
         self._is_cut = False
         yield rollout
@@ -120,6 +121,13 @@ class Rollouts:
         if generators is not None:
             restore_generators(generators, learner.device)
         return cast(Rollout, rollout)
+
+
+def log_spread(learner: Any, seconds: Sequence[float]) -> None:
+    """Logs how long the fastest and the slowest of several policies played, for all wait for the slowest."""
+    if len(seconds) > 1:
+        learner.logger.record("time/fastest_policy_s", min(seconds))
+        learner.logger.record("time/slowest_policy_s", max(seconds))
 
 
 class _Stream:

@@ -11,7 +11,7 @@ from vla_agent.algorithms.engine import OneRank, Ranks
 from vla_agent.engines.errors import EngineError, LostError, RanksError
 from vla_agent.engines.ranks import ProcessRanks, Rendezvous
 from vla_agent.engines.roster import MAX_REPLACEMENTS, Roster
-from vla_agent.engines.worker import Update, Updated, weight_sums
+from vla_agent.engines.worker import Update, weight_sums
 from vla_agent.runs.loading import restore_contents
 from vla_agent.runs.serialization import generator_states, restore_generators
 
@@ -79,8 +79,7 @@ class Updates:
     def _compare(self, learner: Any, asked: dict[int, Any]) -> None:
         ours = weight_sums(learner)
         for number, reference in asked.items():
-            updated: Updated = self.roster.answer(number, reference)
-            if updated.sums != ours:
+            if self.roster.answer(number, reference) != ours:
                 raise EngineError(
                     f"{self.roster.called(number)} has learned other weights than this process from the same update; "
                     "the last checkpoint is whole. Are machines, or versions of their libraries, mixed?"

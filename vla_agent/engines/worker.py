@@ -50,13 +50,6 @@ class Update(NamedTuple):
     generators: dict[str, Any]
 
 
-class Updated(NamedTuple):
-    """What an update came to."""
-
-    sums: list[float]  # of each trained tensor; equal on all ranks
-    seconds: float
-
-
 class Worker:
     """A process of an engine; it runs one call at a time.
 
@@ -148,8 +141,8 @@ class Worker:
         ranks = ProcessRanks(rank, size, store, self.learner.device, own_address(address[0]), deadline_s)
         self.learner._engine = _Rank(ranks, staleness)
 
-    def update(self, update: Update) -> Updated:
-        """Updates the learner as all other ranks do."""
+    def update(self, update: Update) -> list[float]:
+        """Updates the learner as all other ranks do; the sum of each trained tensor, equal on all ranks."""
         learner = self.learner
         for name, value in update.counters.items():
             setattr(learner, name, value)
@@ -166,9 +159,8 @@ class Worker:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # rank 0 tells the same
             learner.train()
-        seconds = learner.logger.name_to_value.get("time/update_s", 0.0)
         learner.logger.name_to_value.clear()
-        return Updated(weight_sums(learner), float(seconds))
+        return weight_sums(learner)
 
     def work(self, work: Callable[[Sequence[Any]], Iterator[Any]], items: Sequence[Any]) -> Iterator[Any]:
         """What ``work`` gives for its share of some items, see `RayEngine.map`."""
