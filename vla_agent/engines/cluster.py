@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch as th
@@ -335,6 +335,11 @@ class Cluster:
             except StopIteration:
                 return
             yield self.answer(remote, reference, self.deadline_s, begun)
+
+    def told(self, streams: Sequence[Any], within_s: float) -> list[Any]:
+        """Those of several streams that have a result, or have ended; waits for the first of them."""
+        ready, _ = self.ray.wait(list(streams), timeout=within_s, fetch_local=False)
+        return list(ready)
 
     def put(self, value: Any) -> Any:
         """A reference to a value that processes share; each machine gets it once.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -19,6 +19,7 @@ from vla_agent.engines.merging import shares, sizes_by_node, slices
 from vla_agent.engines.player import Player
 from vla_agent.engines.rollouts import Rollouts
 from vla_agent.engines.roster import RemotePart, Roster
+from vla_agent.engines.spreading import Work, spread
 from vla_agent.engines.updates import Updates
 from vla_agent.engines.vec_env import LocalPart, Part, PartedVecEnv
 from vla_agent.envs.make import make_vec_env
@@ -271,6 +272,26 @@ class RayEngine:
             train()
         else:
             self._updates.run(learner, train)
+
+    def map(self, work: Work, items: Sequence[Any], here: Work | None = None) -> Iterator[tuple[int, Any]]:
+        """Work on items in all processes at once, this one among them, such as the episodes of an evaluation.
+
+        A process that dies, or gives no result within the start deadline, is replaced, and what it had not done is done
+        again. One that has begun goes on with its share if the iterator is abandoned.
+
+        Args:
+            work: Function that is given some of the items and yields the position of each among them with its result,
+                as they end. It is pickled.
+            items: The items; each process gets every n-th.
+            here: What this process does; ``work`` by default.
+
+        Yields:
+            The position of each item and its result, as they end.
+
+        Raises:
+            EngineError: If a process is lost again and again.
+        """
+        return spread(self.roster, work, items, here or work)
 
     def close(self) -> None:
         """Ends all processes; safe to call twice."""

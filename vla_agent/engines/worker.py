@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,6 +170,10 @@ class Worker:
             learner.train()
         learner.logger.name_to_value.clear()
         return weight_sums(learner)
+
+    def work(self, work: Callable[[Sequence[Any]], Iterator[Any]], items: Sequence[Any]) -> Iterator[Any]:
+        """What ``work`` gives for its share of some items, see `RayEngine.map`."""
+        yield from work(items)
 
     def close(self) -> None:
         """Ends its environments."""
