@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ from libero_gym.env import LiberoEnv, check_task_ids
 from libero_gym.rendering import renderer as rendering
 from libero_gym.tasks import get_suite, get_tasks
 
+EpisodeRecorder = Callable[[RecordingJob, list[EpisodeKey]], Iterator[bool]]
 RECORDING_FOLDER = ".recording"
 # The temporary files of `atomic.replacing`, which a killed process leaves behind, for names of `EpisodeKey.file_name`.
 _TEMPORARY = re.compile(
@@ -90,6 +92,7 @@ def record(
     n_workers: int = 1,
     render_device: int | None = None,
     progress_bar: bool = True,
+    recorder: EpisodeRecorder | None = None,
 ) -> RecordingSummary:
     """Record a policy's episodes and write them as a LeRobot dataset. Another call continues or extends the recording.
 
@@ -124,6 +127,9 @@ def record(
         n_workers: Number of worker processes; 0 records in this process.
         render_device: EGL device index of the workers.
         progress_bar: Whether a bar shows the rate if the output is a terminal.
+        recorder: What records the episodes in the place of worker processes here, such as processes on other machines.
+            It is given the job and the missing episodes, puts each into the job's staging folder under its file name,
+            and yields whether it succeeded.
 
     Returns:
         How many episodes were recorded, succeeded and are in the dataset.
@@ -161,11 +167,12 @@ def record(
     )
     n_workers = whole_number("n_workers", n_workers, 0)
     job = RecordingJob(Path(root) / RECORDING_FOLDER, options, policy, render_device, get_suite(suite).loaded())
-    return _record(Path(root), keys, job, n_workers, progress_bar)
+    recorder = recorder or functools.partial(record_episodes, n_workers=n_workers)
+    return _record(Path(root), keys, job, recorder, progress_bar)
 
 
 def _record(
-    root: Path, keys: list[EpisodeKey], job: RecordingJob, n_workers: int, progress_bar: bool
+    root: Path, keys: list[EpisodeKey], job: RecordingJob, recorder: EpisodeRecorder, progress_bar: bool
 ) -> RecordingSummary:
     """Record the episodes that are missing, and write the dataset."""
     _check_folder(root)
@@ -182,7 +189,7 @@ def _record(
             disable=None if progress_bar else True,
         ) as bar:
             n_successes = 0
-            for n_done, success in enumerate(record_episodes(job, missing, n_workers), start=1):
+            for n_done, success in enumerate(recorder(job, missing), start=1):
                 n_successes += success
                 bar.set_postfix(success=f"{n_successes / n_done:.0%}", refresh=False)
                 bar.update()

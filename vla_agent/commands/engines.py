@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
+from libero_gym.common.checks import whole_number
 from vla_agent.engines import RayEngine
 from vla_agent.envs.make import make_vec_env
 
@@ -56,3 +57,33 @@ def engine_of(options: EngineOptions) -> Iterator[RayEngine | None]:
 def maker_of_environments(engine: RayEngine | None) -> Callable[..., Any]:
     """What makes environments for an engine."""
     return make_vec_env if engine is None else engine.make_vec_env
+
+
+class SharingOptions(Protocol):
+    """What a command whose episodes several processes share has among its options."""
+
+    engine: Literal["local", "ray"]
+    processes: int
+    address: str
+
+
+def check_sharing(options: SharingOptions) -> None:
+    """Complains about a number of processes out of range, or an address without an engine, as ValueError."""
+    whole_number("--processes", options.processes, 1)
+    if options.engine == "local" and options.address:
+        raise ValueError("--address is for several processes: add --engine ray, or leave it out.")
+
+
+@contextlib.contextmanager
+def sharing_engine(options: SharingOptions) -> Iterator[RayEngine | None]:
+    """The engine whose processes share episodes, closed at the end; None for this process.
+
+    Raises:
+        ImportError: If Ray is not installed.
+        EngineError: If the cluster does not answer or is too small.
+    """
+    if options.engine == "local":
+        yield None
+        return
+    with RayEngine(options.processes, address=options.address or None) as engine:
+        yield engine

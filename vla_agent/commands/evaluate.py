@@ -12,7 +12,8 @@ from typing import Any, Literal
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import real_number, whole_number
 from libero_gym.dimensions import Renderer
-from vla_agent import EvaluationReport, compare_reports, evaluate_policy
+from vla_agent import EvaluationReport, RayEngine, compare_reports, evaluate_policy
+from vla_agent.commands.engines import check_sharing, sharing_engine
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
 from vla_agent.evaluation.familiarity import HELD_OUT, UNSEEN
 from vla_agent.evaluation.html_comparison import COMPARISON_FILE, comparison_page
@@ -43,6 +44,9 @@ class Options:
     film_failures: int = 0  # number of failures of each task to film as MP4
     seed: int = 0  # seed for sampling
     device: str = "auto"  # torch's name, such as "cuda:0"
+    engine: Literal["local", "ray"] = "local"  # "ray" plays in several processes, here or on many machines
+    processes: int = 2  # for "ray": how many play, each in n_envs environments of its own
+    address: str = ""  # for "ray": of a cluster that this machine belongs to, such as "auto"; empty starts one here
     out: Path = Path("runs/evaluation")  # folder of the report; the same command goes on where it stopped
     compare: tuple[Path, Path] | None = None  # two finished evaluations to compare into out's comparison.html, no more
 
@@ -65,6 +69,12 @@ def check(options: Options) -> None:
 def evaluate(options: Options) -> EvaluationReport:
     """Run the episodes that ``out`` lacks, and report on all."""
     check(options)
+    check_sharing(options)
+    with sharing_engine(options) as engine:
+        return _evaluate(options, engine)
+
+
+def _evaluate(options: Options, engine: RayEngine | None) -> EvaluationReport:
     by_choice = options.init_states in (UNSEEN, HELD_OUT)
     states: Any = options.init_states if by_choice else parse_ids("--init-states", options.init_states)
     drawn = ids_or_none("--placement-seeds", options.placement_seeds) or []
@@ -86,6 +96,7 @@ def evaluate(options: Options) -> EvaluationReport:
         film_failures=whole_number("--film-failures", options.film_failures, 0),
         seed=options.seed,
         device=options.device,
+        engine=engine,
         out=options.out,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -19,12 +19,15 @@ from vla_agent.engines.merging import shares, sizes_by_node, slices
 from vla_agent.engines.player import Player
 from vla_agent.engines.rollouts import Rollouts
 from vla_agent.engines.roster import RemotePart, Roster
+from vla_agent.engines.spreading import Work, spread
 from vla_agent.engines.updates import Updates
 from vla_agent.engines.vec_env import LocalPart, Part, PartedVecEnv
 from vla_agent.envs.make import make_vec_env
 from vla_agent.policy.loading import load_processor
 
 Placement = Literal["colocated", "split"]
+
+_ENV_SHARE_OF_DEADLINE = 0.8
 
 
 class RayEngine:
@@ -43,8 +46,11 @@ class RayEngine:
     those of one learner with n times the ``gradient_accumulation_steps``, within rounding. Several policies draw from
     generators of their own.
 
-    A process that dies or does not answer is replaced: it takes up the environments where the rollout began and plays
-    it again, or all learners go back to the weights before the update and repeat it. What is learned is the same then.
+    A process that dies or does not answer is replaced, on another machine if its own is gone: it takes up the
+    environments where the rollout began and plays it again, or all learners go back to the weights before the update
+    and repeat it. What is learned is the same then. So it is if a process of its environments dies or hangs, unless
+    they are made with ``restart=True``, which truncates their episodes and goes on. If there is no room for a
+    replacement, or this process or its own environments are lost, the run stops; see `safe_learn`.
 
     Args:
         n_learners: Learners that share each minibatch, this process among them.
@@ -59,8 +65,11 @@ class RayEngine:
         cpus_per_worker: CPUs of each process, this one among them; by default, an equal share of what there is.
         gpus_per_worker: GPUs of each process; by default 1 where there are any. This one computes on its own from then
             on, if its device is "auto" or "cuda".
-        deadline_s: Seconds within which a process has to answer, and learners have to sum a minibatch's gradients.
+        deadline_s: Seconds within which a process has to answer, and learners have to sum a minibatch's gradients; a
+            learner that hangs there is known within twice as long.
         start_deadline_s: Seconds within which a process has to start, and to make its environments.
+        room_deadline_s: Seconds within which the cluster has to have room, at first and for a replacement: machines may
+            join meanwhile, and other runs may end.
 
     Attributes:
         n_replaced: How many processes have been replaced so far.
@@ -85,6 +94,7 @@ class RayEngine:
         gpus_per_worker: float | None = None,
         deadline_s: float = 300.0,
         start_deadline_s: float = 900.0,
+        room_deadline_s: float = 60.0,
     ) -> None:
         self.n_learners = whole_number("n_learners", n_learners, 1)
         self.placement = cast(Placement, choice("placement", placement, ("colocated", "split")))
@@ -99,9 +109,8 @@ class RayEngine:
         if flag("stale", stale) and together:
             raise ValueError("stale=True needs processes that play while others learn: give placement='split'.")
         self.staleness = int(stale)
-        for name, value in (("deadline_s", deadline_s), ("start_deadline_s", start_deadline_s)):
-            real_number(name, value, above=0)
-        self.cluster = Cluster(address, deadline_s, start_deadline_s)
+        deadlines = {"deadline_s": deadline_s, "start_deadline_s": start_deadline_s, "room_deadline_s": room_deadline_s}
+        self.cluster = Cluster(address, *(real_number(name, value, above=0) for name, value in deadlines.items()))
         n_players = 0 if together else self.n_policies
         n_workers = self.n_learners - 1 + n_players
         try:
@@ -182,7 +191,10 @@ class RayEngine:
 
     def _make_part(self, env_id: str, n_envs: int, kwargs: dict[str, Any]) -> functools.partial[VecEnv]:
         n_workers = min(n_envs, max(1, int(self.roster.place.cpus)))
-        return functools.partial(make_vec_env, env_id, n_envs, **({"n_workers": n_workers} | kwargs))
+        given: dict[str, Any] = {"n_workers": n_workers}
+        if kwargs.get("backend", "processes") == "processes":  # they are to say which of them hangs, in time
+            given["timeout"] = _ENV_SHARE_OF_DEADLINE * self.cluster.deadline_s
+        return functools.partial(make_vec_env, env_id, n_envs, **(given | kwargs))
 
     def close_env(self, env: PartedVecEnv) -> None:
         """Ends the environments that `make_vec_env` made."""
@@ -260,6 +272,26 @@ class RayEngine:
             train()
         else:
             self._updates.run(learner, train)
+
+    def map(self, work: Work, items: Sequence[Any], here: Work | None = None) -> Iterator[tuple[int, Any]]:
+        """Work on items in all processes at once, this one among them, such as the episodes of an evaluation.
+
+        A process that dies, or gives no result within the start deadline, is replaced, and what it had not done is done
+        again. One that has begun goes on with its share if the iterator is abandoned.
+
+        Args:
+            work: Function that is given some of the items and yields the position of each among them with its result,
+                as they end. It is pickled.
+            items: The items; each process gets every n-th.
+            here: What this process does; ``work`` by default.
+
+        Yields:
+            The position of each item and its result, as they end.
+
+        Raises:
+            EngineError: If a process is lost again and again.
+        """
+        return spread(self.roster, work, items, here or work)
 
     def close(self) -> None:
         """Ends all processes; safe to call twice."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch as th
 from tqdm import tqdm
@@ -18,7 +17,7 @@ from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite
-from vla_agent.evaluation.decoding import decoding_settings, drawing_at
+from vla_agent.evaluation.decoding import decoding_settings, drawing_at, own_randomness
 from vla_agent.evaluation.familiarity import (
     check_choice,
     choose_statistics,
@@ -35,8 +34,12 @@ from vla_agent.evaluation.protocols import PROTOCOLS
 from vla_agent.evaluation.provenance import UNKNOWN, describe_model, provenance, read_training_states
 from vla_agent.evaluation.reports import EvaluationReport, as_folder
 from vla_agent.evaluation.results import EpisodeResult
+from vla_agent.evaluation.sharing import check_shareable, cpus_of_each, play_share
 from vla_agent.evaluation.timing import Clock
 from vla_agent.evaluation.trials import Trial, plan_trials
+
+if TYPE_CHECKING:
+    from vla_agent.engines import RayEngine
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +122,9 @@ class Evaluator:
         unnorm_key: Key of the checkpoint's statistics that decode the actions; None takes the only one.
         processor: Processor whose prompts and codec serve a ``model`` without its own, or the name of its checkpoint.
         device: Device that a checkpoint is loaded to.
+        engine: Engine whose processes play the trials beside this one, each in ``n_envs`` environments of its own. They
+            read the model by its name, so it has to be one. Greedy episodes are those of one process with as many
+            environments; sampled ones are not.
         **env_kwargs: Further arguments of the environments, such as ``n_workers``.
 
     Attributes:
@@ -147,10 +153,13 @@ class Evaluator:
         unnorm_key: str | None = None,
         processor: Any = "tiny",
         device: th.device | str = "auto",
+        engine: RayEngine | None = None,
         **env_kwargs: Any,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "engine", "env_kwargs")}
+        self.engine, self._given = engine, given | env_kwargs  # what the evaluators of other processes are given
         self.protocol = PROTOCOLS[choice("protocol", protocol, PROTOCOLS)]
-        n_envs = (os.cpu_count() or 1) if n_envs is None else whole_number("n_envs", n_envs, 1)
+        n_envs = cpus_of_each(engine) if n_envs is None else whole_number("n_envs", n_envs, 1)
         if center_crop is not None:
             center_crop = flag("center_crop", center_crop)
         if max_episode_steps is not None:
@@ -166,8 +175,10 @@ class Evaluator:
         else:
             states = sequence("init_state_ids", states)  # it may be an iterator
             plan_trials(env_id, task_ids, states, placement_seeds)
-        with _own_randomness(0):
+        with own_randomness(0):
             self.subject = load_subject(model, device)
+        check_shareable(engine, self.subject.name)
+        self._given |= {"model": self.subject.name, "init_state_ids": states, "placement_seeds": placement_seeds}
         self.training_states = read_training_states(self.subject.folder)
         self.suite = describe_suite(env_id)
         if isinstance(states, str):
@@ -222,7 +233,7 @@ class Evaluator:
             **{"restart": True} | env_kwargs | image_options,
         )
         try:
-            with _own_randomness(0):
+            with own_randomness(0):
                 self.policy = as_policy(self.subject.model, self.env, unnorm_key)
         except BaseException:
             self.env.close()
@@ -282,6 +293,7 @@ class Evaluator:
         progress_bar = flag("progress_bar", progress_bar)
         film_failures = whole_number("film_failures", film_failures, 0)
         out = None if out is None else as_folder("out", out)
+        check_shareable(self.engine, self.subject.name, film_failures)
         filmer = self._filmer(film_failures, out)
         description = describe_model(self.subject.model, self.subject.name, self.subject.folder)
         settings = self.settings | decoding_settings(self.policy, deterministic, temperature) | {"seed": seed}
@@ -330,7 +342,7 @@ class Evaluator:
         results = {Trial(*episode[:2]): episode for episode in (journal.episodes if journal else [])}
         trials = [trial for trial in self.trials if trial not in results]
         with (
-            _own_randomness(report.settings["seed"]),
+            own_randomness(report.settings["seed"]),
             drawing_at(self.policy, report.settings["temperature"]),
             tqdm(
                 total=len(self.trials),
@@ -342,7 +354,7 @@ class Evaluator:
         ):
             report.episodes = [results[trial] for trial in self.trials if trial in results]
             told = time.monotonic() - _SECONDS_BETWEEN_LINES
-            for episode in self._episodes(trials, report.settings["deterministic"], filmer, clock):
+            for _, episode in self._episodes(trials, report.settings, filmer, clock):
                 results[Trial(*episode[:2])] = episode
                 if journal is not None:
                     journal.write(episode)
@@ -355,9 +367,28 @@ class Evaluator:
                     told = time.monotonic()
 
     def _episodes(
-        self, trials: Sequence[Trial], deterministic: bool, filmer: Filmer | None, clock: Clock
-    ) -> Iterator[EpisodeResult]:
-        """Episodes as they end. The next trial goes to whichever environment is free."""
+        self, trials: Sequence[Trial], settings: dict[str, Any], filmer: Filmer | None, clock: Clock
+    ) -> Iterator[tuple[int, EpisodeResult]]:
+        """Episodes as they end, from this process or from all of an engine."""
+        deterministic = settings["deterministic"]
+        here = functools.partial(self.play, deterministic=deterministic, clock=clock, filmer=filmer)
+        if self.engine is None:
+            return here(trials)
+        make = functools.partial(type(self), **(self._given | {"n_envs": self.env.num_envs}))
+        work = functools.partial(play_share, make, deterministic, settings["temperature"], settings["seed"])
+        return self.engine.map(work, trials, here)
+
+    def play(
+        self, trials: Sequence[Trial], deterministic: bool, clock: Clock, filmer: Filmer | None = None
+    ) -> Iterator[tuple[int, EpisodeResult]]:
+        """The position of each trial and its result, as they end. The next goes to whichever environment is free.
+
+        Args:
+            trials: The trials.
+            deterministic: Whether to decode greedily.
+            clock: Measures decisions.
+            filmer: Films failures.
+        """
         finished = play_episodes(
             self.env,
             clock.timed(self.policy),
@@ -371,7 +402,7 @@ class Evaluator:
             clock.control_steps += result.steps
             if filmer is not None:
                 filmer.film(result, episode.observations[CAMERA_KEYS[0]])
-            yield result
+            yield episode.number, result
 
     def _filmer(self, film_failures: int, out: Path | None) -> Filmer | None:
         if not film_failures:
@@ -379,11 +410,3 @@ class Evaluator:
         if out is None or CAMERA_KEYS[0] not in self.settings["cameras"]:
             raise ValueError("film_failures needs an out folder, and environments with the agentview camera.")
         return Filmer(out, film_failures, self.settings["chunk_size"])
-
-
-@contextlib.contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
-    """Seeds torch's generators, and puts them back at the end."""
-    with th.random.fork_rng(devices=range(th.cuda.device_count())):
-        th.manual_seed(seed)
-        yield

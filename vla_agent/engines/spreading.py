@@ -1,0 +1,107 @@
+"""Items of work that the processes of an engine share, such as the episodes of an evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from vla_agent.engines.errors import EngineError, LostError
+from vla_agent.engines.roster import MAX_REPLACEMENTS, Roster
+
+# Given items, gives the position of each and its result, once, in whatever order they end.
+Work = Callable[[Sequence[Any]], Iterator[tuple[int, Any]]]
+
+
+def spread(roster: Roster, work: Work, items: Sequence[Any], here: Work) -> Iterator[tuple[int, Any]]:
+    """Results of items, see `RayEngine.map`.
+
+    Args:
+        roster: The other processes.
+        work: What they do; a function that can be pickled.
+        items: The items.
+        here: What this process does with its share.
+
+    Raises:
+        EngineError: If a process is lost again and again.
+    """
+    numbers = [number for number, _ in zip(roster.numbers, items[1:], strict=False)]  # no more than there are items
+    step = len(numbers) + 1
+    shares = [
+        _Share(roster, number, work, items, range(first, len(items), step)) for first, number in enumerate(numbers, 1)
+    ]
+    own = range(0, len(items), step)
+    local: Iterator[Any] | None = iter(here([items[index] for index in own]))
+    while shares or local is not None:
+        if local is not None:
+            try:
+                position, result = next(local)
+                yield own[position], result
+            except StopIteration:
+                local = None
+        if not shares:
+            continue
+        # This process's own work does not wait for that of others.
+        within_s = 0.0 if local is not None else min(share.left_s for share in shares)
+        ready = {id(stream) for stream in roster.cluster.told([share.stream for share in shares], within_s)}
+        for share in list(shares):
+            if id(share.stream) in ready:
+                yield from share.take()
+            elif share.left_s <= 0:
+                share.lose(LostError(f"{roster.called(share.number)} did not answer in its time.", share.number))
+            if share.is_done:
+                shares.remove(share)
+
+
+class _Share:
+    """The items of one process."""
+
+    def __init__(self, roster: Roster, number: int, work: Work, items: Sequence[Any], indices: Sequence[int]) -> None:
+        self.roster, self.number, self.work, self.items = roster, number, work, items
+        self.left = list(indices)  # without a result yet
+        self.is_done = False
+        self._n_lost = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.given = list(self.left)
+        call = self.roster.actor(self.number).work.options(num_returns="streaming")
+        self.stream: Any = call.remote(self.work, [self.items[index] for index in self.given])
+        self.since = time.monotonic()
+
+    @property
+    def left_s(self) -> float:
+        """Seconds within which it has to give another result; what it needs is made before the first."""
+        return self.since + self.roster.cluster.start_deadline_s - time.monotonic()
+
+    def take(self) -> Iterator[tuple[int, Any]]:
+        """The result that has come, if any."""
+        try:
+            position, result = self.roster.answer(self.number, next(self.stream), starting=True)
+        except StopIteration:
+            if self.left:
+                raise EngineError(f"{self.roster.called(self.number)} left {len(self.left)} items out.") from None
+            self.is_done = True
+            return
+        except LostError as error:
+            self.lose(error)
+            return
+        index = self.given[position]
+        self.left.remove(index)
+        self.since = time.monotonic()
+        yield index, result
+
+    def lose(self, error: LostError) -> None:
+        """Replaces the process, and has the other do what is left."""
+        self._n_lost += 1
+        if self._n_lost > MAX_REPLACEMENTS:
+            raise EngineError(f"A share of the work failed {self._n_lost} times; last: {error}") from error
+        if not self.left:
+            self.is_done = True
+            return
+        try:
+            self.roster.replace(self.number, error)
+        except LostError as again:
+            self.lose(again)
+        else:
+            self._begin()
