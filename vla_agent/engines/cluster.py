@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,8 +13,16 @@ import torch as th
 
 from vla_agent.engines.errors import EngineError, LostError
 from vla_agent.engines.worker import PACKAGES, Worker, code_fingerprint, package_versions
+from vla_agent.envs.vec_env import is_worker_error
 
-PLACES_WITHIN_S = 60  # for a cluster to find room for what it can hold
+logger = logging.getLogger(__name__)
+
+_CHECK_ROOM_EVERY_S = 1.0  # while a process starts: its machine may go meanwhile
+_FETCH_S = 1.0  # for a result that is there already, on another machine
+_STORE_FULL = (
+    "Ray's object store, and the disk that it goes on to, have no room for a rollout or the weights. Start Ray with a "
+    "larger --object-store-memory, free its disk, or give fewer n_steps."
+)
 
 
 class Place(NamedTuple):
@@ -44,7 +54,9 @@ class Remote(NamedTuple):
     @property
     def called(self) -> str:
         """What messages call it."""
-        return f"Worker {self.number} (process {self.pid} on {self.host})"
+        return (
+            f"Worker {self.number} (process {self.pid} on {self.host})" if self.pid else f"Worker {self.number} (new)"
+        )
 
 
 class Seat:
@@ -64,6 +76,7 @@ class Cluster:
         address: Address of a cluster, such as "10.0.0.1:6379" or "auto"; None starts one on this machine.
         deadline_s: Seconds within which a call has to answer.
         start_deadline_s: Seconds within which a process has to start, and to make its environments or learner.
+        room_deadline_s: Seconds within which the cluster has to have room; machines may join meanwhile.
 
     Raises:
         ImportError: If Ray is not installed.
@@ -71,27 +84,44 @@ class Cluster:
         ValueError: If the address is one of Ray's client, whose driver is outside the cluster.
     """
 
-    def __init__(self, address: str | None, deadline_s: float, start_deadline_s: float) -> None:
+    def __init__(self, address: str | None, deadline_s: float, start_deadline_s: float, room_deadline_s: float) -> None:
         self.ray = _ray()
-        self.deadline_s, self.start_deadline_s = deadline_s, start_deadline_s
+        self.deadline_s, self.start_deadline_s, self.room_deadline_s = deadline_s, start_deadline_s, room_deadline_s
         self.is_own = not self.ray.is_initialized()
+        self.can_grow = address is not None or not self.is_own
         if self.is_own:
-            self._start(address)
+            self._join(address)
         self._group: Any = None
         self._seat: Any = None
 
-    def _start(self, address: str | None) -> None:
+    def _join(self, address: str | None) -> None:
         if address is not None and address.startswith("ray://"):
             raise ValueError(
                 f"address={address!r} is of Ray's client, and the learner has to run on the cluster itself: start the "
                 "program there, such as with 'ray job submit', and give address='auto'."
             )
+        if address is not None:
+            self._knock(address)
         try:
             # "local", since None would join whatever cluster somebody has started on this machine.
             given = {"include_dashboard": False, "logging_level": "warning", "configure_logging": False}
             self.ray.init(address or "local", **given)
         except (ConnectionError, RuntimeError, TimeoutError) as error:
-            raise EngineError(f"No Ray cluster answers at {address!r}: {error}") from error
+            where = "No Ray could be started here" if address is None else f"No Ray cluster was joined at {address!r}"
+            raise EngineError(f"{where}: {error}") from error
+
+    def _knock(self, address: str) -> None:
+        """Complains about an address where nobody listens, for which Ray itself has no deadline."""
+        host, separator, port = address.rpartition(":")
+        if not separator or not port.isdigit():
+            return  # such as "auto"
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=self.deadline_s).close()
+        except OSError as error:
+            raise EngineError(
+                f"Nobody answers at address={address!r} within {self.deadline_s:g} s ({error}). 'ray status' on the "
+                "head machine says whether Ray runs; its port has to be open to this machine."
+            ) from error
 
     @property
     def host(self) -> str:
@@ -124,37 +154,70 @@ class Cluster:
     def reserve(self, n_workers: int, place: Place) -> None:
         """Keeps room for this process and so many others, and has this one compute on the GPU that it gets.
 
+        Machines may join within ``room_deadline_s``, and other runs end.
+
         Raises:
-            EngineError: If the cluster is too small; the message says what it has.
+            EngineError: If the cluster has too little room; the message says what it has.
         """
         wanted = {"CPU": place.cpus} | ({"GPU": place.gpus} if place.gpus else {})
-        has, n_processes = self.ray.cluster_resources(), n_workers + 1
-        for name, called in (("CPU", "CPUs"), ("GPU", "GPUs")):
-            needed = n_processes * wanted.get(name, 0)
-            if needed > has.get(name, 0):
-                raise EngineError(
-                    f"{n_processes} processes of {wanted[name]:g} {called} each need {needed:g}, and the cluster has "
-                    f"{has.get(name, 0):g} {called} on {self._machines()}. Ask for fewer, or add machines."
-                )
-        here = wanted | {f"node:{self.host}": 0.001}  # this machine's own resource, of which there is 1
-        self._group = self.ray.util.placement_group([here, *[wanted] * n_workers], strategy="PACK")
-        if not self._group.wait(PLACES_WITHIN_S):
-            free = self.ray.available_resources()
-            self.release()
-            raise EngineError(
-                f"The cluster found no room for {n_processes} processes of {wanted} in {PLACES_WITHIN_S} s: free are "
-                f"{free.get('CPU', 0):g} of {has.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} of "
-                f"{has.get('GPU', 0):g} GPUs. Another run may hold them."
-            )
-
+        if not self.can_grow and self._too_small(n_workers + 1, place):
+            raise EngineError(self._too_small(n_workers + 1, place))
+        # The first is this process's own, on the very node that it belongs to: a machine may have several.
+        labels = [{"ray.io/node-id": self.node}, *[{}] * n_workers]
+        self._group = self.ray.util.placement_group(
+            [wanted] * (n_workers + 1), strategy="PACK", bundle_label_selector=labels
+        )
+        begun, is_told = time.monotonic(), False
+        while not self._has_room():
+            waited = time.monotonic() - begun
+            if waited > self.room_deadline_s:
+                told = self._too_small(n_workers + 1, place) or self._no_room(n_workers + 1, place)
+                self.release()
+                raise EngineError(told)
+            if waited > 1 and not is_told:
+                is_told = True
+                logger.warning("The cluster has no room yet; waiting up to %g s for it.", self.room_deadline_s)
+            time.sleep(0.1)
         self._sit_down(place)
+
+    def _has_room(self) -> bool:
+        """Whether room is kept for all processes: not before it is found, nor after a machine is lost."""
+        return bool(self.ray.util.placement_group_table(self._group).get("state") == "CREATED")
+
+    def _too_small(self, n_processes: int, place: Place) -> str:
+        """What an empty cluster has too little of, as a sentence; "" if it has enough of all."""
+        has = self.ray.cluster_resources()
+        for name, called, each in (("CPU", "CPUs", place.cpus), ("GPU", "GPUs", place.gpus)):
+            if n_processes * each > has.get(name, 0):
+                return (
+                    f"{n_processes} processes of {each:g} {called} each need {n_processes * each:g}, and the cluster "
+                    f"has {has.get(name, 0):g} {called} on {self._machines()}. Ask for fewer, or add machines."
+                )
+        return ""
+
+    def _no_room(self, n_processes: int, place: Place) -> str:
+        """What is free on a cluster that has no room, as a sentence."""
+        has, free = self.ray.cluster_resources(), self.ray.available_resources()
+        kinds = [("CPU", place.cpus)] + ([("GPU", place.gpus)] if place.gpus else [])
+        needs = " and ".join(f"{each:g} {name}{'s' * (each != 1)}" for name, each in kinds)
+        rest = " and ".join(f"{free.get(name, 0):g} of {has.get(name, 0):g} {name}s" for name, _ in kinds)
+        count = f"{n_processes} processes of {needs} each" if n_processes > 1 else f"a process of {needs}"
+        return (
+            f"The cluster found no room for {count} within {self.room_deadline_s:g} s: {rest} are free, on "
+            f"{self._machines()}. Wait for other runs to end, add a machine, or ask for less."
+        )
 
     def _sit_down(self, place: Place) -> None:
         """Holds this process's room, so that no other gets its GPU."""
         where = self.ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._group, 0)
         seat = self.ray.remote(Seat).options(num_cpus=place.cpus, num_gpus=place.gpus, scheduling_strategy=where)
         self._seat = seat.remote()
-        gpus = self.ray.get(self._seat.gpus.remote(), timeout=self.start_deadline_s)
+        try:
+            gpus = self.ray.get(self._seat.gpus.remote(), timeout=self.start_deadline_s)
+        except self.ray.exceptions.RayError as error:
+            raise EngineError(
+                f"Ray did not give this process its own place within {self.start_deadline_s:g} s: {error}"
+            ) from error
         if gpus and th.cuda.is_available():
             th.cuda.set_device(int(gpus[0]))
 
@@ -165,9 +228,21 @@ class Cluster:
     def start(self, numbers: Iterable[int], place: Place, threads: int) -> dict[int, Remote]:
         """Starts processes where room is kept for them, all at the same time.
 
+        Ray starts them on a machine that is gone, too, until it knows that; then they are started once more.
+
         Raises:
-            EngineError: If one does not start, or runs other code.
+            LostError: If one is gone, or does not start in time; none of them is left.
+            EngineError: If there is no room for one any more, or it runs other code; none of them is left.
         """
+        numbers, begun = list(numbers), time.monotonic()
+        try:
+            return self._start_once(numbers, place, threads, begun)
+        except LostError:
+            if time.monotonic() - begun > self.start_deadline_s:
+                raise
+            return self._start_once(numbers, place, threads, begun)
+
+    def _start_once(self, numbers: list[int], place: Place, threads: int, begun: float) -> dict[int, Remote]:
         strategies = self.ray.util.scheduling_strategies
         variables = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         options = {"num_cpus": place.cpus, "num_gpus": place.gpus, "max_restarts": 0}
@@ -177,33 +252,75 @@ class Cluster:
             where = strategies.PlacementGroupSchedulingStrategy(self._group, number + 1)
             given = options | {"scheduling_strategy": where, "runtime_env": {"env_vars": variables}}
             actor = kind.options(**given).remote(number, threads)
-            found[number] = Remote(number, actor, "a machine that is being looked for", 0)
+            found[number] = Remote(number, actor, "", 0)
         asked = {number: remote.actor.describe.remote() for number, remote in found.items()}
-        for number, reference in asked.items():
-            told = self.answer(found[number], reference, self.start_deadline_s)
-            told_of = {"host": told["host"], "pid": told["pid"], "node": told["node"], "gpu": told["gpu_bytes"]}
-            found[number] = found[number]._replace(**told_of)
-            check_alike(found[number], told)
+        try:
+            for number, reference in asked.items():
+                self._await_room(reference, place, begun)
+                told = self.answer(found[number], reference, self.start_deadline_s, begun)
+                told_of = {"host": told["host"], "pid": told["pid"], "node": told["node"], "gpu": told["gpu_bytes"]}
+                found[number] = found[number]._replace(**told_of)
+                check_alike(found[number], told)
+        except BaseException:
+            for remote in found.values():  # one that waits for room would take it later
+                self.end(remote)
+            raise
         return found
 
-    def answer(self, remote: Remote, reference: Any, deadline_s: float | None = None) -> Any:
-        """The result of a call.
+    def _await_room(self, reference: Any, place: Place, begun: float) -> None:
+        """Waits for a process to start, until its deadline.
 
         Raises:
-            LostError: If the process is gone, or does not answer within the deadline.
+            EngineError: If there is no room for it within ``room_deadline_s``, as after its machine is gone.
+        """
+        had_room = time.monotonic()
+        while not self.ray.wait([reference], timeout=_CHECK_ROOM_EVERY_S, fetch_local=False)[0]:
+            now = time.monotonic()
+            if now - begun > self.start_deadline_s:
+                return
+            if self._has_room():
+                had_room = now
+            elif now - had_room > self.room_deadline_s:
+                raise EngineError(self._no_room(1, place))
+
+    def answer(
+        self, remote: Remote, reference: Any, deadline_s: float | None = None, begun: float | None = None
+    ) -> Any:
+        """The result of a call.
+
+        Args:
+            remote: The process.
+            reference: Ray's reference to the result.
+            deadline_s: Seconds within which it has to come; ``self.deadline_s`` by default.
+            begun: When they began, as of `time.monotonic`; now by default.
+
+        Raises:
+            LostError: If the process is gone, its environments are, or it does not answer within the deadline.
+            EngineError: If there is no memory for the result.
             Exception: What the call raised.
         """
         errors = self.ray.exceptions
         deadline_s = self.deadline_s if deadline_s is None else deadline_s
+        left_s = deadline_s if begun is None else max(_FETCH_S, begun + deadline_s - time.monotonic())
         try:
-            return self.ray.get(reference, timeout=deadline_s)
+            return self.ray.get(reference, timeout=left_s)
         except errors.GetTimeoutError:
             raise LostError(f"{remote.called} did not answer within {deadline_s:g} s.", remote.number) from None
         except errors.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else error from error
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, (errors.ObjectStoreFullError, errors.OutOfDiskError)):
+                raise EngineError(f"{remote.called}: {_STORE_FULL}") from error
+            if is_worker_error(cause):
+                told = str(cause).partition("\n")[0]  # its traceback follows, and stays with the cause
+                raise LostError(f"{remote.called} lost its environments: {told}", remote.number) from error
+            raise cause from error
+        except (errors.ObjectStoreFullError, errors.OutOfDiskError) as error:
+            raise EngineError(_STORE_FULL) from error
         except errors.OutOfMemoryError as error:
             raise LostError(f"{remote.called} was ended, for its machine is out of memory.", remote.number) from error
-        except (errors.RayActorError, errors.ObjectLostError) as error:
+        except errors.RuntimeEnvSetupError as error:
+            raise EngineError(f"{remote.called} cannot start: {error}") from error
+        except errors.RayError as error:  # the process, its machine, or the result on it
             raise LostError(f"{remote.called} is gone.", remote.number) from error
 
     def stream(self, remote: Remote, references: Any) -> Iterator[Any]:
@@ -217,7 +334,7 @@ class Cluster:
                 reference = next(references)
             except StopIteration:
                 return
-            yield self.answer(remote, reference, max(1.0, self.deadline_s - (time.monotonic() - begun)))
+            yield self.answer(remote, reference, self.deadline_s, begun)
 
     def told(self, streams: Sequence[Any], within_s: float) -> list[Any]:
         """Those of several streams that have a result, or have ended; waits for the first of them."""
@@ -232,10 +349,8 @@ class Cluster:
         """
         try:
             return self.ray.put(value)
-        except self.ray.exceptions.ObjectStoreFullError as error:
-            raise EngineError(
-                "Ray's object store has no room for a rollout; start Ray with a larger --object-store-memory."
-            ) from error
+        except (self.ray.exceptions.ObjectStoreFullError, self.ray.exceptions.OutOfDiskError) as error:
+            raise EngineError(_STORE_FULL) from error
 
     def end(self, remote: Remote) -> None:
         """Ends a process at once."""

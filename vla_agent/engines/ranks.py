@@ -50,11 +50,11 @@ class ProcessRanks:
     def __init__(
         self, rank: int, size: int, store: dist.Store, device: th.device, host: str, deadline_s: float
     ) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.deadline_s = rank, size, deadline_s
         try:
             self._group = _group(rank, size, store, device, host, deadline_s)
         except RuntimeError as error:
-            raise RanksError(f"Learner {rank} of {size} did not meet the others: {error}") from error
+            raise RanksError(f"Learner {rank} of {size} did not meet the others within {deadline_s:g} s.") from error
 
     def sum(self, tensors: Sequence[th.Tensor]) -> None:
         """Replaces each tensor by its sum over all ranks, equal to the bit on each of them.
@@ -68,7 +68,10 @@ class ProcessRanks:
             try:
                 self._group.allreduce([flat]).wait()
             except RuntimeError as error:
-                raise RanksError(f"The learners could not sum their gradients: {error}") from error
+                raise RanksError(
+                    f"Learner {self.rank} of {self.size} could not sum its gradients with the others: one is gone, or "
+                    f"took longer than {self.deadline_s:g} s."
+                ) from error
             with th.no_grad():
                 for tensor, summed in zip(own, flat.split([tensor.numel() for tensor in own]), strict=True):
                     tensor.copy_(summed.view_as(tensor))

@@ -27,6 +27,8 @@ from vla_agent.policy.loading import load_processor
 
 Placement = Literal["colocated", "split"]
 
+_ENV_SHARE_OF_DEADLINE = 0.8
+
 
 class RayEngine:
     """Rollouts and updates in processes of a Ray cluster; `learn`, callbacks, logs and checkpoints are as ever.
@@ -44,8 +46,11 @@ class RayEngine:
     those of one learner with n times the ``gradient_accumulation_steps``, within rounding. Several policies draw from
     generators of their own.
 
-    A process that dies or does not answer is replaced: it takes up the environments where the rollout began and plays
-    it again, or all learners go back to the weights before the update and repeat it. What is learned is the same then.
+    A process that dies or does not answer is replaced, on another machine if its own is gone: it takes up the
+    environments where the rollout began and plays it again, or all learners go back to the weights before the update
+    and repeat it. What is learned is the same then. So it is if a process of its environments dies or hangs, unless
+    they are made with ``restart=True``, which truncates their episodes and goes on. If there is no room for a
+    replacement, or this process or its own environments are lost, the run stops; see `safe_learn`.
 
     Args:
         n_learners: Learners that share each minibatch, this process among them.
@@ -60,8 +65,11 @@ class RayEngine:
         cpus_per_worker: CPUs of each process, this one among them; by default, an equal share of what there is.
         gpus_per_worker: GPUs of each process; by default 1 where there are any. This one computes on its own from then
             on, if its device is "auto" or "cuda".
-        deadline_s: Seconds within which a process has to answer, and learners have to sum a minibatch's gradients.
+        deadline_s: Seconds within which a process has to answer, and learners have to sum a minibatch's gradients; a
+            learner that hangs there is known within twice as long.
         start_deadline_s: Seconds within which a process has to start, and to make its environments.
+        room_deadline_s: Seconds within which the cluster has to have room, at first and for a replacement: machines may
+            join meanwhile, and other runs may end.
 
     Attributes:
         n_replaced: How many processes have been replaced so far.
@@ -86,6 +94,7 @@ class RayEngine:
         gpus_per_worker: float | None = None,
         deadline_s: float = 300.0,
         start_deadline_s: float = 900.0,
+        room_deadline_s: float = 60.0,
     ) -> None:
         self.n_learners = whole_number("n_learners", n_learners, 1)
         self.placement = cast(Placement, choice("placement", placement, ("colocated", "split")))
@@ -100,9 +109,8 @@ class RayEngine:
         if flag("stale", stale) and together:
             raise ValueError("stale=True needs processes that play while others learn: give placement='split'.")
         self.staleness = int(stale)
-        for name, value in (("deadline_s", deadline_s), ("start_deadline_s", start_deadline_s)):
-            real_number(name, value, above=0)
-        self.cluster = Cluster(address, deadline_s, start_deadline_s)
+        deadlines = {"deadline_s": deadline_s, "start_deadline_s": start_deadline_s, "room_deadline_s": room_deadline_s}
+        self.cluster = Cluster(address, *(real_number(name, value, above=0) for name, value in deadlines.items()))
         n_players = 0 if together else self.n_policies
         n_workers = self.n_learners - 1 + n_players
         try:
@@ -183,7 +191,10 @@ class RayEngine:
 
     def _make_part(self, env_id: str, n_envs: int, kwargs: dict[str, Any]) -> functools.partial[VecEnv]:
         n_workers = min(n_envs, max(1, int(self.roster.place.cpus)))
-        return functools.partial(make_vec_env, env_id, n_envs, **({"n_workers": n_workers} | kwargs))
+        given: dict[str, Any] = {"n_workers": n_workers}
+        if kwargs.get("backend", "processes") == "processes":  # they are to say which of them hangs, in time
+            given["timeout"] = _ENV_SHARE_OF_DEADLINE * self.cluster.deadline_s
+        return functools.partial(make_vec_env, env_id, n_envs, **(given | kwargs))
 
     def close_env(self, env: PartedVecEnv) -> None:
         """Ends the environments that `make_vec_env` made."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.algorithms.rollout import Event, Rollout, Stepped, Stored
-from vla_agent.engines.errors import LostError
+from vla_agent.engines.errors import EngineError, LostError
 from vla_agent.engines.merging import fill, merge_rollouts, merge_steps
 from vla_agent.engines.roster import MAX_REPLACEMENTS, RemotePart, Roster
 from vla_agent.engines.vec_env import LocalPart, PartedVecEnv
@@ -88,8 +88,10 @@ class Rollouts:
     def _begin(self, learner: Any, env: PartedVecEnv, ask: Ask, stopwatch: Any = None) -> list[Iterator[Any]]:
         """Begins a rollout in all parts, with the learner's weights and random generators as they are."""
         before = generator_states(learner.device)
+        weights = None
         if self.sends_weights:
-            self._send_weights(learner, env)
+            trained = {name: tensor.cpu() for name, tensor in policy_tensors(learner.policy).items()}
+            weights = self.roster.cluster.put(trained)
         streams: list[Iterator[Any]] = []
         for number, (part, share) in enumerate(zip(env.parts, env.where, strict=True)):
             starts = learner._last_episode_starts[share]
@@ -101,14 +103,8 @@ class Rollouts:
             follows_on = number == 0 and not self.stale
             begun = before if follows_on else _seed(before, number)
             own = None if self._is_cut else starts
-            streams.append(_Stream(self.roster, cast(RemotePart, part).number, begun, ask, own))
+            streams.append(_Stream(self.roster, cast(RemotePart, part).number, weights, begun, ask, own))
         return streams
-
-    def _send_weights(self, learner: Any, env: PartedVecEnv) -> None:
-        trained = {name: tensor.cpu() for name, tensor in policy_tensors(learner.policy).items()}
-        weights = self.roster.cluster.put(trained)
-        for part in env.parts:  # a failure is told by the rollout that follows
-            self.roster.actor(cast(RemotePart, part).number).set_weights.remote(weights)
 
     def _end(self, learner: Any, part: Any, stream: Iterator[Any]) -> Rollout:
         """The rollout at the end of a part's stream."""
@@ -118,6 +114,8 @@ class Rollouts:
         rollout, generators, snapshot = last
         if snapshot is not None:
             self.roster.snapshots[part.number] = snapshot
+        else:
+            self.roster.snapshots.pop(part.number, None)
         if generators is not None:
             restore_generators(generators, learner.device)
         return cast(Rollout, rollout)
@@ -131,11 +129,17 @@ def log_spread(learner: Any, seconds: Sequence[float]) -> None:
 
 
 class _Stream:
-    """What a process tells of a rollout; if it is lost, another plays it again, and what is known is left out."""
+    """What a process tells of a rollout; if it is lost, another plays it again, and what is known is left out.
 
-    def __init__(self, roster: Roster, number: int, generators: Any, ask: Ask, starts: np.ndarray | None) -> None:
+    Weights travel with the call, not before it: a process that did not get them does not play, and one that plays again
+    has those of the first time.
+    """
+
+    def __init__(
+        self, roster: Roster, number: int, weights: Any, generators: Any, ask: Ask, starts: np.ndarray | None
+    ) -> None:
         self.roster, self.number = roster, number
-        self._asked = (generators, ask.n_steps, starts, ask.by_token)
+        self._asked = (weights, generators, ask.n_steps, starts, ask.by_token)
         self._how = ask.how
         self._n_told = self._n_lost = 0
         self._items = self._begin()
@@ -149,20 +153,27 @@ class _Stream:
         return self
 
     def __next__(self) -> Any:
+        n_to_skip, lost = 0, None
         while True:
             try:
-                item = next(self._items)
-            except LostError:
-                self._n_lost += 1
-                if self._n_lost > MAX_REPLACEMENTS or self.number not in self.roster.snapshots:
-                    raise
-                self.roster.replace(self.number)
-                self._items = self._begin()
-                for _ in range(self._n_told):
+                if lost is not None:
+                    self.roster.replace(self.number, lost)
+                    self._items, n_to_skip = self._begin(), self._n_told
+                for _ in range(n_to_skip):
                     next(self._items)
-                continue
-            self._n_told += 1
-            return item
+                item = next(self._items)
+                break
+            except LostError as error:
+                lost = error
+                self._n_lost += 1
+                if self.number not in self.roster.snapshots:
+                    raise EngineError(
+                        f"{lost} Its environments cannot say where they were, so none replaces it."
+                    ) from lost
+                if self._n_lost > MAX_REPLACEMENTS:
+                    raise EngineError(f"A rollout failed {self._n_lost} times; last: {lost}") from lost
+        self._n_told += 1
+        return item
 
 
 def _seed(generators: dict[str, Any], number: int) -> int:

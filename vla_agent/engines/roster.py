@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from vla_agent.engines.cluster import Cluster, Place, Remote
-from vla_agent.engines.errors import LostError
+from vla_agent.engines.errors import EngineError, LostError
 from vla_agent.engines.merging import with_task_weights
 from vla_agent.engines.vec_env import Answer
 from vla_agent.engines.worker import Copied
+
+logger = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 3  # of processes, within one rollout or update
 
@@ -75,16 +78,17 @@ class Roster:
         """The processes."""
         return list(self._remotes)
 
-    def answer(self, number: int, reference: Any, starting: bool = False) -> Any:
+    def answer(self, number: int, reference: Any, starting: bool = False, begun: float | None = None) -> Any:
         """The result of a call, see `Cluster.answer`.
 
         Args:
             number: The process.
             reference: Ray's reference to the result.
             starting: Whether environments or a learner are being made, which takes longer.
+            begun: See there.
         """
         deadline_s = self.cluster.start_deadline_s if starting else None
-        return self.cluster.answer(self._remotes[number], reference, deadline_s)
+        return self.cluster.answer(self._remotes[number], reference, deadline_s, begun)
 
     def stream(self, number: int, references: Any) -> Any:
         """The results of a call that gives several, see `Cluster.stream`."""
@@ -96,7 +100,17 @@ class Roster:
         self.task_weights = None
         self._makes = dict(makes)
         asked = {number: self.actor(number).make_env.remote(make) for number, make in makes.items()}
-        return lambda: [self.answer(number, reference, starting=True) for number, reference in asked.items()]
+
+        def described() -> list[dict[str, Any]]:
+            found = []
+            for number, reference in asked.items():
+                try:
+                    found.append(self.answer(number, reference, starting=True))
+                except LostError as lost:  # while it was idle, or now
+                    found.append(self.restart(number, lost))
+            return found
+
+        return described
 
     def close_envs(self) -> None:
         """Ends the environments."""
@@ -123,28 +137,51 @@ class Roster:
         given = {name: kwargs[name] for name in ("model",) if name in kwargs}
         copied = self.cluster.put(Copied(type(self.learner), run, {"policy_kwargs": given}))
         device = "cpu" if self.learner.device.type == "cpu" else "cuda:0"
-        asked = [(number, self.actor(number).load.remote(copied, device)) for number in chosen]
-        for number, reference in asked:
-            self.answer(number, reference, starting=True)
+        asked = {number: self.actor(number).load.remote(copied, device) for number in chosen}
+        for number, reference in asked.items():
+            try:
+                self.answer(number, reference, starting=True)
+            except LostError as lost:
+                self.restart(number, lost)
+                self.answer(number, self.actor(number).load.remote(copied, device), starting=True)
 
     def snapshot(self, number: int) -> dict[str, Any]:
         """Where a process's environments were, with the task weights of now."""
         return with_task_weights(self.snapshots[number], self.task_weights)
 
-    def restart(self, number: int) -> None:
-        """Starts another process in the place of one, with its environments where they were, as far as is known."""
+    def restart(self, number: int, lost: LostError) -> Any:
+        """Starts another process in the place of one, with its environments where they were, as far as is known.
+
+        Args:
+            number: Number of both.
+            lost: What became of the one.
+
+        Returns:
+            What the new environments say of themselves; None if it has none.
+
+        Raises:
+            EngineError: If there is no room for it.
+            LostError: If it is lost, too.
+        """
+        logger.warning("%s Another process takes its place.", lost)
         self.n_replaced += 1
         self.cluster.end(self._remotes[number])
-        self._remotes |= self.cluster.start([number], self.place, self.threads)
-        if number in self._makes:
-            self.answer(number, self.actor(number).make_env.remote(self._makes[number]), starting=True)
-            if number in self.snapshots:
-                reference = self.actor(number).ask.remote("restore", self.snapshot(number))
-                self.answer(number, reference, starting=True)
+        try:
+            self._remotes |= self.cluster.start([number], self.place, self.threads)
+        except LostError:
+            raise
+        except EngineError as error:
+            raise EngineError(f"{lost} It cannot be replaced: {error}") from lost
+        if number not in self._makes:
+            return None
+        described = self.answer(number, self.actor(number).make_env.remote(self._makes[number]), starting=True)
+        if number in self.snapshots:
+            self.answer(number, self.actor(number).ask.remote("restore", self.snapshot(number)), starting=True)
+        return described
 
-    def replace(self, number: int) -> None:
+    def replace(self, number: int, lost: LostError) -> None:
         """`restart`, and a copy of the learner."""
-        self.restart(number)
+        self.restart(number, lost)
         self.copy_learner([number])
 
     def close(self) -> None:
@@ -192,10 +229,10 @@ class RemotePart:
         def answer() -> Any:
             try:
                 result = roster.answer(number, reference)
-            except LostError:
+            except LostError as lost:
                 if name in ("step", "begin_episodes"):
                     raise  # another process's environments are not where these were
-                roster.replace(number)
+                roster.replace(number, lost)
                 result = roster.answer(number, begin())
             if is_snapshot and result is not None:
                 roster.snapshots[number] = result

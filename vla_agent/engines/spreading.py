@@ -48,7 +48,7 @@ def spread(roster: Roster, work: Work, items: Sequence[Any], here: Work) -> Iter
             if id(share.stream) in ready:
                 yield from share.take()
             elif share.left_s <= 0:
-                share.lose(LostError(f"{roster.called(share.number)} did not answer.", share.number))
+                share.lose(LostError(f"{roster.called(share.number)} did not answer in its time.", share.number))
             if share.is_done:
                 shares.remove(share)
 
@@ -99,5 +99,9 @@ class _Share:
         if not self.left:
             self.is_done = True
             return
-        self.roster.replace(self.number)
-        self._begin()
+        try:
+            self.roster.replace(self.number, error)
+        except LostError as again:
+            self.lose(again)
+        else:
+            self._begin()

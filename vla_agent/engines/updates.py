@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from vla_agent.engines.roster import MAX_REPLACEMENTS, Roster
 from vla_agent.engines.worker import Update, weight_sums
 from vla_agent.runs.loading import restore_contents
 from vla_agent.runs.serialization import generator_states, restore_generators
+
+logger = logging.getLogger(__name__)
 
 _SCHEDULES = ("lr_schedule", "_value_lr_schedule", "clip_range", "clip_range_vf")
 _ARRAYS = ("actions", "rewards", "episode_starts", "log_probs", "values", "advantages", "returns")
@@ -35,6 +39,8 @@ class Updates:
         self.roster, self.numbers, self.staleness = roster, numbers, staleness
         self.ranks: Ranks = OneRank()
         self._meeting: Rendezvous | None = None
+        self._n_replaced = 0  # when they met: one that was replaced since has met nobody
+        self._asked: dict[int, Any] = {}  # the last call of each
 
     def part(self) -> None:
         """Copies of the learner were made anew: they have met no others."""
@@ -48,52 +54,58 @@ class Updates:
         """
         whole = update_of(learner)
         update = self.roster.cluster.put(whole)
-        for attempt in range(MAX_REPLACEMENTS + 1):
-            asked: dict[int, Any] = {}
+        failed: EngineError | None = None
+        for _ in range(MAX_REPLACEMENTS + 1):
             try:
+                if failed is not None:
+                    self._go_back(learner, whole)
                 self._meet(learner)
-                asked = {number: self.roster.actor(number).update.remote(update) for number in self.numbers}
+                self._asked = {n: self.roster.actor(n).update.remote(update) for n in self.numbers}
                 train()
-                self._compare(learner, asked)
+                self._compare(learner)
                 return
             except (RanksError, LostError) as error:
-                if attempt == MAX_REPLACEMENTS:
-                    raise EngineError(f"An update failed {attempt + 1} times; last: {error}") from error
-                self._go_back(learner, whole, asked)
+                logger.warning("%s The update is repeated.", error)
+                failed = error
+        raise EngineError(f"An update failed {MAX_REPLACEMENTS + 1} times; last: {failed}") from failed
 
     def _meet(self, learner: Any) -> None:
         """Brings the learners together, unless they are."""
         size = len(self.numbers) + 1
-        if self.ranks.size == size:
+        if self.ranks.size == size and self._n_replaced == self.roster.n_replaced:
             return
+        self.ranks = OneRank()
         deadline_s = self.roster.cluster.deadline_s
         meeting = self._meeting = Rendezvous(self.roster.cluster.host, deadline_s)
         address = (meeting.host, meeting.port)
-        asked = {}
+        self._asked = {}
         for rank, number in enumerate(self.numbers, 1):
-            asked[number] = self.roster.actor(number).join.remote(rank, size, address, deadline_s, self.staleness)
-        self.ranks = ProcessRanks(0, size, meeting.store, learner.device, meeting.host, deadline_s)
-        for number, reference in asked.items():
+            join = self.roster.actor(number).join
+            self._asked[number] = join.remote(rank, size, address, deadline_s, self.staleness)
+        ranks = ProcessRanks(0, size, meeting.store, learner.device, meeting.host, deadline_s)
+        for number, reference in self._asked.items():
             self.roster.answer(number, reference)
+        self.ranks, self._n_replaced = ranks, self.roster.n_replaced
 
-    def _compare(self, learner: Any, asked: dict[int, Any]) -> None:
+    def _compare(self, learner: Any) -> None:
         ours = weight_sums(learner)
-        for number, reference in asked.items():
+        for number, reference in self._asked.items():
             if self.roster.answer(number, reference) != ours:
                 raise EngineError(
                     f"{self.roster.called(number)} has learned other weights than this process from the same update; "
                     "the last checkpoint is whole. Are machines, or versions of their libraries, mixed?"
                 )
 
-    def _go_back(self, learner: Any, update: Update, asked: dict[int, Any]) -> None:
+    def _go_back(self, learner: Any, update: Update) -> None:
         """Puts all learners back to before the update; those that are gone or hang are replaced."""
         self.ranks = OneRank()
-        for number in self.numbers:
+        asked, self._asked = self._asked, {}
+        begun = time.monotonic()
+        for number, reference in asked.items():
             try:
-                if number in asked:
-                    self.roster.answer(number, asked[number])
-            except LostError:
-                self.roster.restart(number)
+                self.roster.answer(number, reference, begun=begun)
+            except LostError as lost:
+                self.roster.restart(number, lost)
             except RanksError:
                 pass  # it waited for the one that failed
         with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,7 @@ from libero_gym.common.version import package_versions
 from vla_agent.algorithms.engine import LocalEngine
 from vla_agent.algorithms.rollout import Rollout
 from vla_agent.common.hashes import fingerprint
+from vla_agent.engines.errors import RanksError
 from vla_agent.engines.merging import told
 from vla_agent.engines.player import Player
 from vla_agent.engines.ranks import ProcessRanks
@@ -97,16 +98,19 @@ class Worker:
             self.learner = copied.algorithm.load(path, None, device, **copied.arguments)
         self.learner.set_logger(Logger(None, []))
 
-    def set_weights(self, weights: dict[str, th.Tensor]) -> None:
-        """Takes over what was learned."""
-        self.learner.policy.load_state_dict(weights, strict=False)
-
     def play(
-        self, generators: dict[str, Any] | int, n_steps: int, starts: np.ndarray | None, by_token: bool, **how: Any
+        self,
+        weights: dict[str, th.Tensor] | None,
+        generators: dict[str, Any] | int,
+        n_steps: int,
+        starts: np.ndarray | None,
+        by_token: bool,
+        **how: Any,
     ) -> Iterator[Any]:
         """What callbacks read of each step; then the rollout, the generators' states, and where the environments are.
 
         Args:
+            weights: The trained weights to play with; None for those that it has.
             generators: States to begin with, or a seed.
             n_steps: See `Player.play`, as for the others.
             starts: See there.
@@ -115,6 +119,8 @@ class Worker:
         """
         assert self.player is not None
         policy = self.learner.policy
+        if weights is not None:
+            policy.load_state_dict(weights, strict=False)
         if isinstance(generators, int):
             th.manual_seed(generators)
         else:
@@ -137,7 +143,10 @@ class Worker:
             deadline_s: Seconds within which a collective has to end.
             staleness: See `Engine`.
         """
-        store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=deadline_s))
+        try:
+            store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=deadline_s))
+        except RuntimeError as error:
+            raise RanksError(f"Learner {rank} of {size} did not reach the first one at {address}.") from error
         ranks = ProcessRanks(rank, size, store, self.learner.device, own_address(address[0]), deadline_s)
         self.learner._engine = _Rank(ranks, staleness)
 

@@ -27,6 +27,13 @@ ImageTransform = Callable[[np.ndarray], np.ndarray]
 VECTOR_KEYS = ("state", "privileged")
 
 
+def is_worker_error(error: BaseException) -> bool:
+    """Whether an error says that a process of environments died or hung, and was not to be replaced."""
+    from libero_gym.vector.pool import WorkerError
+
+    return isinstance(error, WorkerError)
+
+
 class VLAVecEnv(Uncopyable, VecEnv):
     """A Gymnasium vector environment with instructions and continuous actions, for agents with tokens and bins.
 
@@ -216,14 +223,14 @@ class VLAVecEnv(Uncopyable, VecEnv):
 
     def snapshot(self) -> dict[str, Any] | None:
         """All that the environments' future depends on, as JSON can hold it; None if they cannot be saved."""
-        from libero_gym.vector.pool import WorkerError
-
         if not hasattr(self.venv, "snapshot"):
             return None
         try:
             saved = self.venv.snapshot()
-        except (WorkerError, gym.error.ClosedEnvironmentError):
-            return None  # the next step replaces the worker, or raises
+        except (RuntimeError, gym.error.ClosedEnvironmentError) as error:
+            if isinstance(error, gym.error.ClosedEnvironmentError) or is_worker_error(error):
+                return None  # the next step replaces the worker, or raises
+            raise
         return {
             "venv": saved,
             "settings": self.settings,

@@ -51,7 +51,8 @@ def cluster() -> Iterator[None]:
     """One cluster for all tests; engines that find one do not start their own."""
     threads = th.get_num_threads()
     th.set_num_threads(1)
-    ray.init("local", num_cpus=8, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    quiet = {"include_dashboard": False, "configure_logging": False, "log_to_driver": False}
+    ray.init("local", num_cpus=8, object_store_memory=2**28, **quiet)
     yield
     ray.shutdown()
     th.set_num_threads(threads)
@@ -226,8 +227,9 @@ def test_a_stale_run_is_weighed_and_the_same_each_time() -> None:
         ({"stale": True}, "placement='split'"),
         ({"placement": "everywhere"}, "everywhere"),
         ({"deadline_s": 0}, "deadline_s"),
-        ({"n_learners": 3, "cpus_per_worker": 6}, "the cluster has 8 CPUs on 1 machine"),
-        ({"n_learners": 2, "gpus_per_worker": 1}, "the cluster has 0 GPUs on 1 machine"),
+        ({"room_deadline_s": 0}, "room_deadline_s"),
+        ({"n_learners": 3, "cpus_per_worker": 6, "room_deadline_s": 1}, "the cluster has 8 CPUs on 1 machine"),
+        ({"n_learners": 2, "gpus_per_worker": 1, "room_deadline_s": 1}, "the cluster has 0 GPUs on 1 machine"),
     ],
 )
 def test_what_cannot_be_is_told_in_a_sentence(arguments: dict[str, Any], message: str) -> None:
