@@ -51,7 +51,8 @@ def cluster() -> Iterator[None]:
     """One cluster for all tests; engines that find one do not start their own."""
     threads = th.get_num_threads()
     th.set_num_threads(1)
-    ray.init("local", num_cpus=8, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    quiet = {"include_dashboard": False, "configure_logging": False, "log_to_driver": False}
+    ray.init("local", num_cpus=8, object_store_memory=2**28, **quiet)
     yield
     ray.shutdown()
     th.set_num_threads(threads)
