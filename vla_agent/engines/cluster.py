@@ -103,6 +103,8 @@ class Cluster:
         if address is not None:
             self._knock(address)
         try:
+            if address is None:  # else Ray's processes run at niceness 15, behind everything else on the machine
+                os.environ.setdefault("RAY_worker_niceness", "0")
             # "local", since None would join whatever cluster somebody has started on this machine.
             given = {"include_dashboard": False, "logging_level": "warning", "configure_logging": False}
             self.ray.init(address or "local", **given)
