@@ -5,7 +5,8 @@
 A *unit* is what a process computes on: one core for ``tiny-libero``, one GPU with its share of cores for the 7B. The
 model is of one iteration: all environments are stepped ``n_steps`` times, then all minibatches are learned from.
 
-    rollout = n_steps * (environments / cores + decode(rows of a policy) + calls) + what policies send to learner 0
+    step    = environments / cores + decode(rows of a policy)
+    rollout = n_steps * step + what learner 0 reads of the others' steps + what policies send to it
     update  = minibatches * (fixed + rows of a learner * per row + all-reduce) + what learner 0 sends to the others
     colocated: rollout + update, with all units in both
     split:     rollout + weights + update, with P units in the first and L = units - P in the last
@@ -17,6 +18,7 @@ P is the best for each number of units. Assumptions:
 - Cores belong to environments wherever their policy is, so that a split loses none of them.
 - Decoding and updates are linear in rows: a fixed part (weights that are read) and one for each row.
 - An all-reduce is a ring: 2 (L - 1) / L of the trained bytes through each unit's link.
+- Policies play ahead without waiting: learner 0 reads what each tells of a step, between its own steps where it plays.
 - Rollouts arrive at learner 0 one after the other, and leave it once for each further machine.
 - All processes are equally fast: no waits for the slowest, no losses.
 
@@ -92,6 +94,7 @@ class Pieces:
     reduce_call_s: float
     reduce_byte_s: float
     call_s: float  # a call of another process
+    item_s: float  # what another process tells of a step, once it is there
     byte_s: float  # between processes
     trained_bytes: float
     sample_bytes: float  # of a rollout
@@ -115,7 +118,9 @@ def rollout_s(pieces: Pieces, recipe: Recipe, units: int, players: int, elsewher
     env = max(pieces.env_s, n_envs * pieces.env_s / cores)
     decode = pieces.decode_call_s + n_envs / players * pieces.decode_row_s
     sent = elsewhere / players * n_envs * recipe.n_steps * pieces.sample_bytes * pieces.byte_s
-    return recipe.n_steps * (env + decode + elsewhere * pieces.call_s) + sent
+    read = elsewhere * pieces.item_s
+    step = env + decode + read if elsewhere < players else max(env + decode, read)
+    return recipe.n_steps * step + (pieces.call_s if elsewhere else 0.0) + sent
 
 
 def update_s(pieces: Pieces, recipe: Recipe, units: int, learners: int) -> float:
@@ -271,6 +276,28 @@ def measure_calls(engine: RayEngine, repeats: int) -> tuple[float, float]:
     return line(sizes, times)
 
 
+def told_items(items: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What four environments tell of steps, from another process."""
+    for position, _ in enumerate(items):
+        infos = [{"task_id": 0, "is_success": False, "task_name": "task", "elapsed_steps": 8}] * 4
+        numbers = {"actions": np.zeros((4, 56)), "rewards": np.zeros(4), "log_probs": th.zeros(4, 56)}
+        yield position, numbers | {"infos": infos}
+
+
+def measure_items(engine: RayEngine, repeats: int) -> float:
+    """Seconds to read what another process tells of a step, once it is there."""
+    cluster, actor = engine.roster.cluster, engine.roster.actor(0)
+    n_items = 10 * repeats
+    stream = actor.work.options(num_returns="streaming").remote(told_items, cluster.ray.put(list(range(n_items))))
+    cluster.ray.get(next(stream))
+    time.sleep(2.0)  # until all are told
+    start = time.perf_counter()
+    for reference in stream:
+        cluster.ray.wait([reference], fetch_local=False)
+        cluster.ray.get(reference)
+    return (time.perf_counter() - start) / (n_items - 1)
+
+
 def _reduce(rank: int, store: Any, host: str, sizes: Sequence[int], repeats: int) -> list[float]:
     th.set_num_threads(1)
     ranks = ProcessRanks(rank, 2, store, th.device("cpu"), host, 60.0)
@@ -316,6 +343,7 @@ def measure(repeats: int, n_iterations: int) -> tuple[Pieces, dict[str, float]]:
     reduce_call_s, reduce_byte_s = measure_reduce(repeats)
     with RayEngine(1, 1, placement="split", cpus_per_worker=1) as engine:
         call_s, byte_s = measure_calls(engine, repeats)
+        item_s = measure_items(engine, repeats)
         seconds["split"] = statistics.median(train(engine.make_vec_env, n_iterations, 2)[1].iterations)
     with RayEngine(1, 1, placement="split", stale=True, cpus_per_worker=1) as engine:
         seconds["stale"] = statistics.median(train(engine.make_vec_env, n_iterations, 2)[1].iterations)
@@ -332,6 +360,7 @@ def measure(repeats: int, n_iterations: int) -> tuple[Pieces, dict[str, float]]:
         reduce_call_s,
         reduce_byte_s,
         call_s,
+        item_s,
         byte_s,
         n_bytes(trained),
         frame,

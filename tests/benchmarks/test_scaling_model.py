@@ -16,12 +16,13 @@ PIECES = Pieces(
     reduce_call_s=0.125,
     reduce_byte_s=0.01,
     call_s=0.25,
+    item_s=0.0625,
     byte_s=0.001,
     trained_bytes=100.0,
     sample_bytes=50.0,
 )
 RECIPE = Recipe(envs=4, n_steps=10, batch=20, n_epochs=2)
-FREE = dataclasses.replace(PIECES, reduce_call_s=0, reduce_byte_s=0, call_s=0, byte_s=0)
+FREE = dataclasses.replace(PIECES, reduce_call_s=0, reduce_byte_s=0, call_s=0, item_s=0, byte_s=0)
 
 
 def test_one_unit_plays_and_learns_alone() -> None:
@@ -32,15 +33,21 @@ def test_one_unit_plays_and_learns_alone() -> None:
 
 def test_two_colocated_units_pay_for_calls_sums_and_rollouts() -> None:
     # One of two policies is elsewhere, and sends 40 of 80 samples; the gradients of four minibatches are summed.
-    assert rollout_s(PIECES, RECIPE, 2, 2, 1) == pytest.approx(40 + 10 * 0.25 + 40 * 50 * 0.001)
+    assert rollout_s(PIECES, RECIPE, 2, 2, 1) == pytest.approx(40 + 10 * 0.0625 + 0.25 + 40 * 50 * 0.001)
     assert update_s(PIECES, RECIPE, 2, 2) == pytest.approx(48 + 4 * (0.125 + 100 * 0.01) + 80 * 50 * 0.001)
 
 
 def test_a_split_shares_cores_and_a_stale_one_overlaps() -> None:
-    played = 10 * (4 * 0.5 + 1 + 8 * 0.25 + 0.25) + 80 * 50 * 0.001 + 0.25 + 100 * 0.001
+    played = 10 * (4 * 0.5 + 1 + 8 * 0.25) + 0.25 + 80 * 50 * 0.001 + 0.25 + 100 * 0.001
     learned = 4 * (2 + 40 * 0.5)
     assert iteration_s(PIECES, RECIPE, 2, 1, split=True) == pytest.approx(played + learned)
     assert iteration_s(PIECES, RECIPE, 2, 1, split=True, stale=True) == pytest.approx(max(played, learned))
+
+
+def test_learner_0_that_reads_slower_than_policies_play_holds_them_up() -> None:
+    slow = dataclasses.replace(FREE, item_s=1.0)
+    assert rollout_s(slow, RECIPE, 16, 16, 16) == pytest.approx(10 * 16 * 1.0)  # and not 10 * (4 * 0.5 + 1 + 4 * 0.25)
+    assert rollout_s(slow, RECIPE, 16, 16, 15) == pytest.approx(10 * (4 + 15 * 1.0))
 
 
 def test_without_overheads_colocated_units_scale_ideally_and_a_split_that_waits_never_does() -> None:
