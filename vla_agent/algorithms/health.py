@@ -254,16 +254,16 @@ def entropy_by_dim(token_entropies: th.Tensor) -> dict[str, th.Tensor]:
     return {f"entropy_{name}": mean for name, mean in zip(ACTION_DIM_NAMES, means, strict=True)}
 
 
-def gradients(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
-    """The gradients that there are, in the order of the optimizer's parameters."""
-    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+def gradients(parameters: Iterable[th.nn.Parameter]) -> list[th.Tensor]:
+    """The gradients that there are, in the order of the parameters."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def gradient_norms(optimizer: th.optim.Optimizer) -> dict[str, th.Tensor]:
     """2-norm of the gradients of each named parameter group, before clipping."""
     norms = {}
     for group in optimizer.param_groups:
-        own = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+        own = gradients(group["params"])
         if "name" in group and own:
             norms[f"grad_norm_{group['name']}"] = th.nn.utils.get_total_norm(own)
     return norms

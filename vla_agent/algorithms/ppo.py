@@ -249,7 +249,7 @@ class VLAPPO(VLALearner, PPO):
             log_ratio[rows] = result.log_ratio.detach()
             for name, value in result.metrics.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() * weight
-        ranks.sum([*health.gradients(optimizer), *totals.values(), log_ratio])
+        ranks.sum([*health.gradients(self.policy.parameters()), *totals.values(), log_ratio])
         norms = health.gradient_norms(optimizer)
         norms["grad_norm"] = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         # SB3 steps on NaN, and every weight is NaN from then on; the minibatch is left out instead.
@@ -290,7 +290,7 @@ class VLAPPO(VLALearner, PPO):
                 loss = loss * (len(own) / len(rows))
                 optimizer.zero_grad()
                 (self.vf_coef * loss).backward()
-                ranks.sum([*(p.grad for p in head.parameters() if p.grad is not None), loss.detach()])
+                ranks.sum([*health.gradients(head.parameters()), loss.detach()])
                 norm = th.nn.utils.clip_grad_norm_(head.parameters(), self.max_grad_norm)
                 if self._monitor.is_finite(loss.detach(), norm):
                     optimizer.step()  # the backbone has no gradient, so its parameters and their moments stay

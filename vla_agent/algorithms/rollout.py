@@ -129,36 +129,16 @@ class RolloutHooks:
 
 
 def collect(
-    policy: Actor,
-    env: VecEnv,
-    n_steps: int,
-    *,
-    last_obs: Observations | None = None,
-    episode_starts: np.ndarray | None = None,
-    buffer: DictRolloutBuffer | None = None,
-    hooks: RolloutHooks | None = None,
-    time_limit_gamma: float | None = None,
-    keep_value_inputs: bool = False,
-    num_timesteps: int = 0,
-    stopwatch: Stopwatch | None = None,
+    policy: Actor, env: VecEnv, n_steps: int, *, hooks: RolloutHooks | None = None, **how: Any
 ) -> Rollout | None:
     """Plays n steps of a vector environment, and changes nothing of a learner.
-
-    The environments move on, a buffer that is handed in is filled, and the policy is put into evaluation mode.
 
     Args:
         policy: The policy; it needs no critic.
         env: The environments.
         n_steps: Number n of steps in each environment.
-        last_obs: Observations to begin at; None resets the environments.
-        episode_starts: Whether an episode begins at ``last_obs``, (n_envs,); None if one does in all environments.
-        buffer: An empty buffer of n steps to fill; None makes a `TokenRolloutBuffer`.
         hooks: What happens beside the playing; a hook can stop it.
-        time_limit_gamma: Discount factor with which values stand for what time limits cut off, see
-            `bootstrap_time_limits`; None adds no values.
-        keep_value_inputs: Whether to keep what the values were read from.
-        num_timesteps: Environment steps of the run before this rollout, for messages.
-        stopwatch: Stopwatch that counts the seconds of "decode" and "env", also of a rollout that is stopped.
+        how: Further keywords of `play`, which says what they are.
 
     Returns:
         The rollout; None if a hook stopped it.
@@ -167,13 +147,6 @@ def collect(
         NonFiniteError: If a reward, an observation or a value is not finite.
         ValueError: If ``time_limit_gamma`` or ``keep_value_inputs`` is given for a policy without a critic.
     """
-    how: dict[str, Any] = {
-        "last_obs": last_obs,
-        "episode_starts": episode_starts,
-        "buffer": buffer,
-        "num_timesteps": num_timesteps,
-    }
-    how |= {"time_limit_gamma": time_limit_gamma, "keep_value_inputs": keep_value_inputs, "stopwatch": stopwatch}
     return follow(play(policy, env, n_steps, **how), hooks or RolloutHooks())
 
 
@@ -202,7 +175,27 @@ def play(
     num_timesteps: int = 0,
     stopwatch: Stopwatch | None = None,
 ) -> Iterator[Event]:
-    """The events of a rollout, as they happen; arguments and errors are those of `collect`."""
+    """The events of a rollout, as they happen; nothing of a learner changes.
+
+    The environments move on, a buffer that is handed in is filled, and the policy is put into evaluation mode.
+
+    Args:
+        policy: The policy; it needs no critic.
+        env: The environments.
+        n_steps: Number n of steps in each environment.
+        last_obs: Observations to begin at; None resets the environments.
+        episode_starts: Whether an episode begins at ``last_obs``, (n_envs,); None if one does in all environments.
+        buffer: An empty buffer of n steps to fill; None makes a `TokenRolloutBuffer`.
+        time_limit_gamma: Discount factor with which values stand for what time limits cut off, see
+            `bootstrap_time_limits`; None adds no values.
+        keep_value_inputs: Whether to keep what the values were read from.
+        num_timesteps: Environment steps of the run before this rollout, for messages.
+        stopwatch: Stopwatch that counts the seconds of "decode" and "env", also of a rollout that is stopped.
+
+    Raises:
+        NonFiniteError: If a reward, an observation or a value is not finite.
+        ValueError: If ``time_limit_gamma`` or ``keep_value_inputs`` is given for a policy without a critic.
+    """
     whole_number("n_steps", n_steps, 1)
     stopwatch = stopwatch or Stopwatch()
     policy.set_training_mode(False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
 
 from libero_gym.common.checks import whole_number
@@ -32,8 +32,7 @@ def check_engine(options: EngineOptions) -> None:
         raise ValueError(f"--{given[0]} is for several processes: add --engine ray, or leave it out.")
 
 
-@contextlib.contextmanager
-def engine_of(options: EngineOptions) -> Iterator[RayEngine | None]:
+def engine_of(options: EngineOptions) -> AbstractContextManager[RayEngine | None]:
     """The engine that the options ask for, closed at the end; None for this process.
 
     Raises:
@@ -42,16 +41,14 @@ def engine_of(options: EngineOptions) -> Iterator[RayEngine | None]:
         EngineError: If the cluster does not answer or is too small.
     """
     if options.engine == "local":
-        yield None
-        return
-    with RayEngine(
+        return nullcontext()
+    return RayEngine(
         options.learners,
         options.policies or None,
         placement=options.placement,
         stale=options.stale,
         address=options.address or None,
-    ) as engine:
-        yield engine
+    )
 
 
 def maker_of_environments(engine: RayEngine | None) -> Callable[..., Any]:
@@ -74,8 +71,7 @@ def check_sharing(options: SharingOptions) -> None:
         raise ValueError("--address is for several processes: add --engine ray, or leave it out.")
 
 
-@contextlib.contextmanager
-def sharing_engine(options: SharingOptions) -> Iterator[RayEngine | None]:
+def sharing_engine(options: SharingOptions) -> AbstractContextManager[RayEngine | None]:
     """The engine whose processes share episodes, closed at the end; None for this process.
 
     Raises:
@@ -83,7 +79,5 @@ def sharing_engine(options: SharingOptions) -> Iterator[RayEngine | None]:
         EngineError: If the cluster does not answer or is too small.
     """
     if options.engine == "local":
-        yield None
-        return
-    with RayEngine(options.processes, address=options.address or None) as engine:
-        yield engine
+        return nullcontext()
+    return RayEngine(options.processes, address=options.address or None)
