@@ -62,11 +62,12 @@ class Updates:
                 self._meet(learner)
                 self._asked = {n: self.roster.actor(n).update.remote(update) for n in self.numbers}
                 train()
-                self._compare(learner)
-                return
             except (RanksError, LostError) as error:
                 logger.warning("%s The update is repeated.", error)
                 failed = error
+            else:
+                self._compare(learner)
+                return
         raise EngineError(f"An update failed {MAX_REPLACEMENTS + 1} times; last: {failed}") from failed
 
     def _meet(self, learner: Any) -> None:
@@ -88,9 +89,19 @@ class Updates:
         self.ranks, self._n_replaced = ranks, self.roster.n_replaced
 
     def _compare(self, learner: Any) -> None:
+        """Checks that all have learned the same; one that is lost by now gets a copy, for the update is whole here."""
         ours = weight_sums(learner)
         for number, reference in self._asked.items():
-            if self.roster.answer(number, reference) != ours:
+            try:
+                theirs = self.roster.answer(number, reference)
+            except LostError as lost:
+                self.roster.replace(number, lost)
+                continue
+            except RanksError:  # of the last sum, which has come here
+                self.roster.copy_learner([number])
+                self.part()
+                continue
+            if theirs != ours:
                 raise EngineError(
                     f"{self.roster.called(number)} has learned other weights than this process from the same update; "
                     "the last checkpoint is whole. Are machines, or versions of their libraries, mixed?"

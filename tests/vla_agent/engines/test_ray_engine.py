@@ -14,7 +14,9 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, Curriculum, RunError, make_vec_env
-from vla_agent.engines import EngineError, RayEngine
+from vla_agent.engines import EngineError, RayEngine, updates
+from vla_agent.engines.errors import LostError
+from vla_agent.engines.worker import weight_sums
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
@@ -162,6 +164,31 @@ def test_an_update_whose_learner_dies_is_repeated_to_the_bit(pair: RayEngine) ->
     whole = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV))
     before = pair.n_replaced
     cut = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), Kill(pair, 1, rollout=3))
+    assert pair.n_replaced == before + 1
+    assert_same(whole, cut)
+
+
+def test_a_learner_that_dies_once_the_update_is_done_is_not_waited_for_with_another_update(
+    pair: RayEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first learner has stepped already: going back would repeat the update from the weights after it."""
+    whole = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV))
+    before, sums, answer = pair.n_replaced, [0], pair.roster.answer
+
+    def counting(learner: Any) -> list[float]:
+        sums[0] += 1
+        return weight_sums(learner)
+
+    def losing(number: int, *args: Any, **kwargs: Any) -> Any:
+        if sums[0] == 2 and number == 1:  # of the second update
+            sums[0] += 1
+            os.kill(pair.roster.pid(1), signal.SIGKILL)
+            raise LostError("Worker 1 is gone.", 1)
+        return answer(number, *args, **kwargs)
+
+    monkeypatch.setattr(updates, "weight_sums", counting)
+    monkeypatch.setattr(pair.roster, "answer", losing)
+    cut = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV))
     assert pair.n_replaced == before + 1
     assert_same(whole, cut)
 
