@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ from vla_agent.engines.worker import Copied
 logger = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 3  # of processes, within one rollout or update
+
+
+@contextlib.contextmanager
+def saved(learner: Any) -> Iterator[Path]:
+    """A zip of the learner as a save holds it now, until the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.zip"
+        learner.save(path)
+        yield path
 
 
 class Roster:
@@ -129,13 +139,11 @@ class Roster:
         chosen = list(self._remotes if numbers is None else numbers)
         if not chosen or self.learner is None:
             return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "run.zip"
-            self.learner.save(path)
+        with saved(self.learner) as path:
             run = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        kwargs = self.learner.policy_kwargs
-        given = {name: kwargs[name] for name in ("model",) if name in kwargs}
-        copied = self.cluster.put(Copied(type(self.learner), run, {"policy_kwargs": given}))
+        named = self.learner.policy_kwargs.get("model")  # no file holds a model that is an object
+        given = {} if named is None else {"policy_kwargs": {"model": named}}
+        copied = self.cluster.put(Copied(type(self.learner), run, given))
         device = "cpu" if self.learner.device.type == "cpu" else "cuda:0"
         asked = {number: self.actor(number).load.remote(copied, device) for number in chosen}
         for number, reference in asked.items():

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from vla_agent.algorithms.engine import OneRank, Ranks
 from vla_agent.engines.errors import EngineError, LostError, RanksError
 from vla_agent.engines.ranks import ProcessRanks, Rendezvous
-from vla_agent.engines.roster import MAX_REPLACEMENTS, Roster
+from vla_agent.engines.roster import MAX_REPLACEMENTS, Roster, saved
 from vla_agent.engines.worker import Update, weight_sums
 from vla_agent.runs.loading import restore_contents
 from vla_agent.runs.serialization import generator_states, restore_generators
@@ -119,9 +117,7 @@ class Updates:
                 self.roster.restart(number, lost)
             except RanksError:
                 pass  # it waited for the one that failed
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "run.zip"
-            learner.save(path)
+        with saved(learner) as path:
             restore_contents(learner.policy, path)
         for name, value in update.counters.items():
             setattr(learner, name, value)

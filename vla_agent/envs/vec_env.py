@@ -223,14 +223,14 @@ class VLAVecEnv(Uncopyable, VecEnv):
 
     def snapshot(self) -> dict[str, Any] | None:
         """All that the environments' future depends on, as JSON can hold it; None if they cannot be saved."""
+        from libero_gym.vector.pool import WorkerError
+
         if not hasattr(self.venv, "snapshot"):
             return None
         try:
             saved = self.venv.snapshot()
-        except (RuntimeError, gym.error.ClosedEnvironmentError) as error:
-            if isinstance(error, gym.error.ClosedEnvironmentError) or is_worker_error(error):
-                return None  # the next step replaces the worker, or raises
-            raise
+        except (WorkerError, gym.error.ClosedEnvironmentError):
+            return None  # the next step replaces the worker, or raises
         return {
             "venv": saved,
             "settings": self.settings,
