@@ -51,6 +51,12 @@ def engine_of(options: EngineOptions) -> AbstractContextManager[RayEngine | None
     )
 
 
+def n_envs_of_each(options: EngineOptions, n_envs: int) -> int:
+    """Environments that each process evaluates in: as many as each plays in for training, of ``n_envs`` in all."""
+    n_players = options.learners if options.placement == "colocated" else max(options.policies, 1)
+    return -(-n_envs // n_players)
+
+
 def maker_of_environments(engine: RayEngine | None) -> Callable[..., Any]:
     """What makes environments for an engine."""
     return make_vec_env if engine is None else engine.make_vec_env

@@ -34,7 +34,7 @@ from vla_agent import (
     safe_learn,
 )
 from vla_agent.algorithms.health import Stopwatch
-from vla_agent.commands.engines import check_engine, engine_of, maker_of_environments
+from vla_agent.commands.engines import check_engine, engine_of, maker_of_environments, n_envs_of_each
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.commands.unseen_states import check_unseen, trained_before
 from vla_agent.envs.suites import describe_suite
@@ -301,7 +301,7 @@ def make_evaluation(options: Options) -> EvaluationCallback:
         protocol="training",
         renderer=options.eval_renderer,
         max_episode_steps=options.max_episode_steps or None,
-        n_envs=options.n_envs,
+        n_envs=n_envs_of_each(options, options.n_envs),
         verbose=1,
     )
 

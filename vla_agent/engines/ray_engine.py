@@ -123,6 +123,7 @@ class RayEngine:
         self._players: list[int | None] = [None, *range(n_workers)] if together else list(range(n_players))
         self._rollouts = Rollouts(self.roster, sends_weights=not together, stale=bool(self.staleness))
         self._updates = Updates(self.roster, range(n_players, n_workers), self.staleness)
+        self.roster.on_replaced = self._rollouts.begin_again
         self.budget: Budget | None = None
         self._n_env_workers: list[int] = []
 
@@ -291,7 +292,39 @@ class RayEngine:
         Raises:
             EngineError: If a process is lost again and again.
         """
-        return spread(self.roster, work, items, here or work)
+
+        def begin(number: int, share: Sequence[Any]) -> Any:
+            return self.roster.actor(number).work.options(num_returns="streaming").remote(work, share)
+
+        return spread(self.roster, begin, items, here or work)
+
+    def shares_work_of(self, learner: Any) -> bool:
+        """Whether there are other processes, and they have copies of a learner: `learn` has begun."""
+        return bool(self.roster.numbers) and self.roster.learner is learner
+
+    def map_learner(
+        self, learner: Any, work: Callable[..., Iterator[tuple[int, Any]]], items: Sequence[Any], here: Work
+    ) -> Iterator[tuple[int, Any]]:
+        """`map` for work that needs the learner; nothing that it learns or plays changes.
+
+        Args:
+            learner: The learner.
+            work: What the others do; it is given the process's copy of the learner, then the items. The copy acts with
+                the weights of now, or with their average, see `VLAPolicy.averaged`.
+            items: The items.
+            here: What this process does.
+
+        Yields, raises: As `map`.
+        """
+        with learner.policy.averaged():
+            weights = self._rollouts.weights(learner)
+        playing = self._players if self.placement == "split" else ()
+
+        def begin(number: int, share: Sequence[Any]) -> Any:
+            call = self.roster.actor(number).work_with_learner.options(num_returns="streaming")
+            return call.remote(work, share, weights if number in playing else None)
+
+        return spread(self.roster, begin, items, here)
 
     def close(self) -> None:
         """Ends all processes; safe to call twice."""

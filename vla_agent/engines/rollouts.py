@@ -13,7 +13,7 @@ from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.algorithms.rollout import Event, Rollout, Stepped, Stored
 from vla_agent.engines.errors import EngineError, LostError
 from vla_agent.engines.merging import fill, merge_rollouts, merge_steps
-from vla_agent.engines.roster import MAX_REPLACEMENTS, RemotePart, Roster
+from vla_agent.engines.roster import MAX_REPLACEMENTS, NOWHERE, RemotePart, Roster
 from vla_agent.engines.vec_env import LocalPart, PartedVecEnv
 from vla_agent.runs.saved_run import policy_tensors
 from vla_agent.runs.serialization import generator_states, restore_generators
@@ -52,6 +52,12 @@ class Rollouts:
         if self.stale and self._again is not None:
             self._ahead = self._again()
 
+    def begin_again(self, number: int) -> None:
+        """Begins what one process plays ahead again: the process is another one, and is where the rollout began."""
+        for stream in self._ahead:
+            if cast(_Stream, stream).number == number:
+                cast(_Stream, stream).begin()
+
     def begin_anew(self) -> None:
         """Forgets a rollout that was begun ahead; its environments play it all the same."""
         self._is_cut |= self.is_ahead
@@ -85,13 +91,16 @@ class Rollouts:
         self._is_cut = False
         yield rollout
 
+    def weights(self, learner: Any) -> Any:
+        """A reference to the trained weights of now, for those that play; None if they learn themselves."""
+        if not self.sends_weights:
+            return None
+        return self.roster.cluster.put({name: tensor.cpu() for name, tensor in policy_tensors(learner.policy).items()})
+
     def _begin(self, learner: Any, env: PartedVecEnv, ask: Ask, stopwatch: Any = None) -> list[Iterator[Any]]:
         """Begins a rollout in all parts, with the learner's weights and random generators as they are."""
         before = generator_states(learner.device)
-        weights = None
-        if self.sends_weights:
-            trained = {name: tensor.cpu() for name, tensor in policy_tensors(learner.policy).items()}
-            weights = self.roster.cluster.put(trained)
+        weights = self.weights(learner)
         streams: list[Iterator[Any]] = []
         for number, (part, share) in enumerate(zip(env.parts, env.where, strict=True)):
             starts = learner._last_episode_starts[share]
@@ -142,12 +151,12 @@ class _Stream:
         self._asked = (weights, generators, ask.n_steps, starts, ask.by_token)
         self._how = ask.how
         self._n_told = self._n_lost = 0
-        self._items = self._begin()
+        self.begin()
 
-    def _begin(self) -> Iterator[Any]:
+    def begin(self) -> None:
+        """Has the process play, from where its environments are."""
         call = self.roster.actor(self.number).play.options(num_returns="streaming")
-        items: Iterator[Any] = self.roster.stream(self.number, call.remote(*self._asked, **self._how))
-        return items
+        self._items: Iterator[Any] = self.roster.stream(self.number, call.remote(*self._asked, **self._how))
 
     def __iter__(self) -> Self:
         return self
@@ -158,7 +167,8 @@ class _Stream:
             try:
                 if lost is not None:
                     self.roster.replace(self.number, lost)
-                    self._items, n_to_skip = self._begin(), self._n_told
+                    self.begin()
+                    n_to_skip = self._n_told
                 for _ in range(n_to_skip):
                     next(self._items)
                 item = next(self._items)
@@ -166,10 +176,8 @@ class _Stream:
             except LostError as error:
                 lost = error
                 self._n_lost += 1
-                if self.number not in self.roster.snapshots:
-                    raise EngineError(
-                        f"{lost} Its environments cannot say where they were, so none replaces it."
-                    ) from lost
+                if not self.roster.knows_where(self.number):
+                    raise EngineError(f"{lost} {NOWHERE}") from lost
                 if self._n_lost > MAX_REPLACEMENTS:
                     raise EngineError(f"A rollout failed {self._n_lost} times; last: {lost}") from lost
         self._n_told += 1

@@ -17,18 +17,21 @@ from vla_agent.engines.errors import EngineError, LostError
 from vla_agent.engines.merging import with_task_weights
 from vla_agent.engines.vec_env import Answer
 from vla_agent.engines.worker import Copied
+from vla_agent.policy.averaging import own_weights
 
 logger = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 3  # of processes, within one rollout or update
+NOWHERE = "Its environments cannot say where they were, so none replaces it."
 
 
 @contextlib.contextmanager
 def saved(learner: Any) -> Iterator[Path]:
-    """A zip of the learner as a save holds it now, until the end."""
+    """A zip of the learner as a save holds it now, until the end; with its weights, if it acts with their average."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.zip"
-        learner.save(path)
+        with own_weights(learner.policy.optimizer):
+            learner.save(path)
         yield path
 
 
@@ -46,6 +49,7 @@ class Roster:
         snapshots: Where the environments of each were when their last rollout ended or began.
         task_weights: Task weights that were set last; None if none were.
         n_replaced: How many have been replaced so far.
+        on_replaced: Called with the number of a process that has taken another's place.
 
     Raises:
         EngineError: If the cluster is too small, or one does not start.
@@ -57,6 +61,7 @@ class Roster:
         self.snapshots: dict[int, dict[str, Any]] = {}
         self.task_weights: list[float] | None = None
         self.n_replaced = 0
+        self.on_replaced: Callable[[int], None] = lambda _: None
         self._remotes: dict[int, Remote] = {}
         self._makes: dict[int, Callable[[], VecEnv]] = {}
         if size or place.gpus:
@@ -157,6 +162,10 @@ class Roster:
         """Where a process's environments were, with the task weights of now."""
         return with_task_weights(self.snapshots[number], self.task_weights)
 
+    def knows_where(self, number: int) -> bool:
+        """Whether another process can take up the environments of one where they are; true if it has none."""
+        return number not in self._makes or number in self.snapshots
+
     def restart(self, number: int, lost: LostError) -> Any:
         """Starts another process in the place of one, with its environments where they were, as far as is known.
 
@@ -191,6 +200,7 @@ class Roster:
         """`restart`, and a copy of the learner."""
         self.restart(number, lost)
         self.copy_learner([number])
+        self.on_replaced(number)
 
     def close(self) -> None:
         """Ends all processes; safe to call twice."""

@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vla_agent.engines.errors import EngineError, LostError
-from vla_agent.engines.roster import MAX_REPLACEMENTS, Roster
+from vla_agent.engines.roster import MAX_REPLACEMENTS, NOWHERE, Roster
 
+# Has a process begin to work on items; gives Ray's stream of what `Work` gives.
+Begin = Callable[[int, Sequence[Any]], Any]
 # Given items, gives the position of each and its result, once, in whatever order they end.
 Work = Callable[[Sequence[Any]], Iterator[tuple[int, Any]]]
 
 
-def spread(roster: Roster, work: Work, items: Sequence[Any], here: Work) -> Iterator[tuple[int, Any]]:
+def spread(roster: Roster, begin: Begin, items: Sequence[Any], here: Work) -> Iterator[tuple[int, Any]]:
     """Results of items, see `RayEngine.map`.
 
     Args:
         roster: The other processes.
-        work: What they do; a function that can be pickled.
+        begin: Has one of them, by its number, begin its share.
         items: The items.
         here: What this process does with its share.
 
@@ -28,7 +30,7 @@ def spread(roster: Roster, work: Work, items: Sequence[Any], here: Work) -> Iter
     numbers = [number for number, _ in zip(roster.numbers, items[1:], strict=False)]  # no more than there are items
     step = len(numbers) + 1
     shares = [
-        _Share(roster, number, work, items, range(first, len(items), step)) for first, number in enumerate(numbers, 1)
+        _Share(roster, number, begin, items, range(first, len(items), step)) for first, number in enumerate(numbers, 1)
     ]
     own = range(0, len(items), step)
     local: Iterator[Any] | None = iter(here([items[index] for index in own]))
@@ -56,8 +58,8 @@ def spread(roster: Roster, work: Work, items: Sequence[Any], here: Work) -> Iter
 class _Share:
     """The items of one process."""
 
-    def __init__(self, roster: Roster, number: int, work: Work, items: Sequence[Any], indices: Sequence[int]) -> None:
-        self.roster, self.number, self.work, self.items = roster, number, work, items
+    def __init__(self, roster: Roster, number: int, begin: Begin, items: Sequence[Any], indices: Sequence[int]) -> None:
+        self.roster, self.number, self.begin, self.items = roster, number, begin, items
         self.left = list(indices)  # without a result yet
         self.is_done = False
         self._n_lost = 0
@@ -65,8 +67,7 @@ class _Share:
 
     def _begin(self) -> None:
         self.given = list(self.left)
-        call = self.roster.actor(self.number).work.options(num_returns="streaming")
-        self.stream: Any = call.remote(self.work, [self.items[index] for index in self.given])
+        self.stream: Any = self.begin(self.number, [self.items[index] for index in self.given])
         self.since = time.monotonic()
 
     @property
@@ -99,6 +100,8 @@ class _Share:
         if not self.left:
             self.is_done = True
             return
+        if not self.roster.knows_where(self.number):
+            raise EngineError(f"{error} {NOWHERE}") from error
         try:
             self.roster.replace(self.number, error)
         except LostError as again:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -171,9 +172,25 @@ class Worker:
         learner.logger.name_to_value.clear()
         return weight_sums(learner)
 
-    def work(self, work: Callable[[Sequence[Any]], Iterator[Any]], items: Sequence[Any]) -> Iterator[Any]:
+    def work(self, work: Callable[..., Iterator[Any]], items: Sequence[Any]) -> Iterator[Any]:
         """What ``work`` gives for its share of some items, see `RayEngine.map`."""
         yield from work(items)
+
+    def work_with_learner(
+        self, work: Callable[..., Iterator[Any]], items: Sequence[Any], weights: dict[str, th.Tensor] | None
+    ) -> Iterator[Any]:
+        """The same for ``work`` that takes the learner first, see `RayEngine.map_learner`.
+
+        Args:
+            work: The work.
+            items: The items.
+            weights: Trained weights to act with, which the next rollout replaces; None for its own, or their average.
+        """
+        policy = self.learner.policy
+        if weights is not None:
+            policy.load_state_dict(weights, strict=False)
+        with policy.averaged() if weights is None else contextlib.nullcontext():
+            yield from work(self.learner, items)
 
     def close(self) -> None:
         """Ends its environments."""

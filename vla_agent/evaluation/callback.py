@@ -17,6 +17,7 @@ from vla_agent.evaluation.evaluator import Evaluator
 from vla_agent.evaluation.falls import EvaluatedEpisodes, Fall, Practice, find_fall
 from vla_agent.evaluation.reports import EvaluationReport
 from vla_agent.evaluation.results import EpisodeResult, SuccessRow
+from vla_agent.evaluation.sharing import learners_engine
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.run_files import RUN
 from vla_agent.runs.run_folder import BEST, claimed_folder
@@ -33,7 +34,9 @@ class EvaluationCallback(EventCallback):
     the best evaluation beyond chance while success in training did not (see `find_fall`); the first such evaluation
     warns.
 
-    The policy is evaluated between two iterations, after the update that follows a rollout.
+    The policy is evaluated between two iterations, after the update that follows a rollout. The other processes of the
+    learner's engine play their share of the episodes, each in ``n_envs`` environments of its own, which it makes for
+    each evaluation.
 
     Args:
         env_id: Id of the environments to evaluate on, such as "LIBERO-Spatial-v0".
@@ -47,10 +50,13 @@ class EvaluationCallback(EventCallback):
         deterministic: Whether to decode greedily.
         temperature: Temperature of actions that are drawn; None for that of the rollouts.
         seed: Seed for sampling.
+        spread: Whether the other processes of the learner's engine play, too, if there are any. By default they do if
+            ``deterministic``: greedy episodes are those of one process with as many environments, drawn ones are not.
         callback_on_new_best: Callback for a model that is better than all before.
         callback_after_eval: Callback for every evaluation.
         verbose: 1 shows a progress bar.
-        **kwargs: Further arguments of `Evaluator`: tasks, initial states, protocol, renderer, number of environments.
+        **kwargs: Further arguments of `Evaluator`: tasks, initial states, protocol, renderer, number of environments of
+            each process.
 
     Attributes:
         history: Timestep and episodes of every evaluation, those before a run was resumed included.
@@ -76,6 +82,7 @@ class EvaluationCallback(EventCallback):
         deterministic: bool = True,
         temperature: float | None = None,
         seed: int = 0,
+        spread: bool | None = None,
         callback_on_new_best: BaseCallback | None = None,
         callback_after_eval: BaseCallback | None = None,
         verbose: int = 0,
@@ -86,6 +93,7 @@ class EvaluationCallback(EventCallback):
         self.eval_freq = whole_number("eval_freq", eval_freq, minimum=1)
         self.at_start, self.at_end = flag("at_start", at_start), flag("at_end", at_end)
         self.keep_best = flag("keep_best", keep_best)
+        self.spread = deterministic if spread is None else flag("spread", spread)
         self.folder = Path(folder) if folder is not None and keep_best else None
         self._takes_the_runs = folder is None and keep_best
         self.run_kwargs: dict[str, Any] = {
@@ -143,7 +151,8 @@ class EvaluationCallback(EventCallback):
             self.folder = self._folder_of_run()
         if self.folder is not None and getattr(self.model, "saves_runs", False):
             destination(self.folder / BEST, RUN)
-        self._evaluator = Evaluator(self.model, self.env_id, **self.kwargs)
+        engine = learners_engine(self.model) if self.spread else None
+        self._evaluator = Evaluator(self.model, self.env_id, **{"engine": engine} | self.kwargs)
         self._go_on = True
         if self.num_timesteps == 0:
             self._practising = Practice()

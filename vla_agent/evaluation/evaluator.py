@@ -34,7 +34,7 @@ from vla_agent.evaluation.protocols import PROTOCOLS
 from vla_agent.evaluation.provenance import UNKNOWN, describe_model, provenance, read_training_states
 from vla_agent.evaluation.reports import EvaluationReport, as_folder
 from vla_agent.evaluation.results import EpisodeResult
-from vla_agent.evaluation.sharing import check_shareable, cpus_of_each, play_share
+from vla_agent.evaluation.sharing import check_shareable, cpus_of_each, share_episodes
 from vla_agent.evaluation.timing import Clock
 from vla_agent.evaluation.trials import Trial, plan_trials
 
@@ -123,8 +123,8 @@ class Evaluator:
         processor: Processor whose prompts and codec serve a ``model`` without its own, or the name of its checkpoint.
         device: Device that a checkpoint is loaded to.
         engine: Engine whose processes play the trials beside this one, each in ``n_envs`` environments of its own. They
-            read the model by its name, so it has to be one. Greedy episodes are those of one process with as many
-            environments; sampled ones are not.
+            read the model by its name, so it has to be one, or it is the learner that they have copies of. Greedy
+            episodes are those of one process with as many environments; sampled ones are not.
         **env_kwargs: Further arguments of the environments, such as ``n_workers``.
 
     Attributes:
@@ -177,7 +177,7 @@ class Evaluator:
             plan_trials(env_id, task_ids, states, placement_seeds)
         with own_randomness(0):
             self.subject = load_subject(model, device)
-        check_shareable(engine, self.subject.name)
+        check_shareable(engine, self.subject)
         self._given |= {"model": self.subject.name, "init_state_ids": states, "placement_seeds": placement_seeds}
         self.training_states = read_training_states(self.subject.folder)
         self.suite = describe_suite(env_id)
@@ -293,7 +293,7 @@ class Evaluator:
         progress_bar = flag("progress_bar", progress_bar)
         film_failures = whole_number("film_failures", film_failures, 0)
         out = None if out is None else as_folder("out", out)
-        check_shareable(self.engine, self.subject.name, film_failures)
+        check_shareable(self.engine, self.subject, film_failures)
         filmer = self._filmer(film_failures, out)
         description = describe_model(self.subject.model, self.subject.name, self.subject.folder)
         settings = self.settings | decoding_settings(self.policy, deterministic, temperature) | {"seed": seed}
@@ -375,8 +375,7 @@ class Evaluator:
         if self.engine is None:
             return here(trials)
         make = functools.partial(type(self), **(self._given | {"n_envs": self.env.num_envs}))
-        work = functools.partial(play_share, make, deterministic, settings["temperature"], settings["seed"])
-        return self.engine.map(work, trials, here)
+        return share_episodes(self.engine, self.subject, make, settings, trials, here)
 
     def play(
         self, trials: Sequence[Trial], deterministic: bool, clock: Clock, filmer: Filmer | None = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vla_agent.algorithms.engine import engine_of
 from vla_agent.evaluation.decoding import drawing_at, own_randomness
+from vla_agent.evaluation.policies import Subject
 from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.timing import Clock
 from vla_agent.evaluation.trials import Trial
@@ -24,20 +27,20 @@ def cpus_of_each(engine: RayEngine | None) -> int:
     return (os.cpu_count() or 1) if engine is None else max(1, int(engine.roster.place.cpus))
 
 
-def check_shareable(engine: RayEngine | None, name: str | None, film_failures: int = 0) -> None:
+def check_shareable(engine: RayEngine | None, subject: Subject, film_failures: int = 0) -> None:
     """Complains about a model, or a film, that is in one process alone, if several are to play.
 
     Args:
         engine: The engine; None for this process.
-        name: Name that the model was given by; None for an object.
+        subject: What is evaluated.
         film_failures: Number of failures to film.
 
     Raises:
-        ValueError: If there is no name, or failures are to be filmed.
+        ValueError: If the model has no name and is not the engine's learner, or failures are to be filmed.
     """
     if engine is None:
         return
-    if name is None:
+    if subject.name is None and not engine.shares_work_of(subject.model):
         raise ValueError(
             "An engine's processes read the model themselves: give its name (a checkpoint, a run's folder, a hub id), "
             "or leave the engine out."
@@ -46,6 +49,50 @@ def check_shareable(engine: RayEngine | None, name: str | None, film_failures: i
         raise ValueError(
             "Frames do not leave the process that plays, so film_failures needs an evaluation without an engine."
         )
+
+
+def learners_engine(learner: Any) -> RayEngine | None:
+    """The engine whose other processes have copies of a learner; None if there is none."""
+    from vla_agent.engines import RayEngine
+
+    found = engine_of(getattr(learner, "engine", None), getattr(learner, "env", None))
+    return found if isinstance(found, RayEngine) and found.shares_work_of(learner) else None
+
+
+def share_episodes(
+    engine: RayEngine,
+    subject: Subject,
+    make: Callable[..., Any],
+    settings: dict[str, Any],
+    trials: Sequence[Trial],
+    here: Callable[[Sequence[Trial]], Iterator[tuple[int, EpisodeResult]]],
+) -> Iterator[tuple[int, EpisodeResult]]:
+    """Episodes of all processes of an engine as they end, with their positions.
+
+    Args:
+        engine: The engine.
+        subject: What is evaluated.
+        make: Makes the `Evaluator` of another process.
+        settings: Settings of the report.
+        trials: The trials.
+        here: Plays this process's.
+    """
+    how = settings["deterministic"], settings["temperature"], settings["seed"]
+    if subject.name is None:
+        return engine.map_learner(subject.model, functools.partial(play_share_with, make, *how), trials, here)
+    return engine.map(functools.partial(play_share, make, *how), trials, here)
+
+
+def play_share_with(
+    make: Callable[..., Any],
+    deterministic: bool,
+    temperature: float | None,
+    seed: int,
+    learner: Any,
+    trials: Sequence[Trial],
+) -> Iterator[tuple[int, EpisodeResult]]:
+    """`play_share` with the process's copy of a learner, for which ``make`` makes the `Evaluator`."""
+    return play_share(functools.partial(make, model=learner), deterministic, temperature, seed, trials)
 
 
 def play_share(

@@ -7,12 +7,17 @@ update to update. The average of the weights over the last updates is steadier (
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch as th
 
 AVERAGE = "average"  # an entry of the optimizer's state of a parameter, so that runs save and restore it
+
+Values = Sequence[tuple[th.Tensor, th.Tensor]]  # parameters, and values for them
+
+_own: WeakKeyDictionary[th.optim.Optimizer, Values] = WeakKeyDictionary()  # while the parameters are their average
 
 
 def keep_average(optimizer: th.optim.Optimizer, parameters: list[th.nn.Parameter], decay: float) -> None:
@@ -45,17 +50,35 @@ def keep_average(optimizer: th.optim.Optimizer, parameters: list[th.nn.Parameter
 @contextlib.contextmanager
 def averaged(optimizer: th.optim.Optimizer) -> Iterator[None]:
     """Inside, the parameters that have an average are their average; afterwards they are what they were, to the bit."""
-    kept = [
-        (parameter, parameter.detach().clone(), state[AVERAGE])
-        for parameter, state in optimizer.state.items()
-        if AVERAGE in state
-    ]
-    with th.no_grad():
-        for parameter, _, average in kept:
-            parameter.copy_(average)
-    try:
+    averages = [(parameter, state[AVERAGE]) for parameter, state in optimizer.state.items() if AVERAGE in state]
+    with _exchanged(averages) as before:
+        is_outermost = _own.setdefault(optimizer, before) is before
+        try:
+            yield
+        finally:
+            if is_outermost:
+                del _own[optimizer]
+
+
+@contextlib.contextmanager
+def own_weights(optimizer: th.optim.Optimizer) -> Iterator[None]:
+    """Inside, the parameters are what they were before `averaged`, if that is under way."""
+    with _exchanged(_own.get(optimizer, ())):
         yield
+
+
+@contextlib.contextmanager
+def _exchanged(values: Values) -> Iterator[Values]:
+    """Inside, parameters have these values; gives those that they had, and puts them back."""
+    before = [(parameter, parameter.detach().clone()) for parameter, _ in values]
+    _fill(values)
+    try:
+        yield before
     finally:
-        with th.no_grad():
-            for parameter, own, _ in kept:
-                parameter.copy_(own)
+        _fill(before)
+
+
+@th.no_grad()
+def _fill(values: Values) -> None:
+    for parameter, value in values:
+        parameter.copy_(value)

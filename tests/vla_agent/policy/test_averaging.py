@@ -10,7 +10,7 @@ import pytest
 import torch as th
 from resuming import assert_equal_runs, learner, load
 
-from vla_agent.policy.averaging import AVERAGE, averaged, keep_average
+from vla_agent.policy.averaging import AVERAGE, averaged, keep_average, own_weights
 
 
 def test_it_is_the_average_by_hand_and_ends_where_it_began() -> None:
@@ -90,3 +90,21 @@ def test_a_run_that_goes_on_without_an_average_forgets_it(tmp_path: Path) -> Non
 def test_a_decay_out_of_range_is_refused(decay: Any) -> None:
     with pytest.raises(ValueError, match="average_decay"):
         learner(policy_kwargs={"average_decay": decay})
+
+
+def test_inside_the_average_the_own_weights_are_at_hand() -> None:
+    weight = th.nn.Parameter(th.ones(1))
+    optimizer = th.optim.SGD([weight], lr=1.0)
+    keep_average(optimizer, [weight], 0.9)
+    for _ in range(2):
+        weight.grad = th.ones(1)
+        optimizer.step()
+    with own_weights(optimizer):
+        assert weight.item() == -1.0
+    with averaged(optimizer), averaged(optimizer):  # one within the other is the same
+        average = weight.item()
+        with own_weights(optimizer):
+            assert weight.item() == -1.0
+        assert weight.item() == average != -1.0
+    with own_weights(optimizer):
+        assert weight.item() == -1.0
