@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -24,13 +23,11 @@ import torch as th
 from measuring import commit, report
 from policy_throughput import PROMPT_LENGTH, build, pefts_layers
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.weak import WeakIdKeyDictionary
 from tqdm import tqdm
 
 from vla_agent.bins import GREEDY, bin_log_probs
+from vla_agent.engines.activations import Live, tensors_in
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.decoders import ChainDecoder
 from vla_agent.openvla.sequence import PromptLayout
@@ -39,39 +36,19 @@ from vla_agent.policy.lora import LoraSettings, add_lora
 MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::convolution"}
 
 
-class Tally(TorchDispatchMode):
+class Tally(Live):
     """Counts bytes that live, and bytes that elementwise operations read and write."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = self.elementwise = 0
-        self._known = WeakIdKeyDictionary()
-
-    def hold(self, tensor: th.Tensor) -> None:
-        """Counts a tensor's memory until it is freed, once for all its views."""
-        storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
-        self._known[storage] = n_bytes = storage.nbytes()
-        self.live += n_bytes
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, n_bytes)
-
-    def _free(self, n_bytes: int) -> None:
-        self.live -= n_bytes
+        self.elementwise = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given, made = _tensors((args, kwargs)), _tensors(result)
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         if func._schema.name not in MATRIX_PRODUCTS and not func.is_view:
-            self.elementwise += sum(x.numel() * x.element_size() for x in given + made)
-        for tensor in made:
-            self.hold(tensor)
+            moved = tensors_in((args, kwargs)) + tensors_in(result)
+            self.elementwise += sum(x.numel() * x.element_size() for x in moved)
         return result
-
-
-def _tensors(tree: Any) -> list[th.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, th.Tensor)]
 
 
 class _FusedAttention(th.autograd.Function):

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch as th
 
+from vla_agent.engines.activations import Growth, measure
 from vla_agent.engines.cluster import Machine
 from vla_agent.engines.errors import EngineError
 from vla_agent.engines.roster import Roster
@@ -28,6 +29,8 @@ _CURES: dict[Kind, str] = {
     "shared": "Start Ray with a larger --object-store-memory, or give fewer environments or steps.",
     "gpu": "Give adapters (lora_rank), weights of fewer bits, fewer processes for each GPU, or a larger GPU.",
 }
+ACTIVATIONS = "activations"  # of an update
+_CURE_OF_ACTIVATIONS = "Give more gradient_accumulation_steps, or gradient_checkpointing."
 
 
 class Sizes(NamedTuple):
@@ -38,6 +41,9 @@ class Sizes(NamedTuple):
     moments: int  # what the optimizer keeps of them
     rollout: int  # the buffer, for all environments
     value_inputs: int = 0  # what the value head is trained on besides
+    activations: Growth = Growth()  # what an update keeps of a micro-batch, by its samples
+    acting: Growth = Growth()  # keys, values and activations of who plays, by its environments
+    keeps_acting: bool = False  # whether that memory stays during updates, as that of recorded decoding does
 
     @property
     def copy(self) -> int:
@@ -78,6 +84,7 @@ class Run(NamedTuple):
     renderer: str | None  # None without cameras
     split: bool  # whether others than learners play
     stale: bool
+    micro_batch: int = 0  # samples that go through the network at once, in an update
 
     @property
     def n_learners(self) -> int:
@@ -88,8 +95,8 @@ class Run(NamedTuple):
 class Budget:
     """What each machine has, and what a run takes of it.
 
-    It counts what lives at the same time. Not counted are activations, a GPU's context, libraries' scratch memory, and
-    further scenes of environments with several tasks.
+    It counts what lives at the same time. Not counted are a GPU's context, libraries' scratch memory, what a backward
+    pass makes and drops again, and further scenes of environments with several tasks.
 
     Args:
         run: The run.
@@ -135,7 +142,7 @@ class Budget:
                     raise _refusal(kind, found.called, self.of(machine), self.has(machine, kind))
 
     def __str__(self) -> str:
-        lines = ["Memory by shapes and types, in GB; activations and libraries' scratch memory are not counted."]
+        lines = ["Memory by shapes and types, in GB; libraries' scratch memory is not counted."]
         for machine, found in self.machines.items():
             takers = self.of(machine)
             if not takers:
@@ -182,7 +189,18 @@ def budget_of(
     settings = learner.env.unwrapped.settings
     renderer = settings.get("renderer") if settings.get("cameras") else None
     n_envs = learner.rollout_buffer.n_envs
-    return Budget(Run(processes, sizes_of(learner), n_envs, renderer, split, stale), machines)
+    n_learners = sum(process.rank is not None for process in processes)
+    micro_batch = learner.batch_size // (n_learners * learner.gradient_accumulation_steps)
+    most = max(process.n_envs for process in processes)
+    sizes = measured(learner, micro_batch, most)
+    return Budget(Run(processes, sizes, n_envs, renderer, split, stale, micro_batch), machines)
+
+
+def measured(learner: Any, micro_batch: int, n_envs: int) -> Sizes:
+    """`sizes_of`, and what passes through the policy take, see `activations.measure`."""
+    activations, acting = measure(learner.policy, learner._last_obs, micro_batch, n_envs)
+    records = learner.device.type == "cuda" and learner.policy.backbone.abilities.cuda_graphs
+    return sizes_of(learner)._replace(activations=activations, acting=acting, keeps_acting=records)
 
 
 def sizes_of(learner: Any) -> Sizes:
@@ -237,6 +255,7 @@ def _process(run: Run, process: Process) -> Taker:
         items.append((device, "gradients", sizes.trained))
         items.append(("host", "rollout buffer", sizes.rollout))
         items.append((device, "values' inputs", sizes.value_inputs))
+    items += [(device, what, size) for what, size in _passes(run, process)]
     if process.rank == 0 and run.n_learners > 1:
         items.append(("host", "rollout to repeat an update with", sizes.rollout))
     if process.n_envs:
@@ -245,6 +264,15 @@ def _process(run: Run, process: Process) -> Taker:
         count = f"{process.n_envs} environments in {process.n_env_workers} processes"
         items.append(("host", count, process.n_env_workers * each + process.n_envs * ENV_BYTES))
     return Taker(process.called, process.machine, items, process.gpu)
+
+
+def _passes(run: Run, process: Process) -> list[tuple[str, int]]:
+    """What a process's passes through the policy take: those of updates and rollouts take turns."""
+    update = 0 if process.rank is None else run.sizes.activations.of(run.micro_batch)
+    acting = run.sizes.acting.of(process.n_envs)
+    if not run.sizes.keeps_acting:
+        update, acting = (update, 0) if update >= acting else (0, acting)
+    return [(ACTIVATIONS, update), ("activations of acting", acting)]
 
 
 def _store(run: Run, machine: str) -> Taker:
@@ -272,10 +300,12 @@ def _refusal(kind: Kind, called: str, takers: Sequence[Taker], has: int) -> Engi
             if of == kind:
                 totals[what] = totals.get(what, 0) + size
     largest = sorted(totals.items(), key=lambda item: -item[1])[:3]
+    is_enough = sum(totals.values()) - totals.get(ACTIVATIONS, 0) <= has
+    cure = _CURE_OF_ACTIVATIONS if is_enough else _CURES[kind]
     parts = ", ".join(f"{what} {_gb(size)}" for what, size in largest)
     return EngineError(
         f"{called[:1].upper()}{called[1:]} would have to give {_gb(sum(totals.values()))} GB of {_CALLED[kind]} "
-        f"({parts}), and has {_gb(has)} GB. {_CURES[kind]}"
+        f"({parts}), and has {_gb(has)} GB. {cure}"
     )
 
 

@@ -13,6 +13,7 @@ from policy_throughput import build
 
 from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.engines import EngineError
+from vla_agent.engines.activations import Growth
 from vla_agent.engines.budget import PROCESS_BYTES, Budget, Process, Run, Sizes, buffer_bytes, n_bytes, sizes_of
 from vla_agent.engines.cluster import Machine
 from vla_agent.policy.critic import ValueHead
@@ -107,3 +108,21 @@ def test_weights_travel_where_others_play_and_a_stale_rollout_beside_the_update(
 def test_what_cannot_fit_is_refused_with_what_there_is(machine: Machine, message: str) -> None:
     with pytest.raises(EngineError, match=message):
         Budget(two_learners(), {"a": machine}).check()
+
+
+def test_activations_are_counted_by_turns_and_refused_with_a_cure_of_their_own() -> None:
+    sizes = SIZES._replace(activations=Growth(GB, 2 * GB), acting=Growth(0, GB))
+    run = two_learners(sizes, gpu=24 * GB)._replace(micro_batch=4)
+    machine = ROOM._replace(n_gpus=2)
+    first = Budget(run, {"a": machine}).takers[0]
+    assert ("gpu", "activations", 9 * GB) in first.items
+    assert first.total("gpu") == (10 + 1 + 2 + 1 + 9) * GB  # the two environments act while nothing is learned
+    assert "activations 9" in str(Budget(run, {"a": machine}))
+    plays = Budget(run._replace(micro_batch=0), {"a": machine}).takers[0]
+    assert plays.total("gpu") == (14 + 2) * GB
+    recorded = run._replace(sizes=sizes._replace(keeps_acting=True))
+    assert Budget(recorded, {"a": machine}).takers[0].total("gpu") == (14 + 9 + 2) * GB
+    with pytest.raises(EngineError, match=r"25 GB of GPU memory \(.*activations 9.* 24 GB\. Give more gradient_accum"):
+        Budget(recorded, {"a": machine}).check()
+    with pytest.raises(EngineError, match=r"12 GB\. Give adapters"):  # the weights alone are too much
+        Budget(two_learners(sizes, gpu=12 * GB)._replace(micro_batch=4), {"a": machine}).check()
