@@ -206,6 +206,11 @@ class VLALearner(ResumableAlgorithm):
         """What the result depends on, of what plays and learns beside this process, as JSON can hold it."""
         return self._engine.settings
 
+    @property
+    def moments_device(self) -> str | None:
+        """Where the optimizer's moments are between updates; None for where its weights are."""
+        return self._engine.moments_device
+
     # ----------------------------------------------------------------------------------------------- rates
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:

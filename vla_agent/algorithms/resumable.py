@@ -78,6 +78,11 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
         """What the result depends on, of what plays and learns beside this process, as JSON can hold it."""
 
     @property
+    @abstractmethod
+    def moments_device(self) -> str | None:
+        """Where the optimizer's moments are between updates; None for where its weights are."""
+
+    @property
     def progress_remaining(self) -> float:
         """Share of the training that remains, from 1 to 0."""
         return self._current_progress_remaining
@@ -160,7 +165,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
 
     def _before_update(self) -> None:
         """Copies what the update changes, so that a save holds one moment, also in its middle or after it failed."""
-        if self.moments.boundary is None or not self.saves_runs:
+        if not self.saves_runs or not self.moments.is_live:
             return
         fixed = {name for name, p in self.policy.named_parameters(remove_duplicate=False) if not p.requires_grad}
         self.moments.begin_update(saved_run.live_contents(cast(Any, self.policy)), fixed, self.max_copy_bytes)

@@ -69,6 +69,10 @@ class Learner(Protocol):
         """What the result depends on, of what plays and learns beside this process, as JSON can hold it."""
 
     @property
+    def moments_device(self) -> str | None:
+        """Where the optimizer's moments are between updates; None for where its weights are."""
+
+    @property
     def progress_remaining(self) -> float:
         """Share of the training that remains, from 1 to 0."""
 
