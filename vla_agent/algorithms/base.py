@@ -168,6 +168,7 @@ class VLALearner(ResumableAlgorithm):
         super()._setup_model()
         self._engine = engine_of(self.engine, self.env)
         self._engine.check(self, self.env)
+        self.moments_device = self._engine.moments_device
         rate = self.value_learning_rate
         self._value_lr_schedule = None if rate is None else FloatSchedule(rate)
         tolerance = self.ratio_tolerance
@@ -193,7 +194,7 @@ class VLALearner(ResumableAlgorithm):
         self.scoring.check_env(self.policy, wrapped)
         engine = engine_of(self.engine, wrapped)
         engine.check(self, wrapped)
-        self._engine = engine
+        self._engine, self.moments_device = engine, engine.moments_device
         super().set_env(wrapped, force_reset)
 
     @property
@@ -205,11 +206,6 @@ class VLALearner(ResumableAlgorithm):
     def engine_settings(self) -> dict[str, Any]:
         """What the result depends on, of what plays and learns beside this process, as JSON can hold it."""
         return self._engine.settings
-
-    @property
-    def moments_device(self) -> str | None:
-        """Where the optimizer's moments are between updates; None for where its weights are."""
-        return self._engine.moments_device
 
     # ----------------------------------------------------------------------------------------------- rates
 

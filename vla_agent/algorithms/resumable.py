@@ -52,6 +52,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
     }
     """Attributes that going on depends on, and their forms in `state_dict`."""
 
+    moments_device: str | None = None
     n_iterations: int
     n_skipped_steps: int
     run: dict[str, Any] | None  # identity and attempt, see `run_folder.Claim`
@@ -76,11 +77,6 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
     @abstractmethod
     def engine_settings(self) -> dict[str, Any]:
         """What the result depends on, of what plays and learns beside this process, as JSON can hold it."""
-
-    @property
-    @abstractmethod
-    def moments_device(self) -> str | None:
-        """Where the optimizer's moments are between updates; None for where its weights are."""
 
     @property
     def progress_remaining(self) -> float:
@@ -174,7 +170,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
 
     def _excluded_save_params(self) -> list[str]:
         """What SB3's zips leave out: it is made again on loading, or belongs to the training under way."""
-        made_again = ["scoring", "engine", "_engine", "_monitor", "_value_lr_schedule"]
+        made_again = ["scoring", "engine", "_engine", "moments_device", "_monitor", "_value_lr_schedule"]
         under_way = ["moments", "_progress_bars", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
         return [*super()._excluded_save_params(), *made_again, *under_way]
 
