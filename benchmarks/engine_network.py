@@ -3,7 +3,7 @@
 Two network namespaces of this machine stand for two machines. Each has a TUN device, and this program forwards packets
 between the two: after a delay, or not at all. The process that calls `learn` is in one, a second raylet in the other.
 
-    python benchmarks/engine_network.py --out benchmarks/results/engine_network.json    # as root, two cores, 25 minutes
+    python benchmarks/engine_network.py --out benchmarks/results/engine_network.json    # as root, two cores, 30 minutes
 
 *Delays.* The same training with several delays, in turns: its weights are compared, and its iterations timed.
 *Cuts.* All packets are dropped, so that the other machine seems to hang: no connection is closed. Each cut hits the
@@ -187,10 +187,12 @@ def cuts(delay_s: np.ndarray, bench: Bench, there: There) -> list[dict[str, Any]
     in_rollout, in_update = {"step": FIRST_OF_SECOND}, {"rollout": 1, "in_update": True}
     made = [
         ("split", "policy cut off for 5 s in a rollout", False, 5.0, in_rollout),
+        ("split", "policy cut off for 30 s in a rollout", False, 30.0, in_rollout),
         ("split", "policy cut off in a rollout", True, CUT, in_rollout),
         ("split", "policy cut off in a rollout, without room here", False, CUT, in_rollout),
         ("split", "policy cut off in an update", True, CUT, {"rollout": 1}),
         ("colocated", "learner cut off for 5 s in an update", False, 5.0, in_update),
+        ("colocated", "learner cut off for 30 s in an update", False, 30.0, in_update),
         ("colocated", "learner cut off in an update", True, CUT, in_update),
         ("colocated", "learner cut off in an update, without room here", False, CUT, in_update),
         ("colocated", "learner cut off in a rollout", True, CUT, in_rollout),
@@ -220,7 +222,7 @@ def main() -> None:
     """Makes the network, and runs this program again in it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--note", default="", help="what else ran, for the file")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--inside", nargs=2, help=argparse.SUPPRESS)
