@@ -168,7 +168,7 @@ class Bench:
             begun = time.monotonic()
             weights, _ = self.train(engine, None, "reference " + kind)
             self.references[kind] = weights, time.monotonic() - begun
-            if kind == "split" and not _equal(weights, expected):
+            if kind == "split" and not equal(weights, expected):
                 raise RuntimeError("The engine's run without a fault is not that of one process.")
         return self.references[kind]
 
@@ -181,7 +181,7 @@ class Bench:
         try:
             model = VLAPPO("VLAPolicy", envs, **PPO)
             safe_learn(model, TIMESTEPS, run_dir, strike)
-            return _weights(model), run_dir
+            return weights_of(model), run_dir
         finally:
             envs.close()
 
@@ -201,7 +201,7 @@ class Bench:
         told = Outcome(self.group, fault, WRONG, 0.0, undisturbed_s)
         try:
             found, _ = self.train(engine, strike, fault, **env)
-            told.outcome = EQUAL if _equal(weights, found) else OTHERWISE
+            told.outcome = EQUAL if equal(weights, found) else OTHERWISE
         except EngineError as error:
             told.sentence = str(error)
         except Exception as error:
@@ -211,7 +211,7 @@ class Bench:
         if told.sentence:
             with resume() as other:
                 try:
-                    if _equal(weights, self._resumed(fault, other)):
+                    if equal(weights, self._resumed(fault, other)):
                         told.outcome = WHOLE
                 except Exception as error:
                     told.sentence += f" And then: {type(error).__name__}: {error}"
@@ -223,7 +223,7 @@ class Bench:
         try:
             model = VLAPPO.load(latest_run(run_dir), envs, "cpu")
             model.learn(TIMESTEPS - model.num_timesteps, reset_num_timesteps=False)
-            return _weights(model)
+            return weights_of(model)
         finally:
             envs.close()
 
@@ -246,11 +246,13 @@ class Bench:
         print(dataclasses.asdict(told), flush=True)
 
 
-def _weights(model: Any) -> dict[str, th.Tensor]:
+def weights_of(model: Any) -> dict[str, th.Tensor]:
+    """A copy of a model's weights."""
     return {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
 
 
-def _equal(first: dict[str, th.Tensor], second: dict[str, th.Tensor]) -> bool:
+def equal(first: dict[str, th.Tensor], second: dict[str, th.Tensor]) -> bool:
+    """Whether weights are the same to the bit."""
     return first.keys() == second.keys() and all(th.equal(tensor, second[name]) for name, tensor in first.items())
 
 
@@ -375,7 +377,7 @@ class Second(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        if self.program.wait(timeout=600) or not _equal(th.load(self.path), self.bench.references["split"][0]):
+        if self.program.wait(timeout=600) or not equal(th.load(self.path), self.bench.references["split"][0]):
             raise RuntimeError("The second run failed, or learned something else.")
 
 
@@ -386,7 +388,7 @@ def second(address: str, path: Path) -> None:
         model = VLAPPO("VLAPolicy", envs, **PPO)
         safe_learn(model, TIMESTEPS, Path(folder) / "run")
         envs.close()
-    th.save(_weights(model), path)
+    th.save(weights_of(model), path)
 
 
 STORE_BYTES = 100 * 2**20

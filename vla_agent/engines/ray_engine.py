@@ -19,7 +19,7 @@ from vla_agent.engines.merging import shares, sizes_by_node, slices
 from vla_agent.engines.player import Player
 from vla_agent.engines.rollouts import Rollouts
 from vla_agent.engines.roster import RemotePart, Roster
-from vla_agent.engines.spreading import Work, spread
+from vla_agent.engines.spreading import Work, spread, working, working_with_learner
 from vla_agent.engines.updates import Updates
 from vla_agent.engines.vec_env import LocalPart, Part, PartedVecEnv
 from vla_agent.envs.make import make_vec_env
@@ -61,6 +61,9 @@ class RayEngine:
         stale: With "split": whether the next rollout is played while this one is learned from, by the policy before the
             update. Ratios are clipped against the policy before each update, and what the one before it drew is
             weighed, see `losses.behaviour_weights`.
+        shard: Whether each learner holds a share of the weights in updates, with its gradients and moments (FSDP2),
+            instead of all: for training all weights of a large model. It needs two learners, and a policy without
+            ``lora``, whose few weights travel faster whole.
         address: Address of a Ray cluster that this machine belongs to, such as "auto"; None starts one here.
         cpus_per_worker: CPUs of each process, this one among them; by default, an equal share of what there is.
         gpus_per_worker: GPUs of each process; by default 1 where there are any. This one computes on its own from then
@@ -89,6 +92,7 @@ class RayEngine:
         *,
         placement: Placement = "colocated",
         stale: bool = False,
+        shard: bool = False,
         address: str | None = None,
         cpus_per_worker: float | None = None,
         gpus_per_worker: float | None = None,
@@ -109,6 +113,9 @@ class RayEngine:
         if flag("stale", stale) and together:
             raise ValueError("stale=True needs processes that play while others learn: give placement='split'.")
         self.staleness = int(stale)
+        if flag("shard", shard) and n_learners == 1:
+            raise ValueError("shard=True needs learners to share with: give n_learners of at least 2.")
+        self.moments_device = "cpu" if shard else None
         deadlines = {"deadline_s": deadline_s, "start_deadline_s": start_deadline_s, "room_deadline_s": room_deadline_s}
         self.cluster = Cluster(address, *(real_number(name, value, above=0) for name, value in deadlines.items()))
         n_players = 0 if together else self.n_policies
@@ -122,7 +129,7 @@ class RayEngine:
         # The worker that plays each part; None for this process.
         self._players: list[int | None] = [None, *range(n_workers)] if together else list(range(n_players))
         self._rollouts = Rollouts(self.roster, sends_weights=not together, stale=bool(self.staleness))
-        self._updates = Updates(self.roster, range(n_players, n_workers), self.staleness)
+        self._updates = Updates(self.roster, range(n_players, n_workers), self.staleness, shard)
         self.roster.on_replaced = self._rollouts.begin_again
         self.budget: Budget | None = None
         self._n_env_workers: list[int] = []
@@ -150,7 +157,7 @@ class RayEngine:
         model = kwargs.get("model", "tiny")
         processor = load_processor(model) if isinstance(model, (str, Path)) else model
         where = self._shares(n_envs)
-        makes = [self._make_part(env_id, share.stop - share.start, kwargs) for share in where]
+        makes = [_make_part(self.roster, env_id, share.stop - share.start, kwargs) for share in where]
         self._n_env_workers = [make.keywords["n_workers"] for make in makes]
         remote: dict[int, Callable[[], VecEnv]] = {
             number: make for number, make in zip(self._players, makes, strict=True) if number is not None
@@ -190,13 +197,6 @@ class RayEngine:
             )
         return found
 
-    def _make_part(self, env_id: str, n_envs: int, kwargs: dict[str, Any]) -> functools.partial[VecEnv]:
-        n_workers = min(n_envs, max(1, int(self.roster.place.cpus)))
-        given: dict[str, Any] = {"n_workers": n_workers}
-        if kwargs.get("backend", "processes") == "processes":  # they are to say which of them hangs, in time
-            given["timeout"] = _ENV_SHARE_OF_DEADLINE * self.cluster.deadline_s
-        return functools.partial(make_vec_env, env_id, n_envs, **(given | kwargs))
-
     def close_env(self, env: PartedVecEnv) -> None:
         """Ends the environments that `make_vec_env` made."""
         for part in env.parts:
@@ -216,10 +216,11 @@ class RayEngine:
         """What a run's result depends on: how many learn and play, where that is more than one."""
         counts = {"learners": self.n_learners, "policies": self.n_policies}
         told: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
-        return told | ({"stale": True} if self.staleness else {})
+        kinds = {"stale": bool(self.staleness), "shard": self._updates.shard}
+        return told | {name: True for name, chosen in kinds.items() if chosen}
 
     def check(self, learner: Any, env: VecEnv | None) -> None:
-        """Complains about environments of another engine, and minibatches that learners do not divide."""
+        """Complains about environments of another engine, minibatches that learners do not divide, and adapters."""
         if env is not None and getattr(env.unwrapped, "engine", None) is not self:
             raise ValueError("Make the environments with engine.make_vec_env(...): they belong where the policies are.")
         parts = self.n_learners * learner.gradient_accumulation_steps
@@ -228,6 +229,8 @@ class RayEngine:
                 f"batch_size={learner.batch_size} is not divided by {self.n_learners} learners with "
                 f"gradient_accumulation_steps={learner.gradient_accumulation_steps}; give a multiple of {parts}."
             )
+        if self._updates.shard and learner.policy.lora is not None:
+            raise ValueError("shard=True shares all weights, and the policy trains adapters (lora); leave shard out.")
 
     def begin(self, learner: Any) -> None:
         """Copies the learner to every process that plays or learns, if the machines' memory holds what the run takes.
@@ -292,15 +295,19 @@ class RayEngine:
         Raises:
             EngineError: If a process is lost again and again.
         """
+        return spread(self.roster, self.roster.numbers, working(self.roster, work), items, here or work)
 
-        def begin(number: int, share: Sequence[Any]) -> Any:
-            return self.roster.actor(number).work.options(num_returns="streaming").remote(work, share)
+    def who_acts_as(self, learner: Any) -> list[int]:
+        """The other processes whose copy can act as a learner does, from when `learn` begins.
 
-        return spread(self.roster, begin, items, here or work)
-
-    def shares_work_of(self, learner: Any) -> bool:
-        """Whether there are other processes, and they have copies of a learner: `learn` has begun."""
-        return bool(self.roster.numbers) and self.roster.learner is learner
+        Those that share the weights (``shard``) have no average, and no whole policy unless they play.
+        """
+        if self.roster.learner is not learner:
+            return []
+        if not self._updates.shard:
+            return self.roster.numbers
+        playing = [number for number in self._players if number is not None]
+        return [] if self.placement == "colocated" and learner.policy.average_decay else playing
 
     def map_learner(
         self, learner: Any, work: Callable[..., Iterator[tuple[int, Any]]], items: Sequence[Any], here: Work
@@ -318,16 +325,13 @@ class RayEngine:
         """
         with learner.policy.averaged():
             weights = self._rollouts.weights(learner)
-        playing = self._players if self.placement == "split" else ()
-
-        def begin(number: int, share: Sequence[Any]) -> Any:
-            call = self.roster.actor(number).work_with_learner.options(num_returns="streaming")
-            return call.remote(work, share, weights if number in playing else None)
-
-        return spread(self.roster, begin, items, here)
+        given = {} if weights is None else dict.fromkeys(self._players, weights)
+        begin = working_with_learner(self.roster, work, given)
+        return spread(self.roster, self.who_acts_as(learner), begin, items, here)
 
     def close(self) -> None:
         """Ends all processes; safe to call twice."""
+        self._updates.part()
         self.roster.close()
         self.cluster.close()
 
@@ -345,3 +349,10 @@ def _placed(cluster: Cluster, n_workers: int, cpus: float | None, gpus: float | 
     if gpus is None:
         gpus = 1.0 if has.get("GPU", 0) else 0.0
     return Place(real_number("cpus_per_worker", cpus, above=0), real_number("gpus_per_worker", gpus, minimum=0))
+
+
+def _make_part(roster: Roster, env_id: str, n_envs: int, kwargs: dict[str, Any]) -> functools.partial[VecEnv]:
+    given: dict[str, Any] = {"n_workers": min(n_envs, max(1, int(roster.place.cpus)))}
+    if kwargs.get("backend", "processes") == "processes":  # they are to say which of them hangs, in time
+        given["timeout"] = _ENV_SHARE_OF_DEADLINE * roster.cluster.deadline_s
+    return functools.partial(make_vec_env, env_id, n_envs, **(given | kwargs))

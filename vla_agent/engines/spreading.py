@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vla_agent.engines.errors import EngineError, LostError
@@ -15,11 +15,33 @@ Begin = Callable[[int, Sequence[Any]], Any]
 Work = Callable[[Sequence[Any]], Iterator[tuple[int, Any]]]
 
 
-def spread(roster: Roster, begin: Begin, items: Sequence[Any], here: Work) -> Iterator[tuple[int, Any]]:
+def working(roster: Roster, work: Work) -> Begin:
+    """Work that needs the items alone."""
+
+    def begin(number: int, items: Sequence[Any]) -> Any:
+        return roster.actor(number).work.options(num_returns="streaming").remote(work, items)
+
+    return begin
+
+
+def working_with_learner(roster: Roster, work: Callable[..., Any], weights: Mapping[int | None, Any]) -> Begin:
+    """Work that needs the process's copy of the learner, too; see `Worker.work_with_learner` for weights."""
+
+    def begin(number: int, items: Sequence[Any]) -> Any:
+        call = roster.actor(number).work_with_learner.options(num_returns="streaming")
+        return call.remote(work, items, weights.get(number))
+
+    return begin
+
+
+def spread(
+    roster: Roster, others: Sequence[int], begin: Begin, items: Sequence[Any], here: Work
+) -> Iterator[tuple[int, Any]]:
     """Results of items, see `RayEngine.map`.
 
     Args:
         roster: The other processes.
+        others: Those of them that take part.
         begin: Has one of them, by its number, begin its share.
         items: The items.
         here: What this process does with its share.
@@ -27,7 +49,7 @@ def spread(roster: Roster, begin: Begin, items: Sequence[Any], here: Work) -> It
     Raises:
         EngineError: If a process is lost again and again.
     """
-    numbers = [number for number, _ in zip(roster.numbers, items[1:], strict=False)]  # no more than there are items
+    numbers = [number for number, _ in zip(others, items[1:], strict=False)]  # no more than there are items
     step = len(numbers) + 1
     shares = [
         _Share(roster, number, begin, items, range(first, len(items), step)) for first, number in enumerate(numbers, 1)

@@ -40,7 +40,7 @@ def check_shareable(engine: RayEngine | None, subject: Subject, film_failures: i
     """
     if engine is None:
         return
-    if subject.name is None and not engine.shares_work_of(subject.model):
+    if subject.name is None and not engine.who_acts_as(subject.model):
         raise ValueError(
             "An engine's processes read the model themselves: give its name (a checkpoint, a run's folder, a hub id), "
             "or leave the engine out."
@@ -52,11 +52,11 @@ def check_shareable(engine: RayEngine | None, subject: Subject, film_failures: i
 
 
 def learners_engine(learner: Any) -> RayEngine | None:
-    """The engine whose other processes have copies of a learner; None if there is none."""
+    """The engine whose other processes can act as a learner does; None if there is none."""
     from vla_agent.engines import RayEngine
 
     found = engine_of(getattr(learner, "engine", None), getattr(learner, "env", None))
-    return found if isinstance(found, RayEngine) and found.shares_work_of(learner) else None
+    return found if isinstance(found, RayEngine) and found.who_acts_as(learner) else None
 
 
 def share_episodes(

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,10 +79,12 @@ def ahead() -> Iterator[RayEngine]:
         yield engine
 
 
-def train(engine: RayEngine, *callbacks: BaseCallback, timesteps: int = TIMESTEPS) -> dict[str, th.Tensor]:
+def train(
+    engine: RayEngine, *callbacks: BaseCallback, timesteps: int = TIMESTEPS, **policy_kwargs: Any
+) -> dict[str, th.Tensor]:
     """The weights of a run, its optimizer's moments and averages, and torch's generator."""
     env = engine.make_vec_env(ENV_ID, N_ENVS, **ENV)
-    model = VLAPPO("VLAPolicy", env, **PPO)
+    model = VLAPPO("VLAPolicy", env, **PPO | {"policy_kwargs": PPO["policy_kwargs"] | policy_kwargs})
     model.learn(timesteps, callback=list(callbacks))
     env.close()
     moments = model.policy.optimizer.state_dict()["state"]
@@ -91,7 +94,6 @@ def train(engine: RayEngine, *callbacks: BaseCallback, timesteps: int = TIMESTEP
 
 def assert_same(first: dict[str, th.Tensor], second: dict[str, th.Tensor]) -> None:
     assert first.keys() == second.keys()
-    assert any(name.startswith("average") for name in first)
     for name, value in first.items():
         th.testing.assert_close(second[name], value, rtol=0, atol=0, msg=name)
 
@@ -135,6 +137,7 @@ def test_all_processes_act_with_the_averaged_weights_of_now_and_learn_on_with_th
     without = train(engine, timesteps=timesteps)
     sums = [Sums(engine, tmp_path, dies) for dies in (False, True)]
     before = engine.n_replaced
+    assert any(name.startswith("average") for name in without)
     assert_same(without, train(engine, sums[0], timesteps=timesteps))
     assert engine.n_replaced == before
     assert_same(without, train(engine, sums[1], timesteps=timesteps))
@@ -143,6 +146,24 @@ def test_all_processes_act_with_the_averaged_weights_of_now_and_learn_on_with_th
         assert [len(set(results.values())) for results in found] == [1] * n_iterations
         assert [sorted(results) for results in found] == [[0, 1, 2, 3]] * n_iterations
         assert found[0][0] != found[1][0]  # it has learned
+
+
+def test_of_learners_that_share_the_weights_those_act_that_have_them_whole(tmp_path: Path) -> None:
+    def whole(average_decay: float) -> Any:
+        return SimpleNamespace(policy=SimpleNamespace(average_decay=average_decay))
+
+    with RayEngine(2, shard=True, cpus_per_worker=1) as engine:
+        sums = Sums(engine, tmp_path, dies=False)
+        assert_same(train(engine, average_decay=0.0), train(engine, sums, average_decay=0.0))
+        assert engine.who_acts_as(sums.model) == [0]
+        assert [len(set(results.values())) for results in sums.found] == [1, 1]
+        assert sums.found[0][0] != sums.found[1][0]
+        engine.roster.learner = whole(0.5)  # whose average the first learner alone has
+        assert engine.who_acts_as(engine.roster.learner) == []
+        assert engine.who_acts_as(whole(0.0)) == []  # another one
+    with RayEngine(2, 1, placement="split", shard=True, cpus_per_worker=1) as engine:
+        engine.roster.learner = whole(0.5)
+        assert engine.who_acts_as(engine.roster.learner) == [0]  # who plays; the second learner has no whole policy
 
 
 def test_environments_that_cannot_say_where_they_are_are_not_left_behind(
