@@ -168,6 +168,7 @@ class VLALearner(ResumableAlgorithm):
         super()._setup_model()
         self._engine = engine_of(self.engine, self.env)
         self._engine.check(self, self.env)
+        self.moments_device = self._engine.moments_device
         rate = self.value_learning_rate
         self._value_lr_schedule = None if rate is None else FloatSchedule(rate)
         tolerance = self.ratio_tolerance
@@ -193,7 +194,7 @@ class VLALearner(ResumableAlgorithm):
         self.scoring.check_env(self.policy, wrapped)
         engine = engine_of(self.engine, wrapped)
         engine.check(self, wrapped)
-        self._engine = engine
+        self._engine, self.moments_device = engine, engine.moments_device
         super().set_env(wrapped, force_reset)
 
     @property

@@ -46,10 +46,12 @@ class Engine(Protocol):
     Attributes:
         ranks: The learners that share each minibatch, and which of them this process is.
         staleness: How many updates the policy that plays is behind the one that learns from it: 0, or 1.
+        moments_device: Where the optimizer's moments are between updates; None for where its weights are.
     """
 
     ranks: Ranks
     staleness: int
+    moments_device: str | None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class LocalEngine:
 
     ranks: Ranks = OneRank()
     staleness = 0
+    moments_device: str | None = None
     settings: dict[str, Any] = {}
 
     def check(self, learner: Any, env: VecEnv | None) -> None:

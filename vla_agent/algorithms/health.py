@@ -5,6 +5,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch as th
@@ -232,10 +233,11 @@ def _policy_weights(optimizer: th.optim.Optimizer) -> list[th.nn.Parameter]:
 
 
 def _sample(parameters: Iterable[th.nn.Parameter]) -> th.Tensor:
-    """Copies of a few weights of each tensor, evenly spread over it; shape (n,)."""
+    """Copies of a few weights of each tensor, or of this rank's share, evenly spread over it; shape (n,)."""
     parts = []
     for parameter in parameters:
-        flat = parameter.detach().flatten()
+        own = parameter.detach()
+        flat = (cast(Any, own).to_local() if is_shared(own) else own).flatten()
         parts.append(flat[:: max(1, len(flat) // WEIGHTS_WATCHED)].float())
     return th.cat(parts).clone() if parts else th.empty(0)
 
@@ -265,5 +267,28 @@ def gradient_norms(optimizer: th.optim.Optimizer) -> dict[str, th.Tensor]:
     for group in optimizer.param_groups:
         own = gradients(group["params"])
         if "name" in group and own:
-            norms[f"grad_norm_{group['name']}"] = th.nn.utils.get_total_norm(own)
+            norms[f"grad_norm_{group['name']}"] = whole(th.nn.utils.get_total_norm(own))
     return norms
+
+
+def clip_gradients(parameters: Iterable[th.nn.Parameter], max_norm: float) -> th.Tensor:
+    """`torch.nn.utils.clip_grad_norm_`, also where ranks hold shares of some gradients; the norm before clipping."""
+    parameters = list(parameters)
+    kinds = [[p for p in parameters if p.grad is not None and is_shared(p) == shared] for shared in (False, True)]
+    if not kinds[1]:
+        return th.nn.utils.clip_grad_norm_(parameters, max_norm)
+    norms = [whole(th.nn.utils.get_total_norm(gradients(kind))) for kind in kinds if kind]
+    norm = th.linalg.vector_norm(th.stack(norms))
+    for kind in kinds:
+        th.nn.utils.clip_grads_with_norm_(kind, max_norm, norm)
+    return norm
+
+
+def is_shared(tensor: th.Tensor) -> bool:
+    """Whether this rank holds a share of the tensor, as `torch.distributed.tensor.DTensor`."""
+    return hasattr(tensor, "to_local")
+
+
+def whole(tensor: th.Tensor) -> th.Tensor:
+    """The tensor of which this rank may hold a share; all ranks have to ask."""
+    return cast(Any, tensor).full_tensor() if is_shared(tensor) else tensor

@@ -150,6 +150,7 @@ class VLAPPO(VLALearner, PPO):
 
     def train(self) -> None:
         """Updates the policy from the rollout buffer, as SB3's: epochs of minibatches, until the KL is too large."""
+        self._before_update()  # the whole policy, of which an engine may give the learners shares
         self._engine.update(self, self._train)
 
     def _train(self) -> None:
@@ -251,7 +252,7 @@ class VLAPPO(VLALearner, PPO):
                 totals[name] = totals.get(name, 0.0) + value.detach() * weight
         ranks.sum([*health.gradients(self.policy.parameters()), *totals.values(), log_ratio])
         norms = health.gradient_norms(optimizer)
-        norms["grad_norm"] = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        norms["grad_norm"] = health.clip_gradients(self.policy.parameters(), self.max_grad_norm)
         # SB3 steps on NaN, and every weight is NaN from then on; the minibatch is left out instead.
         if not self._monitor.is_finite(totals["loss"], norms["grad_norm"]):
             optimizer.zero_grad()

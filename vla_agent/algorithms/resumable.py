@@ -52,6 +52,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
     }
     """Attributes that going on depends on, and their forms in `state_dict`."""
 
+    moments_device: str | None = None
     n_iterations: int
     n_skipped_steps: int
     run: dict[str, Any] | None  # identity and attempt, see `run_folder.Claim`
@@ -160,7 +161,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
 
     def _before_update(self) -> None:
         """Copies what the update changes, so that a save holds one moment, also in its middle or after it failed."""
-        if self.moments.boundary is None or not self.saves_runs:
+        if not self.saves_runs or not self.moments.is_live:
             return
         fixed = {name for name, p in self.policy.named_parameters(remove_duplicate=False) if not p.requires_grad}
         self.moments.begin_update(saved_run.live_contents(cast(Any, self.policy)), fixed, self.max_copy_bytes)
@@ -169,7 +170,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
 
     def _excluded_save_params(self) -> list[str]:
         """What SB3's zips leave out: it is made again on loading, or belongs to the training under way."""
-        made_again = ["scoring", "engine", "_engine", "_monitor", "_value_lr_schedule"]
+        made_again = ["scoring", "engine", "_engine", "moments_device", "_monitor", "_value_lr_schedule"]
         under_way = ["moments", "_progress_bars", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
         return [*super()._excluded_save_params(), *made_again, *under_way]
 

@@ -19,10 +19,11 @@ class EngineOptions(Protocol):
     policies: int
     placement: Literal["colocated", "split"]
     stale: bool
+    shard: bool
     address: str
 
 
-_DEFAULTS = {"learners": 1, "policies": 0, "placement": "colocated", "stale": False, "address": ""}
+_DEFAULTS = {"learners": 1, "policies": 0, "placement": "colocated", "stale": False, "shard": False, "address": ""}
 
 
 def check_engine(options: EngineOptions) -> None:
@@ -47,6 +48,7 @@ def engine_of(options: EngineOptions) -> AbstractContextManager[RayEngine | None
         options.policies or None,
         placement=options.placement,
         stale=options.stale,
+        shard=options.shard,
         address=options.address or None,
     )
 

@@ -95,6 +95,7 @@ class Options:
     policies: int = 0  # for "ray" with "split": processes that play; 0 for one
     placement: Literal["colocated", "split"] = "colocated"  # for "ray": learners play themselves, or others do
     stale: bool = False  # for "split": play the next rollout while learning from the last
+    shard: bool = False  # for "ray": learners hold shares of all weights, for training those of a large model
     address: str = ""  # for "ray": of a cluster that this machine belongs to, such as "auto"; empty starts one here
     out: Path = Path("runs/ppo")  # folder of the run
     curriculum: Literal["uniform", "hardest", "frontier"] = "uniform"  # how tasks are drawn; "hardest" is VLA-RL's

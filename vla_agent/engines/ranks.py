@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -22,7 +22,7 @@ class Rendezvous:
 
     def __init__(self, host: str, deadline_s: float) -> None:
         self.host, self.deadline_s = host, deadline_s
-        self.store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_timeout(deadline_s))
+        self.store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=seconds(deadline_s))
 
     @property
     def port(self) -> int:
@@ -52,9 +52,17 @@ class ProcessRanks:
     ) -> None:
         self.rank, self.size, self.deadline_s = rank, size, deadline_s
         try:
-            self._group = _group(rank, size, store, device, host, deadline_s)
+            self._group = make_group(rank, size, store, device, host, deadline_s)
         except RuntimeError as error:
             raise RanksError(f"Learner {rank} of {size} did not meet the others within {deadline_s:g} s.") from error
+
+    def learn(self, learner: Any, train: Callable[[], None]) -> list[float]:
+        """Runs a learner's update, as all ranks do; a sum of each trained tensor after it, equal on all ranks."""
+        train()
+        return weight_sums(learner)
+
+    def close(self) -> None:
+        """Ends what the process group needs."""
 
     def sum(self, tensors: Sequence[th.Tensor]) -> None:
         """Replaces each tensor by its sum over all ranks, equal to the bit on each of them.
@@ -77,17 +85,25 @@ class ProcessRanks:
                     tensor.copy_(summed.view_as(tensor))
 
 
-def _group(rank: int, size: int, store: dist.Store, device: th.device, host: str, deadline_s: float) -> Any:
+def weight_sums(learner: Any) -> list[float]:
+    """The sum of each trained tensor: learners that hold the same weights have the same."""
+    trained = [p for group in learner.policy.optimizer.param_groups for p in group["params"]]
+    return th.stack([p.detach().double().sum() for p in trained]).tolist() if trained else []
+
+
+def make_group(rank: int, size: int, store: dist.Store, device: th.device, host: str, deadline_s: float) -> Any:
+    """The collectives of all ranks; arguments as for `ProcessRanks`."""
     if device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = _timeout(deadline_s)
+        options._timeout = seconds(deadline_s)
         return dist.ProcessGroupNCCL(store, rank, size, options)
     gloo: Any = dist.ProcessGroupGloo
     options = gloo._Options()
     options._devices = [gloo.create_device(hostname=host)]
-    options._timeout = _timeout(deadline_s)
+    options._timeout = seconds(deadline_s)
     return gloo(store, rank, size, options)
 
 
-def _timeout(seconds: float) -> timedelta:
-    return timedelta(seconds=seconds)
+def seconds(number: float) -> timedelta:
+    """A deadline as torch takes it."""
+    return timedelta(seconds=number)

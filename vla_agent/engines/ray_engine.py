@@ -61,6 +61,9 @@ class RayEngine:
         stale: With "split": whether the next rollout is played while this one is learned from, by the policy before the
             update. Ratios are clipped against the policy before each update, and what the one before it drew is
             weighed, see `losses.behaviour_weights`.
+        shard: Whether each learner holds a share of the weights in updates, with its gradients and moments (FSDP2),
+            instead of all: for training all weights of a large model. It needs two learners, and a policy without
+            ``lora``, whose few weights travel faster whole.
         address: Address of a Ray cluster that this machine belongs to, such as "auto"; None starts one here.
         cpus_per_worker: CPUs of each process, this one among them; by default, an equal share of what there is.
         gpus_per_worker: GPUs of each process; by default 1 where there are any. This one computes on its own from then
@@ -89,6 +92,7 @@ class RayEngine:
         *,
         placement: Placement = "colocated",
         stale: bool = False,
+        shard: bool = False,
         address: str | None = None,
         cpus_per_worker: float | None = None,
         gpus_per_worker: float | None = None,
@@ -109,6 +113,9 @@ class RayEngine:
         if flag("stale", stale) and together:
             raise ValueError("stale=True needs processes that play while others learn: give placement='split'.")
         self.staleness = int(stale)
+        if flag("shard", shard) and n_learners == 1:
+            raise ValueError("shard=True needs learners to share with: give n_learners of at least 2.")
+        self.moments_device = "cpu" if shard else None
         deadlines = {"deadline_s": deadline_s, "start_deadline_s": start_deadline_s, "room_deadline_s": room_deadline_s}
         self.cluster = Cluster(address, *(real_number(name, value, above=0) for name, value in deadlines.items()))
         n_players = 0 if together else self.n_policies
@@ -122,7 +129,7 @@ class RayEngine:
         # The worker that plays each part; None for this process.
         self._players: list[int | None] = [None, *range(n_workers)] if together else list(range(n_players))
         self._rollouts = Rollouts(self.roster, sends_weights=not together, stale=bool(self.staleness))
-        self._updates = Updates(self.roster, range(n_players, n_workers), self.staleness)
+        self._updates = Updates(self.roster, range(n_players, n_workers), self.staleness, shard)
         self.budget: Budget | None = None
         self._n_env_workers: list[int] = []
 
@@ -215,10 +222,11 @@ class RayEngine:
         """What a run's result depends on: how many learn and play, where that is more than one."""
         counts = {"learners": self.n_learners, "policies": self.n_policies}
         told: dict[str, Any] = {name: count for name, count in counts.items() if count > 1}
-        return told | ({"stale": True} if self.staleness else {})
+        kinds = {"stale": bool(self.staleness), "shard": self._updates.shard}
+        return told | {name: True for name, chosen in kinds.items() if chosen}
 
     def check(self, learner: Any, env: VecEnv | None) -> None:
-        """Complains about environments of another engine, and minibatches that learners do not divide."""
+        """Complains about environments of another engine, minibatches that learners do not divide, and adapters."""
         if env is not None and getattr(env.unwrapped, "engine", None) is not self:
             raise ValueError("Make the environments with engine.make_vec_env(...): they belong where the policies are.")
         parts = self.n_learners * learner.gradient_accumulation_steps
@@ -227,6 +235,8 @@ class RayEngine:
                 f"batch_size={learner.batch_size} is not divided by {self.n_learners} learners with "
                 f"gradient_accumulation_steps={learner.gradient_accumulation_steps}; give a multiple of {parts}."
             )
+        if self._updates.shard and learner.policy.lora is not None:
+            raise ValueError("shard=True shares all weights, and the policy trains adapters (lora); leave shard out.")
 
     def begin(self, learner: Any) -> None:
         """Copies the learner to every process that plays or learns, if the machines' memory holds what the run takes.
@@ -295,6 +305,7 @@ class RayEngine:
 
     def close(self) -> None:
         """Ends all processes; safe to call twice."""
+        self._updates.part()
         self.roster.close()
         self.cluster.close()
 

@@ -16,7 +16,7 @@ from vla_agent.engines.cluster import Cluster, Place, Remote
 from vla_agent.engines.errors import EngineError, LostError
 from vla_agent.engines.merging import with_task_weights
 from vla_agent.engines.vec_env import Answer
-from vla_agent.engines.worker import Copied
+from vla_agent.engines.worker import Copied, MomentsOnHost
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,9 @@ class Roster:
         with saved(self.learner) as path:
             run = np.frombuffer(path.read_bytes(), dtype=np.uint8)
         named = self.learner.policy_kwargs.get("model")  # no file holds a model that is an object
-        given = {} if named is None else {"policy_kwargs": {"model": named}}
+        given: dict[str, Any] = {} if named is None else {"policy_kwargs": {"model": named}}
+        if self.learner.moments_device is not None:
+            given["engine"] = MomentsOnHost()
         copied = self.cluster.put(Copied(type(self.learner), run, given))
         device = "cpu" if self.learner.device.type == "cpu" else "cuda:0"
         asked = {number: self.actor(number).load.remote(copied, device) for number in chosen}

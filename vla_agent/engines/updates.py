@@ -11,7 +11,8 @@ from vla_agent.algorithms.engine import OneRank, Ranks
 from vla_agent.engines.errors import EngineError, LostError, RanksError
 from vla_agent.engines.ranks import ProcessRanks, Rendezvous
 from vla_agent.engines.roster import MAX_REPLACEMENTS, Roster, saved
-from vla_agent.engines.worker import Update, weight_sums
+from vla_agent.engines.sharding import ShardedRanks
+from vla_agent.engines.worker import Update
 from vla_agent.runs.loading import restore_contents
 from vla_agent.runs.serialization import generator_states, restore_generators
 
@@ -28,13 +29,14 @@ class Updates:
         roster: The processes.
         numbers: Those that learn, in the order of their ranks, from 1.
         staleness: See `Engine`.
+        shard: Whether each holds a share of the weights in updates, see `ShardedRanks`.
 
     Attributes:
         ranks: The learners that have met; before they have, this one alone.
     """
 
-    def __init__(self, roster: Roster, numbers: Sequence[int], staleness: int) -> None:
-        self.roster, self.numbers, self.staleness = roster, numbers, staleness
+    def __init__(self, roster: Roster, numbers: Sequence[int], staleness: int, shard: bool) -> None:
+        self.roster, self.numbers, self.staleness, self.shard = roster, numbers, staleness, shard
         self.ranks: Ranks = OneRank()
         self._meeting: Rendezvous | None = None
         self._n_replaced = 0  # when they met: one that was replaced since has met nobody
@@ -42,6 +44,8 @@ class Updates:
 
     def part(self) -> None:
         """Copies of the learner were made anew: they have met no others."""
+        if isinstance(self.ranks, ProcessRanks):
+            self.ranks.close()
         self.ranks = OneRank()
 
     def run(self, learner: Any, train: Callable[[], None]) -> None:
@@ -57,38 +61,42 @@ class Updates:
             try:
                 if failed is not None:
                     self._go_back(learner, whole)
-                self._meet(learner)
+                ranks = self._meet(learner)
                 self._asked = {n: self.roster.actor(n).update.remote(update) for n in self.numbers}
-                train()
+                ours = ranks.learn(learner, train)
             except (RanksError, LostError) as error:
                 logger.warning("%s The update is repeated.", error)
                 failed = error
             else:
-                self._compare(learner)
+                self._compare(ours)
                 return
         raise EngineError(f"An update failed {MAX_REPLACEMENTS + 1} times; last: {failed}") from failed
 
-    def _meet(self, learner: Any) -> None:
+    def _meet(self, learner: Any) -> ProcessRanks:
         """Brings the learners together, unless they are."""
         size = len(self.numbers) + 1
-        if self.ranks.size == size and self._n_replaced == self.roster.n_replaced:
-            return
-        self.ranks = OneRank()
+        if isinstance(self.ranks, ProcessRanks) and self._n_replaced == self.roster.n_replaced:
+            return self.ranks
+        self.part()
         deadline_s = self.roster.cluster.deadline_s
         meeting = self._meeting = Rendezvous(self.roster.cluster.host, deadline_s)
         address = (meeting.host, meeting.port)
         self._asked = {}
         for rank, number in enumerate(self.numbers, 1):
             join = self.roster.actor(number).join
-            self._asked[number] = join.remote(rank, size, address, deadline_s, self.staleness)
-        ranks = ProcessRanks(0, size, meeting.store, learner.device, meeting.host, deadline_s)
+            self._asked[number] = join.remote(rank, size, address, deadline_s, self.staleness, self.shard)
+        where = (0, size, meeting.store, learner.device, meeting.host, deadline_s)
+        if self.shard:
+            ranks: ProcessRanks = ShardedRanks(*where, policy=learner.policy, keeps=True)
+        else:
+            ranks = ProcessRanks(*where)
         for number, reference in self._asked.items():
             self.roster.answer(number, reference)
         self.ranks, self._n_replaced = ranks, self.roster.n_replaced
+        return ranks
 
-    def _compare(self, learner: Any) -> None:
+    def _compare(self, ours: list[float]) -> None:
         """Checks that all have learned the same; one that is lost by now gets a copy, for the update is whole here."""
-        ours = weight_sums(learner)
         for number, reference in self._asked.items():
             try:
                 theirs = self.roster.answer(number, reference)
@@ -107,7 +115,7 @@ class Updates:
 
     def _go_back(self, learner: Any, update: Update) -> None:
         """Puts all learners back to before the update; those that are gone or hang are replaced."""
-        self.ranks = OneRank()
+        self.part()
         asked, self._asked = self._asked, {}
         begun = time.monotonic()
         for number, reference in asked.items():
@@ -118,7 +126,7 @@ class Updates:
             except RanksError:
                 pass  # it waited for the one that failed
         with saved(learner) as path:
-            restore_contents(learner.policy, path)
+            restore_contents(learner.policy, path, learner.moments_device)
         for name, value in update.counters.items():
             setattr(learner, name, value)
         buffer = learner.rollout_buffer

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch as th
@@ -28,6 +28,7 @@ from vla_agent.engines.errors import RanksError
 from vla_agent.engines.merging import told
 from vla_agent.engines.player import Player
 from vla_agent.engines.ranks import ProcessRanks
+from vla_agent.engines.sharding import ShardedRanks
 from vla_agent.runs.serialization import generator_states, restore_generators
 
 PACKAGES = ("libero-vla", "mujoco", "torch", "numpy", "stable-baselines3", "transformers", "peft")
@@ -64,6 +65,7 @@ class Worker:
         self.number = number
         self.player: Player | None = None
         self.learner: Any = None
+        self._ranks: ProcessRanks | None = None
 
     def describe(self) -> dict[str, Any]:
         """Where it runs, with what code."""
@@ -133,7 +135,9 @@ class Worker:
             else:
                 yield told(event)
 
-    def join(self, rank: int, size: int, address: tuple[str, int], deadline_s: float, staleness: int) -> None:
+    def join(
+        self, rank: int, size: int, address: tuple[str, int], deadline_s: float, staleness: int, shard: bool
+    ) -> None:
         """Joins the learners.
 
         Args:
@@ -142,13 +146,24 @@ class Worker:
             address: Where they meet.
             deadline_s: Seconds within which a collective has to end.
             staleness: See `Engine`.
+            shard: Whether each holds a share of the weights, see `ShardedRanks`.
         """
+        self._part()
         try:
             store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=deadline_s))
         except RuntimeError as error:
             raise RanksError(f"Learner {rank} of {size} did not reach the first one at {address}.") from error
-        ranks = ProcessRanks(rank, size, store, self.learner.device, own_address(address[0]), deadline_s)
-        self.learner._engine = _Rank(ranks, staleness)
+        learner, where = self.learner, (store, self.learner.device, own_address(address[0]), deadline_s)
+        if shard:
+            self._ranks = ShardedRanks(rank, size, *where, policy=learner.policy, keeps=self.player is not None)
+        else:
+            self._ranks = ProcessRanks(rank, size, *where)
+        learner._engine = Rank(self._ranks, staleness)
+
+    def _part(self) -> None:
+        if self._ranks is not None:
+            self._ranks.close()
+        self._ranks = None
 
     def update(self, update: Update) -> list[float]:
         """Updates the learner as all other ranks do; the sum of each trained tensor, equal on all ranks."""
@@ -169,7 +184,7 @@ class Worker:
             warnings.simplefilter("ignore")  # rank 0 tells the same
             learner.train()
         learner.logger.name_to_value.clear()
-        return weight_sums(learner)
+        return cast(Rank, learner._engine).sums
 
     def work(self, work: Callable[[Sequence[Any]], Iterator[Any]], items: Sequence[Any]) -> Iterator[Any]:
         """What ``work`` gives for its share of some items, see `RayEngine.map`."""
@@ -181,11 +196,27 @@ class Worker:
             self.player.env.close()
 
 
-class _Rank(LocalEngine):
-    """The engine of a learner that shares each minibatch with others."""
+class Rank(LocalEngine):
+    """The engine of a learner that shares each minibatch with others.
+
+    Attributes:
+        sums: What `ProcessRanks.learn` gave of the last update.
+    """
+
+    sums: list[float]
 
     def __init__(self, ranks: ProcessRanks, staleness: int) -> None:
         self.ranks, self.staleness = ranks, staleness
+
+    def update(self, learner: Any, train: Callable[[], None]) -> None:
+        """Updates this rank."""
+        self.sums = cast(ProcessRanks, self.ranks).learn(learner, train)
+
+
+class MomentsOnHost(LocalEngine):
+    """The engine of a learner that is to share its moments with others."""
+
+    moments_device = "cpu"
 
 
 def on_host(rollout: Rollout) -> Rollout:
@@ -194,12 +225,6 @@ def on_host(rollout: Rollout) -> Rollout:
     return rollout._replace(
         value_inputs=None if inputs is None else inputs.cpu(), last_values=None if values is None else values.cpu()
     )
-
-
-def weight_sums(learner: Any) -> list[float]:
-    """The sum of each trained tensor: learners that hold the same weights have the same."""
-    trained = [p for group in learner.policy.optimizer.param_groups for p in group["params"]]
-    return th.stack([p.detach().double().sum() for p in trained]).tolist() if trained else []
 
 
 def gpu_bytes(device: th.device | str) -> int:

@@ -43,6 +43,7 @@ class Learner(Protocol):
         counters: Forms of the counters in `state_dict`, by name.
         policy_aliases: Policy classes by name.
         run: Identity of the run and number of the attempt, see `run_folder.Claim`; None if no folder is claimed.
+        moments_device: Where the optimizer's moments are between updates; None for where its weights are.
         n_iterations: Rollouts and updates done so far.
         num_timesteps: Environment steps done so far.
     """
@@ -57,6 +58,7 @@ class Learner(Protocol):
     observation_space: spaces.Space
     action_space: spaces.Space
     run: dict[str, Any] | None
+    moments_device: str | None
     n_iterations: int
     num_timesteps: int
 

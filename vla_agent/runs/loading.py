@@ -140,7 +140,7 @@ def _load(
     policy = live_policy(model)
     _check_base_model(policy, path, saved["base_model"], arguments["policy_kwargs"]["model"])
     _restore_policy(policy, files)
-    restore_optimizer(policy, files)
+    restore_optimizer(policy, files, model.moments_device)
     _restore_state(model, files, state)
     return model
 
@@ -316,8 +316,13 @@ def _restore_policy(policy: VLAPolicy, files: RunFiles) -> None:
     policy.load_state_dict(tensors, strict=False)
 
 
-def restore_contents(policy: VLAPolicy, path: Path) -> None:
+def restore_contents(policy: VLAPolicy, path: Path, moments_device: str | None = None) -> None:
     """Puts weights and optimizer of a saved run into a policy like the one that was saved.
+
+    Args:
+        policy: The policy.
+        path: The run.
+        moments_device: See `Learner`.
 
     Raises:
         RunError: If the run is damaged, or of another policy.
@@ -325,7 +330,7 @@ def restore_contents(policy: VLAPolicy, path: Path) -> None:
     with opened(path) as files:
         _restore_policy(policy, files)
         policy.optimizer.state.clear()  # moments of parameters that had none then
-        restore_optimizer(policy, files)
+        restore_optimizer(policy, files, moments_device)
 
 
 def _restore_state(model: Learner, files: RunFiles, state: dict[str, Any]) -> None:

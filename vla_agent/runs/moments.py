@@ -67,6 +67,11 @@ class Moments:
         self.boundary: Moment | None = None
         self.past: Moment | None = None
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the boundary has no copy of its weights: an update has to make one before it changes them."""
+        return self.boundary is not None and self.boundary.contents is None and self.boundary.missing is None
+
     def begin_rollout(self, state: Callable[[], dict[str, Any]]) -> None:
         """A rollout begins: from here on, a save holds the run as it is now.
 
@@ -84,12 +89,16 @@ class Moments:
 
     def begin_update(self, live: Contents, fixed: Collection[str], max_bytes: int) -> None:
         """An update begins: what it changes is copied; arguments as for `Moment.before_update`."""
-        if self.boundary is not None and self.boundary.contents is None:
+        if self.boundary is not None and self.is_live:
             self.boundary = self.boundary.before_update(live, fixed, max_bytes)
 
     def end_update(self) -> None:
         """The update is complete: from here on, a save holds the run as it is."""
         self.boundary, self.past = None, self.boundary
+
+    def reopen_update(self) -> None:
+        """The update is not complete after all: a save holds the moment before it again."""
+        self.boundary, self.past = self.past, None
 
     def forget(self) -> None:
         """Another training begins."""

@@ -35,8 +35,13 @@ def pack_optimizer(policy: VLAPolicy) -> tuple[dict[str, th.Tensor], dict[str, A
     return tensors, {"class": type(policy.optimizer).__name__, "groups": groups, "scalars": scalars}
 
 
-def restore_optimizer(policy: VLAPolicy, files: RunFiles) -> None:
+def restore_optimizer(policy: VLAPolicy, files: RunFiles, device: str | None = None) -> None:
     """Restores what `pack_optimizer` gave; another class of optimizer starts afresh, with a warning.
+
+    Args:
+        policy: The policy.
+        files: The run's files.
+        device: Where the tensors go; None for where their parameters are.
 
     Raises:
         DamagedRunError: If the saved state does not fit the policy's parameters.
@@ -59,7 +64,7 @@ def restore_optimizer(policy: VLAPolicy, files: RunFiles) -> None:
         if entry == AVERAGE and not policy.average_decay:
             continue  # nothing would keep it up to date
         if isinstance(value, th.Tensor) and value.ndim:
-            value = value.to(parameter.device)
+            value = value.to(parameter.device if device is None else device)
         optimizer.state[parameter][entry] = value
     for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
         settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}

@@ -4,48 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch as th
+from engine_runs import ENV, N_ENVS, PPO, Kill, Run, assert_same
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, Curriculum, RunError, make_vec_env
-from vla_agent.engines import EngineError, RayEngine, updates
+from vla_agent.engines import EngineError, RayEngine, ranks
 from vla_agent.engines.errors import LostError
-from vla_agent.engines.worker import weight_sums
+from vla_agent.engines.ranks import weight_sums
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
-
-ENV: dict[str, Any] = {
-    "model": "tiny-libero",
-    "task_id": [0, 1],
-    "renderer": "fast",
-    "physics": "fast",
-    "privileged": True,
-    "placement_seeds": range(4),
-    "reward": "progress",  # no episode succeeds in so few steps
-    "max_episode_steps": 40,  # so that episodes end within a rollout
-    "seed": 0,
-}
-PPO: dict[str, Any] = {
-    "n_steps": 4,
-    "batch_size": 8,
-    "n_epochs": 2,
-    "gae_lambda": 0.9,
-    "value_gae_lambda": 0.95,
-    "n_value_epochs": 2,
-    "ratio_level": "token",
-    "critic_warmup_iterations": 1,
-    "learning_rate": 1e-4,
-    "policy_kwargs": {"model": "tiny-libero", "temperature": 0.5, "autocast": None},
-    "seed": 0,
-    "device": "cpu",
-}
-N_ENVS, TIMESTEPS = 4, 64  # four iterations
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,32 +31,6 @@ def cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     th.set_num_threads(threads)
-
-
-class Run:
-    """A finished training: what it learned, and what it met."""
-
-    def __init__(
-        self, env: Any, *callbacks: BaseCallback, timesteps: int = TIMESTEPS, save: Path | None = None, **changes: Any
-    ) -> None:
-        self.curriculum = Curriculum("frontier")
-        self.model = VLAPPO("VLAPolicy", env, **(PPO | changes))
-        self.model.learn(timesteps, callback=[self.curriculum, *callbacks])
-        if save is not None:
-            self.model.save(save)  # with the environments where they are
-        env.close()
-
-    @property
-    def weights(self) -> dict[str, th.Tensor]:
-        return self.model.policy.state_dict()
-
-
-def assert_same(first: Run, second: Run, atol: float = 0.0) -> None:
-    assert first.curriculum.history == second.curriculum.history
-    assert len(first.curriculum.history) > 0
-    assert first.model.rollout_buffer.advantages.std() > 0  # else nothing would be learned
-    for name, weights in first.weights.items():
-        th.testing.assert_close(second.weights[name], weights, rtol=0, atol=atol)
 
 
 @pytest.fixture(scope="module")
@@ -101,28 +48,6 @@ def split() -> Iterator[RayEngine]:
 def pair() -> Iterator[RayEngine]:
     with RayEngine(2, 1, placement="split", cpus_per_worker=1, deadline_s=60) as engine:
         yield engine
-
-
-class Kill(BaseCallback):
-    """Ends a process after some step, or some milliseconds into the update after some rollout."""
-
-    def __init__(self, engine: RayEngine, number: int, *, step: int = 0, rollout: int = 0) -> None:
-        super().__init__()
-        self.engine, self.number, self.step, self.rollout = engine, number, step, rollout
-        self.n_rollouts = 0
-
-    def _kill(self) -> None:
-        os.kill(self.engine.roster.pid(self.number), signal.SIGKILL)
-
-    def _on_step(self) -> bool:
-        if self.n_calls == self.step:
-            self._kill()
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self.n_rollouts += 1
-        if self.n_rollouts == self.rollout:
-            threading.Timer(0.05, self._kill).start()
 
 
 class StopAfter(BaseCallback):
@@ -186,7 +111,7 @@ def test_a_learner_that_dies_once_the_update_is_done_is_not_waited_for_with_anot
             raise LostError("Worker 1 is gone.", 1)
         return answer(number, *args, **kwargs)
 
-    monkeypatch.setattr(updates, "weight_sums", counting)
+    monkeypatch.setattr(ranks, "weight_sums", counting)
     monkeypatch.setattr(pair.roster, "answer", losing)
     cut = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV))
     assert pair.n_replaced == before + 1
