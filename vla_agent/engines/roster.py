@@ -183,7 +183,6 @@ class Roster:
             LostError: If it is lost, too.
         """
         logger.warning("%s Another process takes its place.", lost)
-        self.n_replaced += 1
         self.cluster.end(self._remotes[number])
         try:
             self._remotes |= self.cluster.start([number], self.place, self.threads)
@@ -191,6 +190,7 @@ class Roster:
             raise
         except EngineError as error:
             raise EngineError(f"{lost} It cannot be replaced: {error}") from lost
+        self.n_replaced += 1
         if number not in self._makes:
             return None
         described = self.answer(number, self.actor(number).make_env.remote(self._makes[number]), starting=True)

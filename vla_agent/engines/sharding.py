@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from vla_agent.algorithms import health
 from vla_agent.engines.errors import EngineError, RanksError
@@ -183,9 +183,12 @@ def _copy_settings(of: th.optim.Optimizer, to: th.optim.Optimizer) -> None:
 
 
 def _share(whole: th.Tensor, like: DTensor) -> DTensor:
-    """This rank's share of a tensor that all ranks have whole."""
-    whole = whole.to(like.device_mesh.device_type)
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    """This rank's share of a tensor that all ranks have whole: some of its rows, as FSDP2 splits them."""
+    mesh, rank = like.device_mesh, like.device_mesh.get_local_rank()
+    chunks = whole.chunk(mesh.size())
+    own = chunks[rank] if rank < len(chunks) else whole[:0]
+    own = own.to(mesh.device_type, copy=True, memory_format=th.contiguous_format)
+    return DTensor.from_local(own, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def _mesh(rank: int, size: int, store: dist.Store, device: th.device, host: str, deadline_s: float) -> DeviceMesh:

@@ -94,7 +94,9 @@ class Worker:
         return getattr(self.player, name)(*args, **kwargs)
 
     def load(self, copied: Copied, device: str) -> None:
-        """Makes the learner."""
+        """Makes the learner; an earlier one's memory is free by then."""
+        self._part()
+        self.learner = None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "run.zip"
             path.write_bytes(copied.run.tobytes())

@@ -155,9 +155,10 @@ def test_a_machine_that_dies_is_made_up_for_by_another_or_the_run_stops_whole(
     kill = Strike(FIRST_OF_SECOND, lambda: cluster.remove_node(first, allow_graceful=False))
     assert_same(local, train(engine, kill))
     kill = Strike(FIRST_OF_SECOND, lambda: cluster.remove_node(second, allow_graceful=False))
-    pid = engine.roster.pid(0)
+    pid, before = engine.roster.pid(0), engine.n_replaced
     with pytest.raises(EngineError, match=rf"process {pid} on .* is gone\. It cannot be replaced: .* 0 of 1 CPUs"):
         train(engine, kill, tmp_path / "run")
+    assert engine.n_replaced == before
     assert_same(local, train(None, run_dir=tmp_path / "run"))
 
 
