@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch as th
 
+from vla_agent.algorithms import health
 from vla_agent.engines.activations import Growth, measure
 from vla_agent.engines.cluster import Machine
 from vla_agent.engines.errors import EngineError
@@ -198,7 +199,8 @@ def budget_of(
 
 def measured(learner: Any, micro_batch: int, n_envs: int) -> Sizes:
     """`sizes_of`, and what passes through the policy take, see `activations.measure`."""
-    activations, acting = measure(learner.policy, learner._last_obs, micro_batch, n_envs)
+    with health.advice_on_memory():
+        activations, acting = measure(learner.policy, learner._last_obs, micro_batch, n_envs)
     records = learner.device.type == "cuda" and learner.policy.backbone.abilities.cuda_graphs
     return sizes_of(learner)._replace(activations=activations, acting=acting, keeps_acting=records)
 
