@@ -86,6 +86,7 @@ class Run(NamedTuple):
     split: bool  # whether others than learners play
     stale: bool
     micro_batch: int = 0  # samples that go through the network at once, in an update
+    shard: bool = False  # whether each learner holds a share of weights, gradients and moments in updates
 
     @property
     def n_learners(self) -> int:
@@ -97,7 +98,8 @@ class Budget:
     """What each machine has, and what a run takes of it.
 
     It counts what lives at the same time. Not counted are a GPU's context, libraries' scratch memory, what a backward
-    pass makes and drops again, and further scenes of environments with several tasks.
+    pass makes and drops again, the block that learners who share weights gather, and further scenes of environments
+    with several tasks.
 
     Args:
         run: The run.
@@ -160,7 +162,7 @@ class Budget:
 
 
 def budget_of(
-    learner: Any, roster: Roster, plays: Sequence[tuple[int | None, slice, int]], split: bool, stale: bool
+    learner: Any, roster: Roster, plays: Sequence[tuple[int | None, slice, int]], split: bool, stale: bool, shard: bool
 ) -> Budget:
     """What a learner's run takes of the machines of a cluster.
 
@@ -171,6 +173,7 @@ def budget_of(
             processes it runs.
         split: Whether others than learners play.
         stale: Whether rollouts are played while others are learned from.
+        shard: See `Run`.
     """
     cluster, on_gpu = roster.cluster, learner.device.type == "cuda"
     machines, places = cluster.machines(), cluster.places()
@@ -194,7 +197,7 @@ def budget_of(
     micro_batch = learner.batch_size // (n_learners * learner.gradient_accumulation_steps)
     most = max(process.n_envs for process in processes)
     sizes = measured(learner, micro_batch, most)
-    return Budget(Run(processes, sizes, n_envs, renderer, split, stale, micro_batch), machines)
+    return Budget(Run(processes, sizes, n_envs, renderer, split, stale, micro_batch, shard), machines)
 
 
 def measured(learner: Any, micro_batch: int, n_envs: int) -> Sizes:
@@ -249,12 +252,9 @@ def _process(run: Run, process: Process) -> Taker:
     device: Kind = "gpu" if process.gpu else "host"
     items: list[tuple[Kind, str, int]] = [
         ("host", "process", PROCESS_BYTES),
-        (device, "base weights", sizes.frozen),
-        (device, "trained parameters", sizes.trained),
-        (device, "optimizer", sizes.moments),  # one that only plays has a whole copy of the learner, too
+        *_copies(run, process, device),
     ]
     if process.rank is not None:
-        items.append((device, "gradients", sizes.trained))
         items.append(("host", "rollout buffer", sizes.rollout))
         items.append((device, "values' inputs", sizes.value_inputs))
     items += [(device, what, size) for what, size in _passes(run, process)]
@@ -266,6 +266,26 @@ def _process(run: Run, process: Process) -> Taker:
         count = f"{process.n_envs} environments in {process.n_env_workers} processes"
         items.append(("host", count, process.n_env_workers * each + process.n_envs * ENV_BYTES))
     return Taker(process.called, process.machine, items, process.gpu)
+
+
+def _copies(run: Run, process: Process, device: Kind) -> list[tuple[Kind, str, int]]:
+    """Weights, gradients and moments of a process; one that only plays has a whole copy of the learner, too."""
+    sizes, learns = run.sizes, process.rank is not None
+    weights: list[tuple[Kind, str, int]] = [
+        (device, "base weights", sizes.frozen),
+        (device, "trained parameters", sizes.trained),
+    ]
+    if not run.shard:
+        return [*weights, (device, "optimizer", sizes.moments), *([(device, "gradients", sizes.trained)] * learns)]
+    items: list[tuple[Kind, str, int]] = []
+    if process.rank == 0 or not learns:
+        items.append(("host", "optimizer", sizes.moments))
+    if process.rank == 0 or process.n_envs:
+        items += weights
+    if learns:
+        shared = sizes.frozen + 2 * sizes.trained + sizes.moments
+        items.append((device, "share of weights, gradients and optimizer", shared // run.n_learners))
+    return items
 
 
 def _passes(run: Run, process: Process) -> list[tuple[str, int]]:

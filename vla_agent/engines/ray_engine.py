@@ -247,7 +247,8 @@ class RayEngine:
 
     def _check_memory(self, learner: Any) -> None:
         plays = list(zip(self._players, learner.env.unwrapped.where, self._n_env_workers, strict=True))
-        self.budget = budget_of(learner, self.roster, plays, self.placement == "split", bool(self.staleness))
+        kinds = (self.placement == "split", bool(self.staleness), self._updates.shard)
+        self.budget = budget_of(learner, self.roster, plays, *kinds)
         if learner.verbose:
             print(self.budget)  # as SB3 prints its device
         self.budget.check()

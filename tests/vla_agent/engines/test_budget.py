@@ -98,6 +98,17 @@ def test_weights_travel_where_others_play_and_a_stale_rollout_beside_the_update(
     assert "machine c" not in str(stale)
 
 
+def test_learners_that_share_weights_take_a_part_of_them_beside_the_whole_that_is_played_or_saved() -> None:
+    gpus = [Process("learner 0", "a", 0, gpu=80 * GB), Process("player", "a", None, 4, 1, gpu=80 * GB)]
+    gpus += [Process(f"learner {rank}", "a", rank, gpu=80 * GB) for rank in range(1, 4)]
+    sizes = Sizes(frozen=0, trained=30 * GB, moments=60 * GB, rollout=GB)
+    run = Run(gpus, sizes, n_envs=4, renderer="fast", split=True, stale=False)
+    whole, shared = (Budget(run._replace(shard=shard), {"a": ROOM}).takers for shard in (False, True))
+    assert [taker.total("gpu") // GB for taker in whole[:3]] == [120, 90, 120]
+    assert [taker.total("gpu") // GB for taker in shared[:3]] == [30 + 120 // 4, 30, 120 // 4]
+    assert shared[0].total("host") == whole[0].total("host") + 60 * GB  # moments, which it saves
+
+
 @pytest.mark.parametrize(
     ("machine", "message"),
     [
