@@ -173,14 +173,14 @@ class Bench:
         return self.references[kind]
 
     def train(
-        self, engine: RayEngine | None, strike: BaseCallback | None, name: str, **env: Any
+        self, engine: RayEngine | None, strike: BaseCallback | None, name: str, timesteps: int = TIMESTEPS, **env: Any
     ) -> tuple[dict[str, th.Tensor], Path]:
         """Trains; the weights, and the run's folder."""
         run_dir = self.folder / name.replace(" ", "_").replace(",", "")
         envs = (make_vec_env if engine is None else engine.make_vec_env)(ENV_ID, N_ENVS, **(ENV | env))
         try:
             model = VLAPPO("VLAPolicy", envs, **PPO)
-            safe_learn(model, TIMESTEPS, run_dir, strike)
+            safe_learn(model, timesteps, run_dir, strike)
             return weights_of(model), run_dir
         finally:
             envs.close()

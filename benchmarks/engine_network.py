@@ -5,9 +5,10 @@ between the two: after a delay, or not at all. The process that calls `learn` is
 
     python benchmarks/engine_network.py --out benchmarks/results/engine_network.json    # as root, two cores, 30 minutes
 
+*Cuts.* All packets are dropped, so that the other machine seems to hang: no connection is closed.
 *Delays.* The same training with several delays, in turns: its weights are compared, and its iterations timed.
-*Cuts.* All packets are dropped, so that the other machine seems to hang: no connection is closed. Each cut hits the
-training of `engine_faults.py`. Left out: packets lost now and then, links with little bandwidth, GPUs.
+
+The training is that of `engine_faults.py`. Left out: packets lost now and then, links with little bandwidth, GPUs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -33,11 +35,11 @@ import numpy as np
 import ray
 import torch as th
 from delayed_network import CUT, HERE, THERE, end_all, network, why_not
-from engine_faults import DEADLINES, FIRST_OF_SECOND, Bench, Strike, equal, weights_of
+from engine_faults import DEADLINES, FIRST_OF_SECOND, N_ENVS, PPO, Bench, Strike, equal
 from measuring import provenance, report, summary
-from scaling_model import train
+from scaling_model import Times
 
-from vla_agent import RayEngine, make_vec_env
+from vla_agent import RayEngine
 
 DELAYS_S = (0.0, 0.02, 0.1)  # each way
 HOW: dict[str, Any] = {"cpus_per_worker": 1, **DEADLINES, "deadline_s": 20.0}
@@ -45,7 +47,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "split": {"n_learners": 1, "n_policies": 1, "placement": "split", **HOW},
     "colocated": {"n_learners": 2, **HOW},
 }
-STORE_BYTES, N_BATCHES = 200 * 2**20, 4
+STORE_BYTES = 200 * 2**20
 DELAY = "delay_s"  # the file in which both processes have the link's delay
 
 
@@ -96,24 +98,28 @@ def _wait(is_done: Callable[[], bool]) -> None:
 # --------------------------------------------------------------------------------------------------- runs
 
 
-def delays(delay_s: np.ndarray, there: There, n_rounds: int, n_iterations: int) -> dict[str, Any]:
+def delays(delay_s: np.ndarray, bench: Bench, there: There, n_rounds: int, n_iterations: int) -> dict[str, Any]:
     """Seconds of an iteration by placement and delay, and whether its weights are those without a delay."""
-    alone, times = train(make_vec_env, n_iterations, n_batches=N_BATCHES)
-    found: dict[str, Any] = {"one process": {"iteration_s": summary(times.iterations)}}
+    timesteps = (n_iterations + 2) * PPO["n_steps"] * N_ENVS  # the first is not timed, the end of the last not seen
+    alone = Times()
+    local, _ = bench.train(None, alone, "alone", timesteps)
+    found: dict[str, Any] = {"one process": {"iteration_s": summary(alone.iterations)}}
     for placement, given in ENGINES.items():
-        expected = weights_of(alone) if placement == "split" else None
+        expected = local if placement == "split" else None
         rows: dict[float, dict[str, list[Any]]] = {
             delay: {"round_trip_s": [], "iteration_s": [], "equal": []} for delay in DELAYS_S
         }
         with RayEngine(**given) as engine:
-            for _ in range(n_rounds):
+            for number in range(n_rounds):
                 for delay, row in rows.items():
                     delay_s[0] = delay
                     row["round_trip_s"].append(there.round_trip_s())
-                    model, times = train(engine.make_vec_env, n_iterations, n_batches=N_BATCHES)
+                    times = Times()
+                    weights, _ = bench.train(engine, times, f"{placement} {delay} {number}", timesteps)
                     row["iteration_s"] += times.iterations
-                    expected = expected or weights_of(model)
-                    row["equal"].append(equal(expected, weights_of(model)))
+                    expected = expected or weights
+                    row["equal"].append(equal(expected, weights))
+                    print(placement, delay, row, flush=True)
             delay_s[0] = 0.0
         for delay, row in rows.items():
             told = {name: summary(row[name]) for name in ("round_trip_s", "iteration_s")}
@@ -205,24 +211,30 @@ def inside(folder: Path, namespace: str, args: argparse.Namespace) -> None:
     th.set_num_threads(1)
     os.environ.setdefault("RAY_worker_niceness", "0")  # else processes on a busy machine take many times as long
     delay_s = np.memmap(folder / DELAY, "float64", "r+", shape=(1,))
-    results: dict[str, Any] = {"provenance": provenance(), "note": args.note}
+    known = provenance() | {"note": args.note}
+    results: dict[str, Any] = {}
+    if args.only is not None and args.out is not None and args.out.exists():
+        results = json.loads(args.out.read_text())
     head = {"node_ip_address": HERE, "object_store_memory": STORE_BYTES, "temp_dir": str(folder / "ray")}
     bench = Bench("network", folder, {}, **head)
     try:
         there = There(namespace, bench.cluster.address)
-        results["cuts"] = cuts(delay_s, bench, there)
-        report(results, args.out)
-        results["delays"] = delays(delay_s, there, args.rounds, args.iterations)
+        if args.only != "delays":
+            results["cuts"] = known | {"rows": cuts(delay_s, bench, there)}
+            report(results, args.out)
+        if args.only != "cuts":
+            results["delays"] = known | {"rows": delays(delay_s, bench, there, args.rounds, args.iterations)}
+            report(results, args.out)
     finally:
         bench.close()
-    report(results, args.out)
 
 
 def main() -> None:
     """Makes the network, and runs this program again in it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--only", choices=("cuts", "delays"), default=None)
     parser.add_argument("--note", default="", help="what else ran, for the file")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--inside", nargs=2, help=argparse.SUPPRESS)
