@@ -182,7 +182,7 @@ class Roster:
             EngineError: If there is no room for it.
             LostError: If it is lost, too.
         """
-        logger.warning("%s Another process takes its place.", lost)
+        logger.warning("%s Another process is to take its place.", lost)
         self.cluster.end(self._remotes[number])
         try:
             self._remotes |= self.cluster.start([number], self.place, self.threads)
