@@ -42,7 +42,7 @@ HARDEST: dict[str, Any] = {"curriculum": "hardest", "curriculum_tau": 0.25}
 STRONG = RECIPE | FRONTIER | {"total_timesteps": 24_576, "eval_freq": 6144}
 # A weak start's critic is no better than its policy, so rollouts hold whole episodes, of most of the tasks; and more
 # noise tells more about each action.
-FEW = RECIPE | {"total_timesteps": 98_304, "eval_freq": 24_576, "temperature": 0.7, "learning_rate": 3e-5}
+FEW = RECIPE | {"total_timesteps": 49_152, "eval_freq": 12_288, "temperature": 0.7, "learning_rate": 3e-5}
 FEW |= {"n_steps": 128, "batch_size": 256, "critic_warmup_iterations": 2}
 TOGETHER = STRONG | {"total_timesteps": 4 * 24_576, "eval_freq": 4 * 6144}
 GROUPS = {
