@@ -130,9 +130,10 @@ class ShardedRanks(ProcessRanks):
         except RuntimeError as error:
             if type(error) is not RuntimeError and not isinstance(error, dist.DistError):
                 raise
+            said = (str(error).splitlines() or ["no reason is given"])[0]
             raise RanksError(
                 f"Learner {self.rank} of {self.size} could not share weights with the others: one is gone, or took "
-                f"longer than {self.deadline_s:g} s ({str(error).splitlines()[0]:.200})."
+                f"longer than {self.deadline_s:g} s ({said:.200})."
             ) from error
 
 
