@@ -44,13 +44,19 @@ def test_a_parameter_that_does_not_move_has_no_average() -> None:
         assert th.equal(still, th.ones(2))
 
 
-def test_an_error_inside_puts_the_weights_back() -> None:
+def stepped_twice() -> tuple[th.nn.Parameter, th.optim.Optimizer]:
+    """A weight that went from 1 to -1, and keeps an average."""
     weight = th.nn.Parameter(th.ones(1))
     optimizer = th.optim.SGD([weight], lr=1.0)
     keep_average(optimizer, [weight], 0.9)
     for _ in range(2):
         weight.grad = th.ones(1)
         optimizer.step()
+    return weight, optimizer
+
+
+def test_an_error_inside_puts_the_weights_back() -> None:
+    weight, optimizer = stepped_twice()
     with contextlib.suppress(KeyError), averaged(optimizer):
         assert weight.item() != -1.0
         raise KeyError
@@ -93,12 +99,7 @@ def test_a_decay_out_of_range_is_refused(decay: Any) -> None:
 
 
 def test_inside_the_average_the_own_weights_are_at_hand() -> None:
-    weight = th.nn.Parameter(th.ones(1))
-    optimizer = th.optim.SGD([weight], lr=1.0)
-    keep_average(optimizer, [weight], 0.9)
-    for _ in range(2):
-        weight.grad = th.ones(1)
-        optimizer.step()
+    weight, optimizer = stepped_twice()
     with own_weights(optimizer):
         assert weight.item() == -1.0
     with averaged(optimizer), averaged(optimizer):  # one within the other is the same
