@@ -26,9 +26,11 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
+import engine_recipe
 import numpy as np
 import ray
 import torch as th
+from engine_recipe import ENV, ENV_ID, N_ENVS
 from measuring import provenance, report
 from ray.cluster_utils import Cluster
 from stable_baselines3.common.callbacks import BaseCallback
@@ -38,28 +40,8 @@ from vla_agent.engines import EngineError, RayEngine, cluster, ranks
 from vla_agent.engines.worker import Worker
 from vla_agent.runs.keeping import latest_run, safe_learn
 
-ENV_ID, N_ENVS, TIMESTEPS = "LIBERO-Spatial-v0", 4, 32  # two iterations
-ENV: dict[str, Any] = {
-    "model": "tiny-libero",
-    "task_id": [0, 1],
-    "renderer": "fast",
-    "physics": "fast",
-    "privileged": True,
-    "placement_seeds": range(4),
-    "reward": "progress",  # no episode succeeds in so few steps
-    "max_episode_steps": 40,  # so that episodes end within a rollout
-    "seed": 0,
-}
-PPO: dict[str, Any] = {
-    "n_steps": 4,
-    "batch_size": 8,
-    "n_epochs": 2,
-    "ratio_level": "token",
-    "learning_rate": 1e-4,
-    "policy_kwargs": {"model": "tiny-libero", "temperature": 0.5, "autocast": None},
-    "seed": 0,
-    "device": "cpu",
-}
+TIMESTEPS = 32  # two iterations
+PPO = engine_recipe.PPO | {"ratio_level": "token"}
 DEADLINES: dict[str, Any] = {"deadline_s": 15.0, "room_deadline_s": 15.0}
 _SPLIT: dict[str, Any] = {"placement": "split", "cpus_per_worker": 1, **DEADLINES}
 FIRST_OF_SECOND = 5  # the first step of the second rollout, whose process goes on to play meanwhile

@@ -5,41 +5,38 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import engine_recipe
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, Curriculum
 from vla_agent.engines import RayEngine
 
-ENV: dict[str, Any] = {
-    "model": "tiny-libero",
-    "task_id": [0, 1],
-    "renderer": "fast",
-    "physics": "fast",
-    "privileged": True,
-    "placement_seeds": range(4),
-    "reward": "progress",  # no episode succeeds in so few steps
-    "max_episode_steps": 40,  # so that episodes end within a rollout
-    "seed": 0,
-}
-PPO: dict[str, Any] = {
-    "n_steps": 4,
-    "batch_size": 8,
-    "n_epochs": 2,
+PPO = engine_recipe.PPO | {
     "gae_lambda": 0.9,
     "value_gae_lambda": 0.95,
     "n_value_epochs": 2,
     "ratio_level": "token",
     "critic_warmup_iterations": 1,
-    "learning_rate": 1e-4,
-    "policy_kwargs": {"model": "tiny-libero", "temperature": 0.5, "autocast": None},
-    "seed": 0,
-    "device": "cpu",
 }
-N_ENVS, TIMESTEPS = 4, 64  # four iterations
+TIMESTEPS = 64  # four iterations
+
+
+def one_cluster() -> Iterator[None]:
+    """A fixture: one cluster for all tests of a module; engines that find one do not start their own."""
+    import ray
+
+    threads = th.get_num_threads()
+    th.set_num_threads(1)
+    quiet = {"include_dashboard": False, "configure_logging": False, "log_to_driver": False}
+    ray.init("local", num_cpus=8, object_store_memory=2**28, **quiet)
+    yield
+    ray.shutdown()
+    th.set_num_threads(threads)
 
 
 class Run:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch as th
-from engine_runs import ENV, N_ENVS, PPO, Kill, Run, assert_same
+from engine_recipe import ENV, N_ENVS
+from engine_runs import PPO, Kill, Run, assert_same, one_cluster
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, Curriculum, RunError, make_vec_env
@@ -21,16 +22,7 @@ from vla_agent.engines.ranks import weight_sums
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """One cluster for all tests; engines that find one do not start their own."""
-    threads = th.get_num_threads()
-    th.set_num_threads(1)
-    quiet = {"include_dashboard": False, "configure_logging": False, "log_to_driver": False}
-    ray.init("local", num_cpus=8, object_store_memory=2**28, **quiet)
-    yield
-    ray.shutdown()
-    th.set_num_threads(threads)
+cluster = pytest.fixture(scope="module", autouse=True)(one_cluster)
 
 
 @pytest.fixture(scope="module")

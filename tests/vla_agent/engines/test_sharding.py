@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch as th
 import torch.distributed as dist
-from engine_runs import ENV, N_ENVS, PPO, Kill, Run, assert_same
+from engine_recipe import ENV, N_ENVS
+from engine_runs import PPO, Kill, Run, assert_same, one_cluster
 from torch.distributed.tensor import DTensor
 
 from vla_agent import VLAPPO, Curriculum, RunError
@@ -22,15 +23,7 @@ ray = pytest.importorskip("ray", reason="ray is not installed")
 POLICY = PPO["policy_kwargs"] | {"average_decay": 0.9}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    threads = th.get_num_threads()
-    th.set_num_threads(1)
-    quiet = {"include_dashboard": False, "configure_logging": False, "log_to_driver": False}
-    ray.init("local", num_cpus=8, object_store_memory=2**28, **quiet)
-    yield
-    ray.shutdown()
-    th.set_num_threads(threads)
+cluster = pytest.fixture(scope="module", autouse=True)(one_cluster)
 
 
 @pytest.fixture(scope="module")
