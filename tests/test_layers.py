@@ -9,7 +9,7 @@ from code_shape import PACKAGES, circles, exceeded, imports, measure
 from paths import ROOT
 
 LIBERO_GYM = [
-    {"common", "dimensions", "gripper", "reward_model", "wrappers"},
+    {"common", "dimensions", "equivalence", "gripper", "reward_model", "wrappers"},
     {"tasks"},
     {"stock"},
     {"simulation"},

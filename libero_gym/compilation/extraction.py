@@ -43,6 +43,7 @@ def extract(task: Task, env: Any) -> CompiledTask:
         RuntimeError: If the model without visual geoms is not the physics of the full one.
     """
     domain = env.env
+    xml = domain.model.get_xml()
     return CompiledTask(
         task=task,
         physics=_physics(domain),
@@ -50,7 +51,8 @@ def extract(task: Task, env: Any) -> CompiledTask:
         robot=_read_robot(domain),
         fixtures=read_draw(env),
         burners=tuple(_burners(domain)),
-        visual_key=records.scene_key(domain.model.get_xml()),
+        visual_key=records.scene_key(xml),
+        xml=xml,
     )
 
 

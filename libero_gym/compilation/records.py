@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,7 +32,7 @@ _SCHEMA = 5
 
 def task_key(task: Task) -> str:
     """The cache's key of a compiled task: its definition's content counts, wherever the file lies."""
-    return f"task-{_versions_digest()}-{_goals_digest()}-{_digest(task.bddl_file.read_bytes())}"
+    return f"task-{_versions_digest()}-{_tasks_digest()}-{_digest(task.bddl_file.read_bytes())}"
 
 
 def scene_key(xml: str) -> str:
@@ -52,13 +53,14 @@ def _versions_digest() -> str:
 
 
 @functools.cache
-def _goals_digest() -> str:
-    """A digest of how goals are read and recorded, so that whoever adds a predicate meets no task of before."""
+def _tasks_digest() -> str:
+    """A digest of what tasks hold and how goals are read, so that whoever adds a predicate meets no task of before."""
     try:
         reader = Path(__file__).with_name("extraction.py").read_bytes()
     except OSError:  # installed without sources: nobody edits it there
         reader = b""
-    kinds = {kind.__name__: [field.name for field in dataclasses.fields(kind)] for kind in get_args(goals.Predicate)}
+    records = (CompiledTask, *get_args(goals.Predicate))
+    kinds = {kind.__name__: [field.name for field in dataclasses.fields(kind)] for kind in records}
     return _digest(reader + json.dumps(kinds).encode())
 
 
@@ -80,6 +82,7 @@ def to_bytes(compiled: CompiledTask) -> bytes:
         buffer,
         meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
         physics=np.frombuffer(model_to_bytes(compiled.physics), dtype=np.uint8),
+        xml=np.frombuffer(zlib.compress(compiled.xml.encode()), dtype=np.uint8),
         **_with_prefix("robot_", robot),
         **_with_prefix("stale_", stale),
         **_with_prefix("fixtures_", vars(compiled.fixtures)),
@@ -103,6 +106,7 @@ def from_bytes(task: Task, blob: bytes) -> CompiledTask:
         fixtures=FixtureDraw(**_without_prefix("fixtures_", arrays)),
         burners=tuple(_burner(site, knob) for site, knob in meta["burners"]),
         visual_key=meta["visual_key"],
+        xml=zlib.decompress(arrays["xml"].tobytes()).decode(),
     )
 
 

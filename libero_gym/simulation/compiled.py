@@ -79,6 +79,8 @@ class CompiledTask:
         fixtures: Fixture poses of the protocol's first reset.
         burners: Sites whose visibility follows a knob.
         visual_key: Names the model that cameras see; tasks of one scene share it. See `compile.visual_model`.
+        xml: The scene as MJCF, with absolute paths of its meshes and textures, for other simulators. It says neither
+            where this task's fixtures stand nor what `physics` leaves out.
     """
 
     task: Task
@@ -88,6 +90,7 @@ class CompiledTask:
     fixtures: FixtureDraw
     burners: tuple[Burner, ...]
     visual_key: str
+    xml: str
 
     @functools.cached_property
     def coarse_physics(self) -> mujoco.MjModel:

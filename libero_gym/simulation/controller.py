@@ -140,22 +140,12 @@ def arm_torques(arm, goal_pos, goal_ori, eef_pos, eef_ori, pos_vel, ori_vel, joi
 
 
 @compiled
-def _arm_mass_matrix(qm, madr, parent, dof, out):
-    """Copy the arm's block out of MuJoCo's sparse inertia; shape (7, 7)."""
-    n = dof.shape[0]
+def _arm_mass_matrix(values, addresses, out):
+    """Copy the arm's block out of MuJoCo's sparse inertia, shape (7, 7); see `equivalence.inertia`."""
+    n = addresses.shape[0]
     for a in range(n):
         for b in range(n):
-            out[a, b] = 0.0
-    for a in range(n):
-        address = madr[dof[a]]
-        j = dof[a]
-        while j >= 0:
-            for b in range(n):
-                if dof[b] == j:
-                    out[a, b] = qm[address]
-                    out[b, a] = qm[address]
-            address += 1
-            j = parent[j]
+            out[a, b] = values[addresses[a, b]] if addresses[a, b] >= 0 else 0.0
 
 
 @compiled
@@ -168,8 +158,8 @@ def run_substeps(
         pointers: Addresses of the ``mjModel`` and the ``mjData``.
         ids: (grip site, hand body, number of substeps, substep after which observations are sampled).
         constants: (initial_joint, torque_low, torque_high).
-        views: Arrays of the ``mjData`` that are read or written: qpos, qvel, ctrl, qM, qfrc_bias, site_xpos, site_xmat,
-            xquat; then dof_Madr and dof_parentid of the model.
+        views: Arrays of the ``mjData`` that are read or written: qpos, qvel, ctrl, inertia, qfrc_bias, site_xpos,
+            site_xmat, xquat; then addresses of the arm's block in the inertia, (7, 7).
         indices: Arm's qpos and dof addresses, actuators, gripper's qpos addresses and actuators, as int64 arrays.
         goal_pos, goal_ori: Goal pose of this control step.
         stale: Controller state of the stock reset, see `compiled.RobotIndices`.
@@ -184,7 +174,7 @@ def run_substeps(
     """
     model, data = pointers
     site, hand, n_substeps, sample_at = ids
-    qpos, qvel, ctrl, qm, qfrc_bias, site_xpos, site_xmat, xquat, madr, parent = views
+    qpos, qvel, ctrl, inertia, qfrc_bias, site_xpos, site_xmat, xquat, addresses = views
     arm_qpos, arm_dof, arm_act, grip_qpos, grip_act = indices
     kinematics_qpos, sample = snapshot
     nv = qvel.shape[0]
@@ -218,7 +208,7 @@ def run_substeps(
                     jac_ori[r, c] = jac_r[r, arm_dof[c]]
                     jac[r, c] = jac_pos[r, c]
                     jac[r + 3, c] = jac_ori[r, c]
-            _arm_mass_matrix(qm, madr, parent, arm_dof, mass)
+            _arm_mass_matrix(inertia, addresses, mass)
             torques = arm_torques(
                 constants,
                 goal_pos,

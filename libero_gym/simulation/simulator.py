@@ -23,6 +23,7 @@ import numpy as np
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.dimensions import Physics
+from libero_gym.equivalence.inertia import inertia_addresses, inertia_values
 from libero_gym.simulation import controller, goals
 from libero_gym.simulation.arrays import StateArrays, contacts_of
 from libero_gym.simulation.compiled import COARSE_SUBSTEPS, CompiledTask, FixtureDraw
@@ -367,8 +368,8 @@ class Simulator(Uncopyable):
             (model._address, data._address),
             (robot.eef_site, robot.hand_body, n_substeps, n_substeps - SAMPLED_FROM_END),
             (robot.stale["initial_joint"], robot.torque_low, robot.torque_high),
-            (data.qpos, data.qvel, data.ctrl, data.qM, data.qfrc_bias, data.site_xpos, data.site_xmat, data.xquat,
-             model.dof_Madr, model.dof_parentid),
+            (data.qpos, data.qvel, data.ctrl, inertia_values(data), data.qfrc_bias, data.site_xpos, data.site_xmat,
+             data.xquat, inertia_addresses(model, robot.dof)),
             (robot.qpos, robot.dof, robot.actuators, robot.gripper_qpos, robot.gripper_actuators),
         )  # fmt: skip
         speed = controller.GRIPPER_SPEED * (STOCK_SUBSTEPS / n_substeps)  # the same in a control step

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation import records
 from libero_gym.compilation.compile import compile_task
 from libero_gym.simulation import goals
@@ -19,7 +20,7 @@ from libero_gym.tasks import Task, get_tasks
 @pytest.fixture
 def fresh_digest() -> Iterator[None]:
     """The digest of versions is computed once per process; these tests change them."""
-    digests = (records._versions_digest, records._goals_digest)
+    digests = (records._versions_digest, records._tasks_digest)
     for digest in digests:
         digest.cache_clear()
     yield
@@ -33,6 +34,8 @@ def test_bytes_give_back_the_compiled_task() -> None:
     blob = records.to_bytes(compiled)
     again = records.from_bytes(task, blob)
     assert (again.task, again.goal, again.burners) == (task, compiled.goal, compiled.burners)
+    assert again.xml == compiled.xml
+    assert mujoco.MjModel.from_xml_string(again.xml).nq == again.physics.nq
     assert len(again.burners) > 0
     assert records.scene_of(blob) == again.visual_key == compiled.visual_key
     assert records.model_to_bytes(again.physics) == records.model_to_bytes(compiled.physics)
@@ -79,10 +82,10 @@ def test_another_reading_of_goals_is_another_key(
     """Whoever adds a predicate, or maps a word of BDDL files to another, must not meet tasks compiled before."""
     keys = {records.task_key(spatial_task)}
     monkeypatch.setattr(goals, "Predicate", goals.Predicate | LeftOf)
-    records._goals_digest.cache_clear()
+    records._tasks_digest.cache_clear()
     keys.add(records.task_key(spatial_task))
     monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
     (tmp_path / "extraction.py").write_text("# reads (LeftOf a b)")
-    records._goals_digest.cache_clear()
+    records._tasks_digest.cache_clear()
     keys.add(records.task_key(spatial_task))
     assert len(keys) == 3
