@@ -37,7 +37,7 @@ import torch as th
 from delayed_network import CUT, HERE, THERE, end_all, network, why_not
 from engine_faults import DEADLINES, FIRST_OF_SECOND, N_ENVS, PPO, Bench, Strike, equal
 from measuring import provenance, report, summary
-from scaling_model import Times
+from scaling.measuring import Times
 
 from vla_agent import RayEngine
 

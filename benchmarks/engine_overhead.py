@@ -23,7 +23,8 @@ import ray
 import torch as th
 from measuring import commit, provenance, report, summary
 from ray.cluster_utils import Cluster
-from scaling_model import ENVS_PER_UNIT, N_STEPS, train
+from scaling.measuring import train
+from scaling.model import ENVS_PER_UNIT, N_STEPS
 from tqdm import tqdm
 
 from vla_agent import RayEngine, make_vec_env

@@ -20,6 +20,7 @@ LIBERO_GYM = [
     {"first_use"},
     {"env"},
     {"vector", "demonstrations", "doctor"},
+    {"gpu"},
 ]
 VLA_AGENT = [
     {"common", "action_tokens", "augmentation"},

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from scaling_model import Pieces, Recipe, crossing, iteration_s, line, rollout_s, scale, seven_billion, update_s
+from scaling.measuring import line
+from scaling.model import Pieces, Recipe, crossing, iteration_s, rollout_s, scale, update_s
+from scaling_model import seven_billion
 
 PIECES = Pieces(
     env_s=0.5,
@@ -13,6 +15,8 @@ PIECES = Pieces(
     decode_row_s=0.25,
     update_batch_s=2.0,
     update_row_s=0.5,
+    again_row_s=0.125,
+    between_s=3.0,
     reduce_call_s=0.125,
     reduce_byte_s=0.01,
     call_s=0.25,
@@ -22,13 +26,13 @@ PIECES = Pieces(
     sample_bytes=50.0,
 )
 RECIPE = Recipe(envs=4, n_steps=10, batch=20, n_epochs=2)
-FREE = dataclasses.replace(PIECES, reduce_call_s=0, reduce_byte_s=0, call_s=0, item_s=0, byte_s=0)
+FREE = dataclasses.replace(PIECES, between_s=0, reduce_call_s=0, reduce_byte_s=0, call_s=0, item_s=0, byte_s=0)
 
 
 def test_one_unit_plays_and_learns_alone() -> None:
     assert rollout_s(PIECES, RECIPE, 1, 1, 0) == 10 * (4 * 0.5 + 1 + 4 * 0.25)
     assert update_s(PIECES, RECIPE, 1, 1) == 4 * (2 + 20 * 0.5)
-    assert iteration_s(PIECES, RECIPE, 1, 1, split=False) == 40 + 48
+    assert iteration_s(PIECES, RECIPE, 1, 1, split=False) == 40 + 48 + 3
 
 
 def test_two_colocated_units_pay_for_calls_sums_and_rollouts() -> None:
@@ -37,11 +41,21 @@ def test_two_colocated_units_pay_for_calls_sums_and_rollouts() -> None:
     assert update_s(PIECES, RECIPE, 2, 2) == pytest.approx(48 + 4 * (0.125 + 100 * 0.01) + 80 * 50 * 0.001)
 
 
-def test_a_split_shares_cores_and_a_stale_one_overlaps() -> None:
+def test_a_split_shares_cores_while_it_waits() -> None:
     played = 10 * (4 * 0.5 + 1 + 8 * 0.25) + 0.25 + 80 * 50 * 0.001 + 0.25 + 100 * 0.001
     learned = 4 * (2 + 40 * 0.5)
-    assert iteration_s(PIECES, RECIPE, 2, 1, split=True) == pytest.approx(played + learned)
-    assert iteration_s(PIECES, RECIPE, 2, 1, split=True, stale=True) == pytest.approx(max(played, learned))
+    assert iteration_s(PIECES, RECIPE, 2, 1, split=True) == pytest.approx(played + learned + 3)
+
+
+def test_a_stale_split_overlaps_and_scores_once_more() -> None:
+    learned = 4 * (2 + 40 * 0.5) + 80 * 0.125 + 3
+    read = 10 * 0.0625 + 80 * 50 * 0.001
+    assert iteration_s(PIECES, RECIPE, 2, 1, split=True, stale=True) == pytest.approx(learned + read)
+    idle = dataclasses.replace(PIECES, update_batch_s=0, update_row_s=0)
+    played = 10 * (8 * 0.5 + 1 + 8 * 0.25) + 0.25 + 80 * 50 * 0.001 + 0.25 + 100 * 0.001
+    assert iteration_s(idle, RECIPE, 2, 1, split=True, stale=True) == pytest.approx(played)
+    apart = dataclasses.replace(idle, units_are_cores=False)  # cores of their own
+    assert iteration_s(apart, RECIPE, 2, 1, split=True, stale=True) == pytest.approx(played - 10 * 4 * 0.5)
 
 
 def test_learner_0_that_reads_slower_than_policies_play_holds_them_up() -> None:

@@ -1,0 +1,172 @@
+"""Frames of many worlds of one scene, drawn on a device without OpenGL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import warp as wp
+
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.gpu import drawing
+from libero_gym.gpu.rays import Meshes
+from libero_gym.gpu.shading import Lamps, Looks
+from libero_gym.rendering.packing import LIGHT_SIZE, OPAQUE, PackedScene
+from libero_gym.rendering.renderer import check_image_size
+
+
+class SceneOnDevice:
+    """A packed scene's triangles, textures and materials in a device's memory; all worlds and cameras share them.
+
+    Args:
+        packed: The scene.
+        device: Warp's name of it, such as "cuda:0" or "cpu".
+    """
+
+    def __init__(self, packed: PackedScene, device: str) -> None:
+        geometry = packed.geometry
+        self.packed, self.device = packed, wp.get_device(device)
+        firsts, of_geom, groups = _meshes(packed)
+        corners = geometry.records[:, :9].reshape(-1, 3, 3)
+        lowers, uppers = corners.min(axis=1), corners.max(axis=1)
+        # All triangles belong to a group, so that a ray through a geom's frame meets its own alone.
+        self._boxes = wp.Bvh(
+            self._vectors(lowers), self._vectors(uppers), groups=self._array(groups, wp.int32), constructor="sah"
+        )
+        roots = wp.empty(len(firsts), dtype=wp.int32, device=self.device)
+        wp.launch(_group_roots, len(firsts), [self._boxes.id, roots], device=self.device)
+        self.meshes = Meshes()
+        self.meshes.records = self._array(geometry.records, wp.float32)
+        self.meshes.boxes = self._boxes.id
+        self.meshes.roots = self._array(roots.numpy()[of_geom], wp.int32)
+        self.spheres = self._array(_bounds(corners, groups)[of_geom], wp.vec4)
+        self.looks = Looks()
+        self.looks.materials = self._array(geometry.materials, wp.float32)
+        self.looks.texels = self._array(geometry.texels, wp.uint32)
+        self.looks.levels = self._array(geometry.levels, wp.int32)
+        self.looks.textures = self._array(geometry.textures, wp.int32)
+        self.looks.lights = self._array(packed.lights.reshape(-1, LIGHT_SIZE), wp.float32)
+        self.looks.sky = packed.sky
+        self.body = self._array(packed.body, wp.int32)
+        self.rotation = self._array(packed.rotation, wp.mat33)
+        self.place = self._array(packed.place, wp.vec3)
+        self.light_ids = self._array(packed.light_ids, wp.int32)
+        self.focals = self._array(packed.cameras, wp.float32)
+        self.mirror = _mirror(packed)
+        flames = packed.site >= 0  # whose opacity follows a knob
+        self.veils = self._array(np.flatnonzero((packed.alpha > 0) & (packed.alpha < OPAQUE) | flames), wp.int32)
+
+    def _array(self, values: Any, dtype: Any) -> wp.array:
+        return wp.array(np.ascontiguousarray(values), dtype=dtype, device=self.device)
+
+    def _vectors(self, values: np.ndarray) -> wp.array:
+        return self._array(values.astype(np.float32), wp.vec3)
+
+
+class BatchCamera:
+    """Draws W worlds of a scene, each with its own poses.
+
+    What is drawn is what `renderer="fast"` draws, in single precision: see `libero_gym.rendering.software`.
+
+    Args:
+        scene: The scene.
+        n_worlds: Number of worlds W.
+        cameras: Ids of the cameras.
+        image_size: Side of the frames in pixels.
+
+    Attributes:
+        alpha: float32 (W, G): opacity of each geom, on the device; flames of burners are hidden and shown by it.
+    """
+
+    def __init__(self, scene: SceneOnDevice, n_worlds: int, cameras: Sequence[int], image_size: int) -> None:
+        check_image_size(image_size)
+        self.scene, self.n_worlds, self.image_size = scene, n_worlds, image_size
+        n_geoms, device = len(scene.packed.body), scene.device
+        self._cameras = wp.array(list(cameras), dtype=wp.int32, device=device)
+        self._poses = drawing.Poses()
+        self._poses.rotations = wp.empty((n_worlds, n_geoms), dtype=wp.mat33, device=device)
+        self._poses.places = wp.empty((n_worlds, n_geoms), dtype=wp.vec3, device=device)
+        self._poses.spheres = scene.spheres
+        alpha = np.tile(scene.packed.alpha.astype(np.float32), (n_worlds, 1))
+        self.alpha = self._poses.alpha = wp.array(alpha, dtype=wp.float32, device=device)
+        shape = (n_worlds, len(cameras), n_geoms)
+        self._seen = drawing.Seen()
+        self._seen.rotations = wp.empty(shape, dtype=wp.mat33, device=device)
+        self._seen.places = wp.empty(shape, dtype=wp.vec3, device=device)
+        self._seen.spheres = wp.empty(shape, dtype=wp.vec4, device=device)
+        self._shape = (n_worlds, len(cameras), image_size, image_size, 3)
+        self._frames = wp.empty((n_worlds * len(cameras), *self._shape[2:]), dtype=wp.uint8, device=device)
+
+    def draw(self, data: Any) -> wp.array:
+        """One frame of each camera of each world.
+
+        Args:
+            data: Where bodies, cameras and lights are, as arrays of the device by MuJoCo Warp's names: ``xpos``
+                (W, nbody, 3), ``xmat`` (W, nbody, 3, 3), ``cam_xpos``, ``cam_xmat``, ``light_xpos``, ``light_xdir``.
+
+        Returns:
+            uint8 (W * cameras, H, W, 3) on the device, camera by camera for each world, oriented as
+            `rendering.renderer.render` orients images. The next call writes into it.
+        """
+        scene, packed, poses = self.scene, self.scene.packed, self._poses
+        wp.launch(
+            drawing.pose_geoms,
+            dim=poses.alpha.shape,
+            inputs=[data.xmat, data.xpos, scene.body, scene.rotation, scene.place, poses],
+            device=scene.device,
+        )
+        wp.launch(
+            drawing.see_geoms,
+            dim=self._seen.places.shape,
+            inputs=[poses, self._cameras, data.cam_xpos, data.cam_xmat, self._seen],
+            device=scene.device,
+        )
+        lamps = Lamps()
+        lamps.ids, lamps.places, lamps.directions = scene.light_ids, data.light_xpos, data.light_xdir
+        wp.launch(
+            drawing.draw,
+            dim=(self.n_worlds, self._cameras.shape[0], self.image_size**2),
+            inputs=[
+                scene.meshes, scene.looks, lamps, poses, scene.mirror, scene.veils, self._seen, self._cameras,
+                scene.focals, data.cam_xpos, data.cam_xmat, packed.near,
+            ],
+            outputs=[self._frames],
+            device=scene.device,
+        )  # fmt: skip
+        return self._frames
+
+
+@wp.kernel
+def _group_roots(boxes: wp.uint64, roots: wp.array(dtype=int)):
+    group = wp.tid()
+    roots[group] = wp.bvh_get_group_root(boxes, group)
+
+
+def _meshes(packed: PackedScene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First triangle of each mesh; the mesh of each geom; the mesh of each triangle."""
+    firsts, of_geom = np.unique(packed.geometry.geom_triangles, return_inverse=True)
+    groups = np.searchsorted(firsts, np.arange(len(packed.geometry.records)), side="right") - 1
+    return firsts, of_geom, groups
+
+
+def _bounds(corners: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Centre and radius of a sphere around each mesh, (n, 4)."""
+    spheres = []
+    for group in range(groups.max() + 1):
+        points = corners[groups == group].reshape(-1, 3)
+        centre = 0.5 * (points.min(axis=0) + points.max(axis=0))
+        spheres.append((*centre, 1.0001 * np.sqrt(((points - centre) ** 2).sum(axis=1).max())))
+    return np.array(spheres, np.float32)
+
+
+def _mirror(packed: PackedScene) -> drawing.Mirror:
+    """The first opaque plane or box that reflects, in which alone MuJoCo reflects."""
+    is_box = packed.kind == mujoco.mjtGeom.mjGEOM_BOX
+    is_flat = is_box | (packed.kind == mujoco.mjtGeom.mjGEOM_PLANE)
+    found = np.flatnonzero(is_flat & (packed.reflectance > 0) & (packed.alpha >= OPAQUE))
+    mirror = drawing.Mirror()
+    mirror.geom = int(found[0]) if len(found) else -1
+    mirror.height = float(packed.size[found[0], 2]) if len(found) and is_box[found[0]] else 0.0
+    mirror.reflectance = float(packed.reflectance[found[0]]) if len(found) else 0.0
+    return mirror

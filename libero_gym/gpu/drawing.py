@@ -1,0 +1,382 @@
+"""The kernels that draw a frame of each world: rays for what is seen, fixed-function lighting for how it looks.
+
+A pixel has llvmpipe's four samples; each distinct triangle of a pixel is shaded once. Rows of a frame are those of
+`rendering.renderer.render`: turned by 180 degrees against OpenGL's.
+"""
+
+from __future__ import annotations
+
+import warp as wp
+
+from libero_gym.gpu.rays import Hit, Meshes, Ray, meet_geom, misses
+from libero_gym.gpu.shading import Lamps, Looks, View, fragment, ray_at, sky_at
+from libero_gym.rendering.packing import OPAQUE
+
+wp.set_module_options({"enable_backward": False})
+
+_OPAQUE = wp.constant(OPAQUE)
+_FAR = wp.constant(1.0e10)
+# Half a pixel's diagonal, and a little more.
+_PIXEL_RADIUS = wp.constant(0.72)
+# How much farther than a surface the next one is.
+_BEYOND = wp.constant(1.0 + 1.0e-5)
+MAX_LAYERS = 8
+"""Triangles of a transparent geom that a sample sees through."""
+_MAX_LAYERS = wp.constant(MAX_LAYERS)
+
+
+class Colours(wp.types.matrix(shape=(4, 3), dtype=wp.float32)):
+    """Colours of four samples in whole levels, 0 to 255."""
+
+
+@wp.struct
+class Poses:
+    """Where G geoms are in W worlds.
+
+    Attributes:
+        rotations, places: (W, G): from the geom's frame to the world's, m.
+        spheres: (G,): centre and radius of what bounds it in its own frame, m.
+        alpha: float32 (W, G): opacity.
+    """
+
+    rotations: wp.array2d(dtype=wp.mat33)
+    places: wp.array2d(dtype=wp.vec3)
+    spheres: wp.array(dtype=wp.vec4)
+    alpha: wp.array2d(dtype=float)
+
+
+@wp.struct
+class Seen:
+    """Where G geoms are in the frames of C cameras' eyes.
+
+    Attributes:
+        rotations, places: (W, C, G), m.
+        spheres: (W, C, G), m.
+    """
+
+    rotations: wp.array3d(dtype=wp.mat33)
+    places: wp.array3d(dtype=wp.vec3)
+    spheres: wp.array3d(dtype=wp.vec4)
+
+
+@wp.struct
+class Mirror:
+    """The surface that reflects; ``geom`` is -1 if none does.
+
+    Attributes:
+        height: How far its face is from its place along its third axis, m.
+        reflectance: Share of the colour that it gives back.
+    """
+
+    geom: int
+    height: float
+    reflectance: float
+
+
+@wp.kernel
+def pose_geoms(
+    body_rotations: wp.array2d(dtype=wp.mat33),
+    body_places: wp.array2d(dtype=wp.vec3),
+    body: wp.array(dtype=int),
+    rotation: wp.array(dtype=wp.mat33),
+    place: wp.array(dtype=wp.vec3),
+    poses: Poses,
+):
+    """Puts every geom where its body is; one thread for each of (W, G)."""
+    world, geom = wp.tid()
+    turn = body_rotations[world, body[geom]]
+    poses.rotations[world, geom] = turn * rotation[geom]
+    poses.places[world, geom] = turn * place[geom] + body_places[world, body[geom]]
+
+
+@wp.kernel
+def see_geoms(
+    poses: Poses,
+    cameras: wp.array(dtype=int),
+    camera_places: wp.array2d(dtype=wp.vec3),
+    camera_rotations: wp.array2d(dtype=wp.mat33),
+    seen: Seen,
+):
+    """Takes every geom into every eye's frame; one thread for each of (W, C, G)."""
+    world, number, geom = wp.tid()
+    camera = cameras[number]
+    axes = wp.transpose(camera_rotations[world, camera])
+    rotation = axes * poses.rotations[world, geom]
+    place = axes * (poses.places[world, geom] - camera_places[world, camera])
+    seen.rotations[world, number, geom] = rotation
+    seen.places[world, number, geom] = place
+    seen.spheres[world, number, geom] = moved(poses.spheres[geom], rotation, place)
+
+
+@wp.func
+def moved(sphere: wp.vec4, rotation: wp.mat33, place: wp.vec3) -> wp.vec4:
+    """A sphere in another frame."""
+    centre = rotation * wp.vec3(sphere[0], sphere[1], sphere[2]) + place
+    return wp.vec4(centre[0], centre[1], centre[2], sphere[3])
+
+
+@wp.func
+def nothing() -> Hit:
+    """A hit of nothing."""
+    hit = Hit()
+    hit.depth = _FAR
+    hit.geom = -1
+    hit.triangle = -1
+    return hit
+
+
+@wp.func
+def level(shade: float) -> float:
+    """A colour from 0 to 1 as a whole level."""
+    return wp.floor(wp.clamp(shade, 0.0, 1.0) * 255.0 + 0.5)
+
+
+@wp.func
+def levels(shade: wp.vec3) -> wp.vec3:
+    """Likewise, of three channels."""
+    return wp.vec3(level(shade[0]), level(shade[1]), level(shade[2]))
+
+
+@wp.func
+def sample_ray(view: View, x: int, y: int, sample: int, is_rounded: bool) -> Ray:
+    """The ray through one of a pixel's samples."""
+    across = wp.vec4i(96, 224, 32, 160)
+    up = wp.vec4i(32, 96, 160, 224)
+    ray = Ray()
+    ray.x = 256 * x + across[sample]
+    ray.y = 256 * y + up[sample]
+    ray.direction = ray_at(view, float(ray.x - 128) / 256.0, float(ray.y - 128) / 256.0)
+    ray.scale = 256.0 / view.step
+    ray.middle_x = 256.0 * view.middle_x + 128.0
+    ray.middle_y = 256.0 * view.middle_y + 128.0
+    ray.is_rounded = is_rounded
+    return ray
+
+
+@wp.func
+def met_beyond(meshes: Meshes, poses: Poses, world: int, view: View, ray: Ray, near: float, without: int) -> Hit:
+    """The first opaque thing that a ray meets beyond a depth, but for one geom."""
+    hit = nothing()
+    for geom in range(poses.alpha.shape[1]):
+        if geom == without or poses.alpha[world, geom] < _OPAQUE:
+            continue
+        rotation = view.axes * poses.rotations[world, geom]
+        place = view.axes * (poses.places[world, geom] - view.eye)
+        if not misses(moved(poses.spheres[geom], rotation, place), ray.direction, 0.0, hit.depth):
+            hit = meet_geom(meshes, geom, rotation, place, ray, near, hit)
+    return hit
+
+
+@wp.func
+def in_mirror(view: View, normal: wp.vec3, face: wp.vec3) -> View:
+    """The view from behind a mirror."""
+    turn = wp.identity(n=3, dtype=wp.float32) - 2.0 * wp.outer(normal, normal)
+    there = view
+    there.eye = face + turn * (view.eye - face)
+    there.axes = view.axes * turn
+    there.lamp = view.eye
+    return there
+
+
+@wp.func
+def shade_samples(
+    meshes: Meshes,
+    looks: Looks,
+    lamps: Lamps,
+    poses: Poses,
+    world: int,
+    view: View,
+    x: int,
+    y: int,
+    geoms: wp.vec4i,
+    triangles: wp.vec4i,
+) -> Colours:
+    """Colours of a pixel's samples; each distinct triangle is shaded once."""
+    colours = Colours()
+    for sample in range(4):
+        shade = wp.vec3(0.0, 0.0, 0.0)
+        same = int(-1)
+        for earlier in range(sample):
+            if geoms[earlier] == geoms[sample] and triangles[earlier] == triangles[sample]:
+                same = earlier
+        if same >= 0:
+            shade = wp.vec3(colours[same, 0], colours[same, 1], colours[same, 2])
+        elif geoms[sample] < 0:
+            shade = levels(sky_at(looks, wp.transpose(view.axes) * ray_at(view, float(x), float(y))))
+        else:
+            geom = geoms[sample]
+            shade = levels(
+                fragment(
+                    meshes, looks, lamps, world, view, poses.rotations[world, geom], poses.places[world, geom],
+                    geom, triangles[sample], x, y, 1.0,
+                )
+            )  # fmt: skip
+        for k in range(3):
+            colours[sample, k] = shade[k]
+    return colours
+
+
+@wp.func
+def add_reflection(
+    meshes: Meshes,
+    looks: Looks,
+    lamps: Lamps,
+    poses: Poses,
+    mirror: Mirror,
+    world: int,
+    view: View,
+    x: int,
+    y: int,
+    geoms: wp.vec4i,
+    triangles: wp.vec4i,
+    depths: wp.vec4,
+    colours: Colours,
+) -> Colours:
+    """Adds what a mirror's upper face shows to the samples that show it."""
+    for sample in range(4):
+        if mirror.geom < 0 or geoms[sample] != mirror.geom or meshes.records[triangles[sample], 11] < 0.9:
+            continue
+        turn = poses.rotations[world, mirror.geom]
+        normal = wp.vec3(turn[0, 2], turn[1, 2], turn[2, 2])
+        there = in_mirror(view, normal, poses.places[world, mirror.geom] + mirror.height * normal)
+        ray = sample_ray(there, x, y, sample, False)
+        hit = met_beyond(meshes, poses, world, there, ray, depths[sample] * _BEYOND, mirror.geom)
+        if hit.geom >= 0:
+            shade = levels(
+                fragment(
+                    meshes, looks, lamps, world, there, poses.rotations[world, hit.geom],
+                    poses.places[world, hit.geom], hit.geom, hit.triangle, x, y, mirror.reflectance,
+                )
+            )  # fmt: skip
+            for k in range(3):
+                colours[sample, k] = wp.min(colours[sample, k] + shade[k], 255.0)
+    return colours
+
+
+@wp.kernel
+def draw(
+    meshes: Meshes,
+    looks: Looks,
+    lamps: Lamps,
+    poses: Poses,
+    mirror: Mirror,
+    veils: wp.array(dtype=int),
+    seen: Seen,
+    cameras: wp.array(dtype=int),
+    focals: wp.array(dtype=float),
+    camera_places: wp.array2d(dtype=wp.vec3),
+    camera_rotations: wp.array2d(dtype=wp.mat33),
+    near: float,
+    frames: wp.array4d(dtype=wp.uint8),
+):
+    """Draws a pixel of each camera of each world; one thread for each of (W, cameras, H * width).
+
+    Args:
+        veils: Geoms that may be transparent.
+        cameras: Their ids. focals: Focal lengths of half the image's height, by id.
+        camera_places, camera_rotations: (W, n), by id.
+        near: Depth of the near plane, m.
+        frames: Filled, (W * cameras, H, width, 3).
+    """
+    world, number, pixel = wp.tid()
+    height, width = frames.shape[1], frames.shape[2]
+    x, y = pixel % width, pixel // width
+    camera = cameras[number]
+    view = View()
+    view.eye = camera_places[world, camera]
+    view.axes = wp.transpose(camera_rotations[world, camera])
+    view.lamp = view.eye
+    view.ahead = -view.axes[2]
+    view.step = 2.0 / (float(height) * focals[camera])
+    view.middle_x = 0.5 * float(width - 1)
+    view.middle_y = 0.5 * float(height - 1)
+    middle = ray_at(view, float(x), float(y))
+    ray0, ray1 = sample_ray(view, x, y, 0, True), sample_ray(view, x, y, 1, True)
+    ray2, ray3 = sample_ray(view, x, y, 2, True), sample_ray(view, x, y, 3, True)
+    hit0, hit1, hit2, hit3 = nothing(), nothing(), nothing(), nothing()
+    for geom in range(poses.alpha.shape[1]):
+        if poses.alpha[world, geom] < _OPAQUE:
+            continue
+        farthest = wp.max(wp.max(hit0.depth, hit1.depth), wp.max(hit2.depth, hit3.depth))
+        if misses(seen.spheres[world, number, geom], middle, _PIXEL_RADIUS * view.step, farthest):
+            continue
+        rotation, place = seen.rotations[world, number, geom], seen.places[world, number, geom]
+        hit0 = meet_geom(meshes, geom, rotation, place, ray0, near, hit0)
+        hit1 = meet_geom(meshes, geom, rotation, place, ray1, near, hit1)
+        hit2 = meet_geom(meshes, geom, rotation, place, ray2, near, hit2)
+        hit3 = meet_geom(meshes, geom, rotation, place, ray3, near, hit3)
+    geoms = wp.vec4i(hit0.geom, hit1.geom, hit2.geom, hit3.geom)
+    triangles = wp.vec4i(hit0.triangle, hit1.triangle, hit2.triangle, hit3.triangle)
+    depths = wp.vec4(hit0.depth, hit1.depth, hit2.depth, hit3.depth)
+
+    colours = shade_samples(meshes, looks, lamps, poses, world, view, x, y, geoms, triangles)
+    colours = add_reflection(
+        meshes, looks, lamps, poses, mirror, world, view, x, y, geoms, triangles, depths, colours
+    )  # fmt: skip
+    colours = blend_veils(meshes, looks, lamps, poses, seen, veils, world, number, view, x, y, near, depths, colours)
+    for k in range(3):
+        total = int(colours[0, k] + colours[1, k] + colours[2, k] + colours[3, k])
+        frames[world * cameras.shape[0] + number, height - 1 - y, width - 1 - x, k] = wp.uint8((total + 2) >> 2)
+
+
+@wp.func
+def next_veil(poses: Poses, seen: Seen, veils: wp.array(dtype=int), world: int, number: int, after: float) -> wp.vec2:
+    """Distance of the next bounding sphere beyond a distance, and the index of its veil; -1 if there is none."""
+    best, found = float(_FAR), int(-1)
+    for i in range(veils.shape[0]):
+        alpha = poses.alpha[world, veils[i]]
+        sphere = seen.spheres[world, number, veils[i]]
+        distance = wp.length(wp.vec3(sphere[0], sphere[1], sphere[2])) - sphere[3]
+        if alpha > 0.0 and alpha < _OPAQUE and distance > after and distance < best:
+            best, found = distance, i
+    return wp.vec2(best, float(found))
+
+
+@wp.func
+def blend_veils(
+    meshes: Meshes,
+    looks: Looks,
+    lamps: Lamps,
+    poses: Poses,
+    seen: Seen,
+    veils: wp.array(dtype=int),
+    world: int,
+    number: int,
+    view: View,
+    x: int,
+    y: int,
+    near: float,
+    depths: wp.vec4,
+    colours: Colours,
+) -> Colours:
+    """Mixes transparent geoms with what is there, as MuJoCo does: all of them front to back, then back to front."""
+    n = veils.shape[0]
+    for turn in range(2 * n):
+        place = wp.where(turn < n, turn, 2 * n - 1 - turn)
+        found = wp.vec2(-_FAR, -1.0)
+        for _ in range(place + 1):
+            found = next_veil(poses, seen, veils, world, number, found[0])
+        if found[1] < 0.0:
+            continue
+        geom = veils[int(found[1])]
+        opacity = poses.alpha[world, geom]
+        rotation, at = seen.rotations[world, number, geom], seen.places[world, number, geom]
+        for sample in range(4):
+            ray = sample_ray(view, x, y, sample, True)
+            from_depth = near
+            for _ in range(_MAX_LAYERS):
+                hit = nothing()
+                hit.depth = depths[sample]
+                hit = meet_geom(meshes, geom, rotation, at, ray, from_depth, hit)
+                if hit.geom < 0:
+                    break
+                shade = levels(
+                    fragment(
+                        meshes, looks, lamps, world, view, poses.rotations[world, geom], poses.places[world, geom],
+                        geom, hit.triangle, x, y, 1.0,
+                    )
+                )  # fmt: skip
+                for k in range(3):
+                    colours[sample, k] = wp.floor(opacity * shade[k] + (1.0 - opacity) * colours[sample, k] + 0.5)
+                from_depth = hit.depth * _BEYOND
+    return colours

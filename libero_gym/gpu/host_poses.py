@@ -1,0 +1,56 @@
+"""Poses of simulators in the host's memory, as the device's camera takes them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import warp as wp
+
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.gpu.camera import SceneOnDevice
+from libero_gym.rendering.posing import burner_alpha, pose_bodies
+from libero_gym.simulation.simulator import Simulator
+
+
+class HostPoses:
+    """Where bodies, cameras and lights of W simulators of one scene are; see `BatchCamera.draw`.
+
+    Args:
+        simulators: The simulators.
+        scene: Their scene.
+
+    Attributes:
+        alpha: float32 (W, G): opacity of each geom, for `BatchCamera.alpha`.
+    """
+
+    def __init__(self, simulators: Sequence[Simulator], scene: SceneOnDevice) -> None:
+        rows = [_pose(simulator) for simulator in simulators]
+
+        def stacked(name: str, dtype: object, width: int) -> wp.array:
+            arrays = np.stack([np.asarray(getattr(data, name), np.float32) for data in rows])
+            shape = (len(rows), -1, width) if width == 3 else (len(rows), -1, 3, 3)
+            return wp.array(arrays.reshape(shape), dtype=dtype, device=scene.device)
+
+        self.xpos, self.cam_xpos = stacked("xpos", wp.vec3, 3), stacked("cam_xpos", wp.vec3, 3)
+        self.xmat, self.cam_xmat = stacked("xmat", wp.mat33, 9), stacked("cam_xmat", wp.mat33, 9)
+        self.light_xpos, self.light_xdir = stacked("light_xpos", wp.vec3, 3), stacked("light_xdir", wp.vec3, 3)
+        self.alpha = np.stack([_alpha(simulator, scene) for simulator in simulators]).astype(np.float32)
+
+
+def _pose(simulator: Simulator) -> mujoco.MjData:
+    model = copy.copy(simulator.compiled.physics)  # whose fixtures are moved
+    data = mujoco.MjData(model)
+    pose_bodies(model, data, simulator)
+    data.light_xdir[:] /= np.linalg.norm(data.light_xdir, axis=1, keepdims=True)
+    return data
+
+
+def _alpha(simulator: Simulator, scene: SceneOnDevice) -> np.ndarray:
+    packed, physics = scene.packed, simulator.compiled.physics
+    alpha = packed.alpha.copy()
+    for burner, shown in zip(simulator.compiled.burners, simulator.burners_shown, strict=True):
+        rows = np.flatnonzero(packed.site == physics.site(burner.site).id)
+        alpha[rows] = burner_alpha(alpha[rows], shown)
+    return alpha
