@@ -38,7 +38,7 @@ _PARALLEL = 1e-9
 _MOST_WORDS = 60_000
 _ORIGINAL = "libero_gym_mujoco_box_box"
 _SIGNATURE = types.int32(types.uintp, types.uintp, types.uintp, types.int32, types.int32, types.float64)
-_original = types.ExternalFunction(_ORIGINAL, _SIGNATURE)
+_original: Any = types.ExternalFunction(_ORIGINAL, _SIGNATURE)
 _N_TYPES = int(mujoco.mjtGeom.mjNGEOMTYPES)
 _ENTRY = int(mujoco.mjtGeom.mjGEOM_BOX) * (_N_TYPES + 1)
 
@@ -176,7 +176,7 @@ def _doubles(_: Any, address: Any) -> Any:
 
 
 @compiled
-def _is_axis(x, y, z, axes, geom):  # type: ignore[no-untyped-def]
+def _is_axis(x, y, z, axes, geom):
     """Whether a unit vector is parallel to an axis of a geom, whose axes are the columns of its matrix."""
     for axis in range(3):
         column = 9 * geom + axis
@@ -188,7 +188,7 @@ def _is_axis(x, y, z, axes, geom):  # type: ignore[no-untyped-def]
 def _compile(mark_at: int, xmat_at: int, stride: int) -> Any:
     """The function for MuJoCo's table, with the places of `_places`."""
 
-    def collide(model, data, contacts, geom1, geom2, margin):  # type: ignore[no-untyped-def]
+    def collide(model, data, contacts, geom1, geom2, margin):
         count = _original(model, data, contacts, geom1, geom2, margin)
         if count > 0 and numba.carray(_doubles(model), mark_at + 1)[mark_at] == MARK:
             address = numba.carray(_doubles(data), xmat_at + 1).view(np.uintp)[xmat_at]
