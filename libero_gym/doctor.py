@@ -14,6 +14,7 @@ from pathlib import Path
 from libero_gym import stock
 from libero_gym.common import cache
 from libero_gym.common.version import BENCHMARK, installed_version
+from libero_gym.equivalence.versions import DISTRIBUTION, UnsupportedMujocoError, advice, fidelity
 
 # The versions that continuous integration runs; see constraints.txt.
 TESTED = {
@@ -82,7 +83,9 @@ def check_versions() -> list[Finding]:
         if installed is None:
             findings.append(Finding("fail", package, "not installed", f"pip install {package}=={tested}"))
             continue
-        if installed.split("+")[0] == tested:
+        if package == DISTRIBUTION:
+            findings.append(judge_mujoco(installed))
+        elif installed.split("+")[0] == tested:
             findings.append(Finding("ok", package, installed))
         elif package in BENCHMARK:
             cure = f"another version is another benchmark: pip install {package}=={tested}"
@@ -90,6 +93,16 @@ def check_versions() -> list[Finding]:
         else:
             findings.append(Finding("note", package, f"{installed}, tested with {tested}"))
     return findings
+
+
+def judge_mujoco(installed: str) -> Finding:
+    """Judge an installed version of MuJoCo: how exact its results are."""
+    found = f"{installed}, {fidelity(installed).split(' (')[0]}"
+    try:
+        sentence = advice(installed)
+    except UnsupportedMujocoError as error:
+        return Finding("fail", DISTRIBUTION, f"{installed}, too old", str(error))
+    return Finding("ok", DISTRIBUTION, found) if sentence is None else Finding("note", DISTRIBUTION, found, sentence)
 
 
 def check_benchmark() -> list[Finding]:

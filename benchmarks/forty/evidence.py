@@ -12,6 +12,7 @@ from measuring import provenance
 
 from forty.cells import DECODINGS, ENV_IDS, SUITES, TASKS, Group
 from forty.work import MODELS, Work
+from libero_gym.equivalence.versions import EXACT, fidelity, refuse_to_mix
 
 
 class Finished(NamedTuple):
@@ -61,8 +62,16 @@ class Evidence:
             if content["group"] in self.cells:
                 name = path.relative_to(folder).with_suffix("").as_posix()
                 self.cells[content["group"]].append(Finished(name, content))
+        self._refuse_to_mix()
         for cells in self.cells.values():
             cells.sort(key=lambda cell: (list(ENV_IDS).index(cell.content["suite"]), cell.seed))
+
+    def _refuse_to_mix(self) -> None:
+        """Raise a ValueError if cells were made with different versions of MuJoCo."""
+        contents = [cell.content for cells in self.cells.values() for cell in cells]
+        known = [content.get("provenance", {}).get("versions", {}).get("mujoco", EXACT) for content in contents]
+        for version in known:
+            refuse_to_mix(fidelity(known[0]), fidelity(version), "cells")
 
     def of_suite(self, group: str, suite: str) -> list[Finished]:
         """A group's cells that were judged on a suite."""

@@ -49,7 +49,8 @@ class Episode:
             `libero_gym.compilation.placements`; -1 if the state is official or its seed unknown.
         seed: The recording's seed, -1 if unknown.
         fps: Frames per second.
-        versions: Versions of the packages that recorded the episode, by name.
+        versions: Versions of the packages that recorded the episode, by name; "simulation" is "exact" or for example
+            "equivalent (4.0.0)", see `equivalence.versions.fidelity`.
     """
 
     instruction: str

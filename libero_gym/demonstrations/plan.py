@@ -46,6 +46,8 @@ class EpisodeKey(NamedTuple):
 class RecordingOptions:
     """What decides an episode's content besides its key; a recording keeps its options. `record` explains each.
 
+    ``mujoco`` says how exact the simulation is, see `equivalence.versions.fidelity`.
+
     Raises:
         ValueError: If an option is out of range.
     """
@@ -65,6 +67,7 @@ class RecordingOptions:
     keep_failures: bool
     seed: int
     crf: int
+    mujoco: str
 
     def __post_init__(self) -> None:
         if self.image_size % 2:

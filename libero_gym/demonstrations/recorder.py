@@ -187,7 +187,7 @@ def _episode(
     actions: Sequence[np.ndarray],
 ) -> Episode:
     """The episode of some observations, the actions that followed them, and the last ``info``."""
-    versions = package_versions(_PACKAGES)
+    versions = package_versions(_PACKAGES) | {"simulation": options.mujoco}
     names = ["state", *(IMAGE_KEYS[camera] for camera in options.cameras)]
     arrays = {name: np.stack([observation[name] for observation in observations]) for name in names}
     return Episode(

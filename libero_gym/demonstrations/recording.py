@@ -38,6 +38,7 @@ from libero_gym.demonstrations.recorder import PolicyFactory, RecordingJob
 from libero_gym.demonstrations.workers import record_episodes
 from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.env import LiberoEnv, check_task_ids
+from libero_gym.equivalence.versions import fidelity, with_fidelity
 from libero_gym.rendering import renderer as rendering
 from libero_gym.tasks import get_suite, get_tasks
 
@@ -164,6 +165,7 @@ def record(
         keep_failures=keep_failures,
         seed=seed,
         crf=crf,
+        mujoco=fidelity(),
     )
     n_workers = whole_number("n_workers", n_workers, 0)
     job = RecordingJob(Path(root) / RECORDING_FOLDER, options, policy, render_device, get_suite(suite).loaded())
@@ -264,7 +266,7 @@ def _check_same_options(path: Path, options: RecordingOptions) -> None:
     if not path.is_file():
         write_bytes(path, json.dumps(now, indent=4).encode())
         return
-    before = read_json(path)
+    before = with_fidelity(read_json(path))
     changed = [name for name in now if now[name] != before.get(name)]
     if changed:
         differences = ", ".join(f"{name} {before.get(name)!r} to {now[name]!r}" for name in changed)

@@ -33,6 +33,7 @@ from libero_gym.env.shaping import make_potential, reward_terms
 from libero_gym.env.simulators import Simulators
 from libero_gym.env.starts import choose_start
 from libero_gym.env.state import EpisodeState, snapshot_from_json, snapshot_to_json
+from libero_gym.equivalence.versions import fidelity
 from libero_gym.observations import (
     INSTRUCTION_KINDS,
     Observation,
@@ -127,7 +128,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
     ## Info
 
     ``is_success``, ``task_id``, ``task_name``, ``init_state_id``, ``instruction``, ``reward_terms``, ``elapsed_steps``
-    (control steps of the episode so far, which chunks make more than steps; settling does not count); with
+    (control steps of the episode so far, which chunks make more than steps; settling does not count), ``mujoco``
+    ("exact", or what another version's simulation is); with
     ``reward="progress"`` also ``progress_terms``, what phi is the sum of: per predicate of the goal ``reach``,
     ``place`` and ``hold``, such as ``on(akita_black_bowl_1, plate_1)/place`` (not from vector environments).
 
@@ -237,8 +239,9 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments that decide what happens here, as JSON can hold them."""
-        return {"suite": self.suite.name} | {name: _as_json(getattr(self, name)) for name in _SETTINGS}
+        """The arguments that decide what happens here, as JSON can hold them, and how exact the simulation is."""
+        own = {name: _as_json(getattr(self, name)) for name in _SETTINGS}
+        return {"suite": self.suite.name, "mujoco": fidelity()} | own
 
     @property
     def simulator(self) -> Simulator:

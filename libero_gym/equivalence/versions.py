@@ -6,7 +6,10 @@ A result is "exact" (3.3.2: stock LIBERO's states, contacts and pixels to the bi
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from libero_gym.common.version import BENCHMARK, UNKNOWN, installed_version
 
@@ -64,6 +67,7 @@ def parse(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+@functools.cache
 def fidelity(version: str | None = None) -> str:
     """What states, frames and results of a version of MuJoCo are called, as settings, reports and data sets say it.
 
@@ -81,6 +85,28 @@ def fidelity(version: str | None = None) -> str:
         return "exact"
     known = parse(EXACT) < parse(version) and parse(version)[:2] <= NEWEST
     return f"{'equivalent' if known else 'unmeasured'} ({version})"
+
+
+def with_fidelity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that say under "mujoco" how exact they are; those of earlier versions, which had 3.3.2 alone, are."""
+    return {"mujoco": "exact", **settings}
+
+
+def refuse_to_mix(first: str, second: str, what: str = "results") -> None:
+    """Complain if two things are of different fidelity, so that nobody takes the simulator's doing for the model's.
+
+    Args:
+        first, second: What `fidelity` says of each.
+        what: What they are, in the plural.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if first != second:
+        raise ValueError(
+            f"These {what} are of different simulations of LIBERO, one {first} and one {second}, and are not mixed; "
+            "make both with the same version of MuJoCo."
+        )
 
 
 def advice(version: str) -> str | None:

@@ -336,6 +336,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         infos: dict[str, Any] = {key: arrays[prefix + key].copy() for key in INFO_KEYS}
         infos |= {key: arrays[key].copy() for key in self.backend.info_keys}
         infos["task_name"] = np.array([task.name for task in tasks], dtype=object)
+        infos["mujoco"] = np.full(len(tasks), self.settings["mujoco"], dtype=object)
         infos["instruction"] = np.array([task.instruction for task in tasks], dtype=object)
         terms = arrays[prefix + "reward_terms"]
         infos["reward_terms"] = {name: terms[:, column].copy() for column, name in enumerate(self._terms)}

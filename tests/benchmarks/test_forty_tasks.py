@@ -447,6 +447,14 @@ def test_report_writes_tables_and_pictures_and_needs_no_run(made_up: Work, tmp_p
     ]  # fmt: skip
 
 
+def test_cells_of_different_simulations_are_not_reported_together(made_up: Work) -> None:
+    path = next(made_up.cells_folder.glob("strong/goal/1.json"))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"provenance": {"versions": {"mujoco": "4.0.0"}}}))
+    with pytest.raises(ValueError, match=r"These cells are of different simulations .*equivalent \(4\.0\.0\)"):
+        Evidence(made_up)
+
+
 def test_a_report_of_nothing_and_a_judgement_that_is_missing_are_one_sentence(made_up: Work, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No cell is finished in"):
         report.write(Work(tmp_path / "empty", GROUPS), tmp_path / "x.json")

@@ -277,6 +277,17 @@ def test_doctor_starts_without_mujoco(tmp_path: Path) -> None:
     assert run("import sys, libero_gym.doctor\nprint('mujoco' in sys.modules)", tmp_path) == "False\n"
 
 
+def test_doctor_says_how_exact_mujoco_is() -> None:
+    assert str(doctor.judge_mujoco("3.3.2")) == f"[  ok] {'mujoco':<22} 3.3.2, exact"
+    newer = doctor.judge_mujoco("4.0.0")
+    assert (newer.level, newer.found) == ("note", "4.0.0, equivalent")
+    assert "is not exact" in newer.cure
+    assert doctor.judge_mujoco("4.1.0").found == "4.1.0, unmeasured"
+    old = doctor.judge_mujoco("3.2.0")
+    assert (old.level, old.found) == ("fail", "3.2.0, too old")
+    assert "pip install mujoco==3.3.2" in old.cure
+
+
 def test_doctor_judges_the_time_of_a_frame_and_names_the_fast_renderer() -> None:
     assert doctor.judge_frame(10.0, 0.03, 50.0).level == "ok"
     slow, slower = doctor.judge_frame(10.0, 0.8, 50.0), doctor.judge_frame(40.0, 17.0, 50.0)

@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.common.checks import flag
+from libero_gym.equivalence.versions import with_fidelity
 from vla_agent.algorithms import arguments
 from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.callbacks.state import StatefulCallback
@@ -135,7 +136,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
             return
         env, saved = cast(RestorableEnv, self.env), state["environments"]
         can_go_on = saved is not None and is_restorable(env)
-        if can_go_on and env.settings == saved["settings"] and env.num_envs == len(saved["lengths"]):
+        same = can_go_on and with_fidelity(env.settings) == with_fidelity(saved["settings"])
+        if same and env.num_envs == len(saved["lengths"]):
             self._last_obs = env.restore(saved)
             self._last_episode_starts = np.array(state["episode_starts"])
         elif self.seed is not None:

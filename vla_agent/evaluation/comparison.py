@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from libero_gym.equivalence.versions import DISTRIBUTION, EXACT, fidelity, refuse_to_mix
 from vla_agent.common.intervals import mcnemar_exact, newcombe_interval
 from vla_agent.evaluation.decoding import describe_decoding
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import EvaluationReport
-from vla_agent.evaluation.results import SuccessRow, describe_ids, describe_row, lost_and_gained, paired_episodes
+from vla_agent.evaluation.results import (
+    ReportError,
+    SuccessRow,
+    describe_ids,
+    describe_row,
+    lost_and_gained,
+    paired_episodes,
+)
 
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -102,6 +110,7 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
 
     Raises:
         TypeError: If one is no report.
+        ReportError: If one is of the exact simulation and the other is not, or they are of different versions.
     """
     for name, report in (("first", first), ("second", second)):
         if not isinstance(report, EvaluationReport):
@@ -109,6 +118,10 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
                 f"The {name} is a {type(report).__name__}; expected an EvaluationReport, such as of "
                 "EvaluationReport.load(folder)."
             )
+    try:
+        refuse_to_mix(_fidelity(first), _fidelity(second), "reports")
+    except ValueError as error:
+        raise ReportError(str(error)) from None
     differences = _differing(*map(_conditions, (first, second)))
     choices = _differing(*map(_choices, (first, second)))
     for name, report in (("first", first), ("second", second)):
@@ -140,12 +153,18 @@ def _part(report: EvaluationReport, suite: str) -> EvaluationReport:
     return replace(report, episodes=own)
 
 
+def _fidelity(report: EvaluationReport) -> str:
+    """How exact a report's simulation was; older reports state the version of MuJoCo alone."""
+    stated = report.settings.get("mujoco")
+    return str(stated) if stated else fidelity(report.manifest.get("versions", {}).get(DISTRIBUTION) or EXACT)
+
+
 def _conditions(report: EvaluationReport) -> dict[str, Any]:
     return with_fixtures(report.conditions) | {"actions": describe_decoding(report.settings)}
 
 
 def _choices(report: EvaluationReport) -> dict[str, Any]:
-    others = ("env_id", "n_envs", "deterministic", "temperature")
+    others = ("env_id", "n_envs", "deterministic", "temperature", "mujoco")
     return {name: value for name, value in report.settings.items() if name not in others}
 
 

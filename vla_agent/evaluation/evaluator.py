@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from libero_gym.common.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
+from libero_gym.equivalence.versions import fidelity
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite
@@ -240,6 +241,7 @@ class Evaluator:
             raise
         self.settings: dict[str, Any] = {
             "env_id": env_id,
+            "mujoco": self.env.settings.get("mujoco", fidelity()),
             "center_crop": self.env.image_transform is not None and image_options.get("center_crop", True),
             "image_size": processor.image_size,
             "cameras": [key for key in CAMERA_KEYS if key in cast(Any, self.env.observation_space).spaces],

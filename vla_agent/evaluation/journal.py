@@ -8,6 +8,7 @@ from typing import Any
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.json_files import MAX_BYTES, parse_json
+from libero_gym.equivalence.versions import with_fidelity
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.results import SCHEMA, EpisodeResult, ReportError
 
@@ -34,7 +35,7 @@ class Journal:
         header = json.loads(json.dumps({"schema": SCHEMA, **identity}))
         lines = self._whole_lines()
         if lines:
-            self._check(with_fixtures(header), with_fixtures(lines[0]))
+            self._check(with_fixtures(header), with_fixtures(with_fidelity(lines[0])))
             self.episodes = [
                 EpisodeResult.from_json(line, f"'{self.path}', line {number},")
                 for number, line in enumerate(lines[1:], start=2)

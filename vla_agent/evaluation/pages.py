@@ -51,7 +51,9 @@ def markdown(report: EvaluationResults) -> str:
 
 def describe_setting(report: EvaluationResults) -> str:
     """The protocol of a report, and how its actions were taken, in words."""
-    return f"{describe_protocol(report.conditions)} Actions are {describe_decoding(report.settings)}."
+    words = f"{describe_protocol(report.conditions)} Actions are {describe_decoding(report.settings)}."
+    stated = report.settings.get("mujoco", "exact")
+    return words if stated == "exact" else f"{words} LIBERO's simulation is {stated}, not exact."
 
 
 def model_name(report: EvaluationResults) -> str:
@@ -65,6 +67,8 @@ def facts(report: EvaluationResults) -> dict[str, str]:
     manifest = report.manifest
     rows = {"model": str(manifest["model_choice"])} if "model_choice" in manifest else {}
     rows |= {name: _cell(value) for name, value in (report.conditions | report.settings).items()}
+    if "mujoco" in rows:  # below it is the version
+        rows["simulation"] = rows.pop("mujoco")
     rows |= {name: f"{value:.4g}" for name, value in report.timing.items()}
     if machine := manifest.get("machine"):
         cores = f"{machine['cpu_cores']} CPU cores" if "cpu_cores" in machine else ""

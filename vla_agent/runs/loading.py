@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.common.checks import did_you_mean
+from libero_gym.equivalence.versions import with_fidelity
 from vla_agent.policy.arguments import check_names
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.documents import fault
@@ -288,7 +289,8 @@ def _changes(saved: dict[str, Any], state: dict[str, Any], env: VecEnv, given: d
     engine = given.get("engine") or getattr(env.unwrapped, "engine", None)
     before["engine"], now["engine"] = saved.get("engine", {}), {} if engine is None else engine.settings
     if state["environments"] is not None and is_restorable(env):
-        before |= {f"environments' {key}": value for key, value in state["environments"]["settings"].items()}
+        stated = with_fidelity(state["environments"]["settings"])
+        before |= {f"environments' {key}": value for key, value in stated.items()}
         now |= {f"environments' {key}": value for key, value in cast(RestorableEnv, env).settings.items()}
     changed = [key for key in now if now[key] != before.get(key)]
     return [f"{key}: {_shown(before.get(key))}, not {_shown(now[key])}" for key in changed]

@@ -17,12 +17,14 @@ from recorded_policies import GivesUp, Soup, broken, push, two_steps
 from recordings import record_pushes, same_episodes, write_dataset
 
 from libero_gym.common.atomic import write_bytes
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.demonstrations import LeRobotReader, LeRobotWriter, recorder, workers
 from libero_gym.demonstrations import recording as demonstrations
 from libero_gym.demonstrations.episodes import Episode
 from libero_gym.demonstrations.plan import EpisodeKey
 from libero_gym.demonstrations.recording import RECORDING_FOLDER, RecordingSummary, record
 from libero_gym.env import LiberoEnv
+from libero_gym.equivalence.versions import fidelity
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
 
@@ -51,7 +53,8 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_recorded_episodes_replay_to_the_recorded_states(recording: Path) -> None:
     episode = LeRobotReader(recording)[1]
     assert (episode.suite, episode.task_id, episode.init_state_id, episode.success) == ("libero_spatial", 0, 1, False)
-    assert episode.versions["mujoco"] == "3.3.2"
+    assert episode.versions["mujoco"] == mujoco.__version__
+    assert episode.versions["simulation"] == fidelity(mujoco.__version__)
     env = LiberoEnv("libero_spatial", cameras=(), settle_steps=1)
     obs, _ = env.reset(options={"task_id": 0, "init_state_id": 1})
     for state, action in zip(episode.state, episode.actions, strict=True):

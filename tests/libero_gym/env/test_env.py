@@ -15,13 +15,16 @@ import pytest
 from comparing import equal_observations, random_actions
 from gymnasium.utils.env_checker import check_env
 
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation import compile_task
 from libero_gym.env import LiberoEnv
+from libero_gym.equivalence.versions import fidelity
 from libero_gym.experts import run_expert
 from libero_gym.simulation.simulator import SETTLE_ACTION, SimState, Simulator
 from libero_gym.tasks import get_tasks, initial_states
 
 INFO_KEYS = {"is_success", "task_id", "task_name", "init_state_id", "instruction", "reward_terms", "elapsed_steps"}
+INFO_KEYS |= {"mujoco"}
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space.*")
@@ -35,6 +38,7 @@ def test_gymnasium_check_env_passes_with_cameras(renderer: str) -> None:
     assert not np.array_equal(obs["image"], obs["wrist_image"])
     np.testing.assert_array_equal(env.render(), obs["image"])
     assert set(info) == INFO_KEYS
+    assert info["mujoco"] == env.settings["mujoco"] == fidelity(mujoco.__version__)
     env.close()
 
 

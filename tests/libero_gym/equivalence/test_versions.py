@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from libero_gym.common.mujoco_import import mujoco
-from libero_gym.equivalence.versions import EXACT, UnsupportedMujocoError, advice, fidelity, parse
+from libero_gym.equivalence.versions import (
+    EXACT,
+    UnsupportedMujocoError,
+    advice,
+    fidelity,
+    parse,
+    refuse_to_mix,
+    with_fidelity,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,3 +48,14 @@ def test_each_version_gets_one_sentence_of_advice() -> None:
     assert "newer than 4.0, the newest" in str(advice("4.1.0"))
     with pytest.raises(UnsupportedMujocoError, match=r"MuJoCo 3\.2\.7 is older than 3\.3\.2"):
         advice("3.2.7")
+
+
+def test_settings_of_before_are_exact() -> None:
+    assert with_fidelity({"suite": "libero_goal"}) == {"mujoco": "exact", "suite": "libero_goal"}
+    assert with_fidelity({"mujoco": "equivalent (4.0.0)"}) == {"mujoco": "equivalent (4.0.0)"}
+
+
+def test_unlike_things_are_not_mixed() -> None:
+    refuse_to_mix("exact", "exact")
+    with pytest.raises(ValueError, match=r"These cells are .* one exact and one equivalent \(3\.8\.1\)"):
+        refuse_to_mix("exact", "equivalent (3.8.1)", "cells")

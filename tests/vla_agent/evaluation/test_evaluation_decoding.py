@@ -127,6 +127,28 @@ def test_reports_at_other_temperatures_are_told_apart() -> None:
     assert not compare_reports(drawn, with_decoding(deterministic=False)).comparable
 
 
+def test_reports_of_different_simulations_are_not_compared() -> None:
+    exact, newer = with_decoding(mujoco="exact"), with_decoding(mujoco="equivalent (4.0.0)")
+    with pytest.raises(ReportError, match=r"one exact and one equivalent \(4\.0\.0\), and are not mixed"):
+        compare_reports(exact, newer)
+    with pytest.raises(ReportError, match=r"one equivalent \(4\.0\.0\) and one equivalent \(3\.8\.1\)"):
+        compare_reports(newer, with_decoding(mujoco="equivalent (3.8.1)"))
+    assert compare_reports(newer, replace(newer)).comparable
+    before = with_decoding()  # earlier reports state a version of MuJoCo, or nothing, which was 3.3.2
+    assert compare_reports(exact, before).comparable
+    other = replace(before, manifest=before.manifest | {"versions": {"mujoco": "3.8.1"}})
+    with pytest.raises(ReportError, match=r"one exact and one equivalent \(3\.8\.1\)"):
+        compare_reports(before, other)
+
+
+def test_the_pages_say_that_a_simulation_is_not_exact(tmp_path: Path) -> None:
+    report = with_decoding(mujoco="equivalent (4.0.0)")
+    for page in (markdown(report), report_page(report, tmp_path)):
+        assert "simulation is equivalent (4.0.0), not exact" in page
+    assert "| simulation | equivalent (4.0.0) |" in markdown(report)
+    assert "not exact" not in markdown(with_decoding(mujoco="exact"))
+
+
 def test_the_pages_say_how_actions_were_taken(tmp_path: Path) -> None:
     for report, words in (
         (with_decoding(deterministic=False, temperature=0.5), "Actions are drawn at temperature 0.5."),
@@ -148,7 +170,7 @@ def test_a_greedy_journal_of_before_goes_on(small: Evaluator, tmp_path: Path) ->
     small.run(progress_bar=False, out=tmp_path)
     journal = tmp_path / "episodes.jsonl"
     header, *episodes = journal.read_text().splitlines()
-    older = {name: value for name, value in json.loads(header).items() if name != "temperature"}
+    older = {name: value for name, value in json.loads(header).items() if name not in ("temperature", "mujoco")}
     journal.write_text("\n".join([json.dumps(older), *episodes[:2]]) + "\n")
     assert len(small.run(progress_bar=False, out=tmp_path).episodes) == 4
 
