@@ -156,7 +156,7 @@ class RayEngine:
         """
         if kwargs.get("output") == "torch":
             raise ValueError(
-                "output='torch' keeps observations on the device of one process, and an engine moves them between several; "
+                "output='torch' keeps observations on one process's device, and an engine moves them between several; "
                 "leave it out."
             )
         model = kwargs.get("model", "tiny")
