@@ -238,7 +238,7 @@ def _inertia_as_installed() -> Iterator[None]:
 
     own = Controller.update
     yield
-    if not versions.interface(mujoco.__version__).full_inertia_from_data:
+    if not versions.traits(mujoco.__version__).full_inertia_from_data:
         Controller.update = own
 
 

@@ -23,9 +23,19 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
     Functions are compiled again when any source file of their folder has changed. By itself numba looks at a function's
     own file alone, and would go on calling what other files held before.
     """
-    folder = Path(function.__code__.co_filename).parent
-    with place_for(folder, f"kernels-{_digest(folder)}") as cached:
+    with _place_of(function) as cached:
         return numba.njit(cache=cached, nogil=True, **options)(function)
+
+
+def callback(signature: Any, function: Callable[..., Any]) -> Any:
+    """``numba.cfunc(signature, cache=True)(function)``, a function for C to call, cached as `compiled` does."""
+    with _place_of(function) as cached:
+        return numba.cfunc(signature, cache=cached)(function)
+
+
+def _place_of(function: Callable[..., Any]) -> contextlib.AbstractContextManager[bool]:
+    folder = Path(function.__code__.co_filename).parent
+    return place_for(folder, f"kernels-{_digest(folder)}")
 
 
 @functools.cache

@@ -15,10 +15,10 @@ from collections import OrderedDict
 from libero_gym.common import cache
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.recent import kept
-from libero_gym.common.version import BENCHMARK
 from libero_gym.common.warn import warn_once
 from libero_gym.compilation import records
 from libero_gym.compilation.extraction import extract, full_model
+from libero_gym.equivalence import physics, versions
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.stock import stock_env
 from libero_gym.tasks import Task
@@ -43,8 +43,9 @@ def compile_task(task: Task) -> CompiledTask:
         BenchmarkError: If the benchmark package is missing, or another LIBERO stands in its place.
         NotImplementedError: If the goal is none that `extraction.extract` can read out.
         RuntimeError: If LIBERO's simulator cannot be imported; the message says what is missing.
+        UnsupportedMujocoError: If the installed MuJoCo is too old, or cannot be repaired (see `equivalence`).
     """
-    warn_untested_mujoco()
+    warn_unless_exact()
     key = records.task_key(task)
     blob = cache.read(key)
     if blob is None:
@@ -57,7 +58,9 @@ def compile_task(task: Task) -> CompiledTask:
         blob = records.to_bytes(compiled)
         cache.write(key, blob)
     # The first use takes the way through the bytes, too: it then has the very model that later uses have.
-    return records.from_bytes(task, blob)
+    compiled = records.from_bytes(task, blob)
+    physics.repair_physics(compiled.physics)
+    return compiled
 
 
 def visual_model(compiled: CompiledTask) -> mujoco.MjModel:
@@ -80,10 +83,12 @@ def load_visual_model(compiled: CompiledTask) -> mujoco.MjModel:
     key = records.visual_key(compiled.visual_key)
     blob = cache.read(key)
     if blob is not None:
-        return records.model_from_bytes(blob)
-    with stock_env(compiled.task.bddl_file) as env:
-        model = full_model(env)
-    cache.write(key, records.model_to_bytes(model))
+        model = records.model_from_bytes(blob)
+    else:
+        with stock_env(compiled.task.bddl_file) as env:
+            model = full_model(env)
+        cache.write(key, records.model_to_bytes(model))
+    physics.repair_textures(model)
     return model
 
 
@@ -93,12 +98,12 @@ def cached_scene(task: Task) -> str | None:
     return None if blob is None else records.scene_of(blob)
 
 
-def warn_untested_mujoco() -> None:
-    """Warn, once per process, if the installed MuJoCo is not one that published LIBERO results hold for."""
-    tested = BENCHMARK["mujoco"]
-    if mujoco.__version__ != tested:
-        warn_once(
-            f"MuJoCo {mujoco.__version__} is installed; LIBERO's published results hold for {tested}. From 3.3.3 "
-            "floors render darker; from 3.4.0 the bowl no longer seats on the ramekin (LIBERO-Spatial task 5). "
-            f"Install the tested one: pip install mujoco=={tested}"
-        )
+def warn_unless_exact() -> None:
+    """Warn, once per process, if the installed MuJoCo does not give LIBERO's results to the bit.
+
+    Raises:
+        UnsupportedMujocoError: If it is too old.
+    """
+    advice = versions.advice(mujoco.__version__)
+    if advice is not None:
+        warn_once(advice)

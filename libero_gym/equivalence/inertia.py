@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
-from libero_gym.equivalence.versions import interface
+from libero_gym.equivalence.versions import traits
 
-_INTERFACE = interface(mujoco.__version__)
+_TRAITS = traits(mujoco.__version__)
 
 
 def inertia_values(data: mujoco.MjData) -> np.ndarray:
     """MuJoCo's own array of the inertia's nonzero entries, a view that follows the data."""
-    values: np.ndarray = data.M if _INTERFACE.sparse_rows else data.qM
+    values: np.ndarray = data.M if _TRAITS.sparse_rows else data.qM
     return values
 
 
@@ -26,7 +26,7 @@ def inertia_addresses(model: mujoco.MjModel, dofs: np.ndarray) -> np.ndarray:
     Returns:
         int64 (k, k), symmetric; -1 where the entry is zero because neither moves the other.
     """
-    row_of = _compressed_row if _INTERFACE.sparse_rows else _row_of_ancestors
+    row_of = _compressed_row if _TRAITS.sparse_rows else _row_of_ancestors
     rows = [row_of(model, int(dof)) for dof in dofs]
     addresses = np.full((len(dofs), len(dofs)), -1, dtype=np.int64)
     for a, row in enumerate(rows):

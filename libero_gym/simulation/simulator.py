@@ -23,6 +23,7 @@ import numpy as np
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.dimensions import Physics
+from libero_gym.equivalence import physics as equivalence
 from libero_gym.equivalence.inertia import inertia_addresses, inertia_values
 from libero_gym.simulation import controller, goals
 from libero_gym.simulation.arrays import StateArrays, contacts_of
@@ -132,6 +133,7 @@ class Simulator(Uncopyable):
     copy_instead = "copy.deepcopy() gives one of its own; get_state() and set_state() move its state to another one."
 
     def __init__(self, compiled: CompiledTask, fixtures: FixtureDraw | None = None, physics: Physics = "exact") -> None:
+        equivalence.enable()
         self.compiled = compiled
         self.physics = physics
         self.fixtures = compiled.fixtures if fixtures is None else fixtures

@@ -17,8 +17,9 @@ import pytest
 from paths import BENCHMARKS
 from scenes import SCENES
 
+from libero_gym.common.version import BENCHMARK
 from libero_gym.common.warn import warn_once
-from libero_gym.compilation.compile import compile_task, warn_untested_mujoco
+from libero_gym.compilation.compile import compile_task, warn_unless_exact
 from libero_gym.tasks import Task, get_tasks
 
 # Official states in which objects overlap or fall onto one another: some end far off, some still move after settling.
@@ -64,21 +65,20 @@ def test_global_generators_are_untouched_from_compiling_to_stepping(
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
 
 
-def test_an_untested_mujoco_is_named_once_with_what_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mujoco_that_is_not_exact_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mujoco, "__version__", "3.4.0")
     warn_once.cache_clear()
-    with pytest.warns(
-        UserWarning, match=r"MuJoCo 3\.4\.0 is installed.*hold for 3\.3\.2\..*floors.*bowl no longer seats"
-    ):
-        warn_untested_mujoco()
+    with pytest.warns(UserWarning, match=r"MuJoCo 3\.4\.0 is repaired.*not exact.*pip install mujoco==3\.3\.2"):
+        warn_unless_exact()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_untested_mujoco()
+        warn_unless_exact()
     warn_once.cache_clear()
 
 
-def test_the_tested_mujoco_is_installed_and_gets_no_warning() -> None:
+def test_the_exact_mujoco_gets_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mujoco, "__version__", BENCHMARK["mujoco"])
     warn_once.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_untested_mujoco()
+        warn_unless_exact()

@@ -6,7 +6,7 @@ import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.equivalence.inertia import inertia_addresses, inertia_values
-from libero_gym.equivalence.versions import interface
+from libero_gym.equivalence.versions import traits
 
 # A chain of three hinges, the last two of which branch, and a box of its own.
 _TREE = """
@@ -31,7 +31,7 @@ def test_addresses_give_the_block_of_the_full_matrix_and_follow_the_data() -> No
         data.qpos[-3:] = angle, 2 * angle, 0.1
         mujoco.mj_forward(model, data)
         full = np.empty((model.nv, model.nv))
-        if interface(mujoco.__version__).full_inertia_from_data:
+        if traits(mujoco.__version__).full_inertia_from_data:
             mujoco.mj_fullM(model, data, full)
         else:
             mujoco.mj_fullM(model, full, data.qM)

@@ -1,10 +1,11 @@
-"""What is known of MuJoCo's versions."""
+"""What is known of MuJoCo's versions, and what their results are called."""
 
 from __future__ import annotations
 
 import pytest
 
-from libero_gym.equivalence.versions import parse
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.equivalence.versions import EXACT, UnsupportedMujocoError, advice, fidelity, parse
 
 
 @pytest.mark.parametrize(
@@ -13,3 +14,29 @@ from libero_gym.equivalence.versions import parse
 )
 def test_versions_are_numbers(version: str, number: tuple[int, ...]) -> None:
     assert parse(version) == number
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        ("3.3.2", "exact"),
+        ("3.3.3", "equivalent (3.3.3)"),
+        ("4.0.1", "equivalent (4.0.1)"),
+        ("4.1.0", "unmeasured (4.1.0)"),
+        ("3.3.1", "unmeasured (3.3.1)"),
+    ],
+)
+def test_results_are_named_by_what_is_known(version: str, name: str) -> None:
+    assert fidelity(version) == name
+
+
+def test_the_installed_version_is_the_one_that_runs() -> None:
+    assert fidelity() == fidelity(mujoco.__version__)
+
+
+def test_each_version_gets_one_sentence_of_advice() -> None:
+    assert advice(EXACT) is None
+    assert "repaired to be equivalent to LIBERO's 3.3.2, and is not exact" in str(advice("3.8.1"))
+    assert "newer than 4.0, the newest" in str(advice("4.1.0"))
+    with pytest.raises(UnsupportedMujocoError, match=r"MuJoCo 3\.2\.7 is older than 3\.3\.2"):
+        advice("3.2.7")
