@@ -59,10 +59,12 @@ def episode(suite: str, task_id: int, state: int) -> list[Simulator]:
 
 def camera_of(simulators: list[Simulator], scene: SceneOnDevice, size: int) -> tuple[BatchCamera, HostPoses]:
     """A camera for worlds in the states of simulators."""
-    ids = camera_ids(simulators[0].compiled.physics)
-    camera = BatchCamera(scene, len(simulators), [ids[name] for name in CAMERAS], size)
+    compiled = simulators[0].compiled
+    ids = camera_ids(compiled.physics)
+    burners = [compiled.physics.site(burner.site).id for burner in compiled.burners]
+    camera = BatchCamera(scene, len(simulators), [ids[name] for name in CAMERAS], size, burners)
     poses = HostPoses(simulators, scene)
-    camera.alpha.assign(poses.alpha)
+    camera.show_flames(poses.shown)
     return camera, poses
 
 

@@ -72,14 +72,22 @@ class BatchCamera:
     Args:
         scene: The scene.
         n_worlds: Number of worlds W.
-        cameras: Ids of the cameras.
+        cameras: Ids of the C cameras.
         image_size: Side of the frames in pixels.
+        burners: Sites of the flames of B burners.
 
     Attributes:
-        alpha: float32 (W, G): opacity of each geom, on the device; flames of burners are hidden and shown by it.
+        alpha: float32 (W, G): opacity of each geom, on the device.
     """
 
-    def __init__(self, scene: SceneOnDevice, n_worlds: int, cameras: Sequence[int], image_size: int) -> None:
+    def __init__(
+        self,
+        scene: SceneOnDevice,
+        n_worlds: int,
+        cameras: Sequence[int],
+        image_size: int,
+        burners: Sequence[int] = (),
+    ) -> None:
         check_image_size(image_size)
         self.scene, self.n_worlds, self.image_size = scene, n_worlds, image_size
         n_geoms, device = len(scene.packed.body), scene.device
@@ -95,46 +103,56 @@ class BatchCamera:
         self._seen.rotations = wp.empty(shape, dtype=wp.mat33, device=device)
         self._seen.places = wp.empty(shape, dtype=wp.vec3, device=device)
         self._seen.spheres = wp.empty(shape, dtype=wp.vec4, device=device)
-        self._shape = (n_worlds, len(cameras), image_size, image_size, 3)
-        self._frames = wp.empty((n_worlds * len(cameras), *self._shape[2:]), dtype=wp.uint8, device=device)
+        frames = (n_worlds * len(cameras), image_size, image_size, 3)
+        self._frames = wp.empty(frames, dtype=wp.uint8, device=device)
+        flames = [np.flatnonzero(scene.packed.site == site) for site in burners]
+        columns = [np.full(len(rows), column) for column, rows in enumerate(flames)]
+        self._flames, self._burner_of = (
+            wp.array(np.concatenate([*parts, np.zeros(0)]), dtype=wp.int32, device=device)
+            for parts in (flames, columns)
+        )
+        self._everyone = wp.array(np.arange(n_worlds), dtype=wp.int32, device=device)
 
-    def draw(self, data: Any) -> wp.array:
+    def show_flames(self, shown: wp.array) -> None:
+        """Show the flames of burners that burn, and hide the others.
+
+        Args:
+            shown: int32 (W, B) on the device: whether each burns.
+        """
+        if len(self._flames):
+            inputs = [self._flames, self._burner_of, shown, self.alpha]
+            wp.launch(drawing.show_flames, (self.n_worlds, len(self._flames)), inputs, device=self.scene.device)
+
+    def draw(self, data: Any, worlds: Sequence[int] | None = None) -> wp.array:
         """One frame of each camera of each world.
 
         Args:
             data: Where bodies, cameras and lights are, as arrays of the device by MuJoCo Warp's names: ``xpos``
                 (W, nbody, 3), ``xmat`` (W, nbody, 3, 3), ``cam_xpos``, ``cam_xmat``, ``light_xpos``, ``light_xdir``.
+            worlds: Which worlds, k of them; None for all.
 
         Returns:
-            uint8 (W * cameras, H, W, 3) on the device, camera by camera for each world, oriented as
+            uint8 (k * C, H, W, 3) on the device, camera by camera for each world, oriented as
             `rendering.renderer.render` orients images. The next call writes into it.
         """
-        scene, packed, poses = self.scene, self.scene.packed, self._poses
+        scene, poses, seen, device = self.scene, self._poses, self._seen, self.scene.device
+        chosen = self._everyone if worlds is None else wp.array(list(worlds), dtype=wp.int32, device=device)
+        n, n_cameras, n_geoms = len(chosen), len(self._cameras), len(scene.body)
+        frames = self._frames[: n * n_cameras]
+        if n == 0:
+            return frames
+        bodies = [data.xmat, data.xpos, scene.body, scene.rotation, scene.place]
+        wp.launch(drawing.pose_geoms, (n, n_geoms), [*bodies, chosen, poses], device=device)
+        eyes = [data.cam_xpos, data.cam_xmat]
         wp.launch(
-            drawing.pose_geoms,
-            dim=poses.alpha.shape,
-            inputs=[data.xmat, data.xpos, scene.body, scene.rotation, scene.place, poses],
-            device=scene.device,
-        )
-        wp.launch(
-            drawing.see_geoms,
-            dim=self._seen.places.shape,
-            inputs=[poses, self._cameras, data.cam_xpos, data.cam_xmat, self._seen],
-            device=scene.device,
+            drawing.see_geoms, (n, n_cameras, n_geoms), [poses, self._cameras, *eyes, chosen, seen], device=device
         )
         lamps = Lamps()
         lamps.ids, lamps.places, lamps.directions = scene.light_ids, data.light_xpos, data.light_xdir
-        wp.launch(
-            drawing.draw,
-            dim=(self.n_worlds, self._cameras.shape[0], self.image_size**2),
-            inputs=[
-                scene.meshes, scene.looks, lamps, poses, scene.mirror, scene.veils, self._seen, self._cameras,
-                scene.focals, data.cam_xpos, data.cam_xmat, packed.near,
-            ],
-            outputs=[self._frames],
-            device=scene.device,
-        )  # fmt: skip
-        return self._frames
+        what = [scene.meshes, scene.looks, lamps, poses, scene.mirror, scene.veils, seen]
+        inputs = [*what, self._cameras, scene.focals, *eyes, scene.packed.near, chosen]
+        wp.launch(drawing.draw, (n, n_cameras, self.image_size**2), inputs, outputs=[frames], device=device)
+        return frames
 
 
 @wp.kernel

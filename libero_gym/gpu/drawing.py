@@ -80,13 +80,34 @@ def pose_geoms(
     body: wp.array(dtype=int),
     rotation: wp.array(dtype=wp.mat33),
     place: wp.array(dtype=wp.vec3),
+    worlds: wp.array(dtype=int),
     poses: Poses,
 ):
-    """Puts every geom where its body is; one thread for each of (W, G)."""
-    world, geom = wp.tid()
+    """Puts every geom of the worlds where its body is; one thread for each of (worlds, G)."""
+    place_of_world, geom = wp.tid()
+    world = worlds[place_of_world]
     turn = body_rotations[world, body[geom]]
     poses.rotations[world, geom] = turn * rotation[geom]
     poses.places[world, geom] = turn * place[geom] + body_places[world, body[geom]]
+
+
+@wp.kernel
+def show_flames(
+    flames: wp.array(dtype=int),
+    burner_of: wp.array(dtype=int),
+    shown: wp.array2d(dtype=int),
+    alpha: wp.array2d(dtype=float),
+):
+    """Shows and hides flames, see `posing.burner_alpha`; one thread for each of (W, flames).
+
+    Args:
+        flames: Geoms. burner_of: The burner of each.
+        shown: Whether each burner burns, (W, burners).
+    """
+    world, flame = wp.tid()
+    geom = flames[flame]
+    if (alpha[world, geom] > 0.0) != (shown[world, burner_of[flame]] != 0):
+        alpha[world, geom] = 1.0 - alpha[world, geom]
 
 
 @wp.kernel
@@ -95,10 +116,12 @@ def see_geoms(
     cameras: wp.array(dtype=int),
     camera_places: wp.array2d(dtype=wp.vec3),
     camera_rotations: wp.array2d(dtype=wp.mat33),
+    worlds: wp.array(dtype=int),
     seen: Seen,
 ):
-    """Takes every geom into every eye's frame; one thread for each of (W, C, G)."""
-    world, number, geom = wp.tid()
+    """Takes every geom into every eye's frame; one thread for each of (worlds, C, G)."""
+    place_of_world, number, geom = wp.tid()
+    world = worlds[place_of_world]
     camera = cameras[number]
     axes = wp.transpose(camera_rotations[world, camera])
     rotation = axes * poses.rotations[world, geom]
@@ -267,18 +290,21 @@ def draw(
     camera_places: wp.array2d(dtype=wp.vec3),
     camera_rotations: wp.array2d(dtype=wp.mat33),
     near: float,
+    worlds: wp.array(dtype=int),
     frames: wp.array4d(dtype=wp.uint8),
 ):
-    """Draws a pixel of each camera of each world; one thread for each of (W, cameras, H * width).
+    """Draws a pixel of each camera of each of the worlds; one thread for each of (worlds, cameras, H * width).
 
     Args:
         veils: Geoms that may be transparent.
         cameras: Their ids. focals: Focal lengths of half the image's height, by id.
         camera_places, camera_rotations: (W, n), by id.
         near: Depth of the near plane, m.
-        frames: Filled, (W * cameras, H, width, 3).
+        worlds: Which worlds.
+        frames: Filled, (worlds * cameras, H, width, 3).
     """
-    world, number, pixel = wp.tid()
+    place_of_world, number, pixel = wp.tid()
+    world = worlds[place_of_world]
     height, width = frames.shape[1], frames.shape[2]
     x, y = pixel % width, pixel // width
     camera = cameras[number]
@@ -316,7 +342,9 @@ def draw(
     colours = blend_veils(meshes, looks, lamps, poses, seen, veils, world, number, view, x, y, near, depths, colours)
     for k in range(3):
         total = int(colours[0, k] + colours[1, k] + colours[2, k] + colours[3, k])
-        frames[world * cameras.shape[0] + number, height - 1 - y, width - 1 - x, k] = wp.uint8((total + 2) >> 2)
+        frames[place_of_world * cameras.shape[0] + number, height - 1 - y, width - 1 - x, k] = wp.uint8(
+            (total + 2) >> 2
+        )
 
 
 @wp.func

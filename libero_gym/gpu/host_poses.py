@@ -10,7 +10,7 @@ import warp as wp
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.gpu.camera import SceneOnDevice
-from libero_gym.rendering.posing import burner_alpha, pose_bodies
+from libero_gym.rendering.posing import pose_bodies
 from libero_gym.simulation.simulator import Simulator
 
 
@@ -22,7 +22,7 @@ class HostPoses:
         scene: Their scene.
 
     Attributes:
-        alpha: float32 (W, G): opacity of each geom, for `BatchCamera.alpha`.
+        shown: int32 (W, B) on the device: whether each burner burns, for `BatchCamera.show_flames`.
     """
 
     def __init__(self, simulators: Sequence[Simulator], scene: SceneOnDevice) -> None:
@@ -36,21 +36,12 @@ class HostPoses:
         self.xpos, self.cam_xpos = stacked("xpos", wp.vec3, 3), stacked("cam_xpos", wp.vec3, 3)
         self.xmat, self.cam_xmat = stacked("xmat", wp.mat33, 9), stacked("cam_xmat", wp.mat33, 9)
         self.light_xpos, self.light_xdir = stacked("light_xpos", wp.vec3, 3), stacked("light_xdir", wp.vec3, 3)
-        self.alpha = np.stack([_alpha(simulator, scene) for simulator in simulators]).astype(np.float32)
+        shown = np.array([simulator.burners_shown for simulator in simulators], np.int32)
+        self.shown = wp.array(shown, dtype=wp.int32, ndim=2, device=scene.device)
 
 
 def _pose(simulator: Simulator) -> mujoco.MjData:
     model = copy.copy(simulator.compiled.physics)  # whose fixtures are moved
     data = mujoco.MjData(model)
     pose_bodies(model, data, simulator)
-    data.light_xdir[:] /= np.linalg.norm(data.light_xdir, axis=1, keepdims=True)
     return data
-
-
-def _alpha(simulator: Simulator, scene: SceneOnDevice) -> np.ndarray:
-    packed, physics = scene.packed, simulator.compiled.physics
-    alpha = packed.alpha.copy()
-    for burner, shown in zip(simulator.compiled.burners, simulator.burners_shown, strict=True):
-        rows = np.flatnonzero(packed.site == physics.site(burner.site).id)
-        alpha[rows] = burner_alpha(alpha[rows], shown)
-    return alpha

@@ -41,7 +41,7 @@ class Lamps:
     Attributes:
         ids: int32 (L,): ids in the model, -1 for the headlight.
         places: float32 (W, n, 3): by the model's id, m.
-        directions: float32 (W, n, 3): likewise, of length 1.
+        directions: float32 (W, n, 3): likewise, of any length.
     """
 
     ids: wp.array(dtype=int)
@@ -90,7 +90,7 @@ def direction_of(lamps: Lamps, world: int, light: int, view: View) -> wp.vec3:
     """Where a light shines."""
     if lamps.ids[light] < 0:
         return view.ahead
-    return lamps.directions[world, lamps.ids[light]]
+    return wp.normalize(lamps.directions[world, lamps.ids[light]])
 
 
 @wp.func

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch as th
@@ -29,8 +29,36 @@ class TokenSamples(NamedTuple):
 Batch = RolloutBufferSamples | DictRolloutBufferSamples | TokenSamples
 
 
-class TokenRolloutBuffer(DictRolloutBuffer):
-    """SB3's buffer with one log-probability per action token.
+class MixedRolloutBuffer(DictRolloutBuffer):
+    """SB3's buffer, which keeps observations that come as tensors on their device, and draws minibatches there."""
+
+    def add(self, obs: dict[str, Any], *step: Any, **named: Any) -> None:  # type: ignore[override]
+        """Adds a step, as SB3's.
+
+        Args:
+            obs: Observations by key, arrays or tensors, (n_envs, ...).
+            step, named: SB3's further arguments.
+        """
+        position, kept = self.pos, self.observations
+        tensors = {key: value for key, value in obs.items() if isinstance(value, th.Tensor)}
+        for key, value in tensors.items():
+            if not isinstance(kept[key], th.Tensor):
+                shape = (self.buffer_size, self.n_envs, *self.obs_shape[key])
+                kept[key] = cast(Any, th.zeros(shape, dtype=value.dtype, device=value.device))
+            kept[key][position] = value
+        self.observations = {key: value for key, value in kept.items() if key not in tensors}
+        try:
+            super().add(obs, *step, **named)
+        finally:
+            self.observations = kept
+
+    def to_torch(self, array: Any, copy: bool = True) -> th.Tensor:
+        """A tensor on the policy's device, as SB3's; one that is a tensor already is not copied there."""
+        return array.to(self.device) if isinstance(array, th.Tensor) else super().to_torch(array, copy)
+
+
+class TokenRolloutBuffer(MixedRolloutBuffer):
+    """The buffer with one log-probability per action token.
 
     Attributes:
         weights: Weights of the policy loss for rollouts of an earlier policy, (n_steps, n_envs, N) or (..., 1); None

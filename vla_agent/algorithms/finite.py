@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch as th
 
 from vla_agent.common.errors import NonFiniteError
+from vla_agent.common.tensors import on_host
 
 _WAY_OUT = "Nothing was learned from this rollout; what safe_learn saved goes on from before it."
 
@@ -40,7 +42,8 @@ def check_observations(
     """Complains about observations with a number that is not finite, also about the last ones of episodes.
 
     Args:
-        observations: Observations by key, (n_envs, ...). Images and tokens are whole numbers, which are always finite.
+        observations: Observations by key, (n_envs, ...), or tensors. Images and tokens are whole numbers, which are
+            always finite.
         infos: Information of the step that led to them, with ``terminal_observation`` if an episode ended; None after a
             reset.
         num_timesteps: Environment steps of the run so far.
@@ -53,7 +56,7 @@ def check_observations(
             raise _observation_error(key, index, (infos or {index: {}})[index], num_timesteps)
     for index, info in enumerate(infos or ()):
         for key, value in (info.get("terminal_observation") or {}).items():
-            if _rows_with_faults(np.asarray(value)[None]):
+            if _rows_with_faults(value[None] if isinstance(value, th.Tensor) else np.asarray(value)[None]):
                 raise _observation_error(key, index, info, num_timesteps)
 
 
@@ -76,7 +79,12 @@ def check_values(values: np.ndarray, indices: Sequence[int], num_timesteps: int)
         )
 
 
-def _rows_with_faults(values: np.ndarray) -> list[int]:
+def _rows_with_faults(values: np.ndarray | th.Tensor) -> list[int]:
+    if isinstance(values, th.Tensor):
+        if not values.is_floating_point():
+            return []
+        values = on_host(values.isfinite())
+        return np.flatnonzero(~values.reshape(len(values), -1).all(axis=1)).tolist()
     if not np.issubdtype(values.dtype, np.floating):
         return []
     return np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)).tolist()

@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 
 from vla_agent.algorithms import arguments, health, losses, proximal
 from vla_agent.algorithms.base import VLALearner
-from vla_agent.algorithms.buffers import Batch, TokenRolloutBuffer, compute_targets, split_batch
+from vla_agent.algorithms.buffers import Batch, MixedRolloutBuffer, TokenRolloutBuffer, compute_targets, split_batch
 from vla_agent.algorithms.engine import Engine, engine_of
 from vla_agent.algorithms.rollout import Rollout
 from vla_agent.policy.policy import VLAPolicy
@@ -340,6 +340,8 @@ class VLAPPO(VLALearner, PPO):
         staleness = engine_of(self.engine, self.env).staleness
         if self.ratio_level == "token" or staleness:
             self.rollout_buffer_class = TokenRolloutBuffer
+        elif self.rollout_buffer_class is None and self.scoring.saves_runs:
+            self.rollout_buffer_class = MixedRolloutBuffer
         if staleness and self.normalize_advantage:
             raise ValueError("normalize_advantage=True does not go with an engine's stale=True; leave one out.")
         super()._setup_model()

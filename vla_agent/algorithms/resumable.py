@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from libero_gym.common.checks import flag
 from libero_gym.equivalence.versions import with_fidelity
 from vla_agent.algorithms import arguments
-from vla_agent.algorithms.buffers import TokenRolloutBuffer
+from vla_agent.algorithms.buffers import MixedRolloutBuffer, TokenRolloutBuffer
 from vla_agent.callbacks.state import StatefulCallback
 from vla_agent.runs import loading, saved_run, sb3_zips
 from vla_agent.runs.learner import RestorableEnv, is_restorable
@@ -98,7 +98,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
         """What the learner was made with, as it is now, by the names in the constructor's signature."""
         values = {name: getattr(self, attribute_of(name)) for name in saved_arguments(type(self))}
         # Set-up replaces None by its own choice, and does so again on loading; any other class was given.
-        if values.get("rollout_buffer_class") in (DictRolloutBuffer, TokenRolloutBuffer):
+        if values.get("rollout_buffer_class") in (DictRolloutBuffer, MixedRolloutBuffer, TokenRolloutBuffer):
             values["rollout_buffer_class"] = None
         return values
 

@@ -17,8 +17,9 @@ from libero_gym.common.checks import whole_number
 from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.algorithms.finite import check_observations, check_rewards, check_values
 from vla_agent.algorithms.health import Stopwatch
+from vla_agent.common.tensors import stacked
 
-Observations = dict[str, np.ndarray]  # by key, (n_envs, ...)
+Observations = dict[str, np.ndarray]  # by key, (n_envs, ...); tensors where environments keep them on a device
 
 
 class Decided(Protocol):
@@ -323,7 +324,7 @@ def bootstrap_time_limits(
     if not cut:
         return
     last = [infos[i]["terminal_observation"] for i in cut]
-    batch = {key: np.stack([obs[key] for obs in last]) for key in last[0]}
+    batch = {key: stacked([obs[key] for obs in last]) for key in last[0]}
     with th.no_grad():
         # SB3 runs the network once per episode; a VLA is too slow for that.
         values = policy.predict_values(_to_tensors(batch, policy)).flatten().cpu().numpy()
@@ -333,5 +334,6 @@ def bootstrap_time_limits(
 
 
 def _to_tensors(obs: Observations, policy: Actor) -> dict[str, th.Tensor]:
-    # Frames go to the device as bytes, a quarter of what they are as floats; the model scales them there.
+    # Frames go to the device as bytes, a quarter of what they are as floats; the model scales them there. What is there
+    # already stays as it is.
     return cast(dict[str, th.Tensor], obs_as_tensor(obs, policy.device))

@@ -154,6 +154,11 @@ class RayEngine:
             ValueError: If there are fewer environments than policies, or an argument is wrong.
             EngineError: If a process fails.
         """
+        if kwargs.get("output") == "torch":
+            raise ValueError(
+                "output='torch' keeps observations on one process's device, and an engine moves them between several; "
+                "leave it out."
+            )
         model = kwargs.get("model", "tiny")
         processor = load_processor(model) if isinstance(model, (str, Path)) else model
         where = self._shares(n_envs)

@@ -18,6 +18,7 @@ from libero_gym.common.checks import whole_number
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS
 from vla_agent.backbone import BackboneProcessor, Codec
+from vla_agent.common.tensors import on_host, stacked
 from vla_agent.envs.prompts import PromptTable
 from vla_agent.episode_totals import EpisodeTotals
 
@@ -49,7 +50,8 @@ class VLAVecEnv(Uncopyable, VecEnv):
     (return `r`, length `l`, seconds `t`), so that no `Monitor` is needed.
 
     Args:
-        venv: The environments, with Gymnasium's ``SAME_STEP`` autoreset.
+        venv: The environments, with Gymnasium's ``SAME_STEP`` autoreset. Their observations may be tensors on a device,
+            and stay there; rewards and flags are copied.
         processor: The model's processor; `vla_agent.policy.loading.load_processor` reads it without weights.
         instructions: Every instruction that can occur; ``venv.instructions`` by default.
         unnorm_key: Key of the checkpoint's statistics that decode the actions; None takes the only one.
@@ -60,7 +62,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
         codec: What decodes actions and writes prompts.
 
     Raises:
-        ValueError: If the environments' autoreset, spaces or chunk size do not fit.
+        ValueError: If the environments' autoreset, spaces, chunk size or output do not fit.
 
     Non-obvious behaviours: in the step that ends an episode, `infos` are those of its last step, while the observation
     and ``reset_infos`` are the next episode's. `begin_episodes` may begin others than those asked for, if a worker
@@ -82,6 +84,11 @@ class VLAVecEnv(Uncopyable, VecEnv):
         model: str | Path | None = None,
     ) -> None:
         self._closed = False
+        if image_transform is not None and getattr(venv, "settings", {}).get("output") == "torch":
+            raise ValueError(
+                "image_transform is a function of NumPy's arrays, and output='torch' keeps images on the device; leave "
+                "one of them out."
+            )
         self.model = model
         self.venv: Any = venv
         self.processor: BackboneProcessor = processor
@@ -181,7 +188,9 @@ class VLAVecEnv(Uncopyable, VecEnv):
             obs, rewards, terminated, truncated, infos = self.venv.step_wait()
         else:
             obs, rewards, terminated, truncated, infos = self.venv.step(self._actions)
-        dones = np.asarray(terminated | truncated)
+        # Observations may be tensors of a device; what decides how to go on is read here, once.
+        rewards, terminated, truncated = (on_host(values) for values in (rewards, terminated, truncated))
+        dones = terminated | truncated
         self._totals.add(rewards)
         ended = np.flatnonzero(dones)
         per_env: list[dict[str, Any]] = unbatch_infos(infos, range(self.num_envs))
@@ -321,7 +330,7 @@ class VLAVecEnv(Uncopyable, VecEnv):
     ) -> None:
         """Replace the infos of ended episodes by those of their last step, and add what SB3 looks for."""
         finals = [infos["final_obs"][i] for i in ended]
-        batch = {key: np.stack([final[key] for final in finals]) for key in finals[0] if key != "instruction"}
+        batch = {key: stacked([final[key] for final in finals]) for key in finals[0] if key != "instruction"}
         last = self._converted(batch | {"instruction": [final["instruction"] for final in finals]})
         for row, (i, info) in enumerate(zip(ended, unbatch_infos(infos["final_info"], ended), strict=True)):
             self.reset_infos[i] = per_env[i]

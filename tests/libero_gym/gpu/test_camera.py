@@ -51,11 +51,18 @@ def scene_of(suite: str, task_id: int, device: str) -> SceneOnDevice:
 
 def drawn(simulators: list[Simulator], scene: SceneOnDevice, size: int = 64) -> np.ndarray:
     """uint8 (W, cameras, size, size, 3)."""
-    ids = camera_ids(simulators[0].compiled.physics)
-    camera = BatchCamera(scene, len(simulators), [ids[name] for name in CAMERAS], size)
-    poses = HostPoses(simulators, scene)
-    camera.alpha.assign(poses.alpha)
+    camera, poses = camera_of(simulators, scene, size)
     return camera.draw(poses).numpy().reshape(len(simulators), len(CAMERAS), size, size, 3)
+
+
+def camera_of(simulators: list[Simulator], scene: SceneOnDevice, size: int) -> tuple[BatchCamera, HostPoses]:
+    compiled = simulators[0].compiled
+    ids = camera_ids(compiled.physics)
+    burners = [compiled.physics.site(burner.site).id for burner in compiled.burners]
+    camera = BatchCamera(scene, len(simulators), [ids[name] for name in CAMERAS], size, burners)
+    poses = HostPoses(simulators, scene)
+    camera.show_flames(poses.shown)
+    return camera, poses
 
 
 # A stove's mirror; groceries; a rack's coplanar boards and a flame's veil; lines of a kitchen along the samples.
@@ -79,6 +86,16 @@ def test_worlds_are_drawn_as_each_alone_with_fixtures_of_its_own(device: str) ->
     for frames, simulator in zip(together, simulators, strict=True):
         assert np.array_equal(frames, drawn([simulator], scene)[0])
         assert psnr(frames[0], render(simulator, CAMERAS[:1], 64, renderer="fast")[0]) > 47
+
+
+def test_chosen_worlds_are_drawn_in_their_order(device: str) -> None:
+    scene = scene_of("libero_spatial", 0, device)
+    simulators = [simulated("libero_spatial", 0, state=state) for state in (1, 2, 3)]
+    camera, poses = camera_of(simulators, scene, 32)
+    every = camera.draw(poses).numpy().copy()
+    some = camera.draw(poses, [2, 0]).numpy()
+    assert np.array_equal(some, np.concatenate([every[4:6], every[:2]]))
+    assert len(camera.draw(poses, [])) == 0
 
 
 def test_a_flame_is_shown_while_its_knob_is_on(device: str) -> None:

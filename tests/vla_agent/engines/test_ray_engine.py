@@ -192,6 +192,8 @@ def test_environments_and_batches_that_do_not_fit_are_refused(pair: RayEngine) -
     with pytest.raises(ValueError, match="not divided by 2 learners"):
         VLAPPO("VLAPolicy", own, **(PPO | {"batch_size": 1}))
     own.close()
+    with pytest.raises(ValueError, match="output='torch' keeps observations on one process's device"):
+        pair.make_vec_env("LIBERO-Spatial-v0", 2, output="torch")
 
 
 def test_an_error_in_another_process_is_raised_as_it_was(split: RayEngine) -> None:
