@@ -14,10 +14,10 @@ from libero_gym.simulation.arrays import StateArrays
 # Names of the terms by reward. The reward is the sum of all but the score, which only informs.
 TERMS = {"sparse": ("success",), "progress": ("success", "progress"), "process": ("success", "process", "score")}
 SCORE = "score"
-# Distance at which nearness is about one half, in m.
-_NEARNESS_SCALE = 0.1
+# Nearness is ``1 - tanh(half * distance / scale)``, with the distance at which it is about one half, in m.
+NEARNESS_HALF, NEARNESS_SCALE = 0.5493, 0.1
 # Shares of a predicate's progress: the hand reaches the object, the object comes to its target, the predicate holds.
-_SHARES = (0.3, 0.5, 1.0 - 0.3 - 0.5)
+SHARES = (0.3, 0.5, 1.0 - 0.3 - 0.5)
 _PARTS = ("reach", "place", "hold")
 
 # One number, or one per environment.
@@ -26,7 +26,7 @@ _Values = TypeVar("_Values", float, np.ndarray)
 
 def nearness(distance: _Values) -> _Values:
     """1 at distance 0, falling smoothly to 0: ``1 - tanh(distance / 0.18 m)``, about one half at 10 cm."""
-    return 1.0 - np.tanh(0.5493 * distance / _NEARNESS_SCALE)
+    return 1.0 - np.tanh(NEARNESS_HALF * distance / NEARNESS_SCALE)
 
 
 def discounted_potential(phi: _Values, next_phi: _Values, gamma: float = SHAPING_GAMMA) -> _Values:
@@ -89,9 +89,9 @@ class TaskProgress:
             relation = relate(state)
             to_hand = np.minimum.reduce(goals.length(relation.points - eef_pos[:, None]), axis=-1)
             done = nearness(goals.length(relation.to_target)) if relation.done is None else relation.done
-            shares[:, index, 0] = _SHARES[0] * nearness(to_hand)
-            shares[:, index, 1] = _SHARES[1] * done
-            shares[holds(state), index] = _SHARES
+            shares[:, index, 0] = SHARES[0] * nearness(to_hand)
+            shares[:, index, 1] = SHARES[1] * done
+            shares[holds(state), index] = SHARES
         return shares
 
     def potential(self, shares: np.ndarray) -> np.ndarray:

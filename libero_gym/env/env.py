@@ -31,7 +31,7 @@ from libero_gym.env.arguments import (
 from libero_gym.env.observer import Observer
 from libero_gym.env.shaping import make_potential, reward_terms
 from libero_gym.env.simulators import Simulators
-from libero_gym.env.starts import choose_start
+from libero_gym.env.starts import Choices, choose_episode
 from libero_gym.env.state import EpisodeState, snapshot_from_json, snapshot_to_json
 from libero_gym.equivalence.versions import fidelity
 from libero_gym.observations import (
@@ -129,9 +129,9 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     ``is_success``, ``task_id``, ``task_name``, ``init_state_id``, ``instruction``, ``reward_terms``, ``elapsed_steps``
     (control steps of the episode so far, which chunks make more than steps; settling does not count), ``mujoco``
-    ("exact", or what another version's simulation is); with
-    ``reward="progress"`` also ``progress_terms``, what phi is the sum of: per predicate of the goal ``reach``,
-    ``place`` and ``hold``, such as ``on(akita_black_bowl_1, plate_1)/place`` (not from vector environments).
+    ("exact", or what another version's simulation is); with ``reward="progress"`` also ``progress_terms``, what phi is
+    the sum of: per predicate of the goal ``reach``, ``place`` and ``hold``, such as
+    ``on(akita_black_bowl_1, plate_1)/place`` (not from vector environments).
 
     ## Versions
 
@@ -240,8 +240,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments that decide what happens here, as JSON can hold them, and how exact the simulation is."""
-        own = {name: _as_json(getattr(self, name)) for name in _SETTINGS}
-        return {"suite": self.suite.name, "mujoco": fidelity()} | own
+        return {"suite": self.suite.name, "mujoco": fidelity()} | {n: _as_json(getattr(self, n)) for n in _SETTINGS}
 
     @property
     def simulator(self) -> Simulator:
@@ -272,12 +271,9 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self._check_open()
         options = check_options(options, self.task_ids, self.tasks)
         super().reset(seed=None if seed is None else whole_number("seed", seed, minimum=0))
-        task_id = options.get("task_id")
-        if task_id is None:
-            task_id = self.np_random.choice(self.task_ids, p=self._task_weights)
-        task = self.tasks[task_id]
-        state, init_state_id = choose_start(task, options, self.init_state_ids, self.placement_seeds, self.np_random)
-        self._begin(EpisodeState(task, init_state_id, options.get("fixture_draw", 1), options.get("fixture_seed", 0)))
+        choices = Choices(self.tasks, self.task_ids, self._task_weights, self.init_state_ids, self.placement_seeds)
+        episode, state = choose_episode(choices, options, self.np_random)
+        self._begin(episode)
         self._simulator.reset(state)
         self._simulator.settle(self.settle_steps)
         return self._observe_start(), self._info({"success": 0.0})
@@ -351,13 +347,15 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self._check_open()
         own = self.suite.name, self.task_ids, self.tasks, self.privileged
         episode, state, generator = snapshot_from_json(snapshot, *own)
+        self.place(episode, state, generator)
+        shown = {} if episode.privileged is None else {PRIVILEGED_KEY: episode.privileged}
+        return self._observe(episode.elapsed_steps) | shown, self._info({"success": 0.0})
+
+    def place(self, episode: EpisodeState, state: SimState, generator: np.random.Generator) -> None:
+        """Turn to a moment of an episode, as `restore` does, but look at nothing; all three are its own from now on."""
         self._simulators.get(episode.task, episode.fixture_draw, episode.fixture_seed).set_state(state)
         self._begin(episode)
         self.np_random = generator
-        observation = self._observe(episode.elapsed_steps)
-        if episode.privileged is not None:
-            observation[PRIVILEGED_KEY] = episode.privileged
-        return observation, self._info({"success": 0.0})
 
     def close(self) -> None:
         """Free the simulators; nothing can be asked of this environment any more."""

@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from libero_gym.compilation.placements import sampled_state
+from libero_gym.env.state import EpisodeState
 from libero_gym.tasks import Task, initial_states, placement_seeds_of
 
 # What `info["init_state_id"]` is in an episode that starts from a placement.
 PLACED = -1
+
+
+class Choices(NamedTuple):
+    """What resets draw from; see `LiberoEnv`.
+
+    Attributes:
+        tasks: All tasks of the suite.
+        task_ids: Ids of the tasks to draw.
+        task_weights: Their probabilities, (n_tasks,).
+        init_state_ids: Official initial states; None for all.
+        placement_seeds: Placements.
+    """
+
+    tasks: Sequence[Task]
+    task_ids: Sequence[int]
+    task_weights: np.ndarray
+    init_state_ids: Sequence[int] | None
+    placement_seeds: Sequence[int]
+
+
+def choose_episode(
+    choices: Choices, options: Mapping[str, Any], generator: np.random.Generator
+) -> tuple[EpisodeState, np.ndarray]:
+    """The episode that a reset begins, and the state (1 + nq + nv,) that it starts from.
+
+    Args:
+        choices: What the environment draws from.
+        options: Checked options of the reset; what they leave open is drawn.
+        generator: The environment's own.
+    """
+    task_id = options.get("task_id")
+    if task_id is None:
+        task_id = generator.choice(choices.task_ids, p=choices.task_weights)
+    task = choices.tasks[task_id]
+    state, init_state_id = choose_start(task, options, choices.init_state_ids, choices.placement_seeds, generator)
+    draw, seed = options.get("fixture_draw", 1), options.get("fixture_seed", 0)
+    return EpisodeState(task, init_state_id, draw, seed), state
 
 
 def choose_start(

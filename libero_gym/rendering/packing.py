@@ -171,7 +171,9 @@ def _check_drawable(model: mujoco.MjModel) -> None:
         NotDrawnError: If the scene has such a thing; the message names it.
     """
     infinite = (model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (model.geom_size[:, :2].min(axis=1) <= 0)
-    has_other_cameras = bool(model.cam_sensorsize.any() or model.cam_orthographic.any())
+    # The newer name is that of MuJoCo 4.0; perspective is 0 under both.
+    projections = model.cam_projection if hasattr(model, "cam_projection") else model.cam_orthographic
+    has_other_cameras = bool(model.cam_sensorsize.any() or projections.any())
     is_shadowed = model.vis.quality.shadowsize > 0
     found = {
         "skins": model.nskin > 0,

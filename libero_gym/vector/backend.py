@@ -76,8 +76,10 @@ class Backend(Protocol):
         is_stepping: Whether a step has begun that nobody has ended.
         n_restarts: How many parts have failed and been replaced.
         render_devices: EGL device index per worker; None where EGL chooses.
+        settings: What is other than the environments' own settings say, or beside it, as JSON can hold it.
     """
 
+    settings: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
     info_keys: tuple[str, ...]
 

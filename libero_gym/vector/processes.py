@@ -93,6 +93,7 @@ class Processes(Uncopyable):
     """
 
     copy_instead = "make another one."
+    settings: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -103,8 +104,7 @@ class Processes(Uncopyable):
         restart: bool = False,
         render_device: int | Sequence[int | None] | None = None,
     ) -> None:
-        if n_workers is not None:
-            n_workers = whole_number("n_workers", n_workers, minimum=1)
+        n_workers = None if n_workers is None else whole_number("n_workers", n_workers, minimum=1)
         timeout = real_number("timeout", timeout, maximum=MAX_TIMEOUT, above=0)
         self.restart = flag("restart", restart)
         draws = bool(plan.example.cameras) or plan.example.render_mode is not None

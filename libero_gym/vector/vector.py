@@ -22,11 +22,12 @@ from libero_gym.vector import arguments as vector_arguments
 from libero_gym.vector.backend import ENDED, FINAL, IDLE, INFO_KEYS, Backend, BackendFactory, Plan, ResetRequests
 from libero_gym.vector.pool import WorkerError
 from libero_gym.vector.processes import MAX_REPLACEMENTS, Processes
+from libero_gym.vector.warp import warp
 
 __all__ = ["BACKENDS", "MAX_REPLACEMENTS", "LiberoVectorEnv", "WorkerError"]
 
 # What can simulate the environments, by the name that `LiberoVectorEnv` is asked with.
-BACKENDS: dict[str, BackendFactory] = {"processes": Processes}
+BACKENDS: dict[str, BackendFactory] = {"processes": Processes, "warp": warp}
 
 
 def backend_factory(backend: str | BackendFactory) -> BackendFactory:
@@ -41,8 +42,9 @@ def backend_factory(backend: str | BackendFactory) -> BackendFactory:
 class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]):
     """`LiberoEnv` times ``num_envs``: the same spaces, batched; a task of its own for each environment.
 
-    A back end simulates the environments; ``"processes"``, which `libero_gym.vector.processes.Processes` describes, has
-    them in worker processes and gives what `LiberoEnv` gives, to the bit. Observations handed out are copies.
+    A back end simulates the environments. ``"processes"`` (`libero_gym.vector.processes.Processes`) has them in worker
+    processes and gives what `LiberoEnv` gives, to the bit. ``"warp"`` (`libero_gym.gpu.vector.Warp`) has them as worlds
+    on a device, in single precision. Observations handed out are copies.
 
     Instructions are the environments' own at every step. Gymnasium's ``AsyncVectorEnv``, which
     ``vectorization_mode="async"`` makes, shows none: Gymnasium 1.4 reads ``Text`` from shared memory once, before any
@@ -73,7 +75,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         max_episode_steps: Truncate episodes after so many control steps: one number, or one for each of the chosen
             tasks. None takes the tasks' own limits.
         **kwargs: Arguments of the back end (those of `Processes`: ``n_workers``, ``timeout``, ``restart``,
-            ``render_device``), and further arguments of `LiberoEnv`.
+            ``render_device``; those of `Warp`: ``device``, ``nconmax``, ``njmax``), and further arguments of
+            `LiberoEnv`.
 
     Attributes:
         backend: What simulates the environments.
@@ -130,6 +133,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         self._owner = os.getpid()
         env_kwargs |= {"suite": self.suite.loaded(), "max_episode_steps": self.max_episode_steps}
         self.backend: Backend = make(Plan(self.num_envs, example, env_kwargs), **options)
+        self.settings |= self.backend.settings
         self._finalizer = weakref.finalize(self, self.backend.close)
         self.set_task_weights(np.ones(len(self.task_ids)))
         self.set_autoreset(True)

@@ -20,6 +20,7 @@ class InProcess:
         greeting: An argument of its own.
     """
 
+    settings: Mapping[str, Any] = {}
     n_restarts = 0
     render_devices = (None,)
 

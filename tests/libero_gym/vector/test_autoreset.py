@@ -14,6 +14,7 @@ import pytest
 from comparing import random_actions
 from gymnasium.vector import AutoresetMode
 from scripted import soup_into_basket
+from vector_backends import BACKENDS, asked_for
 from workers import worker_pids
 
 from libero_gym.env import LiberoEnv
@@ -37,16 +38,16 @@ def make(mode: AutoresetMode | str, max_episode_steps: int = 4, **kwargs: Any) -
     return env
 
 
-@pytest.fixture(scope="module")
-def next_step() -> Iterator[LiberoVectorEnv]:
-    env = make("NextStep", restart=True, n_workers=2)
+@pytest.fixture(scope="module", params=BACKENDS)
+def next_step(request: pytest.FixtureRequest) -> Iterator[LiberoVectorEnv]:
+    env = make("NextStep", **asked_for(request.param))
     yield env
     env.close()
 
 
-@pytest.fixture(scope="module")
-def disabled() -> Iterator[LiberoVectorEnv]:
-    env = make(AutoresetMode.DISABLED)
+@pytest.fixture(scope="module", params=BACKENDS)
+def disabled(request: pytest.FixtureRequest) -> Iterator[LiberoVectorEnv]:
+    env = make(AutoresetMode.DISABLED, **asked_for(request.param))
     yield env
     env.close()
 
@@ -128,7 +129,7 @@ def test_episodes_are_equal_in_all_modes(soup_actions: np.ndarray) -> None:
                 np.testing.assert_array_equal([step[0]["state"] for step in one], [s[0]["state"] for s in another])
 
 
-def test_gymnasiums_own_vector_wrappers_run(next_step: LiberoVectorEnv, disabled: LiberoVectorEnv) -> None:
+def test_gymnasiums_own_vector_wrappers_run_with_next_step(next_step: LiberoVectorEnv) -> None:
     wrappers = gym.wrappers.vector
     env = wrappers.RecordEpisodeStatistics(wrappers.FilterObservation(next_step, filter_keys=["state"]))
     env = wrappers.NormalizeReward(wrappers.FlattenObservation(env))
@@ -142,6 +143,9 @@ def test_gymnasiums_own_vector_wrappers_run(next_step: LiberoVectorEnv, disabled
             ends.append(infos["episode"]["l"].tolist())
     assert ends == [[4, 4], [4, 4]]  # in steps 4 and 9: the fifth begins the second episode
 
+
+def test_gymnasiums_own_vector_wrappers_run_without_autoreset(disabled: LiberoVectorEnv) -> None:
+    wrappers = gym.wrappers.vector
     env = wrappers.RecordEpisodeStatistics(wrappers.FilterObservation(disabled, filter_keys=["state"]))
     env.reset(seed=0)
     for _ in range(4):
@@ -211,7 +215,8 @@ def test_a_snapshot_remembers_which_episodes_have_ended(next_step: LiberoVectorE
         assert rewards.tolist() == again[1].tolist()
 
 
-def test_a_restart_with_next_step_shows_the_last_observation_first(next_step: LiberoVectorEnv) -> None:
+def test_a_restart_with_next_step_shows_the_last_observation_first() -> None:
+    next_step = make("NextStep", restart=True, n_workers=2)
     next_step.reset(seed=7)
     before, *_ = next_step.step(np.full((2, 7), 0.5))
     os.kill(worker_pids(next_step)[0], signal.SIGKILL)
@@ -225,6 +230,7 @@ def test_a_restart_with_next_step_shows_the_last_observation_first(next_step: Li
     assert rewards[0] == 0.0
     assert infos["elapsed_steps"].tolist() == [0, 3]
     assert not np.array_equal(begun["state"][0], before["state"][0])
+    next_step.close()
 
 
 def test_an_environment_at_rest_stays_there_when_its_worker_is_replaced() -> None:

@@ -114,7 +114,10 @@ def test_a_step_under_way_is_told_by_the_back_end() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "procesess"}, r"Unknown backend 'procesess'. Did you mean 'processes'\? Choices: 'processes'\."),
+        (
+            {"backend": "procesess"},
+            r"Unknown backend 'procesess'. Did you mean 'processes'\? Choices: 'processes', 'warp'\.",
+        ),
         ({"backend": None}, r"Unknown backend None. Choices: 'processes'"),
         ({"backend": "processes", "backnd": 1}, r"Unknown argument 'backnd'. Did you mean 'backend'"),
         ({"backend": "processes", "n_worker": 1}, r"Unknown argument 'n_worker'. Did you mean 'n_workers'"),

@@ -1,0 +1,230 @@
+"""The worlds of one scene as environments use them: taken and given back, and started from settled initial states."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.gpu.scene_batch import SceneBatch, Sizes
+from libero_gym.gpu.states import Row, StateTable, initial_row
+from libero_gym.privileged import PrivilegedState
+from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
+from libero_gym.simulation.simulator import SETTLE_ACTION
+from libero_gym.tasks import initial_states
+
+# Settled states that a scene keeps, of 1 kB each; when there are more, it begins anew.
+MAX_SETTLED = 50_000
+# Buffers come in multiples of these, so that few sizes are in use: some of MuJoCo Warp's kernels are made for theirs.
+_CONTACTS, _CONSTRAINTS = 128, 448
+# MuJoCo Warp's most contacts and constraints are at most this many times those of MuJoCo while objects fall.
+_RESERVE = 1.5
+# How many of a scene's tasks are measured: their objects are the same.
+_MEASURED = 2
+# Substeps of 2 ms in which objects fall from up to 10 cm, and come to rest.
+_FALLING = 150
+
+
+class Start(NamedTuple):
+    """Where an episode starts.
+
+    Attributes:
+        task: The task's row in the scene.
+        state: Initial state ``[time, qpos, qvel]``, (1 + nq + nv,).
+        fixtures: Poses of the fixtures.
+    """
+
+    task: int
+    state: np.ndarray
+    fixtures: FixtureDraw
+
+    @property
+    def key(self) -> bytes:
+        """Equal for equal starts."""
+        digest = hashlib.blake2b(np.asarray(self.task).tobytes(), digest_size=16)
+        for values in (self.state, self.fixtures.pos, self.fixtures.quat, self.fixtures.warmstart):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.digest()
+
+
+class SceneWorlds:
+    """A `SceneBatch` that grows, whose worlds are taken one by one, and that remembers settled states.
+
+    Objects settle once for each initial state and draw of fixtures; later episodes copy what came of it. Settling
+    moves the worlds of one call together.
+
+    Args:
+        tasks: The scene's compiled tasks.
+        n_worlds: Number of worlds to begin with.
+        device: Warp's name of the device.
+        sizes: Sizes of the buffers.
+        settle_steps: Control steps with an open gripper before an episode begins.
+        privileged: Whether to compute privileged features.
+
+    Attributes:
+        batch: The worlds; another object once they have become more.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[CompiledTask],
+        n_worlds: int,
+        device: str,
+        sizes: Sizes,
+        settle_steps: int,
+        privileged: bool = False,
+    ) -> None:
+        self.batch = SceneBatch(tasks, n_worlds, device, sizes)
+        self._settle_steps = settle_steps
+        self._free = list(range(n_worlds))[::-1]
+        self._settled: dict[bytes, int] = {}
+        self._table = self.batch.new_table()
+        self._is_filled = False
+        self._features = [PrivilegedState(task.goal, task.physics) for task in tasks] if privileged else None
+        self._first_features: dict[bytes, np.ndarray] = {}
+
+    @property
+    def tasks(self) -> tuple[CompiledTask, ...]:
+        """The scene's tasks."""
+        return self.batch.tasks
+
+    def take(self) -> int:
+        """The number of a world that nobody has, for the caller."""
+        if not self._free:
+            self._grow()
+        return self._free.pop()
+
+    def give_back(self, world: int) -> None:
+        """Let others take a world."""
+        self._free.append(world)
+
+    def start(self, starts: Mapping[int, Start]) -> dict[int, np.ndarray]:
+        """Start worlds from settled initial states; the others stay as they are.
+
+        Returns:
+            The privileged features of each world, (`privileged.SIZE`,); empty if nobody asked for them.
+        """
+        keys = {world: start.key for world, start in starts.items()}
+        new = {key: world for world, key in keys.items() if key not in self._settled}
+        if new:
+            self._settle({world: (key, starts[world]) for key, world in new.items()})
+        self._load(self._table, {world: self._settled[key] for world, key in keys.items()})
+        return {world: self._first_features[key] for world, key in keys.items() if key in self._first_features}
+
+    def restore(self, rows: Mapping[int, Row]) -> None:
+        """Put worlds into states that `states.row_of` made; the others stay as they are."""
+        table = self.batch.new_table(len(rows))
+        numbers = table.reserve(len(rows))
+        table.write(0, rows.values())
+        self._load(table, dict(zip(rows, numbers, strict=True)))
+
+    def features(self, worlds: Sequence[int], robot_states: np.ndarray, time_left: np.ndarray) -> np.ndarray:
+        """Privileged features of worlds that the last call has stepped, float32 (k, `privileged.SIZE`).
+
+        Args:
+            worlds: Numbers of the worlds.
+            robot_states: Their robots' states as observed, (k, 8).
+            time_left: Share of their episodes that is left, (k,).
+        """
+        assert self._features is not None
+        arrays, tasks = self.batch.arrays(), self.batch.read("task")[list(worlds), 0]
+        rows = []
+        for index, (world, task) in enumerate(zip(worlds, tasks, strict=True)):
+            own = type(arrays)(*(values[world : world + 1] for values in arrays))
+            rows.append(self._features[task](own, robot_states[index : index + 1], time_left[index])[0])
+        return np.stack(rows)
+
+    def _settle(self, new: Mapping[int, tuple[bytes, Start]]) -> None:
+        if len(self._settled) + len(new) > MAX_SETTLED:
+            self._settled, self._first_features, self._table = {}, {}, self.batch.new_table()
+        numbers = self._table.reserve(len(new))
+        rows = [
+            initial_row(self.tasks[start.task], start.task, start.state, start.fixtures) for _, start in new.values()
+        ]
+        self._table.write(numbers.start, rows)
+        if not self._is_filled:  # worlds that nobody uses are simulated along, so they need a state like the others
+            everywhere = dict.fromkeys(range(self.batch.n_worlds), numbers.start)
+            self._load(self._table, everywhere)
+            self._is_filled = True
+        places = dict(zip(new, numbers, strict=True))
+        active = self._load(self._table, places)
+        self.batch.begin(active)
+        actions = np.tile(SETTLE_ACTION, (self.batch.n_worlds, 1))
+        for _ in range(self._settle_steps):
+            self.batch.step(actions, active)
+        self.batch.save(active, self._table, _spread(places, self.batch.n_worlds))
+        self._settled |= {key: places[world] for world, (key, _) in new.items()}
+        if self._features is not None:
+            states = robot_states(self.batch.read("sample")[list(new)])
+            found = self.features(list(new), states, np.ones(len(new)))
+            self._first_features |= {key: row for (key, _), row in zip(new.values(), found, strict=True)}
+
+    def _load(self, table: StateTable, places: Mapping[int, int]) -> np.ndarray:
+        """Load rows by the number of the world; gives the mask of these worlds."""
+        active = np.zeros(self.batch.n_worlds, dtype=bool)
+        active[list(places)] = True
+        self.batch.load(active, table, _spread(places, self.batch.n_worlds))
+        return active
+
+    def _grow(self) -> None:
+        old, n = self.batch, self.batch.n_worlds
+        self.batch = SceneBatch(old.tasks, 2 * n, str(old.device), old.sizes)
+        self._free = list(range(n, 2 * n))[::-1]
+        if self._is_filled:
+            table = old.new_table(n)
+            table.reserve(n)
+            old.save(np.ones(n, dtype=bool), table, np.arange(n))
+            self._load(table, {world: world % n for world in range(2 * n)})
+
+
+def robot_states(samples: np.ndarray) -> np.ndarray:
+    """Robots' states as observations have them, float32 (n, 8): see `observations.proprioception`.
+
+    Args:
+        samples: What control steps sampled: end effector in m, hand quaternion (wxyz), fingers in m, (n, 9).
+    """
+    values = samples.astype(np.float64)
+    w = np.clip(values[:, 3:4], -1.0, 1.0)
+    norm = np.sqrt(1.0 - w * w)
+    turned = norm[:, 0] > 0
+    axis_angle = np.zeros((len(values), 3))
+    axis_angle[turned] = values[turned, 4:7] * 2.0 * np.arccos(w[turned]) / norm[turned]
+    return np.concatenate([values[:, :3], axis_angle, values[:, 7:9]], axis=1).astype(np.float32)
+
+
+def sizes_for(tasks: Sequence[CompiledTask], nconmax: int | None = None, njmax: int | None = None) -> Sizes:
+    """Buffers that hold what a scene's objects need while they fall from an initial state, with a reserve.
+
+    Args:
+        tasks: The scene's tasks.
+        nconmax, njmax: Sizes that are given; None for those found.
+    """
+    most = np.max([_most_while_falling(task) for task in tasks[:_MEASURED]], axis=0)
+    steps = int(np.ceil(_RESERVE * most / [_CONTACTS, _CONSTRAINTS]).max(initial=1))
+    return Sizes(nconmax or steps * _CONTACTS, njmax or steps * _CONSTRAINTS)
+
+
+def _most_while_falling(task: CompiledTask) -> tuple[int, int]:
+    """Most contacts and constraints of MuJoCo itself, which gravity does not move the arm in."""
+    model, robot, states = task.physics, task.robot, initial_states(task.task)
+    data = mujoco.MjData(copy.copy(model))
+    if len(states):
+        data.qpos[:] = states[0][1 : 1 + model.nq]
+    most = np.zeros(2, dtype=int)
+    for _ in range(_FALLING):
+        mujoco.mj_step1(model, data)
+        data.ctrl[robot.actuators] = data.qfrc_bias[robot.dof]
+        most = np.maximum(most, [data.ncon, data.nefc])
+        mujoco.mj_step2(model, data)
+    return int(most[0]), int(most[1])
+
+
+def _spread(places: Mapping[int, int], n: int) -> np.ndarray:
+    """Rows by world, (n,), from rows of some worlds; 0 for the others."""
+    rows = np.zeros(n, dtype=np.int32)
+    rows[list(places)] = list(places.values())
+    return rows
