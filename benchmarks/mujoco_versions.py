@@ -7,11 +7,13 @@
     python benchmarks/mujoco_versions.py --report            # the table of all versions that were measured
 
 Each version writes ``benchmarks/results/mujoco_versions_<version>.json`` after every task, and a second run goes on
-where the first stopped. Four sections:
+where the first stopped. Sections:
 
 * ``settle``: positions of all objects after 30 control steps with an open gripper, from official initial states. An
   object has moved if it rests more than `MOVED` from where it rests with the exact version.
 * ``expert``: whether the scripted expert succeeds, and in how many steps.
+* ``replay``: whether the actions of the expert under the exact version, which stay in ``--work``, succeed as they are.
+  Episodes diverge where contacts do, so this shows differences that an expert or a policy makes good.
 * ``frames``: both cameras at 128 pixels in official initial states; dB against the exact version, whose frames stay in
   ``--work``.
 * ``speed``: milliseconds of processor time of a control step without frames, median of five runs.
@@ -38,7 +40,7 @@ from tqdm import tqdm
 
 from libero_gym.compilation.compile import compile_task
 from libero_gym.equivalence.versions import EXACT, fidelity, parse
-from libero_gym.experts.expert import run_expert
+from libero_gym.experts.expert import Expert, run_expert
 from libero_gym.rendering import render
 from libero_gym.rendering import renderer as rendering
 from libero_gym.simulation.simulator import Simulator
@@ -53,7 +55,12 @@ FRAME_TASKS = (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 3), 
 SPEED_TASKS = (("libero_spatial", 0), ("libero_10", 2))
 FRAME_SIZE = 128
 CAMERAS = ("agentview", "wrist")
-SECTIONS = ("speed", "frames", "settle", "expert", "policy")
+COLUMNS = (
+    *("MuJoCo", "results are called", "states settled", "with objects > 1 cm off", "median, worst offset (mm)"),
+    *("expert (exact, same episodes)", "p", "its actions replayed (exact)", "p", "tiny-libero (exact)", "p"),
+    *("frames, least dB", "CPU ms a step: Spatial 0, LIBERO-10 2"),
+)
+SECTIONS = ("speed", "frames", "settle", "expert", "replay", "policy")
 
 Row = dict[str, Any]
 
@@ -77,6 +84,37 @@ def expert(task: Task, state_id: int) -> list[int]:
     return [int(outcome.success), outcome.steps]
 
 
+def replay(task: Task, state_id: int, work: Path) -> list[int]:
+    """Whether the exact version's expert's actions succeed (0 or 1), and after how many control steps."""
+    simulator = _simulator(task)
+    simulator.reset(initial_states(task)[state_id])
+    simulator.settle(10)
+    kept = work / f"{task.suite}_{task.task_id}_{state_id}_actions.npy"
+    if mujoco.__version__ == EXACT:
+        script, acted = Expert(simulator), []
+        while not simulator.success and len(acted) < SUITES[task.suite].max_steps:
+            acted.append(script.act())
+            if script.done:
+                break
+            simulator.step(acted[-1])
+        work.mkdir(parents=True, exist_ok=True)
+        np.save(kept, acted)
+        return [int(simulator.success), len(acted)]
+    for step, action in enumerate(_kept(kept), start=1):
+        simulator.step(action)
+        if simulator.success:
+            return [1, step]
+    return [0, step]
+
+
+def _kept(path: Path) -> np.ndarray:
+    """What the run with the exact version left in the work folder."""
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing: run this with MuJoCo {EXACT} first, with the same --work and states.")
+    found: np.ndarray = np.load(path)
+    return found
+
+
 def frames(task: Task, state_id: int, work: Path) -> list[float | None]:
     """dB of each camera's frame against the exact version's; None for equal frames."""
     simulator = _simulator(task)
@@ -86,9 +124,7 @@ def frames(task: Task, state_id: int, work: Path) -> list[float | None]:
     if mujoco.__version__ == EXACT:
         work.mkdir(parents=True, exist_ok=True)
         np.save(kept, drawn)
-    if not kept.is_file():
-        raise SystemExit(f"{kept} is missing: run this with MuJoCo {EXACT} first, with the same --work and states.")
-    values = [psnr(one, other) for one, other in zip(np.load(kept), drawn, strict=True)]
+    values = [psnr(one, other) for one, other in zip(_kept(kept), drawn, strict=True)]
     return [round(value, 1) if np.isfinite(value) else None for value in values]
 
 
@@ -197,11 +233,7 @@ def table(results: dict[str, Row]) -> str:
         results: Contents of the results files, by version; the exact version's among them.
     """
     exact = results[EXACT]
-    lines = [
-        "| MuJoCo | results are called | states settled | objects moved > 1 cm | median, worst offset mm | "
-        "expert (exact: same episodes) | p | tiny-libero (exact) | p | frames dB, least | CPU ms a step: spatial, 10 |",
-        "| --- " * 11 + "|",
-    ]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
     for version in sorted(results, key=parse):
         own = results[version]
         apart = list(offsets(exact.get("settle", {}), own.get("settle", {})))
@@ -211,6 +243,7 @@ def table(results: dict[str, Row]) -> str:
         times = [f"{statistics.median(own['speed'][key]):.1f}" for key in own.get("speed", {}) if "exact" in key]
         cells = [version, fidelity(version), str(len(apart)), str(sum(value > MOVED for value in apart)), rest]
         cells += _paired_cells(_episodes(exact.get("expert", {})), _episodes(own.get("expert", {})))
+        cells += _paired_cells(_episodes(exact.get("replay", {})), _episodes(own.get("replay", {})))
         cells += _paired_cells(exact.get("policy", {}), own.get("policy", {}))
         lines.append("| " + " | ".join([*cells, decibels, ", ".join(times) or "-"]) + " |")
     return "\n".join(lines)
@@ -240,7 +273,7 @@ def main() -> None:
     parser.add_argument("--frame-states", type=int, default=3)
     parser.add_argument("--policy", default="tiny-libero", help="name of the policy of section policy")
     parser.add_argument("--policy-states", type=int, default=1)
-    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS[:-1], help="sections to measure")
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS[:-2], help="sections to measure")
     parser.add_argument("--work", type=Path, default=Path("runs/mujoco_versions"), help="folder of the exact frames")
     parser.add_argument("--report", action="store_true", help="measure nothing, print the table")
     parser.add_argument("--out", type=Path, default=RESULTS / f"mujoco_versions_{version}.json")
@@ -272,7 +305,11 @@ def measure(args: argparse.Namespace) -> None:
         drawn = [get_tasks(suite)[task_id] for suite, task_id in FRAME_TASKS if suite in args.suites]
         sweep(content, "frames", drawn, args.frame_states, functools.partial(frames, work=args.work), args.out)
         rendering.release()
-    for section, run, n_states in (("settle", settle, args.states), ("expert", expert, args.expert_states)):
+    for section, run, n_states in (
+        ("settle", settle, args.states),
+        ("expert", expert, args.expert_states),
+        ("replay", functools.partial(replay, work=args.work), args.expert_states),
+    ):
         if section in args.only:
             sweep(content, section, wanted, n_states, run, args.out)
     if "policy" in args.only:

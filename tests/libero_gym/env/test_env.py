@@ -38,7 +38,7 @@ def test_gymnasium_check_env_passes_with_cameras(renderer: str) -> None:
     assert not np.array_equal(obs["image"], obs["wrist_image"])
     np.testing.assert_array_equal(env.render(), obs["image"])
     assert set(info) == INFO_KEYS
-    assert info["mujoco"] == env.settings["mujoco"] == fidelity(mujoco.__version__)
+    assert info["mujoco"] == env.unwrapped.settings["mujoco"] == fidelity(mujoco.__version__)
     env.close()
 
 

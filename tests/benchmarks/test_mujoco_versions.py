@@ -1,0 +1,56 @@
+"""The table of versions of MuJoCo, from results made up by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mujoco_versions
+import pytest
+from measuring import refuse_other_mujoco
+from mujoco_versions import offsets, paired, table, write
+
+from libero_gym.common.mujoco_import import mujoco
+
+# Two objects in two states; in the newer version, one object of the second state rests 3 mm and 4 mm aside.
+EXACT: dict[str, Any] = {
+    "settle": {"libero_goal[3]": {"0": [0, 0, 9000, 1000, 0, 9000], "1": [0, 0, 9000, 1000, 0, 9000]}},
+    "expert": {"libero_goal[3]": {"0": [1, 90], "1": [1, 95], "2": [0, 300]}},
+    "frames": {"libero_goal[3]": {"0": [None, None]}},
+    "speed": {"libero_goal[3] exact": [2.0, 1.0, 3.0], "libero_goal[3] fast": [1.0]},
+}
+NEWER: dict[str, Any] = {
+    "settle": {"libero_goal[3]": {"0": [0, 0, 9000, 1000, 0, 9000], "1": [0, 0, 9000, 1030, 40, 9000], "7": [0, 0, 0]}},
+    "expert": {"libero_goal[3]": {"0": [1, 90], "1": [0, 300], "9": [1, 80]}},
+    "frames": {"libero_goal[3]": {"0": [51.4, None]}},
+    "speed": {"libero_goal[3] exact": [4.0]},
+}
+
+
+def test_offsets_are_of_the_farthest_object_in_states_that_both_settled() -> None:
+    assert list(offsets(EXACT["settle"], NEWER["settle"])) == pytest.approx([0.0, 0.005])
+
+
+def test_episodes_are_paired() -> None:
+    assert paired({"a": 1, "b": 1, "c": 0}, {"a": 1, "b": 0, "c": 1, "d": 1}) == (3, 2, 2, 1, 1)
+
+
+def test_the_table_says_what_the_results_say() -> None:
+    exact, newer = table({"3.10.0": NEWER, "3.3.2": EXACT}).splitlines()[2:]
+    assert exact == "| 3.3.2 | exact | 2 | 0 | 0.00, 0 | 2/3 (2) | 1 | - | - | - | - | equal | 2.0 |"
+    assert newer == "| 3.10.0 | equivalent (3.10.0) | 2 | 0 | 2.50, 5 | 1/2 (2) | 1 | - | - | - | - | 51.4 | 4.0 |"
+
+
+def test_written_results_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mujoco_versions, "RESULTS", tmp_path)
+    write(EXACT, tmp_path / "mujoco_versions_3.3.2.json")
+    assert mujoco_versions.read_all() == {"3.3.2": EXACT}
+    assert json.loads((tmp_path / "mujoco_versions_3.3.2.json").read_text()) == EXACT
+
+
+def test_results_of_another_version_are_not_gone_on_with() -> None:
+    refuse_other_mujoco({})
+    refuse_other_mujoco({"versions": {"mujoco": mujoco.__version__}})
+    with pytest.raises(SystemExit, match=r"one equivalent \(3\.3\.3\).* Give another --out"):
+        refuse_other_mujoco({"versions": {"mujoco": "3.3.3"}})
