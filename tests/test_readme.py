@@ -205,7 +205,9 @@ def test_names_can_be_imported(page: Path) -> None:
         *modules, last = name.split(".")
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError:
+        except ModuleNotFoundError as error:
+            if error.name in ("warp", "mujoco_warp"):  # the extra [gpu]: the module itself is there
+                continue
             assert hasattr(importlib.import_module(".".join(modules)), last), f"{name} in {page}"
 
 

@@ -75,6 +75,7 @@ class SceneBatch:
         self.device = wp.get_device(device)
         self._capture = capture
         self._graphs: dict[str, Any] = {}
+        self._shown: Any = None  # a second data, for frames
         with wp.ScopedDevice(self.device):
             self._put(_adapted(tasks[0].physics))
             self._allocate()
@@ -137,6 +138,20 @@ class SceneBatch:
             contacts[world, : counts[world]] = pairs[worlds == world]
         fields = {name: getattr(data, name).numpy().astype(np.float64) for name in StateArrays._fields[:-1]}
         return StateArrays(**fields, contacts=contacts)
+
+    def shown_poses(self) -> Any:
+        """Where bodies, cameras and lights are in what the next frames show, as a ``mujoco_warp.Data``; all worlds.
+
+        Frames show the state of the substep that is sampled, so these are kinematics of their own.
+        """
+        with wp.ScopedDevice(self.device):
+            if self._shown is None:
+                self._shown = mjw.make_data(_adapted(self.tasks[0].physics), nworld=self.n_worlds, nconmax=1, njmax=1)
+                self._shown.qpos = self.columns["kinematics_qpos"]
+            mjw.kinematics(self.model, self._shown)
+            mjw.com_pos(self.model, self._shown)
+            mjw.camlight(self.model, self._shown)
+        return self._shown
 
     # --------------------------------------------------------------------------------------------- building
 

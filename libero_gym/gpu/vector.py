@@ -45,7 +45,8 @@ class Warp(Uncopyable):
     environment from one scene's batch to another's. Seeds draw the same tasks and initial states as elsewhere. Physics
     is "batched": single precision, near the exact states and never equal to the bit.
 
-    Frames are drawn one by one, by the renderers of `libero_gym.rendering`, from states that are copied to the host.
+    Frames of ``renderer="fast"`` are drawn on the device, of all worlds together. Exact ones are drawn one by one, by
+    OpenGL, from states that are copied to the host.
 
     Args:
         plan: The environments.
@@ -309,9 +310,14 @@ class Warp(Uncopyable):
             arrays[prefix + "reward_terms"][chosen] = arrays["reward_terms"][chosen]
 
     def _frames(self, indices: Sequence[int], cameras: tuple[str, ...], size: int) -> dict[str, list[np.ndarray]]:
-        """Frames by camera, from states on the host; the place for a camera that draws on the device."""
+        """Frames by camera: fast ones from the device, exact ones by OpenGL from states on the host."""
         if not cameras:
             return {}
+        if self._example.renderer == "fast":
+            found: dict[int, np.ndarray] = {}
+            for scene, own in self._places.by_scene(indices):
+                found |= dict(zip(own, scene.frames(self._places.worlds(own), cameras, size), strict=True))
+            return {camera: [found[index][place] for index in indices] for place, camera in enumerate(cameras)}
         states = self._places.states(indices)
         drawn = [
             self._mirror.frames(self._episode(index), state, cameras, size)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
+from libero_gym.gpu.film import Film
 from libero_gym.gpu.scene_batch import SceneBatch, Sizes
 from libero_gym.gpu.states import Row, StateTable, initial_row
 from libero_gym.privileged import PrivilegedState
@@ -79,6 +80,7 @@ class SceneWorlds:
         privileged: bool = False,
     ) -> None:
         self.batch = SceneBatch(tasks, n_worlds, device, sizes)
+        self._film = Film(tasks[0], device)
         self._settle_steps = settle_steps
         self._free = list(range(n_worlds))[::-1]
         self._settled: dict[bytes, int] = {}
@@ -137,6 +139,10 @@ class SceneWorlds:
             own = type(arrays)(*(values[world : world + 1] for values in arrays))
             rows.append(self._features[task](own, robot_states[index : index + 1], time_left[index])[0])
         return np.stack(rows)
+
+    def frames(self, worlds: Sequence[int], cameras: tuple[str, ...], size: int) -> np.ndarray:
+        """Frames of worlds as `film.Film` draws them, uint8 (k, number of cameras, size, size, 3)."""
+        return self._film.draw(self.batch, worlds, cameras, size)
 
     def _settle(self, new: Mapping[int, tuple[bytes, Start]]) -> None:
         if len(self._settled) + len(new) > MAX_SETTLED:

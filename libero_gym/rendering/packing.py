@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
+from libero_gym.equivalence.looks import directional_lights, orthographic_cameras
 from libero_gym.rendering.posing import MAX_SCENE_GEOMS, visual_option
 from libero_gym.rendering.textures import Textures, pack_textures
 from libero_gym.rendering.triangles import NotDrawnError, TextureMapping, Triangles, geom_triangles
@@ -171,9 +172,7 @@ def _check_drawable(model: mujoco.MjModel) -> None:
         NotDrawnError: If the scene has such a thing; the message names it.
     """
     infinite = (model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) & (model.geom_size[:, :2].min(axis=1) <= 0)
-    # The newer name is that of MuJoCo 4.0; perspective is 0 under both.
-    projections = model.cam_projection if hasattr(model, "cam_projection") else model.cam_orthographic
-    has_other_cameras = bool(model.cam_sensorsize.any() or projections.any())
+    has_other_cameras = bool(model.cam_sensorsize.any() or orthographic_cameras(model).any())
     is_shadowed = model.vis.quality.shadowsize > 0
     found = {
         "skins": model.nskin > 0,
@@ -238,8 +237,9 @@ def _lights(model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
     if head.active:
         rows.append((1, *nowhere, *head.ambient, *head.diffuse, *head.specular, 1, 0, 0, -2, 0))
         ids.append(-1)
+    directional = directional_lights(model)
     for index in np.flatnonzero(model.light_active):
-        is_directional = bool(model.light_directional[index])
+        is_directional = bool(directional[index])
         has_cutoff = not is_directional and model.light_cutoff[index] < 180
         cosine = math.cos(math.radians(model.light_cutoff[index])) if has_cutoff else -2.0
         colours = (*model.light_ambient[index], *model.light_diffuse[index], *model.light_specular[index])

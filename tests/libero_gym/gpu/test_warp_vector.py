@@ -95,11 +95,12 @@ def test_a_goal_that_holds_ends_the_episode_with_reward_one(chunked: LiberoVecto
     assert infos["elapsed_steps"].tolist() == [3, 3, 0, 3]
 
 
-def test_frames_show_the_worlds_and_a_single_environment_is_told_apart() -> None:
-    """Drawn from states on the host: as `LiberoEnv` shows the same initial state, and changed by a step."""
-    env = make(2, cameras=("agentview", "wrist"), image_size=64, renderer="fast", render_mode="rgb_array")
+@pytest.mark.parametrize("renderer", ["fast", pytest.param("exact", marks=pytest.mark.opengl)])
+def test_frames_show_the_worlds(renderer: str) -> None:
+    """As `LiberoEnv` shows the same initial state, as the host draws them, and changed by a step."""
+    env = make(2, cameras=("agentview", "wrist"), image_size=64, renderer=renderer, render_mode="rgb_array")
     obs, _ = env.reset(seed=0, options={"init_state_id": [4, 9]})
-    single = LiberoEnv("libero_spatial", task_id=0, image_size=64, renderer="fast", settle_steps=1)
+    single = LiberoEnv("libero_spatial", task_id=0, image_size=64, renderer=renderer, settle_steps=1)
     expected, _ = single.reset(options={"init_state_id": 4})
     assert psnr(obs["image"][0], expected["image"]) > 35
     assert psnr(obs["image"][1], expected["image"]) < psnr(obs["image"][0], expected["image"])
@@ -108,6 +109,11 @@ def test_frames_show_the_worlds_and_a_single_environment_is_told_apart() -> None
     frames = env.render()
     assert frames is not None
     np.testing.assert_array_equal(frames[1], moved["image"][1])
+    backend = env.backend
+    for index, state in enumerate(env.call("get_state")):
+        on_host = backend._mirror.frames(backend._episode(index), state, ("agentview", "wrist"), 64)
+        assert psnr(moved["image"][index], on_host[0]) > 40
+        assert psnr(moved["wrist_image"][index], on_host[1]) > 40
     env.close()
 
 

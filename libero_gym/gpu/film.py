@@ -1,0 +1,56 @@
+"""Frames of a scene's worlds, drawn on the device from the batch's own arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from libero_gym.gpu.camera import BatchCamera, SceneOnDevice
+from libero_gym.gpu.scene_batch import SceneBatch
+from libero_gym.rendering.models import packed_scene
+from libero_gym.rendering.posing import camera_ids
+from libero_gym.simulation.compiled import CompiledTask
+
+
+class Film:
+    """Draws a scene's worlds as ``renderer="fast"`` draws them; the scene is loaded at the first frame.
+
+    Args:
+        compiled: A task of the scene.
+        device: Warp's name of the device.
+    """
+
+    def __init__(self, compiled: CompiledTask, device: str) -> None:
+        self._compiled, self._device = compiled, device
+        self._scene: SceneOnDevice | None = None
+        self._cameras: dict[tuple[tuple[str, ...], int], BatchCamera] = {}
+
+    def draw(self, batch: SceneBatch, worlds: Sequence[int], cameras: tuple[str, ...], size: int) -> np.ndarray:
+        """Frames of some worlds, uint8 (k, number of cameras, size, size, 3), on the host.
+
+        Args:
+            batch: The scene's worlds.
+            worlds: Numbers of the k worlds.
+            cameras: Names, as `rendering.renderer.render` takes them.
+            size: Side in pixels.
+        """
+        camera = self._camera(batch, cameras, size)
+        n_burners = len(self._compiled.burners)
+        if n_burners:  # `goals.judge` writes what the next frame shows behind what burns
+            camera.show_flames(batch.columns["flags"][:, 1 + n_burners :])
+        frames = camera.draw(batch.shown_poses(), worlds).numpy()
+        return frames.reshape(len(worlds), len(cameras), size, size, 3).copy()
+
+    def _camera(self, batch: SceneBatch, cameras: tuple[str, ...], size: int) -> BatchCamera:
+        known = self._cameras.get((cameras, size))
+        if known is not None and known.n_worlds == batch.n_worlds:
+            return known
+        if self._scene is None:
+            self._scene = SceneOnDevice(packed_scene(self._compiled), self._device)
+        model = self._compiled.physics
+        ids = camera_ids(model)
+        sites = [model.site(burner.site).id for burner in self._compiled.burners]
+        made = BatchCamera(self._scene, batch.n_worlds, [ids[name] for name in cameras], size, sites)
+        self._cameras[cameras, size] = made
+        return made
