@@ -6,17 +6,19 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 
-from libero_gym.common.checks import whole_number
+from libero_gym.common.checks import choice, whole_number
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.draws import fixture_draw
-from libero_gym.dimensions import ACTION_DIM, PRIVILEGED_KEY
+from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, PRIVILEGED_KEY
+from libero_gym.env import LiberoEnv
 from libero_gym.env.starts import Choices, choose_episode
 from libero_gym.env.state import EpisodeState, snapshot_from_json, snapshot_to_json
 from libero_gym.first_use import compile_tasks
@@ -24,6 +26,7 @@ from libero_gym.gpu.mirror import Mirror
 from libero_gym.gpu.places import Places
 from libero_gym.gpu.requirements import check_device
 from libero_gym.gpu.scene_batch import BufferOverflowError
+from libero_gym.gpu.tensors import DeviceFrames, DeviceValues, tensor_of
 from libero_gym.gpu.worlds import SceneWorlds, Start, robot_states, sizes_for
 from libero_gym.rewards import discounted_potential
 from libero_gym.simulation.compiled import CompiledTask
@@ -53,6 +56,8 @@ class Warp(Uncopyable):
         device: ``"cuda"``, ``"cuda:1"`` or ``"cpu"``.
         nconmax: Contacts per world that there is room for, in the mean; None measures the scene.
         njmax: Rows of constraints that there is room for in any one world; None measures the scene.
+        output: ``"torch"`` hands out observations, rewards and flags as tensors on the device, and frames never leave
+            it; infos are the host's.
 
     Attributes:
         settings: What is other than the environments' own settings say.
@@ -69,7 +74,13 @@ class Warp(Uncopyable):
     info_keys: tuple[str, ...] = ()
 
     def __init__(
-        self, plan: Plan, *, device: str = "cuda", nconmax: int | None = None, njmax: int | None = None
+        self,
+        plan: Plan,
+        *,
+        device: str = "cuda",
+        nconmax: int | None = None,
+        njmax: int | None = None,
+        output: str = "numpy",
     ) -> None:
         _check_physics(plan.env_kwargs.get("physics"))
         sizes = [
@@ -77,10 +88,15 @@ class Warp(Uncopyable):
             for name, size in (("nconmax", nconmax), ("njmax", njmax))
         ]
         device = check_device(device)
+        self._is_torch = _check_output(output, plan.example) == "torch"
         self.settings = {"physics": PHYSICS, "mujoco": f"{PHYSICS} (MuJoCo Warp {version('mujoco-warp')})"}
         n, example = plan.num_envs, plan.example
         self._example = example
-        self.arrays: Mapping[str, np.ndarray] = {name: np.zeros(*entry) for name, entry in plan.layout.items()}
+        self.arrays: Mapping[str, Any] = {name: np.zeros(*entry) for name, entry in plan.layout.items()}
+        self._device = device
+        if self._is_torch:
+            self.settings["output"] = output
+            self.arrays = self.arrays | _on_device(self.arrays, example, device)
         self._weights = np.full(len(plan.tasks), 1 / len(plan.tasks))
         self._mode: AutoresetMode | None = AutoresetMode.SAME_STEP
         self._actions: np.ndarray | None = None  # of a step that nobody has ended
@@ -197,6 +213,10 @@ class Warp(Uncopyable):
             self.arrays[prefix + "reward_terms"][:] = 0.0
         self.arrays["phase"][:] = np.where(saved["ended"], ENDED, RUNNING)
 
+    def hand_out(self, values: np.ndarray) -> Any:
+        """Rewards or flags as users get them."""
+        return tensor_of(values, self._device) if self._is_torch else values
+
     def render(self) -> tuple[np.ndarray, ...]:
         """One frame per environment."""
         indices = range(len(self._episodes))
@@ -300,14 +320,25 @@ class Warp(Uncopyable):
             arrays[prefix + PRIVILEGED_KEY][chosen] = [episode.privileged for episode in episodes]
         if prefix + "instruction" in arrays:
             arrays[prefix + "instruction"][chosen] = [episode.task.task_id for episode in episodes]
-        for key, frames in self._frames(chosen, example.cameras, example.image_size).items():
-            arrays[prefix + self._mirror.image_key(key)][chosen] = frames
+        if self._is_torch:
+            self._show_frames(prefix, chosen)
+        else:
+            for key, frames in self._frames(chosen, example.cameras, example.image_size).items():
+                arrays[prefix + self._mirror.image_key(key)][chosen] = frames
         arrays[prefix + "is_success"][chosen] = self._places.read("flags", chosen)[:, 0] != 0
         for key in ("init_state_id", "elapsed_steps"):
             arrays[prefix + key][chosen] = [getattr(episode, key) for episode in episodes]
         arrays[prefix + "task_id"][chosen] = [episode.task.task_id for episode in episodes]
         if prefix:
             arrays[prefix + "reward_terms"][chosen] = arrays["reward_terms"][chosen]
+
+    def _show_frames(self, prefix: str, indices: Sequence[int]) -> None:
+        """Write frames where they are drawn."""
+        cameras, size = self._example.cameras, self._example.image_size
+        for scene, own in self._places.by_scene(indices) if cameras else ():
+            frames = scene.frames_on_device(self._places.worlds(own), cameras, size)
+            for number, camera in enumerate(cameras):
+                self.arrays[prefix + self._mirror.image_key(camera)].put(own, frames, number, len(cameras))
 
     def _frames(self, indices: Sequence[int], cameras: tuple[str, ...], size: int) -> dict[str, list[np.ndarray]]:
         """Frames by camera: fast ones from the device, exact ones by OpenGL from states on the host."""
@@ -352,6 +383,29 @@ def _check_physics(physics: str | None) -> None:
             f'physics={physics!r} is {what}, and backend="warp" has its own, in single precision: leave physics out, '
             'or take backend="processes".'
         )
+
+
+def _check_output(output: str, example: LiberoEnv) -> str:
+    choice("output", output, ("numpy", "torch"))
+    if output == "torch" and example.cameras and example.renderer != "fast":
+        raise ValueError(
+            f"output='torch' has its frames drawn on the device, and renderer={example.renderer!r} draws elsewhere; "
+            "take renderer='fast'."
+        )
+    return output
+
+
+def _on_device(arrays: Mapping[str, np.ndarray], example: LiberoEnv, device: str) -> dict[str, Any]:
+    """What holds observations in place of the arrays."""
+    found: dict[str, Any] = {}
+    for key in cast(spaces.Dict, example.observation_space).spaces:
+        for name in (key, FINAL + key):
+            if name in arrays:
+                is_image = key in CAMERA_KEYS
+                found[name] = (
+                    DeviceFrames(arrays[name].shape, device) if is_image else DeviceValues(arrays[name], device)
+                )
+    return found
 
 
 def _by_scene(plan: Plan) -> list[list[CompiledTask]]:

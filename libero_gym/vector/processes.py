@@ -239,6 +239,10 @@ class Processes(Uncopyable):
         for index in np.flatnonzero(saved.get("ended", [False] * n)):
             self._end_episode(int(index))
 
+    def hand_out(self, values: np.ndarray) -> np.ndarray:
+        """The array itself."""
+        return values
+
     def render(self) -> tuple[np.ndarray, ...]:
         """One frame per environment."""
         return self.call("render", range(len(self.restarted)), (), {})
