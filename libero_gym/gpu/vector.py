@@ -6,19 +6,17 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 
-from libero_gym.common.checks import choice, whole_number
+from libero_gym.common.checks import whole_number
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.draws import fixture_draw
-from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, PRIVILEGED_KEY
-from libero_gym.env import LiberoEnv
+from libero_gym.dimensions import ACTION_DIM
 from libero_gym.env.starts import Choices, choose_episode
 from libero_gym.env.state import EpisodeState, snapshot_from_json, snapshot_to_json
 from libero_gym.first_use import compile_tasks
@@ -26,7 +24,7 @@ from libero_gym.gpu.mirror import Mirror
 from libero_gym.gpu.places import Places
 from libero_gym.gpu.requirements import check_device
 from libero_gym.gpu.scene_batch import BufferOverflowError
-from libero_gym.gpu.tensors import DeviceFrames, DeviceValues, tensor_of
+from libero_gym.gpu.showing import Showing, check_output
 from libero_gym.gpu.worlds import SceneWorlds, Start, robot_states, sizes_for
 from libero_gym.rewards import discounted_potential
 from libero_gym.simulation.compiled import CompiledTask
@@ -88,15 +86,11 @@ class Warp(Uncopyable):
             for name, size in (("nconmax", nconmax), ("njmax", njmax))
         ]
         device = check_device(device)
-        self._is_torch = _check_output(output, plan.example) == "torch"
+        output = check_output(output, plan.example)
         self.settings = {"physics": PHYSICS, "mujoco": f"{PHYSICS} (MuJoCo Warp {version('mujoco-warp')})"}
+        self.settings |= {"output": output} if output != "numpy" else {}
         n, example = plan.num_envs, plan.example
         self._example = example
-        self.arrays: Mapping[str, Any] = {name: np.zeros(*entry) for name, entry in plan.layout.items()}
-        self._device = device
-        if self._is_torch:
-            self.settings["output"] = output
-            self.arrays = self.arrays | _on_device(self.arrays, example, device)
         self._weights = np.full(len(plan.tasks), 1 / len(plan.tasks))
         self._mode: AutoresetMode | None = AutoresetMode.SAME_STEP
         self._actions: np.ndarray | None = None  # of a step that nobody has ended
@@ -110,6 +104,8 @@ class Warp(Uncopyable):
             scenes.append(SceneWorlds(*own))
         self._places = Places(scenes, n)
         self._mirror = Mirror(plan.env_kwargs)
+        self._shown = Showing(plan, self._places, self._mirror, device, output)
+        self.arrays: Mapping[str, Any] = self._shown.arrays
 
     @property
     def is_stepping(self) -> bool:
@@ -215,12 +211,13 @@ class Warp(Uncopyable):
 
     def hand_out(self, values: np.ndarray) -> Any:
         """Rewards or flags as users get them."""
-        return tensor_of(values, self._device) if self._is_torch else values
+        return self._shown.hand_out(values)
 
     def render(self) -> tuple[np.ndarray, ...]:
         """One frame per environment."""
         indices = range(len(self._episodes))
-        return tuple(self._frames(indices, ("agentview",), self._example.render_size)["agentview"])
+        episodes = {index: self._episode(index) for index in indices}
+        return tuple(self._shown.frames(episodes, ("agentview",), self._example.render_size)["agentview"])
 
     def call(self, name: str, chosen: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Results of a method, or values of an attribute, of a `LiberoEnv` that stands where the environment does.
@@ -307,56 +304,11 @@ class Warp(Uncopyable):
             self._phi[running] = phi
         self.arrays["rewards"][running] = terms[running].sum(axis=1)
 
-    # ---------------------------------------------------------------------------------------------- showing
+    # ------------------------------------------------------------------------------------------ bookkeeping
 
     def _show(self, prefix: str, indices: Iterable[int]) -> None:
         """Write the observations and infos of some environments."""
-        chosen, arrays, example = [int(index) for index in indices], self.arrays, self._example
-        if not chosen:
-            return
-        episodes = [self._episode(index) for index in chosen]
-        arrays[prefix + "state"][chosen] = robot_states(self._places.read("sample", chosen))
-        if example.privileged:
-            arrays[prefix + PRIVILEGED_KEY][chosen] = [episode.privileged for episode in episodes]
-        if prefix + "instruction" in arrays:
-            arrays[prefix + "instruction"][chosen] = [episode.task.task_id for episode in episodes]
-        if self._is_torch:
-            self._show_frames(prefix, chosen)
-        else:
-            for key, frames in self._frames(chosen, example.cameras, example.image_size).items():
-                arrays[prefix + self._mirror.image_key(key)][chosen] = frames
-        arrays[prefix + "is_success"][chosen] = self._places.read("flags", chosen)[:, 0] != 0
-        for key in ("init_state_id", "elapsed_steps"):
-            arrays[prefix + key][chosen] = [getattr(episode, key) for episode in episodes]
-        arrays[prefix + "task_id"][chosen] = [episode.task.task_id for episode in episodes]
-        if prefix:
-            arrays[prefix + "reward_terms"][chosen] = arrays["reward_terms"][chosen]
-
-    def _show_frames(self, prefix: str, indices: Sequence[int]) -> None:
-        """Write frames where they are drawn."""
-        cameras, size = self._example.cameras, self._example.image_size
-        for scene, own in self._places.by_scene(indices) if cameras else ():
-            frames = scene.frames_on_device(self._places.worlds(own), cameras, size)
-            for number, camera in enumerate(cameras):
-                self.arrays[prefix + self._mirror.image_key(camera)].put(own, frames, number, len(cameras))
-
-    def _frames(self, indices: Sequence[int], cameras: tuple[str, ...], size: int) -> dict[str, list[np.ndarray]]:
-        """Frames by camera: fast ones from the device, exact ones by OpenGL from states on the host."""
-        if not cameras:
-            return {}
-        if self._example.renderer == "fast":
-            found: dict[int, np.ndarray] = {}
-            for scene, own in self._places.by_scene(indices):
-                found |= dict(zip(own, scene.frames(self._places.worlds(own), cameras, size), strict=True))
-            return {camera: [found[index][place] for index in indices] for place, camera in enumerate(cameras)}
-        states = self._places.states(indices)
-        drawn = [
-            self._mirror.frames(self._episode(index), state, cameras, size)
-            for index, state in zip(indices, states, strict=True)
-        ]
-        return {camera: [frames[place] for frames in drawn] for place, camera in enumerate(cameras)}
-
-    # ------------------------------------------------------------------------------------------ bookkeeping
+        self._shown.show(prefix, {int(index): self._episode(int(index)) for index in indices})
 
     def _episode(self, index: int) -> EpisodeState:
         episode = self._episodes[index]
@@ -383,29 +335,6 @@ def _check_physics(physics: str | None) -> None:
             f'physics={physics!r} is {what}, and backend="warp" has its own, in single precision: leave physics out, '
             'or take backend="processes".'
         )
-
-
-def _check_output(output: str, example: LiberoEnv) -> str:
-    choice("output", output, ("numpy", "torch"))
-    if output == "torch" and example.cameras and example.renderer != "fast":
-        raise ValueError(
-            f"output='torch' has its frames drawn on the device, and renderer={example.renderer!r} draws elsewhere; "
-            "take renderer='fast'."
-        )
-    return output
-
-
-def _on_device(arrays: Mapping[str, np.ndarray], example: LiberoEnv, device: str) -> dict[str, Any]:
-    """What holds observations in place of the arrays."""
-    found: dict[str, Any] = {}
-    for key in cast(spaces.Dict, example.observation_space).spaces:
-        for name in (key, FINAL + key):
-            if name in arrays:
-                is_image = key in CAMERA_KEYS
-                found[name] = (
-                    DeviceFrames(arrays[name].shape, device) if is_image else DeviceValues(arrays[name], device)
-                )
-    return found
 
 
 def _by_scene(plan: Plan) -> list[list[CompiledTask]]:
