@@ -94,7 +94,6 @@ class Processes(Uncopyable):
 
     copy_instead = "make another one."
     settings: Mapping[str, Any] = {}
-
     hand_out = staticmethod(np.asarray)
 
     def __init__(
@@ -122,8 +121,7 @@ class Processes(Uncopyable):
         self._replacements = [0] * len(self._shares)  # of each worker, since it last completed a step
         self._step: dict[int, int] | None = None  # the requests of a step under way,
         self._had_ended = np.zeros(n, dtype=bool)  # and whose episode had ended before it
-        layout = {
-            **plan.layout,
+        layout = plan.layout | {
             "actions": ((n, *(plan.example.action_space.shape or ())), "float64"),
             "autoreset": ((1,), "int8"),
             "task_weights": ((len(plan.tasks),), "float64"),
