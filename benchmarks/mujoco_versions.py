@@ -64,6 +64,9 @@ SECTIONS = ("speed", "frames", "settle", "expert", "replay", "policy")
 
 Row = dict[str, Any]
 
+tolerance: float | None = None
+"""The solver's, in the place of what `libero_gym.equivalence` asks for; see ``--tolerance``."""
+
 
 # -------------------------------------------------------------------------------------------------- measurements
 
@@ -157,7 +160,10 @@ def policy(name: str, tasks: list[int], n_states: int, n_envs: int) -> dict[str,
 
 @functools.lru_cache(maxsize=2)
 def _simulator(task: Task) -> Simulator:
-    return Simulator(compile_task(task))
+    compiled = compile_task(task)
+    if tolerance is not None:
+        compiled.physics.opt.tolerance = tolerance
+    return Simulator(compiled)
 
 
 # ------------------------------------------------------------------------------------------------------- sweeping
@@ -275,9 +281,14 @@ def main() -> None:
     parser.add_argument("--policy-states", type=int, default=1)
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS[:-2], help="sections to measure")
     parser.add_argument("--work", type=Path, default=Path("runs/mujoco_versions"), help="folder of the exact frames")
+    parser.add_argument("--tolerance", type=float, help="of the solver, instead of the repair's; wants its own --out")
     parser.add_argument("--report", action="store_true", help="measure nothing, print the table")
     parser.add_argument("--out", type=Path, default=RESULTS / f"mujoco_versions_{version}.json")
     args = parser.parse_args()
+    if args.tolerance is not None and args.out.parent == RESULTS:
+        raise SystemExit("--tolerance is no part of the repair; give an --out outside of the results for it.")
+    global tolerance
+    tolerance = args.tolerance
     if not args.report:
         measure(args)
     results = read_all() | ({version: json.loads(args.out.read_text())} if args.out.is_file() else {})

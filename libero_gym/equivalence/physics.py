@@ -7,10 +7,14 @@ from libero_gym.equivalence import box_contacts
 from libero_gym.equivalence.versions import traits
 
 _TRAITS = traits(mujoco.__version__)
+# Of the constraint solver, where it stops too early at the default of 1e-8. It still converges in a few iterations.
+TOLERANCE = 1e-15
 
 
 def repair_physics(model: mujoco.MjModel) -> None:
-    """Let a model's contacts be those of 3.3.2, in place: see `box_contacts`; convex shapes meet in one point.
+    """Let a model's contacts and forces be those of 3.3.2, in place.
+
+    Depths are those of `box_contacts`, convex shapes meet in one point, and the solver goes on as long as it did.
 
     It is for models of LIBERO's scenes, and needs to be done once for a model: copies and files keep it.
 
@@ -19,6 +23,8 @@ def repair_physics(model: mujoco.MjModel) -> None:
     """
     if _TRAITS.multiccd:
         model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_MULTICCD)
+    if _TRAITS.early_exits:
+        model.opt.tolerance = TOLERANCE
     if _TRAITS.whole_depths:
         box_contacts.mark(model)
         box_contacts.install()

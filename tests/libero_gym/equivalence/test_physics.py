@@ -32,6 +32,7 @@ def test_only_what_the_version_needs_is_repaired() -> None:
     assert box_contacts.is_marked(compiled.physics) == box_contacts.is_installed() == _TRAITS.whole_depths
     flags = getattr(mujoco.mjtDisableBit, "mjDSBL_MULTICCD", None)
     assert flags is None or bool(compiled.physics.opt.disableflags & int(flags)) == _TRAITS.multiccd
+    assert (compiled.physics.opt.tolerance < 1e-12) == _TRAITS.early_exits
     spaces = getattr(load_visual_model(compiled), "tex_colorspace", None)
     if _TRAITS.colour_spaces:
         assert spaces is not None
