@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,12 @@ class Film:
         self._cameras: dict[tuple[tuple[str, ...], int], BatchCamera] = {}
 
     def draw(self, batch: SceneBatch, worlds: Sequence[int], cameras: tuple[str, ...], size: int) -> np.ndarray:
-        """Frames of some worlds, uint8 (k, number of cameras, size, size, 3), on the host.
+        """Frames of some worlds, uint8 (k, number of cameras, size, size, 3), on the host; see `draw_on_device`."""
+        frames = self.draw_on_device(batch, worlds, cameras, size).numpy()
+        return frames.reshape(len(worlds), len(cameras), size, size, 3).copy()
+
+    def draw_on_device(self, batch: SceneBatch, worlds: Sequence[int], cameras: tuple[str, ...], size: int) -> Any:
+        """Frames of some worlds, uint8 (k * number of cameras, size, size, 3), until the next ones.
 
         Args:
             batch: The scene's worlds.
@@ -39,8 +45,7 @@ class Film:
         n_burners = len(self._compiled.burners)
         if n_burners:  # `goals.judge` writes what the next frame shows behind what burns
             camera.show_flames(batch.columns["flags"][:, 1 + n_burners :])
-        frames = camera.draw(batch.shown_poses(), worlds).numpy()
-        return frames.reshape(len(worlds), len(cameras), size, size, 3).copy()
+        return camera.draw(batch.shown_poses(), worlds)
 
     def _camera(self, batch: SceneBatch, cameras: tuple[str, ...], size: int) -> BatchCamera:
         known = self._cameras.get((cameras, size))

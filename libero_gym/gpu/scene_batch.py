@@ -55,6 +55,8 @@ class SceneBatch:
 
     * Kinematics and contacts are those of the last substep's start when a control step ends, as in stock LIBERO, which
       judges success by them. They hold for worlds that were active in the last call alone.
+    * A world's last bits may depend on how many others there are and what they do, on the CPU, too. The same worlds in
+      the same states take the same step there; on a GPU, sums of atomics need not.
     * Graphs keep the arrays that they were captured with: write into arrays, never replace them.
 
     Args:

@@ -16,7 +16,7 @@ from libero_gym.common.checks import whole_number
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.draws import fixture_draw
-from libero_gym.dimensions import ACTION_DIM, PRIVILEGED_KEY
+from libero_gym.dimensions import ACTION_DIM
 from libero_gym.env.starts import Choices, choose_episode
 from libero_gym.env.state import EpisodeState, snapshot_from_json, snapshot_to_json
 from libero_gym.first_use import compile_tasks
@@ -24,6 +24,7 @@ from libero_gym.gpu.mirror import Mirror
 from libero_gym.gpu.places import Places
 from libero_gym.gpu.requirements import check_device
 from libero_gym.gpu.scene_batch import BufferOverflowError
+from libero_gym.gpu.showing import Showing, check_output
 from libero_gym.gpu.worlds import SceneWorlds, Start, robot_states, sizes_for
 from libero_gym.rewards import discounted_potential
 from libero_gym.simulation.compiled import CompiledTask
@@ -53,6 +54,8 @@ class Warp(Uncopyable):
         device: ``"cuda"``, ``"cuda:1"`` or ``"cpu"``.
         nconmax: Contacts per world that there is room for, in the mean; None measures the scene.
         njmax: Rows of constraints that there is room for in any one world; None measures the scene.
+        output: ``"torch"`` hands out observations, rewards and flags as tensors on the device, and frames never leave
+            it; infos are the host's.
 
     Attributes:
         settings: What is other than the environments' own settings say.
@@ -69,7 +72,13 @@ class Warp(Uncopyable):
     info_keys: tuple[str, ...] = ()
 
     def __init__(
-        self, plan: Plan, *, device: str = "cuda", nconmax: int | None = None, njmax: int | None = None
+        self,
+        plan: Plan,
+        *,
+        device: str = "cuda",
+        nconmax: int | None = None,
+        njmax: int | None = None,
+        output: str = "numpy",
     ) -> None:
         _check_physics(plan.env_kwargs.get("physics"))
         sizes = [
@@ -77,10 +86,11 @@ class Warp(Uncopyable):
             for name, size in (("nconmax", nconmax), ("njmax", njmax))
         ]
         device = check_device(device)
+        output = check_output(output, plan.example)
         self.settings = {"physics": PHYSICS, "mujoco": f"{PHYSICS} (MuJoCo Warp {version('mujoco-warp')})"}
+        self.settings |= {"output": output} if output != "numpy" else {}
         n, example = plan.num_envs, plan.example
         self._example = example
-        self.arrays: Mapping[str, np.ndarray] = {name: np.zeros(*entry) for name, entry in plan.layout.items()}
         self._weights = np.full(len(plan.tasks), 1 / len(plan.tasks))
         self._mode: AutoresetMode | None = AutoresetMode.SAME_STEP
         self._actions: np.ndarray | None = None  # of a step that nobody has ended
@@ -94,6 +104,8 @@ class Warp(Uncopyable):
             scenes.append(SceneWorlds(*own))
         self._places = Places(scenes, n)
         self._mirror = Mirror(plan.env_kwargs)
+        self._shown = Showing(plan, self._places, self._mirror, device, output)
+        self.arrays: Mapping[str, Any] = self._shown.arrays
 
     @property
     def is_stepping(self) -> bool:
@@ -197,10 +209,15 @@ class Warp(Uncopyable):
             self.arrays[prefix + "reward_terms"][:] = 0.0
         self.arrays["phase"][:] = np.where(saved["ended"], ENDED, RUNNING)
 
+    def hand_out(self, values: np.ndarray) -> Any:
+        """Rewards or flags as users get them."""
+        return self._shown.hand_out(values)
+
     def render(self) -> tuple[np.ndarray, ...]:
         """One frame per environment."""
         indices = range(len(self._episodes))
-        return tuple(self._frames(indices, ("agentview",), self._example.render_size)["agentview"])
+        episodes = {index: self._episode(index) for index in indices}
+        return tuple(self._shown.frames(episodes, ("agentview",), self._example.render_size)["agentview"])
 
     def call(self, name: str, chosen: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Results of a method, or values of an attribute, of a `LiberoEnv` that stands where the environment does.
@@ -287,45 +304,11 @@ class Warp(Uncopyable):
             self._phi[running] = phi
         self.arrays["rewards"][running] = terms[running].sum(axis=1)
 
-    # ---------------------------------------------------------------------------------------------- showing
+    # ------------------------------------------------------------------------------------------ bookkeeping
 
     def _show(self, prefix: str, indices: Iterable[int]) -> None:
         """Write the observations and infos of some environments."""
-        chosen, arrays, example = [int(index) for index in indices], self.arrays, self._example
-        if not chosen:
-            return
-        episodes = [self._episode(index) for index in chosen]
-        arrays[prefix + "state"][chosen] = robot_states(self._places.read("sample", chosen))
-        if example.privileged:
-            arrays[prefix + PRIVILEGED_KEY][chosen] = [episode.privileged for episode in episodes]
-        if prefix + "instruction" in arrays:
-            arrays[prefix + "instruction"][chosen] = [episode.task.task_id for episode in episodes]
-        for key, frames in self._frames(chosen, example.cameras, example.image_size).items():
-            arrays[prefix + self._mirror.image_key(key)][chosen] = frames
-        arrays[prefix + "is_success"][chosen] = self._places.read("flags", chosen)[:, 0] != 0
-        for key in ("init_state_id", "elapsed_steps"):
-            arrays[prefix + key][chosen] = [getattr(episode, key) for episode in episodes]
-        arrays[prefix + "task_id"][chosen] = [episode.task.task_id for episode in episodes]
-        if prefix:
-            arrays[prefix + "reward_terms"][chosen] = arrays["reward_terms"][chosen]
-
-    def _frames(self, indices: Sequence[int], cameras: tuple[str, ...], size: int) -> dict[str, list[np.ndarray]]:
-        """Frames by camera: fast ones from the device, exact ones by OpenGL from states on the host."""
-        if not cameras:
-            return {}
-        if self._example.renderer == "fast":
-            found: dict[int, np.ndarray] = {}
-            for scene, own in self._places.by_scene(indices):
-                found |= dict(zip(own, scene.frames(self._places.worlds(own), cameras, size), strict=True))
-            return {camera: [found[index][place] for index in indices] for place, camera in enumerate(cameras)}
-        states = self._places.states(indices)
-        drawn = [
-            self._mirror.frames(self._episode(index), state, cameras, size)
-            for index, state in zip(indices, states, strict=True)
-        ]
-        return {camera: [frames[place] for frames in drawn] for place, camera in enumerate(cameras)}
-
-    # ------------------------------------------------------------------------------------------ bookkeeping
+        self._shown.show(prefix, {int(index): self._episode(int(index)) for index in indices})
 
     def _episode(self, index: int) -> EpisodeState:
         episode = self._episodes[index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -143,6 +143,10 @@ class SceneWorlds:
     def frames(self, worlds: Sequence[int], cameras: tuple[str, ...], size: int) -> np.ndarray:
         """Frames of worlds as `film.Film` draws them, uint8 (k, number of cameras, size, size, 3)."""
         return self._film.draw(self.batch, worlds, cameras, size)
+
+    def frames_on_device(self, worlds: Sequence[int], cameras: tuple[str, ...], size: int) -> Any:
+        """The same on the device, uint8 (k * number of cameras, size, size, 3), until the next ones."""
+        return self._film.draw_on_device(self.batch, worlds, cameras, size)
 
     def _settle(self, new: Mapping[int, tuple[bytes, Start]]) -> None:
         if len(self._settled) + len(new) > MAX_SETTLED:

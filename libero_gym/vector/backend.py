@@ -68,6 +68,7 @@ class Backend(Protocol):
 
     Attributes:
         arrays: Results by name, as `Plan.layout` has them; they hold until the next call, so the face copies them.
+            Observations may be anything whose ``copy`` gives what users get.
             Observations are under their keys, infos under `INFO_KEYS`, the terms of the reward, in the order of
             `rewards.TERMS`, under ``reward_terms``. Each of these is there twice: with `FINAL` in front it is what
             ended the environment's last episode. ``rewards``, ``terminated`` and ``truncated`` are the step's;
@@ -80,7 +81,7 @@ class Backend(Protocol):
     """
 
     settings: Mapping[str, Any]
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, Any]
     info_keys: tuple[str, ...]
 
     @property
@@ -130,6 +131,9 @@ class Backend(Protocol):
         Raises:
             ValueError: If this is no such snapshot. Environments may have been restored by then; reset them.
         """
+
+    def hand_out(self, values: np.ndarray) -> Any:
+        """Rewards or flags of a step, (num_envs,), as users get them: an array, or a tensor on a device."""
 
     def render(self) -> tuple[np.ndarray, ...]:
         """One frame per environment, uint8 (render_size, render_size, 3)."""

@@ -94,6 +94,7 @@ class Processes(Uncopyable):
 
     copy_instead = "make another one."
     settings: Mapping[str, Any] = {}
+    hand_out = staticmethod(np.asarray)
 
     def __init__(
         self,
@@ -120,12 +121,9 @@ class Processes(Uncopyable):
         self._replacements = [0] * len(self._shares)  # of each worker, since it last completed a step
         self._step: dict[int, int] | None = None  # the requests of a step under way,
         self._had_ended = np.zeros(n, dtype=bool)  # and whose episode had ended before it
-        layout = {
-            **plan.layout,
-            "actions": ((n, *(plan.example.action_space.shape or ())), "float64"),
-            "autoreset": ((1,), "int8"),
-            "task_weights": ((len(plan.tasks),), "float64"),
-        }
+        actions = (n, *(plan.example.action_space.shape or ()))
+        layout = {**plan.layout, "actions": (actions, "float64"), "autoreset": ((1,), "int8")}
+        layout["task_weights"] = (len(plan.tasks),), "float64"
         self._final_names = [name for name in layout if name.startswith(FINAL)]
         self._shared = SharedArrays(layout)
         try:

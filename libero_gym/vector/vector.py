@@ -44,7 +44,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
 
     A back end simulates the environments. ``"processes"`` (`libero_gym.vector.processes.Processes`) has them in worker
     processes and gives what `LiberoEnv` gives, to the bit. ``"warp"`` (`libero_gym.gpu.vector.Warp`) has them as worlds
-    on a device, in single precision. Observations handed out are copies.
+    on a device, in single precision; with ``output="torch"`` it hands out tensors. Observations handed out are copies.
 
     Instructions are the environments' own at every step. Gymnasium's ``AsyncVectorEnv``, which
     ``vectorization_mode="async"`` makes, shows none: Gymnasium 1.4 reads ``Text`` from shared memory once, before any
@@ -75,8 +75,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         max_episode_steps: Truncate episodes after so many control steps: one number, or one for each of the chosen
             tasks. None takes the tasks' own limits.
         **kwargs: Arguments of the back end (those of `Processes`: ``n_workers``, ``timeout``, ``restart``,
-            ``render_device``; those of `Warp`: ``device``, ``nconmax``, ``njmax``), and further arguments of
-            `LiberoEnv`.
+            ``render_device``; those of `Warp`: ``device``, ``nconmax``, ``njmax``, ``output``), and further arguments
+            of `LiberoEnv`.
 
     Attributes:
         backend: What simulates the environments.
@@ -223,7 +223,9 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
                 final_obs[index] = {key: values[index] for key, values in final.items()}
             infos["final_obs"], infos["_final_obs"] = final_obs, done.copy()
             infos["final_info"], infos["_final_info"] = self._infos(FINAL, done), done.copy()
-        return self._observations(""), self.backend.arrays["rewards"].copy(), terminated, truncated, infos
+        hand_out = self.backend.hand_out
+        rewards = hand_out(self.backend.arrays["rewards"].copy())
+        return self._observations(""), rewards, hand_out(terminated), hand_out(truncated), infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One agentview frame per environment, with ``render_mode="rgb_array"``."""

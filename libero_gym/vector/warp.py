@@ -7,7 +7,14 @@ import importlib
 from libero_gym.vector.backend import Backend, Plan
 
 
-def warp(plan: Plan, *, device: str = "cuda", nconmax: int | None = None, njmax: int | None = None) -> Backend:
+def warp(
+    plan: Plan,
+    *,
+    device: str = "cuda",
+    nconmax: int | None = None,
+    njmax: int | None = None,
+    output: str = "numpy",
+) -> Backend:
     """Make a `libero_gym.gpu.vector.Warp`, which says what the arguments mean.
 
     Raises:
@@ -16,6 +23,6 @@ def warp(plan: Plan, *, device: str = "cuda", nconmax: int | None = None, njmax:
     importlib.import_module("libero_gym.gpu.requirements").require_warp()
     # By its name: `gpu` stands on `vector`, and Warp is imported by nobody who does not ask for it.
     made: Backend = importlib.import_module("libero_gym.gpu.vector").Warp(
-        plan, device=device, nconmax=nconmax, njmax=njmax
+        plan, device=device, nconmax=nconmax, njmax=njmax, output=output
     )
     return made

@@ -80,6 +80,9 @@ class InProcess:
                 self._show(prefix, index, *env.restore(snapshot["environments"][index]))
         self.arrays["phase"][:] = np.where(snapshot["ended"], ENDED, RUNNING)
 
+    def hand_out(self, values: np.ndarray) -> np.ndarray:
+        return values
+
     def render(self) -> tuple[np.ndarray, ...]:
         return self.call("render", range(len(self.envs)), (), {})
 

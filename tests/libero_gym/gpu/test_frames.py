@@ -64,7 +64,10 @@ def test_a_lit_burner_shows_its_flame(env: LiberoVectorEnv) -> None:
     lit[1 + model.joint("flat_stove_1_button").qposadr[0]] = 0.9
     env.call("set_state", lit, indices=[1])
     assert env.call("get_state")[1].memory.burners_shown == (True,)
-    frames = [env.backend._frames([index], CAMERAS, 48)["agentview"][0] for index in range(2)]
+    frames = [
+        env.backend._shown.frames({index: env.backend._episode(index)}, CAMERAS, 48)["agentview"][0]
+        for index in range(2)
+    ]
     hot = by_processor(env, 1)[0]
     flame = np.abs(hot.astype(int) - by_processor(env, 0)[0]).max(axis=-1) > 8
     assert flame.any()

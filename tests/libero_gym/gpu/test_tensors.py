@@ -1,0 +1,86 @@
+"""With ``output="torch"`` the same numbers come as tensors, and PPO learns from them without a copy of frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from comparing import random_actions
+
+from libero_gym.vector import LiberoVectorEnv
+
+ARGUMENTS: dict[str, Any] = {
+    **{"backend": "warp", "device": "cpu", "renderer": "fast", "cameras": ("agentview", "wrist"), "image_size": 24},
+    **{"task_id": [0, 5], "settle_steps": 1, "max_episode_steps": 2, "privileged": True},
+}
+
+
+def make(n: int = 2, **kwargs: Any) -> LiberoVectorEnv:
+    env = gym.make_vec("LIBERO-Spatial-v0", n, vectorization_mode="vector_entry_point", **ARGUMENTS | kwargs)
+    assert isinstance(env, LiberoVectorEnv)
+    return env
+
+
+def assert_same(tensors: dict[str, Any], arrays: dict[str, Any], torch: Any) -> None:
+    assert set(tensors) == set(arrays)
+    for key, expected in arrays.items():
+        if key == "instruction":
+            assert tensors[key] == expected
+        else:
+            assert isinstance(tensors[key], torch.Tensor)
+            assert tensors[key].dtype == torch.as_tensor(expected).dtype
+            np.testing.assert_array_equal(tensors[key].numpy(), expected, err_msg=key)
+
+
+def test_tensors_hold_what_arrays_hold(warp: Any) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch")
+    of_arrays, of_tensors = make(), make(output="torch")
+    assert of_tensors.settings["output"] == "torch"
+    assert_same(of_tensors.reset(seed=3)[0], of_arrays.reset(seed=3)[0], torch)
+    first: Any = None
+    for step in range(3):  # the second ends an episode
+        actions = random_actions(2, seed=step)
+        found, expected = of_tensors.step(actions), of_arrays.step(actions)
+        assert_same(found[0], expected[0], torch)
+        for values, wanted in zip(found[1:4], expected[1:4], strict=True):
+            assert isinstance(values, torch.Tensor)
+            np.testing.assert_array_equal(values.numpy(), wanted)
+        first = first or found[0]
+        for index in np.flatnonzero(expected[4].get("_final_obs", [])):
+            assert_same(found[4]["final_obs"][index], expected[4]["final_obs"][index], torch)
+    assert not torch.equal(first["image"], found[0]["image"])  # the earlier ones were not overwritten
+    snapshot = of_tensors.snapshot()
+    assert_same(of_tensors.restore(snapshot)[0], of_arrays.restore(of_arrays.snapshot())[0], torch)
+    of_arrays.close()
+    of_tensors.close()
+
+
+def test_ppo_learns_from_them(warp: Any) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch")
+    from vla_agent import VLAPPO, make_vec_env
+
+    how = {key: value for key, value in ARGUMENTS.items() if key not in ("cameras", "image_size", "max_episode_steps")}
+    env = make_vec_env("LIBERO-Spatial-v0", 2, model="tiny-libero", output="torch", reward="progress", **how)
+    model = VLAPPO(
+        "VLAPolicy",
+        env,
+        n_steps=2,
+        batch_size=4,
+        critic_warmup_iterations=0,
+        policy_kwargs={"model": "tiny-libero", "temperature": 0.5},
+        seed=0,
+    )
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.learn(8)
+    assert isinstance(model.rollout_buffer.observations["image"], torch.Tensor)
+    assert any(not torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+    env.close()
+
+
+def test_exact_frames_are_not_drawn_there(warp: Any) -> None:
+    with pytest.raises(ValueError, match="output='torch' has its frames drawn on the device, and renderer='exact'"):
+        make(output="torch", renderer="exact")
+    with pytest.raises(ValueError, match="Unknown output 'jax'"):
+        make(output="jax")
