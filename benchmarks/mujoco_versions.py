@@ -155,7 +155,7 @@ def policy(name: str, tasks: list[int], n_states: int, n_envs: int) -> dict[str,
     options: Row = {"protocol": "training", "renderer": "fast", "n_envs": n_envs, "task_ids": tasks}
     with Evaluator(name, "LIBERO-40-v0", init_state_ids=states, **options) as evaluator:
         report = evaluator.run(progress_bar=True)
-    return {f"{episode.task_id}/{episode.init_state_id}": int(episode.is_success) for episode in report.episodes}
+    return {f"{episode.task_id}/{episode.init_state_id}": int(episode.success) for episode in report.episodes}
 
 
 @functools.lru_cache(maxsize=2)
