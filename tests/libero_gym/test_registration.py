@@ -108,7 +108,8 @@ def test_doctor_knows_the_versions_that_are_tested_here_and_those_that_are_requi
     allowed = {one.name: one.specifier for one in required}
     for name, version in doctor.TESTED.items():
         assert version in allowed[name], name
-        assert (f"=={version}" == str(allowed[name])) == (name in BENCHMARK), name
+        # MuJoCo may be newer, and is repaired then.
+        assert (f"=={version}" == str(allowed[name])) == (name in BENCHMARK and name != "mujoco"), name
 
 
 def test_doctor_finds_nothing_wrong_here() -> None:

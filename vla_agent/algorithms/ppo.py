@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch as th
+from gymnasium.spaces import Dict
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -340,7 +341,7 @@ class VLAPPO(VLALearner, PPO):
         staleness = engine_of(self.engine, self.env).staleness
         if self.ratio_level == "token" or staleness:
             self.rollout_buffer_class = TokenRolloutBuffer
-        elif self.rollout_buffer_class is None and self.scoring.saves_runs:
+        elif self.rollout_buffer_class is None and self.scoring.saves_runs and isinstance(self.observation_space, Dict):
             self.rollout_buffer_class = MixedRolloutBuffer
         if staleness and self.normalize_advantage:
             raise ValueError("normalize_advantage=True does not go with an engine's stale=True; leave one out.")

@@ -35,7 +35,7 @@ class Journal:
         header = json.loads(json.dumps({"schema": SCHEMA, **identity}))
         lines = self._whole_lines()
         if lines:
-            self._check(with_fixtures(header), with_fixtures(with_fidelity(lines[0])))
+            self._check(with_fixtures(with_fidelity(header)), with_fixtures(with_fidelity(lines[0])))
             self.episodes = [
                 EpisodeResult.from_json(line, f"'{self.path}', line {number},")
                 for number, line in enumerate(lines[1:], start=2)

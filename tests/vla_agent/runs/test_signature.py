@@ -13,6 +13,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.utils import LinearSchedule
 
 from vla_agent import VLAPPO, RunError, VLAPolicy
+from vla_agent.algorithms.buffers import MixedRolloutBuffer
 from vla_agent.runs.signature import argument_forms, constructor_parameters, saved_arguments
 
 SETTINGS: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "seed": 0, "device": "cpu"}
@@ -160,7 +161,7 @@ def test_a_class_must_be_given_again(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"rollout_buffer_class: .*\.OwnBuffer, not .*\.DictRolloutBuffer"):
         load(VLAPPO, tmp_path / "a", rollout_buffer_class=DictRolloutBuffer)
     make(VLAPPO).save(tmp_path / "b")
-    assert type(load(VLAPPO, tmp_path / "b").rollout_buffer) is DictRolloutBuffer
+    assert type(load(VLAPPO, tmp_path / "b").rollout_buffer) is MixedRolloutBuffer
 
 
 class OwnOptimizer(th.optim.SGD):
