@@ -246,6 +246,6 @@ def measure(repeats: int, n_iterations: int) -> tuple[Pieces, dict[str, float]]:
         item_s=item_s,
         byte_s=byte_s,
         trained_bytes=n_bytes(trained),
-        sample_bytes=sum(value[0, 0].nbytes for value in whole.rollout_buffer.observations.values()),
+        sample_bytes=sum(value.nbytes for value in whole.rollout_buffer.observations.values()) / n,
     )
     return pieces, seconds
