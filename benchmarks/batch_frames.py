@@ -26,11 +26,10 @@ from tqdm import tqdm
 
 from libero_gym.compilation.compile import compile_task
 from libero_gym.experts import Expert
-from libero_gym.gpu.camera import BatchCamera, SceneOnDevice
-from libero_gym.gpu.host_poses import HostPoses
+from libero_gym.gpu.camera import SceneOnDevice
+from libero_gym.gpu.host_poses import camera_for
 from libero_gym.rendering import render
 from libero_gym.rendering.models import packed_scene
-from libero_gym.rendering.posing import camera_ids
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import get_tasks, initial_states
 
@@ -57,20 +56,9 @@ def episode(suite: str, task_id: int, state: int) -> list[Simulator]:
     return found
 
 
-def camera_of(simulators: list[Simulator], scene: SceneOnDevice, size: int) -> tuple[BatchCamera, HostPoses]:
-    """A camera for worlds in the states of simulators."""
-    compiled = simulators[0].compiled
-    ids = camera_ids(compiled.physics)
-    burners = [compiled.physics.site(burner.site).id for burner in compiled.burners]
-    camera = BatchCamera(scene, len(simulators), [ids[name] for name in CAMERAS], size, burners)
-    poses = HostPoses(simulators, scene)
-    camera.show_flames(poses.shown)
-    return camera, poses
-
-
 def fidelity(simulators: list[Simulator], scene: SceneOnDevice, size: int) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Figures of each state and camera, and a picture of the state after 40 steps."""
-    camera, poses = camera_of(simulators, scene, size)
+    camera, poses = camera_for(simulators, scene, CAMERAS, size)
     frames = camera.draw(poses).numpy().reshape(len(simulators), len(CAMERAS), size, size, 3)
     rows, pictures = [], []
     for step, simulator, drawn in zip(STEPS, simulators, frames, strict=True):
@@ -85,7 +73,7 @@ def rates(simulators: list[Simulator], scene: SceneOnDevice, size: int, n_worlds
     """Frames per second of so many worlds, and the device's memory that they take."""
     before = wp.get_mempool_used_mem_current(scene.device) if scene.device.is_cuda else 0
     several = [simulators[i % len(simulators)] for i in range(n_worlds)]
-    camera, poses = camera_of(several, scene, size)
+    camera, poses = camera_for(several, scene, CAMERAS, size)
     camera.draw(poses)
     found = []
     for _ in range(repeats):

@@ -13,7 +13,9 @@ from libero_gym.gpu import drawing
 from libero_gym.gpu.rays import Meshes
 from libero_gym.gpu.shading import Lamps, Looks
 from libero_gym.rendering.packing import LIGHT_SIZE, OPAQUE, PackedScene
+from libero_gym.rendering.posing import camera_ids
 from libero_gym.rendering.renderer import check_image_size
+from libero_gym.simulation.compiled import CompiledTask
 
 
 class SceneOnDevice:
@@ -112,6 +114,23 @@ class BatchCamera:
             for parts in (flames, columns)
         )
         self._everyone = wp.array(np.arange(n_worlds), dtype=wp.int32, device=device)
+
+    @classmethod
+    def of_task(
+        cls, compiled: CompiledTask, scene: SceneOnDevice, n_worlds: int, cameras: Sequence[str], image_size: int
+    ) -> BatchCamera:
+        """A camera for worlds of a task, or of another task of its scene.
+
+        Args:
+            compiled: The task.
+            scene: Its scene.
+            n_worlds: Number of worlds.
+            cameras: Names of the cameras, as `rendering.renderer.render` takes them.
+            image_size: Side of the frames in pixels.
+        """
+        ids, model = camera_ids(compiled.physics), compiled.physics
+        burners = [model.site(burner.site).id for burner in compiled.burners]
+        return cls(scene, n_worlds, [ids[camera] for camera in cameras], image_size, burners)
 
     def show_flames(self, shown: wp.array) -> None:
         """Show the flames of burners that burn, and hide the others.

@@ -202,6 +202,25 @@ def in_mirror(view: View, normal: wp.vec3, face: wp.vec3) -> View:
 
 
 @wp.func
+def shaded(
+    meshes: Meshes,
+    looks: Looks,
+    lamps: Lamps,
+    poses: Poses,
+    world: int,
+    view: View,
+    geom: int,
+    triangle: int,
+    x: int,
+    y: int,
+    scale: float,
+) -> wp.vec3:
+    """Colour of a world's triangle at a pixel in whole levels; see `shading.fragment`."""
+    rotation, place = poses.rotations[world, geom], poses.places[world, geom]
+    return levels(fragment(meshes, looks, lamps, world, view, rotation, place, geom, triangle, x, y, scale))
+
+
+@wp.func
 def shade_samples(
     meshes: Meshes,
     looks: Looks,
@@ -228,12 +247,7 @@ def shade_samples(
             shade = levels(sky_at(looks, wp.transpose(view.axes) * ray_at(view, float(x), float(y))))
         else:
             geom = geoms[sample]
-            shade = levels(
-                fragment(
-                    meshes, looks, lamps, world, view, poses.rotations[world, geom], poses.places[world, geom],
-                    geom, triangles[sample], x, y, 1.0,
-                )
-            )  # fmt: skip
+            shade = shaded(meshes, looks, lamps, poses, world, view, geom, triangles[sample], x, y, 1.0)
         for k in range(3):
             colours[sample, k] = shade[k]
     return colours
@@ -265,12 +279,8 @@ def add_reflection(
         ray = sample_ray(there, x, y, sample, False)
         hit = met_beyond(meshes, poses, world, there, ray, depths[sample] * _BEYOND, mirror.geom)
         if hit.geom >= 0:
-            shade = levels(
-                fragment(
-                    meshes, looks, lamps, world, there, poses.rotations[world, hit.geom],
-                    poses.places[world, hit.geom], hit.geom, hit.triangle, x, y, mirror.reflectance,
-                )
-            )  # fmt: skip
+            scale = mirror.reflectance
+            shade = shaded(meshes, looks, lamps, poses, world, there, hit.geom, hit.triangle, x, y, scale)
             for k in range(3):
                 colours[sample, k] = wp.min(colours[sample, k] + shade[k], 255.0)
     return colours
@@ -398,12 +408,7 @@ def blend_veils(
                 hit = meet_geom(meshes, geom, rotation, at, ray, from_depth, hit)
                 if hit.geom < 0:
                     break
-                shade = levels(
-                    fragment(
-                        meshes, looks, lamps, world, view, poses.rotations[world, geom], poses.places[world, geom],
-                        geom, hit.triangle, x, y, 1.0,
-                    )
-                )  # fmt: skip
+                shade = shaded(meshes, looks, lamps, poses, world, view, geom, hit.triangle, x, y, 1.0)
                 for k in range(3):
                     colours[sample, k] = wp.floor(opacity * shade[k] + (1.0 - opacity) * colours[sample, k] + 0.5)
                 from_depth = hit.depth * _BEYOND

@@ -10,7 +10,6 @@ import numpy as np
 from libero_gym.gpu.camera import BatchCamera, SceneOnDevice
 from libero_gym.gpu.scene_batch import SceneBatch
 from libero_gym.rendering.models import packed_scene
-from libero_gym.rendering.posing import camera_ids
 from libero_gym.simulation.compiled import CompiledTask
 
 
@@ -53,9 +52,6 @@ class Film:
             return known
         if self._scene is None:
             self._scene = SceneOnDevice(packed_scene(self._compiled), self._device)
-        model = self._compiled.physics
-        ids = camera_ids(model)
-        sites = [model.site(burner.site).id for burner in self._compiled.burners]
-        made = BatchCamera(self._scene, batch.n_worlds, [ids[name] for name in cameras], size, sites)
+        made = BatchCamera.of_task(self._compiled, self._scene, batch.n_worlds, cameras, size)
         self._cameras[cameras, size] = made
         return made

@@ -9,7 +9,7 @@ import numpy as np
 import warp as wp
 
 from libero_gym.common.mujoco_import import mujoco
-from libero_gym.gpu.camera import SceneOnDevice
+from libero_gym.gpu.camera import BatchCamera, SceneOnDevice
 from libero_gym.rendering.posing import pose_bodies
 from libero_gym.simulation.simulator import Simulator
 
@@ -38,6 +38,23 @@ class HostPoses:
         self.light_xpos, self.light_xdir = stacked("light_xpos", wp.vec3, 3), stacked("light_xdir", wp.vec3, 3)
         shown = np.array([simulator.burners_shown for simulator in simulators], np.int32)
         self.shown = wp.array(shown, dtype=wp.int32, ndim=2, device=scene.device)
+
+
+def camera_for(
+    simulators: Sequence[Simulator], scene: SceneOnDevice, cameras: Sequence[str], image_size: int
+) -> tuple[BatchCamera, HostPoses]:
+    """A camera that shows simulators' flames, and their poses for its `draw`.
+
+    Args:
+        simulators: The simulators.
+        scene: Their scene.
+        cameras: Names of the cameras, as `rendering.renderer.render` takes them.
+        image_size: Side of the frames in pixels.
+    """
+    camera = BatchCamera.of_task(simulators[0].compiled, scene, len(simulators), cameras, image_size)
+    poses = HostPoses(simulators, scene)
+    camera.show_flames(poses.shown)
+    return camera, poses
 
 
 def _pose(simulator: Simulator) -> mujoco.MjData:

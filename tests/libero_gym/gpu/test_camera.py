@@ -13,14 +13,13 @@ from libero_gym.compilation.draws import fixture_draw
 from libero_gym.experts import Expert
 from libero_gym.rendering import render
 from libero_gym.rendering.models import packed_scene
-from libero_gym.rendering.posing import camera_ids
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.tasks import get_tasks, initial_states
 
 wp = pytest.importorskip("warp", reason="needs Warp: pip install warp-lang")
 
 from libero_gym.gpu.camera import BatchCamera, SceneOnDevice  # noqa: E402
-from libero_gym.gpu.host_poses import HostPoses  # noqa: E402
+from libero_gym.gpu.host_poses import camera_for  # noqa: E402
 
 CAMERAS = ("agentview", "wrist")
 
@@ -51,18 +50,8 @@ def scene_of(suite: str, task_id: int, device: str) -> SceneOnDevice:
 
 def drawn(simulators: list[Simulator], scene: SceneOnDevice, size: int = 64) -> np.ndarray:
     """uint8 (W, cameras, size, size, 3)."""
-    camera, poses = camera_of(simulators, scene, size)
+    camera, poses = camera_for(simulators, scene, CAMERAS, size)
     return camera.draw(poses).numpy().reshape(len(simulators), len(CAMERAS), size, size, 3)
-
-
-def camera_of(simulators: list[Simulator], scene: SceneOnDevice, size: int) -> tuple[BatchCamera, HostPoses]:
-    compiled = simulators[0].compiled
-    ids = camera_ids(compiled.physics)
-    burners = [compiled.physics.site(burner.site).id for burner in compiled.burners]
-    camera = BatchCamera(scene, len(simulators), [ids[name] for name in CAMERAS], size, burners)
-    poses = HostPoses(simulators, scene)
-    camera.show_flames(poses.shown)
-    return camera, poses
 
 
 # A stove's mirror; groceries; a rack's coplanar boards and a flame's veil; lines of a kitchen along the samples.
@@ -91,7 +80,7 @@ def test_worlds_are_drawn_as_each_alone_with_fixtures_of_its_own(device: str) ->
 def test_chosen_worlds_are_drawn_in_their_order(device: str) -> None:
     scene = scene_of("libero_spatial", 0, device)
     simulators = [simulated("libero_spatial", 0, state=state) for state in (1, 2, 3)]
-    camera, poses = camera_of(simulators, scene, 32)
+    camera, poses = camera_for(simulators, scene, CAMERAS, 32)
     every = camera.draw(poses).numpy().copy()
     some = camera.draw(poses, [2, 0]).numpy()
     assert np.array_equal(some, np.concatenate([every[4:6], every[:2]]))
