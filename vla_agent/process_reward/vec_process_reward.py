@@ -112,7 +112,7 @@ class VecProcessReward(VecEnvWrapper):
         # The vector environment has reset itself there: its observation is the next episode's.
         last = {index: info["terminal_observation"] for index, info in enumerate(infos) if dones[index]}
         opening = self._opening_of(observations)
-        for index in ended:
+        for index in last:
             opening[index] = self._opening_of({key: values[None] for key, values in last[index].items()})[0]
         phi, due = self._phi.copy(), self._due(dones, opening)
         told = [self._instructions[index] for index in due]
