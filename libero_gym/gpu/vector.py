@@ -22,7 +22,7 @@ from libero_gym.env.state import EpisodeState, snapshot_from_json, snapshot_to_j
 from libero_gym.first_use import compile_tasks
 from libero_gym.gpu.mirror import Mirror
 from libero_gym.gpu.places import Places
-from libero_gym.gpu.requirements import check_device
+from libero_gym.gpu.requirements import check_device, check_physics
 from libero_gym.gpu.scene_batch import BufferOverflowError
 from libero_gym.gpu.showing import Showing, check_output
 from libero_gym.gpu.worlds import SceneWorlds, Start, robot_states, sizes_for
@@ -80,7 +80,7 @@ class Warp(Uncopyable):
         njmax: int | None = None,
         output: str = "numpy",
     ) -> None:
-        _check_physics(plan.env_kwargs.get("physics"))
+        check_physics(plan.env_kwargs.get("physics"))
         sizes = [
             None if size is None else whole_number(name, size, minimum=1)
             for name, size in (("nconmax", nconmax), ("njmax", njmax))
@@ -326,15 +326,6 @@ class Warp(Uncopyable):
         fixtures = fixture_draw(episode.task, episode.fixture_draw, episode.fixture_seed)
         self._places.put(index, episode.task, state, fixtures, episode.phi)
         self._episodes[index], self._phi[index] = episode, episode.phi
-
-
-def _check_physics(physics: str | None) -> None:
-    if physics in ("exact", "coarse"):
-        what = "stock's to the bit" if physics == "exact" else "of longer substeps"
-        raise ValueError(
-            f'physics={physics!r} is {what}, and backend="warp" has its own, in single precision: leave physics out, '
-            'or take backend="processes".'
-        )
 
 
 def _by_scene(plan: Plan) -> list[list[CompiledTask]]:
