@@ -78,6 +78,11 @@ class Places:
             self._places[index] = Place(scene, group, group.take())
         return {index: row for index, (_, row) in rows.items()}
 
+    def clear(self) -> None:
+        """Free all worlds; no environment has one then."""
+        self._groups.clear()
+        self._places = [None] * len(self._places)
+
     def put(self, index: int, task: Task, state: SimState, fixtures: FixtureDraw, phi: float) -> None:
         """Put an environment into a state of a task.
 

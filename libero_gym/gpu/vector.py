@@ -100,9 +100,8 @@ class Warp(Uncopyable):
         self._phi = np.zeros(n)
         scenes = []
         for tasks in _by_scene(plan):
-            share = math.ceil(n * len(tasks) / len(plan.tasks))
-            own = tasks, share, device, sizes_for(tasks, *sizes), example.settle_steps, example.privileged
-            scenes.append(SceneWorlds(*own))
+            share, room = math.ceil(n * len(tasks) / len(plan.tasks)), sizes_for(tasks, *sizes)
+            scenes.append(SceneWorlds(tasks, share, device, room, example.settle_steps, example.privileged))
         self._places = Places(scenes, n)
         self._mirror = Mirror(plan.env_kwargs)
         self._shown = Showing(plan, self._places, self._mirror, device, output)
@@ -247,7 +246,7 @@ class Warp(Uncopyable):
 
     def close(self) -> None:
         """Free the worlds."""
-        self._places = Places([], 0)
+        self._places.clear()
         self._mirror.close()
 
     # ------------------------------------------------------------------------------------------- simulating
