@@ -99,12 +99,16 @@ def with_fidelity(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"mujoco": "exact", **settings}
 
 
-def refuse_to_mix(first: str, second: str, what: str = "results") -> None:
+SAME_VERSION = "make both with the same version of MuJoCo"
+
+
+def refuse_to_mix(first: str, second: str, what: str = "results", way_out: str = SAME_VERSION) -> None:
     """Complain if two things are of different fidelity, so that nobody takes the simulator's doing for the model's.
 
     Args:
         first, second: What `fidelity` says of each.
         what: What they are, in the plural.
+        way_out: What the message advises.
 
     Raises:
         ValueError: If they differ.
@@ -112,7 +116,7 @@ def refuse_to_mix(first: str, second: str, what: str = "results") -> None:
     if first != second:
         raise ValueError(
             f"These {what} are of different simulations of LIBERO, one {first} and one {second}, and are not mixed; "
-            "make both with the same version of MuJoCo."
+            f"{way_out}."
         )
 
 

@@ -71,8 +71,8 @@ class Showing:
             return {}
         found: dict[int, Sequence[np.ndarray]] = {}
         if self._example.renderer == "fast":
-            for scene, own in self._places.by_scene(episodes):
-                found |= dict(zip(own, scene.frames(self._places.worlds(own), cameras, size), strict=True))
+            for group, own in self._places.by_group(episodes):
+                found |= dict(zip(own, group.frames(self._places.worlds(own), cameras, size), strict=True))
         else:
             for (index, episode), state in zip(episodes.items(), self._places.states(list(episodes)), strict=True):
                 found[index] = self._mirror.frames(episode, state, cameras, size)
@@ -85,8 +85,8 @@ class Showing:
     def _show_frames(self, prefix: str, indices: Sequence[int]) -> None:
         """Write frames where they are drawn."""
         cameras, size = self._example.cameras, self._example.image_size
-        for scene, own in self._places.by_scene(indices) if cameras else ():
-            frames = scene.frames_on_device(self._places.worlds(own), cameras, size)
+        for group, own in self._places.by_group(indices) if cameras else ():
+            frames = group.frames_on_device(self._places.worlds(own), cameras, size)
             for number, camera in enumerate(cameras):
                 self.arrays[prefix + self._mirror.image_key(camera)].put(own, frames, number, len(cameras))
 
