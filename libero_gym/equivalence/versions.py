@@ -34,6 +34,7 @@ class Traits:
         whole_depths: Face contacts of two boxes have the whole depth, from 3.4.0 on; before that, half of it.
         brief_contacts: Collision functions fill ``mjPreContact``, from 3.9 on; before that, ``mjContact``.
         multiccd: Convex shapes meet in several points unless that is turned off, from 3.8 on.
+        islands: Each group of bodies that touch is solved on its own, from 3.3.6 on, and stops on its own.
         early_exits: The solver stops earlier at the same tolerance, also at once, from 3.11 on (changelog of 3.11.0,
             items 28 and 29).
     """
@@ -44,6 +45,7 @@ class Traits:
     whole_depths: bool
     brief_contacts: bool
     multiccd: bool
+    islands: bool
     early_exits: bool
 
 
@@ -57,6 +59,7 @@ def traits(version: str) -> Traits:
         whole_depths=number >= (3, 4),
         brief_contacts=number >= (3, 9),
         multiccd=number >= (3, 8),
+        islands=number >= (3, 3, 6),
         early_exits=number >= (3, 11),
     )
 
