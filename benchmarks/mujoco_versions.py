@@ -7,7 +7,7 @@
     python benchmarks/mujoco_versions.py --report            # the table of all versions that were measured
 
 Each version writes ``benchmarks/results/mujoco_versions_<version>.json`` after every task, and a second run goes on
-where the first stopped. Sections:
+where the first stopped. Each section has its own provenance; one that went on at another commit names both. Sections:
 
 * ``settle``: positions of all objects after 30 control steps with an open gripper, from official initial states. An
   object has moved if it rests more than `MOVED` from where it rests with the exact version.
@@ -147,12 +147,11 @@ def speed(task: Task, physics: Any, steps: int = 60) -> list[float]:
     return times[1:]
 
 
-def policy(name: str, tasks: list[int], n_states: int, n_envs: int) -> dict[str, int]:
-    """Whether a policy succeeds (0 or 1), by task of the forty and initial state."""
+def policy(name: str, task_id: int, states: list[int]) -> dict[str, int]:
+    """Whether a policy succeeds (0 or 1) in states of one of the forty tasks, by task and initial state."""
     from vla_agent.evaluation import Evaluator
 
-    states = range(n_states)
-    options: Row = {"protocol": "training", "renderer": "fast", "n_envs": n_envs, "task_ids": tasks}
+    options: Row = {"protocol": "training", "renderer": "fast", "n_envs": 1, "task_ids": [task_id]}
     with Evaluator(name, "LIBERO-40-v0", init_state_ids=states, **options) as evaluator:
         report = evaluator.run(progress_bar=True)
     return {f"{episode.task_id}/{episode.init_state_id}": int(episode.success) for episode in report.episodes}
@@ -176,17 +175,27 @@ def sweep(
     rows = content.setdefault(section, {})
     for task in tqdm(tasks, desc=section):
         row = rows.setdefault(_name(task), {})
-        for state_id in range(min(n_states, len(initial_states(task)))):
-            if str(state_id) not in row:
-                row[str(state_id)] = measure(task, state_id)
-        write(content, out)
+        missing = [state for state in range(min(n_states, len(initial_states(task)))) if str(state) not in row]
+        if missing:
+            account(content, section)
+            row |= {str(state_id): measure(task, state_id) for state_id in missing}
+            write(content, out)
+
+
+def account(content: Row, section: str) -> None:
+    """Name what a section is measured with; call it before something is added to the section."""
+    known = content.setdefault("provenance", {})
+    own = provenance()
+    commits = [*known.get(section, {}).get("commit", "").split(", "), own["commit"]]
+    own["commit"] = ", ".join(dict.fromkeys(filter(None, commits)))
+    known[section] = own
 
 
 def write(content: Row, out: Path) -> None:
     """Write results with one line per task."""
     parts = []
     for name, rows in content.items():
-        if isinstance(rows, dict) and name != "provenance":
+        if isinstance(rows, dict):
             lines = ",\n".join(
                 f"  {json.dumps(key)}: {json.dumps(row, separators=(',', ':'))}" for key, row in rows.items()
             )
@@ -300,8 +309,9 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> None:
     """Measure the sections that were asked for, as far as the results file does not hold them."""
     content = json.loads(args.out.read_text()) if args.out.exists() else {}
-    refuse_other_mujoco(content.get("provenance", {}))
-    content |= {"mujoco": fidelity(mujoco.__version__), "provenance": provenance()}
+    for known in content.get("provenance", {}).values():
+        refuse_other_mujoco(known)
+    content = {"mujoco": fidelity(mujoco.__version__), "provenance": {}} | content
     commit()
     wanted = [task for suite in args.suites for task in get_tasks(suite)]
     wanted = [task for task in wanted if args.tasks is None or task.task_id in args.tasks]
@@ -310,8 +320,10 @@ def measure(args: argparse.Namespace) -> None:
         for suite, task_id in SPEED_TASKS:
             for physics in ("exact", "fast"):
                 key = f"{suite}[{task_id}] {physics}"
-                rows[key] = rows.get(key) or speed(get_tasks(suite)[task_id], physics)
-                write(content, args.out)
+                if key not in rows:
+                    account(content, "speed")
+                    rows[key] = speed(get_tasks(suite)[task_id], physics)
+                    write(content, args.out)
     if "frames" in args.only:
         drawn = [get_tasks(suite)[task_id] for suite, task_id in FRAME_TASKS if suite in args.suites]
         sweep(content, "frames", drawn, args.frame_states, functools.partial(frames, work=args.work), args.out)
@@ -324,12 +336,14 @@ def measure(args: argparse.Namespace) -> None:
         if section in args.only:
             sweep(content, section, wanted, n_states, run, args.out)
     if "policy" in args.only:
-        tasks = [10 * FOUR_SUITES.index(task.suite) + task.task_id for task in wanted]
         own = content.setdefault("policy", {})
-        missing = [task for task in tasks if any(f"{task}/{state}" not in own for state in range(args.policy_states))]
-        for task in missing:
-            own |= policy(args.policy, [task], args.policy_states, 1)
-            write(content, args.out)
+        for task in wanted:
+            task_id = 10 * FOUR_SUITES.index(task.suite) + task.task_id
+            missing = [state for state in range(args.policy_states) if f"{task_id}/{state}" not in own]
+            if missing:
+                account(content, "policy")
+                own |= policy(args.policy, task_id, missing)
+                write(content, args.out)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/stock_clients.py --repeats 3 --out benchmarks/results/stock_clients.json
 
-Four loops make the calls that OpenVLA-OFT's, openpi's, SimpleVLA-RL's and LeRobot's evaluations make. The policy replays
-actions that the scripted expert has found in the very same episodes, so a run also says whether each episode ends alike,
-at the same step, on every simulator. Stock, ours with exact and ours with fast frames take turns, each in a process of
-its own. Imports are not timed; making environments is.
+Four loops make the calls that the evaluations of OpenVLA-OFT, openpi, SimpleVLA-RL and LeRobot make. The policy replays
+actions that the scripted expert has found in the very same episodes, so a run also says whether each episode ends
+alike, at the same step, on every simulator. Stock, ours with exact and ours with fast frames take turns, each in a
+process of its own. Imports are not timed; making environments is.
 """
 
 from __future__ import annotations

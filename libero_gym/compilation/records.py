@@ -20,6 +20,7 @@ import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.version import BENCHMARK, BENCHMARK_ASSETS, installed_version
+from libero_gym.equivalence.physics import REVISION
 from libero_gym.simulation import goals
 from libero_gym.simulation.compiled import Burner, CompiledTask, FixtureDraw, RobotIndices
 from libero_gym.tasks import Task
@@ -32,7 +33,8 @@ _SCHEMA = 5
 
 def task_key(task: Task) -> str:
     """The cache's key of a compiled task: its definition's content counts, wherever the file lies."""
-    return f"task-{_versions_digest()}-{_tasks_digest()}-{_digest(task.bddl_file.read_bytes())}"
+    repair = f"-repair{REVISION}" if REVISION > 1 else ""
+    return f"task-{_versions_digest()}-{_tasks_digest()}-{_digest(task.bddl_file.read_bytes())}{repair}"
 
 
 def scene_key(xml: str) -> str:

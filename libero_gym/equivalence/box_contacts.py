@@ -32,8 +32,9 @@ _MARKED = 4  # index in ``opt.o_friction``
 # Doubles of ``mjPreContact``; where the distance and the normal stand in it and in ``mjContact``.
 _BRIEF_WORDS = 10
 _DIST, _NORMAL = 0, 4
-# A normal is a box's axis if their cosine is nearer to 1 than this.
-_PARALLEL = 1e-9
+# rad: a normal is a box's axis if they are this near. A face's normal is so within rounding; an edge of a finger that
+# grasps upright crosses an edge of a handle within 1e-6 of that.
+_PARALLEL = 1e-10
 # Doubles of ``mjData`` among which the pointer to ``geom_xmat`` is looked for; it stands at about 20,000.
 _MOST_WORDS = 60_000
 _ORIGINAL = "libero_gym_mujoco_box_box"
@@ -180,7 +181,9 @@ def _is_axis(x, y, z, axes, geom):
     """Whether a unit vector is parallel to an axis of a geom, whose axes are the columns of its matrix."""
     for axis in range(3):
         column = 9 * geom + axis
-        if abs(x * axes[column] + y * axes[column + 3] + z * axes[column + 6]) > 1 - _PARALLEL:
+        a, b, c = axes[column], axes[column + 3], axes[column + 6]
+        sine_squared = (y * c - z * b) ** 2 + (z * a - x * c) ** 2 + (x * b - y * a) ** 2
+        if sine_squared < _PARALLEL**2:
             return True
     return False
 

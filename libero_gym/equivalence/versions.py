@@ -34,6 +34,7 @@ class Traits:
         whole_depths: Face contacts of two boxes have the whole depth, from 3.4.0 on; before that, half of it.
         brief_contacts: Collision functions fill ``mjPreContact``, from 3.9 on; before that, ``mjContact``.
         multiccd: Convex shapes meet in several points unless that is turned off, from 3.8 on.
+        islands: Each group of bodies that touch is solved on its own, from 3.3.6 on, and stops on its own.
         early_exits: The solver stops earlier at the same tolerance, also at once, from 3.11 on (changelog of 3.11.0,
             items 28 and 29).
     """
@@ -44,6 +45,7 @@ class Traits:
     whole_depths: bool
     brief_contacts: bool
     multiccd: bool
+    islands: bool
     early_exits: bool
 
 
@@ -57,6 +59,7 @@ def traits(version: str) -> Traits:
         whole_depths=number >= (3, 4),
         brief_contacts=number >= (3, 9),
         multiccd=number >= (3, 8),
+        islands=number >= (3, 3, 6),
         early_exits=number >= (3, 11),
     )
 
@@ -96,12 +99,16 @@ def with_fidelity(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"mujoco": "exact", **settings}
 
 
-def refuse_to_mix(first: str, second: str, what: str = "results") -> None:
+SAME_VERSION = "make both with the same version of MuJoCo"
+
+
+def refuse_to_mix(first: str, second: str, what: str = "results", way_out: str = SAME_VERSION) -> None:
     """Complain if two things are of different fidelity, so that nobody takes the simulator's doing for the model's.
 
     Args:
         first, second: What `fidelity` says of each.
         what: What they are, in the plural.
+        way_out: What the message advises.
 
     Raises:
         ValueError: If they differ.
@@ -109,7 +116,7 @@ def refuse_to_mix(first: str, second: str, what: str = "results") -> None:
     if first != second:
         raise ValueError(
             f"These {what} are of different simulations of LIBERO, one {first} and one {second}, and are not mixed; "
-            "make both with the same version of MuJoCo."
+            f"{way_out}."
         )
 
 

@@ -14,7 +14,7 @@ from libero_gym.simulation.compiled import CompiledTask
 
 
 class Film:
-    """Draws a scene's worlds as ``renderer="fast"`` draws them; the scene is loaded at the first frame.
+    """Draws a scene's batches as ``renderer="fast"`` draws them; the scene is loaded at the first frame.
 
     Args:
         compiled: A task of the scene.
@@ -24,7 +24,7 @@ class Film:
     def __init__(self, compiled: CompiledTask, device: str) -> None:
         self._compiled, self._device = compiled, device
         self._scene: SceneOnDevice | None = None
-        self._cameras: dict[tuple[tuple[str, ...], int], BatchCamera] = {}
+        self._cameras: dict[tuple[tuple[str, ...], int, int], BatchCamera] = {}
 
     def draw(self, batch: SceneBatch, worlds: Sequence[int], cameras: tuple[str, ...], size: int) -> np.ndarray:
         """Frames of some worlds, uint8 (k, number of cameras, size, size, 3), on the host; see `draw_on_device`."""
@@ -47,11 +47,9 @@ class Film:
         return camera.draw(batch.shown_poses(), worlds)
 
     def _camera(self, batch: SceneBatch, cameras: tuple[str, ...], size: int) -> BatchCamera:
-        known = self._cameras.get((cameras, size))
-        if known is not None and known.n_worlds == batch.n_worlds:
-            return known
-        if self._scene is None:
-            self._scene = SceneOnDevice(packed_scene(self._compiled), self._device)
-        made = BatchCamera.of_task(self._compiled, self._scene, batch.n_worlds, cameras, size)
-        self._cameras[cameras, size] = made
-        return made
+        key = cameras, size, batch.n_worlds
+        if key not in self._cameras:
+            if self._scene is None:
+                self._scene = SceneOnDevice(packed_scene(self._compiled), self._device)
+            self._cameras[key] = BatchCamera.of_task(self._compiled, self._scene, batch.n_worlds, cameras, size)
+        return self._cameras[key]

@@ -1,4 +1,4 @@
-"""Whether MuJoCo Warp is here and runs on a device; every lack is one sentence that says what cures it."""
+"""Whether MuJoCo Warp is here and can do what is asked; every lack is one sentence that says what cures it."""
 
 from __future__ import annotations
 
@@ -54,3 +54,17 @@ def check_device(device: Any) -> str:
             "tests and small batches."
         )
     return device
+
+
+def check_physics(physics: str | None) -> None:
+    """Refuse a physics that worlds on a device do not have; they have one of their own.
+
+    Raises:
+        ValueError: If it is stock's to the bit, or the one of longer substeps.
+    """
+    if physics in ("exact", "coarse"):
+        what = "stock's to the bit" if physics == "exact" else "of longer substeps"
+        raise ValueError(
+            f'physics={physics!r} is {what}, and backend="warp" has its own, in single precision: leave physics out, '
+            'or take backend="processes".'
+        )

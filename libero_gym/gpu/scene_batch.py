@@ -168,12 +168,8 @@ class SceneBatch:
                 'backend="processes" can.'
             ) from error
         self.model.opt.warn_overflow = 0  # `_check_sizes` raises instead
-        if self.device.is_cuda and wp.get_cuda_driver_version() < _GRAPH_LOOPS:
+        if not _knows_loops(self.device):
             self.model.opt.graph_conditional = False
-            logger.warning(
-                "The CUDA driver is for %s, and graphs with loops need %s: the solver's loop runs to its limit.",
-                *(".".join(map(str, version)) for version in (wp.get_cuda_driver_version(), _GRAPH_LOOPS)),
-            )
         self.data = mjw.make_data(model, nworld=n, nconmax=sizes.nconmax, njmax=sizes.njmax)
         static = np.flatnonzero(model.body_weldid[model.geom_bodyid] == 0)
         self._static_geoms = wp.array(static, dtype=int)
@@ -324,6 +320,18 @@ class SceneBatch:
                 f"MuJoCo Warp has run out of room in the scene of {name!r} ({mjw.OverflowType(other)!r}): ask for "
                 f"nconmax={2 * self.sizes.nconmax} and njmax={2 * self.sizes.njmax}."
             )
+
+
+def _knows_loops(device: Any) -> bool:
+    """Whether a device's graphs know loops; a driver that is too old for them is named in a warning."""
+    driver = wp.get_cuda_driver_version() if device.is_cuda else _GRAPH_LOOPS
+    if driver < _GRAPH_LOOPS:
+        logger.warning(
+            "The CUDA driver is for %s, and graphs with loops need %s: the solver's loop runs to its limit, which is "
+            "slower and gives the same states. Update the driver.",
+            *(".".join(map(str, version)) for version in (driver, _GRAPH_LOOPS)),
+        )
+    return bool(driver >= _GRAPH_LOOPS)
 
 
 def _with_reserve(needed: int, step: int) -> int:

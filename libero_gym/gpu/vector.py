@@ -22,12 +22,12 @@ from libero_gym.env.state import EpisodeState, snapshot_from_json, snapshot_to_j
 from libero_gym.first_use import compile_tasks
 from libero_gym.gpu.mirror import Mirror
 from libero_gym.gpu.places import Places
-from libero_gym.gpu.requirements import check_device
+from libero_gym.gpu.requirements import check_device, check_physics
 from libero_gym.gpu.scene_batch import BufferOverflowError
 from libero_gym.gpu.showing import Showing, check_output
 from libero_gym.gpu.worlds import SceneWorlds, Start, robot_states, sizes_for
 from libero_gym.rewards import discounted_potential
-from libero_gym.simulation.compiled import CompiledTask
+from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
 from libero_gym.simulation.states import SimState
 from libero_gym.tasks import placement_seeds_of
 from libero_gym.vector.arguments import check_snapshot
@@ -42,9 +42,10 @@ _REFUSED = ("step", "reset", "close")
 class Warp(Uncopyable):
     """The back end "warp": environments are worlds that one process steps together, on a GPU or on the CPU.
 
-    Each scene of the suite has a batch of worlds (`worlds.SceneWorlds`), which its tasks share; a reset may move an
-    environment from one scene's batch to another's. Seeds draw the same tasks and initial states as elsewhere. Physics
-    is "batched": single precision, near the exact states and never equal to the bit.
+    Each scene of the suite has a batch of worlds (`worlds.SceneWorlds`), which its tasks share, and further ones when
+    more environments draw its tasks; a reset may move an environment to another scene's. A batch is simulated as a
+    whole if an environment that moves is in it, and else rests (`places.Places`). Seeds draw the same tasks and initial
+    states as elsewhere. Physics is "batched": single precision, near the exact states and never equal to the bit.
 
     Frames of ``renderer="fast"`` are drawn on the device, of all worlds together. Exact ones are drawn one by one, by
     OpenGL, from states that are copied to the host.
@@ -80,7 +81,7 @@ class Warp(Uncopyable):
         njmax: int | None = None,
         output: str = "numpy",
     ) -> None:
-        _check_physics(plan.env_kwargs.get("physics"))
+        check_physics(plan.env_kwargs.get("physics"))
         sizes = [
             None if size is None else whole_number(name, size, minimum=1)
             for name, size in (("nconmax", nconmax), ("njmax", njmax))
@@ -99,9 +100,8 @@ class Warp(Uncopyable):
         self._phi = np.zeros(n)
         scenes = []
         for tasks in _by_scene(plan):
-            share = math.ceil(n * len(tasks) / len(plan.tasks))
-            own = tasks, share, device, sizes_for(tasks, *sizes), example.settle_steps, example.privileged
-            scenes.append(SceneWorlds(*own))
+            share, room = math.ceil(n * len(tasks) / len(plan.tasks)), sizes_for(tasks, *sizes)
+            scenes.append(SceneWorlds(tasks, share, device, room, example.settle_steps, example.privileged))
         self._places = Places(scenes, n)
         self._mirror = Mirror(plan.env_kwargs)
         self._shown = Showing(plan, self._places, self._mirror, device, output)
@@ -123,21 +123,20 @@ class Warp(Uncopyable):
             self._example.init_state_ids,
             self._example.placement_seeds,
         )
-        starts: dict[int, Start] = {}
+        states: dict[int, np.ndarray] = {}
         for index, (seed, options) in requests.items():
             if seed is not None or self._generators[index] is None:
                 self._generators[index] = seeding.np_random(seed)[0]
             generator = self._generators[index]
             assert generator is not None
-            episode, state = choose_episode(choices, options, generator)
-            self._episodes[index] = episode
-            fixtures = fixture_draw(episode.task, episode.fixture_draw, episode.fixture_seed)
-            starts[index] = Start(self._places.move(index, episode.task), state, fixtures)
-        for scene, indices in self._places.by_scene(starts):
+            self._episodes[index], states[index] = choose_episode(choices, options, generator)
+        rows = self._places.move({index: self._episode(index).task for index in requests})
+        starts = {index: Start(rows[index], state, _fixtures(self._episode(index))) for index, state in states.items()}
+        for group, indices in self._places.by_group(starts):
             worlds = self._places.worlds(indices)
             with self._lost_if_it_overflows():
-                features = scene.start(dict(zip(worlds, (starts[index] for index in indices), strict=True)))
-            self._phi[indices] = scene.batch.read("phi")[worlds, 0]
+                features = group.start(dict(zip(worlds, (starts[index] for index in indices), strict=True)))
+            self._phi[indices] = group.batch.read("phi")[worlds, 0]
             for index, world in zip(indices, worlds, strict=True):
                 self._episode(index).privileged = features.get(world)
         self._show("", list(requests))
@@ -247,7 +246,7 @@ class Warp(Uncopyable):
 
     def close(self) -> None:
         """Free the worlds."""
-        self._places = Places([], 0)
+        self._places.clear()
         self._mirror.close()
 
     # ------------------------------------------------------------------------------------------- simulating
@@ -258,15 +257,15 @@ class Warp(Uncopyable):
         active = np.zeros(len(actions), dtype=bool)
         active[running] = True
         for k in range(actions.shape[1]):
-            for scene, indices in self._places.by_scene(np.flatnonzero(active)):
-                worlds, n = self._places.worlds(indices), scene.batch.n_worlds
+            for group, indices in self._places.by_group(np.flatnonzero(active)):
+                worlds, n = self._places.worlds(indices), group.batch.n_worlds
                 own, mask = np.zeros((n, ACTION_DIM)), np.zeros(n, dtype=bool)
                 own[worlds], mask[worlds] = actions[indices, k], True
                 with self._lost_if_it_overflows():
-                    scene.batch.step(own, mask)
-                arrays["terminated"][indices] = scene.batch.read("flags")[worlds, 0] != 0
+                    group.batch.step(own, mask)
+                arrays["terminated"][indices] = group.batch.read("flags")[worlds, 0] != 0
                 if example.privileged:
-                    self._note_features(scene, indices, worlds)
+                    self._note_features(group, indices, worlds)
             for index in np.flatnonzero(active):
                 episode = self._episode(int(index))
                 episode.elapsed_steps += 1
@@ -283,13 +282,13 @@ class Warp(Uncopyable):
             self.arrays["phase"][:] = IDLE
             raise
 
-    def _note_features(self, scene: SceneWorlds, indices: list[int], worlds: list[int]) -> None:
+    def _note_features(self, group: SceneWorlds, indices: list[int], worlds: list[int]) -> None:
         episodes = [self._episode(index) for index in indices]
         limits = [self._example.step_limits[episode.task.task_id] for episode in episodes]
         left = np.array(
             [1 - (episode.elapsed_steps + 1) / limit for episode, limit in zip(episodes, limits, strict=True)]
         )
-        found = scene.features(worlds, robot_states(scene.batch.read("sample")[worlds]), left)
+        found = group.features(worlds, robot_states(group.batch.read("sample")[worlds]), left)
         for episode, row in zip(episodes, found, strict=True):
             episode.privileged = row
 
@@ -323,18 +322,12 @@ class Warp(Uncopyable):
 
     def _put(self, index: int, episode: EpisodeState, state: SimState) -> None:
         """Put an environment into an episode's state."""
-        fixtures = fixture_draw(episode.task, episode.fixture_draw, episode.fixture_seed)
-        self._places.put(index, episode.task, state, fixtures, episode.phi)
+        self._places.put(index, episode.task, state, _fixtures(episode), episode.phi)
         self._episodes[index], self._phi[index] = episode, episode.phi
 
 
-def _check_physics(physics: str | None) -> None:
-    if physics in ("exact", "coarse"):
-        what = "stock's to the bit" if physics == "exact" else "of longer substeps"
-        raise ValueError(
-            f'physics={physics!r} is {what}, and backend="warp" has its own, in single precision: leave physics out, '
-            'or take backend="processes".'
-        )
+def _fixtures(episode: EpisodeState) -> FixtureDraw:
+    return fixture_draw(episode.task, episode.fixture_draw, episode.fixture_seed)
 
 
 def _by_scene(plan: Plan) -> list[list[CompiledTask]]:

@@ -52,22 +52,44 @@ class Start(NamedTuple):
         return digest.digest()
 
 
+class Settled:
+    """Settled states of a scene, by the keys of their starts; all of its batches share them.
+
+    Args:
+        table: An empty table of the scene's rows.
+
+    Attributes:
+        table: The states.
+        rows: Their rows in the table.
+        features: Privileged features in these states, if somebody asked for them.
+    """
+
+    def __init__(self, table: StateTable) -> None:
+        self.table = table
+        self.rows: dict[bytes, int] = {}
+        self.features: dict[bytes, np.ndarray] = {}
+
+    def begin_anew(self, table: StateTable) -> None:
+        """Forget all."""
+        self.table, self.rows, self.features = table, {}, {}
+
+
 class SceneWorlds:
-    """A `SceneBatch` that grows, whose worlds are taken one by one, and that remembers settled states.
+    """A `SceneBatch` whose worlds are taken one by one, and which remembers settled states.
 
     Objects settle once for each initial state and draw of fixtures; later episodes copy what came of it. Settling
     moves the worlds of one call together.
 
     Args:
         tasks: The scene's compiled tasks.
-        n_worlds: Number of worlds to begin with.
+        n_worlds: Number of worlds.
         device: Warp's name of the device.
         sizes: Sizes of the buffers.
         settle_steps: Control steps with an open gripper before an episode begins.
         privileged: Whether to compute privileged features.
 
     Attributes:
-        batch: The worlds; another object once they have become more.
+        batch: The worlds.
     """
 
     def __init__(
@@ -83,21 +105,29 @@ class SceneWorlds:
         self._film = Film(tasks[0], device)
         self._settle_steps = settle_steps
         self._free = list(range(n_worlds))[::-1]
-        self._settled: dict[bytes, int] = {}
-        self._table = self.batch.new_table()
+        self._settled = Settled(self.batch.new_table())
         self._is_filled = False
         self._features = [PrivilegedState(task.goal, task.physics) for task in tasks] if privileged else None
-        self._first_features: dict[bytes, np.ndarray] = {}
+
+    def another(self, n_worlds: int) -> SceneWorlds:
+        """Further worlds of the scene, which share its settled states, and what draws it."""
+        other = copy.copy(self)
+        other.batch = SceneBatch(self.tasks, n_worlds, str(self.batch.device), self.batch.sizes)
+        other._free, other._is_filled = list(range(n_worlds))[::-1], False
+        return other
 
     @property
     def tasks(self) -> tuple[CompiledTask, ...]:
         """The scene's tasks."""
         return self.batch.tasks
 
+    @property
+    def n_free(self) -> int:
+        """Number of worlds that nobody has."""
+        return len(self._free)
+
     def take(self) -> int:
-        """The number of a world that nobody has, for the caller."""
-        if not self._free:
-            self._grow()
+        """The number of a world that nobody has, for the caller; there must be one."""
         return self._free.pop()
 
     def give_back(self, world: int) -> None:
@@ -111,17 +141,24 @@ class SceneWorlds:
             The privileged features of each world, (`privileged.SIZE`,); empty if nobody asked for them.
         """
         keys = {world: start.key for world, start in starts.items()}
-        new = {key: world for world, key in keys.items() if key not in self._settled}
+        settled = self._settled
+        new = {key: world for world, key in keys.items() if key not in settled.rows}
+        if len(settled.rows) + len(new) > MAX_SETTLED:
+            settled.begin_anew(self.batch.new_table())
+            new = {key: world for world, key in keys.items()}
         if new:
             self._settle({world: (key, starts[world]) for key, world in new.items()})
-        self._load(self._table, {world: self._settled[key] for world, key in keys.items()})
-        return {world: self._first_features[key] for world, key in keys.items() if key in self._first_features}
+        places = {world: settled.rows[key] for world, key in keys.items()}
+        self._fill(settled.table, next(iter(places.values())))
+        self._load(settled.table, places)
+        return {world: settled.features[key] for world, key in keys.items() if key in settled.features}
 
     def restore(self, rows: Mapping[int, Row]) -> None:
         """Put worlds into states that `states.row_of` made; the others stay as they are."""
         table = self.batch.new_table(len(rows))
         numbers = table.reserve(len(rows))
         table.write(0, rows.values())
+        self._fill(table, numbers.start)
         self._load(table, dict(zip(rows, numbers, strict=True)))
 
     def features(self, worlds: Sequence[int], robot_states: np.ndarray, time_left: np.ndarray) -> np.ndarray:
@@ -149,29 +186,31 @@ class SceneWorlds:
         return self._film.draw_on_device(self.batch, worlds, cameras, size)
 
     def _settle(self, new: Mapping[int, tuple[bytes, Start]]) -> None:
-        if len(self._settled) + len(new) > MAX_SETTLED:
-            self._settled, self._first_features, self._table = {}, {}, self.batch.new_table()
-        numbers = self._table.reserve(len(new))
+        settled = self._settled
+        numbers = settled.table.reserve(len(new))
         rows = [
             initial_row(self.tasks[start.task], start.task, start.state, start.fixtures) for _, start in new.values()
         ]
-        self._table.write(numbers.start, rows)
-        if not self._is_filled:  # worlds that nobody uses are simulated along, so they need a state like the others
-            everywhere = dict.fromkeys(range(self.batch.n_worlds), numbers.start)
-            self._load(self._table, everywhere)
-            self._is_filled = True
+        settled.table.write(numbers.start, rows)
+        self._fill(settled.table, numbers.start)
         places = dict(zip(new, numbers, strict=True))
-        active = self._load(self._table, places)
+        active = self._load(settled.table, places)
         self.batch.begin(active)
         actions = np.tile(SETTLE_ACTION, (self.batch.n_worlds, 1))
         for _ in range(self._settle_steps):
             self.batch.step(actions, active)
-        self.batch.save(active, self._table, _spread(places, self.batch.n_worlds))
-        self._settled |= {key: places[world] for world, (key, _) in new.items()}
+        self.batch.save(active, settled.table, _spread(places, self.batch.n_worlds))
+        settled.rows |= {key: places[world] for world, (key, _) in new.items()}
         if self._features is not None:
             states = robot_states(self.batch.read("sample")[list(new)])
             found = self.features(list(new), states, np.ones(len(new)))
-            self._first_features |= {key: row for (key, _), row in zip(new.values(), found, strict=True)}
+            settled.features |= {key: row for (key, _), row in zip(new.values(), found, strict=True)}
+
+    def _fill(self, table: StateTable, row: int) -> None:
+        """Load a row everywhere, once: worlds that nobody has are simulated along, and need a state of a scene."""
+        if not self._is_filled:
+            self._load(table, dict.fromkeys(range(self.batch.n_worlds), row))
+            self._is_filled = True
 
     def _load(self, table: StateTable, places: Mapping[int, int]) -> np.ndarray:
         """Load rows by the number of the world; gives the mask of these worlds."""
@@ -179,16 +218,6 @@ class SceneWorlds:
         active[list(places)] = True
         self.batch.load(active, table, _spread(places, self.batch.n_worlds))
         return active
-
-    def _grow(self) -> None:
-        old, n = self.batch, self.batch.n_worlds
-        self.batch = SceneBatch(old.tasks, 2 * n, str(old.device), old.sizes)
-        self._free = list(range(n, 2 * n))[::-1]
-        if self._is_filled:
-            table = old.new_table(n)
-            table.reserve(n)
-            old.save(np.ones(n, dtype=bool), table, np.arange(n))
-            self._load(table, {world: world % n for world in range(2 * n)})
 
 
 def robot_states(samples: np.ndarray) -> np.ndarray:

@@ -9,9 +9,10 @@ from typing import Any
 import mujoco_versions
 import pytest
 from measuring import refuse_other_mujoco
-from mujoco_versions import offsets, paired, table, write
+from mujoco_versions import offsets, paired, sweep, table, write
 
 from libero_gym.common.mujoco_import import mujoco
+from libero_gym.tasks import get_tasks
 
 # Two objects in two states; in the newer version, one object of the second state rests 3 mm and 4 mm aside.
 EXACT: dict[str, Any] = {
@@ -54,3 +55,24 @@ def test_results_of_another_version_are_not_gone_on_with() -> None:
     refuse_other_mujoco({"versions": {"mujoco": mujoco.__version__}})
     with pytest.raises(SystemExit, match=r"one equivalent \(3\.3\.3\).* Give another --out"):
         refuse_other_mujoco({"versions": {"mujoco": "3.3.3"}})
+
+
+def test_a_section_that_goes_on_measures_what_is_missing_and_names_its_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, measured = tmp_path / "own.json", []
+    tasks = get_tasks("libero_goal")[3:4]
+
+    def run(commit: str, n_states: int) -> Any:
+        content = json.loads(out.read_text()) if out.is_file() else {"provenance": {"speed": {"commit": "old+"}}}
+        monkeypatch.setattr(mujoco_versions, "provenance", lambda: {"commit": commit})
+        sweep(content, "settle", tasks, n_states, lambda task, state: measured.append(state) or [state], out)
+        return json.loads(out.read_text())
+
+    assert run("first", 1)["provenance"] == {"speed": {"commit": "old+"}, "settle": {"commit": "first"}}
+    assert run("first", 2)["provenance"]["settle"] == {"commit": "first"}
+    assert run("unused", 2)["provenance"]["settle"] == {"commit": "first"}, "nothing was missing"
+    last = run("second", 3)
+    assert last["provenance"] == {"speed": {"commit": "old+"}, "settle": {"commit": "first, second"}}
+    assert last["settle"] == {"libero_goal[3]": {"0": [0], "1": [1], "2": [2]}}
+    assert measured == [0, 1, 2]

@@ -13,8 +13,10 @@ from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import real_number, whole_number
 from libero_gym.dimensions import Renderer
 from vla_agent import EvaluationReport, RayEngine, compare_reports, evaluate_policy
+from vla_agent.commands.backends import check_backend
 from vla_agent.commands.engines import check_sharing, sharing_engine
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
+from vla_agent.envs.backends import BackendName
 from vla_agent.evaluation.familiarity import HELD_OUT, UNSEEN
 from vla_agent.evaluation.html_comparison import COMPARISON_FILE, comparison_page
 from vla_agent.evaluation.reports import as_folder
@@ -44,18 +46,22 @@ class Options:
     film_failures: int = 0  # number of failures of each task to film as MP4
     seed: int = 0  # seed for sampling
     device: str = "auto"  # torch's name, such as "cuda:0"
+    backend: BackendName = "processes"  # "warp" simulates worlds on a device, in a physics of its own: "batched"
+    backend_device: str = "auto"  # for "warp": Warp's name, such as "cuda:1"; "auto" for the model's device
     engine: Literal["local", "ray"] = "local"  # "ray" plays in several processes, here or on many machines
     processes: int = 2  # for "ray": how many play, each in n_envs environments of its own
     address: str = ""  # for "ray": of a cluster that this machine belongs to, such as "auto"; empty starts one here
     out: Path = Path("runs/evaluation")  # folder of the report; the same command goes on where it stopped
     compare: tuple[Path, Path] | None = None  # two finished evaluations to compare into out's comparison.html, no more
+    across_simulations: bool = False  # with --compare: of one model in two simulations, such as exact and batched
 
 
 def check(options: Options) -> None:
-    """Refuse a temperature that means nothing, before anything slow begins.
+    """Refuse options that mean nothing, before anything slow begins.
 
     Raises:
-        ValueError: If it is no number above 0, or nothing is drawn.
+        ValueError: If a temperature is no number above 0 or nothing is drawn, or simulations are to be compared where
+            nothing is.
     """
     if options.temperature is not None:
         if not options.sample:
@@ -64,12 +70,15 @@ def check(options: Options) -> None:
                 "likeliest are taken; add --sample, or leave --temperature out."
             )
         real_number("--temperature", options.temperature, above=0)
+    if options.across_simulations and options.compare is None:
+        raise ValueError("--across-simulations is for two evaluations: add --compare runs/a runs/b, or leave it out.")
 
 
 def evaluate(options: Options) -> EvaluationReport:
     """Run the episodes that ``out`` lacks, and report on all."""
     check(options)
     check_sharing(options)
+    check_backend(options)
     with sharing_engine(options) as engine:
         return _evaluate(options, engine)
 
@@ -96,16 +105,19 @@ def _evaluate(options: Options, engine: RayEngine | None) -> EvaluationReport:
         film_failures=whole_number("--film-failures", options.film_failures, 0),
         seed=options.seed,
         device=options.device,
+        backend=options.backend,
+        backend_device=options.backend_device,
         engine=engine,
         out=options.out,
     )
 
 
-def compare(before: Path, after: Path, out: Path) -> None:
+def compare(before: Path, after: Path, out: Path, *, across_simulations: bool = False) -> None:
     """Print what two finished evaluations say of each other, and write ``comparison.html`` into a folder."""
     first, second = (EvaluationReport.load(folder) for folder in (before, after))
-    print(compare_reports(first, second))
-    page = comparison_page(first, second, after if after.is_dir() else after.parent)
+    print(compare_reports(first, second, across_simulations=across_simulations))
+    folder = after if after.is_dir() else after.parent
+    page = comparison_page(first, second, folder, across_simulations=across_simulations)
     path = as_folder("--out", out) / COMPARISON_FILE
     write_text(path, page)
     print(f"Wrote {path}")
@@ -114,7 +126,7 @@ def compare(before: Path, after: Path, out: Path) -> None:
 def main(options: Options) -> None:
     """Evaluate, or compare."""
     if options.compare:
-        compare(*options.compare, options.out)
+        compare(*options.compare, options.out, across_simulations=options.across_simulations)
         return
     if not sys.stderr.isatty():  # progress bars are quiet there, so the log says how far it is
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -34,9 +34,11 @@ from vla_agent import (
     safe_learn,
 )
 from vla_agent.algorithms.health import Stopwatch
+from vla_agent.commands.backends import check_training_backend, evaluation_backend, training_arguments
 from vla_agent.commands.engines import check_engine, engine_of, maker_of_environments, n_envs_of_each
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.commands.unseen_states import check_unseen, trained_before
+from vla_agent.envs.backends import BackendName
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change, describe_share, film_change, telling_trial
 from vla_agent.evaluation.provenance import TRAINING_FILE, read_training_states, write_training_states
@@ -61,6 +63,9 @@ class Options:
     reward_weight: float = 1.0  # for "process": weight of its term
     renderer: Renderer = "fast"  # of training frames; "exact" draws stock LIBERO's pixels
     physics: Physics = "fast"  # "exact" gives stock LIBERO's states to the bit; "coarse" steps less often
+    backend: BackendName = "processes"  # "warp" simulates worlds on a device, in a physics of its own: "batched"
+    backend_device: str = "auto"  # for "warp": Warp's name, such as "cuda:1"; "auto" for the model's device
+    keep_on_device: bool = False  # for "warp" with "fast" frames: observations stay on the device until learned from
     n_envs: int = 8  # environments side by side
     n_steps: int = 32  # decisions per environment and iteration; tiny-libero decides 8 control steps at a time
     total_timesteps: int = 6144  # decisions of the whole training
@@ -105,6 +110,7 @@ class Options:
     eval_states: str = "0-19"  # official initial states to evaluate on; training must not see them
     n_eval_placements: int = 0  # further initial states per task to evaluate on, drawn; none is trained on
     eval_renderer: Renderer = "fast"  # of evaluations and the film; "exact" takes longer
+    eval_backend: BackendName = "processes"  # of evaluations; "warp" judges where "batched" physics trains
     existing: Literal["refuse", "aside"] = "refuse"  # if --out holds another run; "aside" moves it to earlier/
     resume: Path | None = None  # a folder of an earlier run, such as runs/ppo, to go on from where it stopped
     allow_changes: bool = False  # resume with other options than the run was made with
@@ -181,6 +187,7 @@ def check(options: Options) -> None:
     if options.learning_rate_end is not None:
         real_number("--learning-rate-end", options.learning_rate_end, 0)
     check_engine(options)
+    check_training_backend(options)
     ids_or_none("--task-ids", options.task_ids)
     trained = ids_or_none("--init-states", options.init_states)
     evaluated = ids_or_none("--eval-states", options.eval_states)
@@ -229,6 +236,7 @@ def make_environments(options: Options, engine: RayEngine | None = None) -> VecE
         renderer=options.renderer,
         physics=options.physics,
         max_episode_steps=options.max_episode_steps or None,
+        **training_arguments(options),
         privileged=options.privileged_critic,
         seed=options.seed,
     )
@@ -302,6 +310,7 @@ def make_evaluation(options: Options) -> EvaluationCallback:
         protocol="training",
         renderer=options.eval_renderer,
         max_episode_steps=options.max_episode_steps or None,
+        **evaluation_backend(options),
         n_envs=n_envs_of_each(options, options.n_envs),
         verbose=1,
     )

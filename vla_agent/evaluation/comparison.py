@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from libero_gym.equivalence.versions import DISTRIBUTION, EXACT, fidelity, refuse_to_mix
+from libero_gym.equivalence.versions import DISTRIBUTION, EXACT, SAME_VERSION, fidelity, refuse_to_mix
 from vla_agent.common.intervals import mcnemar_exact, newcombe_interval
 from vla_agent.evaluation.decoding import describe_decoding
 from vla_agent.evaluation.protocols import with_fixtures
@@ -29,6 +29,7 @@ class Comparison:
     Attributes:
         differences: Conditions that differ, one sentence each; the reports are comparable if there is none.
         choices: Settings that differ, such as how images were cropped: the model's side, not the benchmark's.
+        simulations: How exact the simulation of each was; they differ only if simulations are compared on purpose.
         first: Success of the first, over the episodes compared.
         second: Success of the second.
         paired: Whether both ran the episodes compared, so that these are compared one by one.
@@ -41,6 +42,7 @@ class Comparison:
 
     differences: list[str]
     choices: list[str]
+    simulations: tuple[str, str]
     first: SuccessRow
     second: SuccessRow
     paired: bool
@@ -52,8 +54,18 @@ class Comparison:
 
     @property
     def comparable(self) -> bool:
-        """Whether the two differ in the model alone."""
+        """Whether the two differ in the model alone; or, if simulations are compared, in the simulation alone."""
         return not self.differences
+
+    @property
+    def across_simulations(self) -> bool:
+        """Whether the two are of different simulations of LIBERO."""
+        return self.simulations[0] != self.simulations[1]
+
+    @property
+    def subject(self) -> str:
+        """What the two differ in, "model" or "simulation"."""
+        return "simulation" if self.across_simulations else "model"
 
     @property
     def difference(self) -> float:
@@ -71,6 +83,8 @@ class Comparison:
         low, high = self.interval
         lines = ["Comparable: yes." if self.comparable else "Comparable: no."]
         lines += [f"  {difference}" for difference in self.differences]
+        if self.across_simulations:
+            lines.append(f"Simulations: {self.simulations[0]} against {self.simulations[1]}.")
         if self.choices:
             lines.append("Chosen differently: " + " ".join(self.choices))
         for name, row in (("First", self.first), ("Second", self.second)):
@@ -92,11 +106,13 @@ class Comparison:
         verdict = "The difference is significant" if self.significant else "No significant difference"
         lines.append(f"{verdict} at {SIGNIFICANCE_LEVEL:.0%}.")
         if not self.comparable:
-            lines[-1] += " It need not be the model's: the conditions differ."
+            lines[-1] += f" It need not be the {self.subject}'s: the conditions differ."
         return "\n".join(lines)
 
 
-def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Comparison:
+def compare_reports(
+    first: EvaluationReport, second: EvaluationReport, *, across_simulations: bool = False
+) -> Comparison:
     """Whether two reports can be compared, and whether their success rates differ beyond chance.
 
     Episodes of the same task and initial state are paired, so that what makes some states harder than others cancels.
@@ -107,10 +123,12 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
     Args:
         first: The one to compare with, such as a baseline.
         second: The other.
+        across_simulations: Whether to compare reports of different simulations ("exact", "equivalent", "batched").
+            Another model is then a condition that differs: what is compared is what the simulations make of one.
 
     Raises:
         TypeError: If one is no report.
-        ReportError: If one is of the exact simulation and the other is not, or they are of different versions.
+        ReportError: If they are of different simulations, or of different versions of one, and not meant to be.
     """
     for name, report in (("first", first), ("second", second)):
         if not isinstance(report, EvaluationReport):
@@ -118,11 +136,12 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
                 f"The {name} is a {type(report).__name__}; expected an EvaluationReport, such as of "
                 "EvaluationReport.load(folder)."
             )
-    try:
-        refuse_to_mix(_fidelity(first), _fidelity(second), "reports")
-    except ValueError as error:
-        raise ReportError(str(error)) from None
+    simulations = _fidelity(first), _fidelity(second)
     differences = _differing(*map(_conditions, (first, second)))
+    if across_simulations:
+        differences += _differing(*map(_model, (first, second))) if simulations[0] != simulations[1] else []
+    else:
+        _refuse_to_mix(*simulations)
     choices = _differing(*map(_choices, (first, second)))
     for name, report in (("first", first), ("second", second)):
         if not report.complete:
@@ -136,6 +155,7 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
     return Comparison(
         differences,
         choices,
+        simulations,
         row_one,
         row_two,
         bool(both),
@@ -143,8 +163,20 @@ def compare_reports(first: EvaluationReport, second: EvaluationReport) -> Compar
         only_two,
         mcnemar_exact(only_one, only_two) if both else None,
         newcombe_interval((row_one.successes, row_one.n), (row_two.successes, row_two.n)),
-        {name: compare_reports(_part(first, name), _part(second, name)) for name in shared if len(shared) > 1},
+        {
+            name: compare_reports(_part(first, name), _part(second, name), across_simulations=across_simulations)
+            for name in shared
+            if len(shared) > 1
+        },
     )
+
+
+def _refuse_to_mix(first: str, second: str) -> None:
+    way_out = f"{SAME_VERSION} and back end, or add --across-simulations (across_simulations=True) to compare these"
+    try:
+        refuse_to_mix(first, second, "reports", way_out)
+    except ValueError as error:
+        raise ReportError(str(error)) from None
 
 
 def _part(report: EvaluationReport, suite: str) -> EvaluationReport:
@@ -161,6 +193,12 @@ def _fidelity(report: EvaluationReport) -> str:
 
 def _conditions(report: EvaluationReport) -> dict[str, Any]:
     return with_fixtures(report.conditions) | {"actions": describe_decoding(report.settings)}
+
+
+def _model(report: EvaluationReport) -> dict[str, Any]:
+    """What tells a model from another: its files' or weights' hashes; its name if there are none."""
+    model = report.manifest.get("model", {})
+    return {"model": model.get("sha256") or model.get("name")}
 
 
 def _choices(report: EvaluationReport) -> dict[str, Any]:

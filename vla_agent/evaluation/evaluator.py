@@ -15,6 +15,7 @@ from tqdm import tqdm
 from libero_gym.common.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
 from libero_gym.equivalence.versions import fidelity
+from vla_agent.envs.backends import evaluation_arguments
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite
@@ -126,7 +127,8 @@ class Evaluator:
         engine: Engine whose processes play the trials beside this one, each in ``n_envs`` environments of its own. They
             read the model by its name, so it has to be one, or it is the learner that they have copies of. Greedy
             episodes are those of one process with as many environments; sampled ones are not.
-        **env_kwargs: Further arguments of the environments, such as ``n_workers``.
+        **env_kwargs: Further arguments of the environments, such as ``n_workers``; or ``backend="warp"``, with
+            ``backend_device``, by default the model's: the report says "batched" then.
 
     Attributes:
         trials: The trials, in the report's order.
@@ -165,8 +167,7 @@ class Evaluator:
             center_crop = flag("center_crop", center_crop)
         if max_episode_steps is not None:
             max_episode_steps = whole_number("max_episode_steps", max_episode_steps, 1)
-        if env_kwargs.get("physics") == "coarse":
-            raise ValueError('physics="coarse" is for training: its contacts are none of the benchmark. Leave it out.')
+        env_kwargs = evaluation_arguments(env_kwargs, device)
         trained_states = flag("trained_states", trained_states)
         placement_seeds = sequence("placement_seeds", placement_seeds)
         states: Any = init_state_ids
@@ -231,7 +232,7 @@ class Evaluator:
             renderer=self.conditions["renderer"],
             settle_steps=self.conditions["settle_steps"],
             max_episode_steps=self.conditions["max_steps"],
-            **{"restart": True} | env_kwargs | image_options,
+            **env_kwargs | image_options,
         )
         try:
             with own_randomness(0):

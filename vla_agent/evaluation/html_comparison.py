@@ -61,15 +61,18 @@ class SuiteChange(NamedTuple):
     total: Change
 
 
-def comparison_page(first: EvaluationReport, second: EvaluationReport, folder: Path) -> str:
+def comparison_page(
+    first: EvaluationReport, second: EvaluationReport, folder: Path, *, across_simulations: bool = False
+) -> str:
     """The page `comparison.html`, the same bytes for the same reports and films.
 
     Args:
         first: The evaluation before.
         second: The evaluation after.
         folder: Folder of the second, whose films of failures are embedded.
+        across_simulations: See `compare_reports`.
     """
-    comparison = compare_reports(first, second)
+    comparison = compare_reports(first, second, across_simulations=across_simulations)
     one, two = _compared(first, second, comparison.paired)
     names = [model_name(first), model_name(second)]
     rows = [facts(replace(report, conditions=with_fixtures(report.conditions))) for report in (first, second)]

@@ -18,7 +18,7 @@ import torch as th
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.json_files import read_json
-from libero_gym.common.version import UNKNOWN, package_versions
+from libero_gym.common.version import UNKNOWN, installed_version, package_versions
 from vla_agent.common.hashes import hash_files, hash_weights
 from vla_agent.runs.run_files import STATE
 from vla_agent.runs.run_folder import CHECKPOINTS, RUN
@@ -34,6 +34,8 @@ PACKAGES = (
     "transformers",
     "numpy",
 )
+# What simulates worlds on a device; most installations have none of it.
+DEVICE_PACKAGES = ("mujoco-warp", "warp-lang")
 # Training writes this file into the checkpoint: {"training": {"libero_spatial": [0, 1, ...]}}, states by suite.
 TRAINING_FILE = "training.json"
 
@@ -46,7 +48,7 @@ def provenance() -> dict[str, Any]:
         "command": describe_command(sys.argv),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": source_commit(),
-        "versions": package_versions(PACKAGES),
+        "versions": package_versions((*PACKAGES, *filter(installed_version, DEVICE_PACKAGES))),
         "machine": {
             "architecture": platform.machine(),
             "cpu_cores": os.cpu_count(),

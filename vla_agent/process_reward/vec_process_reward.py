@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from libero_gym.common.checks import choice, flag, real_number, whole_number
 from libero_gym.dimensions import SHAPING_GAMMA
 from libero_gym.gripper import FINGERS, gripper_opening
+from vla_agent.common.tensors import on_host, stacked
 from vla_agent.episode_totals import EpisodeTotals
 from vla_agent.process_reward.interface import RewardModel, check_camera, checked_scores
 
@@ -38,6 +39,8 @@ class VecProcessReward(VecEnvWrapper):
 
     ``info["reward_terms"]`` gets ``process``, the part that is added, and ``score``, phi(s'), beside ``success``. The
     ``r`` of ``info["episode"]`` is the sum of the rewards that the learner sees; ``is_success`` is unchanged.
+
+    Observations may be tensors on a device. Frames that are scored are then copied to the host: models read arrays.
 
     Args:
         venv: A `VLAVecEnv` with sparse rewards, or a vector environment with the same observations and infos.
@@ -106,17 +109,17 @@ class VecProcessReward(VecEnvWrapper):
         obs, rewards, dones, infos = self.venv.step_wait()
         observations = cast(dict[str, np.ndarray], obs)
         ended = np.flatnonzero(dones)
-        after = {key: np.array(observations[key]) for key in (self.camera, "state") if key in observations}
-        for index in ended:  # the vector environment has reset itself there: the observation is of the next episode
-            for key, values in after.items():
-                values[index] = infos[index]["terminal_observation"][key]
-        opening = self._opening_of(after)
+        # The vector environment has reset itself there: its observation is the next episode's.
+        last = {index: info["terminal_observation"] for index, info in enumerate(infos) if dones[index]}
+        opening = self._opening_of(observations)
+        for index in last:
+            opening[index] = self._opening_of({key: values[None] for key, values in last[index].items()})[0]
         phi, due = self._phi.copy(), self._due(dones, opening)
         told = [self._instructions[index] for index in due]
         self._note_instructions(ended)
         told += [self._instructions[index] for index in ended]
-        frames = np.concatenate([after[self.camera][due], observations[self.camera][ended]])
-        scores = checked_scores(self.model, frames, told) if len(frames) else np.zeros(0)
+        frames = [last[index][self.camera] if index in last else observations[self.camera][index] for index in due]
+        scores = self._scores(frames + [observations[self.camera][index] for index in ended], told)
         phi[due], first = scores[: len(due)], scores[len(due) :]
         self._opening[due] = opening[due]
         added = self._added(phi, due, np.array([bool(info.get("TimeLimit.truncated")) for info in infos]), dones)
@@ -186,7 +189,11 @@ class VecProcessReward(VecEnvWrapper):
         """Score the first frames of new episodes."""
         self._note_instructions(indices)
         told = [self._instructions[index] for index in indices]
-        self._begin(obs, indices, checked_scores(self.model, obs[self.camera][indices], told))
+        self._begin(obs, indices, self._scores([obs[self.camera][index] for index in indices], told))
+
+    def _scores(self, frames: Sequence[Any], instructions: Sequence[str]) -> np.ndarray:
+        """Scores of frames, arrays or tensors of a device, (H, W, 3)."""
+        return checked_scores(self.model, on_host(stacked(frames)), instructions) if frames else np.zeros(0)
 
     def _begin(self, obs: Mapping[str, np.ndarray], indices: np.ndarray, scores: np.ndarray) -> None:
         """Begin episodes whose first frames have those scores."""
@@ -218,4 +225,4 @@ class VecProcessReward(VecEnvWrapper):
         """Distance between the fingers in m, (n_envs,); 0 if the observations lack the state."""
         if "state" not in obs:
             return np.zeros(self.num_envs)
-        return gripper_opening(obs["state"][:, FINGERS]).astype(np.float64)
+        return gripper_opening(on_host(obs["state"])[:, FINGERS]).astype(np.float64)

@@ -13,9 +13,10 @@ import pytest
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation import records
 from libero_gym.equivalence import box_contacts
-from libero_gym.equivalence.versions import UnsupportedMujocoError, traits
+from libero_gym.equivalence.versions import UnsupportedMujocoError, parse, traits
 
 _WHOLE = traits(mujoco.__version__).whole_depths
+_REWRITTEN = parse(mujoco.__version__) >= (3, 12)
 needs_newer = pytest.mark.skipif(not _WHOLE, reason=f"MuJoCo {mujoco.__version__} halves depths by itself")
 
 # A box lies 10 mm deep on another; beside them, two cross, edge on edge.
@@ -27,6 +28,18 @@ _BOXES = """
     <geom name="ridge" type="box" size="0.3 0.05 0.05" pos="5 0 0" euler="45 0 0"/>
     <body pos="5 0 0.135" euler="0 0 90"><freejoint/>
       <geom name="roof" type="box" size="0.3 0.05 0.05" euler="45 0 0"/></body>
+  </worldbody>
+</mujoco>
+"""
+
+# A finger opens the drawer of `libero_goal[3]`: two of its edges cross one of the handle, 1.3e-6 rad from flat.
+_HANDLE = """
+<mujoco>
+  <worldbody>
+    <geom type="box" size="0.0077 0.00817 0.04445"/>
+    <body pos="-0.0043799 0.01245099 -0.00291154" quat="0.030487067 0.708923666 0.030701222 -0.703956824">
+      <freejoint/><geom type="box" size="0.008 0.004 0.008"/>
+    </body>
   </worldbody>
 </mujoco>
 """
@@ -75,6 +88,31 @@ def test_face_contacts_are_halved_and_whole_again() -> None:
     box_contacts.uninstall()
     assert not box_contacts.is_installed()
     assert depths(boxes(marked=True)) == before
+
+
+@pytest.mark.skipif(_REWRITTEN, reason=f"MuJoCo {mujoco.__version__} takes these edges for a face")
+def test_edges_that_cross_almost_flat_are_edges() -> None:
+    """The numbers are those of 3.3.2, which has whole depths at edges as all versions do."""
+    model = mujoco.MjModel.from_xml_string(_HANDLE)
+    if _WHOLE:
+        box_contacts.mark(model)
+        box_contacts.install()
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    np.testing.assert_allclose(sorted(data.contact.dist), [-2.20809361e-05, -2.20595413e-05], atol=1e-10)
+
+
+@pytest.mark.parametrize(("tilt", "is_axis"), [(0.0, True), (1e-13, True), (1e-8, False), (1e-6, False)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_normal_is_an_axis_within_rounding(tilt: float, is_axis: bool, sign: int) -> None:
+    turn = np.zeros(9)
+    mujoco.mju_quat2Mat(turn, np.array([0.5, -0.1, 0.7, np.sqrt(0.25)]))
+    axes = np.concatenate([np.eye(3).ravel(), turn])
+    columns = turn.reshape(3, 3).T
+    for axis in range(3):
+        normal = sign * (np.cos(tilt) * columns[axis] + np.sin(tilt) * columns[axis - 1])
+        assert bool(box_contacts._is_axis(*normal, axes, 1)) is is_axis
+        assert not box_contacts._is_axis(*normal, axes, 0)
 
 
 @needs_newer

@@ -33,6 +33,11 @@ def test_only_what_the_version_needs_is_repaired() -> None:
     flags = getattr(mujoco.mjtDisableBit, "mjDSBL_MULTICCD", None)
     assert flags is None or bool(compiled.physics.opt.disableflags & int(flags)) == _TRAITS.multiccd
     assert (compiled.physics.opt.tolerance < 1e-12) == _TRAITS.early_exits
+    flags = getattr(mujoco.mjtDisableBit, "mjDSBL_ISLAND", None)
+    assert flags is not None or not _TRAITS.islands
+    if flags is not None:
+        off = bool(compiled.physics.opt.disableflags & int(flags))
+        assert off == (_TRAITS.islands and not _TRAITS.early_exits)
     spaces = getattr(load_visual_model(compiled), "tex_colorspace", None)
     if _TRAITS.colour_spaces:
         assert spaces is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import mujoco
@@ -164,6 +165,31 @@ def test_a_buffer_that_is_too_small_names_the_size_to_ask_for(
     assert "overflow - please increase" not in capfd.readouterr().out
     name, asked = str(caught.value).rsplit(" ", 1)[1].rstrip(".").split("=")
     assert int(asked) > {"nconmax": sizes[0], "njmax": sizes[1]}[name]
+
+
+def test_a_driver_without_loops_in_graphs_is_named_and_gone_on_with(
+    batch: SceneBatch, spatial: list[CompiledTask], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The solver then runs to its limit in every step, and finds the same."""
+    from libero_gym.gpu import scene_batch
+    from libero_gym.gpu.scene_batch import SceneBatch, Sizes
+
+    cuda = SimpleNamespace(is_cuda=True)
+    for version, knows in (((12, 4), True), ((13, 0), True), ((12, 3), False)):
+        monkeypatch.setattr(scene_batch.wp, "get_cuda_driver_version", lambda version=version: version)
+        assert scene_batch._knows_loops(cuda) == knows
+    (message,) = caplog.messages
+    assert message.startswith("The CUDA driver is for 12.3, and graphs with loops need 12.4")
+
+    monkeypatch.setattr(scene_batch, "_knows_loops", lambda device: False)
+    old = SceneBatch(spatial, 4, "cpu", Sizes(256, 896))
+    assert not old.model.opt.graph_conditional
+    ends = []
+    for each in (batch, old):
+        start(each, PLACES)
+        each.step(random_actions(4, seed=1), EVERYWHERE)
+        ends.append(each.read("qpos").copy())
+    np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-6)
 
 
 def test_a_state_goes_out_and_in_to_the_bit(batch: SceneBatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -77,6 +78,33 @@ def test_ppo_learns_from_them(warp: Any) -> None:
     assert isinstance(model.rollout_buffer.observations["image"], torch.Tensor)
     assert any(not torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
     env.close()
+
+
+class Brightness:
+    """Scores a frame by its brightness."""
+
+    def score(self, images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+        return images.mean(axis=(1, 2, 3)) / 255
+
+
+def test_a_process_reward_scores_frames_of_the_device(warp: Any) -> None:
+    pytest.importorskip("torch", reason="needs torch")
+    from vla_agent import make_vec_env
+
+    how = {key: value for key, value in ARGUMENTS.items() if key not in ("cameras", "image_size")}
+    scored = {"model": "tiny-libero", "reward": "process", "reward_model": Brightness(), "seed": 4}
+    steps = []
+    for output in ("numpy", "torch"):
+        env: Any = make_vec_env("LIBERO-Spatial-v0", 2, output=output, **scored, **how)
+        env.reset()
+        bins = np.random.default_rng(0).integers(0, 256, (3, 2, *env.action_space.shape))
+        steps.append([env.step(actions)[1:] for actions in bins])
+        env.close()
+    assert any(dones.any() for _, dones, _ in steps[0])
+    for (rewards, _, infos), (own_rewards, _, own_infos) in zip(*steps, strict=True):
+        assert 0 < infos[0]["reward_terms"]["score"] < 1
+        np.testing.assert_array_equal(own_rewards, rewards)
+        assert [info["reward_terms"] for info in own_infos] == [info["reward_terms"] for info in infos]
 
 
 def test_exact_frames_are_not_drawn_there(warp: Any) -> None:

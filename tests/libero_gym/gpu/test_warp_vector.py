@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,17 +119,71 @@ def test_frames_show_the_worlds(renderer: str) -> None:
     env.close()
 
 
-def test_environments_move_between_scenes_whose_batches_grow() -> None:
-    """All three draw the first scene's task, then the other's: each batch began with two worlds."""
-    env = make(3, task_id=[0, 1], suite="libero_object")
-    sizes = [scene.batch.n_worlds for scene in env.backend._places._scenes]
-    assert sizes == [2, 2]
+def test_environments_move_between_scenes_and_groups_that_nobody_is_in_rest(
+    warp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All four draw the first scene's task, then the other's: each began with two worlds and gets as many again."""
+    from libero_gym.gpu.scene_batch import SceneBatch
+
+    env = make(4, task_id=[0, 1], suite="libero_object")
+    groups, stepped_worlds, step = env.backend._places._groups, [], SceneBatch.step
+
+    def counted(batch: SceneBatch, actions: np.ndarray, active: np.ndarray) -> None:
+        stepped_worlds.append((batch.n_worlds, int(active.sum())))
+        step(batch, actions, active)
+
+    assert [[group.batch.n_worlds for group in own] for own in groups] == [[2], [2]]
     for task_id in (0, 1, 0):
-        obs, infos = env.reset(seed=5, options={"task_id": task_id, "init_state_id": [0, 1, 2]})
-        assert infos["task_id"].tolist() == [task_id] * 3
-        stepped, *_ = env.step(np.tile([1.0, 0, 0, 0, 0, 0, -1], (3, 1)))
+        obs, infos = env.reset(seed=5, options={"task_id": task_id, "init_state_id": [0, 1, 2, 3]})
+        assert infos["task_id"].tolist() == [task_id] * 4
+        monkeypatch.setattr(SceneBatch, "step", counted)
+        stepped, *_ = env.step(np.tile([1.0, 0, 0, 0, 0, 0, -1], (4, 1)))
+        monkeypatch.setattr(SceneBatch, "step", step)
         assert (stepped["state"][:, 0] > obs["state"][:, 0]).all()
+        assert stepped_worlds == [(2, 2), (2, 2)]  # and none of the other scene's
+        stepped_worlds.clear()
+    assert [[group.batch.n_worlds for group in own] for own in groups] == [[2, 2], [2, 2]]
+    monkeypatch.setattr(env.backend._places, "_most", 8)
+    env.reset(options={"task_id": [0, 0, 1, 1], "init_state_id": 0})  # in the first groups
+    env.backend._places._give_up_idle()
+    assert [[group.batch.n_worlds for group in own] for own in groups] == [[2], [2]]
+    env.step(np.zeros((4, 7)))
     env.close()
+
+
+def test_worlds_keep_to_a_multiple_of_those_of_the_beginning(warp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from libero_gym.gpu import places
+
+    monkeypatch.setattr(places, "MAX_GROWTH", 1.5)  # six worlds: one further group at a time
+    env = make(4, task_id=[0, 1], suite="libero_object")
+    for task_id in (0, 1, 0):
+        env.reset(seed=0, options={"task_id": task_id, "init_state_id": 0})
+        assert env.backend._places.n_worlds == 6
+    env.close()
+
+
+def test_closing_frees_the_worlds() -> None:
+    env = make(2)
+    env.reset(seed=0)
+    ((group,),) = env.backend._places._groups
+    batch = weakref.ref(group.batch)
+    del group
+    env.close()
+    gc.collect()
+    assert batch() is None
+
+
+def test_a_reset_after_a_restore_leaves_restored_worlds_alone() -> None:
+    first, second = make(2), make(2)
+    first.reset(seed=3, options={"init_state_id": [1, 2]})
+    first.step(random_actions(2))
+    second.restore(first.snapshot())
+    second.reset(options={"init_state_id": 5, "reset_mask": np.array([True, False])})
+    found, expected = (env.step(random_actions(2, seed=1))[0]["state"] for env in (second, first))
+    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-5)
+    assert np.abs(found[0] - expected[0]).max() > 1e-3
+    first.close()
+    second.close()
 
 
 def test_a_single_world_is_not_stepped_by_call(chunked: LiberoVectorEnv) -> None:

@@ -1,47 +1,68 @@
-"""Worlds of a scene are taken, settled once, and become more without a trace in those that are there."""
+"""Worlds of a scene are taken, settle once, and get further ones beside them."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import mujoco
 import numpy as np
 import pytest
-from comparing import random_actions
 
 from libero_gym.compilation.compile import compile_task
 from libero_gym.observations import quat_to_axis_angle
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.tasks import get_tasks, initial_states
 
+if TYPE_CHECKING:
+    from libero_gym.gpu.worlds import Start
 
-def test_a_batch_grows_in_the_middle_of_episodes(spatial: list[CompiledTask]) -> None:
-    """Rows are as before to the bit, the next step is what it would have been, and the new world can be started."""
-    from libero_gym.gpu.worlds import SceneWorlds, Start, sizes_for
 
-    sizes = sizes_for(spatial)
-    states = [initial_states(task.task)[0] for task in spatial]
-    starts = [Start(row, state, task.fixtures) for row, (task, state) in enumerate(zip(spatial, states, strict=True))]
-    actions = random_actions(4).reshape(2, 2, 7)
-    ends = []
-    for grows in (False, True):
-        scene = SceneWorlds(spatial, 2, "cpu", sizes, settle_steps=1)
-        worlds = [scene.take(), scene.take()]
-        scene.start(dict(zip(worlds, starts, strict=True)))
-        scene.batch.step(actions[0][np.argsort(worlds)], np.ones(2, dtype=bool))
-        before = {name: scene.batch.read(name)[worlds].copy() for name in scene.batch.columns}
-        if grows:
-            third = scene.take()
-            assert scene.batch.n_worlds == 4
-            assert third not in worlds
-            for name, values in before.items():
-                np.testing.assert_array_equal(scene.batch.read(name)[worlds], values, err_msg=name)
-            scene.start({third: starts[0]})
-        n = scene.batch.n_worlds
-        own, active = np.zeros((n, 7)), np.zeros(n, dtype=bool)
-        own[worlds], active[worlds] = actions[1], True
-        scene.batch.step(own, active)
-        ends.append({name: scene.batch.read(name)[worlds].copy() for name in scene.batch.columns})
-    for name in ("time", "qpos", "memory", "kinematics_qpos", "sample", "flags", "phi"):
-        np.testing.assert_allclose(ends[1][name], ends[0][name], rtol=0, atol=1e-6, err_msg=name)
+def starts_of(spatial: list[CompiledTask], n: int) -> list[Start]:
+    """One from each of the first initial states, of one task after the other."""
+    from libero_gym.gpu.worlds import Start
+
+    rows = [number % len(spatial) for number in range(n)]
+    states = [initial_states(spatial[row].task)[number] for number, row in enumerate(rows)]
+    return [Start(row, state, spatial[row].fixtures) for row, state in zip(rows, states, strict=True)]
+
+
+def test_further_worlds_copy_what_has_settled_and_leave_the_others_alone(
+    spatial: list[CompiledTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from libero_gym.gpu.scene_batch import SceneBatch
+    from libero_gym.gpu.worlds import SceneWorlds, sizes_for
+
+    starts = starts_of(spatial, 2)
+    group = SceneWorlds(spatial, 2, "cpu", sizes_for(spatial), settle_steps=1)
+    worlds = [group.take(), group.take()]
+    assert group.n_free == 0
+    group.start(dict(zip(worlds, starts, strict=True)))
+    before = {name: group.batch.read(name).copy() for name in group.batch.columns}
+    monkeypatch.setattr(SceneBatch, "begin", None)  # nothing settles again
+    other = group.another(1)
+    world = other.take()
+    other.start({world: starts[1]})
+    for name, values in before.items():
+        np.testing.assert_array_equal(other.batch.read(name)[world], values[worlds[1]], err_msg=name)
+        np.testing.assert_array_equal(group.batch.read(name), values, err_msg=name)
+    other.batch.step(np.ones((1, 7)), np.ones(1, dtype=bool))
+    assert other.batch.read("time")[world, 0] > before["time"][worlds[1], 0]
+    np.testing.assert_array_equal(group.batch.read("qpos"), before["qpos"])
+
+
+def test_a_table_that_is_full_forgets_and_settles_again(
+    spatial: list[CompiledTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from libero_gym.gpu import worlds as module
+
+    monkeypatch.setattr(module, "MAX_SETTLED", 2)
+    first, second, third = starts_of(spatial, 3)
+    group = module.SceneWorlds(spatial, 2, "cpu", module.sizes_for(spatial), settle_steps=1)
+    group.start({0: first, 1: second})
+    before = group.batch.read("qpos").copy()
+    group.start({0: third, 1: second})  # the second is known, and the third has no room
+    np.testing.assert_allclose(group.batch.read("qpos")[1], before[1], rtol=0, atol=1e-6)
+    assert np.abs(group.batch.read("qpos")[0] - before[0]).max() > 1e-3
 
 
 def test_robot_states_are_those_of_the_exact_environment() -> None:

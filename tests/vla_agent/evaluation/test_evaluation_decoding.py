@@ -141,6 +141,24 @@ def test_reports_of_different_simulations_are_not_compared() -> None:
         compare_reports(before, other)
 
 
+def test_simulations_are_compared_on_purpose_alone() -> None:
+    exact = with_decoding(mujoco="exact")
+    batched = replace(report_of("+++-"), settings={"seed": 0, "mujoco": "batched (MuJoCo Warp 4.0.0)"})
+    with pytest.raises(ReportError, match=r"same version of MuJoCo and back end, or add --across-simulations"):
+        compare_reports(exact, batched)
+    comparison = compare_reports(exact, batched, across_simulations=True)
+    assert comparison.comparable
+    assert (comparison.only_first, comparison.only_second, comparison.p_value) == (0, 1, 1.0)
+    assert "Simulations: exact against batched (MuJoCo Warp 4.0.0)." in str(comparison)
+    named = batched.manifest | {"model": {"name": "another"}}
+    other = compare_reports(exact, replace(batched, manifest=named), across_simulations=True)
+    assert other.differences == ["model: 'tiny' against 'another'."]
+    assert "It need not be the simulation's" in str(other)
+    alike = compare_reports(exact, replace(exact), across_simulations=True)  # which is what models are compared in
+    assert alike.comparable
+    assert not alike.across_simulations
+
+
 def test_the_pages_say_that_a_simulation_is_not_exact(tmp_path: Path) -> None:
     report = with_decoding(mujoco="equivalent (4.0.0)")
     for page in (markdown(report), report_page(report, tmp_path)):

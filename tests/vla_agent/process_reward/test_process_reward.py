@@ -10,8 +10,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from fakes import INSTRUCTIONS, FakeBackbone, fake_env
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from vla_agent import VLAPPO, make_vec_env
 from vla_agent.process_reward import RewardModelError, VecProcessReward, load_reward_model
@@ -46,6 +48,40 @@ def run(env: VecProcessReward, n_steps: int, seed: int = 0) -> list[tuple[np.nda
     rng = np.random.default_rng(seed)
     env.reset()
     return [env.step(rng.integers(0, 256, (env.num_envs, 7)))[1:] for _ in range(n_steps)]  # type: ignore[misc]
+
+
+class Tensors(VecEnvWrapper):
+    """Hands out images and states as tensors, as environments on a device do."""
+
+    def reset(self) -> Any:
+        obs = self.venv.reset()
+        self.reset_infos = self.venv.reset_infos
+        return _as_tensors(obs)
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            if "terminal_observation" in info:
+                info["terminal_observation"] = _as_tensors(info["terminal_observation"])
+        return _as_tensors(obs), rewards, dones, infos
+
+
+def _as_tensors(obs: Any) -> dict[str, Any]:
+    return {key: th.as_tensor(values) if key in ("image", "state") else values for key, values in obs.items()}
+
+
+@pytest.mark.parametrize("when", ["step", "gripper"])
+def test_frames_on_a_device_are_scored_as_those_on_the_host(when: Any) -> None:
+    scorer = Brightness()
+    envs = [fake_env(3, max_episode_steps=4), Tensors(fake_env(3, max_episode_steps=4))]
+    on_host, on_device = [VecProcessReward(env, scorer, gamma=GAMMA, every=2, when=when) for env in envs]
+    expected, found = run(on_host, 9), run(on_device, 9)
+    assert any(dones.any() for _, dones, _ in expected)
+    for (rewards, dones, infos), (own_rewards, own_dones, own_infos) in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(own_rewards, rewards)
+        np.testing.assert_array_equal(own_dones, dones)
+        assert [info["reward_terms"] for info in own_infos] == [info["reward_terms"] for info in infos]
+    assert scorer.asked[: len(scorer.asked) // 2] == scorer.asked[len(scorer.asked) // 2 :]
 
 
 @pytest.mark.parametrize("bootstrap", [True, False])
