@@ -11,7 +11,7 @@ from libero_gym.env import LiberoEnv
 from libero_gym.env.simulators import Simulators
 from libero_gym.env.state import EpisodeState, snapshot_from_json
 from libero_gym.rendering import renderer
-from libero_gym.simulation.simulator import SimState
+from libero_gym.simulation.states import SimState
 
 
 class Mirror:

@@ -10,7 +10,7 @@ import numpy as np
 from libero_gym.gpu.states import row_of, state_of
 from libero_gym.gpu.worlds import SceneWorlds
 from libero_gym.simulation.compiled import FixtureDraw
-from libero_gym.simulation.simulator import SimState
+from libero_gym.simulation.states import SimState
 from libero_gym.tasks import Task
 
 # Further groups that nobody is in are given up before there are more worlds than so many times those of the beginning.

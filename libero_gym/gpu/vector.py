@@ -28,7 +28,7 @@ from libero_gym.gpu.showing import Showing, check_output
 from libero_gym.gpu.worlds import SceneWorlds, Start, robot_states, sizes_for
 from libero_gym.rewards import discounted_potential
 from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
-from libero_gym.simulation.simulator import SimState
+from libero_gym.simulation.states import SimState
 from libero_gym.tasks import placement_seeds_of
 from libero_gym.vector.arguments import check_snapshot
 from libero_gym.vector.backend import ENDED, FINAL, IDLE, RUNNING, Plan, ResetRequests
