@@ -4,6 +4,7 @@ from typing import Any
 
 from libero_gym.common.opencv import undo_failed_imports
 from libero_gym.registration import register_envs
+from libero_gym.stock_api import install_stock_api, uninstall_stock_api
 from libero_gym.tasks import SUITES, Suite, Task, get_suite, get_tasks, initial_states, register_suite
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "get_suite",
     "get_tasks",
     "initial_states",
+    "install_stock_api",
     "register_envs",
     "register_suite",
+    "uninstall_stock_api",
 ]
 
 

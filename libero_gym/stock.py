@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym.common import stand_in
 from libero_gym.common.environment_variables import restored
 from libero_gym.common.version import BENCHMARK
 from libero_gym.common.warn import warn_once
@@ -217,7 +218,7 @@ def import_stock() -> type:
     """Import LIBERO's environment class without its noise: no warnings, no log file, no GL context, no prompts."""
     check_installed()
     try:
-        with quiet(), _robosuite_settings(), pinned(), _inertia_as_installed():
+        with stand_in.aside(), quiet(), _robosuite_settings(), pinned(), _inertia_as_installed():
             from libero.libero.envs.env_wrapper import ControlEnv
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise RuntimeError(
@@ -294,6 +295,31 @@ def _robosuite_settings() -> Iterator[None]:
 
 @_one_at_a_time
 @contextlib.contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leave NumPy's and Python's global generators, which LIBERO draws from, as they were; one thread at a time."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - to restore it
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+def make_stock_env(bddl_file: Path) -> Any:
+    """A stock environment of a task without renderer, not yet reset. It is to be used within `generators_kept`.
+
+    Raises:
+        BenchmarkError: If the benchmark package is missing, or another LIBERO stands in its place.
+        RuntimeError: If LIBERO's simulator cannot be imported; the message says what is missing.
+    """
+    control_env = import_stock()
+    with quiet(), pinned():
+        env = control_env(bddl_file_name=str(bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
+        _reset_as_with_renderer(env.env)
+    return env
+
+
+@contextlib.contextmanager
 def stock_env(bddl_file: Path, resets: int = 1, seed: int = 0) -> Iterator[Any]:
     """A stock environment of a task without renderer, reset ``resets`` times after ``seed(seed)``; closed on exit.
 
@@ -305,23 +331,15 @@ def stock_env(bddl_file: Path, resets: int = 1, seed: int = 0) -> Iterator[Any]:
         seed: Seed of LIBERO's generator.
 
     Raises:
-        BenchmarkError: If the benchmark package is missing, or another LIBERO stands in its place.
-        RuntimeError: If LIBERO's simulator cannot be imported; the message says what is missing.
+        BenchmarkError, RuntimeError: As `make_stock_env`.
     """
-    control_env = import_stock()
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - to restore it
-    try:
-        with quiet(), pinned():
-            env = control_env(bddl_file_name=str(bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
-            _reset_as_with_renderer(env.env)
-            env.seed(seed)
+    with generators_kept():
+        env = make_stock_env(bddl_file)
+        env.seed(seed)
         for _ in range(resets):
             stock_reset(env)
         yield env
         env.close()
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
 
 
 def stock_reset(env: Any) -> None:

@@ -9,7 +9,7 @@ from code_shape import PACKAGES, circles, exceeded, imports, measure
 from paths import ROOT
 
 LIBERO_GYM = [
-    {"common", "dimensions", "equivalence", "gripper", "reward_model", "wrappers"},
+    {"common", "bddl", "dimensions", "equivalence", "gripper", "reward_model", "wrappers"},
     {"tasks"},
     {"stock"},
     {"simulation"},
@@ -19,7 +19,7 @@ LIBERO_GYM = [
     {"rendering"},
     {"first_use"},
     {"env"},
-    {"vector", "demonstrations", "doctor"},
+    {"vector", "demonstrations", "doctor", "stock_api"},
     {"gpu"},
 ]
 VLA_AGENT = [

@@ -1,7 +1,7 @@
-"""Where stock LIBERO puts fixtures at its n-th reset after ``seed(s)``; a compiled task has draw 1 of seed 0.
+"""Where stock LIBERO puts fixtures and objects at its n-th reset after ``seed(s)``.
 
 LIBERO draws the poses of cabinets, stoves and racks at every reset, from one generator that is seeded once. Draw n
-therefore takes n resets, so they are drawn, and kept, in blocks.
+therefore takes n resets, so they are drawn, and kept, in blocks. A compiled task has the fixtures of draw 1 of seed 0.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import fcntl
 import io
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from libero_gym.bddl import read_problem
 from libero_gym.common import cache
 from libero_gym.common.checks import whole_number
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.extraction import read_draw
 from libero_gym.compilation.records import task_key
 from libero_gym.simulation.compiled import FixtureDraw
-from libero_gym.stock import reset_without_visuals, stock_env, stock_reset
+from libero_gym.stock import generators_kept, make_stock_env, reset_without_visuals, stock_reset
 from libero_gym.tasks import Task
 
 BLOCK = 50  # the evaluation protocol has so many trials per task
@@ -30,7 +31,20 @@ MAX_SEED = 2**32 - 1  # of NumPy's global generator
 
 logger = logging.getLogger(__name__)
 
-_kept: dict[str, list[FixtureDraw]] = {}
+
+class Draw(NamedTuple):
+    """What one stock reset leaves.
+
+    Attributes:
+        fixtures: Where fixtures stand.
+        state: Where everything else is, ``[time, qpos, qvel]``, float64 (1 + nq + nv,).
+    """
+
+    fixtures: FixtureDraw
+    state: np.ndarray
+
+
+_kept: dict[str, list[Draw]] = {}
 
 
 def fixture_draw(task: Task, draw: int = 1, seed: int = 0) -> FixtureDraw:
@@ -44,8 +58,26 @@ def fixture_draw(task: Task, draw: int = 1, seed: int = 0) -> FixtureDraw:
     draw, seed = check_draw(draw), check_seed(seed)
     if (draw, seed) == (1, 0):
         return compile_task(task).fixtures
-    prepare(task, draw, seed)
-    return _kept[_key(task, seed)][draw - 1]
+    return stock_draw(task, draw, seed).fixtures
+
+
+def stock_draw(task: Task, draw: int = 1, seed: int = 0, resets_before: int = 0, block: int = BLOCK) -> Draw:
+    """What stock LIBERO's ``draw``-th reset after ``seed(seed)`` leaves.
+
+    Args:
+        task: The task.
+        draw: Counted from 1.
+        seed: Seed of LIBERO's generator.
+        resets_before: Resets between the environment's making and its seeding. They matter where
+            `bddl.Problem.draws_joints`.
+        block: How many are drawn at a time.
+
+    Raises:
+        ValueError: As `fixture_draw`.
+    """
+    draw, seed = check_draw(draw), check_seed(seed)
+    prepare(task, draw, seed, resets_before, block)
+    return _kept[_key(task, seed, resets_before)][draw - 1]
 
 
 def check_draw(draw: int) -> int:
@@ -66,54 +98,89 @@ def check_seed(seed: int) -> int:
     return whole_number("fixture_seed", seed, 0, MAX_SEED)
 
 
-def prepare(task: Task, draws: int, seed: int = 0) -> None:
-    """Make the first ``draws`` draws of a seed now, or read them from the cache, and keep them for `fixture_draw`.
+def prepare(task: Task, draws: int, seed: int = 0, resets_before: int = 0, block: int = BLOCK) -> None:
+    """Make the first ``draws`` draws of a seed now, or read them from the cache, and keep them for `stock_draw`.
 
     A block of 50 draws takes 3-8 s if nothing is cached.
     """
-    key = _key(task, seed)
+    key = _key(task, seed, resets_before)
     if len(_kept.get(key, [])) >= draws:
         return
     with _one_process(key):
         found = _read(key)
         if len(found) < draws:
-            found = _draw(task, -(-draws // BLOCK) * BLOCK, seed)
+            found = _draw(task, -(-draws // block) * block, seed, resets_before)
             cache.write(key, _to_bytes(found))
     _kept[key] = found
 
 
-def _draw(task: Task, draws: int, seed: int) -> list[FixtureDraw]:
-    """The first draws of a seed, from one stock environment: its samplers use more of the generator at each reset."""
+class _Drawer:
+    """A stock environment that draws for one task.
+
+    Args:
+        task: The task.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.resets = 0
+        self._env = make_stock_env(task.bddl_file)
+        reset_without_visuals(self._env)
+
+    def draw(self, draws: int, seed: int, resets_before: int) -> list[Draw]:
+        """The first draws of a seed: samplers use more of the generator at each reset, so nothing can be skipped."""
+        found = []
+        while self.resets < resets_before:
+            self._reset()
+        self._env.seed(seed)
+        for _ in range(draws):
+            self._reset()
+            found.append(Draw(read_draw(self._env), self._env.get_sim_state()))
+        return found
+
+    def _reset(self) -> None:
+        stock_reset(self._env)
+        self.resets += 1
+
+
+_drawer: _Drawer | None = None  # the latest; making one takes seconds
+
+
+def _draw(task: Task, draws: int, seed: int, resets_before: int = 0) -> list[Draw]:
+    """The first draws of a seed; see `stock_draw`."""
+    global _drawer
     logger.info("Drawing fixtures of %s, %d times after seed %d", task.name, draws, seed)
-    with stock_env(task.bddl_file, seed=seed) as env:
-        found = [read_draw(env)]
-        reset_without_visuals(env)
-        for _ in range(draws - 1):
-            stock_reset(env)
-            found.append(read_draw(env))
-    return found
+    counts = read_problem(task.bddl_file).draws_joints
+    with generators_kept():
+        if _drawer is None or _drawer.task != task or (counts and _drawer.resets > resets_before):
+            _drawer = _Drawer(task)
+        return _drawer.draw(draws, seed, resets_before if counts else 0)
 
 
-def _key(task: Task, seed: int) -> str:
-    return f"{task_key(task)}-draws-seed{seed}"
+def _key(task: Task, seed: int, resets_before: int = 0) -> str:
+    after = f"-after{resets_before}" if resets_before else ""
+    return f"{task_key(task)}-draws-with-states-seed{seed}{after}"
 
 
-def _to_bytes(draws: list[FixtureDraw]) -> bytes:
-    """The arrays of `FixtureDraw`, each stacked over draws."""
+def _to_bytes(draws: list[Draw]) -> bytes:
+    """The arrays of `FixtureDraw`, and the states, each stacked over draws."""
     buffer = io.BytesIO()
-    stacked: dict[str, Any] = {name: np.stack([getattr(draw, name) for draw in draws]) for name in vars(draws[0])}
-    np.savez(buffer, **stacked)
+    names = vars(draws[0].fixtures)
+    stacked: dict[str, Any] = {name: np.stack([getattr(draw.fixtures, name) for draw in draws]) for name in names}
+    np.savez(buffer, states=np.stack([draw.state for draw in draws]), **stacked)
     return buffer.getvalue()
 
 
-def _read(key: str) -> list[FixtureDraw]:
+def _read(key: str) -> list[Draw]:
     """The draws of a seed that the cache has; an empty list if it has none."""
     blob = cache.read(key)
     if blob is None:
         return []
     with np.load(io.BytesIO(blob), allow_pickle=False) as archive:
         stacked = dict(archive)
-    return [FixtureDraw(**{name: values[i] for name, values in stacked.items()}) for i in range(len(stacked["pos"]))]
+    states = stacked.pop("states")
+    fixtures = [FixtureDraw(**{name: values[i] for name, values in stacked.items()}) for i in range(len(states))]
+    return [Draw(*parts) for parts in zip(fixtures, states, strict=True)]
 
 
 @contextlib.contextmanager

@@ -41,7 +41,8 @@ from libero_gym.observations import (
 from libero_gym.rendering import renderer as rendering
 from libero_gym.reward_model import RewardModel
 from libero_gym.rewards import SCORE, TERMS
-from libero_gym.simulation.simulator import Physics, SimState, Simulator
+from libero_gym.simulation.simulator import Physics, Simulator
+from libero_gym.simulation.states import SimState
 from libero_gym.tasks import Suite, Task, get_suite, get_tasks
 
 __all__ = ["ACTION_DIM", "LiberoEnv"]

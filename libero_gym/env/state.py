@@ -12,8 +12,8 @@ from libero_gym.common.checks import real_number, whole_number
 from libero_gym.env.arguments import check_own_task
 from libero_gym.equivalence.versions import fidelity
 from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
-from libero_gym.simulation.simulator import SimState
 from libero_gym.simulation.snapshots import generator_from_json, state_from_json, state_to_json
+from libero_gym.simulation.states import SimState
 from libero_gym.tasks import Task
 
 _SNAPSHOT_KEYS = (

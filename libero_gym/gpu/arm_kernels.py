@@ -125,7 +125,8 @@ def _to_mat33d(matrix: wp.mat33):
 
 
 @wp.func
-def _to_vec3d(vector: wp.vec3):
+def to_vec3d(vector: wp.vec3):
+    """A vector in double precision."""
     return wp.vec3d(wp.float64(vector[0]), wp.float64(vector[1]), wp.float64(vector[2]))
 
 
@@ -168,7 +169,7 @@ def set_goals(
     The pose that an action starts from is the site's, or that of the stock reset in the first control step.
     """
     world = wp.tid()
-    pos = _to_vec3d(site_xpos[world, robot.site])
+    pos = to_vec3d(site_xpos[world, robot.site])
     ori = _to_mat33d(site_xmat[world, robot.site])
     if memory[world, STALE] != wp.float64(0.0):
         pos = stale.pos[task[world]]
@@ -252,15 +253,15 @@ def drive_arm(
 ):
     """Write the arm's torques and the fingers' commands of one substep; ``first`` is 1 in a control step's first."""
     world = wp.tid()
-    pos = _to_vec3d(site_xpos[world, robot.site])
+    pos = to_vec3d(site_xpos[world, robot.site])
     ori = _to_mat33d(site_xmat[world, robot.site])
     jacobian = mat67d()
     mass = mat77d()
     joint_pos = vec7d()
     joint_vel = vec7d()
     for c in range(7):
-        axis = _to_vec3d(xaxis[world, robot.joint[c]])
-        column = wp.cross(axis, pos - _to_vec3d(xanchor[world, robot.joint[c]]))
+        axis = to_vec3d(xaxis[world, robot.joint[c]])
+        column = wp.cross(axis, pos - to_vec3d(xanchor[world, robot.joint[c]]))
         for r in range(3):
             jacobian[r, c] = column[r]
             jacobian[3 + r, c] = axis[r]

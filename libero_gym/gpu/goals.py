@@ -13,6 +13,7 @@ import mujoco
 import numpy as np
 import warp as wp
 
+from libero_gym.gpu.arm_kernels import to_vec3d
 from libero_gym.rewards import NEARNESS_HALF, NEARNESS_SCALE, SHARES
 from libero_gym.simulation import goals
 from libero_gym.simulation.compiled import CompiledTask
@@ -181,11 +182,6 @@ def find_touching(
 
 
 @wp.func
-def _point(vector: wp.vec3):
-    return wp.vec3d(wp.float64(vector[0]), wp.float64(vector[1]), wp.float64(vector[2]))
-
-
-@wp.func
 def _turned(matrix: wp.mat33, vector: wp.vec3d):
     result = wp.vec3d()
     for i in range(3):
@@ -219,20 +215,20 @@ def _holds(table: GoalTable, row: int, slot: int, bodies: Bodies, world: int, to
         return _joints_hold(table, row, slot, bodies, world)
     if table.touches[row, slot] != 0 and touching == 0:
         return False
-    position = _point(bodies.xpos[world, table.body[row, slot]])
+    position = to_vec3d(bodies.xpos[world, table.body[row, slot]])
     size = table.size[row, slot]
     if kind == _ON_OBJECT:
-        delta = _point(bodies.xpos[world, table.other[row, slot]]) - position
+        delta = to_vec3d(bodies.xpos[world, table.other[row, slot]]) - position
         across = wp.sqrt(delta[0] * delta[0] + delta[1] * delta[1])
         return delta[2] <= wp.float64(0.0) and across < _RADIUS
     if kind == _ON_SITE:
         # The site's matrix, where its transpose would turn into its frame: LIBERO's own way; see `goals.OnSite`.
         site = table.other[row, slot]
-        local = _turned(bodies.site_xmat[world, site], position - _point(bodies.site_xpos[world, site]))
+        local = _turned(bodies.site_xmat[world, site], position - to_vec3d(bodies.site_xpos[world, site]))
         over = wp.abs(local[0]) < size[0] and wp.abs(local[1]) < size[1]
         return over and size[2] - _SLACK < local[2] and local[2] < size[2] + _ABOVE
     if kind == _IN_SITE:
-        centre = _point(bodies.site_xpos[world, table.other[row, slot]])
+        centre = to_vec3d(bodies.site_xpos[world, table.other[row, slot]])
         half = _turned(bodies.site_xmat[world, table.other[row, slot]], size)
         for k in range(3):
             floor = wp.float64(0.0)
@@ -261,7 +257,7 @@ def _progress(table: GoalTable, row: int, slot: int, bodies: Bodies, world: int,
             done = wp.float64(1.0)
         for k in range(table.joints.shape[2]):
             if table.joints[row, slot, k] >= 0:
-                place = _point(bodies.xipos[world, table.joint_bodies[row, slot, k]])
+                place = to_vec3d(bodies.xipos[world, table.joint_bodies[row, slot, k]])
                 nearest = wp.min(nearest, wp.length(place - hand))
                 lack = table.threshold[row, slot] - wp.float64(bodies.qpos[world, table.joints[row, slot, k]])
                 share = lack * table.sign[row, slot] / table.spans[row, slot, k]
@@ -271,12 +267,12 @@ def _progress(table: GoalTable, row: int, slot: int, bodies: Bodies, world: int,
                 else:
                     done = wp.max(done, own)
         return _REACH * _nearness(nearest) + _PLACE * done
-    position = _point(bodies.xpos[world, table.body[row, slot]])
+    position = to_vec3d(bodies.xpos[world, table.body[row, slot]])
     target = wp.vec3d(position[0], position[1], _UP_HEIGHT)
     if kind == _ON_OBJECT:
-        target = _point(bodies.xpos[world, table.other[row, slot]])
+        target = to_vec3d(bodies.xpos[world, table.other[row, slot]])
     if kind != _ON_OBJECT and table.other[row, slot] >= 0:
-        target = _point(bodies.site_xpos[world, table.other[row, slot]])
+        target = to_vec3d(bodies.site_xpos[world, table.other[row, slot]])
     return _REACH * _nearness(wp.length(position - hand)) + _PLACE * _nearness(wp.length(target - position))
 
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.env import LiberoEnv
 from libero_gym.env.simulators import Simulators
 from libero_gym.env.state import EpisodeState, snapshot_from_json
 from libero_gym.rendering import renderer
-from libero_gym.simulation.simulator import SimState
+from libero_gym.simulation.states import SimState
 
 
 class Mirror:
@@ -35,11 +34,6 @@ class Mirror:
         if self._env is None:
             self._env = LiberoEnv(**self._env_kwargs)
         return self._env
-
-    @staticmethod
-    def image_key(camera: str) -> str:
-        """What observations call a camera's frames."""
-        return IMAGE_KEYS[camera]
 
     def frames(self, episode: EpisodeState, state: SimState, cameras: tuple[str, ...], size: int) -> list[np.ndarray]:
         """A world's frames, uint8 (size, size, 3), as `rendering.render` draws them."""

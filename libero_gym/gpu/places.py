@@ -10,7 +10,7 @@ import numpy as np
 from libero_gym.gpu.states import row_of, state_of
 from libero_gym.gpu.worlds import SceneWorlds
 from libero_gym.simulation.compiled import FixtureDraw
-from libero_gym.simulation.simulator import SimState
+from libero_gym.simulation.states import SimState
 from libero_gym.tasks import Task
 
 # Further groups that nobody is in are given up before there are more worlds than so many times those of the beginning.
@@ -77,6 +77,11 @@ class Places:
             group = self._with_room(scene)
             self._places[index] = Place(scene, group, group.take())
         return {index: row for index, (_, row) in rows.items()}
+
+    def clear(self) -> None:
+        """Free all worlds; no environment has one then."""
+        self._groups.clear()
+        self._places = [None] * len(self._places)
 
     def put(self, index: int, task: Task, state: SimState, fixtures: FixtureDraw, phi: float) -> None:
         """Put an environment into a state of a task.

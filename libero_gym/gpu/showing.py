@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from libero_gym.common.checks import choice
-from libero_gym.dimensions import CAMERA_KEYS, PRIVILEGED_KEY
+from libero_gym.dimensions import CAMERA_KEYS, IMAGE_KEYS, PRIVILEGED_KEY
 from libero_gym.env import LiberoEnv
 from libero_gym.env.state import EpisodeState
 from libero_gym.gpu.mirror import Mirror
@@ -56,8 +56,8 @@ class Showing:
         if self._is_torch:
             self._show_frames(prefix, chosen)
         else:
-            for key, frames in self.frames(episodes, example.cameras, example.image_size).items():
-                arrays[prefix + self._mirror.image_key(key)][chosen] = frames
+            for camera, frames in self.frames(episodes, example.cameras, example.image_size).items():
+                arrays[prefix + IMAGE_KEYS[camera]][chosen] = frames
         arrays[prefix + "is_success"][chosen] = self._places.read("flags", chosen)[:, 0] != 0
         for key in ("init_state_id", "elapsed_steps"):
             arrays[prefix + key][chosen] = [getattr(episode, key) for episode in states]
@@ -88,7 +88,7 @@ class Showing:
         for group, own in self._places.by_group(indices) if cameras else ():
             frames = group.frames_on_device(self._places.worlds(own), cameras, size)
             for number, camera in enumerate(cameras):
-                self.arrays[prefix + self._mirror.image_key(camera)].put(own, frames, number, len(cameras))
+                self.arrays[prefix + IMAGE_KEYS[camera]].put(own, frames, number, len(cameras))
 
 
 def check_output(output: str, example: LiberoEnv) -> str:

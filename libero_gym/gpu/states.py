@@ -11,7 +11,7 @@ import warp as wp
 from libero_gym.gpu import kernels
 from libero_gym.gpu.arm_kernels import GOAL_ORI, GRIPPER, MEMORY_SIZE, STALE
 from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
-from libero_gym.simulation.simulator import Memory, SimState
+from libero_gym.simulation.states import Memory, SimState
 
 # A world's row on the host: an array (k,) per column of `columns_of`.
 Row = Mapping[str, np.ndarray]

@@ -28,7 +28,7 @@ from libero_gym.gpu.showing import Showing, check_output
 from libero_gym.gpu.worlds import SceneWorlds, Start, robot_states, sizes_for
 from libero_gym.rewards import discounted_potential
 from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
-from libero_gym.simulation.simulator import SimState
+from libero_gym.simulation.states import SimState
 from libero_gym.tasks import placement_seeds_of
 from libero_gym.vector.arguments import check_snapshot
 from libero_gym.vector.backend import ENDED, FINAL, IDLE, RUNNING, Plan, ResetRequests
@@ -100,9 +100,8 @@ class Warp(Uncopyable):
         self._phi = np.zeros(n)
         scenes = []
         for tasks in _by_scene(plan):
-            share = math.ceil(n * len(tasks) / len(plan.tasks))
-            own = tasks, share, device, sizes_for(tasks, *sizes), example.settle_steps, example.privileged
-            scenes.append(SceneWorlds(*own))
+            share, room = math.ceil(n * len(tasks) / len(plan.tasks)), sizes_for(tasks, *sizes)
+            scenes.append(SceneWorlds(tasks, share, device, room, example.settle_steps, example.privileged))
         self._places = Places(scenes, n)
         self._mirror = Mirror(plan.env_kwargs)
         self._shown = Showing(plan, self._places, self._mirror, device, output)
@@ -247,7 +246,7 @@ class Warp(Uncopyable):
 
     def close(self) -> None:
         """Free the worlds."""
-        self._places = Places([], 0)
+        self._places.clear()
         self._mirror.close()
 
     # ------------------------------------------------------------------------------------------- simulating

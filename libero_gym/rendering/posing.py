@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
-from libero_gym.simulation.simulator import Simulator
+from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
 
 # The observation's name of a camera, and LIBERO's. Scenes have further ones, which go by LIBERO's names.
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
@@ -15,6 +15,26 @@ CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 MAX_SCENE_GEOMS = 1000
 
 _Alpha = TypeVar("_Alpha", float, np.ndarray)
+
+
+class Pose(Protocol):
+    """Where everything in a scene is, as a simulator's sampled substep had it.
+
+    Attributes:
+        compiled: The task.
+        fixtures: Where fixtures stand.
+        kinematics_qpos: Positions, (nq,).
+        burners_shown: Whether each burner burns.
+    """
+
+    @property
+    def compiled(self) -> CompiledTask: ...
+    @property
+    def fixtures(self) -> FixtureDraw: ...
+    @property
+    def kinematics_qpos(self) -> np.ndarray: ...
+    @property
+    def burners_shown(self) -> tuple[bool, ...]: ...
 
 
 def camera_ids(model: mujoco.MjModel) -> dict[str, int]:
@@ -30,18 +50,18 @@ def visual_option() -> mujoco.MjvOption:
     return option
 
 
-def pose_bodies(model: mujoco.MjModel, data: mujoco.MjData, simulator: Simulator) -> None:
-    """Put every body, light and camera where the simulator's last sampled substep had it.
+def pose_bodies(model: mujoco.MjModel, data: mujoco.MjData, pose: Pose) -> None:
+    """Put every body, light and camera at a pose.
 
     Args:
         model: A model of the task's bodies; its fixtures are moved.
         data: Its data.
-        simulator: The simulator.
+        pose: A simulator, or what it had been at.
     """
-    fixtures = simulator.fixtures
+    fixtures = pose.fixtures
     model.body_pos[fixtures.body_ids] = fixtures.pos
     model.body_quat[fixtures.body_ids] = fixtures.quat
-    data.qpos[:] = simulator.kinematics_qpos
+    data.qpos[:] = pose.kinematics_qpos
     mujoco.mj_kinematics(model, data)
     mujoco.mj_comPos(model, data)
     mujoco.mj_camlight(model, data)
@@ -52,6 +72,6 @@ def burner_alpha(alpha: _Alpha, shown: bool) -> _Alpha:
     return np.where((alpha > 0) == shown, alpha, 1 - alpha)  # type: ignore[return-value]
 
 
-def still_key(simulator: Simulator) -> tuple[bytes, bytes, tuple[bool, ...]]:
+def still_key(pose: Pose) -> tuple[bytes, bytes, tuple[bool, ...]]:
     """What decides how the part of a scene looks that stands still."""
-    return simulator.fixtures.pos.tobytes(), simulator.fixtures.quat.tobytes(), simulator.burners_shown
+    return pose.fixtures.pos.tobytes(), pose.fixtures.quat.tobytes(), pose.burners_shown

@@ -29,10 +29,9 @@ from libero_gym.dimensions import Renderer
 from libero_gym.rendering import egl, osmesa
 from libero_gym.rendering.gl import ContextLostError, GLContext, RenderingError
 from libero_gym.rendering.models import packed_scene
-from libero_gym.rendering.posing import CAMERAS, camera_ids
+from libero_gym.rendering.posing import CAMERAS, Pose, camera_ids
 from libero_gym.rendering.scene import Scene
 from libero_gym.simulation.compiled import CompiledTask
-from libero_gym.simulation.simulator import Simulator
 
 if TYPE_CHECKING:
     from libero_gym.rendering.software_scene import SoftwareScene
@@ -127,7 +126,7 @@ _gl_process: int | None = None  # id of the process that has used GL: this one, 
 
 
 def render(
-    simulator: Simulator,
+    pose: Pose,
     cameras: tuple[str, ...],
     size: int,
     device: int | None = None,
@@ -139,7 +138,7 @@ def render(
     Any thread may call this. The GL context that is current in it stays so.
 
     Args:
-        simulator: The simulator to draw.
+        pose: The simulator to draw, or what it had been at.
         cameras: Names: ``"agentview"``, ``"wrist"``, or a further camera of the scene, such as ``"frontview"``.
         size: Side in pixels.
         device: EGL device index; None for the one that is in use, else the one that `make_gl_context` chooses.
@@ -155,18 +154,49 @@ def render(
         RenderingError: If frames are exact and no OpenGL back end works; the message says what cures it.
         ValueError: If the scene has no such camera.
     """
-    _check_cameras(simulator, cameras)
+    _check_cameras(pose, cameras)
     if renderer == "fast":
         with _lock:
-            painted = _software_scene(simulator.compiled)
-            painted.pose(simulator)
+            painted = _software_scene(pose.compiled)
+            painted.pose(pose)
             images = [painted.draw(camera, size, size, n_threads=n_threads).image for camera in cameras]
     else:
         with _drawing(device) as process_renderer:
-            scene = process_renderer.scene(simulator.compiled, size)
-            scene.pose(simulator)
-            images = [scene.draw(camera, size) for camera in cameras]
+            scene = process_renderer.scene(pose.compiled, size)
+            scene.pose(pose)
+            images = [scene.draw(camera, size, size) for camera in cameras]
     return [np.ascontiguousarray(image[::-1, ::-1]) for image in images]
+
+
+def render_rows(
+    pose: Pose, camera: str, height: int, width: int, renderer: str = "exact", *, with_depth: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A frame as OpenGL leaves it, bottom row first, and its depth buffer: stock LIBERO's observations.
+
+    Args:
+        pose: The simulator to draw, or what it had been at.
+        camera: A name, as `render` takes it.
+        height, width: Of the frame, pixels.
+        renderer: One of `RENDERERS`.
+        with_depth: Whether to read the depth buffer, too, which exact frames alone have.
+
+    Returns:
+        uint8 (height, width, 3); float32 (height, width) from 0, the near plane, to 1, or None.
+
+    Raises:
+        NotDrawnError, RenderingError, ValueError: As `render`.
+    """
+    _check_cameras(pose, (camera,))
+    if renderer == "fast":
+        with _lock:
+            painted = _software_scene(pose.compiled)
+            painted.pose(pose)
+            return painted.draw(camera, height, width).image, None
+    depth = np.empty((height, width), dtype=np.float32) if with_depth else None
+    with _drawing(None) as process_renderer:
+        scene = process_renderer.scene(pose.compiled, max(height, width))
+        scene.pose(pose)
+        return scene.draw(camera, height, width, depth), depth
 
 
 class CameraFrame(NamedTuple):
@@ -186,13 +216,13 @@ class CameraFrame(NamedTuple):
     bodies: np.ndarray
 
 
-def render_frame(simulator: Simulator, camera: str, height: int, width: int) -> CameraFrame:
+def render_frame(pose: Pose, camera: str, height: int, width: int) -> CameraFrame:
     """A frame of a simulator's sampled state with depth and segmentation, drawn without OpenGL.
 
     Depth and ids belong to the first of each pixel's four samples, as in MuJoCo's own depth images.
 
     Args:
-        simulator: The simulator to draw.
+        pose: The simulator to draw, or what it had been at.
         camera: A name, as `render` takes it.
         height, width: Of the frame, pixels.
 
@@ -200,11 +230,11 @@ def render_frame(simulator: Simulator, camera: str, height: int, width: int) -> 
         NotDrawnError: If the scene has something that is not drawn without OpenGL.
         ValueError: If the camera is unknown or the size out of range.
     """
-    _check_cameras(simulator, (camera,))
+    _check_cameras(pose, (camera,))
     height, width = check_image_size(height, "height"), check_image_size(width, "width")
     with _lock:
-        scene = _software_scene(simulator.compiled)
-        scene.pose(simulator)
+        scene = _software_scene(pose.compiled)
+        scene.pose(pose)
         frame = scene.draw(camera, height, width)
         geoms, bodies = scene.named(frame.ids[..., 0])
     with np.errstate(divide="ignore"):
@@ -212,10 +242,10 @@ def render_frame(simulator: Simulator, camera: str, height: int, width: int) -> 
     return CameraFrame(*(np.ascontiguousarray(each[::-1, ::-1]) for each in (frame.image, depth, geoms, bodies)))
 
 
-def _check_cameras(simulator: Simulator, cameras: tuple[str, ...]) -> None:
+def _check_cameras(pose: Pose, cameras: tuple[str, ...]) -> None:
     for camera in cameras:
         if camera not in CAMERAS:
-            choice("camera", camera, tuple(camera_ids(simulator.compiled.physics)))
+            choice("camera", camera, tuple(camera_ids(pose.compiled.physics)))
 
 
 def _software_scene(compiled: CompiledTask) -> SoftwareScene:

@@ -10,9 +10,8 @@ import numpy as np
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.compile import visual_model
-from libero_gym.rendering.posing import MAX_SCENE_GEOMS, burner_alpha, camera_ids, pose_bodies, visual_option
+from libero_gym.rendering.posing import MAX_SCENE_GEOMS, Pose, burner_alpha, camera_ids, pose_bodies, visual_option
 from libero_gym.simulation.compiled import CompiledTask
-from libero_gym.simulation.simulator import Simulator
 
 
 class Scene(Uncopyable):
@@ -42,23 +41,29 @@ class Scene(Uncopyable):
         self._alpha = {burner.site: self.model.site(burner.site).rgba[3] for burner in compiled.burners}
         self.context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_150)
 
-    def pose(self, simulator: Simulator) -> None:
-        """Put every body, light and camera where the simulator's last sampled substep had it."""
-        for burner, shown in zip(simulator.compiled.burners, simulator.burners_shown, strict=True):
+    def pose(self, pose: Pose) -> None:
+        """Put every body, light and camera at a pose."""
+        for burner, shown in zip(pose.compiled.burners, pose.burners_shown, strict=True):
             self.model.site(burner.site).rgba[3] = burner_alpha(self._alpha[burner.site], shown)
-        pose_bodies(self.model, self.data, simulator)
+        pose_bodies(self.model, self.data, pose)
 
-    def draw(self, camera: str, size: int) -> np.ndarray:
-        """One frame of the posed scene, uint8 (size, size, 3), as OpenGL orders rows: bottom first."""
-        self._bind(size)
+    def draw(self, camera: str, height: int, width: int, depth: np.ndarray | None = None) -> np.ndarray:
+        """One frame of the posed scene, uint8 (height, width, 3), as OpenGL orders rows: bottom first.
+
+        Args:
+            camera: A name among `posing.camera_ids`.
+            height, width: Of the frame, pixels.
+            depth: Filled with OpenGL's depth buffer if given: float32 (height, width), 0 (near plane) to 1.
+        """
+        self._bind(max(height, width))
         self.camera.fixedcamid = self.camera_ids[camera]
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(
             self.model, self.data, self.option, self.perturbation, self.camera, everything, self.scene
         )
-        whole, frame = mujoco.MjrRect(0, 0, size, size), np.empty((size, size, 3), dtype=np.uint8)
+        whole, frame = mujoco.MjrRect(0, 0, width, height), np.empty((height, width, 3), dtype=np.uint8)
         mujoco.mjr_render(whole, self.scene, self.context)
-        mujoco.mjr_readPixels(frame, None, whole, self.context)
+        mujoco.mjr_readPixels(frame, depth, whole, self.context)
         return frame
 
     def free(self) -> None:

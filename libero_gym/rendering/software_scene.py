@@ -11,10 +11,9 @@ from libero_gym.common.mujoco_import import mujoco
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.rendering.band import Poses, View
 from libero_gym.rendering.packing import TRIANGLE_BITS, PackedScene
-from libero_gym.rendering.posing import burner_alpha, camera_ids, pose_bodies, still_key
+from libero_gym.rendering.posing import Pose, burner_alpha, camera_ids, pose_bodies, still_key
 from libero_gym.rendering.software import Frame, Painter
 from libero_gym.simulation.compiled import CompiledTask
-from libero_gym.simulation.simulator import Simulator
 
 
 class SoftwareScene(Uncopyable):
@@ -40,16 +39,16 @@ class SoftwareScene(Uncopyable):
         self._poses = Poses(np.empty((0, 3, 3)), np.empty((0, 3)))
         self._still_key: tuple[Any, ...] = ()
 
-    def pose(self, simulator: Simulator) -> None:
-        """Put every body, light and camera where the simulator's last sampled substep had it."""
+    def pose(self, pose: Pose) -> None:
+        """Put every body, light and camera at a pose."""
         data, packed = self._data, self._packed
-        pose_bodies(self._model, data, simulator)
-        for rows, shown in zip(self._burners, simulator.burners_shown, strict=True):
+        pose_bodies(self._model, data, pose)
+        for rows, shown in zip(self._burners, pose.burners_shown, strict=True):
             self._alpha[rows] = burner_alpha(packed.alpha[rows], shown)
         bodies = data.xmat.reshape(-1, 3, 3)[packed.body]
         places = data.xpos[packed.body] + np.einsum("gij,gj->gi", bodies, packed.place)
         self._poses = Poses(bodies @ packed.rotation, places)
-        self._still_key = still_key(simulator)
+        self._still_key = still_key(pose)
 
     def draw(self, camera: str, height: int, width: int, *, stored: bool = True, n_threads: int = 1) -> Frame:
         """One frame of the posed scene.

@@ -5,5 +5,5 @@ from .compiled import RobotIndices as RobotIndices
 from .goals import Predicate as Predicate
 from .simulator import SETTLE_ACTION as SETTLE_ACTION
 from .simulator import Physics as Physics
-from .simulator import SimState as SimState
 from .simulator import Simulator as Simulator
+from .states import SimState as SimState

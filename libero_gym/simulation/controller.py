@@ -51,7 +51,7 @@ _mj_jac_site = types.ExternalFunction(
 
 
 @compiled
-def _quat2mat(quaternion):
+def quat2mat(quaternion):
     """Rotation matrix of an xyzw quaternion, in single precision as robosuite computes it."""
     inds = np.array([3, 0, 1, 2])
     q = np.asarray(quaternion).copy().astype(np.float32)[inds]
@@ -69,8 +69,8 @@ def _quat2mat(quaternion):
     )
 
 
-def rotated_goal(rotation: np.ndarray, current: np.ndarray) -> np.ndarray:
-    """Goal orientation: the current one turned by an axis-angle vector in rad. Shapes (3,), (3, 3) -> (3, 3)."""
+def rotation_matrix(rotation: np.ndarray) -> np.ndarray:
+    """The matrix (3, 3) of an axis-angle vector (3,) in rad, as robosuite computes it, by way of single precision."""
     angle = np.linalg.norm(rotation)
     if angle == 0.0:
         quaternion = np.array([0.0, 0.0, 0.0, 1.0])
@@ -78,7 +78,13 @@ def rotated_goal(rotation: np.ndarray, current: np.ndarray) -> np.ndarray:
         quaternion = np.zeros(4)
         quaternion[3] = np.cos(angle / 2.0)
         quaternion[:3] = (rotation / angle) * np.sin(angle / 2.0)
-    return np.dot(_quat2mat(quaternion), current)
+    matrix: np.ndarray = quat2mat(quaternion)
+    return matrix
+
+
+def rotated_goal(rotation: np.ndarray, current: np.ndarray) -> np.ndarray:
+    """Goal orientation: the current one turned by an axis-angle vector in rad. Shapes (3,), (3, 3) -> (3, 3)."""
+    return np.dot(rotation_matrix(rotation), current)
 
 
 @compiled
@@ -157,33 +163,36 @@ def _solve(model, data, qacc, warmstart):
 
 @compiled
 def run_substeps(
-    pointers, ids, constants, views, indices, goal_pos, goal_ori, stale, use_stale, gripper, sign, snapshot, exact
+    pointers, ids, constants, views, indices, goal, stale, use_stale, gripper, sign, sample_at, snapshot, exact
 ):
     """Run the physics substeps of one control step; the caller has run ``mj_step1`` for the first.
 
     Args:
         pointers: Addresses of the ``mjModel`` and the ``mjData``.
-        ids: (grip site, hand body, number of substeps, substep after which observations are sampled).
+        ids: (grip site, hand body, number of substeps).
         constants: (initial_joint, torque_low, torque_high).
         views: Arrays of the ``mjData`` that are read or written: qpos, qvel, ctrl, qacc, qacc_warmstart, inertia,
             qfrc_bias, site_xpos, site_xmat, xquat; then addresses of the arm's block in the inertia, (7, 7).
         indices: Arm's qpos and dof addresses, actuators, gripper's qpos addresses and actuators, as int64 arrays.
-        goal_pos, goal_ori: Goal pose of this control step.
+        goal: Goal pose of this control step: position (3,) and orientation (3, 3).
         stale: Controller state of the stock reset, see `compiled.RobotIndices`.
         use_stale: Whether the first substep's torques are computed from ``stale``.
         gripper: Gripper command in [-1, 1], (2,), changed in place.
         sign: Three rows of the gripper's plan, (3, 2): the command's change per substep, then bias and weight from
             command to control.
-        snapshot: Two arrays that the sampling substep fills: qpos that the kinematics belong to (nq,), and 9 numbers,
-            which are end-effector position, hand quaternion (wxyz) and finger joints.
+        sample_at: The substep after which observations are sampled, counted from 0.
+        snapshot: Four arrays that the sampling substep fills: qpos that the kinematics belong to (nq,); 9 numbers,
+            which are end-effector position, hand quaternion (wxyz) and finger joints; qpos and qvel after it, (nq,),
+            (nv,). One that the last substep fills: qpos that its kinematics belong to, (nq,).
         exact: Whether to run the solves whose only trace is the warm start of the next one, too. They give stock's
             bits, at three times the number of solves.
     """
     model, data = pointers
-    site, hand, n_substeps, sample_at = ids
+    site, hand, n_substeps = ids
+    goal_pos, goal_ori = goal
     qpos, qvel, ctrl, qacc, warmstart, inertia, qfrc_bias, site_xpos, site_xmat, xquat, addresses = views
     arm_qpos, arm_dof, arm_act, grip_qpos, grip_act = indices
-    kinematics_qpos, sample = snapshot
+    kinematics_qpos, sample, sampled_qpos, sampled_qvel, latest_qpos = snapshot
     nv = qvel.shape[0]
     jac_p = np.zeros((3, nv))
     jac_r = np.zeros((3, nv))
@@ -239,6 +248,10 @@ def run_substeps(
             kinematics_qpos[:] = qpos
             sample[0:3] = site_xpos[site]
             sample[3:7] = xquat[hand]
+        if i == n_substeps - 1:
+            latest_qpos[:] = qpos
         _mj_step2(model, data)
         if i == sample_at:
             sample[7:9] = qpos[grip_qpos]
+            sampled_qpos[:] = qpos
+            sampled_qvel[:] = qvel

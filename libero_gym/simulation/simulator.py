@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from libero_gym.equivalence.inertia import inertia_addresses, inertia_values
 from libero_gym.simulation import controller, goals
 from libero_gym.simulation.arrays import StateArrays, contacts_of
 from libero_gym.simulation.compiled import COARSE_SUBSTEPS, CompiledTask, FixtureDraw
+from libero_gym.simulation.states import Memory, SimState
 
 logger = logging.getLogger(__name__)
 
@@ -44,76 +45,18 @@ _LOST_MEMORY = (
 )
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What influences the future or the next observation apart from time, qpos and qvel.
-
-    Attributes:
-        gripper: Ramped gripper command, (2,).
-        goal_ori: Goal orientation of the controller, (3, 3).
-        stale: Whether the next control step is the first after a reset.
-        warmstart: The contact solver's starting point, (nv,).
-        ctrl: The last substep's commands, (nu,); the next substep's first solves still use them.
-        kinematics_qpos: Positions that the next frame shows, (nq,).
-        sample: Sampled end-effector position, hand quaternion and finger joints, (9,).
-        burners_on, burners_shown: Whether each burner burns now, and whether the next frame shows it burning.
-        success: Whether the goal held at the end of the last control step.
-    """
-
-    gripper: np.ndarray
-    goal_ori: np.ndarray
-    stale: bool
-    warmstart: np.ndarray
-    ctrl: np.ndarray
-    kinematics_qpos: np.ndarray
-    sample: np.ndarray
-    burners_on: tuple[bool, ...]
-    burners_shown: tuple[bool, ...]
-    success: bool
-
-
-class SimState(np.ndarray):
-    """A simulator's state: float64 ``[time, qpos, qvel]`` as LIBERO flattens it, and the controller's memory.
-
-    It is an array, so LIBERO's tools can use it as it is. Copies of the whole array carry the memory, however they were
-    made. Arrays that were computed from it or changed in place (a slice, a sum, a moved object) have none.
-    """
-
-    # What `get_state` gave: the values, and the memory that belongs to them.
-    _origin: tuple[np.ndarray, Memory] | None
-
-    def __new__(cls, values: np.ndarray, memory: Memory | None = None) -> SimState:
-        state = np.asarray(values, dtype=np.float64).copy().view(cls)
-        state._origin = None if memory is None else (np.array(state), memory)
-        return state
-
-    def __array_finalize__(self, source: Any) -> None:
-        self._origin = getattr(source, "_origin", None)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (SimState, (np.asarray(self), self.memory))
-
-    def __deepcopy__(self, memo: dict[int, Any] | None) -> SimState:  # NumPy's own makes an array without attributes
-        return SimState(self, self.memory)
-
-    @property
-    def memory(self) -> Memory | None:
-        """The controller's memory; None if the values are not those that it belongs to."""
-        if self._origin is None or not np.array_equal(self, self._origin[0]):
-            return None
-        return self._origin[1]
-
-
 class Stepping(NamedTuple):
     """How control steps are divided into substeps.
 
     Attributes:
         model: The model with their time step.
+        n_substeps: Of a control step.
         kernel: Arguments of the compiled loop that never change.
         gripper_speed: Change of the gripper's command per substep, (2,).
     """
 
     model: mujoco.MjModel
+    n_substeps: int
     kernel: tuple[Any, ...]
     gripper_speed: np.ndarray
 
@@ -142,7 +85,8 @@ class Simulator(Uncopyable):
         self.success = False
         self.burners_on: tuple[bool, ...] = (False,) * len(compiled.burners)
         self.burners_shown = self.burners_on
-        self.kinematics_qpos = np.zeros(self.model.nq)
+        self.kinematics_qpos, self.sampled_qpos, self.latest_qpos = np.zeros((3, self.model.nq))
+        self.sampled_qvel = np.zeros(self.model.nv)
         self._goal = goals.bind_goal(compiled.goal, self.model)
         self._checks = [predicate.bind(self.model) for predicate in compiled.goal]
         self._burner_checks = [burner.knob.bind(self.model) for burner in compiled.burners]
@@ -181,19 +125,52 @@ class Simulator(Uncopyable):
         self._gripper[:] = 0.0
         self._goal_ori = np.array(self.compiled.robot.stale["goal_ori"])
         self._stale = True
-        self._write(values)
+        self.move(values)
+
+    def reset_as_drawn(self, state: np.ndarray) -> None:
+        """Start from the state that a stock reset itself has left, without a ``set_init_state`` after it.
+
+        Args:
+            state: As for `reset`. It belongs to the draw of the simulator's fixtures.
+
+        Raises:
+            ValueError: As `reset`.
+        """
+        self.reset(state)
+        self.data.qacc_warmstart[:] = self.fixtures.warmstart  # which the reset's own forward pass has left
+
+    def move(self, state: np.ndarray) -> None:
+        """Put everything at a state and leave the controller's memory, as stock's ``regenerate_obs_from_state``.
+
+        Raises:
+            ValueError: As `reset`.
+        """
+        self.write(state)
         mujoco.mj_forward(self.model, self.data)
         self.data.qacc_warmstart[:] = self.data.qacc  # as MuJoCo does by itself up to 3.3.5
         self._finish_control_step()
         self._sample_now()
 
-    def step(self, action: np.ndarray) -> None:
+    def write(self, state: np.ndarray) -> None:
+        """Overwrite time, positions and velocities, and nothing that is computed from them.
+
+        Raises:
+            ValueError: As `reset`.
+        """
+        values, nq = self._check_state(state), self.model.nq
+        self.data.time = values[0]
+        self.data.qpos[:] = values[1 : 1 + nq]
+        self.data.qvel[:] = values[1 + nq :]
+
+    def step(self, action: np.ndarray, *, absolute: bool = False, sampled_from_end: int = SAMPLED_FROM_END) -> None:
         """One control step of 50 ms.
 
         Args:
             action: float64 (7,): position and axis-angle change in [-1, 1] of 5 cm and 0.5 rad; gripper, +1 closing.
+            absolute: Whether the action's first six numbers are the goal pose itself, in m and rad.
+            sampled_from_end: The substep after which observations are sampled: 1 is the last one.
         """
-        self._step(action, self._stepping)
+        self._step(action, self._stepping, absolute, sampled_from_end)
 
     def settle(self, n_steps: int) -> None:
         """Hold still with an open gripper for so many control steps, while objects fall and come to rest.
@@ -204,27 +181,33 @@ class Simulator(Uncopyable):
         for _ in range(n_steps):
             self._step(SETTLE_ACTION, self._settling)
 
-    def _step(self, action: np.ndarray, stepping: Stepping) -> None:
-        robot = self.compiled.robot
+    def _step(
+        self,
+        action: np.ndarray,
+        stepping: Stepping,
+        absolute: bool = False,
+        sampled_from_end: int = SAMPLED_FROM_END,
+    ) -> None:
         mujoco.mj_step1(stepping.model, self.data)
-        if self._stale:
-            eef_pos, eef_ori = robot.stale["ee_pos"], robot.stale["ee_ori_mat"]
+        eef_pos, eef_ori = self.controller_pose()
+        if absolute:
+            goal_pos = np.array(action[:3], dtype=np.float64)
+            self._goal_ori = controller.rotation_matrix(action[3:6])
         else:
-            eef_pos = self.data.site_xpos[robot.eef_site].copy()
-            eef_ori = self.data.site_xmat[robot.eef_site].reshape(3, 3).copy()
-        scaled = np.clip(action[:6], -1, 1) * controller.ACTION_SCALE
-        if np.any(scaled[3:] != 0.0):
-            self._goal_ori = controller.rotated_goal(scaled[3:], eef_ori)
+            scaled = np.clip(action[:6], -1, 1) * controller.ACTION_SCALE
+            goal_pos = eef_pos + scaled[:3]
+            if np.any(scaled[3:] != 0.0):
+                self._goal_ori = controller.rotated_goal(scaled[3:], eef_ori)
         self._gripper_plan[0] = stepping.gripper_speed * np.sign(action[6])
         controller.run_substeps(
             *stepping.kernel,
-            eef_pos + scaled[:3],
-            self._goal_ori,
+            (goal_pos, self._goal_ori),
             self._stale_arrays,
             self._stale,
             self._gripper,
             self._gripper_plan,
-            (self.kinematics_qpos, self._sample),
+            stepping.n_substeps - sampled_from_end,
+            (self.kinematics_qpos, self._sample, self.sampled_qpos, self.sampled_qvel, self.latest_qpos),
             self.physics == "exact",
         )
         self._stale = False
@@ -242,6 +225,17 @@ class Simulator(Uncopyable):
     def gripper_qpos(self) -> np.ndarray:
         """Positions of the two finger joints in m, (2,)."""
         return self._sample[7:9]
+
+    def controller_pose(self) -> tuple[np.ndarray, np.ndarray]:
+        """Position (3,) in m and orientation (3, 3) of the end effector, as the controller has last looked at them."""
+        robot = self.compiled.robot
+        if self._stale:
+            return np.array(robot.stale["ee_pos"]), np.array(robot.stale["ee_ori_mat"])
+        return self.data.site_xpos[robot.eef_site].copy(), self.data.site_xmat[robot.eef_site].reshape(3, 3).copy()
+
+    def goal_ori(self) -> np.ndarray:
+        """Orientation that the controller pulls the end effector to, (3, 3)."""
+        return self._goal_ori.copy()
 
     def get_state(self) -> SimState:
         """The state, exact to the bit: `set_state` and the same actions give the same future."""
@@ -326,12 +320,6 @@ class Simulator(Uncopyable):
                     "another task."
                 )
 
-    def _write(self, state: np.ndarray) -> None:
-        nq = self.model.nq
-        self.data.time = state[0]
-        self.data.qpos[:] = state[1 : 1 + nq]
-        self.data.qvel[:] = state[1 + nq :]
-
     def _finish_control_step(self) -> None:
         state = self.arrays
         self.success = bool(self._goal(state)[0])
@@ -342,7 +330,8 @@ class Simulator(Uncopyable):
     def _sample_now(self) -> None:
         """Sample observations from the current state, as a forced update does after a reset."""
         robot = self.compiled.robot
-        self.kinematics_qpos[:] = self.data.qpos
+        self.kinematics_qpos[:] = self.sampled_qpos[:] = self.latest_qpos[:] = self.data.qpos
+        self.sampled_qvel[:] = self.data.qvel
         self.burners_shown = self.burners_on
         self._sample[0:3] = self.data.site_xpos[robot.eef_site]
         self._sample[3:7] = self.data.xquat[robot.hand_body]
@@ -369,14 +358,14 @@ class Simulator(Uncopyable):
         robot, data = self.compiled.robot, self.data
         kernel = (
             (model._address, data._address),
-            (robot.eef_site, robot.hand_body, n_substeps, n_substeps - SAMPLED_FROM_END),
+            (robot.eef_site, robot.hand_body, n_substeps),
             (robot.stale["initial_joint"], robot.torque_low, robot.torque_high),
             (data.qpos, data.qvel, data.ctrl, data.qacc, data.qacc_warmstart, inertia_values(data), data.qfrc_bias,
              data.site_xpos, data.site_xmat, data.xquat, inertia_addresses(model, robot.dof)),
             (robot.qpos, robot.dof, robot.actuators, robot.gripper_qpos, robot.gripper_actuators),
         )  # fmt: skip
         speed = controller.GRIPPER_SPEED * (STOCK_SUBSTEPS / n_substeps)  # the same in a control step
-        return Stepping(model, kernel, controller.GRIPPER_SIGNS * speed)
+        return Stepping(model, n_substeps, kernel, controller.GRIPPER_SIGNS * speed)
 
 
 def _model(compiled: CompiledTask, fixtures: FixtureDraw, physics: Physics) -> mujoco.MjModel:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.simulation.simulator import Memory, SimState
+from libero_gym.simulation.states import Memory, SimState
 
 _BIT_GENERATORS = {
     kind.__name__: kind

@@ -21,7 +21,8 @@ from gymnasium.utils.env_checker import data_equivalence
 from libero_gym.env import LiberoEnv
 from libero_gym.rendering.renderer import _ProcessRenderer
 from libero_gym.rendering.scene import Scene
-from libero_gym.simulation.simulator import SimState, Simulator
+from libero_gym.simulation.simulator import Simulator
+from libero_gym.simulation.states import SimState
 from libero_gym.vector import vector
 from libero_gym.vector.pool import WorkerPool
 from libero_gym.vector.shared_arrays import SharedArrays

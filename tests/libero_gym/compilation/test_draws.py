@@ -12,7 +12,7 @@ import pytest
 
 from libero_gym.compilation import draws
 from libero_gym.compilation.compile import compile_task
-from libero_gym.compilation.draws import fixture_draw
+from libero_gym.compilation.draws import Draw, fixture_draw
 from libero_gym.compilation.extraction import read_draw
 from libero_gym.env import LiberoEnv
 from libero_gym.env.simulators import MAX_DRAWN, Simulators
@@ -37,16 +37,34 @@ def test_draws_are_those_of_stock_resets_to_the_bit(suite: str, task_id: int, se
     ours = draws._draw(task, 4, seed)
     with stock_env(task.bddl_file, seed=seed) as stock:
         for draw in ours:
-            _assert_equal(draw, read_draw(stock))
+            _assert_equal(draw.fixtures, read_draw(stock))
+            np.testing.assert_array_equal(draw.state, stock.get_sim_state())
             stock.env.reset()
-    assert len({draw.warmstart.tobytes() for draw in ours}) == 4
-    assert len({draw.pos.tobytes() for draw in ours}) == (1 if suite == "libero_object" else 4)
+    assert len({draw.fixtures.warmstart.tobytes() for draw in ours}) == 4
+    assert len({draw.fixtures.pos.tobytes() for draw in ours}) == (1 if suite == "libero_object" else 4)
+
+
+@pytest.mark.parametrize(("suite", "task_id", "matter"), [("libero_10", 9, True), ("libero_goal", 0, False)])
+def test_resets_before_seeding_matter_where_joints_are_drawn(
+    suite: str, task_id: int, matter: bool, empty_cache: Path
+) -> None:
+    task = get_tasks(suite)[task_id]
+    first = draws.stock_draw(task, 1, 5, block=1)
+    later = draws.stock_draw(task, 1, 5, resets_before=2, block=1)
+    with stock_env(task.bddl_file, resets=2) as stock:
+        stock.seed(5)
+        stock.env.reset()
+        _assert_equal(later.fixtures, read_draw(stock))
+        np.testing.assert_array_equal(later.state, stock.get_sim_state())
+    assert np.array_equal(first.state, later.state) != matter
+    draws._kept.clear()
+    np.testing.assert_array_equal(draws.stock_draw(task, 1, 5, resets_before=2, block=1).state, later.state)
 
 
 def test_the_first_draw_under_seed_0_is_the_compiled_tasks(spatial_task: Task) -> None:
     _assert_equal(fixture_draw(spatial_task, 1), compile_task(spatial_task).fixtures)
     draws.prepare(spatial_task, 1)
-    _assert_equal(draws._kept[draws._key(spatial_task, 0)][0], compile_task(spatial_task).fixtures)
+    _assert_equal(draws._kept[draws._key(spatial_task, 0)][0].fixtures, compile_task(spatial_task).fixtures)
     assert np.abs(fixture_draw(spatial_task, 1, seed=7).pos - fixture_draw(spatial_task, 1).pos).max() > 1e-3
 
 
@@ -55,12 +73,10 @@ def test_a_block_is_drawn_once_whoever_wants_it(
 ) -> None:
     asked: list[int] = []
 
-    def slow_draw(task: Task, n: int, seed: int) -> list[FixtureDraw]:
+    def slow_draw(task: Task, n: int, seed: int, resets_before: int) -> list[Draw]:
         asked.append(n)
         time.sleep(0.2)
-        return [
-            FixtureDraw(np.zeros(1, dtype=np.int64), np.full((1, 3), i), np.ones((1, 4)), np.zeros(2)) for i in range(n)
-        ]
+        return [_draw_at(i) for i in range(n)]
 
     monkeypatch.setattr(draws, "_draw", slow_draw)
     found: list[Any] = []
@@ -85,10 +101,10 @@ def test_a_block_is_drawn_once_whoever_wants_it(
 def test_draws_are_made_without_a_cache(spatial_task: Task, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIBERO_GYM_CACHE", str(empty_cache / "file" / "cache"))
     (empty_cache / "file").write_text("no folder")
-    draw = FixtureDraw(np.zeros(1, dtype=np.int64), np.zeros((1, 3)), np.ones((1, 4)), np.zeros(2))
-    monkeypatch.setattr(draws, "_draw", lambda task, n, seed: [draw] * n)
+    draw = _draw_at(0)
+    monkeypatch.setattr(draws, "_draw", lambda task, n, seed, resets_before: [draw] * n)
     with pytest.warns(UserWarning, match="not cached"):
-        assert fixture_draw(spatial_task, 2) is draw
+        assert fixture_draw(spatial_task, 2) is draw.fixtures
 
 
 def test_few_simulators_are_kept_of_many_draws(spatial_task: Task) -> None:
@@ -130,6 +146,11 @@ def test_what_is_no_draw_is_refused(spatial_task: Task, draw: Any) -> None:
 def test_what_is_no_seed_is_refused(spatial_task: Task, seed: Any) -> None:
     with pytest.raises(ValueError, match=r"fixture_seed=.*expected a whole number from 0"):
         fixture_draw(spatial_task, 1, seed)
+
+
+def _draw_at(x: int) -> Draw:
+    """A draw whose only fixture is at that place."""
+    return Draw(FixtureDraw(np.zeros(1, dtype=np.int64), np.full((1, 3), x), np.ones((1, 4)), np.zeros(2)), np.zeros(5))
 
 
 def _assert_equal(one: FixtureDraw, two: FixtureDraw) -> None:

@@ -20,7 +20,8 @@ from libero_gym.compilation import compile_task
 from libero_gym.env import LiberoEnv
 from libero_gym.equivalence.versions import fidelity
 from libero_gym.experts import run_expert
-from libero_gym.simulation.simulator import SETTLE_ACTION, SimState, Simulator
+from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
+from libero_gym.simulation.states import SimState
 from libero_gym.tasks import get_tasks, initial_states
 
 INFO_KEYS = {"is_success", "task_id", "task_name", "init_state_id", "instruction", "reward_terms", "elapsed_steps"}

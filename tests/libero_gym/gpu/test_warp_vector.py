@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -158,6 +160,17 @@ def test_worlds_keep_to_a_multiple_of_those_of_the_beginning(warp: Any, monkeypa
         env.reset(seed=0, options={"task_id": task_id, "init_state_id": 0})
         assert env.backend._places.n_worlds == 6
     env.close()
+
+
+def test_closing_frees_the_worlds() -> None:
+    env = make(2)
+    env.reset(seed=0)
+    ((group,),) = env.backend._places._groups
+    batch = weakref.ref(group.batch)
+    del group
+    env.close()
+    gc.collect()
+    assert batch() is None
 
 
 def test_a_reset_after_a_restore_leaves_restored_worlds_alone() -> None:

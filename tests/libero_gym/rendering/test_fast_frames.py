@@ -21,7 +21,8 @@ from libero_gym.rendering import renderer as rendering
 from libero_gym.rendering.models import packed_scene
 from libero_gym.rendering.posing import camera_ids
 from libero_gym.rendering.software_scene import SoftwareScene
-from libero_gym.simulation.simulator import SimState, Simulator
+from libero_gym.simulation.simulator import Simulator
+from libero_gym.simulation.states import SimState
 from libero_gym.tasks import get_tasks, initial_states
 from libero_gym.vector.vector import LiberoVectorEnv
 

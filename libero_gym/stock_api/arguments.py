@@ -1,0 +1,148 @@
+"""The arguments of LIBERO's environments: what they mean here, and a sentence for what is not offered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from libero_gym.common.checks import as_path, choice, did_you_mean, whole_number
+from libero_gym.rendering.renderer import RENDERERS, check_image_size
+
+# LIBERO's defaults, which are ours where another value makes another robot, controller or window.
+DEFAULTS: dict[str, Any] = {
+    "robots": ["Panda"],
+    "controller": "OSC_POSE",
+    "gripper_types": "default",
+    "initialization_noise": None,
+    "use_camera_obs": True,
+    "has_renderer": False,
+    "has_offscreen_renderer": True,
+    "render_camera": "frontview",
+    "render_collision_mesh": False,
+    "render_visual_mesh": True,
+    "render_gpu_device_id": -1,
+    "control_freq": 20,
+    "horizon": 1000,
+    "ignore_done": False,
+    "hard_reset": True,
+    "camera_names": ["agentview", "robot0_eye_in_hand"],
+    "camera_heights": 128,
+    "camera_widths": 128,
+    "camera_depths": False,
+    "camera_segmentations": None,
+    "renderer": "mujoco",
+    "renderer_config": None,
+}
+RENDERER_VARIABLE = "LIBERO_GYM_STOCK_RENDERER"
+# Of these, LIBERO's default alone is simulated here.
+_FIXED = (
+    "controller",
+    "gripper_types",
+    "initialization_noise",
+    "has_renderer",
+    "render_collision_mesh",
+    "render_visual_mesh",
+    "control_freq",
+    "hard_reset",
+    "camera_segmentations",
+    "renderer_config",
+)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera that observations show.
+
+    Attributes:
+        name: LIBERO's, such as ``agentview``.
+        height, width: Of its frames, pixels.
+        depth: Whether observations hold the depth buffer, too.
+    """
+
+    name: str
+    height: int
+    width: int
+    depth: bool
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What an environment was made with, checked.
+
+    Attributes:
+        bddl_file: The task's definition.
+        cameras: What observations show.
+        horizon: Control steps after which an episode is over; None if none is.
+        renderer: "exact" or "fast".
+    """
+
+    bddl_file: Path
+    cameras: tuple[Camera, ...]
+    horizon: int | None
+    renderer: str
+
+
+def check_arguments(bddl_file_name: Any, given: Mapping[str, Any]) -> Arguments:
+    """The arguments of ``OffScreenRenderEnv``.
+
+    Raises:
+        TypeError: If a keyword is not LIBERO's.
+        ValueError: If a value is not offered here, or means nothing.
+        FileNotFoundError: If there is no such BDDL file.
+    """
+    unknown = [name for name in given if name not in DEFAULTS]
+    if unknown:
+        hint = did_you_mean(unknown[0], DEFAULTS)
+        raise TypeError(f"Unknown argument {unknown[0]!r}.{hint} LIBERO's are: {', '.join(DEFAULTS)}.")
+    values = DEFAULTS | dict(given)
+    if values["robots"] not in ("Panda", ["Panda"], ("Panda",)):
+        raise ValueError(_refusal("robots", values["robots"], "['Panda']"))
+    for name in _FIXED:
+        if values[name] != DEFAULTS[name]:
+            raise ValueError(_refusal(name, values[name], repr(DEFAULTS[name])))
+    path = as_path("bddl_file_name", bddl_file_name)
+    if not path.is_file():
+        raise FileNotFoundError(f"bddl_file_name={str(path)!r} is no file.")
+    horizon = whole_number("horizon", values["horizon"], minimum=1)
+    cameras = _cameras(values) if values["use_camera_obs"] else ()
+    renderer = _renderer(values["renderer"])
+    if renderer == "fast" and any(camera.depth for camera in cameras):
+        depths = values["camera_depths"]
+        raise ValueError(f"camera_depths={depths!r} needs renderer='exact'; fast frames have no depth buffer.")
+    return Arguments(path.absolute(), cameras, None if values["ignore_done"] else horizon, renderer)
+
+
+def _cameras(values: Mapping[str, Any]) -> tuple[Camera, ...]:
+    names = values["camera_names"]
+    names = [names] if isinstance(names, str) else list(names)
+    sizes = {}
+    for argument in ("camera_heights", "camera_widths"):
+        listed = _per_camera(argument, values[argument], len(names))
+        sizes[argument] = [check_image_size(size, argument) for size in listed]
+    depths = [bool(depth) for depth in _per_camera("camera_depths", values["camera_depths"], len(names))]
+    return tuple(Camera(*each) for each in zip(names, *sizes.values(), depths, strict=True))
+
+
+def _per_camera(argument: str, value: Any, n: int) -> list[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [value] * n
+    if len(value) != n:
+        raise ValueError(f"{argument} has {len(value)} values for {n} cameras; give one, or one each.")
+    return list(value)
+
+
+def _renderer(value: Any) -> str:
+    """LIBERO's own name is for whatever ``$LIBERO_GYM_STOCK_RENDERER`` says, which is exact frames if it is not set."""
+    if value in ("mujoco", "default"):
+        return choice(RENDERER_VARIABLE, os.environ.get(RENDERER_VARIABLE) or "exact", RENDERERS)
+    return choice("renderer", value, ("mujoco", *RENDERERS))
+
+
+def _refusal(name: str, value: Any, offered: str) -> str:
+    return (
+        f"{name}={value!r} is not offered by libero_gym's stand-in for LIBERO's environments, only {offered}. "
+        "libero_gym.uninstall_stock_api() gives LIBERO's own back."
+    )

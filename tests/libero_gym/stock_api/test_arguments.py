@@ -1,0 +1,91 @@
+"""What the stand-in offers and what it refuses, in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from libero_gym.bddl import read_problem
+from libero_gym.stock import import_stock
+from libero_gym.stock_api.arguments import Camera, check_arguments
+from libero_gym.stock_api.environment import OffScreenRenderEnv
+from libero_gym.tasks import SUITES, Task, get_tasks
+
+
+def test_cameras_have_sizes_of_their_own(spatial_task: Task) -> None:
+    given = {"camera_names": ["agentview", "frontview"], "camera_heights": [64, 32], "camera_widths": 48}
+    arguments = check_arguments(str(spatial_task.bddl_file), given | {"camera_depths": [False, True]})
+    assert arguments.cameras == (Camera("agentview", 64, 48, False), Camera("frontview", 32, 48, True))
+    assert arguments.horizon == 1000
+    assert check_arguments(spatial_task.bddl_file, {"use_camera_obs": False, "ignore_done": True}).cameras == ()
+
+
+def test_the_renderer_is_a_keyword_or_a_variable(spatial_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_arguments(spatial_task.bddl_file, {}).renderer == "exact"
+    assert check_arguments(spatial_task.bddl_file, {"renderer": "fast"}).renderer == "fast"
+    monkeypatch.setenv("LIBERO_GYM_STOCK_RENDERER", "fast")
+    assert check_arguments(spatial_task.bddl_file, {"renderer": "mujoco"}).renderer == "fast"
+    monkeypatch.setenv("LIBERO_GYM_STOCK_RENDERER", "slow")
+    with pytest.raises(ValueError, match="Unknown LIBERO_GYM_STOCK_RENDERER 'slow'"):
+        check_arguments(spatial_task.bddl_file, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"camera_hights": 64}, "Unknown argument 'camera_hights'. Did you mean 'camera_heights'"),
+        ({"controller": "JOINT_VELOCITY"}, "controller='JOINT_VELOCITY' is not offered"),
+        ({"robots": ["Sawyer"]}, r"robots=\['Sawyer'\] is not offered"),
+        ({"control_freq": 10}, "control_freq=10 is not offered"),
+        ({"camera_segmentations": "instance"}, "camera_segmentations='instance' is not offered"),
+        ({"camera_heights": [64]}, "camera_heights has 1 values for 2 cameras"),
+        ({"camera_widths": 4}, "camera_widths=4 cannot be rendered"),
+        ({"horizon": 0}, "horizon=0"),
+        ({"renderer": "igibson"}, "Unknown renderer 'igibson'"),
+        ({"renderer": "fast", "camera_depths": True}, "camera_depths=True needs renderer='exact'"),
+    ],
+)
+def test_what_is_not_offered_is_named(given: dict[str, Any], message: str, spatial_task: Task) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        OffScreenRenderEnv(spatial_task.bddl_file, **given)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing\.bddl' is no file"):
+        OffScreenRenderEnv(tmp_path / "nothing.bddl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("(define (problem a)", "1 are left open"),
+        ("(define)\n)", r"line 2: this \) closes nothing"),
+        ("(define (:language x))", r"states no \(problem NAME\)"),
+    ],
+)
+def test_a_broken_bddl_file_is_told(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "task.bddl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_problem(path)
+
+
+def test_problems_are_those_that_libero_reads() -> None:
+    import_stock()
+    from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+    tasks = [task for suite in SUITES for task in get_tasks(suite)]
+    assert len(tasks) > 300
+    some = set()
+    for path in {task.bddl_file for task in tasks}:
+        ours, stock = read_problem(path), robosuite_parse_problem(str(path))
+        assert ours.domain == stock["problem_name"]
+        assert ours.language == " ".join(stock["language_instruction"])
+        assert ours.objects == tuple(name for names in stock["objects"].values() for name in names)
+        assert list(ours.objects_of_interest) == stock["obj_of_interest"]
+        drawn = [state for state in stock["initial_state"] if state[0] in ("open", "close", "turnon", "turnoff")]
+        assert ours.draws_joints == bool(drawn)
+        some.add(ours.draws_joints)
+    assert some == {True, False}
