@@ -14,6 +14,10 @@ where the first stopped. Each section has its own provenance; one that went on a
 * ``expert``: whether the scripted expert succeeds, and in how many steps.
 * ``replay``: whether the actions of the expert under the exact version, which stay in ``--work``, succeed as they are.
   Episodes diverge where contacts do, so this shows differences that an expert or a policy makes good.
+* ``nudged``: the same after every joint of the arm was moved by `NUDGE`. With the exact version itself, it tells how
+  many episodes are lost to any small difference.
+* ``steps``: each control step of those episodes, from the exact version's own state: how many end with a position that
+  is off by more than `STEP_OFF`, and by how much the worst.
 * ``frames``: both cameras at 128 pixels in official initial states; dB against the exact version, whose frames stay in
   ``--work``.
 * ``speed``: milliseconds of processor time of a control step without frames, median of five runs.
@@ -27,6 +31,7 @@ import argparse
 import functools
 import json
 import os
+import pickle
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +56,8 @@ RESULTS = Path(__file__).parent / "results"
 FOUR_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 SETTLE_STEPS = 30
 MOVED = 0.01  # m: a fifth of what separates a bowl on the ramekin from one beside it
+NUDGE = 1e-6  # rad
+STEP_OFF = 1e-9  # m or rad
 FRAME_TASKS = (("libero_spatial", 0), ("libero_object", 0), ("libero_goal", 3), ("libero_10", 2))
 SPEED_TASKS = (("libero_spatial", 0), ("libero_10", 2))
 FRAME_SIZE = 128
@@ -60,7 +67,13 @@ COLUMNS = (
     *("expert (exact, same episodes)", "p", "its actions replayed (exact)", "p", "tiny-libero (exact)", "p"),
     *("frames, least dB", "CPU ms a step: Spatial 0, LIBERO-10 2"),
 )
-SECTIONS = ("speed", "frames", "settle", "expert", "replay", "policy")
+STEP_COLUMNS = ("MuJoCo", "control steps", "off by more than 1e-9 rad or m", "worst", "replayed after a nudge", "p")
+SUITE_COLUMNS = (
+    *("MuJoCo", "suite", "states", "with objects > 1 cm off"),
+    *("expert (exact)", "p", "tiny-libero (exact)", "p"),
+)
+SECTIONS = ("speed", "frames", "settle", "expert", "replay", "nudged", "steps", "policy")
+BY_DEFAULT = ("speed", "frames", "settle", "expert")
 
 Row = dict[str, Any]
 
@@ -87,13 +100,14 @@ def expert(task: Task, state_id: int) -> list[int]:
     return [int(outcome.success), outcome.steps]
 
 
-def replay(task: Task, state_id: int, work: Path) -> list[int]:
+def replay(task: Task, state_id: int, work: Path, nudge: float = 0.0) -> list[int]:
     """Whether the exact version's expert's actions succeed (0 or 1), and after how many control steps."""
-    simulator = _simulator(task)
-    simulator.reset(initial_states(task)[state_id])
-    simulator.settle(10)
+    simulator = _settled(task, state_id)
     kept = work / f"{task.suite}_{task.task_id}_{state_id}_actions.npy"
-    if mujoco.__version__ == EXACT:
+    if nudge:
+        signs = np.random.default_rng(state_id).choice([-1.0, 1.0], 7)
+        simulator.data.qpos[simulator.compiled.robot.qpos] += nudge * signs
+    elif mujoco.__version__ == EXACT:
         script, acted = Expert(simulator), []
         while not simulator.success and len(acted) < SUITES[task.suite].max_steps:
             acted.append(script.act())
@@ -110,12 +124,45 @@ def replay(task: Task, state_id: int, work: Path) -> list[int]:
     return [0, step]
 
 
+def steps(task: Task, state_id: int, work: Path) -> list[float]:
+    """Control steps of the exact version's episode, how many of them end elsewhere, and the largest offset, in 1e-9."""
+    simulator = _settled(task, state_id)
+    name = f"{task.suite}_{task.task_id}_{state_id}"
+    actions = _kept(work / f"{name}_actions.npy")
+    if mujoco.__version__ == EXACT:
+        states = [simulator.get_state()]
+        for action in actions:
+            simulator.step(action)
+            states.append(simulator.get_state())
+        (work / f"{name}_states.pkl").write_bytes(pickle.dumps(states))
+    states = pickle.loads(_found(work / f"{name}_states.pkl").read_bytes())
+    positions = slice(1, 1 + simulator.model.nq)
+    offsets = []
+    for state, action, after in zip(states, actions, states[1:], strict=False):
+        simulator.set_state(state)
+        simulator.step(action)
+        offsets.append(float(np.abs(np.asarray(simulator.get_state()) - np.asarray(after))[positions].max()))
+    return [len(offsets), sum(offset > STEP_OFF for offset in offsets), round(1e9 * max(offsets), 3)]
+
+
+def _settled(task: Task, state_id: int) -> Simulator:
+    """The task's simulator where episodes begin: ten control steps after an official initial state."""
+    simulator = _simulator(task)
+    simulator.reset(initial_states(task)[state_id])
+    simulator.settle(10)
+    return simulator
+
+
 def _kept(path: Path) -> np.ndarray:
-    """What the run with the exact version left in the work folder."""
+    """The array that the run with the exact version left in the work folder."""
+    found: np.ndarray = np.load(_found(path))
+    return found
+
+
+def _found(path: Path) -> Path:
     if not path.is_file():
         raise SystemExit(f"{path} is missing: run this with MuJoCo {EXACT} first, with the same --work and states.")
-    found: np.ndarray = np.load(path)
-    return found
+    return path
 
 
 def frames(task: Task, state_id: int, work: Path) -> list[float | None]:
@@ -264,6 +311,44 @@ def table(results: dict[str, Row]) -> str:
     return "\n".join(lines)
 
 
+def step_table(results: dict[str, Row]) -> str:
+    """The table of single control steps, and of replays after a nudge beside the exact version's without one."""
+    lines = ["| " + " | ".join(STEP_COLUMNS) + " |", "| --- " * len(STEP_COLUMNS) + "|"]
+    for version in sorted(results, key=parse):
+        own = results[version]
+        rows = [row for states in own.get("steps", {}).values() for row in states.values()]
+        if rows:
+            counts = [str(sum(row[index] for row in rows)) for index in (0, 1)]
+            worst = f"{1e-9 * max(row[2] for row in rows):.1e}"
+            nudged = _paired_cells(_episodes(results[EXACT].get("replay", {})), _episodes(own.get("nudged", {})))
+            lines.append("| " + " | ".join([version, *counts, worst, *nudged]) + " |")
+    return "\n".join(lines)
+
+
+def suite_table(results: dict[str, Row]) -> str:
+    """The table by suite, of all versions but the exact one."""
+    lines = ["| " + " | ".join(SUITE_COLUMNS) + " |", "| --- " * len(SUITE_COLUMNS) + "|"]
+    for version in sorted(set(results) - {EXACT}, key=parse):
+        for number, suite in enumerate(FOUR_SUITES):
+            of = {name: _of_suite(results[name], suite, number) for name in (EXACT, version)}
+            apart = list(offsets(of[EXACT]["settle"], of[version]["settle"]))
+            cells = [version, suite, str(len(apart)), str(sum(value > MOVED for value in apart))]
+            cells += _paired_cells(_episodes(of[EXACT]["expert"]), _episodes(of[version]["expert"]))
+            cells += _paired_cells(of[EXACT]["policy"], of[version]["policy"])
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _of_suite(content: Row, suite: str, number: int) -> Row:
+    """The sections with the tasks of a suite alone; the policy's tasks are counted through the suites."""
+    parts = {
+        section: {name: row for name, row in content.get(section, {}).items() if name.startswith(f"{suite}[")}
+        for section in ("settle", "expert")
+    }
+    own = {key: value for key, value in content.get("policy", {}).items() if int(key.split("/")[0]) // 10 == number}
+    return parts | {"policy": own}
+
+
 def _paired_cells(reference: Row, own: Row) -> list[str]:
     n, first, second, only_first, only_second = paired(reference, own)
     if not n:
@@ -288,7 +373,7 @@ def main() -> None:
     parser.add_argument("--frame-states", type=int, default=3)
     parser.add_argument("--policy", default="tiny-libero", help="name of the policy of section policy")
     parser.add_argument("--policy-states", type=int, default=1)
-    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS[:-2], help="sections to measure")
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=BY_DEFAULT, help="sections to measure")
     parser.add_argument("--work", type=Path, default=Path("runs/mujoco_versions"), help="folder of the exact frames")
     parser.add_argument("--tolerance", type=float, help="of the solver, instead of the repair's; wants its own --out")
     parser.add_argument("--report", action="store_true", help="measure nothing, print the table")
@@ -303,7 +388,7 @@ def main() -> None:
     results = read_all() | ({version: json.loads(args.out.read_text())} if args.out.is_file() else {})
     if EXACT not in results:
         raise SystemExit(f"Nothing was measured with MuJoCo {EXACT} yet, which the table compares with.")
-    print(table(results))
+    print(table(results), step_table(results), suite_table(results), sep="\n\n")
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -332,6 +417,8 @@ def measure(args: argparse.Namespace) -> None:
         ("settle", settle, args.states),
         ("expert", expert, args.expert_states),
         ("replay", functools.partial(replay, work=args.work), args.expert_states),
+        ("nudged", functools.partial(replay, work=args.work, nudge=NUDGE), args.expert_states),
+        ("steps", functools.partial(steps, work=args.work), args.expert_states),
     ):
         if section in args.only:
             sweep(content, section, wanted, n_states, run, args.out)

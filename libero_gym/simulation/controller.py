@@ -155,6 +155,13 @@ def _arm_mass_matrix(values, addresses, out):
 
 
 @compiled
+def _solve(model, data, qacc, warmstart):
+    """Solve for the contact forces, where the next solve starts. MuJoCo writes that down by itself up to 3.3.5."""
+    _mj_fwd_constraint(model, data)
+    warmstart[:] = qacc
+
+
+@compiled
 def run_substeps(
     pointers, ids, constants, views, indices, goal, stale, use_stale, gripper, sign, sample_at, snapshot, exact
 ):
@@ -164,8 +171,8 @@ def run_substeps(
         pointers: Addresses of the ``mjModel`` and the ``mjData``.
         ids: (grip site, hand body, number of substeps).
         constants: (initial_joint, torque_low, torque_high).
-        views: Arrays of the ``mjData`` that are read or written: qpos, qvel, ctrl, inertia, qfrc_bias, site_xpos,
-            site_xmat, xquat; then addresses of the arm's block in the inertia, (7, 7).
+        views: Arrays of the ``mjData`` that are read or written: qpos, qvel, ctrl, qacc, qacc_warmstart, inertia,
+            qfrc_bias, site_xpos, site_xmat, xquat; then addresses of the arm's block in the inertia, (7, 7).
         indices: Arm's qpos and dof addresses, actuators, gripper's qpos addresses and actuators, as int64 arrays.
         goal: Goal pose of this control step: position (3,) and orientation (3, 3).
         stale: Controller state of the stock reset, see `compiled.RobotIndices`.
@@ -183,7 +190,7 @@ def run_substeps(
     model, data = pointers
     site, hand, n_substeps = ids
     goal_pos, goal_ori = goal
-    qpos, qvel, ctrl, inertia, qfrc_bias, site_xpos, site_xmat, xquat, addresses = views
+    qpos, qvel, ctrl, qacc, warmstart, inertia, qfrc_bias, site_xpos, site_xmat, xquat, addresses = views
     arm_qpos, arm_dof, arm_act, grip_qpos, grip_act = indices
     kinematics_qpos, sample, sampled_qpos, sampled_qvel, latest_qpos = snapshot
     nv = qvel.shape[0]
@@ -200,7 +207,7 @@ def run_substeps(
         if exact:
             _mj_fwd_actuation(model, data)
             _mj_fwd_acceleration(model, data)
-            _mj_fwd_constraint(model, data)
+            _solve(model, data, qacc, warmstart)
         bias = qfrc_bias[arm_dof]
         if i == 0 and use_stale:
             s_pos, s_ori, s_pv, s_rv, s_jp, s_jv, s_jacs, s_mass = stale
@@ -209,7 +216,7 @@ def run_substeps(
             )
         else:
             if exact:
-                _mj_fwd_constraint(model, data)
+                _solve(model, data, qacc, warmstart)
             _mj_jac_site(model, data, jac_p.ctypes.data, jac_r.ctypes.data, site)
             for c in range(7):
                 for r in range(3):

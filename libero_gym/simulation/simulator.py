@@ -147,6 +147,7 @@ class Simulator(Uncopyable):
         """
         self.write(state)
         mujoco.mj_forward(self.model, self.data)
+        self.data.qacc_warmstart[:] = self.data.qacc  # as MuJoCo does by itself up to 3.3.5
         self._finish_control_step()
         self._sample_now()
 
@@ -359,8 +360,8 @@ class Simulator(Uncopyable):
             (model._address, data._address),
             (robot.eef_site, robot.hand_body, n_substeps),
             (robot.stale["initial_joint"], robot.torque_low, robot.torque_high),
-            (data.qpos, data.qvel, data.ctrl, inertia_values(data), data.qfrc_bias, data.site_xpos, data.site_xmat,
-             data.xquat, inertia_addresses(model, robot.dof)),
+            (data.qpos, data.qvel, data.ctrl, data.qacc, data.qacc_warmstart, inertia_values(data), data.qfrc_bias,
+             data.site_xpos, data.site_xmat, data.xquat, inertia_addresses(model, robot.dof)),
             (robot.qpos, robot.dof, robot.actuators, robot.gripper_qpos, robot.gripper_actuators),
         )  # fmt: skip
         speed = controller.GRIPPER_SPEED * (STOCK_SUBSTEPS / n_substeps)  # the same in a control step

@@ -9,7 +9,7 @@ from typing import Any
 import mujoco_versions
 import pytest
 from measuring import refuse_other_mujoco
-from mujoco_versions import offsets, paired, sweep, table, write
+from mujoco_versions import offsets, paired, step_table, suite_table, sweep, table, write
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.tasks import get_tasks
@@ -41,6 +41,22 @@ def test_the_table_says_what_the_results_say() -> None:
     exact, newer = table({"3.10.0": NEWER, "3.3.2": EXACT}).splitlines()[2:]
     assert exact == "| 3.3.2 | exact | 2 | 0 | 0.00, 0 | 2/3 (2) | 1 | - | - | - | - | equal | 2.0 |"
     assert newer == "| 3.10.0 | equivalent (3.10.0) | 2 | 0 | 2.50, 5 | 1/2 (2) | 1 | - | - | - | - | 51.4 | 4.0 |"
+
+
+def test_tables_of_steps_and_suites_say_what_the_results_say() -> None:
+    exact = EXACT | {"replay": EXACT["expert"], "steps": {"libero_goal[3]": {"0": [90, 0, 0.0]}}, "policy": {"23/0": 1}}
+    newer = NEWER | {
+        "steps": {"libero_goal[3]": {"0": [90, 3, 48.0], "1": [95, 2, 5.5]}},
+        "nudged": {"libero_goal[3]": {"0": [1, 90], "1": [0, 95]}},
+        "policy": {"23/0": 0, "3/0": 1},
+    }
+    first, second = step_table({"3.10.0": newer, "3.3.2": exact, "4.0.0": NEWER}).splitlines()[2:]
+    assert first == "| 3.3.2 | 90 | 0 | 0.0e+00 | - | - |"
+    assert second == "| 3.10.0 | 185 | 5 | 4.8e-08 | 1/2 (2) | 1 |"
+    suites = suite_table({"3.10.0": newer, "3.3.2": exact}).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in suites] == list(mujoco_versions.FOUR_SUITES)
+    assert suites[2] == "| 3.10.0 | libero_goal | 2 | 0 | 1/2 (2) | 1 | 0/1 (1) | 1 |"
+    assert suites[0] == "| 3.10.0 | libero_spatial | 0 | 0 | - | - | - | - |"
 
 
 def test_written_results_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

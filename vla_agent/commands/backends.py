@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any, Literal, Protocol
 
 from libero_gym.dimensions import Physics
-from libero_gym.gpu.requirements import check_device, check_physics
+from libero_gym.gpu.requirements import check_device, check_physics, require_warp
 from vla_agent.envs.backends import BackendName, backend_arguments
 
 
@@ -44,6 +46,7 @@ def check_backend(options: BackendOptions, *further: BackendName) -> None:
                 "out."
             )
     elif options.engine == "local":  # an engine's processes may be where the device is
+        tell_of_compiling(require_warp())
         check_device(backend_arguments("warp", options.backend_device, options.device)["device"])
 
 
@@ -58,6 +61,32 @@ def check_training_backend(options: TrainingBackendOptions) -> None:
         raise ValueError("--keep-on-device is for worlds on a device: add --backend warp, or leave it out.")
     if options.engine != "local":
         raise ValueError("--keep-on-device is for one process, and --engine ray sends frames between several.")
+
+
+class CompilingLogger:
+    """What Warp tells: of the kernels that it loads, those alone that it compiles, which takes minutes at first."""
+
+    def debug(self, message: str) -> None:
+        """Leave it out."""
+
+    def info(self, message: str) -> None:
+        """Print it if a kernel was compiled."""
+        if "(compiled)" in message:
+            print(message, file=sys.stderr)
+
+    def warning(self, message: str, category: type[Warning] | None = None, stacklevel: int = 1) -> None:
+        """Warn."""
+        warnings.warn(message, category, stacklevel + 1)
+
+    def error(self, message: str) -> None:
+        """Print it."""
+        print(message, file=sys.stderr)
+
+
+def tell_of_compiling(warp: Any) -> None:
+    """Have Warp leave out its hundreds of lines on kernels that its cache holds; earlier versions of it cannot."""
+    if hasattr(warp, "set_logger"):
+        warp.set_logger(CompilingLogger())
 
 
 def training_arguments(options: TrainingBackendOptions) -> dict[str, Any]:

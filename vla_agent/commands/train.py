@@ -356,7 +356,8 @@ def report(options: Options, success: Curriculum, evaluation: EvaluationCallback
     if evaluation is not None:
         suite = describe_suite(options.env_id)
         names, sources = dict(enumerate(suite.instructions)), dict(enumerate(suite.sources))
-        print(f"Greedy, {options.eval_renderer} frames, initial states that training never saw:")
+        physics = "batched physics, " if options.eval_backend == "warp" else ""
+        print(f"Greedy, {physics}{options.eval_renderer} frames, initial states that training never saw:")
         first, best, last = evaluation.history[0], evaluation.best, evaluation.history[-1]
         print(describe_change(first.episodes, last.episodes, names, sources))
         if evaluation.fell:

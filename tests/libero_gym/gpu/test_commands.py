@@ -22,6 +22,7 @@ def test_a_policy_is_judged_on_worlds_and_compared_on_purpose(
     folders = [str(tmp_path / name) for name in ("processes", "warp")]
     for folder, backend in zip(folders, ([], ["--backend", "warp"]), strict=True):
         cli.main(["evaluate", *shared, *backend, "--out", folder])
+    assert "(cached)" not in capsys.readouterr().out
     hosts, worlds = map(EvaluationReport.load, folders)
     assert [episode[:2] for episode in worlds.episodes] == [(0, 0), (5, 0)]
     assert hosts.settings["mujoco"] == fidelity()
@@ -43,6 +44,18 @@ def test_a_policy_is_judged_on_worlds_and_compared_on_purpose(
     with pytest.raises(SystemExit):  # the same folder is not gone on with elsewhere
         cli.main(["evaluate", *shared, "--out", folders[1]])
     assert "is of another evaluation: mujoco is 'batched (MuJoCo Warp" in capsys.readouterr().err
+
+
+def test_warp_tells_of_kernels_that_it_compiles_alone(warp: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from vla_agent.commands.backends import CompilingLogger
+
+    logger = CompilingLogger()
+    assert isinstance(logger, warp._src.logger.Logger)
+    logger.info("Module a load on device 'cpu' took 1 ms  (cached)")
+    logger.info("Module b load on device 'cpu' took 9 ms  (compiled)")
+    assert capsys.readouterr().err == "Module b load on device 'cpu' took 9 ms  (compiled)\n"
+    with pytest.warns(DeprecationWarning, match="old"):
+        logger.warning("old", DeprecationWarning)
 
 
 def test_a_policy_trains_on_worlds_and_is_evaluated_there(warp: Any, tmp_path: Path) -> None:
