@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from libero_gym import stock
+from libero_gym import benchmark
 from libero_gym.common import cache
 from libero_gym.common.version import BENCHMARK, installed_version
 from libero_gym.equivalence.versions import DISTRIBUTION, UnsupportedMujocoError, advice, fidelity
@@ -108,18 +108,22 @@ def judge_mujoco(installed: str) -> Finding:
 def check_benchmark() -> list[Finding]:
     """Check that ``import libero`` gives the benchmark package, and no configuration replaces its files."""
     try:
-        stock.check_installed()
-    except stock.BenchmarkError as error:
+        benchmark.check_installed()
+    except benchmark.BenchmarkError as error:
         return [Finding("fail", "benchmark package", str(error))]
     findings = []
-    changed = stock.changed_files()
+    found_instead = benchmark.shadow()
+    if found_instead is not None:
+        found = f"Python finds `libero` at {found_instead}; tasks are compiled by the benchmark's at {benchmark.root()}"
+        findings.append(Finding("note", "another LIBERO", found))
+    changed = benchmark.changed_files()
     if changed:
-        found = f"{len(changed)} files are not those of {stock.DISTRIBUTION}, first {changed[0]}"
-        findings.append(Finding("fail", "benchmark package", found, stock.REINSTALL))
-    ignored = stock.ignored_configuration()
+        found = f"{len(changed)} files are not those of {benchmark.DISTRIBUTION}, first {changed[0]}"
+        findings.append(Finding("fail", "benchmark package", found, benchmark.REINSTALL))
+    ignored = benchmark.ignored_configuration()
     if ignored is not None:
         findings.append(Finding("note", "LIBERO configuration", ignored))
-    return findings or [Finding("ok", "benchmark package", str(stock.root()))]
+    return findings or [Finding("ok", "benchmark package", str(benchmark.root()))]
 
 
 def check_assets() -> list[Finding]:
@@ -134,7 +138,7 @@ def check_assets() -> list[Finding]:
             missing += [str(path) for path in files if not path.is_file()]
     if missing:
         found = f"{len(missing)} files missing, first {missing[0]}"
-        return [Finding("fail", "assets", found, stock.REINSTALL)]
+        return [Finding("fail", "assets", found, benchmark.REINSTALL)]
     return [Finding("ok", "assets", f"{len(SUITES)} suites, {count} tasks with initial states")]
 
 

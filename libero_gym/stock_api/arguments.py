@@ -47,9 +47,9 @@ _FIXED = (
     "render_visual_mesh",
     "control_freq",
     "hard_reset",
-    "camera_segmentations",
     "renderer_config",
 )
+_SEGMENTATIONS = ("instance", "class", "element")
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,14 @@ class Camera:
         name: LIBERO's, such as ``agentview``.
         height, width: Of its frames, pixels.
         depth: Whether observations hold the depth buffer, too.
+        segmentations: By what observations hold segmentations, too: "instance", "class", "element".
     """
 
     name: str
     height: int
     width: int
     depth: bool
+    segmentations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,16 @@ def check_arguments(bddl_file_name: Any, given: Mapping[str, Any]) -> Arguments:
     horizon = whole_number("horizon", values["horizon"], minimum=1)
     cameras = _cameras(values) if values["use_camera_obs"] else ()
     renderer = _renderer(values["renderer"])
-    if renderer == "fast" and any(camera.depth for camera in cameras):
-        depths = values["camera_depths"]
-        raise ValueError(f"camera_depths={depths!r} needs renderer='exact'; fast frames have no depth buffer.")
+    for name, asked in (("depths", any(each.depth for each in cameras)), ("segmentations", segmented(cameras))):
+        if renderer == "fast" and asked:
+            given = values[f"camera_{name}"]
+            raise ValueError(f"camera_{name}={given!r} needs renderer='exact'; fast frames come without.")
     return Arguments(path.absolute(), cameras, None if values["ignore_done"] else horizon, renderer)
+
+
+def segmented(cameras: tuple[Camera, ...]) -> bool:
+    """Whether any camera shows a segmentation; no camera shows flames then, as in robosuite."""
+    return any(camera.segmentations for camera in cameras)
 
 
 def _cameras(values: Mapping[str, Any]) -> tuple[Camera, ...]:
@@ -123,7 +131,20 @@ def _cameras(values: Mapping[str, Any]) -> tuple[Camera, ...]:
         listed = _per_camera(argument, values[argument], len(names))
         sizes[argument] = [check_image_size(size, argument) for size in listed]
     depths = [bool(depth) for depth in _per_camera("camera_depths", values["camera_depths"], len(names))]
-    return tuple(Camera(*each) for each in zip(names, *sizes.values(), depths, strict=True))
+    segmentations = _segmentations(values["camera_segmentations"], len(names))
+    return tuple(Camera(*each) for each in zip(names, *sizes.values(), depths, segmentations, strict=True))
+
+
+def _segmentations(value: Any, n_cameras: int) -> list[tuple[str, ...]]:
+    """For each camera its kinds: those of all of them, as robosuite has it, or its own if the list has lists."""
+    listed = _per_camera("camera_segmentations", value, n_cameras)
+    nested = any(isinstance(kinds, (list, tuple)) for kinds in listed)
+    every = [[kinds] if isinstance(kinds, str) else list(kinds or ()) for kinds in listed]
+    together = [kind for kinds in every for kind in kinds]
+    for kind in together:
+        choice("camera_segmentations", kind, _SEGMENTATIONS)
+    chosen = every if nested else [together if kinds else [] for kinds in every]
+    return [tuple(dict.fromkeys(kinds)) for kinds in chosen]
 
 
 def _per_camera(argument: str, value: Any, n: int) -> list[Any]:

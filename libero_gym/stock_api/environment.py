@@ -18,9 +18,10 @@ import numpy as np
 from libero_gym.bddl import read_problem
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.draws import BLOCK, Draw, check_seed, stock_draw
-from libero_gym.rendering.renderer import render_rows
+from libero_gym.compilation.groups import GeomGroups, geom_groups
+from libero_gym.rendering.renderer import render_rows, segment_rows
 from libero_gym.simulation.simulator import Simulator
-from libero_gym.stock_api.arguments import Arguments, Camera, check_arguments
+from libero_gym.stock_api.arguments import Arguments, Camera, check_arguments, segmented
 from libero_gym.stock_api.clock import ObservationClock
 from libero_gym.stock_api.observations import Observation, Sample, Sensors
 from libero_gym.stock_api.robot import Robot
@@ -51,7 +52,9 @@ class ControlEnv:
         self.language_instruction = self._problem.language
         task = Task(self._arguments.bddl_file.stem, self._problem.language, self._arguments.bddl_file)
         self._compiled = compile_task(task)
-        self._sensors = Sensors(self._compiled, self._problem.objects, self._arguments.cameras, self._frame)
+        cameras = self._arguments.cameras
+        self._sensors = Sensors(self._compiled, self._problem.objects, cameras, self._frame, self._segment)
+        self._groups_by_kind: dict[str, GeomGroups] = {}
         self._clock = ObservationClock()
         self._seed: int | None = None
         self._resets, self._resets_before_seed = 0, 0
@@ -209,8 +212,31 @@ class ControlEnv:
 
     def _frame(self, sample: Sample, camera: Camera) -> tuple[np.ndarray, np.ndarray | None]:
         return render_rows(
-            sample, camera.name, camera.height, camera.width, self._arguments.renderer, with_depth=camera.depth
+            sample,
+            camera.name,
+            camera.height,
+            camera.width,
+            self._arguments.renderer,
+            with_depth=camera.depth,
+            with_sites=not segmented(self._arguments.cameras),
         )
+
+    def _segment(self, sample: Sample, camera: Camera, kind: str) -> np.ndarray:
+        """Geoms' ids (-1 for none), or groups' numbers from 1 on (0 for none), int32 (height, width)."""
+        geoms = segment_rows(sample, camera.name, camera.height, camera.width)
+        if kind == "element":
+            return geoms
+        groups = self._groups(kind)
+        numbers = np.zeros(max(groups.of_geom) + 2, dtype=np.int32)  # the last stands for geoms that are in none
+        for geom, index in groups.of_geom.items():
+            numbers[geom] = index + 1
+        found: np.ndarray = numbers[np.where((geoms >= 0) & (geoms < len(numbers)), geoms, -1)]
+        return found
+
+    def _groups(self, kind: str) -> GeomGroups:
+        if kind not in self._groups_by_kind:
+            self._groups_by_kind[kind] = geom_groups(self._compiled.task, kind)
+        return self._groups_by_kind[kind]
 
     def _check_open(self) -> None:
         if self._closed:
@@ -222,6 +248,45 @@ class OffScreenRenderEnv(ControlEnv):
 
     def __init__(self, bddl_file_name: Any, **arguments: Any) -> None:
         super().__init__(bddl_file_name, **arguments | {"has_renderer": False, "has_offscreen_renderer": True})
+
+
+class SegmentationRenderEnv(OffScreenRenderEnv):
+    """LIBERO's ``SegmentationRenderEnv``: `OffScreenRenderEnv` that segments, and finds things in segmentations.
+
+    Attributes:
+        segmentation_id_mapping: By number, the name of a thing; known from a reset on.
+        instance_to_id: The number that segmentations have for it, which is one more.
+        segmentation_robot_id: Number of the robot; None where it is not called Panda0, as in all of LIBERO's scenes.
+    """
+
+    def __init__(self, bddl_file_name: Any, camera_segmentations: Any = "instance", **arguments: Any) -> None:
+        if camera_segmentations is None:
+            raise ValueError("camera_segmentations=None; expected 'instance' or 'class'.")
+        super().__init__(bddl_file_name, **arguments | {"camera_segmentations": camera_segmentations})
+        self.segmentation_id_mapping: dict[int, str] = {}
+        self.instance_to_id: dict[str, int] = {}
+        self.segmentation_robot_id: int | None = None
+
+    def reset(self) -> Observation:
+        """As `OffScreenRenderEnv.reset`, which also says how things are numbered."""
+        names = self._groups("instance").names
+        self.segmentation_robot_id = names.index("Panda0") if "Panda0" in names else None
+        robot = ("Panda0", "RethinkMount0", "PandaGripper0")
+        self.segmentation_id_mapping = {i: name for i, name in enumerate(names) if name not in robot}
+        self.instance_to_id = {name: i + 1 for i, name in self.segmentation_id_mapping.items()}
+        return super().reset()
+
+    def get_segmentation_instances(self, segmentation_image: np.ndarray) -> dict[str, np.ndarray]:
+        """By a thing's name, the segmentation with all else 0; the robot's parts are things of their own."""
+        return {name: segmentation_image * (segmentation_image == i) for name, i in self.instance_to_id.items()}
+
+    def get_segmentation_of_interest(self, segmentation_image: np.ndarray) -> np.ndarray:
+        """1 where an object of interest is, -1 where nothing is, else 0."""
+        found = np.zeros_like(segmentation_image)
+        for name in self.obj_of_interest:
+            found[segmentation_image == self.instance_to_id[name]] = 1
+        found[segmentation_image == 0] = -1
+        return found
 
 
 class DemoRenderEnv(OffScreenRenderEnv):

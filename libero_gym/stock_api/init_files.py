@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import io
 import os
 import pickle
@@ -18,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from libero_gym.benchmark import VERSION
 from libero_gym.common import cache
-from libero_gym.stock import VERSION
 
 _SUFFIX = ".pruned_init.npz"
 
@@ -31,7 +32,8 @@ def init_states_folder(source: str) -> Path:
     It is made once, in the cache's folder, which takes a second or two.
     """
     try:
-        folder = cache.cache_dir() / f"init-files-{VERSION}"
+        place = hashlib.blake2b(str(Path(source).resolve()).encode(), digest_size=4).hexdigest()
+        folder = cache.cache_dir() / f"init-files-{VERSION}-{place}"
         if not folder.is_dir():
             _fill(Path(source), folder)
     except OSError:

@@ -6,18 +6,11 @@ Importing this costs nothing: environments come with the first import of ``liber
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from libero_gym.common import stand_in
+from libero_gym.benchmark import STOCK_API
 
 # Interpreters that start while this is set have our classes, too: see `libero_gym.plugin`.
 VARIABLE = "LIBERO_GYM_STOCK_API"
-_HERE = Path(__file__).parent / "modules"
-_FILES = {
-    "libero.libero": _HERE / "libero.py",
-    "libero.libero.envs": _HERE / "envs.py",
-    "libero.libero.envs.env_wrapper": _HERE / "env_wrapper.py",
-}
 
 
 def install_stock_api() -> None:
@@ -26,11 +19,11 @@ def install_stock_api() -> None:
     It holds in this process, and in processes that are started from now on. Call it before that import: names that a
     module has imported already stay LIBERO's. Doing it again changes nothing.
     """
-    stand_in.place(_FILES)
+    STOCK_API.place()
     os.environ[VARIABLE] = "1"
 
 
 def uninstall_stock_api() -> None:
     """Undo `install_stock_api`: later imports find LIBERO's own classes."""
-    stand_in.take_back()
+    STOCK_API.take_back()
     os.environ.pop(VARIABLE, None)

@@ -146,6 +146,7 @@ class Sensors:
         objects: Names of what can be moved, in LIBERO's order.
         cameras: What is drawn.
         draw: Draws a camera's frame of a sample: the image, bottom row first, and the depth buffer or None.
+        segment: What a camera shows of a sample by a kind of segmentation.
     """
 
     def __init__(
@@ -154,12 +155,13 @@ class Sensors:
         objects: tuple[str, ...],
         cameras: tuple[Camera, ...],
         draw: Callable[[Sample, Camera], tuple[np.ndarray, np.ndarray | None]],
+        segment: Callable[[Sample, Camera, str], np.ndarray],
     ) -> None:
         self._compiled, self._robot = compiled, compiled.robot
         self._objects = objects
         self._bodies = [compiled.physics.body(f"{name}_main").id for name in objects]
         self._cameras = cameras
-        self._draw = draw
+        self._draw, self._segment = draw, segment
         model = compiled.physics
         joints = [np.flatnonzero(model.jnt_qposadr == address)[0] for address in compiled.robot.gripper_qpos]
         self._gripper_dof = model.jnt_dofadr[joints]
@@ -170,10 +172,7 @@ class Sensors:
         objects = functools.cache(lambda: self._object_values(sample()))
         values: dict[str, Callable[[], Any]] = {_ROBOT + name: _from(robot, _ROBOT + name) for name in _ROBOT_NAMES}
         for camera in self._cameras:
-            frame = functools.cache(functools.partial(lambda camera: self._draw(sample(), camera), camera))
-            values[f"{camera.name}_image"] = functools.partial(lambda frame: frame()[0], frame)
-            if camera.depth:
-                values[f"{camera.name}_depth"] = functools.partial(lambda frame: frame()[1][..., None], frame)
+            values |= self._camera_values(camera, sample)
         for name in self._objects:
             values |= {key: _from(objects, key) for key in _object_keys(name)}
         values[f"{_ROBOT}proprio-state"] = lambda: np.concatenate([robot()[_ROBOT + name] for name in _ROBOT_NAMES])
@@ -181,6 +180,17 @@ class Sensors:
             [objects()[key] for name in self._objects for key in _object_keys(name)]
         )
         return Observation(values)
+
+    def _camera_values(self, camera: Camera, sample: Callable[[], Sample]) -> dict[str, Callable[[], Any]]:
+        frame = functools.cache(lambda: self._draw(sample(), camera))
+        values: dict[str, Callable[[], Any]] = {f"{camera.name}_image": lambda: frame()[0]}
+        if camera.depth:
+            values[f"{camera.name}_depth"] = lambda: _with_channel(frame()[1])
+        for kind in camera.segmentations:
+            values[f"{camera.name}_segmentation_{kind}"] = functools.partial(
+                lambda kind: _with_channel(self._segment(sample(), camera, kind)), kind
+            )
+        return values
 
     def _robot_values(self, sample: Sample) -> _Group:
         robot = self._robot
@@ -224,6 +234,10 @@ _ROBOT_NAMES = (
     "gripper_qpos",
     "gripper_qvel",
 )
+
+
+def _with_channel(image: Any) -> np.ndarray:
+    return np.asarray(image)[..., None]
 
 
 def _object_keys(name: str) -> tuple[str, str, str, str]:

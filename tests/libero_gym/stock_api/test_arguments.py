@@ -22,6 +22,20 @@ def test_cameras_have_sizes_of_their_own(spatial_task: Task) -> None:
     assert check_arguments(spatial_task.bddl_file, {"use_camera_obs": False, "ignore_done": True}).cameras == ()
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, ((), ())),
+        ("instance", (("instance",), ("instance",))),
+        (["instance", "class"], (("instance", "class"), ("instance", "class"))),  # robosuite's way
+        ([["instance"], None], (("instance",), ())),
+    ],
+)
+def test_segmentations_are_those_that_robosuite_reads(given: Any, expected: Any, spatial_task: Task) -> None:
+    cameras = check_arguments(spatial_task.bddl_file, {"camera_segmentations": given}).cameras
+    assert tuple(camera.segmentations for camera in cameras) == expected
+
+
 def test_the_renderer_is_a_keyword_or_a_variable(spatial_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_arguments(spatial_task.bddl_file, {}).renderer == "exact"
     assert check_arguments(spatial_task.bddl_file, {"renderer": "fast"}).renderer == "fast"
@@ -39,7 +53,8 @@ def test_the_renderer_is_a_keyword_or_a_variable(spatial_task: Task, monkeypatch
         ({"controller": "JOINT_VELOCITY"}, "controller='JOINT_VELOCITY' is not offered"),
         ({"robots": ["Sawyer"]}, r"robots=\['Sawyer'\] is not offered"),
         ({"control_freq": 10}, "control_freq=10 is not offered"),
-        ({"camera_segmentations": "instance"}, "camera_segmentations='instance' is not offered"),
+        ({"camera_segmentations": "colour"}, "Unknown camera_segmentations 'colour'"),
+        ({"renderer": "fast", "camera_segmentations": "class"}, "camera_segmentations='class' needs renderer='exact'"),
         ({"camera_heights": [64]}, "camera_heights has 1 values for 2 cameras"),
         ({"camera_widths": 4}, "camera_widths=4 cannot be rendered"),
         ({"horizon": 0}, "horizon=0"),

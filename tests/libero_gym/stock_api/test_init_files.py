@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from libero_gym.stock import root
+from libero_gym.benchmark import root
 from libero_gym.stock_api import init_files
 
 

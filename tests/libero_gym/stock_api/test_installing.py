@@ -69,7 +69,7 @@ def test_what_is_installed_is_taken_back() -> None:
 import sys
 import libero_gym
 from libero_gym.stock_api.environment import OffScreenRenderEnv as Ours
-from libero_gym.stock import task_files
+from libero_gym.benchmark import task_files
 task_files("libero_spatial")
 import libero.libero.benchmark as before
 libero_gym.install_stock_api()
