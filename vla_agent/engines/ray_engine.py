@@ -163,7 +163,7 @@ class RayEngine:
         processor = load_processor(model) if isinstance(model, (str, Path)) else model
         where = self._shares(n_envs)
         makes = [_make_part(self.roster, env_id, share.stop - share.start, kwargs) for share in where]
-        self._n_env_workers = [make.keywords["n_workers"] for make in makes]
+        self._n_env_workers = [make.keywords.get("n_workers", 0) for make in makes]
         remote: dict[int, Callable[[], VecEnv]] = {
             number: make for number, make in zip(self._players, makes, strict=True) if number is not None
         }
@@ -358,7 +358,8 @@ def _placed(cluster: Cluster, n_workers: int, cpus: float | None, gpus: float | 
 
 
 def _make_part(roster: Roster, env_id: str, n_envs: int, kwargs: dict[str, Any]) -> functools.partial[VecEnv]:
-    given: dict[str, Any] = {"n_workers": min(n_envs, max(1, int(roster.place.cpus)))}
+    given: dict[str, Any] = {}
     if kwargs.get("backend", "processes") == "processes":  # they are to say which of them hangs, in time
+        given["n_workers"] = min(n_envs, max(1, int(roster.place.cpus)))
         given["timeout"] = _ENV_SHARE_OF_DEADLINE * roster.cluster.deadline_s
     return functools.partial(make_vec_env, env_id, n_envs, **(given | kwargs))

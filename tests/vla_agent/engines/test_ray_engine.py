@@ -15,7 +15,7 @@ from engine_runs import PPO, Kill, Run, assert_same, one_cluster
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, Curriculum, RunError, make_vec_env
-from vla_agent.engines import EngineError, RayEngine, ranks
+from vla_agent.engines import EngineError, RayEngine, ranks, ray_engine
 from vla_agent.engines.errors import LostError
 from vla_agent.engines.ranks import weight_sums
 
@@ -55,6 +55,13 @@ class StopAfter(BaseCallback):
 
 def test_one_process_that_plays_and_one_that_learns_are_one_process_to_the_bit(local: Run, split: RayEngine) -> None:
     assert_same(local, Run(split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)))
+
+
+def test_worlds_have_no_processes_of_environments(split: RayEngine) -> None:
+    asked = ray_engine._make_part(split.roster, "LIBERO-Spatial-v0", 4, {"backend": "warp", "device": "cpu"}).keywords
+    assert asked == {"backend": "warp", "device": "cpu"}
+    asked = ray_engine._make_part(split.roster, "LIBERO-Spatial-v0", 4, {}).keywords
+    assert asked == {"n_workers": 1, "timeout": pytest.approx(0.8 * 60)}
 
 
 def test_colocated_with_one_learner_is_one_process_to_the_bit(local: Run) -> None:
