@@ -143,6 +143,7 @@ class Sim:
         """Compute everything that follows from the state."""
         simulator = self._simulator
         mujoco.mj_forward(simulator.model, simulator.data)
+        simulator.data.qacc_warmstart[:] = simulator.data.qacc  # as MuJoCo does by itself up to 3.3.5
         simulator.latest_qpos[:] = simulator.data.qpos
 
     def render(
