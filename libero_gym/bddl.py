@@ -1,16 +1,62 @@
-"""What a task's BDDL file says, as far as Python code asks for it; the scene itself is compiled by LIBERO."""
+"""What a task's BDDL file says, and whether LIBERO can make a scene of it.
+
+LIBERO reads such files without looking: a misspelt name ends in a ``KeyError`` deep inside, and angles go through
+``eval``. `check` finds mistakes first, and says where they are.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
-Expression: TypeAlias = "list[str | Expression]"
+from libero_gym.common.checks import did_you_mean
 
+MAX_BYTES = 1_000_000  # LIBERO's largest has 10 kB
+# LIBERO's scenes, and what stands for a table in each: regions there say by numbers where they are.
+SCENES = {
+    "libero_tabletop_manipulation": "table",
+    "libero_kitchen_tabletop_manipulation": "kitchen_table",
+    "libero_living_room_tabletop_manipulation": "living_room_table",
+    "libero_study_tabletop_manipulation": "study_table",
+    "libero_coffee_table_manipulation": "coffee_table",
+    "libero_floor_manipulation": "floor",
+}
+# Words of goals, and how many names follow.
+GOALS = {"on": 2, "in": 2, "open": 1, "close": 1, "turnon": 1, "turnoff": 1, "up": 1}
+_STATES = {"on": 2, "in": 2, "open": 1, "close": 1, "turnon": 1, "turnoff": 1}
 # States that LIBERO's samplers draw joint positions for.
 _DRAWN_STATES = ("open", "close", "turnon", "turnoff")
+_PARTS = ("problem", ":domain", ":language", ":regions", ":fixtures", ":objects", ":obj_of_interest", ":init", ":goal")
+_OPTIONAL = (":requirements", ":obj_of_interest")
+_ATTRIBUTES = (":target", ":ranges", ":yaw_rotation", ":rgba")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
+
+
+class Word(str):
+    """A word of a file. Attribute ``line``: the line that it stands in, from 1."""
+
+    __slots__ = ("line",)
+    line: int
+
+
+class Group(list["Word | Group"]):
+    """What stands in a pair of parentheses. Attribute ``line``: the line that it begins in, from 1."""
+
+    line: int
+
+    def words(self) -> list[Word]:
+        """The words after the first one."""
+        return [part for part in self[1:] if isinstance(part, Word)]
+
+    def groups(self) -> list[Group]:
+        """The groups in it."""
+        return [part for part in self if isinstance(part, Group)]
+
+
+Names: TypeAlias = "dict[Word, Word]"
 
 
 @dataclass(frozen=True)
@@ -38,55 +84,204 @@ def read_problem(path: Path) -> Problem:
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If parentheses do not match, or a part is missing.
+        ValueError: If it is no such file; the message says where.
     """
-    parts = {str(part[0]): part for part in _parse(path) if isinstance(part, list) and part}
-    if "problem" not in parts or len(parts["problem"]) != 2:
-        raise ValueError(f"{path} states no (problem NAME).")
-    states = [state for state in parts.get(":init", []) if isinstance(state, list) and state]
+    reader = _Reader(path)
+    parts = reader.parts()
+    objects = reader.instances(parts[":objects"])
+    kinds = dict.fromkeys(objects.values())
     return Problem(
         domain=str(parts["problem"][1]),
-        language=" ".join(_words(parts.get(":language", []))),
-        objects=_instances(_words(parts.get(":objects", []))),
-        objects_of_interest=tuple(_words(parts.get(":obj_of_interest", []))),
-        draws_joints=any(state[0] in _DRAWN_STATES for state in states),
+        language=" ".join(parts[":language"].words()),
+        objects=tuple(str(name) for kind in kinds for name, own in objects.items() if own == kind),
+        objects_of_interest=tuple(map(str, parts[":obj_of_interest"].words())),
+        draws_joints=any(state[0] in _DRAWN_STATES for state in parts[":init"].groups() if state),
     )
 
 
-def _words(part: Expression) -> list[str]:
-    return [word for word in part[1:] if isinstance(word, str)]
+def check(path: Path, kinds: Collection[str]) -> None:
+    """Check that LIBERO can make a scene of a BDDL file.
+
+    Args:
+        path: The file.
+        kinds: Kinds of objects and fixtures that LIBERO has; see `stock.object_kinds`.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If there is a mistake; the message gives the line, the word, and what was expected.
+    """
+    _Reader(path).check(kinds)
 
 
-def _instances(words: list[str]) -> tuple[str, ...]:
-    """The names in ``a_1 a_2 - a b_1 - b``, grouped by kind in the order of kinds."""
-    kinds: dict[str, list[str]] = {}
-    names: list[str] = []
-    tokens = iter(words)
-    for word in tokens:
-        if word == "-":
-            kinds[next(tokens, "")] = names
-            names = []
-        else:
-            names.append(word)
-    kinds["object"] = kinds.get("object", []) + names
-    return tuple(name for group in kinds.values() for name in group)
+class _Reader:
+    """Reads a file, and tells of mistakes by their lines.
 
+    Args:
+        path: The file.
+    """
 
-def _parse(path: Path) -> Expression:
-    """What stands in the file's outermost parentheses."""
-    stack: list[Expression] = [[]]
-    for number, line in enumerate(path.read_text(encoding="utf-8").lower().splitlines(), 1):
-        for token in re.findall(r"[()]|[^\s()]+", line.partition(";")[0]):
-            if token == "(":
-                stack.append([])
-            elif token != ")":
-                stack[-1].append(token)
-            elif len(stack) == 1:
-                raise ValueError(f"{path}, line {number}: this ) closes nothing.")
-            else:
-                closed = stack.pop()
-                stack[-1].append(closed)
-    whole = stack[0]
-    if len(stack) > 1 or len(whole) != 1 or not isinstance(whole[0], list):
-        raise ValueError(f"{path}: expected one expression in parentheses; {len(stack) - 1} are left open.")
-    return whole[0]
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"{path} has {size} bytes; expected a BDDL file of at most {MAX_BYTES}.")
+        self.whole = self._parse(path.read_text(encoding="utf-8", errors="replace"))
+
+    def _parse(self, text: str) -> Group:
+        stack = [Group()]
+        for number, line in enumerate(text.lower().splitlines(), 1):
+            for token in re.findall(r"[()]|[^\s()]+", line.partition(";")[0]):
+                if token == "(":
+                    stack.append(Group())
+                    stack[-1].line = number
+                elif token != ")":
+                    word = Word(token)
+                    word.line = number
+                    stack[-1].append(word)
+                elif len(stack) == 1:
+                    self.fail(number, ")", "nothing, for nothing is open here")
+                else:
+                    closed = stack.pop()
+                    stack[-1].append(closed)
+        if len(stack) > 1:
+            self.fail(stack[-1].line, "(", "a ) that closes it")
+        whole = stack[0]
+        if len(whole) != 1 or not isinstance(whole[0], Group) or whole[0][:1] != ["define"]:
+            raise ValueError(f"{self.path}: expected one (define ...), and nothing beside it.")
+        return whole[0]
+
+    def fail(self, line: int, word: object, expected: str) -> NoReturn:
+        """Raise what is said of a mistake."""
+        raise ValueError(f"{self.path}, line {line}: found {str(word)!r}; expected {expected}.")
+
+    def known(self, word: Word, choices: Collection[str], what: str) -> None:
+        """Fail if a word is none of these."""
+        if word not in choices:
+            listed = ", ".join(sorted(choices)) if len(choices) <= 12 else f"one of {len(choices)}"
+            self.fail(word.line, word, f"{what}: {listed}{did_you_mean(word, choices).rstrip('.?')}")
+
+    def parts(self) -> dict[str, Group]:
+        """The file's parts by their first words."""
+        found: dict[str, Group] = {}
+        for part in self.whole[1:]:
+            if not isinstance(part, Group):
+                self.fail(part.line, part, "a part in parentheses, such as (:objects ...)")
+            name = self.first(part, "the name of a part")
+            self.known(name, (*_PARTS, *_OPTIONAL), "a part")
+            if name in found:
+                self.fail(name.line, name, f"one such part, and line {found[name].line} has one")
+            found[str(name)] = part
+        missing = [part for part in _PARTS if part not in found and part not in _OPTIONAL]
+        if missing:
+            raise ValueError(f"{self.path} has no ({missing[0]} ...).")
+        found.setdefault(":obj_of_interest", Group([Word(":obj_of_interest")]))
+        if len(found["problem"]) != 2 or not isinstance(found["problem"][1], Word):
+            self.fail(found["problem"].line, "problem", "one name after it")
+        return found
+
+    def first(self, group: Group, what: str) -> Word:
+        """A group's first word."""
+        if not group or not isinstance(group[0], Word):
+            self.fail(group.line, "(" if group else "()", what)
+        return group[0]
+
+    def instances(self, part: Group) -> Names:
+        """By name, the kind, of ``a_1 a_2 - a b_1 - b``."""
+        found: Names = {}
+        waiting: list[Word] = []
+        words = iter(part[1:])
+        for word in words:
+            if not isinstance(word, Word):
+                self.fail(word.line, "(", "names and kinds, such as plate_1 - plate")
+            if word != "-":
+                if word in found or word in waiting:
+                    self.fail(word.line, word, "another name, for this one is taken")
+                waiting.append(word)
+                continue
+            kind = next(words, None)
+            if not isinstance(kind, Word) or not waiting:
+                self.fail(word.line, word, "names before it and a kind after it, such as plate_1 - plate")
+            found |= dict.fromkeys(waiting, kind)
+            waiting = []
+        if waiting:
+            self.fail(waiting[0].line, waiting[0], f"a kind after it, such as {waiting[0]} - plate")
+        return found
+
+    def check(self, kinds: Collection[str]) -> None:
+        """See `bddl.check`."""
+        parts = self.parts()
+        scene = parts["problem"].words()[0]
+        self.known(scene, SCENES, "a scene")
+        if parts[":domain"].words() != ["robosuite"]:
+            self.fail(parts[":domain"].line, " ".join(parts[":domain"].words()), "(:domain robosuite)")
+        if not parts[":language"].words():
+            self.fail(parts[":language"].line, ":language", "the instruction after it")
+        fixtures, objects = self.instances(parts[":fixtures"]), self.instances(parts[":objects"])
+        tables = [name for name, kind in fixtures.items() if kind == SCENES[scene]]
+        for name in objects:
+            if name in fixtures:
+                self.fail(name.line, name, "another name, for a fixture has this one")
+        for name, kind in (fixtures | objects).items():
+            if name not in tables:
+                self.known(kind, kinds, "a kind of object that LIBERO has")
+        regions = self.regions(parts[":regions"], tables)
+        names = {*map(str, fixtures), *map(str, objects)}
+        for word in parts[":obj_of_interest"].words():
+            self.known(word, names | set(regions), "an object, a fixture or a region of this file")
+        for state in parts[":init"].groups():
+            for argument in self.predicate(state, _STATES, "a state", names | set(regions)):
+                if regions.get(str(argument)) is False:
+                    self.fail(argument.line, argument, "a region with (:ranges ((x x y y))), for it lies on the table")
+        for goal in self.goals(parts[":goal"]):
+            self.predicate(goal, GOALS, "a word of goals", names | set(regions))
+
+    def regions(self, part: Group, tables: Collection[str]) -> dict[str, bool | None]:
+        """By full name, whether a region on a table says where it is; None for those of other things."""
+        found: dict[str, bool | None] = {}
+        for region in part.groups():
+            name = self.first(region, "the name of a region")
+            attributes = {self.first(each, "an attribute of a region"): each for each in region.groups()}
+            for attribute, values in attributes.items():
+                self.known(attribute, _ATTRIBUTES, "an attribute of a region")
+                self.numbers(attribute, values)
+            targets = attributes.get(Word(":target"), Group()).words()
+            if len(targets) != 1:
+                self.fail(region.line, name, "a region with one (:target NAME)")
+            on_table = targets[0] in tables
+            found[f"{targets[0]}_{name}"] = Word(":ranges") in attributes if on_table else None
+        return found
+
+    def numbers(self, attribute: Word, values: Group) -> None:
+        """Check an attribute's numbers, which LIBERO takes through ``eval`` in places."""
+        if attribute == ":target":
+            return
+        counts = {":ranges": (4,), ":yaw_rotation": (2,), ":rgba": (4,)}[attribute]
+        for numbers in [row for group in values.groups() for row in (group.groups() or [group])]:
+            for number in numbers:
+                if not isinstance(number, Word) or not _NUMBER.fullmatch(number):
+                    self.fail(getattr(number, "line", numbers.line), number, f"a number, in {attribute}")
+            if len(numbers) not in counts:
+                self.fail(numbers.line, " ".join(map(str, numbers)), f"{counts[0]} numbers, in {attribute}")
+
+    def goals(self, part: Group) -> Iterator[Group]:
+        """The predicates of a goal: one, or several joined by ``And``."""
+        (stated, *others) = part.groups() or [Group()]
+        if others or not stated:
+            self.fail(part.line, ":goal", "one expression after it, such as (And (On a_1 b_1) (Open c_1))")
+        if stated[0] != "and":
+            yield stated
+            return
+        if not stated.groups():
+            self.fail(stated.line, "and", "predicates after it")
+        yield from stated.groups()
+
+    def predicate(self, group: Group, words: dict[str, int], what: str, names: Collection[str]) -> list[Word]:
+        """Check a predicate's word and names; the names."""
+        word = self.first(group, what)
+        self.known(word, words, what)
+        arguments = group.words()
+        if len(arguments) != words[word] or len(group) != 1 + len(arguments):
+            self.fail(word.line, word, f"{words[word]} name{'s' if words[word] > 1 else ''} after it")
+        for argument in arguments:
+            self.known(argument, names, "an object, a fixture or a region of this file")
+        return arguments

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
+from libero_gym.custom import ENV_ID as CUSTOM_ID
 from libero_gym.tasks import (
     SUITES,
     Suite,
@@ -108,6 +110,22 @@ def register_envs() -> None:
     for label, name, steps in _BASE_SUITES:
         for variant, suffix, new_words in _PRO_VARIANTS:
             _register(f"{label}-{variant}", f"{name}_{suffix}", steps, 10, new_words)
+    register_custom()
+
+
+def register_custom() -> None:
+    """Register ``LIBERO-v0``; nothing happens without Gymnasium, or where somebody has that id."""
+    if find_spec("gymnasium") is None:
+        return
+    from gymnasium.envs.registration import register, registry
+
+    if CUSTOM_ID not in registry:
+        register(
+            id=CUSTOM_ID,
+            entry_point="libero_gym.custom:make_env",
+            vector_entry_point="libero_gym.custom:make_vector_env",
+            disable_env_checker=True,
+        )
 
 
 def _register(label: str, name: str, max_steps: int, n_tasks: int, instruction_from_bddl: bool = False) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym import bddl
 from libero_gym.benchmark import as_libero, check_installed, pinned
 from libero_gym.common.environment_variables import restored
 from libero_gym.equivalence import versions
@@ -119,14 +120,25 @@ def generators_kept() -> Iterator[None]:
         random.setstate(python_state)
 
 
+@functools.cache
+def object_kinds() -> frozenset[str]:
+    """Kinds of objects and fixtures that LIBERO has, such as ``akita_black_bowl``."""
+    import_stock()
+    with as_libero():
+        from libero.libero.envs.base_object import OBJECTS_DICT
+    return frozenset(OBJECTS_DICT)
+
+
 def make_stock_env(bddl_file: Path) -> Any:
     """A stock environment of a task without renderer, not yet reset. It is to be used within `generators_kept`.
 
     Raises:
-        BenchmarkError: If the benchmark package is missing, or another LIBERO stands in its place.
+        BenchmarkError: If the benchmark package is missing, or another LIBERO was installed over it.
         RuntimeError: If LIBERO's simulator cannot be imported; the message says what is missing.
+        ValueError: If the definition has a mistake; the message says where.
     """
     control_env = import_stock()
+    bddl.check(bddl_file, object_kinds())
     with quiet(), as_libero():
         env = control_env(bddl_file_name=str(bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
         _reset_as_with_renderer(env.env)

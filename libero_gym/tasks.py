@@ -71,19 +71,26 @@ class Task:
             object.__setattr__(self, "init_states", _checked_states(self.init_states, f"init_states of {self.name!r}"))
 
     @classmethod
-    def from_bddl(cls, bddl_file: str | Path, init_states: str | Path | np.ndarray | None = None) -> Task:
-        """The task of a BDDL file, by that file's name, with the instruction that the file states.
+    def from_bddl(
+        cls,
+        bddl_file: str | Path,
+        init_states: str | Path | np.ndarray | None = None,
+        instruction: str | None = None,
+    ) -> Task:
+        """The task of a BDDL file, by that file's name.
 
         Args:
             bddl_file: The task's definition.
             init_states: As the attribute.
+            instruction: What the robot is told; None for what the file says.
 
         Raises:
             OSError: If the file cannot be read.
             ValueError: If it states no instruction.
         """
         path = as_path("bddl_file", bddl_file)
-        return cls(path.stem, bddl_instruction(path), path, init_states)  # type: ignore[arg-type]
+        words = bddl_instruction(path) if instruction is None else instruction
+        return cls(path.stem, words, path, init_states)  # type: ignore[arg-type]
 
     def __eq__(self, other: object) -> bool:
         return self._identity() == other._identity() if isinstance(other, Task) else NotImplemented
@@ -159,7 +166,9 @@ _registered: dict[str, Suite] = {}
 SUITES: Mapping[str, Suite] = MappingProxyType(_registered)
 
 
-def register_suite(suite: str, tasks: Sequence[Task], *, env_id: str, max_steps: int | None = None) -> Suite:
+def register_suite(
+    suite: str, tasks: Sequence[Task] | str | Path, *, env_id: str | None = None, max_steps: int | None = None
+) -> Suite:
     """Make tasks known as a suite, and to Gymnasium under an id; doing the same again changes nothing.
 
     `gym.make`, `gym.make_vec`, and whatever takes the name of a suite or an id then take these. The registration holds
@@ -167,8 +176,9 @@ def register_suite(suite: str, tasks: Sequence[Task], *, env_id: str, max_steps:
 
     Args:
         suite: Name of the suite.
-        tasks: Its tasks; see `Suite`. They may come from other suites, by `get_tasks`.
-        env_id: Gymnasium id, such as ``MyTasks-v0``.
+        tasks: Its tasks; see `Suite`. They may come from other suites, by `get_tasks`. Or a folder, whose BDDL files
+            are the tasks; see `tasks_of_folder`.
+        env_id: Gymnasium id, such as ``MyTasks-v0``; None makes one of the suite's name.
         max_steps: Control steps that an episode may take; None leaves each task its own, such as that of the suite
             which it comes from.
 
@@ -181,10 +191,31 @@ def register_suite(suite: str, tasks: Sequence[Task], *, env_id: str, max_steps:
             or the id is taken by something else.
         gymnasium.error.Error: If the id is not of Gymnasium's form.
     """
-    made = Suite(suite, env_id, max_steps, tasks)
+    if isinstance(tasks, (str, Path)):
+        tasks = tasks_of_folder(tasks)
+    made = Suite(suite, f"{suite}-v0" if env_id is None else env_id, max_steps, tasks)
     _check_name(made)
-    register_id(env_id, made)
+    register_id(made.env_id, made)
     return add_suite(made)
+
+
+def tasks_of_folder(folder: str | Path) -> list[Task]:
+    """The tasks of a folder's BDDL files, in the order of their names.
+
+    ``a_task.bddl`` has the initial states of ``a_task.npz``, ``a_task.npy`` or ``a_task.pruned_init.npz`` beside it, if
+    there is one.
+
+    Raises:
+        OSError: If a file cannot be read.
+        ValueError: If the folder has no BDDL file, or one states no instruction.
+    """
+    path = as_path("folder", folder)
+    files = sorted(path.glob("*.bddl"))
+    if not files:
+        raise ValueError(f"{str(path)!r} has no BDDL file; expected a folder of tasks' definitions.")
+    suffixes = (".npz", ".npy", ".pruned_init.npz")
+    beside = {file: [file.with_suffix(suffix) for suffix in suffixes] for file in files}
+    return [Task.from_bddl(file, next(filter(Path.is_file, states), None)) for file, states in beside.items()]
 
 
 def add_suite(suite: Suite) -> Suite:

@@ -39,7 +39,7 @@ VLA_AGENT = [
 # The only rooms of vla_agent that may know more of libero_gym than its first layer: the door, and what users run.
 DOORS = {"envs", "commands"}
 # What puts a package together: its front page, and what runs at installation and start-up.
-TOP = {"__init__", "registration", "plugin"}
+TOP = {"__init__", "registration", "custom", "plugin"}
 
 
 def _room(file: str) -> str:

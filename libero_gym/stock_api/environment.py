@@ -103,8 +103,9 @@ class ControlEnv:
         """
         self._check_open()
         if self._simulator is None and self._resets:
-            self._simulator = Simulator(self._compiled, self._draw().fixtures)
-            self._simulator.reset(mujoco_state)
+            simulator = Simulator(self._compiled, self._draw().fixtures)
+            simulator.reset(mujoco_state)
+            self._simulator = simulator
         else:
             self._physics().move(mujoco_state)
         self._clock.force()
@@ -183,6 +184,9 @@ class ControlEnv:
         """Let go of the simulation. Closing twice is allowed."""
         self._closed = True
         self._simulator = None
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"libero_gym's stand-in for LIBERO's environment has no {name}; LIBERO's own has.")
 
     # -- Internals ---------------------------------------------------------------------------------------------------
 

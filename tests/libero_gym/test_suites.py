@@ -59,6 +59,66 @@ def test_own_tasks_simulate_as_the_same_tasks_of_libero(suite: Suite) -> None:
     assert (env.spec.max_episode_steps, env.unwrapped.settings["suite"]) == (40, SUITE)
 
 
+def test_a_file_makes_an_environment_and_a_vector_environment(tmp_path: Path) -> None:
+    stock = get_tasks("libero_spatial")[0]
+    path = shutil.copy(stock.bddl_file, tmp_path / "mine.bddl")
+    env = gym.make("LIBERO-v0", bddl_file=path, cameras=(), init_states=stock.init_states, instruction="do that")
+    obs, info = env.reset(seed=0, options={"init_state_id": 3})
+    assert (obs["instruction"], info["task_name"], env.unwrapped.tasks[0].max_steps) == ("do that", "mine", 600)
+    expected, _ = gym.make("LIBERO-Spatial-v0", cameras=()).reset(seed=0, options={"task_id": 0, "init_state_id": 3})
+    np.testing.assert_array_equal(obs["state"], expected["state"])
+    other = get_tasks("libero_spatial")[1].bddl_file
+    files = {"bddl_file": [path, other], "cameras": (), "instruction": ["first", "second"], "max_episode_steps": 2}
+    envs = gym.make_vec("LIBERO-v0", num_envs=2, vectorization_mode="vector_entry_point", n_workers=1, **files)
+    obs, infos = envs.reset(seed=0, options={"task_id": [0, 1]})
+    assert list(obs["instruction"]) == ["first", "second"]
+    assert list(infos["init_state_id"]) == [-1, -1]
+    envs.step(envs.action_space.sample())
+    assert envs.step(envs.action_space.sample())[3].all()
+    envs.close()
+    gym.make("LIBERO-v0", bddl_file=path, cameras=(), instruction="id").reset(seed=0)[0]["instruction"].item()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "LIBERO-v0 needs bddl_file"),
+        ({"bddl_file": "nothing.bddl"}, "nothing.bddl"),
+        ({"bddl_file": "{file}", "instruction": ["a", "b"]}, "instruction has 2 values for 1 BDDL files"),
+        ({"bddl_file": ["{file}", "{file}"], "init_states": [None]}, "init_states has 1 values for 2 BDDL files"),
+        ({"bddl_file": "{file}", "camera": ()}, "Unknown argument 'camera'"),
+    ],
+)
+def test_what_makes_no_environment_of_files_is_told(kwargs: dict[str, Any], message: str) -> None:
+    file = str(get_tasks("libero_spatial")[0].bddl_file)
+    given = kwargs.get("bddl_file")
+    if given is not None:
+        kwargs = kwargs | {"bddl_file": given.format(file=file) if isinstance(given, str) else [file] * len(given)}
+    with pytest.raises((ValueError, OSError), match=message):
+        gym.make("LIBERO-v0", **kwargs)
+
+
+def test_a_folder_is_a_suite(tmp_path: Path) -> None:
+    stock = get_tasks("libero_spatial")
+    for task, name in zip(stock, ("b", "a", "c"), strict=False):
+        shutil.copy(task.bddl_file, tmp_path / f"{name}.bddl")
+    assert isinstance(stock[0].init_states, Path)
+    shutil.copy(stock[0].init_states, tmp_path / "b.pruned_init.npz")
+    np.save(tmp_path / "c.npy", initial_states(stock[2])[:5])
+    try:
+        suite = register_suite("folder", tmp_path, max_steps=30)
+        assert (suite.env_id, [task.name for task in suite.tasks]) == ("folder-v0", ["a", "b", "c"])
+        assert [len(initial_states(task)) for task in get_tasks("folder")] == [0, 50, 5]
+        gym.make("folder-v0", cameras=(), task_id=1).reset(seed=0)
+    finally:
+        gym.registry.pop("folder-v0", None)
+        libero_gym.tasks._registered.pop("folder", None)
+        get_tasks.cache_clear()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty' has no BDDL file; expected a folder of tasks' definitions"):
+        register_suite("folder", tmp_path / "empty", max_steps=30)
+
+
 def test_a_suite_that_is_not_registered_tells_its_tasks_apart(tasks: list[Task]) -> None:
     made = Suite("unknown", "Unknown-v0", 40, tasks)
     env = LiberoEnv(made, cameras=(), settle_steps=0)

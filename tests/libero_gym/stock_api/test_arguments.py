@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from libero_gym.bddl import read_problem
-from libero_gym.stock import import_stock
 from libero_gym.stock_api.arguments import Camera, check_arguments
 from libero_gym.stock_api.environment import OffScreenRenderEnv
-from libero_gym.tasks import SUITES, Task, get_tasks
+from libero_gym.tasks import Task
 
 
 def test_cameras_have_sizes_of_their_own(spatial_task: Task) -> None:
@@ -70,37 +68,3 @@ def test_what_is_not_offered_is_named(given: dict[str, Any], message: str, spati
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.bddl' is no file"):
         OffScreenRenderEnv(tmp_path / "nothing.bddl")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("(define (problem a)", "1 are left open"),
-        ("(define)\n)", r"line 2: this \) closes nothing"),
-        ("(define (:language x))", r"states no \(problem NAME\)"),
-    ],
-)
-def test_a_broken_bddl_file_is_told(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "task.bddl"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_problem(path)
-
-
-def test_problems_are_those_that_libero_reads() -> None:
-    import_stock()
-    from libero.libero.envs.bddl_utils import robosuite_parse_problem
-
-    tasks = [task for suite in SUITES for task in get_tasks(suite)]
-    assert len(tasks) > 300
-    some = set()
-    for path in {task.bddl_file for task in tasks}:
-        ours, stock = read_problem(path), robosuite_parse_problem(str(path))
-        assert ours.domain == stock["problem_name"]
-        assert ours.language == " ".join(stock["language_instruction"])
-        assert ours.objects == tuple(name for names in stock["objects"].values() for name in names)
-        assert list(ours.objects_of_interest) == stock["obj_of_interest"]
-        drawn = [state for state in stock["initial_state"] if state[0] in ("open", "close", "turnon", "turnoff")]
-        assert ours.draws_joints == bool(drawn)
-        some.add(ours.draws_joints)
-    assert some == {True, False}

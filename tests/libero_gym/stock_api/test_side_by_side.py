@@ -196,6 +196,12 @@ def test_the_horizon_ends_an_episode_and_close_ends_all(spatial_task: Task) -> N
     env.reset()
     with pytest.raises(ValueError, match=r"shape \(6,\); expected \(7,\)"):
         env.step([0.0] * 6)
+    env.reset()
+    with pytest.raises(ValueError, match=r"needs .*time, qpos, qvel"):
+        env.set_init_state(np.zeros(3))
+    assert env.set_init_state(initial_states(spatial_task)[0])["robot0_eef_pos"].shape == (3,)
+    with pytest.raises(AttributeError, match=r"has no reset_from_xml_string; LIBERO's own has"):
+        env.reset_from_xml_string("")
     env.close()
     env.close()
     with pytest.raises(RuntimeError, match="was closed"):
