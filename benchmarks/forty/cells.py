@@ -32,12 +32,18 @@ class Group:
         seeds: Seeds of each suite that is trained on, or of `FORTY`.
         options: Options of the train command, by field, where they are not its defaults.
         against: Group whose cells of the same suite and seed these are compared with; "" for none.
+        by_suite: By suite, the options of those that have others.
     """
 
     start: str
     seeds: Mapping[str, Sequence[int]]
     options: Mapping[str, Any] = field(default_factory=dict)
     against: str = ""
+    by_suite: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def options_of(self, suite: str) -> Mapping[str, Any]:
+        """The options of a suite."""
+        return self.by_suite.get(suite, self.options)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def training_options(group: Group, cell: Cell) -> dict[str, Any]:
         "model": group.start,
         "seed": cell.seed,
         "eval_states": "",  # the states that judge may not choose the best
-        **group.options,
+        **group.options_of(cell.suite),
     }
 
 

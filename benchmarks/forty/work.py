@@ -95,11 +95,11 @@ class Work:
 
     def temperature(self, cell: Cell) -> float:
         """Temperature of the rollouts."""
-        return float(self.groups[cell.group].options.get("temperature", Options.temperature))
+        return float(self.groups[cell.group].options_of(cell.suite).get("temperature", Options.temperature))
 
     def total_timesteps(self, cell: Cell) -> int:
         """Decisions of the training."""
-        return int(self.groups[cell.group].options.get("total_timesteps", Options.total_timesteps))
+        return int(self.groups[cell.group].options_of(cell.suite).get("total_timesteps", Options.total_timesteps))
 
     def do(self, cell: Cell, session: Session) -> None:
         """Bring a cell to its end: its start is judged, then it is trained, then it is judged itself.

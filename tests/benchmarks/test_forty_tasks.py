@@ -41,7 +41,7 @@ def test_first_seeds_of_every_group_come_before_second_seeds() -> None:
     assert len(names) == len(set(names)) == 19
     assert names[:7] == [
         *("strong/spatial/0", "strong/object/0", "strong/goal/0", "strong/10/0"),
-        *("long/10/0", "few/spatial/0", "few/object/0"),
+        *("short/10/0", "few/spatial/0", "few/object/0"),
     ]
     first = [name for name in names if name.endswith("/0")]
     assert names[: len(first)] == first
