@@ -24,14 +24,15 @@ SCENES = {
     "libero_coffee_table_manipulation": "coffee_table",
     "libero_floor_manipulation": "floor",
 }
-# Words of goals, and how many names follow.
-GOALS = {"on": 2, "in": 2, "open": 1, "close": 1, "turnon": 1, "turnoff": 1, "up": 1}
-_STATES = {"on": 2, "in": 2, "open": 1, "close": 1, "turnon": 1, "turnoff": 1}
-# States that LIBERO's samplers draw joint positions for.
-_DRAWN_STATES = ("open", "close", "turnon", "turnoff")
+# States that LIBERO's samplers draw joint positions for, and how many names follow each.
+_DRAWN_STATES = {"open": 1, "close": 1, "turnon": 1, "turnoff": 1}
+_STATES = {"on": 2, "in": 2} | _DRAWN_STATES
+# Words of goals, likewise.
+GOALS = _STATES | {"up": 1}
 _PARTS = ("problem", ":domain", ":language", ":regions", ":fixtures", ":objects", ":obj_of_interest", ":init", ":goal")
 _OPTIONAL = (":requirements", ":obj_of_interest")
-_ATTRIBUTES = (":target", ":ranges", ":yaw_rotation", ":rgba")
+# Of a region, and how many numbers stand together in each; a name stands in the target.
+_ATTRIBUTES = {":target": 0, ":ranges": 4, ":yaw_rotation": 2, ":rgba": 4}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
 
 
@@ -129,7 +130,7 @@ class _Reader:
 
     def _parse(self, text: str) -> Group:
         stack = [Group()]
-        for number, line in enumerate(text.lower().splitlines(), 1):
+        for number, line in enumerate(text.lower().split("\n"), 1):  # as LIBERO ends comments
             for token in re.findall(r"[()]|[^\s()]+", line.partition(";")[0]):
                 if token == "(":
                     stack.append(Group())
@@ -225,43 +226,45 @@ class _Reader:
             if name not in tables:
                 self.known(kind, kinds, "a kind of object that LIBERO has")
         regions = self.regions(parts[":regions"], tables)
-        names = {*map(str, fixtures), *map(str, objects)}
+        names = {*map(str, fixtures), *map(str, objects), *regions}
         for word in parts[":obj_of_interest"].words():
-            self.known(word, names | set(regions), "an object, a fixture or a region of this file")
+            self.known(word, names, "an object, a fixture or a region of this file")
         for state in parts[":init"].groups():
-            for argument in self.predicate(state, _STATES, "a state", names | set(regions)):
+            for argument in self.predicate(state, _STATES, "a state", names):
                 if regions.get(str(argument)) is False:
                     self.fail(argument.line, argument, "a region with (:ranges ((x x y y))), for it lies on the table")
         for goal in self.goals(parts[":goal"]):
-            self.predicate(goal, GOALS, "a word of goals", names | set(regions))
+            self.predicate(goal, GOALS, "a word of goals", names)
 
     def regions(self, part: Group, tables: Collection[str]) -> dict[str, bool | None]:
         """By full name, whether a region on a table says where it is; None for those of other things."""
         found: dict[str, bool | None] = {}
         for region in part.groups():
             name = self.first(region, "the name of a region")
-            attributes = {self.first(each, "an attribute of a region"): each for each in region.groups()}
-            for attribute, values in attributes.items():
+            attributes: dict[str, Group] = {}
+            for each in region.groups():  # LIBERO reads also those that a later one replaces
+                attribute = self.first(each, "an attribute of a region")
                 self.known(attribute, _ATTRIBUTES, "an attribute of a region")
-                self.numbers(attribute, values)
-            targets = attributes.get(Word(":target"), Group()).words()
+                self.numbers(attribute, each)
+                attributes[str(attribute)] = each
+            targets = attributes.get(":target", Group()).words()
             if len(targets) != 1:
                 self.fail(region.line, name, "a region with one (:target NAME)")
             on_table = targets[0] in tables
-            found[f"{targets[0]}_{name}"] = Word(":ranges") in attributes if on_table else None
+            found[f"{targets[0]}_{name}"] = ":ranges" in attributes if on_table else None
         return found
 
     def numbers(self, attribute: Word, values: Group) -> None:
         """Check an attribute's numbers, which LIBERO takes through ``eval`` in places."""
         if attribute == ":target":
             return
-        counts = {":ranges": (4,), ":yaw_rotation": (2,), ":rgba": (4,)}[attribute]
+        count = _ATTRIBUTES[attribute]
         for numbers in [row for group in values.groups() for row in (group.groups() or [group])]:
             for number in numbers:
                 if not isinstance(number, Word) or not _NUMBER.fullmatch(number):
                     self.fail(getattr(number, "line", numbers.line), number, f"a number, in {attribute}")
-            if len(numbers) not in counts:
-                self.fail(numbers.line, " ".join(map(str, numbers)), f"{counts[0]} numbers, in {attribute}")
+            if len(numbers) != count:
+                self.fail(numbers.line, " ".join(map(str, numbers)), f"{count} numbers, in {attribute}")
 
     def goals(self, part: Group) -> Iterator[Group]:
         """The predicates of a goal: one, or several joined by ``And``."""

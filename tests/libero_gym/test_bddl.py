@@ -43,6 +43,7 @@ MISTAKES = [
     ("(:target main_table)", "", r"line 6: found 'here'; expected a region with one \(:target NAME\)"),
     ("(-0.1 -0.1 .1 1e-1)", "(-0.1 -0.1 .1)", "line 6: found '-0.1 -0.1 .1'; expected 4 numbers, in :ranges"),
     ("(0.0 -1.57)", "(0.0 9**9**9)", r"line 6: found '9\*\*9\*\*9'; expected a number, in :yaw_rotation"),
+    ("(:yaw_rotation", "(:yaw_rotation ((0 a))) (:yaw_rotation", "line 6: found 'a'; expected a number"),
     ("(:ranges ((-0.1 -0.1 .1 1e-1)))", "", r"line 11: found 'main_table_here'; expected a region with \(:ranges"),
     ("interest akita_black_bowl_1", "interest bowl_1", "line 10: found 'bowl_1'; expected an object"),
     ("(:init (On", "(:init (Onto", "line 11: found 'onto'; expected a state: close, in, on, open"),
@@ -65,6 +66,13 @@ def test_a_mistake_is_told_with_line_word_and_what_was_expected(
     path.write_text(GOOD.replace(good, bad))
     with pytest.raises(ValueError, match=f"task.bddl.*{message}"):
         bddl.check(path, object_kinds())
+
+
+def test_comments_end_where_they_do_for_libero(tmp_path: Path) -> None:
+    """Else LIBERO would see parts that nobody has looked at."""
+    path = tmp_path / "task.bddl"
+    path.write_text(GOOD.replace("opens nothing", "opens nothing \x0c ) \x85 ("))
+    bddl.check(path, object_kinds())
 
 
 def test_compiling_looks_first(tmp_path: Path) -> None:
