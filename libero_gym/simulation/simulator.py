@@ -146,10 +146,15 @@ class Simulator(Uncopyable):
             ValueError: As `reset`.
         """
         self.write(state)
-        mujoco.mj_forward(self.model, self.data)
-        self.data.qacc_warmstart[:] = self.data.qacc  # as MuJoCo does by itself up to 3.3.5
+        self.forward()
         self._finish_control_step()
         self._sample_now()
+
+    def forward(self) -> None:
+        """Compute everything that follows from the state."""
+        mujoco.mj_forward(self.model, self.data)
+        self.data.qacc_warmstart[:] = self.data.qacc  # as MuJoCo does by itself up to 3.3.5
+        self.latest_qpos[:] = self.data.qpos
 
     def write(self, state: np.ndarray) -> None:
         """Overwrite time, positions and velocities, and nothing that is computed from them.
@@ -330,7 +335,7 @@ class Simulator(Uncopyable):
     def _sample_now(self) -> None:
         """Sample observations from the current state, as a forced update does after a reset."""
         robot = self.compiled.robot
-        self.kinematics_qpos[:] = self.sampled_qpos[:] = self.latest_qpos[:] = self.data.qpos
+        self.kinematics_qpos[:] = self.sampled_qpos[:] = self.data.qpos
         self.sampled_qvel[:] = self.data.qvel
         self.burners_shown = self.burners_on
         self._sample[0:3] = self.data.site_xpos[robot.eef_site]

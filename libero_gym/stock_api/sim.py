@@ -141,10 +141,7 @@ class Sim:
 
     def forward(self) -> None:
         """Compute everything that follows from the state."""
-        simulator = self._simulator
-        mujoco.mj_forward(simulator.model, simulator.data)
-        simulator.data.qacc_warmstart[:] = simulator.data.qacc  # as MuJoCo does by itself up to 3.3.5
-        simulator.latest_qpos[:] = simulator.data.qpos
+        self._simulator.forward()
 
     def render(
         self,
