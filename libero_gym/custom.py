@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 ENV_ID = "LIBERO-v0"
 MAX_STEPS = 600  # of an episode if nothing else is said: 30 s
-# What `LiberoEnv` takes as ``instruction``; `observations.INSTRUCTION_KINDS`, which is slow to import.
-_KINDS = ("text", "id", "none")
 
 
 def make_env(bddl_file: Any = None, **kwargs: Any) -> LiberoEnv:
@@ -65,13 +63,15 @@ def suite_of(
     Raises:
         ValueError: If there is no BDDL file, or not one value for each.
     """
+    from libero_gym.observations import INSTRUCTION_KINDS  # slow to import
+
     if bddl_file is None:
         raise ValueError(f"{ENV_ID} needs bddl_file, a task's definition or several of them.")
     files = [bddl_file] if isinstance(bddl_file, (str, Path)) else sequence("bddl_file", bddl_file)
     states = init_states if isinstance(init_states, (list, tuple)) else [init_states] * len(files)
-    shown_as = instruction if isinstance(instruction, str) and instruction in _KINDS else "text"
+    shown_as = instruction if isinstance(instruction, str) and instruction in INSTRUCTION_KINDS else "text"
     if isinstance(instruction, str):
-        told: list[str | None] = [None if instruction in _KINDS else instruction] * len(files)
+        told: list[str | None] = [None if instruction in INSTRUCTION_KINDS else instruction] * len(files)
     else:
         told = list(instruction)
     for name, values in (("init_states", states), ("instruction", told)):

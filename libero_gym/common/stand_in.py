@@ -34,43 +34,41 @@ class StandIn:
 
     def place(self) -> None:
         """Let imports find these files from now on."""
-        with _lock:
-            if not self.is_placed:
-                self._exchange()
-                sys.meta_path.insert(0, self)
-                self.is_placed = True
+        self._set(True)
 
     def take_back(self) -> None:
         """Let imports find the other modules again."""
+        self._set(False)
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """Let imports find the other modules meanwhile."""
+        return self._while(False)
+
+    def present(self) -> contextlib.AbstractContextManager[None]:
+        """Let imports find these files meanwhile."""
+        return self._while(True)
+
+    @contextlib.contextmanager
+    def _while(self, placed: bool) -> Iterator[None]:
         with _lock:
-            if self.is_placed:
+            before = self.is_placed
+            self._set(placed)
+            try:
+                yield
+            finally:
+                self._set(before)
+
+    def _set(self, placed: bool) -> None:
+        with _lock:
+            if placed == self.is_placed:
+                return
+            if placed:
+                self._exchange()
+                sys.meta_path.insert(0, self)
+            else:
                 sys.meta_path.remove(self)
                 self._exchange()
-                self.is_placed = False
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Let imports find the other modules meanwhile."""
-        with _lock:
-            placed = self.is_placed
-            self.take_back()
-            try:
-                yield
-            finally:
-                if placed:
-                    self.place()
-
-    @contextlib.contextmanager
-    def present(self) -> Iterator[None]:
-        """Let imports find these files meanwhile."""
-        with _lock:
-            placed = self.is_placed
-            self.place()
-            try:
-                yield
-            finally:
-                if not placed:
-                    self.take_back()
+            self.is_placed = placed
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: Any = None
