@@ -11,6 +11,7 @@ process of its own. Imports are not timed; making environments is.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -86,38 +87,42 @@ def task_and_env(task_id: int, **arguments: Any) -> tuple[Any, Any]:
     return suite.get_task_init_states(task_id), OffScreenRenderEnv(bddl_file_name=path, **arguments)
 
 
-def step_by_step(task_ids: list[int], trials: int, policy: Policy, seed: int) -> Iterator[tuple[str, bool, int]]:
+def play(env: Any, state: np.ndarray, policy: Policy, key: str, look: Callable[[Any, int], object]) -> tuple[Any, ...]:
+    """One episode after a reset; ``look`` gets the observation and the number of steps before each action."""
+    obs, done, steps = env.set_init_state(state), False, 0
+    for _ in range(WAIT_STEPS):
+        obs, _, done, _ = env.step(WAIT_ACTION)
+    for action in policy.episode(env, key):
+        look(obs, steps)
+        obs, _, done, _ = env.step(action)
+        steps += 1
+        if done:
+            break
+    return key, done, steps
+
+
+def step_by_step(task_ids: list[int], trials: int, policy: Policy, seed: int) -> Iterator[tuple[Any, ...]]:
     """One environment a task, seeded once, reset before each trial; each step's frames are looked at."""
     for task_id in task_ids:
         states, env = task_and_env(task_id, camera_heights=256, camera_widths=256)
         env.seed(seed)
         for trial in range(trials):
             env.reset()
-            obs, done, steps = env.set_init_state(states[trial]), False, 0
-            for _ in range(WAIT_STEPS):
-                obs, _, done, _ = env.step(WAIT_ACTION)
-            key = f"{seed}/{task_id}/{trial}"
-            for action in policy.episode(env, key):
-                seen(obs)
-                obs, _, done, _ = env.step(action)
-                steps += 1
-                if done:
-                    break
-            yield key, done, steps
+            yield play(env, states[trial], policy, f"{seed}/{task_id}/{trial}", lambda obs, _: seen(obs))
         env.close()
 
 
-def openvla_oft(task_ids: list[int], trials: int, policy: Policy) -> Iterator[tuple[str, bool, int]]:
+def openvla_oft(task_ids: list[int], trials: int, policy: Policy) -> Iterator[tuple[Any, ...]]:
     """As OpenVLA-OFT's evaluation: seed 0."""
     yield from step_by_step(task_ids, trials, policy, 0)
 
 
-def openpi(task_ids: list[int], trials: int, policy: Policy) -> Iterator[tuple[str, bool, int]]:
+def openpi(task_ids: list[int], trials: int, policy: Policy) -> Iterator[tuple[Any, ...]]:
     """As openpi's client: seed 7."""
     yield from step_by_step(task_ids, trials, policy, 7)
 
 
-def simplevla_rl(task_ids: list[int], trials: int, policy: Policy) -> Iterator[tuple[str, bool, int]]:
+def simplevla_rl(task_ids: list[int], trials: int, policy: Policy) -> Iterator[tuple[Any, ...]]:
     """As SimpleVLA-RL's rollouts: a process for each episode, chunks of eight actions, one look after each chunk."""
     import multiprocessing
 
@@ -126,7 +131,13 @@ def simplevla_rl(task_ids: list[int], trials: int, policy: Policy) -> Iterator[t
     with context.Pool(N_ENVS, maxtasksperchild=1) as pool:
         for found, *rest in pool.imap(_chunked, [(place, policy.path, policy.record) for place in places]):
             policy.known |= found
-            yield tuple(rest)  # type: ignore[misc]
+            yield tuple(rest)
+
+
+def at_a_chunk(obs: dict[str, Any], steps: int) -> None:
+    """Look before each eighth step."""
+    if steps % 8 == 0:
+        turned(obs["agentview_image"])
 
 
 def _chunked(job: tuple[tuple[int, int], Path, bool]) -> tuple[Any, ...]:
@@ -135,22 +146,12 @@ def _chunked(job: tuple[tuple[int, int], Path, bool]) -> tuple[Any, ...]:
     states, env = task_and_env(task_id, camera_heights=256, camera_widths=256)
     env.seed(0)
     env.reset()
-    obs, done, steps = env.set_init_state(states[trial]), False, 0
-    for _ in range(WAIT_STEPS):
-        obs, _, done, _ = env.step(WAIT_ACTION)
-    key = f"chunked/{task_id}/{trial}"
-    for action in policy.episode(env, key):
-        if steps % 8 == 0:
-            turned(obs["agentview_image"])
-        obs, _, done, _ = env.step(action)
-        steps += 1
-        if done:
-            break
+    played = play(env, states[trial], policy, f"chunked/{task_id}/{trial}", at_a_chunk)
     env.close()
-    return policy.known if record else {}, key, done, steps
+    return policy.known if record else {}, *played
 
 
-def lerobot(task_ids: list[int], trials: int, policy: Policy) -> Iterator[tuple[str, bool, int]]:
+def lerobot(task_ids: list[int], trials: int, policy: Policy) -> Iterator[tuple[Any, ...]]:
     """As LeRobot's environment: reset when it is made, seeded before each episode, the robot's whole state read."""
     for task_id in task_ids:
         states, env = task_and_env(task_id, camera_heights=256, camera_widths=256)
@@ -158,25 +159,19 @@ def lerobot(task_ids: list[int], trials: int, policy: Policy) -> Iterator[tuple[
         for trial in range(trials):
             env.seed(1000 + trial)
             env.reset()
-            obs, done, steps = env.set_init_state(states[trial]), False, 0
-            for _ in range(WAIT_STEPS):
-                obs, _, done, _ = env.step(WAIT_ACTION)
-            key = f"lerobot/{task_id}/{trial}"
-            for action in policy.episode(env, key):
-                names = ("eef_pos", "eef_quat", "gripper_qpos", "gripper_qvel", "joint_pos", "joint_vel")
-                state = [obs[f"robot0_{name}"] for name in names], env.robots[0].controller.ee_ori_mat
-                images = obs["agentview_image"].copy(), obs["robot0_eye_in_hand_image"].copy()
-                assert state
-                assert images
-                obs, _, done, _ = env.step(action)
-                steps += 1
-                if done:
-                    break
-            yield key, done, steps
+            look = functools.partial(whole, env)
+            yield play(env, states[trial], policy, f"lerobot/{task_id}/{trial}", look)
         env.close()
 
 
-CLIENTS: dict[str, Callable[[list[int], int, Policy], Iterator[tuple[str, bool, int]]]] = {
+def whole(env: Any, obs: dict[str, Any], steps: int) -> tuple[Any, ...]:
+    """What LeRobot's environment reads of an observation."""
+    names = ("eef_pos", "eef_quat", "gripper_qpos", "gripper_qvel", "joint_pos", "joint_vel")
+    state = [obs[f"robot0_{name}"] for name in names], env.robots[0].controller.ee_ori_mat
+    return obs["agentview_image"].copy(), obs["robot0_eye_in_hand_image"].copy(), state
+
+
+CLIENTS: dict[str, Callable[[list[int], int, Policy], Iterator[tuple[Any, ...]]]] = {
     "openvla-oft": openvla_oft,
     "openpi": openpi,
     "simplevla-rl": simplevla_rl,
