@@ -31,7 +31,7 @@ VLA_AGENT = [
     {"runs"},
     {"sft", "process_reward"},
     {"envs"},
-    {"algorithms"},
+    {"algorithms", "actors"},
     {"engines"},
     {"evaluation"},
     {"commands"},
