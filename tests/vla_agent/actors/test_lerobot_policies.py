@@ -37,20 +37,21 @@ class Noting:
 
     Args:
         policy: The policy.
-        draws: Whether it draws its actions. It is asked about one environment at a time then, and draws the same in the
-            n-th step of every episode.
+        draws: Whether it draws its actions. It is asked about one environment at a time then, by a seed of each step.
     """
 
     def __init__(self, policy: LeRobotPolicy, draws: bool = False) -> None:
         self.policy, self.draws = policy, draws
         self.cameras, self.image_size, self.chunk_size = policy.cameras, policy.image_size, policy.chunk_size
         self.episodes: list[list[tuple[dict[str, Any], np.ndarray]]] = []
+        self._number: dict[int, int] = {}
         self._current: dict[int, list[tuple[dict[str, Any], np.ndarray]]] = {}
 
     def reset(self, env_ids: Sequence[int]) -> None:
         self.policy.reset(env_ids)
         for env_id in env_ids:
             self._current[env_id] = []
+            self._number[env_id] = len(self.episodes)
             self.episodes.append(self._current[env_id])
 
     def act(self, observations: Mapping[str, Any], env_ids: Sequence[int]) -> np.ndarray:
@@ -59,12 +60,16 @@ class Noting:
                 {key: values[row : row + 1] for key, values in observations.items()} for row in range(len(env_ids))
             ]
             return np.concatenate([self.act(shown, [env_id]) for shown, env_id in zip(singles, env_ids, strict=True)])
-        th.manual_seed(len(self._current[env_ids[0]]))
+        seed_step(self._number[env_ids[0]], len(self._current[env_ids[0]]))
         actions = self.policy.act(observations, env_ids)
         for row, env_id in enumerate(env_ids):
             shown = {key: copy.deepcopy(values[row : row + 1]) for key, values in observations.items()}
             self._current[env_id].append((shown, actions[row]))
         return actions
+
+
+def seed_step(episode: int, step: int) -> None:
+    th.manual_seed(1000 * episode + step)
 
 
 def played(folder: Path, n_envs: int) -> Noting:
@@ -84,10 +89,10 @@ def test_actions_are_those_of_lerobots_own_loop(name: str, folders: dict[str, Pa
     policy = get_policy_class(KINDS[name]["kind"]).from_pretrained(folders[name])
     before, after = make_pre_post_processors(policy.config, str(folders[name]))
     assert len(noting.episodes) == 2
-    for episode in noting.episodes:
+    for number, episode in enumerate(noting.episodes):
         policy.reset()
         for step, (shown, actions) in enumerate(episode):
-            th.manual_seed(step)
+            seed_step(number, step)
             batch = {
                 f"observation.images.{key}": th.from_numpy(shown[frames]).permute(0, 3, 1, 2).float() / 255
                 for key, frames in (("image", "image"), ("image2", "wrist_image"))
