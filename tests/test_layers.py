@@ -19,7 +19,7 @@ LIBERO_GYM = [
     {"rendering"},
     {"first_use"},
     {"env"},
-    {"vector", "demonstrations", "doctor", "stock_api"},
+    {"vector", "demonstrations", "doctor", "stock_api", "lerobot_env"},
     {"gpu"},
 ]
 VLA_AGENT = [
