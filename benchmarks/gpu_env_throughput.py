@@ -3,10 +3,11 @@
     python benchmarks/gpu_env_throughput.py --out benchmarks/results/gpu_env_throughput.json    # a GPU; ten minutes
     python benchmarks/gpu_env_throughput.py --device cpu --worlds 2 4 --seconds 1               # does it work?
 
-For each number of worlds: LIBERO-Spatial's physics alone, with one camera and with two, at 128 pixels, and chunks of
-eight actions, by random actions. Then the share of a control step that its stages take, each captured alone, 25 times
-over, on the state that the worlds are in; what is left are launches between them. Last, the back end of worker
-processes on the same machine. A run ends with the case in which ``--minutes`` are over.
+For each number of worlds: LIBERO-Spatial's physics alone, with and without sums in a fixed order, with one camera and
+with two, at 128 pixels, and chunks of eight actions, by random actions. Then the share of a control step that its
+stages take, each captured alone, 25 times over, on the state that the worlds are in; what is left are launches between
+them. Last, the back end of worker processes on the same machine. A run ends with the case in which ``--minutes`` are
+over.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from libero_gym.vector import LiberoVectorEnv
 SUITE, IMAGE_SIZE = "libero_spatial", 128
 CASES: dict[str, dict[str, Any]] = {
     "physics": {"cameras": ()},
+    "physics, not deterministic": {"cameras": (), "deterministic": False},
     "one camera": {"cameras": ("agentview",)},
     "two cameras": {"cameras": ("agentview", "wrist")},
     "two cameras, chunks of 8": {"cameras": ("agentview", "wrist"), "chunk_size": 8},
@@ -107,7 +109,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    results: dict[str, Any] = {"device": wp.get_device(args.device).name, "steps_per_second": {}, "shares_ms": {}}
+    device = wp.get_device(args.device)
+    results: dict[str, Any] = {"device": device.name, "driver": None, "steps_per_second": {}, "shares_ms": {}}
+    if device.is_cuda:
+        results["driver"] = ".".join(map(str, wp.get_cuda_driver_version()))
     end = time.perf_counter() + 60 * args.minutes
     for n in args.worlds:
         for name, kwargs in CASES.items():

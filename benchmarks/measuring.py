@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -49,10 +50,13 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def commit(tree: Path = Path(__file__).parent) -> str:
     """Short hash of a checkout's commit, this one's by default, with ``+`` where files differ from it.
 
-    It is that of the first call: this process started from it.
+    It is that of the first call: this process started from it. A copy without its history says what ``$COMMIT`` holds.
     """
     command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
-    return subprocess.run(command, cwd=tree, capture_output=True, text=True).stdout.strip()
+    with contextlib.suppress(FileNotFoundError):
+        if found := subprocess.run(command, cwd=tree, capture_output=True, text=True).stdout.strip():
+            return found
+    return os.environ.get("COMMIT", "")
 
 
 def refuse_other_mujoco(known: dict[str, Any]) -> None:

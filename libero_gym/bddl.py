@@ -80,6 +80,23 @@ class Problem:
     draws_joints: bool
 
 
+def read_text(path: Path) -> str:
+    """A BDDL file's text.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is too large to be one.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes; expected a BDDL file of at most {MAX_BYTES}.")
+    with path.open("rb") as file:  # a device file tells no size
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES} bytes; expected a BDDL file.")
+    return content.decode("utf-8", errors="replace")
+
+
 def read_problem(path: Path) -> Problem:
     """The problem that a BDDL file states.
 
@@ -123,10 +140,7 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ValueError(f"{path} has {size} bytes; expected a BDDL file of at most {MAX_BYTES}.")
-        self.whole = self._parse(path.read_text(encoding="utf-8", errors="replace"))
+        self.whole = self._parse(read_text(path))
 
     def _parse(self, text: str) -> Group:
         stack = [Group()]

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from libero_gym.common.checks import sequence, whole_number
-from libero_gym.tasks import Suite, Task
+from libero_gym.tasks import FILES_MAX_STEPS, Suite, Task
 
 if TYPE_CHECKING:
     from libero_gym.env import LiberoEnv
     from libero_gym.vector import LiberoVectorEnv
 
 ENV_ID = "LIBERO-v0"
-MAX_STEPS = 600  # of an episode if nothing else is said: 30 s
 
 
 def make_env(bddl_file: Any = None, **kwargs: Any) -> LiberoEnv:
@@ -57,7 +56,7 @@ def suite_of(
             resets draw placements.
         instruction: What the robot is told instead of what the file says, a text or one for each task; or how
             observations show it, as `LiberoEnv` has it.
-        max_episode_steps: Control steps that an episode may take, `MAX_STEPS` by default.
+        max_episode_steps: Control steps that an episode may take, `FILES_MAX_STEPS` by default.
         **others: Further arguments of the environment.
 
     Raises:
@@ -77,6 +76,7 @@ def suite_of(
     for name, values in (("init_states", states), ("instruction", told)):
         if len(values) != len(files):
             raise ValueError(f"{name} has {len(values)} values for {len(files)} BDDL files; give one for each.")
-    steps = MAX_STEPS if max_episode_steps is None else whole_number("max_episode_steps", max_episode_steps, minimum=1)
+    limit = FILES_MAX_STEPS if max_episode_steps is None else max_episode_steps
+    steps = whole_number("max_episode_steps", limit, minimum=1)
     tasks = [Task.from_bddl(*each) for each in zip(files, states, told, strict=True)]
     return Suite("custom", ENV_ID, steps, tasks), others | {"instruction": shown_as}

@@ -17,13 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym.bddl import read_text
 from libero_gym.common.checks import as_path, did_you_mean, whole_number
+from libero_gym.common.initial_states import NO_STATES, checked_states, read_states
 
 _ENV = "libero_gym.env:LiberoEnv"
 _VECTOR_ENV = "libero_gym.vector:LiberoVectorEnv"
 # Placement seeds that resets draw from if a task has no initial states and the environment names no seeds: as many as
 # LIBERO ships initial states, and what `compilation.placements` draws in one go.
 PLACEMENT_SEEDS = tuple(range(50))
+FILES_MAX_STEPS = 600  # of an episode of a BDDL file's task if nothing else is said: 30 s
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +71,7 @@ class Task:
         if isinstance(self.init_states, (str, Path)):
             object.__setattr__(self, "init_states", Path(self.init_states).absolute())
         elif self.init_states is not None:
-            object.__setattr__(self, "init_states", _checked_states(self.init_states, f"init_states of {self.name!r}"))
+            object.__setattr__(self, "init_states", checked_states(self.init_states, f"init_states of {self.name!r}"))
 
     @classmethod
     def from_bddl(
@@ -86,7 +89,7 @@ class Task:
 
         Raises:
             OSError: If the file cannot be read.
-            ValueError: If it states no instruction.
+            ValueError: If it states no instruction, or is too large.
         """
         path = as_path("bddl_file", bddl_file)
         words = bddl_instruction(path) if instruction is None else instruction
@@ -213,9 +216,41 @@ def tasks_of_folder(folder: str | Path) -> list[Task]:
     files = sorted(path.glob("*.bddl"))
     if not files:
         raise ValueError(f"{str(path)!r} has no BDDL file; expected a folder of tasks' definitions.")
-    suffixes = (".npz", ".npy", ".pruned_init.npz")
-    beside = {file: [file.with_suffix(suffix) for suffix in suffixes] for file in files}
-    return [Task.from_bddl(file, next(filter(Path.is_file, states), None)) for file, states in beside.items()]
+    return [task_of_file(file) for file in files]
+
+
+def task_of_file(file: Path) -> Task:
+    """The task of a BDDL file, with the initial states beside it as `tasks_of_folder` finds them."""
+    beside = (file.with_suffix(suffix) for suffix in (".npz", ".npy", ".pruned_init.npz"))
+    return Task.from_bddl(file, next(filter(Path.is_file, beside), None))
+
+
+def names_files(text: str) -> bool:
+    """Whether a text that is no name of a suite and no id stands for a BDDL file, or for a folder of such."""
+    return text.endswith((".bddl", "/")) or text.startswith((".", "/", "~")) or Path(text).is_dir()
+
+
+def register_files(path: str | Path) -> Suite:
+    """Register the suite of a BDDL file, or of a folder's; what it is named after them, ``-v0`` makes an id of.
+
+    Args:
+        path: The file or folder; initial states are found beside as by `tasks_of_folder`. An episode may take
+            `FILES_MAX_STEPS` control steps.
+
+    Returns:
+        The suite, under the name of the file or folder; ``_files`` follows if another suite has that name.
+
+    Raises:
+        OSError: If a file cannot be read.
+        ValueError: If there is no BDDL file, one states no instruction, or two other suites have those names.
+    """
+    found = Path(path).expanduser().absolute()
+    tasks = [task_of_file(found)] if found.suffix == ".bddl" else tasks_of_folder(found)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", found.stem)  # as ids may be
+    mine = Suite(name, f"{name}-v0", FILES_MAX_STEPS, tasks)
+    if SUITES.get(name, mine) != mine:
+        name = f"{name}_files"
+    return register_suite(name, tasks, max_steps=FILES_MAX_STEPS)
 
 
 def add_suite(suite: Suite) -> Suite:
@@ -267,13 +302,17 @@ def get_suite(suite: str | Suite) -> Suite:
     """The suite of that name; a `Suite` itself is returned as it is.
 
     Args:
-        suite: Name of a registered suite, such as ``libero_spatial``.
+        suite: Name of a registered suite, such as ``libero_spatial``; or a BDDL file or a folder of such, which is then
+            registered (`register_files`).
 
     Raises:
+        OSError: If a BDDL file cannot be read.
         ValueError: If there is none; the message offers the nearest name.
     """
     if isinstance(suite, Suite):
         return suite
+    if isinstance(suite, str) and suite not in SUITES and names_files(suite):
+        return register_files(suite)
     if not isinstance(suite, str) or suite not in SUITES:
         raise ValueError(f"Unknown suite {suite!r}.{did_you_mean(str(suite), SUITES)} Suites: {', '.join(SUITES)}.")
     return SUITES[suite]
@@ -299,9 +338,9 @@ def initial_states(task: Task) -> np.ndarray:
         ValueError: If their file holds something else.
     """
     if task.init_states is None:
-        return _NO_STATES
+        return NO_STATES
     if isinstance(task.init_states, Path):
-        return _read_states(task.init_states)
+        return read_states(task.init_states)
     states = task.init_states.view()
     states.setflags(write=False)  # pickling and copying forget that
     return states
@@ -322,9 +361,9 @@ def bddl_instruction(bddl_file: Path) -> str:
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it states none.
+        ValueError: If it states none, or is too large.
     """
-    found = re.search(r"\(:language\s+([^)]*)\)", bddl_file.read_text(encoding="utf-8"))
+    found = re.search(r"\(:language\s+([^)]*)\)", read_text(bddl_file))
     if found is None:
         raise ValueError(f"{bddl_file} states no (:language ...) instruction.")
     return " ".join(found.group(1).split())
@@ -352,30 +391,3 @@ def _placed(task: Any, suite: str, task_id: int, max_steps: int | None) -> Task:
         )
     source = task.source or task.suite or suite
     return replace(task, suite=suite, task_id=task_id, max_steps=max_steps or task.max_steps, source=source)
-
-
-@functools.lru_cache(maxsize=256)
-def _read_states(path: Path) -> np.ndarray:
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return _checked_states(loaded, str(path))
-    with loaded as archive:
-        if "states" not in archive:
-            raise ValueError(f"{path} holds {', '.join(archive) or 'nothing'}; expected an array 'states'.")
-        return _checked_states(archive["states"], str(path))
-
-
-def _checked_states(states: Any, name: str) -> np.ndarray:
-    """Initial states as a read-only array of their own."""
-    try:
-        values = np.array(states, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: no array of numbers ({error}); expected (n_states, 1 + nq + nv).") from None
-    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name}: shape {values.shape}, or not finite; expected states (n_states, 1 + nq + nv).")
-    values.setflags(write=False)
-    return values
-
-
-_NO_STATES = np.zeros((0, 0))
-_NO_STATES.setflags(write=False)

@@ -99,7 +99,7 @@ def record(
 
     Args:
         root: The dataset's folder.
-        suite: Name of a registered suite.
+        suite: Name of a registered suite; or a BDDL file, or a folder of such.
         policy: A factory that is called with the environment after each reset and returns the episode's policy: a
             function from an observation to an action (7,), or an object with ``act()`` that reads the environment, and
             perhaps with ``reset()`` and ``done``. A true ``done`` or a StopIteration ends the episode. Workers import
@@ -147,6 +147,7 @@ def record(
     progress_bar = flag("progress_bar", progress_bar)
     if not isinstance(policy, str) and not callable(policy):
         raise ValueError(f"policy={policy!r}; expected a factory, or its name as 'module:function'.")
+    suite = get_suite(suite).name
     task_ids = check_task_ids(task_ids, get_suite(suite).n_tasks, suite)
     keys = plan_episodes(suite, task_ids, init_state_ids, placement_seeds, episodes_per_state)
     options = RecordingOptions(

@@ -56,7 +56,8 @@ class SceneBatch:
     * Kinematics and contacts are those of the last substep's start when a control step ends, as in stock LIBERO, which
       judges success by them. They hold for worlds that were active in the last call alone.
     * A world's last bits may depend on how many others there are and what they do, on the CPU, too. The same worlds in
-      the same states take the same step there; on a GPU, sums of atomics need not.
+      the same states take the same step there; on a GPU they need ``deterministic`` for that, since the order of
+      contacts and of atomic sums varies otherwise.
     * Graphs keep the arrays that they were captured with: write into arrays, never replace them.
 
     Args:
@@ -65,15 +66,22 @@ class SceneBatch:
         device: Warp's name of the device, such as ``"cpu"`` or ``"cuda:0"``.
         sizes: Sizes of the buffers.
         capture: Whether control steps are replayed from a captured graph; without, every kernel is launched anew.
+        deterministic: Whether the same worlds take the same step to the bit on a GPU, too; it costs time there.
 
     Raises:
         NotImplementedError: If MuJoCo Warp lacks something that the scene's model has.
     """
 
     def __init__(
-        self, tasks: Sequence[CompiledTask], n_worlds: int, device: str, sizes: Sizes, capture: bool = True
+        self,
+        tasks: Sequence[CompiledTask],
+        n_worlds: int,
+        device: str,
+        sizes: Sizes,
+        capture: bool = True,
+        deterministic: bool = False,
     ) -> None:
-        self.tasks, self.n_worlds, self.sizes = tuple(tasks), n_worlds, sizes
+        self.tasks, self.n_worlds, self.sizes, self.deterministic = tuple(tasks), n_worlds, sizes, deterministic
         self.device = wp.get_device(device)
         self._capture = capture
         self._graphs: dict[str, Any] = {}
@@ -134,10 +142,10 @@ class SceneBatch:
         data = self.data
         n_contacts = min(int(data.nacon.numpy()[0]), data.naconmax)
         worlds, pairs = data.contact.worldid.numpy()[:n_contacts], data.contact.geom.numpy()[:n_contacts]
-        counts = np.bincount(worlds, minlength=self.n_worlds)
+        counts, order = np.bincount(worlds, minlength=self.n_worlds), np.argsort(worlds, kind="stable")
+        places = np.arange(n_contacts) - np.repeat(np.cumsum(counts) - counts, counts)
         contacts = np.full((self.n_worlds, counts.max(initial=0), 2), NO_GEOM, dtype=np.int32)
-        for world in range(self.n_worlds):
-            contacts[world, : counts[world]] = pairs[worlds == world]
+        contacts[worlds[order], places] = pairs[order]
         fields = {name: getattr(data, name).numpy().astype(np.float64) for name in StateArrays._fields[:-1]}
         return StateArrays(**fields, contacts=contacts)
 
@@ -168,6 +176,7 @@ class SceneBatch:
                 'backend="processes" can.'
             ) from error
         self.model.opt.warn_overflow = 0  # `_check_sizes` raises instead
+        self.model.opt.deterministic = self.deterministic
         if not _knows_loops(self.device):
             self.model.opt.graph_conditional = False
         self.data = mjw.make_data(model, nworld=n, nconmax=sizes.nconmax, njmax=sizes.njmax)

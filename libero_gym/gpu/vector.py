@@ -55,6 +55,8 @@ class Warp(Uncopyable):
         device: ``"cuda"``, ``"cuda:1"`` or ``"cpu"``.
         nconmax: Contacts per world that there is room for, in the mean; None measures the scene.
         njmax: Rows of constraints that there is room for in any one world; None measures the scene.
+        deterministic: Whether the same seed and actions give the same rollout to the bit on a GPU, too. The CPU always
+            does so.
         output: ``"torch"`` hands out observations, rewards and flags as tensors on the device, and frames never leave
             it; infos are the host's.
 
@@ -79,6 +81,7 @@ class Warp(Uncopyable):
         device: str = "cuda",
         nconmax: int | None = None,
         njmax: int | None = None,
+        deterministic: bool = True,
         output: str = "numpy",
     ) -> None:
         check_physics(plan.env_kwargs.get("physics"))
@@ -88,8 +91,10 @@ class Warp(Uncopyable):
         ]
         device = check_device(device)
         output = check_output(output, plan.example)
-        self.settings = {"physics": PHYSICS, "mujoco": f"{PHYSICS} (MuJoCo Warp {version('mujoco-warp')})"}
+        self.settings: dict[str, Any] = {"physics": PHYSICS}
+        self.settings["mujoco"] = f"{PHYSICS} (MuJoCo Warp {version('mujoco-warp')})"
         self.settings |= {"output": output} if output != "numpy" else {}
+        self.settings |= {} if deterministic else {"deterministic": False}
         n, example = plan.num_envs, plan.example
         self._example = example
         self._weights = np.full(len(plan.tasks), 1 / len(plan.tasks))
@@ -101,7 +106,8 @@ class Warp(Uncopyable):
         scenes = []
         for tasks in _by_scene(plan):
             share, room = math.ceil(n * len(tasks) / len(plan.tasks)), sizes_for(tasks, *sizes)
-            scenes.append(SceneWorlds(tasks, share, device, room, example.settle_steps, example.privileged))
+            how = room, example.settle_steps, example.privileged, deterministic and device != "cpu"
+            scenes.append(SceneWorlds(tasks, share, device, *how))
         self._places = Places(scenes, n)
         self._mirror = Mirror(plan.env_kwargs)
         self._shown = Showing(plan, self._places, self._mirror, device, output)
@@ -257,21 +263,25 @@ class Warp(Uncopyable):
         active = np.zeros(len(actions), dtype=bool)
         active[running] = True
         for k in range(actions.shape[1]):
-            for group, indices in self._places.by_group(np.flatnonzero(active)):
+            moving = self._places.by_group(np.flatnonzero(active))
+            for group, indices in moving:
                 worlds, n = self._places.worlds(indices), group.batch.n_worlds
                 own, mask = np.zeros((n, ACTION_DIM)), np.zeros(n, dtype=bool)
                 own[worlds], mask[worlds] = actions[indices, k], True
                 with self._lost_if_it_overflows():
                     group.batch.step(own, mask)
                 arrays["terminated"][indices] = group.batch.read("flags")[worlds, 0] != 0
-                if example.privileged:
-                    self._note_features(group, indices, worlds)
             for index in np.flatnonzero(active):
                 episode = self._episode(int(index))
                 episode.elapsed_steps += 1
                 over = episode.elapsed_steps >= example.step_limits[episode.task.task_id]
                 arrays["truncated"][index] = example.max_episode_steps is not None and over
-            active &= ~(arrays["terminated"] | arrays["truncated"])
+            ended = arrays["terminated"] | arrays["truncated"]
+            for group, indices in moving if example.privileged else ():
+                last = indices if k == actions.shape[1] - 1 else [index for index in indices if ended[index]]
+                if last:  # an environment's last step of the chunk: later ones move its world's arrays
+                    self._note_features(group, last)
+            active &= ~ended
 
     @contextlib.contextmanager
     def _lost_if_it_overflows(self) -> Iterator[None]:
@@ -282,12 +292,10 @@ class Warp(Uncopyable):
             self.arrays["phase"][:] = IDLE
             raise
 
-    def _note_features(self, group: SceneWorlds, indices: list[int], worlds: list[int]) -> None:
-        episodes = [self._episode(index) for index in indices]
-        limits = [self._example.step_limits[episode.task.task_id] for episode in episodes]
-        left = np.array(
-            [1 - (episode.elapsed_steps + 1) / limit for episode, limit in zip(episodes, limits, strict=True)]
-        )
+    def _note_features(self, group: SceneWorlds, indices: list[int]) -> None:
+        worlds, episodes = self._places.worlds(indices), [self._episode(index) for index in indices]
+        limits = np.array([self._example.step_limits[episode.task.task_id] for episode in episodes])
+        left = 1 - np.array([episode.elapsed_steps for episode in episodes]) / limits
         found = group.features(worlds, robot_states(group.batch.read("sample")[worlds]), left)
         for episode, row in zip(episodes, found, strict=True):
             episode.privileged = row

@@ -13,7 +13,7 @@ from libero_gym.common.mujoco_import import mujoco
 from libero_gym.gpu.film import Film
 from libero_gym.gpu.scene_batch import SceneBatch, Sizes
 from libero_gym.gpu.states import Row, StateTable, initial_row
-from libero_gym.privileged import PrivilegedState
+from libero_gym.privileged import SIZE, PrivilegedState
 from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
 from libero_gym.simulation.simulator import SETTLE_ACTION
 from libero_gym.tasks import initial_states
@@ -87,6 +87,7 @@ class SceneWorlds:
         sizes: Sizes of the buffers.
         settle_steps: Control steps with an open gripper before an episode begins.
         privileged: Whether to compute privileged features.
+        deterministic: See `scene_batch.SceneBatch`.
 
     Attributes:
         batch: The worlds.
@@ -100,8 +101,9 @@ class SceneWorlds:
         sizes: Sizes,
         settle_steps: int,
         privileged: bool = False,
+        deterministic: bool = False,
     ) -> None:
-        self.batch = SceneBatch(tasks, n_worlds, device, sizes)
+        self.batch = SceneBatch(tasks, n_worlds, device, sizes, deterministic=deterministic)
         self._film = Film(tasks[0], device)
         self._settle_steps = settle_steps
         self._free = list(range(n_worlds))[::-1]
@@ -112,7 +114,10 @@ class SceneWorlds:
     def another(self, n_worlds: int) -> SceneWorlds:
         """Further worlds of the scene, which share its settled states, and what draws it."""
         other = copy.copy(self)
-        other.batch = SceneBatch(self.tasks, n_worlds, str(self.batch.device), self.batch.sizes)
+        batch = self.batch
+        other.batch = SceneBatch(
+            self.tasks, n_worlds, str(batch.device), batch.sizes, deterministic=batch.deterministic
+        )
         other._free, other._is_filled = list(range(n_worlds))[::-1], False
         return other
 
@@ -170,12 +175,13 @@ class SceneWorlds:
             time_left: Share of their episodes that is left, (k,).
         """
         assert self._features is not None
-        arrays, tasks = self.batch.arrays(), self.batch.read("task")[list(worlds), 0]
-        rows = []
-        for index, (world, task) in enumerate(zip(worlds, tasks, strict=True)):
-            own = type(arrays)(*(values[world : world + 1] for values in arrays))
-            rows.append(self._features[task](own, robot_states[index : index + 1], time_left[index])[0])
-        return np.stack(rows)
+        arrays, chosen = self.batch.arrays(), np.asarray(worlds)
+        tasks, found = self.batch.read("task")[chosen, 0], np.zeros((len(chosen), SIZE), dtype=np.float32)
+        for task in np.unique(tasks):
+            rows = np.flatnonzero(tasks == task)
+            own = type(arrays)(*(values[chosen[rows]] for values in arrays))
+            found[rows] = self._features[task](own, robot_states[rows], time_left[rows])
+        return found
 
     def frames(self, worlds: Sequence[int], cameras: tuple[str, ...], size: int) -> np.ndarray:
         """Frames of worlds as `film.Film` draws them, uint8 (k, number of cameras, size, size, 3)."""

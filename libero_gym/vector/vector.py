@@ -75,7 +75,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         max_episode_steps: Truncate episodes after so many control steps: one number, or one for each of the chosen
             tasks. None takes the tasks' own limits.
         **kwargs: Arguments of the back end (those of `Processes`: ``n_workers``, ``timeout``, ``restart``,
-            ``render_device``; those of `Warp`: ``device``, ``nconmax``, ``njmax``, ``output``), and further arguments
+            ``render_device``; those of `Warp`: ``device``, ``nconmax``, ``njmax``, ``deterministic``, ``output``), and
+            further arguments
             of `LiberoEnv`.
 
     Attributes:

@@ -13,6 +13,7 @@ def warp(
     device: str = "cuda",
     nconmax: int | None = None,
     njmax: int | None = None,
+    deterministic: bool = True,
     output: str = "numpy",
 ) -> Backend:
     """Make a `libero_gym.gpu.vector.Warp`, which says what the arguments mean.
@@ -23,6 +24,6 @@ def warp(
     importlib.import_module("libero_gym.gpu.requirements").require_warp()
     # By its name: `gpu` stands on `vector`, and Warp is imported by nobody who does not ask for it.
     made: Backend = importlib.import_module("libero_gym.gpu.vector").Warp(
-        plan, device=device, nconmax=nconmax, njmax=njmax, output=output
+        plan, device=device, nconmax=nconmax, njmax=njmax, deterministic=deterministic, output=output
     )
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,3 +37,8 @@ def start(batch: SceneBatch, places: list[tuple[int, int]], begin: bool = True) 
 def all_rows(batch: SceneBatch) -> dict[str, np.ndarray]:
     """Copies of all columns."""
     return {name: batch.read(name).copy() for name in batch.columns}
+
+
+def assert_as(found: Any, expected: Any, device: str, name: str = "", atol: float = 1e-5) -> None:
+    """The same numbers: to the bit on the CPU, and on a GPU, whose sums have no order, to so much."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0 if device == "cpu" else atol, err_msg=name)

@@ -17,7 +17,9 @@ from vla_agent.actors import PolicyError
 from vla_agent.commands.backends import check_backend
 from vla_agent.commands.engines import check_sharing, sharing_engine
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
+from vla_agent.commands.own_tasks import check_states
 from vla_agent.envs.backends import BackendName
+from vla_agent.envs.suites import located
 from vla_agent.evaluation.familiarity import HELD_OUT, UNSEEN
 from vla_agent.evaluation.html_comparison import COMPARISON_FILE, comparison_page
 from vla_agent.evaluation.journal import JOURNAL_FILE
@@ -34,7 +36,7 @@ class Options:
     model: str = "tiny"  # one that ships, a folder, a hub id, or a run: runs/ppo is its best/, else its newest save
     policy: str = ""  # instead of a model: ws://host:port, lerobot:folder, expert, or python:module:Class
     replan_steps: int = 0  # of a policy's chunk, how many actions are executed before it is asked again; 0 for its own
-    env_id: str = "LIBERO-Spatial-v0"  # environments to evaluate on
+    env_id: str = "LIBERO-Spatial-v0"  # environments to evaluate on: an id, a BDDL file, or a folder of such
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "unseen"  # such as "0-19"; "unseen" by its training.json, or "held-out", which needs one
     trained_states: bool = False  # states that the model was trained on are meant; else they are refused
@@ -94,9 +96,11 @@ def _evaluate(options: Options, engine: RayEngine | None) -> EvaluationReport:
     by_choice = options.init_states in (UNSEEN, HELD_OUT)
     states: Any = options.init_states if by_choice else parse_ids("--init-states", options.init_states)
     drawn = ids_or_none("--placement-seeds", options.placement_seeds) or []
+    if not drawn:
+        check_states(options.env_id, "--placement-seeds", "0-19")
     return evaluate_policy(
         options.policy or options.model,
-        options.env_id,
+        located(options.env_id),
         task_ids=ids_or_none("--task-ids", options.task_ids),
         init_state_ids=() if drawn else states,
         placement_seeds=drawn,

@@ -20,7 +20,7 @@ from libero_gym.common.json_files import parse_json, read_json
 from libero_gym.demonstrations import Episode, LeRobotReader, record
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH
 from libero_gym.dimensions import CAMERA_KEYS, Renderer
-from libero_gym.tasks import SUITES, get_suite
+from libero_gym.tasks import get_suite
 from vla_agent.augmentation import Augmentation
 from vla_agent.commands.chosen_episodes import commonest_grasps, first_of_each_task, states_of
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
@@ -56,7 +56,7 @@ class Options:
     demonstrations: str = ""  # a LeRobot dataset; empty to record one
     demonstrations_per_task: int = 0  # learn from the first episodes of each task, by initial state; 0 for all
     fps: int = 20  # frames per second that the demonstrations must state; 0 takes theirs, and resamples nothing
-    suite: str = "libero_spatial"  # LIBERO's name of the suite
+    suite: str = "libero_spatial"  # LIBERO's name of the suite, a BDDL file, or a folder of such
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official initial states to record; keep others for evaluation
     n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
@@ -113,7 +113,7 @@ def check_options(options: Options) -> None:
         raise ValueError(f"--demonstrations '{options.demonstrations}' is no folder; expected a LeRobot dataset.")
     if not options.demonstrations:
         recorded = ids_or_none("--init-states", options.init_states) or []
-        suite = describe_suite(SUITES[options.suite].env_id)
+        suite = describe_suite(get_suite(options.suite).env_id)
         check_evaluation(options, suite.states_by_source(ids_or_none("--task-ids", options.task_ids), recorded))
     sft_settings(options)
     augmentation(options)
@@ -123,7 +123,7 @@ def check_options(options: Options) -> None:
 def check_evaluation(options: Options, states: TrainingStates | None) -> None:
     """Refuse to evaluate, at the end, on states of the demonstrations or of an earlier training, by their suite."""
     trained = {"a model of these demonstrations": states} | trained_before(options.model)
-    env_id, way_out = SUITES[options.suite].env_id, "--evaluate-states '' for none"
+    env_id, way_out = get_suite(options.suite).env_id, "--evaluate-states '' for none"
     check_unseen("--evaluate-states", options.evaluate_states, env_id, options.task_ids, trained, way_out)
 
 
@@ -387,7 +387,7 @@ def evaluate(options: Options, checkpoint: Path) -> EvaluationReport:
     """Evaluate the model on initial states that it was not trained on, as the options say."""
     return evaluate_policy(
         str(checkpoint),
-        SUITES[options.suite].env_id,
+        get_suite(options.suite).env_id,
         task_ids=ids_or_none("--task-ids", options.task_ids),
         init_state_ids=ids_or_none("--evaluate-states", options.evaluate_states) or [],
         protocol="training",

@@ -17,8 +17,10 @@ from libero_gym.demonstrations.recorder import RecordingJob
 from libero_gym.demonstrations.recording import RecordingSummary
 from libero_gym.demonstrations.workers import record_episodes
 from libero_gym.dimensions import Renderer
+from libero_gym.tasks import get_suite
 from vla_agent.commands.engines import check_sharing, sharing_engine
 from vla_agent.commands.options import ids_or_none, parse_options
+from vla_agent.commands.own_tasks import check_states, have_states
 from vla_agent.engines import RayEngine
 
 
@@ -26,7 +28,7 @@ from vla_agent.engines import RayEngine
 class Options:
     """What to record, and where to. Each field is a command-line option."""
 
-    suite: str = "libero_spatial"  # LIBERO's name of the suite
+    suite: str = "libero_spatial"  # LIBERO's name of the suite, a BDDL file, or a folder of such
     policy: str = "libero_gym.demonstrations:expert_policy"  # "module:function"; a scripted expert by default
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official initial states; keep others for evaluation
@@ -48,6 +50,11 @@ def main(options: Options) -> None:
     """Record what is missing."""
     whole_number("--n-placements", options.n_placements, minimum=0)
     check_sharing(options)
+    if not have_states(get_suite(options.suite).env_id):
+        if not options.n_placements:
+            check_states(options.suite, "--n-placements", "20")
+        if options.init_states == Options.init_states:
+            options = dataclasses.replace(options, init_states="")
     with sharing_engine(options) as engine:
         summary = _record(options, None if engine is None else functools.partial(share_episodes, engine))
     print(f"{summary.n_written} of {summary.n_planned} episodes are in {options.out}")

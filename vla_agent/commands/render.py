@@ -18,23 +18,25 @@ from libero_gym.common.videos import write_film
 from libero_gym.dimensions import CONTROL_FREQ, Renderer
 from vla_agent.commands.options import parse_options
 from vla_agent.common.figures import new_figure, save_figure
-from vla_agent.envs.suites import describe_suite
+from vla_agent.envs.suites import describe_suite, id_of
 
 
 @dataclasses.dataclass
 class Options:
     """What to draw, and where to. Each field is a command-line option."""
 
-    suite: str = "LIBERO-Spatial-v0"  # environment id
+    suite: str = "LIBERO-Spatial-v0"  # environment id, a BDDL file, or a folder of such
     steps: int = 20  # control steps per task, with random actions
     image_size: int = 256  # side of the frames in pixels
     renderer: Renderer = "exact"  # "exact" draws stock LIBERO's pixels
     out: Path = Path("runs/random")  # folder for the MP4 and the PNG
 
 
-def rollout(env: gym.Env[Any, Any], task_id: int, n_steps: int) -> tuple[list[np.ndarray], str]:
-    """Frames of one task under random actions, and its instruction."""
-    obs, _ = env.reset(seed=task_id, options={"task_id": task_id, "init_state_id": 0})
+def rollout(
+    env: gym.Env[Any, Any], task_id: int, n_steps: int, has_states: bool = True
+) -> tuple[list[np.ndarray], str]:
+    """Frames of one task under random actions, and its instruction; from its first official state if it has such."""
+    obs, _ = env.reset(seed=task_id, options={"task_id": task_id, "init_state_id": 0 if has_states else None})
     frames = [obs["image"]]
     for _ in range(n_steps):
         obs, *_ = env.step(env.action_space.sample())
@@ -71,20 +73,21 @@ def contact_sheet(images: list[np.ndarray], captions: list[str], path: Path) -> 
 def main(options: Options) -> None:
     """Draw every task of the suite."""
     whole_number("--steps", options.steps, minimum=0)
-    describe_suite(options.suite)  # complains about an unknown id in one sentence, and offers the nearest
-    env = gym.make(options.suite, image_size=options.image_size, renderer=options.renderer)
+    suite = describe_suite(options.suite)  # complains about an unknown id in one sentence, and offers the nearest
+    env_id = id_of(options.suite)
+    env = gym.make(env_id, image_size=options.image_size, renderer=options.renderer)
     env.action_space.seed(0)
     movie, sheet, captions = [], [], []
     task_ids: Sequence[int] = env.get_wrapper_attr("task_ids")
     for task_id in tqdm(task_ids, unit="task", disable=None):
-        frames, instruction = rollout(env, task_id, options.steps)
+        frames, instruction = rollout(env, task_id, options.steps, suite.n_initial_states(task_id) > 0)
         captions.append(f"{task_id}: {instruction}")
         movie += [captioned(frame, captions[-1]) for frame in frames]
         sheet.append(frames[0])
     env.close()
-    write_film(options.out / f"{options.suite}.mp4", np.stack(movie), CONTROL_FREQ)
-    contact_sheet(sheet, captions, options.out / f"{options.suite}.png")
-    print(f"Wrote {options.out / options.suite}.mp4 and .png")
+    write_film(options.out / f"{env_id}.mp4", np.stack(movie), CONTROL_FREQ)
+    contact_sheet(sheet, captions, options.out / f"{env_id}.png")
+    print(f"Wrote {options.out / env_id}.mp4 and .png")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:

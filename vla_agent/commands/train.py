@@ -37,9 +37,10 @@ from vla_agent.algorithms.health import Stopwatch
 from vla_agent.commands.backends import check_training_backend, evaluation_backend, training_arguments
 from vla_agent.commands.engines import check_engine, engine_of, maker_of_environments, n_envs_of_each
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
+from vla_agent.commands.own_tasks import have_states
 from vla_agent.commands.unseen_states import check_unseen, trained_before
 from vla_agent.envs.backends import BackendName
-from vla_agent.envs.suites import describe_suite
+from vla_agent.envs.suites import describe_suite, located
 from vla_agent.evaluation.before_after import describe_change, describe_share, film_change, telling_trial
 from vla_agent.evaluation.provenance import TRAINING_FILE, read_training_states, write_training_states
 from vla_agent.evaluation.results import describe_ids
@@ -51,7 +52,7 @@ from vla_agent.policy.policy import VLAPolicy
 class Options:
     """What to train, on what, and where to. Each field is a command-line option."""
 
-    env_id: str = "LIBERO-Spatial-v0"  # environments to train in
+    env_id: str = "LIBERO-Spatial-v0"  # environments to train in: an id, a BDDL file, or a folder of such
     task_ids: str = "6,9"  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official initial states to train on; keep others for evaluation
     n_placements: int = 300  # further initial states per task to train on, drawn from the BDDL's regions
@@ -119,6 +120,8 @@ class Options:
 
 # Defaults that ``--long`` changes; an option that is given wins.
 LONG: dict[str, Any] = {"task_ids": "0-2", "total_timesteps": 12288, "eval_freq": 4096}
+# And those that an environment of tasks without official initial states changes.
+WITHOUT_STATES: dict[str, Any] = {"task_ids": "", "init_states": "", "eval_states": "", "n_eval_placements": 20}
 
 
 def main(options: Options) -> None:
@@ -367,10 +370,15 @@ def report(options: Options, success: Curriculum, evaluation: EvaluationCallback
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:
-    """The options of a command line; ``--long`` changes the defaults, and what is given wins."""
+    """The options of a command line; ``--long`` and files of one's own change the defaults, and what is given wins."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     default = dataclasses.replace(Options(), **LONG) if "--long" in given else Options()
-    return parse_options(Options, description, given, default)
+    options = parse_options(Options, description, given, default)
+    if options.env_id == default.env_id:
+        return options
+    if not have_states(options.env_id):
+        options = parse_options(Options, description, given, dataclasses.replace(default, **WITHOUT_STATES))
+    return dataclasses.replace(options, env_id=located(options.env_id))
 
 
 def command(arguments: Sequence[str]) -> None:

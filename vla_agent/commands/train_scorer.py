@@ -35,8 +35,8 @@ class Options:
     evaluate: str = ""  # a scorer to judge, such as tiny-scorer or runs/process_reward/scorer; none is trained then
     scorer: str = "tiny"  # what to train; or the folder or hub id of a vision-language model
     demonstrations: str = ""  # a LeRobot dataset of the suite; empty to record the expert
-    env_id: str = "LIBERO-Spatial-v0"  # environments of the policy's episodes
-    suite: str = "libero_spatial"  # LIBERO's name of the suite
+    env_id: str = "LIBERO-Spatial-v0"  # environments of the policy's episodes: an id, a BDDL file, or a folder of such
+    suite: str = "libero_spatial"  # LIBERO's name of the suite, a BDDL file, or a folder of such
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official initial states to learn from
     evaluate_states: str = "0-7"  # official initial states to judge on; no episode of them is learned from

@@ -23,6 +23,7 @@ from vla_agent.engines.spreading import Work, spread, working, working_with_lear
 from vla_agent.engines.updates import Updates
 from vla_agent.engines.vec_env import LocalPart, Part, PartedVecEnv
 from vla_agent.envs.make import make_vec_env
+from vla_agent.envs.suites import located
 from vla_agent.policy.loading import load_processor
 
 Placement = Literal["colocated", "split"]
@@ -145,7 +146,7 @@ class RayEngine:
         """`vla_agent.make_vec_env` with the environments where the policies are.
 
         Args:
-            env_id: The id, such as "LIBERO-Spatial-v0".
+            env_id: The id, such as "LIBERO-Spatial-v0"; or a BDDL file, or a folder of such, which all machines see.
             n_envs: Number of all environments; by default ``envs_per_node`` on each machine, or one for each policy.
             seed: Seed of the environments.
             kwargs: Further arguments of `vla_agent.make_vec_env`.
@@ -162,7 +163,7 @@ class RayEngine:
         model = kwargs.get("model", "tiny")
         processor = load_processor(model) if isinstance(model, (str, Path)) else model
         where = self._shares(n_envs)
-        makes = [_make_part(self.roster, env_id, share.stop - share.start, kwargs) for share in where]
+        makes = [_make_part(self.roster, located(env_id), share.stop - share.start, kwargs) for share in where]
         self._n_env_workers = [make.keywords.get("n_workers", 0) for make in makes]
         remote: dict[int, Callable[[], VecEnv]] = {
             number: make for number, make in zip(self._players, makes, strict=True) if number is not None

@@ -12,6 +12,7 @@ import numpy as np
 from libero_gym.common.checks import whole_number
 from vla_agent.backbone import BackboneProcessor
 from vla_agent.envs.arguments import check_arguments, check_keywords
+from vla_agent.envs.suites import id_of
 from vla_agent.envs.vec_env import ImageTransform, VLAVecEnv
 from vla_agent.policy.loading import load_processor
 from vla_agent.process_reward import RewardModel, VecProcessReward
@@ -55,7 +56,7 @@ def make_vec_env(
     """Make environments of a registered id, ready for a policy with this model.
 
     Args:
-        env_id: The id, such as "LIBERO-Spatial-v0".
+        env_id: The id, such as "LIBERO-Spatial-v0"; or a BDDL file, or a folder of such.
         n_envs: Number of environments that run side by side.
         model: The policy's model: "tiny", a checkpoint folder or a hub id, whose weights are not read here; or the
             processor of a model that is loaded already.
@@ -79,6 +80,7 @@ def make_vec_env(
     """
     import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
 
+    env_id = id_of(env_id)
     check_arguments(env_id, n_envs, model, reward, unnorm_key, seed, image_transform, center_crop)
     if chunk_size is not None:
         whole_number("chunk_size", chunk_size, 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 from tqdm import tqdm
@@ -94,18 +95,24 @@ def suites_of_statistics(unnorm_key: str) -> set[str] | None:
 
 
 def describe_suite(env_id: str) -> SuiteDescription:
-    """The suite behind a registered id.
+    """The suite behind a registered id, or of a BDDL file or a folder of such.
 
     Raises:
+        OSError: If a BDDL file cannot be read.
         ValueError: If the id is unknown; the message offers the nearest id.
     """
     import libero_gym  # noqa: F401 - registers the ids, where Gymnasium's plugin has not
+    from libero_gym.custom import ENV_ID
     from libero_gym.tasks import SUITES, get_tasks
 
+    env_id = id_of(env_id)
+    if env_id == ENV_ID:
+        raise ValueError(f"{ENV_ID} says no tasks by itself; give the BDDL file, or its folder, in the id's place.")
     named = {spec.id: spec.kwargs.get("suite") for spec in gym.registry.values()}
     known = {name: suite for name, suite in named.items() if isinstance(suite, str) and suite in SUITES}
     if env_id not in known:
-        raise ValueError(f"Unknown id {env_id!r}.{did_you_mean(env_id, known)} Ids: {', '.join(known)}.")
+        hint = f"{did_you_mean(env_id, known)} Ids: {', '.join(known)}; or a BDDL file, or a folder of such."
+        raise ValueError(f"Unknown id {env_id!r}.{hint}")
     suite = SUITES[known[env_id]]
     tasks = get_tasks(suite.name)
     return SuiteDescription(
@@ -116,3 +123,25 @@ def describe_suite(env_id: str) -> SuiteDescription:
         tuple(task.max_steps or suite.max_steps for task in tasks),
         tuple(task.source for task in tasks),
     )
+
+
+def id_of(env_id: str) -> str:
+    """The id itself, or that of the suite of a BDDL file or a folder of such, which is then registered.
+
+    Raises:
+        OSError, ValueError: As `libero_gym.tasks.register_files`.
+    """
+    from libero_gym.tasks import register_files
+
+    return register_files(env_id).env_id if _stands_for_files(env_id) else env_id
+
+
+def located(env_id: str) -> str:
+    """The same id; or the whole path of the files that it stands for, which a process in another folder finds, too."""
+    return str(Path(env_id).expanduser().absolute()) if _stands_for_files(env_id) else env_id
+
+
+def _stands_for_files(env_id: Any) -> bool:
+    from libero_gym.tasks import names_files
+
+    return isinstance(env_id, str) and env_id not in gym.registry and names_files(env_id)

@@ -1,4 +1,4 @@
-"""Worlds of MuJoCo Warp on the CPU device, for tests that run where it is installed."""
+"""Worlds of MuJoCo Warp on the CPU and, with ``pytest -m gpu``, on a GPU, for tests that run where it is installed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ def warp() -> Any:
     return warp
 
 
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, warp: Any) -> str:
+    """Warp's name of the device that the worlds of a test are on."""
+    if request.param != "cpu" and not warp.is_cuda_available():
+        pytest.skip("needs a CUDA device")
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def spatial(warp: Any) -> list[CompiledTask]:
     """Two tasks of one scene: the bowl between plate and ramekin, and the bowl on the ramekin."""
@@ -32,8 +40,8 @@ def spatial(warp: Any) -> list[CompiledTask]:
 
 
 @pytest.fixture(scope="session")
-def batch(warp: Any, spatial: list[CompiledTask]) -> SceneBatch:
+def batch(device: str, spatial: list[CompiledTask]) -> SceneBatch:
     """Four worlds, for tests that load what they need."""
     from libero_gym.gpu.scene_batch import SceneBatch, Sizes
 
-    return SceneBatch(spatial, 4, "cpu", Sizes(256, 896))
+    return SceneBatch(spatial, 4, device, Sizes(256, 896))

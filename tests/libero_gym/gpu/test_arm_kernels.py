@@ -66,11 +66,13 @@ def drive(
     """Put the arms somewhere, and launch the kernels of one substep, as a control step begins."""
     start(batch, [(0, 0), (0, 1), (1, 0), (1, 1)], begin=False)
     robot = batch.tasks[0].robot
-    qpos, qvel, memory = (batch.read(name) for name in ("qpos", "qvel", "memory"))
+    qpos, qvel, memory = (batch.read(name).copy() for name in ("qpos", "qvel", "memory"))
     qpos[:, robot.qpos], qvel[:, robot.dof] = poses, speeds
     memory[:, 11] = stale
+    for name, values in (("qpos", qpos), ("qvel", qvel), ("memory", memory)):
+        batch.columns[name].assign(values)
     batch._actions.assign(actions)
-    with warp.ScopedDevice("cpu"):
+    with warp.ScopedDevice(batch.device):
         batch._look(first=True)
         batch._drive(first=True)
     return [

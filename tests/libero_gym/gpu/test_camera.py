@@ -24,13 +24,6 @@ from libero_gym.gpu.host_poses import camera_for  # noqa: E402
 CAMERAS = ("agentview", "wrist")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param != "cpu" and not wp.is_cuda_available():
-        pytest.skip("needs a CUDA device")
-    return str(request.param)
-
-
 def simulated(suite: str, task_id: int, state: int = 3, steps: int = 0) -> Simulator:
     """A simulator after some steps of the expert."""
     task = get_tasks(suite)[task_id]

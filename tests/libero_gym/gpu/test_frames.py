@@ -19,12 +19,12 @@ CAMERAS = ("agentview", "wrist")
 
 
 @pytest.fixture(scope="module")
-def env(warp: Any) -> Iterator[LiberoVectorEnv]:
+def env(device: str) -> Iterator[LiberoVectorEnv]:
     made = gym.make_vec(
         "LIBERO-Goal-v0",
         2,
         vectorization_mode="vector_entry_point",
-        **{"backend": "warp", "device": "cpu", "renderer": "fast", "cameras": CAMERAS, "image_size": 48},
+        **{"backend": "warp", "device": device, "renderer": "fast", "cameras": CAMERAS, "image_size": 48},
         **{"task_id": 7, "settle_steps": 1, "max_episode_steps": 2, "render_mode": "rgb_array"},
     )
     assert isinstance(made, LiberoVectorEnv)

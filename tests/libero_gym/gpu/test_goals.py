@@ -55,17 +55,19 @@ def near_goal(task: CompiledTask, generator: np.random.Generator) -> mujoco.MjDa
     return data
 
 
-def judged(warp: Any, task: CompiledTask, states: StateArrays, hands: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def judged(
+    warp: Any, device: str, task: CompiledTask, states: StateArrays, hands: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Flags and potentials of these states, each in a world."""
     from libero_gym.gpu import goals as on_device
 
     n = len(hands)
 
     def column(values: np.ndarray, dtype: Any) -> Any:
-        return warp.array(np.ascontiguousarray(values), dtype=dtype, device="cpu")
+        return warp.array(np.ascontiguousarray(values), dtype=dtype, device=device)
 
-    with warp.ScopedDevice("cpu"):
-        table = on_device.goal_table([task], "cpu")
+    with warp.ScopedDevice(device):
+        table = on_device.goal_table([task], device)
         bodies = on_device.Bodies()
         bodies.qpos = column(states.qpos, float)
         for name in ("xpos", "xipos", "site_xpos"):
@@ -85,14 +87,14 @@ def judged(warp: Any, task: CompiledTask, states: StateArrays, hands: np.ndarray
 
 
 @pytest.mark.parametrize(("suite", "task_id"), TASKS)
-def test_success_burners_and_progress_equal_those_on_the_host(warp: Any, suite: str, task_id: int) -> None:
+def test_success_burners_and_progress_equal_those_on_the_host(warp: Any, device: str, suite: str, task_id: int) -> None:
     task = compile_task(get_tasks(suite)[task_id])
     generator = np.random.default_rng(task_id)
     parts = [StateArrays.of(near_goal(task, generator)) for _ in range(N_STATES)]
     exact = StateArrays.concatenate(parts)
     single = [field.astype(np.float32) for field in exact[:-1]]
     hands = generator.normal(size=(N_STATES, 3)).astype(np.float32) * 0.2 + single[2][:, -1]
-    flags, phi = judged(warp, task, StateArrays(*single, contacts=exact.contacts), hands)
+    flags, phi = judged(warp, device, task, StateArrays(*single, contacts=exact.contacts), hands)
 
     states = StateArrays(*(field.astype(np.float64) for field in single), contacts=exact.contacts)
     held = goals.bind_goal(task.goal, task.physics)(states)
@@ -107,14 +109,14 @@ def test_success_burners_and_progress_equal_those_on_the_host(warp: Any, suite: 
     np.testing.assert_allclose(phi, expected, rtol=0, atol=1e-9)
 
 
-def test_frames_show_the_burners_of_the_control_step_before(warp: Any) -> None:
+def test_frames_show_the_burners_of_the_control_step_before(warp: Any, device: str) -> None:
     """The judge of a step moves what burnt into what is shown; only an episode's beginning shows it at once."""
     from libero_gym.gpu import goals as on_device
 
     task = compile_task(get_tasks("libero_goal")[7])  # turn on the stove
     assert len(task.burners) == 1
-    with warp.ScopedDevice("cpu"):
-        table = on_device.goal_table([task], "cpu")
+    with warp.ScopedDevice(device):
+        table = on_device.goal_table([task], device)
         bodies = on_device.Bodies()
         data = mujoco.MjData(task.physics)
         knob = task.burners[0].knob

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import mujoco
 import numpy as np
 import pytest
-from batches import all_rows, start
+from batches import all_rows, assert_as, start
 from comparing import random_actions
 
 from libero_gym.compilation.draws import fixture_draw
@@ -22,21 +22,25 @@ if TYPE_CHECKING:
 
 EVERYWHERE = np.ones(4, dtype=bool)
 PLACES = [(0, 0), (1, 0), (0, 3), (1, 7)]
+# Speeds of falling objects, and what the solver and the controller make of them, vary more than poses do.
+MOVING, FAST = ("qvel", "warmstart", "ctrl"), 5e-2
 
 
-def test_a_captured_control_step_equals_an_eager_one_to_the_bit(batch: SceneBatch, spatial: list[CompiledTask]) -> None:
+def test_a_captured_control_step_equals_an_eager_one(
+    batch: SceneBatch, spatial: list[CompiledTask], device: str
+) -> None:
     from libero_gym.gpu.scene_batch import SceneBatch
 
-    eager = SceneBatch(spatial, 4, "cpu", batch.sizes, capture=False)
+    eager = SceneBatch(spatial, 4, device, batch.sizes, capture=False)
     for worlds in (batch, eager):
         start(worlds, PLACES)
         for action in random_actions(4 * 3).reshape(3, 4, 7):
             worlds.step(action, EVERYWHERE)
     for name, values in all_rows(eager).items():
-        np.testing.assert_array_equal(batch.read(name), values, err_msg=name)
+        assert_as(batch.read(name), values, device, name, FAST if name in MOVING else 1e-5)
 
 
-def test_worlds_that_are_not_active_stay_as_they_are_to_the_bit(batch: SceneBatch) -> None:
+def test_worlds_that_are_not_active_stay_as_they_are_to_the_bit(batch: SceneBatch, device: str) -> None:
     """In a reset, in a beginning and in a step; and those that are active go on as if all were."""
     actions = random_actions(4 * 4).reshape(4, 4, 7)
     start(batch, PLACES)
@@ -58,7 +62,7 @@ def test_worlds_that_are_not_active_stay_as_they_are_to_the_bit(batch: SceneBatc
     batch.step(actions[2], other)
     after = all_rows(batch)
     for name in after:
-        np.testing.assert_array_equal(after[name][[0, 2]], together[name][[0, 2]], err_msg=name)
+        assert_as(after[name][[0, 2]], together[name][[0, 2]], device, name, FAST if name in MOVING else 1e-5)
         np.testing.assert_array_equal(after[name][3], before[name][3], err_msg=name)
     assert not np.array_equal(after["qpos"][1], before["qpos"][1])
 
@@ -114,7 +118,7 @@ def test_the_bowl_comes_to_rest_on_the_ramekin(batch: SceneBatch, spatial: list[
     assert (offsets < 0.020).all()
 
 
-def test_only_depths_at_faces_of_two_boxes_are_halved(warp: Any) -> None:
+def test_only_depths_at_faces_of_two_boxes_are_halved(warp: Any, device: str) -> None:
     from libero_gym.gpu import kernels
 
     box, sphere = int(mujoco.mjtGeom.mjGEOM_BOX), int(mujoco.mjtGeom.mjGEOM_SPHERE)
@@ -123,17 +127,17 @@ def test_only_depths_at_faces_of_two_boxes_are_halved(warp: Any) -> None:
     frames = np.zeros((6, 3, 3))
     frames[:, 0] = normals
     pairs = np.array([[0, 1], [0, 1], [1, 0], [0, 1], [0, 2], [0, 1]])
-    dist = warp.full(6, -0.01, dtype=float, device="cpu")
+    dist = warp.full(6, -0.01, dtype=float, device=device)
     inputs = [
-        warp.array([5], dtype=int, device="cpu"),  # the sixth is left over from a fuller step
-        warp.array(pairs, dtype=warp.vec2i, device="cpu"),
-        warp.array([box, box, sphere], dtype=int, device="cpu"),
-        warp.array(np.stack([[np.eye(3), turned, np.eye(3)]]), dtype=warp.mat33, device="cpu"),
-        warp.zeros(6, dtype=int, device="cpu"),
-        warp.array(frames, dtype=warp.mat33, device="cpu"),
+        warp.array([5], dtype=int, device=device),  # the sixth is left over from a fuller step
+        warp.array(pairs, dtype=warp.vec2i, device=device),
+        warp.array([box, box, sphere], dtype=int, device=device),
+        warp.array(np.stack([[np.eye(3), turned, np.eye(3)]]), dtype=warp.mat33, device=device),
+        warp.zeros(6, dtype=int, device=device),
+        warp.array(frames, dtype=warp.mat33, device=device),
         dist,
     ]
-    warp.launch(kernels.halve_face_depth, 6, inputs, device="cpu")
+    warp.launch(kernels.halve_face_depth, 6, inputs, device=device)
     # A face of both; a row, not an axis; an axis of the turned box alone; an edge; a sphere; none any more.
     np.testing.assert_allclose(dist.numpy(), [-0.005, -0.01, -0.005, -0.01, -0.01, -0.01])
 
@@ -153,12 +157,16 @@ def drop(batch: SceneBatch) -> None:
     ],
 )
 def test_a_buffer_that_is_too_small_names_the_size_to_ask_for(
-    spatial: list[CompiledTask], sizes: tuple[int, int], message: str, capfd: pytest.CaptureFixture[str]
+    spatial: list[CompiledTask],
+    sizes: tuple[int, int],
+    message: str,
+    device: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """And that size is enough; MuJoCo Warp's own message is not printed for every substep."""
     from libero_gym.gpu.scene_batch import BufferOverflowError, SceneBatch, Sizes
 
-    small = SceneBatch(spatial, 4, "cpu", Sizes(*sizes), capture=False)
+    small = SceneBatch(spatial, 4, device, Sizes(*sizes), capture=False)
     with pytest.raises(BufferOverflowError, match=message) as caught:
         drop(small)
     assert "\n" not in str(caught.value)
@@ -168,7 +176,11 @@ def test_a_buffer_that_is_too_small_names_the_size_to_ask_for(
 
 
 def test_a_driver_without_loops_in_graphs_is_named_and_gone_on_with(
-    batch: SceneBatch, spatial: list[CompiledTask], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    batch: SceneBatch,
+    spatial: list[CompiledTask],
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The solver then runs to its limit in every step, and finds the same."""
     from libero_gym.gpu import scene_batch
@@ -182,17 +194,17 @@ def test_a_driver_without_loops_in_graphs_is_named_and_gone_on_with(
     assert message.startswith("The CUDA driver is for 12.3, and graphs with loops need 12.4")
 
     monkeypatch.setattr(scene_batch, "_knows_loops", lambda device: False)
-    old = SceneBatch(spatial, 4, "cpu", Sizes(256, 896))
+    old = SceneBatch(spatial, 4, device, Sizes(256, 896))
     assert not old.model.opt.graph_conditional
     ends = []
     for each in (batch, old):
         start(each, PLACES)
         each.step(random_actions(4, seed=1), EVERYWHERE)
         ends.append(each.read("qpos").copy())
-    np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-6 if device == "cpu" else 1e-5)
 
 
-def test_a_state_goes_out_and_in_to_the_bit(batch: SceneBatch) -> None:
+def test_a_state_goes_out_and_in_to_the_bit(batch: SceneBatch, device: str) -> None:
     """As a simulator's state with its memory, from a world to another one."""
     from libero_gym.gpu.states import row_of, state_of
 
@@ -215,4 +227,4 @@ def test_a_state_goes_out_and_in_to_the_bit(batch: SceneBatch) -> None:
         np.testing.assert_array_equal(batch.read(name)[::-1], values, err_msg=name)
     batch.step(actions[2][::-1], EVERYWHERE)
     for name, values in expected.items():
-        np.testing.assert_array_equal(batch.read(name)[::-1], values, err_msg=name)
+        assert_as(batch.read(name)[::-1], values, device, name, FAST if name in MOVING else 1e-5)
