@@ -4,6 +4,7 @@
     python examples/evaluate.py --model tiny-libero --env-id LIBERO-40-v0 --protocol training    # forty tasks: 55 %
     python examples/evaluate.py --model openvla/openvla-7b-finetuned-libero-spatial --n-envs 16    # 500 episodes, a GPU
     python examples/evaluate.py --model runs/ppo --init-states held-out --film-failures 2
+    python examples/evaluate.py --policy ws://localhost:8000 --protocol openpi    # pi0 or another policy on a server
     python examples/evaluate.py --compare runs/evaluation runs/other
 
 Writes ``report.json``, ``report.md``, ``report.html``, ``success.png`` and ``episodes.jsonl`` into ``--out``;

@@ -19,7 +19,7 @@ LIBERO_GYM = [
     {"rendering"},
     {"first_use"},
     {"env"},
-    {"vector", "demonstrations", "doctor", "stock_api"},
+    {"vector", "demonstrations", "doctor", "stock_api", "lerobot_env"},
     {"gpu"},
 ]
 VLA_AGENT = [
@@ -31,7 +31,7 @@ VLA_AGENT = [
     {"runs"},
     {"sft", "process_reward"},
     {"envs"},
-    {"algorithms"},
+    {"algorithms", "actors"},
     {"engines"},
     {"evaluation"},
     {"commands"},

@@ -13,6 +13,7 @@ from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import real_number, whole_number
 from libero_gym.dimensions import Renderer
 from vla_agent import EvaluationReport, RayEngine, compare_reports, evaluate_policy
+from vla_agent.actors import PolicyError
 from vla_agent.commands.backends import check_backend
 from vla_agent.commands.engines import check_sharing, sharing_engine
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
@@ -21,6 +22,7 @@ from vla_agent.envs.backends import BackendName
 from vla_agent.envs.suites import located
 from vla_agent.evaluation.familiarity import HELD_OUT, UNSEEN
 from vla_agent.evaluation.html_comparison import COMPARISON_FILE, comparison_page
+from vla_agent.evaluation.journal import JOURNAL_FILE
 from vla_agent.evaluation.reports import as_folder
 from vla_agent.runs.choosing import choose_save, is_run_folder
 
@@ -32,6 +34,8 @@ class Options:
     """What to evaluate, on what, and where to. Each field is a command-line option."""
 
     model: str = "tiny"  # one that ships, a folder, a hub id, or a run: runs/ppo is its best/, else its newest save
+    policy: str = ""  # instead of a model: ws://host:port, lerobot:folder, expert, or python:module:Class
+    replan_steps: int = 0  # of a policy's chunk, how many actions are executed before it is asked again; 0 for its own
     env_id: str = "LIBERO-Spatial-v0"  # environments to evaluate on: an id, a BDDL file, or a folder of such
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "unseen"  # such as "0-19"; "unseen" by its training.json, or "held-out", which needs one
@@ -62,8 +66,8 @@ def check(options: Options) -> None:
     """Refuse options that mean nothing, before anything slow begins.
 
     Raises:
-        ValueError: If a temperature is no number above 0 or nothing is drawn, or simulations are to be compared where
-            nothing is.
+        ValueError: If a temperature is no number above 0 or nothing is drawn, simulations are to be compared where
+            nothing is, or both a policy and a model are named.
     """
     if options.temperature is not None:
         if not options.sample:
@@ -72,6 +76,9 @@ def check(options: Options) -> None:
                 "likeliest are taken; add --sample, or leave --temperature out."
             )
         real_number("--temperature", options.temperature, above=0)
+    if options.policy and options.model != Options.model:
+        raise ValueError(f"--policy {options.policy} and --model {options.model} both say what acts; leave one out.")
+    whole_number("--replan-steps", options.replan_steps, 0)
     if options.across_simulations and options.compare is None:
         raise ValueError("--across-simulations is for two evaluations: add --compare runs/a runs/b, or leave it out.")
 
@@ -92,7 +99,7 @@ def _evaluate(options: Options, engine: RayEngine | None) -> EvaluationReport:
     if not drawn:
         check_states(options.env_id, "--placement-seeds", "0-19")
     return evaluate_policy(
-        options.model,
+        options.policy or options.model,
         located(options.env_id),
         task_ids=ids_or_none("--task-ids", options.task_ids),
         init_state_ids=() if drawn else states,
@@ -109,6 +116,7 @@ def _evaluate(options: Options, engine: RayEngine | None) -> EvaluationReport:
         film_failures=whole_number("--film-failures", options.film_failures, 0),
         seed=options.seed,
         device=options.device,
+        replan_steps=options.replan_steps or None,
         backend=options.backend,
         backend_device=options.backend_device,
         engine=engine,
@@ -141,11 +149,19 @@ def main(options: Options) -> None:
     try:
         report = evaluate(options)
     except KeyboardInterrupt:
-        print(f"\nStopped. Episodes so far are in {options.out}; the same command goes on from there.")
+        print(f"\nStopped. {_resumable(options.out)}")
         return
+    except PolicyError as error:
+        if (options.out / JOURNAL_FILE).is_file():
+            error.add_note(_resumable(options.out))
+        raise
     print(report)
     print(f"{report.timing.get('ms_per_action', 0):.1f} ms of model per action.")
     print(f"Wrote report.md and report.html into {options.out}")
+
+
+def _resumable(out: Path) -> str:
+    return f"Episodes so far are in {out}; the same command goes on from there."
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:

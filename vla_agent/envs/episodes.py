@@ -96,7 +96,7 @@ def play_episodes(
         env: The environments; episodes under way are abandoned.
         policy: Object with SB3's ``predict(obs, deterministic=)``, which returns actions and a state. If `predict` also
             takes ``state`` and ``episode_start``, it is given them; if it takes ``instructions``, it is given the words
-            that each environment shows.
+            that each environment shows; if it takes ``playing``, the numbers of those whose actions count.
         starts: Starts of the episodes, in the order in which they are begun.
         deterministic: Whether the policy takes its likeliest actions.
         continuous: Whether the policy gives actions for `VLAVecEnv.step_actions` instead of bins.
@@ -172,6 +172,7 @@ class _Player:
         accepted = inspect.signature(policy.predict).parameters
         self.remembers = "episode_start" in accepted  # SB3's whole interface
         self.reads_words = "instructions" in accepted
+        self.asks_who_plays = "playing" in accepted
         self.state: Any = None
         self.playing: dict[int, _Playing] = {}
         self.began = np.zeros(env.num_envs, dtype=bool)
@@ -255,5 +256,7 @@ class _Player:
             further |= {"state": self.state, "episode_start": self.began.copy()}
         if self.reads_words:
             further["instructions"] = self.adapter.instructions()
+        if self.asks_who_plays:
+            further["playing"] = sorted(self.playing)
         actions, self.state = self.policy.predict(self.obs, deterministic=self.deterministic, **further)
         return cast(np.ndarray, actions)

@@ -2,7 +2,7 @@ from .callback import EvaluationCallback as EvaluationCallback
 from .comparison import Comparison as Comparison
 from .comparison import compare_reports as compare_reports
 from .evaluator import Evaluator as Evaluator
-from .evaluator import evaluate_policy as evaluate_policy
+from .one_evaluation import evaluate_policy as evaluate_policy
 from .protocols import PROTOCOLS as PROTOCOLS
 from .protocols import EvaluationProtocol as EvaluationProtocol
 from .protocols import Protocol as Protocol

@@ -9,8 +9,12 @@ from typing import Any
 
 import torch as th
 
+from vla_agent.actors.playing import ActorPolicy
 from vla_agent.bins import Sampling
 from vla_agent.policy.policy import VLAPolicy
+
+# Settings of a report, "decoding": the policy alone knows whether it draws.
+OWN = "own"
 
 
 def decoding_settings(policy: Any, deterministic: bool, temperature: float | None) -> dict[str, Any]:
@@ -22,12 +26,20 @@ def decoding_settings(policy: Any, deterministic: bool, temperature: float | Non
         temperature: Temperature to draw at; None for the policy's own.
 
     Returns:
-        ``deterministic``, and ``temperature``: None if nothing is drawn, or if the policy does not tell.
+        ``deterministic``, and ``temperature``: None if nothing is drawn, or if the policy does not tell. ``decoding``
+        for an `Actor`, which decides by itself whether it draws.
 
     Raises:
         ValueError: If the temperature is no number above 0, nothing is drawn, or the policy draws in its own way.
     """
     actor = _actor(policy)
+    if isinstance(policy, ActorPolicy):
+        if not deterministic or temperature is not None:
+            raise ValueError(
+                f"A {type(policy.actor).__name__} takes its actions in its own way; leave deterministic=False "
+                "(--sample) and the temperature out."
+            )
+        return {"deterministic": True, "temperature": None, "decoding": OWN}
     if temperature is not None:
         if deterministic:
             raise ValueError(
@@ -62,6 +74,8 @@ def drawing_at(policy: Any, temperature: float | None) -> Iterator[None]:
 
 def describe_decoding(settings: Mapping[str, Any]) -> str:
     """How actions were taken in a report, such as "drawn at temperature 0.5"."""
+    if settings.get("decoding") == OWN:
+        return "taken in the policy's own way"
     if settings.get("deterministic", True):
         return "the likeliest (greedy)"
     if isinstance(temperature := settings.get("temperature"), (int, float)):

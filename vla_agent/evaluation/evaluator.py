@@ -15,10 +15,12 @@ from tqdm import tqdm
 from libero_gym.common.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
 from libero_gym.equivalence.versions import fidelity
+from vla_agent.actors.playing import ActorPolicy, ActorProcessor
 from vla_agent.envs.backends import evaluation_arguments
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite
+from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.evaluation.decoding import decoding_settings, drawing_at, own_randomness
 from vla_agent.evaluation.familiarity import (
     check_choice,
@@ -31,8 +33,8 @@ from vla_agent.evaluation.familiarity import (
 from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.learning import read_curve
-from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
-from vla_agent.evaluation.protocols import PROTOCOLS
+from vla_agent.evaluation.policies import RegressionPolicy, as_policy, close_subject, load_subject, processor_of
+from vla_agent.evaluation.protocols import PROTOCOLS, EvaluationProtocol
 from vla_agent.evaluation.provenance import UNKNOWN, describe_model, provenance, read_training_states
 from vla_agent.evaluation.reports import EvaluationReport, as_folder
 from vla_agent.evaluation.results import EpisodeResult
@@ -49,55 +51,13 @@ MAX_SEED = 2**63 - 1
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def evaluate_policy(
-    model: Any,
-    env_id: str = "LIBERO-Spatial-v0",
-    *,
-    deterministic: bool = True,
-    temperature: float | None = None,
-    seed: int = 0,
-    progress_bar: bool = True,
-    out: str | Path | None = None,
-    film_failures: int = 0,
-    **kwargs: Any,
-) -> EvaluationReport:
-    """Run a model once from every initial state of every task asked for.
-
-    The same arguments give the same episodes. Another ``n_envs`` changes the batches that the model sees, and with
-    them its last bits: greedy decoding then rarely, sampling always takes other ways.
-
-    Args:
-        model: The model or policy; see `Evaluator`.
-        env_id: Id of the environments, such as "LIBERO-Spatial-v0".
-        deterministic: Whether to decode greedily, as the protocol does.
-        temperature: Temperature of actions that are drawn; see `Evaluator.run`.
-        seed: Seed of torch's generators for sampling; they are put back afterwards.
-        progress_bar: Whether to show episodes and successes so far, on a terminal.
-        out: Folder for the report and for episodes as they end; see `Evaluator.run`.
-        film_failures: Number of failures of each task to film, into ``<out>/failures``.
-        **kwargs: Further arguments of `Evaluator`.
-
-    Raises:
-        ValueError: If an argument is out of range, or model and environment do not fit.
-        ReportError: If ``out`` holds another evaluation.
-    """
-    with Evaluator(model, env_id, **kwargs) as evaluator:
-        return evaluator.run(
-            deterministic=deterministic,
-            temperature=temperature,
-            seed=seed,
-            progress_bar=progress_bar,
-            out=out,
-            film_failures=film_failures,
-        )
-
-
 class Evaluator:
     """A model, environments and a plan, for one evaluation or for several of a model that changes.
 
     Args:
-        model: A `VLAPPO` or a folder with one, a checkpoint ("tiny", a folder, a hub id), a backbone, or any object
-            with ``predict(obs, deterministic=)``. The folder of a run, "runs/ppo", stands for the best of its own
+        model: A `VLAPPO` or a folder with one, a checkpoint ("tiny", a folder, a hub id), a backbone, an `Actor` or its
+            name ("ws://host:port"; see `vla_agent.actors.load_actor`), or any object with ``predict(obs,
+            deterministic=)``. The folder of a run, "runs/ppo", stands for the best of its own
             evaluations (``best/``), and for its newest save if there were none. An object that acts gets `VLAVecEnv`'s
             observations and returns its bins and a state; `play_episodes` says what else `predict` may take.
         env_id: Id of the environments, such as "LIBERO-Spatial-v0".
@@ -124,6 +84,8 @@ class Evaluator:
         unnorm_key: Key of the checkpoint's statistics that decode the actions; None takes the only one.
         processor: Processor whose prompts and codec serve a ``model`` without its own, or the name of its checkpoint.
         device: Device that a checkpoint is loaded to.
+        replan_steps: Actions of each chunk that are executed before a policy that is named, such as "ws://host:port",
+            is asked again; its own number by default.
         engine: Engine whose processes play the trials beside this one, each in ``n_envs`` environments of its own. They
             read the model by its name, so it has to be one, or it is the learner that they have copies of. Greedy
             episodes are those of one process with as many environments; sampled ones are not.
@@ -156,6 +118,7 @@ class Evaluator:
         unnorm_key: str | None = None,
         processor: Any = "tiny",
         device: th.device | str = "auto",
+        replan_steps: int | None = None,
         engine: RayEngine | None = None,
         **env_kwargs: Any,
     ) -> None:
@@ -178,7 +141,7 @@ class Evaluator:
             states = sequence("init_state_ids", states)  # it may be an iterator
             plan_trials(env_id, task_ids, states, placement_seeds)
         with own_randomness(0):
-            self.subject = load_subject(model, device)
+            self.subject = load_subject(model, device, replan_steps)
         check_shareable(engine, self.subject)
         self._given |= {"model": self.subject.name, "init_state_ids": states, "placement_seeds": placement_seeds}
         self.training_states = read_training_states(self.subject.folder)
@@ -220,7 +183,7 @@ class Evaluator:
         env_kwargs: dict[str, Any],
     ) -> None:
         """Make the environments and the policy that acts in them, and note the settings of both."""
-        image_options = self.protocol.image_options(processor.image_size, center_crop, env_kwargs.get("image_size"))
+        image_options = _image_options(self.protocol, processor, center_crop, env_kwargs)
         self.protocol.prepare(self.suite, self.trials)
         logger.info("Starting environments for %d episodes of %s", len(self.trials), self.suite.name)
         self.env = make_vec_env(
@@ -240,16 +203,8 @@ class Evaluator:
         except BaseException:
             self.env.close()
             raise
-        self.settings: dict[str, Any] = {
-            "env_id": env_id,
-            "mujoco": self.env.settings.get("mujoco", fidelity()),
-            "center_crop": self.env.image_transform is not None and image_options.get("center_crop", True),
-            "image_size": processor.image_size,
-            "cameras": [key for key in CAMERA_KEYS if key in cast(Any, self.env.observation_space).spaces],
-            "chunk_size": self.env.codec.chunk_size,
-            "unnorm_key": unnorm_key,
-            "n_envs": self.env.num_envs,
-        }
+        cropped = self.env.image_transform is not None and image_options.get("center_crop", True)
+        self.settings = {"env_id": env_id, "center_crop": cropped, **_settings(self.env, self.policy, unnorm_key)}
 
     def __enter__(self) -> Evaluator:
         return self
@@ -258,8 +213,9 @@ class Evaluator:
         self.close()
 
     def close(self) -> None:
-        """Close the environments; safe to call twice."""
+        """Close the environments, and a policy that was loaded by its name; safe to call twice."""
         self.env.close()
+        close_subject(self.subject)
 
     def run(
         self,
@@ -412,3 +368,25 @@ class Evaluator:
         if out is None or CAMERA_KEYS[0] not in self.settings["cameras"]:
             raise ValueError("film_failures needs an out folder, and environments with the agentview camera.")
         return Filmer(out, film_failures, self.settings["chunk_size"])
+
+
+def _image_options(
+    protocol: EvaluationProtocol, processor: Any, center_crop: bool | None, env_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of `make_vec_env` for frames: those that the protocol makes for our models, or a policy asks for."""
+    if isinstance(processor, ActorProcessor):
+        return processor.image_options(center_crop, env_kwargs)
+    return protocol.image_options(processor.image_size, center_crop, env_kwargs.get("image_size"))
+
+
+def _settings(env: VLAVecEnv, policy: Any, unnorm_key: str | None) -> dict[str, Any]:
+    """What a report states of environments and policy, apart from its conditions."""
+    return {
+        "mujoco": env.settings.get("mujoco", fidelity()),
+        "image_size": env.processor.image_size,
+        "cameras": [key for key in CAMERA_KEYS if key in cast(Any, env.observation_space).spaces],
+        "chunk_size": env.codec.chunk_size,
+        "unnorm_key": unnorm_key,
+        "n_envs": env.num_envs,
+        **(policy.settings if isinstance(policy, ActorPolicy) else {}),
+    }

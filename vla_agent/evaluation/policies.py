@@ -12,6 +12,9 @@ from stable_baselines3.common.utils import get_device
 
 from libero_gym.dimensions import CAMERA_KEYS
 from vla_agent.action_tokens import to_environment, unnormalize
+from vla_agent.actors.interface import is_actor
+from vla_agent.actors.loading import load_actor, names_actor
+from vla_agent.actors.playing import ActorPolicy, ActorProcessor
 from vla_agent.backbone import VLABackbone, is_backbone, model_inputs
 from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.policy.checks import check_fit
@@ -67,16 +70,31 @@ class Subject(NamedTuple):
     choice: str | None = None
 
 
-def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
-    """The model itself, or what is saved under its name: a `VLAPPO` or a backbone.
+def load_subject(model: Any, device: th.device | str = "auto", replan_steps: int | None = None) -> Subject:
+    """The model itself, or what is meant by its name: a `VLAPPO`, a backbone, or one of `load_actor`'s policies.
 
     A run's folder, such as "runs/ppo", stands for its best save, and for its newest if it was never evaluated.
+
+    Args:
+        model: The model, or its name.
+        device: Device that a model is loaded to.
+        replan_steps: See `load_actor`.
 
     Raises:
         CheckpointError: If there is no such checkpoint.
         RunError: If there is no whole save in a run's folder.
+        PolicyError: If a policy of another kind cannot be had.
+        ValueError: If ``replan_steps`` is given for a model that has its own number.
         TypeError: If it cannot act.
     """
+    if names_actor(model):
+        actor = load_actor(model, device, replan_steps)
+        return Subject(actor, model, getattr(actor, "folder", None))
+    if replan_steps is not None:
+        raise ValueError(
+            f"replan_steps={replan_steps!r} is for policies that are named, such as ws://host:port or lerobot:folder; "
+            "leave it out."
+        )
     if isinstance(model, (str, Path)):
         from vla_agent.algorithms.ppo import VLAPPO
         from vla_agent.openvla.files import resolve_folder
@@ -93,16 +111,24 @@ def load_subject(model: Any, device: th.device | str = "auto") -> Subject:
         folder = resolve_folder(model, weights=True)
         # By its name and not the folder: "v01" in a hub id selects the prompt.
         return Subject(load_backbone(model, device=get_device(device)), str(model), folder)
-    if not is_backbone(model) and not callable(getattr(model, "predict", None)):
+    if not is_backbone(model) and not is_actor(model) and not callable(getattr(model, "predict", None)):
         raise TypeError(
-            f"A {type(model).__name__} cannot be evaluated; give a VLAPPO, a checkpoint, an OpenVLA, or an object with "
-            "predict(obs, deterministic)."
+            f"A {type(model).__name__} cannot be evaluated; give a VLAPPO, a checkpoint, an OpenVLA, an object with "
+            "predict(obs, deterministic), or one with act(observations, env_ids)."
         )
     return Subject(model)
 
 
+def close_subject(subject: Subject) -> None:
+    """Close a policy that was loaded by its name, if it has something to close."""
+    if subject.name is not None and is_actor(subject.model) and hasattr(subject.model, "close"):
+        subject.model.close()
+
+
 def processor_of(model: Any, default: Any) -> Any:
     """The model's own processor; ``default`` if it has none, loaded if that is the name of a checkpoint."""
+    if is_actor(model):
+        return ActorProcessor(model)
     backbone = getattr(getattr(model, "policy", None), "backbone", model)
     own = getattr(backbone, "processor", None)  # any object that acts may have one
     if callable(getattr(own, "codec", None)):
@@ -116,6 +142,8 @@ def as_policy(model: Any, env: VLAVecEnv, unnorm_key: str | None) -> Any:
     Raises:
         ValueError: If the model cannot serve the environments' spaces.
     """
+    if is_actor(model):
+        return ActorPolicy(model, env)
     if is_backbone(model) and model.abilities.regresses_actions:
         return RegressionPolicy(model, env, unnorm_key)
     if is_backbone(model):

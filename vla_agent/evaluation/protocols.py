@@ -93,9 +93,9 @@ _PROTOCOLS = (
     # Both scripts call env.seed(0) where the environment is made, and env.reset() before each set_init_state().
     EvaluationProtocol("openvla", "run_libero_eval.py of OpenVLA and OpenVLA-OFT"),
     # Its seed, its draws and its step limits, which are OpenVLA's. Its images go through a bilinear resize without
-    # JPEG, for models that are none of ours; they are not built here.
+    # JPEG, which `RemotePolicy` does for models that are none of ours; our own get OpenVLA's path.
     EvaluationProtocol(
-        "openpi", "examples/libero/main.py of openpi, but for its images, which are as OpenVLA's", fixture_seed=7
+        "openpi", "examples/libero/main.py of openpi; images of our own models are as OpenVLA's", fixture_seed=7
     ),
     EvaluationProtocol("fixed", "as openvla, but for one scene per task", fixture_draw="first"),
     EvaluationProtocol(

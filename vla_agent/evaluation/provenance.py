@@ -19,6 +19,7 @@ import torch as th
 from libero_gym.common.atomic import write_text
 from libero_gym.common.json_files import read_json
 from libero_gym.common.version import UNKNOWN, installed_version, package_versions
+from vla_agent.actors.interface import is_actor
 from vla_agent.common.hashes import hash_files, hash_weights
 from vla_agent.runs.run_files import STATE
 from vla_agent.runs.run_folder import CHECKPOINTS, RUN
@@ -87,6 +88,8 @@ def describe_model(model: Any, name: str | Path | None, folder: Path | None) -> 
         folder: Folder that it was read from, whose files are hashed; None hashes its weights.
     """
     description: dict[str, Any] = {"class": type(model).__name__, "name": None if name is None else str(name)}
+    if is_actor(model):
+        description |= getattr(model, "description", {})
     if folder is not None:
         return description | {"sha256": hash_files(folder)}
     module = getattr(model, "policy", model)

@@ -1,0 +1,2 @@
+from .config import LiberoGymConfig as LiberoGymConfig
+from .environment import LeRobotLiberoEnv as LeRobotLiberoEnv
