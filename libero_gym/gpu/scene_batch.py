@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # CUDA's graphs know loops of a length that the device decides from here on; the solver's is one.
 _GRAPH_LOOPS = (12, 4)
+_ORDER = 7
+_JACOBIAN = mujoco.mjtJacobian.mjJAC_AUTO
 # Solver iterations that ran out drop nothing, and stock's solver has the same limit.
 _HARMLESS = int(mjw.OverflowType.ITERATIONS | mjw.OverflowType.LS_ITERATIONS)
 
@@ -176,7 +178,7 @@ class SceneBatch:
                 'backend="processes" can.'
             ) from error
         self.model.opt.warn_overflow = 0  # `_check_sizes` raises instead
-        self.model.opt.deterministic = self.deterministic
+        self.model.opt.deterministic = _ORDER if self.deterministic else 0
         if not _knows_loops(self.device):
             self.model.opt.graph_conditional = False
         self.data = mjw.make_data(model, nworld=n, nconmax=sizes.nconmax, njmax=sizes.njmax)
@@ -353,6 +355,7 @@ def _adapted(model: mujoco.MjModel) -> mujoco.MjModel:
     adapted = copy.copy(model)
     flags = mujoco.mjtDisableBit.mjDSBL_NATIVECCD | mujoco.mjtDisableBit.mjDSBL_MULTICCD
     adapted.opt.disableflags |= int(flags | mujoco.mjtDisableBit.mjDSBL_SENSOR)
+    adapted.opt.jacobian = _JACOBIAN
     return adapted
 
 

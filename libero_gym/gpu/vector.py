@@ -81,7 +81,7 @@ class Warp(Uncopyable):
         device: str = "cuda",
         nconmax: int | None = None,
         njmax: int | None = None,
-        deterministic: bool = True,
+        deterministic: bool = False,
         output: str = "numpy",
     ) -> None:
         check_physics(plan.env_kwargs.get("physics"))
