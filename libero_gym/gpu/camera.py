@@ -9,7 +9,7 @@ import numpy as np
 import warp as wp
 
 from libero_gym.common.mujoco_import import mujoco
-from libero_gym.gpu import culling, drawing
+from libero_gym.gpu import culling, drawing, painting
 from libero_gym.gpu.rays import Meshes
 from libero_gym.gpu.shading import Lamps, Looks
 from libero_gym.rendering.packing import LIGHT_SIZE, OPAQUE, PackedScene
@@ -19,6 +19,8 @@ from libero_gym.simulation.compiled import CompiledTask
 
 # Pixels that are seen and then painted at a time: what their samples show takes 48 bytes each.
 _PIXELS_AT_A_TIME = 2**23
+# Threads of a block: measured on an H200, a sixth faster than 256, and as fast as 64.
+_BLOCK = 128
 
 
 class SceneOnDevice:
@@ -198,8 +200,9 @@ class BatchCamera:
         for first in range(0, n, self._at_a_time):
             shape = min(self._at_a_time, n - first), n_cameras, self._samples.geoms.shape[2]
             where = [*eye, self.image_size, first, chosen, self._samples]
-            wp.launch(drawing.see, shape, [scene.meshes, poses, seen, self._parts, *where], device=device)
-            wp.launch(drawing.paint, shape, [*what, *eye, first, chosen, self._samples, frames], device=device)
+            how = {"device": device, "block_dim": _BLOCK}
+            wp.launch(drawing.see, shape, [scene.meshes, poses, seen, self._parts, *where], **how)
+            wp.launch(painting.paint, shape, [*what, *eye, first, chosen, self._samples, frames], **how)
         return frames
 
 
@@ -226,12 +229,12 @@ def _bounds(corners: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.array(spheres, np.float32)
 
 
-def _mirror(packed: PackedScene) -> drawing.Mirror:
+def _mirror(packed: PackedScene) -> painting.Mirror:
     """The first opaque plane or box that reflects, in which alone MuJoCo reflects."""
     is_box = packed.kind == mujoco.mjtGeom.mjGEOM_BOX
     is_flat = is_box | (packed.kind == mujoco.mjtGeom.mjGEOM_PLANE)
     found = np.flatnonzero(is_flat & (packed.reflectance > 0) & (packed.alpha >= OPAQUE))
-    mirror = drawing.Mirror()
+    mirror = painting.Mirror()
     mirror.geom = int(found[0]) if len(found) else -1
     mirror.height = float(packed.size[found[0], 2]) if len(found) and is_box[found[0]] else 0.0
     mirror.reflectance = float(packed.reflectance[found[0]]) if len(found) else 0.0

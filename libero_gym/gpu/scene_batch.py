@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 # CUDA's graphs know loops of a length that the device decides from here on; the solver's is one.
 _GRAPH_LOOPS = (12, 4)
-_ORDER = 7
-_JACOBIAN = mujoco.mjtJacobian.mjJAC_AUTO
 # Solver iterations that ran out drop nothing, and stock's solver has the same limit.
 _HARMLESS = int(mjw.OverflowType.ITERATIONS | mjw.OverflowType.LS_ITERATIONS)
 
@@ -68,7 +66,8 @@ class SceneBatch:
         device: Warp's name of the device, such as ``"cpu"`` or ``"cuda:0"``.
         sizes: Sizes of the buffers.
         capture: Whether control steps are replayed from a captured graph; without, every kernel is launched anew.
-        deterministic: Whether the same worlds take the same step to the bit on a GPU, too; it costs time there.
+        deterministic: Whether the same worlds take the same step to the bit on a GPU, too; it has room for some tens of
+            worlds there.
 
     Raises:
         NotImplementedError: If MuJoCo Warp lacks something that the scene's model has.
@@ -178,7 +177,7 @@ class SceneBatch:
                 'backend="processes" can.'
             ) from error
         self.model.opt.warn_overflow = 0  # `_check_sizes` raises instead
-        self.model.opt.deterministic = _ORDER if self.deterministic else 0
+        self.model.opt.deterministic = self.deterministic
         if not _knows_loops(self.device):
             self.model.opt.graph_conditional = False
         self.data = mjw.make_data(model, nworld=n, nconmax=sizes.nconmax, njmax=sizes.njmax)
@@ -229,11 +228,24 @@ class SceneBatch:
                 self._held(launches)
             else:
                 if name not in self._graphs:
-                    with wp.ScopedCapture() as recorded:
-                        self._held(launches)
-                    self._graphs[name] = recorded.graph
+                    self._graphs[name] = self._recorded(launches)
                 wp.capture_launch(self._graphs[name])
             self._check_sizes()
+
+    def _recorded(self, launches: Callable[[], None]) -> Any:
+        """What these kernels do, as a graph."""
+        try:
+            with wp.ScopedCapture() as recorded:
+                self._held(launches)
+        except ValueError as error:
+            if not self.deterministic:
+                raise
+            raise ValueError(
+                f"deterministic=True has no room for {self.n_worlds} worlds of the scene of "
+                f"{self.tasks[0].task.name!r}: MuJoCo Warp sorts what it adds, in memory that grows with them "
+                f"({error}). Take fewer environments, or deterministic=False."
+            ) from error
+        return recorded.graph
 
     def _held(self, launches: Callable[[], None]) -> None:
         for kept, column in zip(self._kept, self._changing, strict=True):
@@ -355,7 +367,6 @@ def _adapted(model: mujoco.MjModel) -> mujoco.MjModel:
     adapted = copy.copy(model)
     flags = mujoco.mjtDisableBit.mjDSBL_NATIVECCD | mujoco.mjtDisableBit.mjDSBL_MULTICCD
     adapted.opt.disableflags |= int(flags | mujoco.mjtDisableBit.mjDSBL_SENSOR)
-    adapted.opt.jacobian = _JACOBIAN
     return adapted
 
 
