@@ -7,9 +7,17 @@ ACTION_DIM = 7  # change of position (3) and of orientation (3), gripper
 GRIPPER_DIM = ACTION_DIM - 1  # the gripper's place in an action
 STATE_DIM = 8  # end-effector position (3) and axis-angle (3), two finger joints
 
-IMAGE_KEYS = {"agentview": "image", "wrist": "wrist_image"}
+IMAGE_KEYS = {
+    "agentview": "image",
+    "wrist": "wrist_image",
+    "frontview": "frontview_image",
+    "birdview": "birdview_image",
+    "sideview": "sideview_image",
+}
 """The observation's key of each camera."""
 CAMERA_KEYS = tuple(IMAGE_KEYS.values())
+LAYERS = ("depth", "segmentation")
+"""What a camera shows besides its image, on request; the key has the layer's name in the place of ``image``."""
 PRIVILEGED_KEY = "privileged"
 """The observation's key of what only the simulator knows, see `libero_gym.privileged`."""
 

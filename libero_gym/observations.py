@@ -27,7 +27,12 @@ INSTRUCTION_CHARSET = "\ufffd" + "".join(
 
 
 def observation_space(
-    cameras: tuple[str, ...], image_size: int, privileged: bool = False, instruction: str = "text", n_tasks: int = 1
+    cameras: tuple[str, ...],
+    image_size: int,
+    privileged: bool = False,
+    instruction: str = "text",
+    n_tasks: int = 1,
+    layers: tuple[str, ...] = (),
 ) -> spaces.Dict:
     """The space of an environment's observations.
 
@@ -37,10 +42,16 @@ def observation_space(
         privileged: Whether observations hold what only the simulator knows; see `libero_gym.privileged`.
         instruction: One of `INSTRUCTION_KINDS`.
         n_tasks: Number of the suite's tasks, for ``"id"``.
+        layers: What each camera shows besides its image, names among `dimensions.LAYERS`.
     """
     parts: dict[str, spaces.Space[Any]] = {
         IMAGE_KEYS[camera]: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for camera in cameras
     }
+    size = image_size, image_size
+    for camera in cameras if "depth" in layers else ():
+        parts[layer_key(camera, "depth")] = spaces.Box(0, np.inf, size, np.float32)
+    for camera in cameras if "segmentation" in layers else ():
+        parts[layer_key(camera, "segmentation")] = spaces.Box(-1, np.iinfo(np.int32).max, size, np.int32)
     parts["state"] = spaces.Box(-np.inf, np.inf, (STATE_DIM,), np.float32)
     if privileged:
         parts[PRIVILEGED_KEY] = spaces.Box(-np.inf, np.inf, (PRIVILEGED_SIZE,), np.float32)
@@ -49,6 +60,11 @@ def observation_space(
     elif instruction == "id":
         parts["instruction"] = spaces.Discrete(n_tasks)
     return spaces.Dict(parts)
+
+
+def layer_key(camera: str, layer: str) -> str:
+    """The observation's key of a camera's layer, such as ``wrist_depth``."""
+    return IMAGE_KEYS[camera].replace("image", layer)
 
 
 def add_instruction(observation: Observation, task: Task, kind: str) -> Observation:

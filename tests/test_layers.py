@@ -34,6 +34,7 @@ VLA_AGENT = [
     {"algorithms", "actors"},
     {"engines"},
     {"evaluation"},
+    {"viewing"},
     {"commands"},
 ]
 # The only rooms of vla_agent that may know more of libero_gym than its first layer: the door, and what users run.

@@ -11,6 +11,8 @@ from libero_gym.common.checks import real_number, whole_number
 from libero_gym.common.json_files import parse_json
 from libero_gym.demonstrations.episodes import MAX_FRAMES, MAX_SIDE, DamagedEpisodeError, EpisodeOrigin
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH, OWN_FIELDS, OWN_PREFIX
+from libero_gym.demonstrations.lerobot_legacy import VERSIONS, is_legacy
+from libero_gym.demonstrations.lerobot_names import Columns
 from libero_gym.dimensions import ACTION_DIM, STATE_DIM
 
 MAX_FPS = 1000
@@ -33,8 +35,8 @@ class Feature(NamedTuple):
     shape: tuple[int, int, int]
 
 
-def check_info(info: dict[str, Any], root: Path, fps: float | None) -> None:
-    """Check the parts of ``meta/info.json`` that every reader needs.
+def check_info(info: dict[str, Any], root: Path, fps: float | None) -> Columns:
+    """Check the parts of ``meta/info.json`` that every reader needs, and say what it calls states and actions.
 
     Args:
         info: The file's content.
@@ -46,8 +48,8 @@ def check_info(info: dict[str, Any], root: Path, fps: float | None) -> None:
         ValueError: If the version, the frame rate or a dimension does not fit.
     """
     version = _entry(info, "codebase_version", str, root)
-    if not version.startswith("v3."):
-        raise ValueError(f"{root} has LeRobot's format {version}; this reads v3.0. LeRobot converts it.")
+    if not version.startswith("v3.") and not is_legacy(info):
+        raise ValueError(f"{root} has LeRobot's format {version}; this reads {', '.join(VERSIONS)} and v3.0.")
     stated = info.get("fps")
     try:
         if real_number("fps", stated, 1, MAX_FPS) % 1:
@@ -61,10 +63,12 @@ def check_info(info: dict[str, Any], root: Path, fps: float | None) -> None:
     for name, feature in features.items():
         if not isinstance(feature, dict):
             raise _damaged(root, f"its feature {name!r} is a {type(feature).__name__}")
-    for name, dim in (("action", ACTION_DIM), ("observation.state", STATE_DIM)):
+    columns = Columns.of(features)
+    for name, dim in ((columns.action, ACTION_DIM), (columns.state, STATE_DIM)):
         shape = features.get(name, {}).get("shape")
         if shape != [dim]:
             raise ValueError(f"{root} has {name!r} of shape {shape}; LIBERO's has [{dim}].")
+    return columns
 
 
 def camera_feature(name: str, feature: dict[str, Any], root: Path) -> Feature:

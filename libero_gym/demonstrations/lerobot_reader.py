@@ -12,6 +12,7 @@ import numpy as np
 
 from libero_gym.common.checks import as_path, real_number, sequence, whole_number
 from libero_gym.common.json_files import read_json
+from libero_gym.demonstrations import lerobot_legacy
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode, EpisodeOrigin, check_episode
 from libero_gym.demonstrations.lerobot_fields import (
     Feature,
@@ -28,24 +29,31 @@ from libero_gym.demonstrations.lerobot_fields import (
 )
 from libero_gym.demonstrations.lerobot_frames import from_cells, from_video
 from libero_gym.demonstrations.lerobot_layout import IMAGE_PREFIX, INFO_PATH, STATS_PATH, require_pyarrow
+from libero_gym.demonstrations.lerobot_names import camera_key, same_camera
 from libero_gym.dimensions import CONTROL_FREQ, GRIPPER_DIM
 from libero_gym.gripper import GripperCommands
 
 # Bounds of one parquet file; LeRobot begins another one at 100 MB.
 _MAX_ROWS, _MAX_TABLE_BYTES = 10**7, 16 * 2**30
+# Of v3.0.
+EPISODES_FOLDER = "meta/episodes"
 _BLOCK = 2**20  # bytes read at once
 
 
 class LeRobotReader:
-    """A dataset in LeRobot's format v3.0 as a sequence of episodes, whose frames are decoded when an episode is read.
+    """A dataset in LeRobot's format (v2.0, v2.1, v3.0) as a sequence of episodes, decoded when an episode is read.
 
     ``len(reader)`` and ``reader[i]`` work as for lists. Iteration warns of damaged episodes and skips them. The reader
-    takes frames from videos, and from PNG or JPEG bytes in the data files ("dtype": "image").
+    takes frames from videos, and from PNG or JPEG bytes in the data files ("dtype": "image"). Features may have
+    LeRobot's names or openpi's (``state``, ``actions``, ``image``, ``wrist_image``).
 
     Args:
         root: The dataset's folder.
         cameras: The cameras to decode, named by what follows ``observation.images.``; None for all, ``()`` for none.
-        fps: Frames per second that the caller needs; None if any will do. The reader does not resample.
+            The names of our environments, "image" and "wrist_image", find these cameras where the dataset has another
+            usual name for them, such as "image2".
+        fps: Frames per second that the caller needs; None if any will do. The reader does not resample. Most published
+            sets of LIBERO state 10, though their frames are of 20 control steps per second, as LIBERO's.
 
     Raises:
         FileNotFoundError: If the folder holds no finished dataset.
@@ -67,10 +75,11 @@ class LeRobotReader:
         if not (self.root / INFO_PATH).is_file():
             raise FileNotFoundError(f"{self.root} has no {INFO_PATH}: it is empty, half-written or no LeRobot dataset.")
         self.info = read_json(self.root / INFO_PATH, error=DamagedEpisodeError)
-        check_info(self.info, self.root, fps)
+        self._columns = check_info(self.info, self.root, fps)
         self._rows = self._read_rows()
         self._features = self._find_cameras(all_of_them=cameras is None)
-        self.cameras = self._check_cameras(cameras)
+        self._wanted = self._wanted_cameras(cameras)
+        self.cameras = tuple(self._wanted)
         if fault := self._stated_gripper().fault:
             warnings.warn(f"{self.root}: {fault}", stacklevel=2)
 
@@ -94,9 +103,9 @@ class LeRobotReader:
         columns = self._read_data(row, path)
         episode = Episode(
             instruction=instruction_of(row),
-            state=columns["observation.state"],
-            actions=columns["action"],
-            images={key: self._read_frames(row, key, columns, path) for key in self.cameras},
+            state=columns[self._columns.state],
+            actions=columns[self._columns.action],
+            images={key: self._read_frames(row, feature, columns, path) for key, feature in self._wanted.items()},
             fps=self.fps,
             versions=versions_of(row),
             **own_cells(row),
@@ -162,56 +171,55 @@ class LeRobotReader:
         for name, feature in self.info["features"].items():
             kind = feature.get("dtype")
             if kind in ("video", "image"):
-                features[name.removeprefix(IMAGE_PREFIX)] = camera_feature(name, feature, self.root)
+                features[camera_key(name)] = camera_feature(name, feature, self.root)
             elif name.startswith(IMAGE_PREFIX) and all_of_them:
                 warnings.warn(
                     f"{self.root} keeps {name!r} as {kind!r}, which is not read; 'video' and 'image' are.", stacklevel=3
                 )
         return features
 
-    def _check_cameras(self, cameras: Sequence[str] | None) -> tuple[str, ...]:
-        wanted = list(self._features) if cameras is None else sequence("cameras", cameras)
-        for key in wanted:
-            if key in self._features:
+    def _wanted_cameras(self, cameras: Sequence[str] | None) -> dict[str, Feature]:
+        """The cameras to decode, by the names that the caller knows them by."""
+        wanted: dict[str, Feature] = {}
+        for key in list(self._features) if cameras is None else sequence("cameras", cameras):
+            if (found := same_camera(key, self._features)) is not None:
+                wanted[key] = self._features[found]
                 continue
             other = self.info["features"].get(f"{IMAGE_PREFIX}{key}")
             kind = f" It keeps {key!r} as {other.get('dtype')!r}, which is not read." if other else ""
             raise ValueError(f"{self.root} has no camera {key!r}; it has {list(self._features)}.{kind}")
-        return tuple(wanted)
+        return wanted
 
     def _stated_gripper(self) -> GripperCommands:
         """The range of the gripper's commands that ``meta/stats.json`` states; an empty range if it states none."""
+        stated = GripperCommands()
         try:
-            stats = read_json(self.root / STATS_PATH)
-            low, high = (float(stats["action"][name][GRIPPER_DIM]) for name in ("min", "max"))
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            ranges = list(lerobot_legacy.action_ranges(self.root, self._columns.action))
+            if not ranges:
+                action = read_json(self.root / STATS_PATH)[self._columns.action]
+                ranges = [(action["min"], action["max"])]
+            for bounds in ranges:
+                low, high = (float(values[GRIPPER_DIM]) for values in bounds)
+                stated |= GripperCommands(low, high, has_zero=0 in (low, high))
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
             return GripperCommands()  # a dataset can be read without its statistics
-        return GripperCommands(low, high, has_zero=0 in (low, high))
+        return stated
 
     def _read_rows(self) -> list[dict[str, Any]]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        rows: list[dict[str, Any]] = []
-        paths = sorted((self.root / "meta" / "episodes").glob("*/*.parquet"))
-        for path in paths:
-            try:
-                _check_parquet(path)
-                schema = pq.read_schema(path)
-                wanted = [name for name in schema.names if not name.startswith("stats/")]
-                rows += pq.read_table(path, columns=wanted).to_pylist()
-            except (OSError, pa.ArrowException) as error:
-                raise DamagedEpisodeError(f"{path} is damaged ({error}).") from error
+        """A row per episode, in their order."""
+        legacy = lerobot_legacy.is_legacy(self.info)
+        listed = self.root / (lerobot_legacy.EPISODES if legacy else EPISODES_FOLDER)
+        rows = list(lerobot_legacy.json_lines(listed)) if legacy else _parquet_rows(listed)
         if not rows:
-            raise DamagedEpisodeError(f"{self.root / 'meta' / 'episodes'} lists no episodes.")
+            raise DamagedEpisodeError(f"{listed} lists no episodes.")
         try:
             return sorted(rows, key=lambda row: whole_cell(row, "episode_index"))
         except DamagedEpisodeError as error:
-            raise DamagedEpisodeError(
-                f"{self.root / 'meta' / 'episodes'} is damaged: of an episode, {error}"
-            ) from error
+            raise DamagedEpisodeError(f"{listed} is damaged: of an episode, {error}") from error
 
     def _data_path(self, row: dict[str, Any]) -> Path:
+        if lerobot_legacy.is_legacy(self.info):
+            return file_path(self.root, self.info["data_path"], **lerobot_legacy.place_of(self.info, row, self.root))
         numbers = {name: whole_cell(row, f"data/{name}") for name in ("chunk_index", "file_index")}
         return file_path(self.root, self.info["data_path"], **numbers)
 
@@ -220,8 +228,8 @@ class LeRobotReader:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        images = [self._features[key].name for key in self.cameras if self._features[key].kind == "image"]
-        numbers = ("observation.state", "action")
+        images = [feature.name for feature in self._wanted.values() if feature.kind == "image"]
+        numbers = tuple(self._columns)
         length = length_of(row)
         try:
             _check_parquet(path)
@@ -242,13 +250,18 @@ class LeRobotReader:
             raise DamagedEpisodeError(f"{path} is damaged or missing ({error}).") from error
         return {**columns, **{name: table[name].to_pylist() for name in images}}
 
-    def _read_frames(self, row: dict[str, Any], key: str, columns: dict[str, Any], data_path: Path) -> np.ndarray:
-        feature = self._features[key]
+    def _read_frames(
+        self, row: dict[str, Any], feature: Feature, columns: dict[str, Any], data_path: Path
+    ) -> np.ndarray:
         if feature.kind == "image":
             return from_cells(columns[feature.name], feature, data_path)
         template = self.info.get("video_path")
         if not isinstance(template, str):
             raise DamagedEpisodeError(f"{self.root / INFO_PATH} is damaged: it has videos, but no 'video_path'.")
+        if lerobot_legacy.is_legacy(self.info):
+            numbers = lerobot_legacy.place_of(self.info, row, self.root)
+            path = file_path(self.root, template, video_key=feature.name, **numbers)
+            return from_video(path, feature, length_of(row), 0.0, self.fps)
         prefix = f"videos/{feature.name}/"
         numbers = {name: whole_cell(row, prefix + name) for name in ("chunk_index", "file_index")}
         path = file_path(self.root, template, video_key=feature.name, **numbers)
@@ -263,3 +276,20 @@ def _check_parquet(path: Path) -> None:
     size = sum(stated.row_group(index).total_byte_size for index in range(stated.num_row_groups))
     if stated.num_rows > _MAX_ROWS or not 0 <= size <= _MAX_TABLE_BYTES:
         raise DamagedEpisodeError(f"{path} is damaged: it states {stated.num_rows} rows of {size} bytes in all.")
+
+
+def _parquet_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of all files of a folder, without their statistics."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*/*.parquet")):
+        try:
+            _check_parquet(path)
+            schema = pq.read_schema(path)
+            wanted = [name for name in schema.names if not name.startswith("stats/")]
+            rows += pq.read_table(path, columns=wanted).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedEpisodeError(f"{path} is damaged ({error}).") from error
+    return rows

@@ -109,7 +109,7 @@ def record(
         placement_seeds: Seeds that draw further initial states, with objects anywhere in the BDDL's regions; see
             `libero_gym.compilation.placements`.
         episodes_per_state: Number of episodes from each state, which differ in their random numbers.
-        cameras: Cameras to record, ``"agentview"`` or ``"wrist"`` or both.
+        cameras: Cameras to record, names that `LiberoEnv` takes.
         image_size: Side of the frames in pixels, even.
         renderer: ``"exact"`` or ``"fast"``.
         settle_steps: Control steps before the first frame.

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from libero_gym.common.checks import choice, did_you_mean, sequence, whole_number
 from libero_gym.compilation.draws import check_draw, check_seed
 from libero_gym.compilation.placements import check_placement_seed
+from libero_gym.dimensions import LAYERS
 from libero_gym.rendering.posing import CAMERAS
 from libero_gym.reward_model import RewardModel, find_reward_model
 from libero_gym.tasks import Suite, Task, initial_states
@@ -168,6 +169,18 @@ def check_cameras(cameras: Any) -> tuple[str, ...]:
                 f"Choices: {', '.join(map(repr, CAMERAS))}."
             )
     return tuple(dict.fromkeys(names))
+
+
+def check_layers(layers: Any, cameras: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of what cameras show besides their images, each once.
+
+    Raises:
+        ValueError: If one is unknown, or there is no camera.
+    """
+    names = tuple(dict.fromkeys(choice("layer", name, LAYERS) for name in sequence("layers", layers)))
+    if names and not cameras:
+        raise ValueError(f"layers={names} are of cameras, and cameras=() draws none; give a camera, or layers=().")
+    return names
 
 
 def check_reward_model(

@@ -18,6 +18,7 @@ from libero_gym.env.arguments import (
     check_cameras,
     check_init_state_ids,
     check_instructions,
+    check_layers,
     check_limits,
     check_options,
     check_placement_seeds,
@@ -75,16 +76,17 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
     | key | type | unit | meaning |
     | --- | --- | --- | --- |
     | ``image`` | uint8 (H, W, 3) | | the agentview camera, turned by 180 degrees as published policies expect |
-    | ``wrist_image`` | uint8 (H, W, 3) | | the wrist camera, likewise; only with ``cameras=(..., "wrist")`` |
+    | ``wrist_image`` | uint8 (H, W, 3) | | with ``cameras=(..., "wrist")``; ``frontview_image`` and so on likewise |
+    | ``depth`` | float32 (H, W) | m | with ``layers``: distance along the view; ``wrist_depth`` and so on likewise |
+    | ``segmentation`` | int32 (H, W) | | with ``layers``: ids of the bodies seen, -1 for none; likewise |
     | ``state[0:3]`` | float32 | m | end-effector position, world frame |
     | ``state[3:6]`` | float32 | rad | end-effector orientation, axis-angle |
     | ``state[6:8]`` | float32 | m | the two gripper joints |
     | ``instruction`` | str | | what to do; or its number, or left out (see the argument) |
     | ``privileged`` | float32 (51,) | | with ``privileged=True``: what no camera shows, for critics |
 
-    Gymnasium's ``AsyncVectorEnv`` shows other text than the environments' (Gymnasium 1.4 reads ``Text`` from shared
-    memory once, at its start): rows of U+FFFD. Three ways out: `gym.make_vec`'s own default for these ids,
-    ``vectorization_mode="vector_entry_point"``; ``vector_kwargs=dict(shared_memory=False)``; ``instruction="id"``.
+    Gymnasium's ``AsyncVectorEnv`` shows U+FFFD for text (1.4 reads ``Text`` from shared memory once, at first): take
+    ``vectorization_mode="vector_entry_point"``, ``vector_kwargs=dict(shared_memory=False)`` or ``instruction="id"``.
 
     ## Action space
 
@@ -129,10 +131,9 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
     ## Info
 
     ``is_success``, ``task_id``, ``task_name``, ``init_state_id``, ``instruction``, ``reward_terms``, ``elapsed_steps``
-    (control steps of the episode so far, which chunks make more than steps; settling does not count), ``mujoco``
-    ("exact", or what another version's simulation is); with ``reward="progress"`` also ``progress_terms``, what phi is
-    the sum of: per predicate of the goal ``reach``, ``place`` and ``hold``, such as
-    ``on(akita_black_bowl_1, plate_1)/place`` (not from vector environments).
+    (control steps of the episode so far), ``mujoco`` ("exact", or what another version's simulation is); with
+    ``reward="progress"`` also ``progress_terms``, what phi is the sum of: per predicate of the goal ``reach``,
+    ``place`` and ``hold``, such as ``on(akita_black_bowl_1, plate_1)/place`` (not from vector environments).
 
     ## Versions
 
@@ -143,14 +144,14 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         task_id: The task, several of them, or None for all: one is drawn at each reset.
         init_state_ids: Official initial states that resets draw from; None for all. Evaluations use all 50, so train
             on some and report the others.
-        placement_seeds: Further initial states that resets draw from, as likely as the official ones: objects anywhere
-            in the BDDL's regions, one state per seed.
+        placement_seeds: Further initial states that resets draw from, as likely: objects anywhere in their regions.
         image_size: Side of the square images in pixels, 8 to 2048.
-        cameras: Cameras to show, ``"agentview"`` and ``"wrist"``; ``()`` draws nothing.
+        cameras: "agentview", "wrist", "frontview", "birdview" and "sideview", or some; ``()`` draws nothing.
+        layers: What each of them shows besides its image, "depth" and "segmentation".
         reward: ``"sparse"``, ``"progress"`` or ``"process"``.
         reward_model: For ``"process"``: an object with ``score(images, instructions)``, or the folder it is saved in.
-        renderer: ``"exact"`` for the pixels of stock LIBERO, used for every reported result; ``"fast"`` for nearly the
-            same ones, drawn without OpenGL at a fraction of the cost.
+        renderer: ``"exact"`` for stock LIBERO's pixels, used for every reported result; ``"fast"`` for nearly the same
+            ones, drawn without OpenGL at a fraction of the cost.
         physics: ``"exact"`` for stock's states to the bit, used for every reported result; ``"fast"`` solves for the
             contact forces once where stock solves three times, equal until contacts amplify rounding; ``"coarse"``
             takes 10 longer substeps in the place of 25, for training alone: its contacts are others.
@@ -182,6 +183,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         placement_seeds: Sequence[int] = (),
         image_size: int = 256,
         cameras: Sequence[str] = ("agentview",),
+        layers: Sequence[str] = (),
         reward: str = "sparse",
         reward_model: RewardModel | str | Path | None = None,
         renderer: str = "exact",
@@ -207,6 +209,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.init_state_ids = check_init_state_ids(init_state_ids, chosen, self.placement_seeds)
         self.image_size = rendering.check_image_size(image_size)
         self.cameras = check_cameras(cameras)
+        self.layers = check_layers(layers, self.cameras)
         self.reward = choice("reward", reward, TERMS)
         self.reward_model = check_reward_model(self.reward, reward_model, self.cameras)
         self.renderer = choice("renderer", renderer, rendering.RENDERERS)
@@ -222,12 +225,11 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.render_size = rendering.check_image_size(render_size, "render_size")
         limits = check_limits(max_episode_steps, self.chunk_size, self.suite, chosen, type(self))
         self.max_episode_steps, self.step_limits = limits
-        sight = self.cameras, self.image_size, self.renderer, self.render_device, self.n_render_threads
+        sight = self.cameras, self.image_size, self.renderer, self.render_device, self.n_render_threads, self.layers
         self._observe = Observer(*sight, self.privileged, self.instruction_kind, self.step_limits)
         self.observation_space = self._observe.space(self.suite.n_tasks)
         check_instructions(chosen, self.observation_space)
-        shape = (ACTION_DIM,) if self.chunk_size == 1 else (self.chunk_size, ACTION_DIM)
-        self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
+        self.action_space = _action_space(self.chunk_size)
         self.task: Task | None = None
         self._potential = make_potential(self.reward, self.reward_model, self.cameras)
         self.set_task_weights(np.ones(len(self.task_ids)))
@@ -384,6 +386,11 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
     def _info(self, terms: dict[str, float]) -> dict[str, Any]:
         info, progress_terms = self._episode.info(self._simulator.success, terms), self._potential.terms()
         return info if progress_terms is None else info | {"progress_terms": progress_terms}
+
+
+def _action_space(chunk_size: int) -> spaces.Box:
+    shape = (ACTION_DIM,) if chunk_size == 1 else (chunk_size, ACTION_DIM)
+    return spaces.Box(-1.0, 1.0, shape, np.float32)
 
 
 def _as_json(value: Any) -> Any:

@@ -7,10 +7,11 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from libero_gym.common.mujoco_import import mujoco
+from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.simulation.compiled import CompiledTask, FixtureDraw
 
 # The observation's name of a camera, and LIBERO's. Scenes have further ones, which go by LIBERO's names.
-CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+CAMERAS = {camera: camera for camera in IMAGE_KEYS} | {"wrist": "robot0_eye_in_hand"}
 # robosuite's scene capacity; a larger one would draw geoms that stock LIBERO leaves out.
 MAX_SCENE_GEOMS = 1000
 

@@ -227,8 +227,9 @@ class CameraFrame(NamedTuple):
     """What a camera sees at each of H x W pixels, oriented as `render` orients images.
 
     Attributes:
-        image: uint8 (H, W, 3), as `render` draws it with ``renderer="fast"``.
-        depth: float32 (H, W): distance along the view of what is opaque there, m; infinite where nothing is.
+        image: uint8 (H, W, 3), as `render` draws it.
+        depth: float32 (H, W): distance along the view of what is there (opaque, in fast frames), m; infinite where
+            nothing is.
         geoms: int32 (H, W): id, in `compile.visual_model`, of the geom that is seen, also of a transparent one; -1
             where none is, or a site (a burner's flame).
         bodies: int32 (H, W): id of its body, in every model of the task; -1 where nothing is.
@@ -240,8 +241,10 @@ class CameraFrame(NamedTuple):
     bodies: np.ndarray
 
 
-def render_frame(pose: Pose, camera: str, height: int, width: int) -> CameraFrame:
-    """A frame of a simulator's sampled state with depth and segmentation, drawn without OpenGL.
+def render_frame(
+    pose: Pose, camera: str, height: int, width: int, renderer: str = "fast", device: int | None = None
+) -> CameraFrame:
+    """A frame of a simulator's sampled state with depth and segmentation.
 
     Depth and ids belong to the first of each pixel's four samples, as in MuJoCo's own depth images.
 
@@ -249,21 +252,34 @@ def render_frame(pose: Pose, camera: str, height: int, width: int) -> CameraFram
         pose: The simulator to draw, or what it had been at.
         camera: A name, as `render` takes it.
         height, width: Of the frame, pixels.
+        renderer: One of `RENDERERS`; ``"fast"`` needs no OpenGL.
+        device: EGL device index, as `render` takes it.
 
     Raises:
-        NotDrawnError: If the scene has something that is not drawn without OpenGL.
+        NotDrawnError, RenderingError: As `render`.
         ValueError: If the camera is unknown or the size out of range.
     """
     _check_cameras(pose, (camera,))
     height, width = check_image_size(height, "height"), check_image_size(width, "width")
+    draw = _exact_rows if renderer == "exact" else _fast_rows
+    return CameraFrame(*(np.ascontiguousarray(rows[::-1, ::-1]) for rows in draw(pose, camera, height, width, device)))
+
+
+def _exact_rows(pose: Pose, camera: str, height: int, width: int, device: int | None) -> tuple[np.ndarray, ...]:
+    buffer = np.empty((height, width), dtype=np.float32)
+    with _posed(pose, max(height, width), device) as scene:
+        image, geoms = scene.draw(camera, height, width, buffer), scene.segment(camera, height, width)
+        depth, bodies = scene.metres(buffer), np.where(geoms < 0, -1, scene.model.geom_bodyid[geoms])
+    return image, depth, geoms, bodies.astype(np.int32)
+
+
+def _fast_rows(pose: Pose, camera: str, height: int, width: int, _device: int | None) -> tuple[np.ndarray, ...]:
     with _lock:
         scene = _software_scene(pose.compiled)
         scene.pose(pose)
         frame = scene.draw(camera, height, width)
-        geoms, bodies = scene.named(frame.ids[..., 0])
-    with np.errstate(divide="ignore"):
-        depth = 1 / frame.depth[..., 0]
-    return CameraFrame(*(np.ascontiguousarray(each[::-1, ::-1]) for each in (frame.image, depth, geoms, bodies)))
+        with np.errstate(divide="ignore"):
+            return frame.image, 1 / frame.depth[..., 0], *scene.named(frame.ids[..., 0])
 
 
 def _check_cameras(pose: Pose, cameras: tuple[str, ...]) -> None:

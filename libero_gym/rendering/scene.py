@@ -79,6 +79,12 @@ class Scene(Uncopyable):
         found: np.ndarray = ids[np.where(segments <= self.scene.ngeom, segments, 0)]
         return found
 
+    def metres(self, depth: np.ndarray) -> np.ndarray:
+        """A depth buffer as distances along the view in m, float32; infinite where nothing is."""
+        near, far = (plane * self.model.stat.extent for plane in (self.model.vis.map.znear, self.model.vis.map.zfar))
+        distances = near / (1 - depth.astype(np.float64) * (1 - near / far))
+        return np.where(depth < 1, distances, np.inf).astype(np.float32)
+
     def _update(self, camera: str, with_sites: bool) -> None:
         """Tell MuJoCo's scene what the camera sees."""
         self.camera.fixedcamid = self.camera_ids[camera]

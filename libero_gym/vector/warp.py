@@ -19,8 +19,11 @@ def warp(
     """Make a `libero_gym.gpu.vector.Warp`, which says what the arguments mean.
 
     Raises:
+        ValueError: If depth or segmentation is asked for.
         ImportError: If MuJoCo Warp is missing; the message names the extra.
     """
+    if layers := plan.example.layers:
+        raise ValueError(f"layers={layers}: backend='warp' draws images alone; take backend='processes', or layers=().")
     importlib.import_module("libero_gym.gpu.requirements").require_warp()
     # By its name: `gpu` stands on `vector`, and Warp is imported by nobody who does not ask for it.
     made: Backend = importlib.import_module("libero_gym.gpu.vector").Warp(

@@ -7,16 +7,18 @@ from typing import Any
 
 import torch as th
 
+from libero_gym.tasks import get_tasks
+
 CAMERAS = {"image": "agentview", "image2": "wrist"}
 SIZE = 64
 
 
 def save_policy(folder: Path, kind: str = "act", cameras: tuple[str, ...] = ("image", "image2"), **config: Any) -> Path:
-    """Save a policy of a kind ("act", "vqbet", "diffusion"), with seed 0, and return its folder.
+    """Save a policy of a kind ("act", "vqbet", "smolvla"), with seed 0, and return its folder.
 
     Args:
         folder: Where to.
-        kind: LeRobot's name of the kind.
+        kind: LeRobot's name of the kind. For "smolvla", the folder also gets a vision-language model, "vlm".
         cameras: What it calls its frames, without "observation.images.".
         **config: Further settings of the policy.
     """
@@ -49,8 +51,18 @@ def save_policy(folder: Path, kind: str = "act", cameras: tuple[str, ...] = ("im
             "gpt_input_dim": 32,
             "gpt_output_dim": 32,
         },
+        "smolvla": {
+            "chunk_size": 8,
+            "n_action_steps": 4,
+            "vlm_model_name": str(folder / "vlm"),
+            "num_vlm_layers": 2,
+            "num_steps": 2,
+            "resize_imgs_with_padding": (SIZE, SIZE),
+        },
     }
     th.manual_seed(0)
+    if kind == "smolvla":
+        save_vlm(folder / "vlm")
     settings = {"input_features": inputs, "output_features": outputs, "device": "cpu", "push_to_hub": False}
     made = make_policy_config(kind, **settings | small[kind] | config)
     policy = get_policy_class(kind)(made)
@@ -59,6 +71,40 @@ def save_policy(folder: Path, kind: str = "act", cameras: tuple[str, ...] = ("im
     before.save_pretrained(folder)
     after.save_pretrained(folder)
     return folder
+
+
+def save_vlm(folder: Path) -> None:
+    """Save what SmolVLA is built from: a tiny SmolVLM's configuration, and a processor that knows LIBERO's words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor
+    from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
+
+    special = ["<pad>", "<unk>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "\n"]
+    words = sorted({word for task in get_tasks("libero_spatial") for word in task.instruction.split()})
+    vocabulary = {word: index for index, word in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    named = dict(zip(("image_token", "fake_image_token", "global_image_token"), special[2:5], strict=True))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", extra_special_tokens=named
+    )
+    sides = {"size": {"longest_edge": SIZE}, "max_image_size": {"longest_edge": SIZE}}
+    processor = SmolVLMProcessor(SmolVLMImageProcessor(**sides), fast, SmolVLMVideoProcessor(**sides))
+    processor.save_pretrained(folder)
+    text = {
+        "model_type": "llama",
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "head_dim": 16,
+        "num_hidden_layers": 2,
+        "vocab_size": len(vocabulary),
+        "pad_token_id": 0,
+    }
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    vision |= {"image_size": SIZE, "patch_size": 16}
+    SmolVLMConfig(text_config=text, vision_config=vision, image_token_id=2, pad_token_id=0).save_pretrained(folder)
 
 
 def statistics(keys: list[str]) -> dict[str, dict[str, th.Tensor]]:

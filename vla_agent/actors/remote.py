@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 REPLAN_STEPS, MODEL_IMAGE_SIZE = 5, 224
 MAX_MESSAGE = 64 * 2**20  # bytes of an answer
 _CONNECT_S = 10.0
-_PAUSE_S = 1.0
+_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 10.0
 _MAX_METADATA = 20_000  # characters in a report
 
 
@@ -197,6 +197,7 @@ class _Line:
         Raises:
             PolicyError: If the server stays away too long, or says that it failed.
         """
+        pause = _PAUSE_S
         until: float | None = None  # counted from the loss: an answer may have taken long before it
         while True:
             try:
@@ -218,7 +219,8 @@ class _Line:
                         f"The server at {self.address} went away and did not come back within {self.patience_s:g} s "
                         f"({_reason(error)})."
                     ) from error
-                time.sleep(min(_PAUSE_S, max(0.0, until - time.monotonic())))
+                time.sleep(min(pause, max(0.0, until - time.monotonic())))
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
         if isinstance(answer, str):  # openpi's server sends its traceback as text, and hangs up
             self.close()
             raise PolicyError(f"The server at {self.address} failed: {_last_line(answer)}")

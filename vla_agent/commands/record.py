@@ -33,7 +33,7 @@ class Options:
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official initial states; keep others for evaluation
     n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
-    cameras: str = "agentview,wrist"  # agentview, wrist, or both
+    cameras: str = "agentview,wrist"  # or some of these, and frontview, birdview, sideview
     image_size: int = 256  # side of the frames in pixels, even
     renderer: Renderer = "exact"  # "exact" draws stock LIBERO's pixels
     action_noise: float = 0.0  # standard deviation of disturbances; the recorded actions are the policy's own

@@ -129,7 +129,7 @@ def test_damaged_and_missing_meta_is_told(dataset: Path, tmp_path: Path) -> None
     ("change", "message"),
     [
         ({"fps": 10}, "has 10 frames per second; 20 were expected"),
-        ({"codebase_version": "v2.1"}, r"format v2\.1; this reads v3\.0"),
+        ({"codebase_version": "v1.6"}, r"format v1\.6; this reads v2\.0, v2\.1 and v3\.0"),
         ({"features": {"action": {"dtype": "float32", "shape": [6]}}}, r"'action' of shape \[6\]; LIBERO's has \[7\]"),
     ],
 )

@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "act": {"kind": "act"},
     "ensembling act": {"kind": "act", "temporal_ensemble_coeff": 0.01, "n_action_steps": 1},
     "vqbet": {"kind": "vqbet", "cameras": ("image",)},
+    "smolvla": {"kind": "smolvla"},
 }
 
 
@@ -74,7 +75,7 @@ def seed_step(episode: int, step: int) -> None:
 
 def played(folder: Path, n_envs: int) -> Noting:
     policy = LeRobotPolicy.from_pretrained(folder)
-    noting = Noting(policy, draws=policy.read.kind == "vqbet")
+    noting = Noting(policy, draws=policy.read.kind in ("vqbet", "smolvla"))
     with Evaluator(noting, init_state_ids=[0, 1], n_envs=n_envs, **QUICK) as evaluator:
         evaluator.run(progress_bar=False)
     return noting
@@ -114,6 +115,18 @@ def test_environments_side_by_side_do_not_share_a_queue(name: str, folders: dict
             np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5)
     first, second = (episode[1][1] for episode in alone.episodes)
     assert np.abs(first - second).max() > 1e-3  # else a shared queue would not show
+
+
+def test_a_policy_hears_the_words(folders: dict[str, Path]) -> None:
+    policy = LeRobotPolicy.from_pretrained(folders["smolvla"])
+    frames = np.full((2, SIZE, SIZE, 3), 90, np.uint8)
+    shown = {"image": frames, "wrist_image": frames, "state": np.zeros((2, 8), np.float32)}
+    seed_step(0, 0)
+    actions = policy.act(shown | {"instruction": ["pick up the black bowl"] * 2}, [0, 1])
+    seed_step(0, 0)
+    others = policy.act(shown | {"instruction": ["pick up the black bowl", "place it on the plate"]}, [0, 1])
+    np.testing.assert_allclose(others[0], actions[0], rtol=0, atol=1e-5)
+    assert np.abs(others[1] - actions[1]).max() > 1e-3
 
 
 def test_copies_share_the_weights(folders: dict[str, Path]) -> None:
@@ -167,6 +180,23 @@ def test_replan_steps_out_of_range(folders: dict[str, Path]) -> None:
         LeRobotPolicy.from_pretrained(folders["act"], replan_steps=9)
     with pytest.raises(ValueError, match="averages its chunks at every step"):
         LeRobotPolicy.from_pretrained(folders["ensembling act"], replan_steps=2)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(tmp_path: Path, folders: dict[str, Path]) -> None:
+    for path in folders["act"].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    (evil / "config.json").write_text("{}")
+    (evil / "processor_config.json").write_text(json.dumps({"auto_map": {"AutoProcessor": "evil.Evil"}}))
+    (evil / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil:\n    pass\n")
+    pipeline = json.loads((tmp_path / "policy_preprocessor.json").read_text())
+    step = {"registry_name": "action_tokenizer_processor", "config": {"action_tokenizer_name": str(evil)}}
+    pipeline["steps"].append(step)
+    (tmp_path / "policy_preprocessor.json").write_text(json.dumps(pipeline))
+    with pytest.raises(PolicyError, match="would run Python code that comes with it"):
+        LeRobotPolicy.from_pretrained(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_weights_of_another_policy(tmp_path: Path, folders: dict[str, Path]) -> None:

@@ -1,0 +1,1 @@
+"""Episodes as pages to look at."""
