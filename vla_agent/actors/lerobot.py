@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class LeRobotPolicy:
         device: th.device | str = "auto",
         replan_steps: int | None = None,
         cameras: Mapping[str, str] | None = None,
+        trust_remote_code: bool = False,
     ) -> LeRobotPolicy:
         """The policy of a folder, or of a hub id.
 
@@ -84,6 +85,8 @@ class LeRobotPolicy:
             replan_steps: Actions of each chunk that are executed; the policy's own number by default.
             cameras: Camera ("agentview", "wrist") by the name of its frames in the policy's observations, where that is
                 none of the usual.
+            trust_remote_code: Whether Python files that come with the policy, or with what it names on the hub, may
+                run. pi0-FAST's tokenizer is one.
 
         Raises:
             ImportError: If LeRobot is not installed.
@@ -100,14 +103,17 @@ class LeRobotPolicy:
                 f"one: pip install 'lerobot[dataset]==0.6.1' ({error})."
             ) from error
         folder, where = str(read.path), str(get_device(device))
+        moved = {"device_processor": {"device": where}} if "device_processor" in read.steps else {}
         try:
             config = PreTrainedConfig.from_pretrained(folder)
             config.device = where
             if hasattr(config, "pretrained_backbone_weights"):
                 config.pretrained_backbone_weights = None  # they would be downloaded, and replaced by the folder's
-            policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
-            moved = {"device_processor": {"device": where}} if "device_processor" in read.steps else {}
-            before, after = make_pre_post_processors(config, folder, preprocessor_overrides=moved)
+            with contextlib.nullcontext() if trust_remote_code else no_foreign_code():
+                policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
+                before, after = make_pre_post_processors(config, folder, preprocessor_overrides=moved)
+        except PolicyError:
+            raise
         except Exception as error:  # LeRobot and what it builds on raise many kinds
             raise PolicyError(
                 f"LeRobot cannot load the policy in '{folder}' ({type(error).__name__}: {str(error)[:300]})."
@@ -166,6 +172,33 @@ class LeRobotPolicy:
         config = self.policy.config
         mixed = getattr(config, "use_amp", False)
         return th.autocast(th.device(config.device).type) if mixed else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def no_foreign_code() -> Iterator[None]:
+    """Inside, transformers imports no Python file of a checkpoint.
+
+    LeRobot's pi0-FAST, GR00T, Wall-X and its step that tokenizes actions pass ``trust_remote_code=True``, for names
+    that stand in the policy's own files. transformers runs such a file in one function, which two modules call.
+    """
+    from transformers import dynamic_module_utils
+    from transformers.generation import utils
+
+    def refuse(class_name: str, module_path: str, *_: Any, **__: Any) -> Any:
+        raise PolicyError(
+            f"The policy would run Python code that comes with it ({class_name} of {module_path}). If you trust it, "
+            "load it by LeRobotPolicy.from_pretrained(folder, trust_remote_code=True) and evaluate that object."
+        )
+
+    places: list[Any] = [dynamic_module_utils, utils]
+    own = [place.get_class_in_module for place in places]
+    try:
+        for place in places:
+            place.get_class_in_module = refuse
+        yield
+    finally:
+        for place, function in zip(places, own, strict=True):
+            place.get_class_in_module = function
 
 
 def _replan(config: Any, steps: int, ensembles: bool) -> None:

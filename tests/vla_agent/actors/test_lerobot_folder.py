@@ -79,6 +79,25 @@ def test_a_step_that_would_run_code_of_its_own_is_refused(tmp_path: Path) -> Non
         read_folder(folder_of(tmp_path, before={"steps": 3}))
 
 
+def test_no_python_file_of_a_checkpoint_runs(tmp_path: Path) -> None:
+    """LeRobot asks transformers for it in four places."""
+    from transformers import AutoProcessor, dynamic_module_utils
+
+    from vla_agent.actors.lerobot import no_foreign_code
+
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "processor_config.json").write_text(json.dumps({"auto_map": {"AutoProcessor": "evil.Evil"}}))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil:\n    pass\n")
+    own = dynamic_module_utils.get_class_in_module
+    with no_foreign_code(), pytest.raises(PolicyError, match=r"would run Python code that comes with it \(Evil of"):
+        AutoProcessor.from_pretrained(str(tmp_path), trust_remote_code=True)
+    assert not (tmp_path / "ran").exists()
+    assert dynamic_module_utils.get_class_in_module is own
+    with pytest.raises(AttributeError):  # of an empty class: this is how it runs elsewhere
+        AutoProcessor.from_pretrained(str(tmp_path), trust_remote_code=True)
+    assert (tmp_path / "ran").exists()
+
+
 def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match=r"There is no folder '.*absent'"):
         load_actor(f"lerobot:{tmp_path / 'absent'}")

@@ -182,6 +182,23 @@ def test_replan_steps_out_of_range(folders: dict[str, Path]) -> None:
         LeRobotPolicy.from_pretrained(folders["ensembling act"], replan_steps=2)
 
 
+def test_a_tokenizer_with_code_of_its_own_is_refused(tmp_path: Path, folders: dict[str, Path]) -> None:
+    for path in folders["act"].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    (evil / "config.json").write_text("{}")
+    (evil / "processor_config.json").write_text(json.dumps({"auto_map": {"AutoProcessor": "evil.Evil"}}))
+    (evil / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil:\n    pass\n")
+    pipeline = json.loads((tmp_path / "policy_preprocessor.json").read_text())
+    step = {"registry_name": "action_tokenizer_processor", "config": {"action_tokenizer_name": str(evil)}}
+    pipeline["steps"].append(step)
+    (tmp_path / "policy_preprocessor.json").write_text(json.dumps(pipeline))
+    with pytest.raises(PolicyError, match="would run Python code that comes with it"):
+        LeRobotPolicy.from_pretrained(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_weights_of_another_policy(tmp_path: Path, folders: dict[str, Path]) -> None:
     for path in folders["act"].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -159,3 +159,11 @@ def test_the_expert_is_a_policy_and_ends_as_its_own_run() -> None:
         outcome = run_expert(Simulator(compile_task(task)), state, max_steps=280)
         assert (episode.success, episode.steps) == (True, outcome.steps)
     assert report.manifest["model"] == {"class": "ExpertPolicy", "name": "expert", "sha256": {}}
+
+
+def test_the_expert_does_not_follow_another_physics() -> None:
+    from types import SimpleNamespace
+
+    worlds: Any = SimpleNamespace(settings={"physics": "batched"})
+    with pytest.raises(ValueError, match="The expert needs backend='processes'"):
+        load_actor("expert").attach(worlds)
