@@ -10,7 +10,8 @@ A cell is GROUP/SUITE/SEED; `GROUPS` below says what each group trains. A traini
 placement seeds 0 to 299; its own evaluations, which choose ``best/``, see drawn states beyond those. What judges is
 official states 0 to 19 of each task, which neither cloning nor training saw: the start once, then the best and the last
 model of each cell, greedy and at the rollouts' temperature. Training and judging draw fast frames; judging has exact
-physics. Finished cells are kept as small files in ``--work``, which alone the report reads.
+physics. Finished cells are kept as small files in ``--work``, which alone the report reads. ``--kept`` is one file of
+the repository that has those of all machines: what the folder lacks comes from there, and what it has goes there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from forty import plan, report
+from forty import plan, report, store
 from forty.cells import FORTY, Group, chosen, parse
 from forty.session import CellError, Session, Stopped, locked
 from forty.work import Work
@@ -63,15 +64,17 @@ GROUPS = {
 }
 
 
-def run(work: Work, names: list[str], hours: float | None) -> int:
-    """Do cells in order until the hours are used; the number of those that failed."""
+def run(work: Work, names: list[str], hours: float | None, kept: Path | None = None) -> int:
+    """Do cells in order until the hours are used, and keep them in a file, too; the number of those that failed."""
     cells, failed = chosen(work.groups, names), 0
     with locked(work.root) as lock, Session(hours, work.threads, lock).listening() as session:
         for cell in cells:
-            if work.cell_file(cell).is_file():
+            if work.is_done(cell):
                 continue
             try:
                 work.do(cell, session)
+                if kept is not None:
+                    store.pack(work.root, kept)
                 print(f"{cell.name}: done", flush=True)
             except CellError as error:
                 failed += 1
@@ -79,7 +82,7 @@ def run(work: Work, names: list[str], hours: float | None) -> int:
             except Stopped:
                 print(f"Stopped at {cell.name}; the same command goes on from there.")
                 return failed
-    left = [cell.name for cell in cells if not work.cell_file(cell).is_file()]
+    left = [cell.name for cell in cells if not work.is_done(cell)]
     print(f"Not done: {', '.join(left)}." if left else "All of these cells are done.")
     return failed
 
@@ -93,18 +96,21 @@ def main() -> None:
     parser.add_argument("--renderer", choices=["fast", "exact"], default="fast", help="of the frames that judge")
     parser.add_argument("--work", type=Path, default=Path("runs/forty_tasks"))
     parser.add_argument("--out", type=Path, default=RESULTS / "forty_tasks.json")
+    parser.add_argument("--kept", type=Path, default=RESULTS / "forty_tasks_cells.jsonl", help="all finished cells")
     args = parser.parse_args()
     work = Work(args.work, GROUPS, args.renderer, THREADS)
     try:
+        store.unpack(args.kept, args.work)
         if (args.name is None) == (args.job == "cell"):
             raise ValueError("The job 'cell' takes a name such as strong/spatial/0, and the others take none.")
         if args.job == "plan":
             print(plan.describe(work, chosen(GROUPS, args.cells)))
         elif args.job == "report":
             print(report.write(work, args.out))
+            store.pack(args.work, args.kept)
         else:
             names = args.cells if args.job == "run" else [parse(GROUPS, args.name).name]
-            raise SystemExit(1 if run(work, names, args.hours) else 0)
+            raise SystemExit(1 if run(work, names, args.hours, args.kept) else 0)
     except ValueError as error:
         raise SystemExit(f"Error: {error}") from None
 

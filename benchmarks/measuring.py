@@ -79,7 +79,7 @@ def machine() -> dict[str, Any]:
 
     return {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "gl": rendering.available_backends()[0],
+        "gl": next(iter(rendering.available_backends()), None),
         "versions": package_versions(_PACKAGES),
     }
 

@@ -93,6 +93,17 @@ class Work:
         start, temperature = start_id(self.groups[cell.group].start), self.temperature(cell)
         return [Before(start, suite, decoding, temperature) for suite in cell.judged_on for decoding in DECODINGS]
 
+    def is_done(self, cell: Cell) -> bool:
+        """Whether a cell is finished, and what it started from is judged, if that is still what ships."""
+        if not self.cell_file(cell).is_file():
+            return False
+        start = json.loads(self.cell_file(cell).read_text())["settings"]["start"]
+        try:
+            befores = self.befores(cell)
+        except CellError:
+            return True
+        return all(before.start != start or self.before_file(before).is_file() for before in befores)
+
     def temperature(self, cell: Cell) -> float:
         """Temperature of the rollouts."""
         return float(self.groups[cell.group].options_of(cell.suite).get("temperature", Options.temperature))
@@ -108,13 +119,16 @@ class Work:
             CellError: If it cannot go on.
             Stopped: If the session ended before.
         """
-        if self.cell_file(cell).is_file():
+        if self.is_done(cell):
             return
-        note = self.note(cell)
-        note.begin(self.settings(cell))
+        note, is_trained = self.note(cell), self.cell_file(cell).is_file()
+        if not is_trained:
+            note.begin(self.settings(cell))
         for before in self.befores(cell):
             if not self.before_file(before).is_file():
                 self._judge_start(self.groups[cell.group].start, before, session)
+        if is_trained:  # elsewhere, and its start was not kept
+            return
         self._train(cell, session, note)
         write_text(self.cell_file(cell), json.dumps(self._finished(cell, session, note)) + "\n")
 

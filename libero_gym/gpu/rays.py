@@ -93,49 +93,76 @@ def covers(ray: Ray, a: wp.vec3, b: wp.vec3, c: wp.vec3) -> bool:
 
 
 @wp.func
-def meet_geom(meshes: Meshes, geom: int, rotation: wp.mat33, place: wp.vec3, ray: Ray, near: float, hit: Hit) -> Hit:
-    """The hit, or a nearer one of this geom beyond the depth ``near``.
+def meet_triangle(
+    meshes: Meshes,
+    geom: int,
+    triangle: int,
+    rotation: wp.mat33,
+    place: wp.vec3,
+    ray: Ray,
+    origin: wp.vec3,
+    direction: wp.vec3,
+    near: float,
+    hit: Hit,
+) -> Hit:
+    """The hit, or a nearer one of this triangle beyond the depth ``near``.
 
     Ray and triangle meet by Möller and Trumbore (Journal of Graphics Tools, 1997). On the edges, a rasteriser's rule
     decides, for triangles in front of the eye.
 
     Args:
         rotation, place: From the geom's frame to the eye's.
+        origin, direction: The ray in the geom's frame.
+    """
+    a, b, c = corner(meshes, triangle, 0), corner(meshes, triangle, 3), corner(meshes, triangle, 6)
+    e1, e2, s = b - a, c - a, origin - a
+    p = wp.cross(direction, e2)
+    facing = wp.dot(e1, p)
+    if facing <= 0.0:
+        return hit
+    u = wp.dot(s, p)
+    q = wp.cross(s, e1)
+    v = wp.dot(direction, q)
+    slack = wp.where(ray.is_rounded, _SLACK, 0.0) * facing
+    if u < -slack or v < -slack or u + v > facing + slack:
+        return hit
+    depth = wp.dot(e2, q) / facing
+    if depth <= near or depth >= hit.depth:
+        return hit
+    if ray.is_rounded:
+        a = rotation * a + place
+        b = rotation * b + place
+        c = rotation * c + place
+        if wp.max(a[2], wp.max(b[2], c[2])) < -near:
+            if not covers(ray, a, b, c):
+                return hit
+        elif u < 0.0 or v < 0.0 or u + v > facing:
+            return hit
+    hit.depth = depth
+    hit.geom = geom
+    hit.triangle = triangle
+    return hit
+
+
+@wp.func
+def meet_geom(
+    meshes: Meshes, geom: int, guess: int, rotation: wp.mat33, place: wp.vec3, ray: Ray, near: float, hit: Hit
+) -> Hit:
+    """The hit, or a nearer one of this geom beyond the depth ``near``.
+
+    Args:
+        guess: A triangle of the geom that the ray is likely to meet, so that others are looked at only before it; -1
+            for none.
+        rotation, place: From the geom's frame to the eye's.
     """
     to_geom = wp.transpose(rotation)
     origin, direction = -(to_geom * place), to_geom * ray.direction
-    slack = wp.where(ray.is_rounded, _SLACK, 0.0)
+    if guess >= 0:
+        hit = meet_triangle(meshes, geom, guess, rotation, place, ray, origin, direction, near, hit)
     query = wp.bvh_query_ray(meshes.boxes, origin, direction, meshes.roots[geom])
     triangle = int(0)
     while wp.bvh_query_next(query, triangle, hit.depth):
-        a = corner(meshes, triangle, 0)
-        b, c = corner(meshes, triangle, 3), corner(meshes, triangle, 6)
-        e1, e2 = b - a, c - a
-        p = wp.cross(direction, e2)
-        facing = wp.dot(e1, p)
-        if facing <= 0.0:
-            continue
-        s = origin - a
-        u = wp.dot(s, p)
-        q = wp.cross(s, e1)
-        v = wp.dot(direction, q)
-        if u < -slack * facing or v < -slack * facing or u + v > (1.0 + slack) * facing:
-            continue
-        depth = wp.dot(e2, q) / facing
-        if depth <= near or depth >= hit.depth:
-            continue
-        if ray.is_rounded:
-            a = rotation * a + place
-            b = rotation * b + place
-            c = rotation * c + place
-            if wp.max(a[2], wp.max(b[2], c[2])) < -near:
-                if not covers(ray, a, b, c):
-                    continue
-            elif u < 0.0 or v < 0.0 or u + v > facing:
-                continue
-        hit.depth = depth
-        hit.geom = geom
-        hit.triangle = triangle
+        hit = meet_triangle(meshes, geom, triangle, rotation, place, ray, origin, direction, near, hit)
     return hit
 
 

@@ -66,7 +66,8 @@ class SceneBatch:
         device: Warp's name of the device, such as ``"cpu"`` or ``"cuda:0"``.
         sizes: Sizes of the buffers.
         capture: Whether control steps are replayed from a captured graph; without, every kernel is launched anew.
-        deterministic: Whether the same worlds take the same step to the bit on a GPU, too; it costs time there.
+        deterministic: Whether the same worlds take the same step to the bit on a GPU, too; it has room for some tens of
+            worlds there.
 
     Raises:
         NotImplementedError: If MuJoCo Warp lacks something that the scene's model has.
@@ -227,11 +228,24 @@ class SceneBatch:
                 self._held(launches)
             else:
                 if name not in self._graphs:
-                    with wp.ScopedCapture() as recorded:
-                        self._held(launches)
-                    self._graphs[name] = recorded.graph
+                    self._graphs[name] = self._recorded(launches)
                 wp.capture_launch(self._graphs[name])
             self._check_sizes()
+
+    def _recorded(self, launches: Callable[[], None]) -> Any:
+        """What these kernels do, as a graph."""
+        try:
+            with wp.ScopedCapture() as recorded:
+                self._held(launches)
+        except ValueError as error:
+            if not self.deterministic:
+                raise
+            raise ValueError(
+                f"deterministic=True has no room for {self.n_worlds} worlds of the scene of "
+                f"{self.tasks[0].task.name!r}: MuJoCo Warp sorts what it adds, in memory that grows with them "
+                f"({error}). Take fewer environments, or deterministic=False."
+            ) from error
+        return recorded.graph
 
     def _held(self, launches: Callable[[], None]) -> None:
         for kept, column in zip(self._kept, self._changing, strict=True):

@@ -55,8 +55,8 @@ class Warp(Uncopyable):
         device: ``"cuda"``, ``"cuda:1"`` or ``"cpu"``.
         nconmax: Contacts per world that there is room for, in the mean; None measures the scene.
         njmax: Rows of constraints that there is room for in any one world; None measures the scene.
-        deterministic: Whether the same seed and actions give the same rollout to the bit on a GPU, too. The CPU always
-            does so.
+        deterministic: Whether the same seed and actions give the same rollout to the bit on a GPU, too, as they always
+            do on the CPU. It has room for some tens of environments of a scene.
         output: ``"torch"`` hands out observations, rewards and flags as tensors on the device, and frames never leave
             it; infos are the host's.
 
@@ -81,7 +81,7 @@ class Warp(Uncopyable):
         device: str = "cuda",
         nconmax: int | None = None,
         njmax: int | None = None,
-        deterministic: bool = True,
+        deterministic: bool = False,
         output: str = "numpy",
     ) -> None:
         check_physics(plan.env_kwargs.get("physics"))
@@ -94,7 +94,7 @@ class Warp(Uncopyable):
         self.settings: dict[str, Any] = {"physics": PHYSICS}
         self.settings["mujoco"] = f"{PHYSICS} (MuJoCo Warp {version('mujoco-warp')})"
         self.settings |= {"output": output} if output != "numpy" else {}
-        self.settings |= {} if deterministic else {"deterministic": False}
+        self.settings |= {"deterministic": True} if deterministic else {}
         n, example = plan.num_envs, plan.example
         self._example = example
         self._weights = np.full(len(plan.tasks), 1 / len(plan.tasks))

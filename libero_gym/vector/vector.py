@@ -76,8 +76,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             tasks. None takes the tasks' own limits.
         **kwargs: Arguments of the back end (those of `Processes`: ``n_workers``, ``timeout``, ``restart``,
             ``render_device``; those of `Warp`: ``device``, ``nconmax``, ``njmax``, ``deterministic``, ``output``), and
-            further arguments
-            of `LiberoEnv`.
+            further arguments of `LiberoEnv`.
 
     Attributes:
         backend: What simulates the environments.

@@ -13,7 +13,7 @@ def warp(
     device: str = "cuda",
     nconmax: int | None = None,
     njmax: int | None = None,
-    deterministic: bool = True,
+    deterministic: bool = False,
     output: str = "numpy",
 ) -> Backend:
     """Make a `libero_gym.gpu.vector.Warp`, which says what the arguments mean.

@@ -14,7 +14,7 @@ import forty.work
 import forty_tasks
 import numpy as np
 import pytest
-from forty import plan, report
+from forty import plan, report, store
 from forty.cells import SUITES, Cell, Group, as_arguments, chosen, judging_arguments, parse, planned, training_options
 from forty.evidence import Evidence, results
 from forty.session import CellError, Note, Session, Stopped, locked
@@ -445,6 +445,59 @@ def test_report_writes_tables_and_pictures_and_needs_no_run(made_up: Work, tmp_p
     assert sorted(path.name for path in out.parent.glob("*.png")) == [
         "forty_tasks_strong.png", "forty_tasks_strong_variants.png", "forty_tasks_together.png",
     ]  # fmt: skip
+
+
+def test_a_report_is_made_anew_from_what_was_kept(made_up: Work, tmp_path: Path) -> None:
+    """On another machine, whose own files stay, and whose cells come beside those that were kept."""
+    kept = tmp_path / "kept.jsonl"
+    store.pack(made_up.root, kept)
+    expected = results(Evidence(made_up))
+    there = Work(tmp_path / "there", GROUPS)
+    written = store.unpack(kept, there.root)
+    found = results(Evidence(there))
+    assert (found["cells"], found["groups"]) == (expected["cells"], expected["groups"])
+    own = Work(tmp_path / "own", GROUPS)
+    file = own.cell_file(parse(GROUPS, "strong/goal/1"))
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    assert store.unpack(kept, own.root) == [name for name in written if name != "cells/strong/goal/1.json"]
+    assert file.read_text() == "{}"
+    store.pack(tmp_path / "nothing", kept)
+    assert store.unpack(kept, tmp_path / "later") == written
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"path": "../cells/a.json", "content": {}}', r"Line 1 of .* names '../cells/a.json'; expected a file below"),
+        ('{"path": "cells/../../a.json", "content": {}}', "Line 1 of .* names 'cells/../../a.json'; expected"),
+        ('{"path": "/cells/a.json", "content": {}}', "Line 1 of .* names '/cells/a.json'; expected"),
+        ('{"path": "cells/a.py", "content": {}}', "Line 1 of .* names 'cells/a.py'; expected"),
+        ('{"path": "", "content": {}}', "Line 1 of .* names ''; expected"),
+        ("cells", "Line 1 of .* is no path and content"),
+    ],
+)
+def test_a_kept_file_stays_in_its_folder(tmp_path: Path, line: str, message: str) -> None:
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        store.unpack(kept, tmp_path / "work")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl"]
+
+
+def test_a_cell_of_another_machine_has_its_start_judged_and_is_not_trained(work: Work) -> None:
+    cell = parse(GROUPS, "strong/spatial/0")
+    work.cell_file(cell).parent.mkdir(parents=True)
+    work.cell_file(cell).write_text(json.dumps({"settings": {"start": start_id("tiny-libero")}}))
+    assert not work.is_done(cell)
+    work.do(cell, Session())
+    assert work.is_done(cell)
+    assert all(work.before_file(before).is_file() for before in work.befores(cell))
+    assert not work.run_folder(cell).exists()
+    work.cell_file(cell).write_text(json.dumps({"settings": {"start": "tiny-libero-of-before"}}))
+    for before in work.befores(cell):
+        work.before_file(before).unlink()
+    assert work.is_done(cell), "its start is gone"
 
 
 def test_cells_of_different_simulations_are_not_reported_together(made_up: Work) -> None:

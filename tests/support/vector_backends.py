@@ -11,7 +11,7 @@ BACKENDS = ("processes", "warp", pytest.param("warp on a GPU", marks=pytest.mark
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "processes": {"backend": "processes", "n_workers": 2},
     "warp": {"backend": "warp", "device": "cpu"},
-    "warp on a GPU": {"backend": "warp", "device": "cuda:0"},
+    "warp on a GPU": {"backend": "warp", "device": "cuda:0", "deterministic": True},
 }
 
 

@@ -76,7 +76,7 @@ class EpisodeHistory(BaseCallback):
         self.history += episodes
 
     def batches(self, size: int) -> list[list[TrainingEpisode]]:
-        """Ended episodes in the order in which they began, in batches of ``size``.
+        """Ended episodes in the order in which they began, in batches of ``size``, or more that began together.
 
         A batch is whole once all its episodes have ended: those that began after one that is still under way are left
         out.
@@ -85,7 +85,13 @@ class EpisodeHistory(BaseCallback):
         # high and sink while nothing gets worse.
         under_way = min(self.began, default=0)
         whole = sorted((e for e in self.history if e.began < under_way or not self.began), key=lambda e: e.began)
-        return [whole[i : i + size] for i in range(0, len(whole) - size + 1, size)]
+        batches: list[list[TrainingEpisode]] = [[]]
+        is_known = any(episode.began for episode in whole)
+        for episode in whole:  # of those that began together, the first to end are not a batch: they are successes
+            if len(batches[-1]) >= size and not (is_known and episode.began == batches[-1][-1].began):
+                batches.append([])
+            batches[-1].append(episode)
+        return batches if len(batches[-1]) >= size else batches[:-1]
 
     def state_dict(self) -> dict[str, Any]:
         """The history, as JSON can hold it."""
@@ -148,7 +154,7 @@ class LearningCurve(EpisodeHistory):
 
     Args:
         path: File of the picture; it is replaced after every rollout.
-        window: Number of training episodes in a batch.
+        window: Number of training episodes in a batch, at least; those that began together stay together.
         evaluations: Function that gives the evaluations so far, such as `EvaluationCallback.curve`; None draws
             training alone.
         label: Name of the evaluations in the legend.
@@ -199,7 +205,8 @@ class LearningCurve(EpisodeHistory):
         if batches:
             rates = np.array([np.mean([episode.success for episode in batch]) for batch in batches])
             ends = np.array([wilson_interval(sum(e.success for e in batch), len(batch)) for batch in batches])
-            label = f"training, drawn actions (batches of {self.window} episodes, by where they began)"
+            sizes = "" if max(map(len, batches)) == self.window else " or more"
+            label = f"training, drawn actions (batches of {self.window}{sizes} episodes, by where they began)"
             axes.plot(_middles(batches), rates, "o-", color="0.6", markersize=3, linewidth=1, label=label, zorder=2)
             axes.fill_between(_middles(batches), ends[:, 0], ends[:, 1], color="0.85", linewidth=0, zorder=1)
         if evaluated:

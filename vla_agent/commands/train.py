@@ -286,6 +286,8 @@ def make_learner(options: Options, env: VecEnv, path: Path | None) -> VLAPPO:
         "seed": options.seed,
     }
     if path is None:
+        # The last episodes to end are a fair sample only if they are more than those that began together.
+        arguments["stats_window_size"] = max(100, 2 * env.num_envs)
         return VLAPPO("VLAPolicy", env, device=options.device, **arguments)
     model = VLAPPO.load(path, env, options.device, allow_changes=options.allow_changes, **arguments)
     print(f"Going on from {path}, {model.num_timesteps} of {options.total_timesteps} steps done")

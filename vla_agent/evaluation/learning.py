@@ -15,7 +15,7 @@ from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.runs.run_files import RUN, STATE, RunError, opened, read_json
 from vla_agent.runs.run_folder import MODEL
 
-BATCH = 32  # training episodes in a point, as in the run's curve.png
+BATCH = 32  # training episodes in a point, at least, as in the run's curve.png
 _FORM = {"counters": {"num_timesteps": int}, "callbacks": dict}
 
 
@@ -24,7 +24,7 @@ class RunCurve(NamedTuple):
 
     Attributes:
         evaluations: Evaluations during training.
-        training: Training episodes in batches of `BATCH`, each where its episodes began on average.
+        training: Training episodes in batches of `BATCH` or more, each where its episodes began on average.
         evaluated_at: Timestep at which the evaluated model was saved.
     """
 

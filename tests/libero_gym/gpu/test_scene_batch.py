@@ -175,6 +175,21 @@ def test_a_buffer_that_is_too_small_names_the_size_to_ask_for(
     assert int(asked) > {"nconmax": sizes[0], "njmax": sizes[1]}[name]
 
 
+def test_too_many_worlds_for_a_fixed_order_are_told_so(
+    spatial: list[CompiledTask], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MuJoCo Warp's own error is about an array, of a GPU alone."""
+    from libero_gym.gpu.scene_batch import SceneBatch, Sizes
+
+    def no_room(worlds: SceneBatch, launches: Any) -> None:
+        raise ValueError("Array shapes must not exceed so much")
+
+    many = SceneBatch(spatial, 4, device, Sizes(256, 896), deterministic=True)
+    monkeypatch.setattr(SceneBatch, "_held", no_room)
+    with pytest.raises(ValueError, match=r"deterministic=True has no room for 4 worlds .*Take fewer environments, or"):
+        start(many, PLACES)
+
+
 def test_a_driver_without_loops_in_graphs_is_named_and_gone_on_with(
     batch: SceneBatch,
     spatial: list[CompiledTask],

@@ -319,6 +319,17 @@ def test_training_success_of_a_policy_that_never_changes_is_level_from_the_first
     assert max(episode.began for batch in batches for episode in batch) < under_way
 
 
+def test_episodes_that_began_together_are_in_one_batch() -> None:
+    """The first to end are successes: half of a batch would be too good, and the other half too bad."""
+    curve = LearningCurve("curve.png", window=4)
+    for began, successes, failures in ((0, 3, 3), (8, 1, 2), (16, 1, 1), (24, 1, 0)):
+        for success in [True] * successes + [False] * failures:
+            curve.history.append(TrainingEpisode(began + 8, 0, success, float(success), 1, began))
+    assert [(len(batch), sum(e.success for e in batch)) for batch in curve.batches(4)] == [(6, 3), (5, 2)]
+    curve.history[:] = [episode._replace(began=0) for episode in curve.history]  # of a run that did not note it
+    assert [len(batch) for batch in curve.batches(4)] == [4, 4, 4]
+
+
 def test_a_curve_without_episodes_is_not_drawn(tmp_path: Path) -> None:
     LearningCurve(tmp_path / "curve.png").draw()
     assert not list(tmp_path.iterdir())
