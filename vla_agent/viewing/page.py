@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,7 +59,7 @@ def episode_page(
         title: The instruction.
         success: Whether the goal held at the end.
         fps: Frames per second.
-        frames: By name, uint8 (n, H, W, 3), all of the same height.
+        frames: By name, uint8 (n, H, W, 3) with even sides; lower ones stand above black.
         plots: By name, lines by name, (n,) each; NaN where there is no value.
         facts: Further words by what they are.
 
@@ -70,13 +70,13 @@ def episode_page(
     n = len(next(iter(frames.values())))
     if any(len(values) != n for lines in plots.values() for values in lines.values()):
         raise ValueError(f"A line of a plot has another length than the {n} frames.")
-    film = encode(np.concatenate(list(frames.values()), axis=2), fps, FILM_CRF, _KEY_FRAMES)
+    film = encode(_side_by_side(list(frames.values())), fps, FILM_CRF, _KEY_FRAMES)
     values = {name: {line: _numbers(row) for line, row in lines.items()} for name, lines in plots.items() if lines}
     script = (_TEMPLATES / "episode.js").read_text(encoding="utf-8")
     page = _environment().get_template("episode.html").render(
         title=title,
         success=success,
-        cameras=list(frames),
+        cameras=[(name, each.shape[2]) for name, each in frames.items()],
         facts=facts,
         n_frames=n,
         seconds=f"{(n - 1) / fps:.2f}",
@@ -113,6 +113,12 @@ def plot(name: str, lines: Mapping[str, np.ndarray]) -> Plot:
                 pieces.append([])
         drawn.append(Line(label, [" ".join(piece) for piece in pieces if piece]))
     return Plot(name, drawn, f"{low:.3g}", f"{high:.3g}")
+
+
+def _side_by_side(frames: Sequence[np.ndarray]) -> np.ndarray:
+    height = max(each.shape[1] for each in frames)
+    padded = [np.pad(each, ((0, 0), (0, height - each.shape[1]), (0, 0), (0, 0))) for each in frames]
+    return np.concatenate(padded, axis=2)
 
 
 def _numbers(row: np.ndarray) -> list[float | None]:

@@ -67,3 +67,13 @@ def test_what_fits_no_page_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"The page would have .* MB, .* take fewer cameras or a smaller image_size"):
         made()
+
+
+def test_cameras_of_different_sizes_stand_side_by_side(tmp_path: Path) -> None:
+    small = {"small": np.full((N, 16, 24, 3), 200, np.uint8)}
+    text = made(frames=FRAMES | small)
+    (tmp_path / "film.mp4").write_bytes(base64.b64decode(re.findall(r'base64,([^"]+)"', text)[0]))
+    frames = decode(tmp_path / "film.mp4", (SIDE, 2 * SIDE + 24, 3), N, 0.0, 20)
+    assert frames[:, 2:14, 2 * SIDE + 2 : -2].min() > 190
+    assert frames[:, 18:, 2 * SIDE + 2 :].max() < 10
+    assert re.findall(r"flex-grow: (\d+)", text) == ["32", "32", "24"]
