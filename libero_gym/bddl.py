@@ -7,10 +7,10 @@ LIBERO reads such files without looking: a misspelt name ends in a ``KeyError`` 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 from libero_gym.common.checks import did_you_mean
 
@@ -28,7 +28,10 @@ SCENES = {
 _DRAWN_STATES = {"open": 1, "close": 1, "turnon": 1, "turnoff": 1}
 _STATES = {"on": 2, "in": 2} | _DRAWN_STATES
 # Words of goals, likewise.
-GOALS = _STATES | {"up": 1}
+GOALS = _STATES | {"up": 1, "true": 1, "false": 1, "printjointstate": 1}
+_OR_ONE_MORE = ("true", "false")
+# LIBERO reads one ``And`` around all of a goal's predicates; it knows none of these in it.
+_CONNECTIVES = ("and", "or", "not", "imply", "forall", "exists")
 _PARTS = ("problem", ":domain", ":language", ":regions", ":fixtures", ":objects", ":obj_of_interest", ":init", ":goal")
 _OPTIONAL = (":requirements", ":obj_of_interest")
 # Of a region, and how many numbers stand together in each; a name stands in the target.
@@ -117,18 +120,43 @@ def read_problem(path: Path) -> Problem:
     )
 
 
-def check(path: Path, kinds: Collection[str]) -> None:
+class _Region(NamedTuple):
+    """A region: the name of what it belongs to; for one on a table, whether it says where it is."""
+
+    owner: Word
+    is_placed: bool | None
+
+
+def check(path: Path, kinds: Mapping[str, Collection[str]]) -> None:
     """Check that LIBERO can make a scene of a BDDL file.
 
     Args:
         path: The file.
-        kinds: Kinds of objects and fixtures that LIBERO has; see `stock.object_kinds`.
+        kinds: Kinds of objects and fixtures that LIBERO has, and what each can be; see `stock.object_kinds`.
 
     Raises:
         OSError: If the file cannot be read.
         ValueError: If there is a mistake; the message gives the line, the word, and what was expected.
     """
     _Reader(path).check(kinds)
+
+
+def asked_regions(path: Path) -> dict[str, int]:
+    """The regions that a file's states and goals name, and the lines in which they first do; see `no_such_region`."""
+    reader = _Reader(path)
+    parts = reader.parts()
+    regions = reader.regions(parts[":regions"], ())
+    asked: dict[str, int] = {}
+    for predicate in (*parts[":init"].groups(), *reader.goals(parts[":goal"])):
+        for word in predicate.words():
+            if word in regions:
+                asked.setdefault(str(word), word.line)
+    return asked
+
+
+def no_such_region(path: Path, name: str, line: int) -> ValueError:
+    """What is said of a region that LIBERO's model of its object lacks, which only the model itself tells."""
+    return ValueError(f"{path}, line {line}: found {name!r}; expected a region that LIBERO's model of the object has.")
 
 
 class _Reader:
@@ -222,7 +250,7 @@ class _Reader:
             self.fail(waiting[0].line, waiting[0], f"a kind after it, such as {waiting[0]} - plate")
         return found
 
-    def check(self, kinds: Collection[str]) -> None:
+    def check(self, kinds: Mapping[str, Collection[str]]) -> None:
         """See `bddl.check`."""
         parts = self.parts()
         scene = parts["problem"].words()[0]
@@ -245,14 +273,53 @@ class _Reader:
             self.known(word, names, "an object, a fixture or a region of this file")
         for state in parts[":init"].groups():
             for argument in self.predicate(state, _STATES, "a state", names):
-                if regions.get(str(argument)) is False:
+                if str(argument) in regions and regions[str(argument)].is_placed is False:
                     self.fail(argument.line, argument, "a region with (:ranges ((x x y y))), for it lies on the table")
+        things = {str(name): kinds[kind] for name, kind in (fixtures | objects).items() if name not in tables}
         for goal in self.goals(parts[":goal"]):
-            self.predicate(goal, GOALS, "a word of goals", names)
+            word = self.first(goal, "a word of goals")
+            if word in _CONNECTIVES:
+                self.fail(
+                    word.line, word, "a predicate, for LIBERO reads one And around all, and no And, Or or Not in it"
+                )
+            arguments = self.predicate(goal, GOALS, "a word of goals", names)
+            self.fits(word, arguments, things, regions, kinds)
 
-    def regions(self, part: Group, tables: Collection[str]) -> dict[str, bool | None]:
-        """By full name, whether a region on a table says where it is; None for those of other things."""
-        found: dict[str, bool | None] = {}
+    def fits(
+        self,
+        word: Word,
+        arguments: Sequence[Word],
+        things: Mapping[str, Collection[str]],
+        regions: Mapping[str, _Region],
+        kinds: Mapping[str, Collection[str]],
+    ) -> None:
+        """Check that LIBERO can ask a goal's predicate of what it names; elsewhere its evaluation ends in an error.
+
+        Args:
+            word: The predicate.
+            arguments: The names.
+            things: What each object and fixture can be, by name; a table is none.
+            regions: Regions by their full names.
+            kinds: As `check` has them.
+        """
+        able = f"one of {', '.join(sorted(kind for kind, states in kinds.items() if word in states))}"
+        for place, argument in enumerate(arguments):
+            region = regions.get(str(argument))
+            states = things.get(str(argument) if region is None else str(region.owner), ())
+            if region is None and str(argument) not in things:
+                self.fail(argument.line, argument, "a region of it, for LIBERO's goals ask nothing of a table itself")
+            if word in ("on", "in") and place == 0 and region is not None:
+                self.fail(argument.line, argument, f"an object, for no region is {word} something")
+            if word == "in" and place == 1 and region is None:
+                self.fail(argument.line, argument, "a region, for LIBERO's objects contain nothing by themselves")
+            if word in ("turnon", "turnoff", "printjointstate") and (region is not None or word not in states):
+                self.fail(argument.line, argument, able)
+            if word in ("open", "close") and word not in states:
+                self.fail(argument.line, argument, f"{able}, or a region of one")
+
+    def regions(self, part: Group, tables: Collection[str]) -> dict[str, _Region]:
+        """The regions by their full names."""
+        found: dict[str, _Region] = {}
         for region in part.groups():
             name = self.first(region, "the name of a region")
             attributes: dict[str, Group] = {}
@@ -264,8 +331,8 @@ class _Reader:
             targets = attributes.get(":target", Group()).words()
             if len(targets) != 1:
                 self.fail(region.line, name, "a region with one (:target NAME)")
-            on_table = targets[0] in tables
-            found[f"{targets[0]}_{name}"] = ":ranges" in attributes if on_table else None
+            is_placed = ":ranges" in attributes if targets[0] in tables else None
+            found[f"{targets[0]}_{name}"] = _Region(targets[0], is_placed)
         return found
 
     def numbers(self, attribute: Word, values: Group) -> None:
@@ -297,7 +364,8 @@ class _Reader:
         word = self.first(group, what)
         self.known(word, words, what)
         arguments = group.words()
-        if len(arguments) != words[word] or len(group) != 1 + len(arguments):
+        counts = (words[word], words[word] + (word in _OR_ONE_MORE))
+        if len(arguments) not in counts or len(group) != 1 + len(arguments):
             self.fail(word.line, word, f"{words[word]} name{'s' if words[word] > 1 else ''} after it")
         for argument in arguments:
             self.known(argument, names, "an object, a fixture or a region of this file")

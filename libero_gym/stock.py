@@ -16,7 +16,7 @@ import sys
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,24 @@ def generators_kept() -> Iterator[None]:
 
 
 @functools.cache
-def object_kinds() -> frozenset[str]:
-    """Kinds of objects and fixtures that LIBERO has, such as ``akita_black_bowl``."""
+def object_kinds() -> Mapping[str, frozenset[str]]:
+    """Kinds of objects and fixtures that LIBERO has, such as ``akita_black_bowl``.
+
+    Each has the words of goals that can be asked of it because it moves: ``open`` of a cabinet, ``turnon`` of a stove.
+    """
     import_stock()
     with as_libero():
         from libero.libero.envs.base_object import OBJECTS_DICT
-    return frozenset(OBJECTS_DICT)
+        from libero.libero.envs.objects.articulated_objects import ArticulatedObject
+    rules = {"open": "is_open", "close": "is_close", "turnon": "turn_on", "turnoff": "turn_off"}
+    found = {}
+    for kind, made_by in OBJECTS_DICT.items():
+        # The base class has rules that raise an error.
+        own = {name: getattr(made_by, name, None) for name in rules.values()}
+        able = {word for word, rule in rules.items() if own[rule] not in (None, getattr(ArticulatedObject, rule, None))}
+        moves = isinstance(made_by, type) and issubclass(made_by, ArticulatedObject)
+        found[kind] = frozenset(able | ({"printjointstate"} if moves else set()))
+    return types.MappingProxyType(found)
 
 
 def make_stock_env(bddl_file: Path) -> Any:
@@ -135,13 +147,28 @@ def make_stock_env(bddl_file: Path) -> Any:
     Raises:
         BenchmarkError: If the benchmark package is missing, or another LIBERO was installed over it.
         RuntimeError: If LIBERO's simulator cannot be imported; the message says what is missing.
-        ValueError: If the definition has a mistake; the message says where.
+        ValueError: If the definition has a mistake, and the message says where; or the objects find no place.
     """
     control_env = import_stock()
     bddl.check(bddl_file, object_kinds())
-    with quiet(), as_libero():
-        env = control_env(bddl_file_name=str(bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
-        _reset_as_with_renderer(env.env)
+    asked = bddl.asked_regions(bddl_file)
+    from robosuite.utils.errors import RandomizationError
+
+    try:
+        with quiet(), as_libero():
+            env = control_env(bddl_file_name=str(bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
+            _reset_as_with_renderer(env.env)
+    except KeyError as error:
+        if error.args[0] not in asked:
+            raise
+        raise bddl.no_such_region(bddl_file, error.args[0], asked[error.args[0]]) from None
+    except RandomizationError:
+        raise ValueError(
+            f"{bddl_file}: LIBERO found no place for all objects; make their regions larger, or move them apart."
+        ) from None
+    for name, line in asked.items():
+        if name not in env.env.object_sites_dict:
+            raise bddl.no_such_region(bddl_file, name, line)
     return env
 
 

@@ -106,8 +106,10 @@ def _predicate(domain: Any, state: Sequence[str]) -> goals.Predicate:
     name, *arguments = state
     if name in ("open", "close", "turnon", "turnoff"):
         return _joint_predicate(domain, name, arguments[0])
+    if name in ("true", "false", "printjointstate"):  # the last one prints, and holds
+        return goals.JointThreshold((), 0.0, above=True, inclusive=True, every=name != "false")
     if name == "up":
-        return goals.Up(domain.get_object(arguments[0]).root_body)
+        return _up(domain, domain.object_states_dict[arguments[0]])
     if name not in ("on", "in"):
         raise NotImplementedError(f"Goal predicate {name!r} of {domain.bddl_file_name} is not known.")
     upper, target = (domain.object_states_dict[argument] for argument in arguments)
@@ -124,6 +126,13 @@ def _predicate(domain: Any, state: Sequence[str]) -> goals.Predicate:
     parent = domain.get_object(target.parent_name)
     parent_geoms = None if parent is None else tuple(parent.contact_geoms)  # a table's region belongs to no object
     return goals.OnSite(body.root_body, site.name, size, tuple(body.contact_geoms), parent_geoms)
+
+
+def _up(domain: Any, state: Any) -> goals.Up | goals.SiteUp:
+    if state.object_state_type == "object":
+        return goals.Up(domain.get_object(state.object_name).root_body)
+    owner = domain.get_object(state.parent_name)  # a table is no object, and its regions stand still
+    return goals.SiteUp("world" if owner is None else owner.root_body, state.object_name)
 
 
 def _joint_predicate(domain: Any, name: str, object_name: str) -> goals.JointThreshold:

@@ -89,9 +89,10 @@ class Expert:
 
 def _achieve(predicate: goals.Predicate, joints: Joints, carrying: Carrying) -> Actions:
     if isinstance(predicate, goals.JointThreshold):
-        yield from joints.achieve(predicate)
+        if predicate.joints:  # else it never holds, whatever is done
+            yield from joints.achieve(predicate)
         return
-    if isinstance(predicate, goals.Up):  # no task of the suites asks for it
+    if isinstance(predicate, (goals.Up, goals.SiteUp)):  # no task of the suites asks for it
         return
     drawer = joints.drawer_of(predicate)
     if drawer is not None and joints.position(drawer) > DRAWER_USABLE:

@@ -120,6 +120,8 @@ def goal_table(tasks: Sequence[CompiledTask], device: Any) -> GoalTable:
 
 def _entries(predicate: goals.Predicate, model: mujoco.MjModel) -> dict[str, Any]:
     """What the table's columns hold for a predicate, apart from its groups of geoms."""
+    if isinstance(predicate, goals.SiteUp):
+        raise NotImplementedError(f"{predicate.label}: worlds on a device judge no region's height.")
     entries: dict[str, Any] = {"kind": _KINDS[type(predicate)]}
     if isinstance(predicate, goals.JointThreshold):
         ids = [model.joint(name).id for name in predicate.joints]

@@ -164,7 +164,8 @@ class JointThreshold:
     """A joint's position compared with a threshold: open, close, turn on or turn off.
 
     Attributes:
-        joints: Joint names.
+        joints: Joint names. Without any, the predicate holds if ``every``, and else never: LIBERO's True and False, and
+            what it says of a region that no joint moves.
         threshold: Position in m or rad.
         above: True if the predicate holds above the threshold, else below it.
         inclusive: Whether it holds at the threshold itself.
@@ -180,6 +181,8 @@ class JointThreshold:
     @property
     def label(self) -> str:
         """The predicate in words."""
+        if not self.joints:
+            return "true" if self.every else "false"
         return f"{'above' if self.above else 'below'}({', '.join(self.joints)}, {self.threshold:g})"
 
     def bind(self, model: mujoco.MjModel) -> Check:
@@ -204,6 +207,8 @@ class JointThreshold:
         The share that is missing is measured in the joint's range. The best joint counts if one is enough, the worst if
         all have to hold.
         """
+        if not self.joints:
+            return lambda state: _nowhere(state, float(self.every))
         joints = _joints(model, self.joints)
         addresses, bodies = model.jnt_qposadr[joints], model.jnt_bodyid[joints]
         spans = np.maximum(model.jnt_range[joints, 1] - model.jnt_range[joints, 0], 1e-6)
@@ -246,7 +251,36 @@ class Up:
         return relate
 
 
-Predicate: TypeAlias = OnObject | OnSite | InSite | JointThreshold | Up
+@dataclass(frozen=True)
+class SiteUp:
+    """A site of the object is at least one metre above the floor."""
+
+    body: str
+    site: str
+
+    @property
+    def label(self) -> str:
+        """The predicate in words."""
+        return f"up({self.site})"
+
+    def bind(self, model: mujoco.MjModel) -> Check:
+        """A function that says where the predicate holds, bool (n,)."""
+        site = _site(model, self.site)
+        return lambda state: np.asarray(state.site_xpos[:, site, 2] >= UP_HEIGHT)
+
+    def bind_relation(self, model: mujoco.MjModel) -> Relate:
+        """A function that says where the object is, and how far its site is below one metre."""
+        body, site = _body(model, self.body), _site(model, self.site)
+
+        def relate(state: StateArrays) -> Relation:
+            target = state.xpos[:, body].copy()
+            target[:, 2] += UP_HEIGHT - state.site_xpos[:, site, 2]
+            return _relation(state, body, target)
+
+        return relate
+
+
+Predicate: TypeAlias = OnObject | OnSite | InSite | JointThreshold | Up | SiteUp
 _KINDS: dict[str, type[Predicate]] = {kind.__name__: kind for kind in get_args(Predicate)}
 
 
@@ -293,6 +327,12 @@ def _relation(state: StateArrays, body: int, target: np.ndarray) -> Relation:
     """The relation of a body to the place where it should be, (n, 3) in m."""
     position = state.xpos[:, body]
     return Relation(position[:, None], target - position, state.xmat[:, body, :, 2])
+
+
+def _nowhere(state: StateArrays, done: float) -> Relation:
+    """The relation of a predicate that no motion changes, as if of the world's own body."""
+    n = len(state.xpos)
+    return Relation(state.xpos[:, :1], np.zeros((n, 3)), state.xmat[:, 0, :, 2], np.full(n, done))
 
 
 def _object(root_body: str) -> str:

@@ -39,7 +39,9 @@ IN_SITE = goals.InSite("bowl_1_main", "region", (0.1, 0.2, 0.05))
 ANY_CLOSED = goals.JointThreshold(("left", "right"), 0.1, above=False, inclusive=False, every=False)
 ALL_OPEN = goals.JointThreshold(("left", "right"), -0.1, above=True, inclusive=True, every=True)
 UP = goals.Up("bowl_1_main")
-KINDS = (ON, ON_SITE, ON_TABLE, IN_SITE, ANY_CLOSED, ALL_OPEN, UP)
+SITE_UP = goals.SiteUp("bowl_1_main", "region")
+TRUE, FALSE = (goals.JointThreshold((), 0.0, above=True, inclusive=True, every=every) for every in (True, False))
+KINDS = (ON, ON_SITE, ON_TABLE, IN_SITE, ANY_CLOSED, ALL_OPEN, UP, SITE_UP, TRUE, FALSE)
 
 
 def worlds(n: int) -> StateArrays:
@@ -118,6 +120,21 @@ def test_joints_are_compared_one_or_all_at_the_threshold_or_beyond() -> None:
 
 def test_up_is_a_metre() -> None:
     assert holds(UP, bowls_at((0, 0, 0.99), (0, 0, 1.0))) == [False, True]
+    state = worlds(2)  # the region is at half a metre
+    state.site_xpos[1, WORLD.site("region").id, 2] = 1.0
+    assert holds(SITE_UP, state) == [False, True]
+
+
+def test_no_joints_are_all_where_they_should_be_and_none_is() -> None:
+    """LIBERO's True and False; no motion brings them nearer."""
+    state, hand = worlds(3), np.ones((3, 3))
+    assert (holds(TRUE, state), holds(FALSE, state)) == ([True] * 3, [False] * 3)
+    assert (TRUE.label, FALSE.label) == ("true", "false")
+    progress = TaskProgress((TRUE, FALSE, SITE_UP), WORLD)
+    shares = progress.shares(state, hand)
+    np.testing.assert_allclose(shares[0, :2], [[0.3, 0.5, 0.2], [0.3 * nearness(math.sqrt(3)), 0, 0]])
+    np.testing.assert_allclose(shares[0, 2, 1], 0.5 * nearness(0.5), err_msg="the bowl has to rise by half a metre")
+    assert PrivilegedState((TRUE, FALSE), WORLD)(state, np.zeros((3, 8)), 1.0).shape == (3, SIZE)
 
 
 def test_a_goal_is_all_of_its_predicates() -> None:
@@ -234,4 +251,5 @@ def _others(goal: tuple[goals.Predicate, ...], model: mujoco.MjModel) -> list[go
         goals.InSite(bodies[0], region, (0.5, 0.5, 0.5)),
         goals.JointThreshold((joint,), 0.0, above=True, inclusive=True, every=True),
         goals.Up(bodies[-1]),
+        goals.SiteUp(bodies[-1], region),
     ]
