@@ -57,6 +57,8 @@ class PrivilegedState:
             points, to_target, upright, _ = relate(state)
             features[:, 0] = 1.0
             features[:, 1] = holds(state)
+            if not points.shape[1]:  # nothing to be anywhere
+                continue
             features[:, 2:5] = (points[:, 0] - robot_state[:, :3]) / DISTANCE_UNIT
             features[:, 5:8] = to_target / DISTANCE_UNIT
             features[:, 8:11] = points[:, 0]

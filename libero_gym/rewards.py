@@ -87,7 +87,7 @@ class TaskProgress:
         shares = np.zeros((len(eef_pos), len(self._predicates), len(_PARTS)))
         for index, (holds, relate) in enumerate(self._predicates):
             relation = relate(state)
-            to_hand = np.minimum.reduce(goals.length(relation.points - eef_pos[:, None]), axis=-1)
+            to_hand = np.minimum.reduce(goals.length(relation.points - eef_pos[:, None]), axis=-1, initial=np.inf)
             done = nearness(goals.length(relation.to_target)) if relation.done is None else relation.done
             shares[:, index, 0] = SHARES[0] * nearness(to_hand)
             shares[:, index, 1] = SHARES[1] * done

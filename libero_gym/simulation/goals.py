@@ -40,7 +40,7 @@ class Relation(NamedTuple):
 
     Attributes:
         points: Positions in m that the hand has to reach one of, (n, p, 3): the object's, or those of the joints'
-            bodies. The first one is the object's place.
+            bodies. The first one is the object's place. There are none if no motion changes the predicate.
         to_target: The way from the object to its target in m, (n, 3). A joint's has three times what its position
             lacks to the threshold, in m or rad.
         upright: The direction of the object's own z axis, a unit vector (n, 3).
@@ -330,9 +330,9 @@ def _relation(state: StateArrays, body: int, target: np.ndarray) -> Relation:
 
 
 def _nowhere(state: StateArrays, done: float) -> Relation:
-    """The relation of a predicate that no motion changes, as if of the world's own body."""
+    """The relation of a predicate that no motion changes: there is nothing to reach."""
     n = len(state.xpos)
-    return Relation(state.xpos[:, :1], np.zeros((n, 3)), state.xmat[:, 0, :, 2], np.full(n, done))
+    return Relation(np.zeros((n, 0, 3)), np.zeros((n, 3)), np.zeros((n, 3)), np.full(n, done))
 
 
 def _object(root_body: str) -> str:

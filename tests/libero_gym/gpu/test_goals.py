@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import mujoco
@@ -132,3 +133,21 @@ def test_frames_show_the_burners_of_the_control_step_before(warp: Any, device: s
         for expected in ([1, 1, 0], [1, 1, 1]):
             warp.launch(on_device.judge, 1, [0, table, rows, bodies, touching, sample, flags, phi])
             assert flags.numpy()[0].tolist() == expected
+
+
+def test_true_and_false_are_judged_and_the_height_of_a_region_is_refused(warp: Any, device: str) -> None:
+    from libero_gym.gpu import goals as on_device
+
+    task = compile_task(get_tasks("libero_goal")[8])  # the bowl on the plate
+    states = StateArrays.concatenate([StateArrays.of(near_goal(task, np.random.default_rng(0))) for _ in range(4)])
+    single = StateArrays(*(field.astype(np.float32) for field in states[:-1]), contacts=states.contacts)
+    hands = np.zeros((4, 3), np.float32)
+    for every in (True, False):
+        constant = goals.JointThreshold((), 0.0, above=True, inclusive=True, every=every)
+        flags, phi = judged(warp, device, dataclasses.replace(task, goal=(constant,)), single, hands)
+        assert (flags[:, 0] != 0).tolist() == [every] * 4
+        expected = TaskProgress((constant,), task.physics)(states, hands.astype(np.float64))
+        np.testing.assert_allclose(phi, expected, rtol=0, atol=1e-9)
+    goal = (goals.SiteUp("plate_1_main", "anything"),)
+    with pytest.raises(NotImplementedError, match=r"up\(anything\): worlds on a device judge no region's height"):
+        on_device.goal_table([dataclasses.replace(task, goal=goal)], device)

@@ -132,9 +132,11 @@ def test_no_joints_are_all_where_they_should_be_and_none_is() -> None:
     assert (TRUE.label, FALSE.label) == ("true", "false")
     progress = TaskProgress((TRUE, FALSE, SITE_UP), WORLD)
     shares = progress.shares(state, hand)
-    np.testing.assert_allclose(shares[0, :2], [[0.3, 0.5, 0.2], [0.3 * nearness(math.sqrt(3)), 0, 0]])
+    np.testing.assert_allclose(shares[0, :2], [[0.3, 0.5, 0.2], [0, 0, 0]], err_msg="nothing to reach")
     np.testing.assert_allclose(shares[0, 2, 1], 0.5 * nearness(0.5), err_msg="the bowl has to rise by half a metre")
-    assert PrivilegedState((TRUE, FALSE), WORLD)(state, np.zeros((3, 8)), 1.0).shape == (3, SIZE)
+    features = PrivilegedState((TRUE, FALSE), WORLD)(state, np.ones((3, 8)), 1.0)[0, 9:]
+    np.testing.assert_array_equal(features.reshape(-1, 14)[:, :3], [[1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    assert features.sum() == 3
 
 
 def test_a_goal_is_all_of_its_predicates() -> None:
