@@ -30,7 +30,7 @@ REPLAN_STEPS, MODEL_IMAGE_SIZE = 5, 224
 MAX_MESSAGE = 64 * 2**20  # bytes of an answer
 _CONNECT_S = 10.0
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 10.0
-_MAX_METADATA = 20_000  # characters in a report
+_MAX_METADATA = 20_000  # bytes of what a server says of itself, in a report
 
 
 class RemotePolicy:
@@ -246,8 +246,16 @@ class _Line:
                 f"{self.address} answers, but not as a policy server (it began with {content!r:.60}); expected "
                 "openpi's protocol, whose first message is a map."
             )
-        text = json.dumps(content, default=_as_json, sort_keys=True)
-        return json.loads(text) if len(text) <= _MAX_METADATA else {"left out": f"{len(text)} characters"}
+        if len(greeting) > _MAX_METADATA:
+            return {"left out": f"{len(greeting)} bytes"}
+        try:
+            return dict(json.loads(json.dumps(content, default=_as_json, sort_keys=True)))
+        except (TypeError, ValueError, RecursionError) as error:
+            self.close()
+            raise PolicyError(
+                f"{self.address} answers, but what it says of itself is no map by names ({error}); expected openpi's "
+                "protocol."
+            ) from error
 
     def _read(self, message: Any) -> Any:
         try:
@@ -256,7 +264,7 @@ class _Line:
             self.close()
             raise PolicyError(
                 f"The server at {self.address} sent something else than openpi's messages: {error}."
-            ) from (error)
+            ) from error
 
 
 class _Absent(PolicyError):

@@ -218,12 +218,23 @@ def test_answers_that_are_no_actions(answer: Any, message: str) -> None:
     [
         ("hello", r"answers, but not as a policy server \(it began with 'hello'\)"),
         (packed([1]), r"answers, but not as a policy server \(it began with \[1\]\)"),
+        (packed({b"policy": "pi0"}), "what it says of itself is no map by names"),
         (b"\xc1", "sent something else than openpi's messages"),
     ],
 )
 def test_a_websocket_that_serves_something_else(greeting: Any, message: str) -> None:
     with PolicyServer(metadata=greeting) as server, pytest.raises(PolicyError, match=message):
         RemotePolicy(server.address)
+
+
+def test_a_server_that_says_much_of_itself_is_told_short() -> None:
+    """An array of many numbers would be far more as a report's text."""
+    with PolicyServer(metadata={"weights": np.zeros(50_000)}) as server:
+        policy = RemotePolicy(server.address)
+        (said,) = policy.description.values()
+        policy.close()
+    assert list(said) == ["left out"]
+    assert said["left out"].endswith(" bytes")
 
 
 def test_a_port_where_nobody_is_or_no_websocket(capsys: pytest.CaptureFixture[str]) -> None:
