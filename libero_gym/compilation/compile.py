@@ -49,7 +49,8 @@ def compile_task(task: Task) -> CompiledTask:
     key = records.task_key(task)
     blob = cache.read(key)
     if blob is None:
-        logger.warning("Compiling task %d of %s: once, some 5 to 10 s.", task.task_id, task.suite)
+        what = f"task {task.task_id} of {task.suite}" if task.suite else f"'{task.bddl_file}'"
+        logger.warning("Compiling %s: once, some 5 to 10 s.", what)
         with stock_env(task.bddl_file) as env:
             compiled = extract(task, env)
             visual = records.visual_key(compiled.visual_key)

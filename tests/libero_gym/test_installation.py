@@ -246,7 +246,9 @@ def test_a_checkout_that_shadows_the_benchmark_and_this_package_work_beside_each
     checkout = tmp_path / "checkout" / "libero"
     (checkout / "libero" / "envs").mkdir(parents=True)
     (checkout / "__init__.py").touch()
-    (checkout / "libero" / "__init__.py").write_text("def get_libero_path(key):\n    return '/theirs/' + key\n")
+    asks = "import sys\nif 'libero_gym.stock_api.installing' in sys.modules:\n    assert input('Elsewhere? ') == 'n'\n"
+    path = "def get_libero_path(key):\n    return '/theirs/' + key\n"
+    (checkout / "libero" / "__init__.py").write_text(asks + path)  # it asks where it has no configuration file
     (checkout / "libero" / "envs" / "__init__.py").write_text("OffScreenRenderEnv = 'theirs'\n")
     (checkout / "libero" / "envs" / "venv.py").write_text("DummyVectorEnv = SubprocVectorEnv = 'theirs'\n")
     code = """

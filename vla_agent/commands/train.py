@@ -349,7 +349,8 @@ def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallb
     trial, path = telling_trial(first.episodes, last.episodes), options.out / "episode.mp4"
     after = options.out / "best" if evaluation.fell else model
     with cast(VLAPolicy, model.policy).averaged():  # as it was evaluated
-        film_change(options.model, after, options.env_id, trial, path, renderer=options.eval_renderer)
+        how = {"renderer": options.eval_renderer, "max_episode_steps": options.max_episode_steps or None}
+        film_change(options.model, after, options.env_id, trial, path, **how)
 
 
 def report(options: Options, success: Curriculum, evaluation: EvaluationCallback | None) -> None:

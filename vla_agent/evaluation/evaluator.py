@@ -60,7 +60,7 @@ class Evaluator:
             deterministic=)``. The folder of a run, "runs/ppo", stands for the best of its own
             evaluations (``best/``), and for its newest save if there were none. An object that acts gets `VLAVecEnv`'s
             observations and returns its bins and a state; `play_episodes` says what else `predict` may take.
-        env_id: Id of the environments, such as "LIBERO-Spatial-v0".
+        env_id: Id of the environments, such as "LIBERO-Spatial-v0"; or a BDDL file, or a folder of such.
         task_ids: Tasks of the suite; all by default.
         init_state_ids: Official initial states, each once per task. "unseen": those of each task's suite that the model
             was not trained on, by its ``training.json``, and all 50 if it has none. "held-out": the same, but a model

@@ -8,8 +8,16 @@ from libero_gym.stock_api.init_files import init_states_folder
 
 _own: Any = importlib.machinery.PathFinder.find_spec("libero.libero", sys.modules["libero"].__path__)
 __file__ = _own.origin  # by which it finds its folders
+
+
+def input(*_: Any) -> str:
+    """Answers LIBERO's question, without a configuration file, whether data sets lie elsewhere than usual: no."""
+    return "n"
+
+
 exec(_own.loader.get_code("libero.libero"), globals())  # LIBERO's module, in this one's name
 
+del input
 _get_libero_path = globals()["get_libero_path"]
 
 
