@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+# Of a file, unpacked: states of some hundred numbers are a thousand times less.
+MAX_BYTES = 200_000_000
 NO_STATES = np.zeros((0, 0))
 NO_STATES.setflags(write=False)
 
@@ -18,15 +21,27 @@ def read_states(path: Path) -> np.ndarray:
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it holds something else.
+        ValueError: If it holds something else, is damaged, or is too large.
     """
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return checked_states(loaded, str(path))
-    with loaded as archive:
-        if "states" not in archive:
-            raise ValueError(f"{path} holds {', '.join(archive) or 'nothing'}; expected an array 'states'.")
-        return checked_states(archive["states"], str(path))
+    with path.open("rb") as file:
+        is_zip = zipfile.is_zipfile(file)
+        size = path.stat().st_size
+        if is_zip:
+            with zipfile.ZipFile(file) as zipped:
+                size = sum(entry.file_size for entry in zipped.infolist())
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes, unpacked; expected initial states of at most {MAX_BYTES}.")
+    try:  # an NPY is mapped, so that one that says to be longer than it is takes no memory
+        loaded = np.load(path, mmap_mode=None if is_zip else "r", allow_pickle=False)
+        if not isinstance(loaded, np.ndarray):
+            with loaded as archive:
+                names = list(archive)
+                loaded = archive["states"] if "states" in names else None
+    except (MemoryError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); expected initial states.") from error
+    if loaded is None:
+        raise ValueError(f"{path} holds {', '.join(names) or 'nothing'}; expected an array 'states'.")
+    return checked_states(loaded, str(path))
 
 
 def checked_states(states: Any, name: str) -> np.ndarray:
