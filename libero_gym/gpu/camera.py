@@ -196,11 +196,10 @@ class BatchCamera:
         lamps = Lamps()
         lamps.ids, lamps.places, lamps.directions = scene.light_ids, data.light_xpos, data.light_xdir
         what = [scene.meshes, scene.looks, lamps, poses, scene.mirror, seen, self._parts]
-        eye = [*lens, *eyes, scene.packed.near]
+        eye, how = [*lens, *eyes, scene.packed.near], {"device": device, "block_dim": _BLOCK}
         for first in range(0, n, self._at_a_time):
             shape = min(self._at_a_time, n - first), n_cameras, self._samples.geoms.shape[2]
             where = [*eye, self.image_size, first, chosen, self._samples]
-            how = {"device": device, "block_dim": _BLOCK}
             wp.launch(drawing.see, shape, [scene.meshes, poses, seen, self._parts, *where], **how)
             wp.launch(painting.paint, shape, [*what, *eye, first, chosen, self._samples, frames], **how)
         return frames

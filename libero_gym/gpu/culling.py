@@ -16,8 +16,10 @@ _TILE = wp.constant(TILE)
 MOST = 32
 """Geoms that a tile's list holds; a tile with more has none, and its pixels look at all geoms."""
 _MOST = wp.constant(MOST)
+PIXEL_RADIUS = 0.72
+"""Half a pixel's diagonal, and a little more."""
 # From a tile's middle to its farthest sample, in pixels, and a little more.
-_TILE_RADIUS = wp.constant(0.7072 * (TILE - 1) + 0.72)
+_TILE_RADIUS = wp.constant(0.7072 * (TILE - 1) + PIXEL_RADIUS)
 
 
 @wp.struct
@@ -43,6 +45,16 @@ def pixel_of(index: int, width: int) -> wp.vec3i:
     across = (width + _TILE - 1) // _TILE
     tile, within = index // (_TILE * _TILE), index % (_TILE * _TILE)
     return wp.vec3i((tile % across) * _TILE + within % _TILE, (tile // across) * _TILE + within // _TILE, tile)
+
+
+@wp.func
+def lens_of(focal: float, width: int) -> View:
+    """A view's steps and middle for square frames; ``focal`` is the focal length of half their height."""
+    view = View()
+    view.step = 2.0 / (float(width) * focal)
+    view.middle_x = 0.5 * float(width - 1)
+    view.middle_y = view.middle_x
+    return view
 
 
 @wp.func
@@ -82,10 +94,7 @@ def list_geoms(
     """
     place_of_world, number, tile = wp.tid()
     world = worlds[place_of_world]
-    view = View()
-    view.step = 2.0 / (float(width) * focals[cameras[number]])
-    view.middle_x = 0.5 * float(width - 1)
-    view.middle_y = view.middle_x
+    view = lens_of(focals[cameras[number]], width)
     first = pixel_of(tile * _TILE * _TILE, width)
     middle = 0.5 * float(_TILE - 1)
     direction = ray_at(view, float(first[0]) + middle, float(first[1]) + middle)

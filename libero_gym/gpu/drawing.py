@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warp as wp
 
-from libero_gym.gpu.culling import Parts, pixel_of
+from libero_gym.gpu.culling import PIXEL_RADIUS, Parts, lens_of, pixel_of
 from libero_gym.gpu.rays import Hit, Meshes, Ray, meet_geom, misses
 from libero_gym.gpu.shading import View, ray_at
 from libero_gym.rendering.packing import OPAQUE
@@ -17,8 +17,6 @@ wp.set_module_options({"enable_backward": False, "max_unroll": 1})
 
 _OPAQUE = wp.constant(OPAQUE)
 _FAR = wp.constant(1.0e10)
-PIXEL_RADIUS = 0.72
-"""Half a pixel's diagonal, and a little more."""
 _PIXEL_RADIUS = wp.constant(PIXEL_RADIUS)
 
 
@@ -173,14 +171,11 @@ def view_of(
     camera_rotations: wp.array2d(dtype=wp.mat33),
 ) -> View:
     """Where a world's square frames are seen from."""
-    view = View()
+    view = lens_of(focals[camera], width)
     view.eye = camera_places[world, camera]
     view.axes = wp.transpose(camera_rotations[world, camera])
     view.lamp = view.eye
     view.ahead = -view.axes[2]
-    view.step = 2.0 / (float(width) * focals[camera])
-    view.middle_x = 0.5 * float(width - 1)
-    view.middle_y = view.middle_x
     return view
 
 

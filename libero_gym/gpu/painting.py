@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import warp as wp
 
-from libero_gym.gpu.culling import Parts, may_meet, pixel_of
-from libero_gym.gpu.drawing import PIXEL_RADIUS, Poses, Samples, Seen, moved, nothing, sample_ray, view_of
+from libero_gym.gpu.culling import PIXEL_RADIUS, Parts, may_meet, pixel_of
+from libero_gym.gpu.drawing import Poses, Samples, Seen, moved, nothing, sample_ray, view_of
 from libero_gym.gpu.rays import Hit, Meshes, Ray, meet_geom, misses
 from libero_gym.gpu.shading import Lamps, Looks, View, fragment, ray_at, sky_at
 from libero_gym.rendering.packing import OPAQUE
