@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from libero_gym.common.json_files import read_json
 from libero_gym.dimensions import ACTION_DIM, STATE_DIM
 from vla_agent.actors.interface import RENDER_SIZE, PolicyError
+from vla_agent.common.hub import download
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -65,15 +66,7 @@ def find_folder(path_or_id: str | Path) -> Path:
         return folder
     if isinstance(path_or_id, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise PolicyError(f"There is no folder '{name}'; give one that LeRobot saved a policy to, or a hub id.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_PATTERNS))
-    except Exception as error:  # the hub's client raises many kinds, those of its transport included
-        raise PolicyError(
-            f"'{name}' is neither a folder here nor a policy that could be downloaded from the hub "
-            f"({type(error).__name__}); check the spelling and the network, or give a folder."
-        ) from error
+    return download(name, _PATTERNS, "policy", PolicyError)
 
 
 def read_folder(path: Path, cameras: Mapping[str, str] | None = None) -> PolicyFolder:

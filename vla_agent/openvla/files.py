@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from libero_gym.common.json_files import read_json
+from vla_agent.common.hub import download
 from vla_agent.common.shipped import SHIPPED_FOLDER
 from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.config_checks import check_statistics
@@ -63,7 +64,8 @@ def resolve_folder(path_or_id: str | Path, *, weights: bool) -> Path:
             f"There is no checkpoint folder '{name}'. Give an existing folder, {' or '.join(map(repr, shipped))}, or a "
             "hub id such as 'openvla/openvla-7b-finetuned-libero-spatial'."
         )
-    return _download(name, weights)
+    patterns = _METADATA_PATTERNS + (_WEIGHTS_PATTERNS if weights else [])
+    return download(name, patterns, "checkpoint", CheckpointError)
 
 
 def shipped_names() -> list[str]:
@@ -127,16 +129,3 @@ def _describe_oft(config: OpenVLAConfig, folder: Path) -> None:
         config.num_images,
         config.action_chunk_size,
     )
-
-
-def _download(repo_id: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = _METADATA_PATTERNS + (_WEIGHTS_PATTERNS if weights else [])
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many kinds, those of its transport included
-        raise CheckpointError(
-            f"'{repo_id}' is neither a folder here nor a checkpoint that could be downloaded from the hub "
-            f"({type(error).__name__}); check the spelling and the network, or give a folder."
-        ) from error
