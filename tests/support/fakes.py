@@ -312,6 +312,7 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
             "generators": [generator.bit_generator.state for generator in self.generators],
             "tasks": self.tasks.tolist(),
             "elapsed": self.elapsed.tolist(),
+            "resting": self.resting.tolist(),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -319,6 +320,7 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
             generator.bit_generator.state = state
         self.tasks[:] = snapshot["tasks"]
         self.elapsed[:] = snapshot["elapsed"]
+        self.resting[:] = snapshot["resting"]
         return self._observe(), self._infos(np.zeros(self.num_envs), np.ones(self.num_envs, dtype=bool))
 
     def call(self, name: str, *args: Any, indices: Any = None, **kwargs: Any) -> tuple[Any, ...]:
