@@ -28,6 +28,7 @@ from vla_agent.algorithms.health import ACTION_DIM_NAMES
 from vla_agent.commands import cli
 from vla_agent.commands.options import parse_options
 from vla_agent.process_reward import VecProcessReward
+from vla_agent.test_time.critic_training import CriticMetrics
 
 README = ROOT / "README.md"
 ROOMS = ("libero_gym", "vla_agent", "vla_agent/engines", "examples", "benchmarks")
@@ -309,6 +310,8 @@ def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
     continuous = VLAPPO("MlpPolicy", "Pendulum-v1", n_steps=32, batch_size=32, device="cpu")
     logged |= metrics_of(continuous, 64, [], tmp_path / "continuous")
     logged |= {f"rollout/reward_{term}" for terms in TERMS.values() for term in terms}
+    logged |= {f"critic/{name}" for name in (*CriticMetrics._fields, "held_out_auc")}  # of train-critic
+    logged |= {"scorer_auc", "scorer_rank_correlation", "ms_per_decision"}  # of reports
     glossary = {
         name for cells in rows(section(ROOT / "vla_agent" / "README.md", "Metrics"))[1:] for name in spans(cells[0])
     }

@@ -31,7 +31,8 @@ class BestOfN:
     Attributes:
         policy: The `VLAPolicy`. Its ``sampling`` says how candidates are drawn.
         hidden: The model's hidden states at the latest decision, (n_envs, D); None before the first one.
-        chosen_scores: Score of each environment's latest choice, float64 (n_envs,); NaN where nothing was scored.
+        chosen_scores: Score of each environment's latest choice, float64 (n_envs,); None before the first one, and for
+            n = 1.
         rank_correlations: Spearman's correlation of scorer and judge over the candidates of each decision so far, where
             neither found all of them equal.
 
@@ -59,7 +60,7 @@ class BestOfN:
             device = self.policy.backbone.device
             self._generator = th.Generator(device).manual_seed(whole_number("seed", seed, 0, 2**63 - 1))
         self.hidden: th.Tensor | None = None
-        self.chosen_scores = np.zeros(0)
+        self.chosen_scores: np.ndarray | None = None
         self.rank_correlations: list[float] = []
 
     @property
@@ -110,7 +111,6 @@ class BestOfN:
     def _choose(self, question: Question, playing: Sequence[int] | None) -> np.ndarray:
         """Number of the best candidate of each observation, (B,)."""
         n_rows = len(question.candidates.bins)
-        self.chosen_scores = np.full(n_rows, np.nan)
         if self.n == 1 or self.scorer is None:
             return np.zeros(n_rows, dtype=np.int64)
         scores = checked_choice_scores(self.scorer, question)

@@ -122,7 +122,7 @@ def test_it_plays_episodes_and_is_better_by_what_the_environment_rewards() -> No
 def test_scores_of_the_chosen_can_be_watched(learner: VLAPPO) -> None:
     policy = BestOfN(learner, 4, Highest(), seed=0)
     env = fake_env(2, max_episode_steps=3)
-    watch = lambda: policy.chosen_scores if len(policy.chosen_scores) else [None] * 2  # noqa: E731
+    watch = lambda: [None] * 2 if policy.chosen_scores is None else policy.chosen_scores  # noqa: E731
     for episode in play_episodes(env, policy, [EpisodeStart(task_id=0)] * 3, watch=watch):
         assert episode.frames[1:] == episode.actions[:, 0].tolist()
 
