@@ -17,6 +17,7 @@ from libero_gym.common.checks import choice, flag
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.env import LiberoEnv
 from libero_gym.env.arguments import check_actions, check_options, check_task_weights, one_or_all
+from libero_gym.env.starts import possible_starts
 from libero_gym.rewards import TERMS
 from libero_gym.vector import arguments as vector_arguments
 from libero_gym.vector.backend import ENDED, FINAL, IDLE, INFO_KEYS, Backend, BackendFactory, Plan, ResetRequests
@@ -124,7 +125,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         limits = self.max_episode_steps  # as JSON has them
         self.settings = example.settings | {"max_episode_steps": list(limits) if isinstance(limits, tuple) else limits}
-        self._tasks = example.tasks
+        self._tasks, self._starts = example.tasks, (example.init_state_ids, example.placement_seeds)
         self._terms = TERMS[example.reward]
         self.single_observation_space = example.observation_space
         self.single_action_space = example.action_space
@@ -247,6 +248,23 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         self._check_open()
         self._task_weights = check_task_weights(weights, len(self.task_ids))
         self.backend.set_task_weights(self._task_weights)
+
+    @property
+    def task_weights(self) -> np.ndarray:
+        """How often each task of ``task_ids`` is drawn, float64 (n_tasks,); they sum to one."""
+        return self._task_weights.copy()
+
+    def episode_starts(self, task_id: int) -> list[dict[str, int]]:
+        """Options for `reset` of every start that an episode of a task is drawn from, each as likely.
+
+        For learners that begin several episodes from one start.
+
+        Raises:
+            ValueError: If ``task_id`` is none of ``task_ids``.
+        """
+        self._check_open()
+        check_options({"task_id": task_id}, self.task_ids, self._tasks)
+        return [{"task_id": int(task_id), **start} for start in possible_starts(self._tasks[task_id], *self._starts)]
 
     def set_autoreset(self, enabled: bool) -> None:
         """Whether what ``autoreset_mode`` says follows an episode's end; True from the start.
