@@ -58,12 +58,13 @@ class Options:
     seed: int = 0
     device: str = "auto"
     out: Path = Path("runs/grpo")
+    existing: Literal["refuse", "aside"] = "refuse"  # if --out holds another run; "aside" moves it to earlier/
     resume: Path | None = None  # the folder of an earlier run, to go on from where it stopped
 
 
 def main(options: Options) -> None:
     task_ids, states = ids_or_none("--task-ids", options.task_ids), ids_or_none("--init-states", options.init_states)
-    with claim_run(options.out, options.resume) as claim:
+    with claim_run(options.out, options.resume, existing=options.existing) as claim:
         # Environments that begin where they are told, to the bit: the episodes of a group differ by the draws alone.
         env = make_vec_env(
             options.env_id,

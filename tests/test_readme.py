@@ -23,7 +23,8 @@ from paths import ROOT, without_opengl
 from stable_baselines3.common.logger import configure
 
 from libero_gym.rewards import TERMS
-from vla_agent import VLAPPO, Curriculum, EvaluationCallback
+from vla_agent import VLAGRPO, VLAPPO, Curriculum, EvaluationCallback
+from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.health import ACTION_DIM_NAMES
 from vla_agent.commands import cli
 from vla_agent.commands.options import parse_options
@@ -282,7 +283,7 @@ class Brightness:
 
 
 def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
-    """Two trainings that together log whatever there is: with every addition on, and with a policy of SB3's."""
+    """Trainings that together log whatever there is: PPO with every addition, with a policy of SB3's, and GRPO."""
     backbone = FakeBackbone()
     backbone.processor = SimProcessor()
     model = VLAPPO(
@@ -308,6 +309,10 @@ def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
     logged = metrics_of(model, 64, [Curriculum("hardest"), evaluation], tmp_path / "every")
     continuous = VLAPPO("MlpPolicy", "Pendulum-v1", n_steps=32, batch_size=32, device="cpu")
     logged |= metrics_of(continuous, 64, [], tmp_path / "continuous")
+    grouped = VLAGRPO(
+        "VLAPolicy", fake_env(), n_episodes=4, group_size=2, device="cpu", policy_kwargs={"model": FakeBackbone()}
+    )
+    logged |= metrics_of(grouped, 16, [], tmp_path / "grouped")
     logged |= {f"rollout/reward_{term}" for terms in TERMS.values() for term in terms}
     glossary = {
         name for cells in rows(section(ROOT / "vla_agent" / "README.md", "Metrics"))[1:] for name in spans(cells[0])
@@ -316,7 +321,7 @@ def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
     assert glossary == logged
 
 
-def metrics_of(model: VLAPPO, total_timesteps: int, callbacks: list[Any], folder: Path) -> set[str]:
+def metrics_of(model: VLALearner, total_timesteps: int, callbacks: list[Any], folder: Path) -> set[str]:
     """The metrics that a training logs, as the glossary writes them."""
     model.set_logger(configure(str(folder), ["csv"]))
     model.learn(total_timesteps, callbacks)

@@ -82,6 +82,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
     Attributes:
         backend: What simulates the environments.
         settings: The arguments that decide what happens in the environments, as JSON can hold them.
+        task_weights: How often each task of ``task_ids`` is drawn, float64 (n_tasks,); they sum to one.
 
     Raises:
         ValueError: If an argument is out of range; no process is started then.
@@ -246,18 +247,11 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             ValueError: If there is not one finite, non-negative weight per task, or all are zero.
         """
         self._check_open()
-        self._task_weights = check_task_weights(weights, len(self.task_ids))
-        self.backend.set_task_weights(self._task_weights)
-
-    @property
-    def task_weights(self) -> np.ndarray:
-        """How often each task of ``task_ids`` is drawn, float64 (n_tasks,); they sum to one."""
-        return self._task_weights.copy()
+        self.task_weights = check_task_weights(weights, len(self.task_ids))
+        self.backend.set_task_weights(self.task_weights)
 
     def episode_starts(self, task_id: int) -> list[dict[str, int]]:
-        """Options for `reset` of every start that an episode of a task is drawn from, each as likely.
-
-        For learners that begin several episodes from one start.
+        """`reset`'s options of every start that an episode of a task is drawn from, each as likely.
 
         Raises:
             ValueError: If ``task_id`` is none of ``task_ids``.
@@ -286,7 +280,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         """
         self._check_open()
         self._check_begun()
-        return {**self.backend.snapshot(), "task_weights": self._task_weights.tolist()}
+        return {**self.backend.snapshot(), "task_weights": self.task_weights.tolist()}
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Go on where `snapshot` was taken, in this process or another; gives observations and infos as `reset` does.

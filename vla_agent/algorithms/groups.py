@@ -111,7 +111,7 @@ class GroupSamples(NamedTuple):
 
     def rows(self, rows: np.ndarray, device: th.device) -> GroupSamples:
         """Some decisions, as tensors on a device."""
-        observations = obs_as_tensor({key: values[rows] for key, values in self.observations.items()}, device)
+        observations: Any = obs_as_tensor({key: values[rows] for key, values in self.observations.items()}, device)
         return GroupSamples(observations, *(th.as_tensor(values[rows], device=device) for values in self[1:]))
 
 

@@ -95,6 +95,7 @@ class VLAGRPO(VLALearner):
     drop_uninformative: bool
     length_norm: bool
     length_penalty: float
+    failure_scorer: str | None
     failure_weight: float
     kl_ref_coef: float
     gradient_accumulation_steps: int
@@ -136,7 +137,7 @@ class VLAGRPO(VLALearner):
     ) -> None:
         given = self._checked(locals())
         self._samples: GroupSamples | None = None
-        self._scorer: RewardModel | None = None if failure_scorer is None else load_reward_model(failure_scorer)
+        self._scorer: RewardModel | None = None
         # What SB3's base asks for, and this does not have.
         unused = {"n_steps": 1, "gamma": 1.0, "gae_lambda": 1.0, "vf_coef": 0.0}
         unused |= {"use_sde": False, "sde_sample_freq": -1}
@@ -291,9 +292,16 @@ class VLAGRPO(VLALearner):
 
     # --------------------------------------------------------------------------------------------- set-up
 
+    def _checked(self, given: dict[str, Any]) -> dict[str, Any]:
+        policy = given["policy"]
+        if isinstance(policy, type) and not issubclass(policy, VLAPolicy):
+            raise ValueError(
+                f"VLAGRPO draws and scores action tokens, and the policy is {policy.__name__}; give 'VLAPolicy', or a "
+                "subclass of it."
+            )
+        return super()._checked(given)
+
     def _check_together(self, given: Mapping[str, Any], n_envs: int | None) -> None:
-        if not self.scoring.saves_runs:
-            raise ValueError("VLAGRPO draws and scores action tokens: its policy is 'VLAPolicy' or a subclass of it.")
         real_number("clip_range", given["clip_range"], above=0, below=1)
         n_episodes, size = given["n_episodes"], whole_number("group_size", given["group_size"], 2)
         if n_episodes % size or n_episodes < size:
@@ -318,7 +326,8 @@ class VLAGRPO(VLALearner):
                 "VLAGRPO begins groups of episodes from one initial state, and these environments do not say where "
                 "they can begin; give what vla_agent.make_vec_env makes."
             )
-        if self._scorer is not None:
+        if self.failure_scorer is not None:  # only now: to act, a run that was loaded needs none
+            self._scorer = load_reward_model(self.failure_scorer)
             parts = cast(spaces.Dict, self.env.observation_space).spaces
             check_camera(self._scorer, {key: tuple(space.shape or ()) for key, space in parts.items()})
 
