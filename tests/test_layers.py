@@ -31,7 +31,7 @@ VLA_AGENT = [
     {"runs"},
     {"sft", "process_reward"},
     {"envs"},
-    {"algorithms", "actors"},
+    {"algorithms", "actors", "test_time"},
     {"engines"},
     {"evaluation"},
     {"viewing"},

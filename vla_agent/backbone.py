@@ -29,6 +29,9 @@ class Abilities:
         autocast: It computes in bfloat16 over float32 weights when asked to (`set_autocast`, `autocast_dtype`).
         cuda_graphs: It replays decoding as CUDA graphs unless asked not to (`set_cuda_graphs`).
         gradient_checkpointing: It can recompute its blocks in the backward pass (`set_gradient_checkpointing`).
+        samples_candidates: It draws and scores several chains of an observation from one pass over its prompt
+            (`sample_candidates`, `score_candidates`).
+        independent_tokens: Its tokens are independent given the observation: all chains have the same logits.
     """
 
     speaks_bins: bool = True
@@ -36,6 +39,8 @@ class Abilities:
     autocast: bool = False
     cuda_graphs: bool = False
     gradient_checkpointing: bool = False
+    samples_candidates: bool = False
+    independent_tokens: bool = False
 
 
 class Scores(Protocol):
@@ -56,6 +61,22 @@ class Samples(Scores, Protocol):
     @property
     def bins(self) -> th.Tensor:
         """int64 (B, N)."""
+
+
+class CandidateSamples(Protocol):
+    """n chains of each observation, and the scores that they were drawn from, before the temperature."""
+
+    @property
+    def bins(self) -> th.Tensor:
+        """int64 (B, n, N)."""
+
+    @property
+    def logits(self) -> th.Tensor:
+        """float32 (B, n, N, 256), by bin: each token's, the earlier ones of its chain given."""
+
+    @property
+    def hidden(self) -> th.Tensor:
+        """Shape (B, D): what the first action token is predicted from."""
 
 
 class Codec(Protocol):
@@ -216,6 +237,43 @@ class VLABackbone(Protocol):
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Whether backward passes recompute blocks instead of keeping what they computed."""
+
+    def sample_candidates(
+        self,
+        input_ids: th.Tensor,
+        attention_mask: th.Tensor,
+        pixel_values: th.Tensor,
+        n_samples: int,
+        *,
+        greedy_first: bool = False,
+        state: th.Tensor | None = None,
+        sampling: Sampling = ...,
+        generator: th.Generator | None = None,
+    ) -> CandidateSamples:
+        """Draws ``n_samples`` chains of each observation, without gradients; a single one is `sample_actions`'s.
+
+        Args:
+            input_ids, attention_mask, pixel_values, state: The observations.
+            n_samples: Chains of each observation.
+            greedy_first: Whether the first of them is the greedy chain instead of a drawn one.
+            sampling: How to draw each token.
+            generator: Source of randomness; torch's global one if None.
+
+        Raises:
+            ValueError: If ``n_samples`` is below 1.
+            FloatingPointError: If the logits are not finite.
+        """
+
+    def score_candidates(
+        self,
+        input_ids: th.Tensor,
+        attention_mask: th.Tensor,
+        pixel_values: th.Tensor,
+        bins: th.Tensor,
+        *,
+        state: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """Logits (B, n, N, 256) of n chains of each observation, bins (B, n, N), without gradients."""
 
     def regress_actions(
         self,

@@ -40,6 +40,9 @@ class Episode:
         actions: Actions as the environment takes them, float32 (T, 7); +1 closes the gripper.
         images: Frames by observation key (``image``, ``wrist_image``), uint8 (T, H, W, 3), turned by 180 degrees like
             those of the environment.
+        rewards: Reward of each action, float32 (T,); None if the file records none.
+        dones: Whether the episode ended with each action, by success or by running out of time, bool (T,); None if the
+            file does not say.
         success: Whether the goal held at the end.
         suite: LIBERO's name of the suite, empty if unknown.
         task_id: The task in it, -1 if unknown.
@@ -57,6 +60,8 @@ class Episode:
     state: np.ndarray
     actions: np.ndarray
     images: dict[str, np.ndarray] = field(default_factory=dict)
+    rewards: np.ndarray | None = None
+    dones: np.ndarray | None = None
     success: bool = True
     suite: str = ""
     task_id: int = -1
@@ -76,7 +81,7 @@ class Episode:
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _ARRAYS}
 
 
-_ARRAYS = ("state", "actions", "images")
+_ARRAYS = ("state", "actions", "images", "rewards", "dones")
 
 
 def check_episode(episode: Episode, name: str) -> None:
@@ -101,6 +106,9 @@ def check_episode(episode: Episode, name: str) -> None:
         raise ValueError(f"{name} has states of shape {episode.state.shape}; expected {(n_frames, STATE_DIM)}.")
     if not (np.isfinite(episode.actions).all() and np.isfinite(episode.state).all()):
         raise ValueError(f"{name} holds NaN or infinity in its states or actions.")
+    for what, column in (("rewards", episode.rewards), ("ends", episode.dones)):
+        if column is not None and (column.shape != (n_frames,) or not np.isfinite(column).all()):
+            raise ValueError(f"{name} has {what} of shape {column.shape}; expected {n_frames} finite numbers.")
     for key, frames in episode.images.items():
         if frames.dtype != np.uint8 or frames.ndim != 4 or len(frames) != n_frames or frames.shape[3] != 3:
             raise ValueError(

@@ -28,13 +28,21 @@ from libero_gym.demonstrations.lerobot_fields import (
     whole_cell,
 )
 from libero_gym.demonstrations.lerobot_frames import from_cells, from_video
-from libero_gym.demonstrations.lerobot_layout import IMAGE_PREFIX, INFO_PATH, STATS_PATH, require_pyarrow
+from libero_gym.demonstrations.lerobot_layout import (
+    IMAGE_PREFIX,
+    INFO_PATH,
+    NEXT_DONE,
+    NEXT_REWARD,
+    STATS_PATH,
+    require_pyarrow,
+)
 from libero_gym.demonstrations.lerobot_names import camera_key, same_camera
 from libero_gym.dimensions import CONTROL_FREQ, GRIPPER_DIM
 from libero_gym.gripper import GripperCommands
 
 # Bounds of one parquet file; LeRobot begins another one at 100 MB.
 _MAX_ROWS, _MAX_TABLE_BYTES = 10**7, 16 * 2**30
+_OUTCOMES = {NEXT_REWARD: np.float32, NEXT_DONE: np.bool_}  # columns that not every dataset has, and their types
 # Of v3.0.
 EPISODES_FOLDER = "meta/episodes"
 _BLOCK = 2**20  # bytes read at once
@@ -106,6 +114,8 @@ class LeRobotReader:
             state=columns[self._columns.state],
             actions=columns[self._columns.action],
             images={key: self._read_frames(row, feature, columns, path) for key, feature in self._wanted.items()},
+            rewards=columns.get(NEXT_REWARD),
+            dones=columns.get(NEXT_DONE),
             fps=self.fps,
             versions=versions_of(row),
             **own_cells(row),
@@ -234,16 +244,19 @@ class LeRobotReader:
         try:
             _check_parquet(path)
             wanted = [*numbers, "frame_index", "episode_index", *images]
-            if missing := [name for name in wanted if name not in pq.read_schema(path).names]:
+            present = pq.read_schema(path).names
+            if missing := [name for name in wanted if name not in present]:
                 raise DamagedEpisodeError(f"{path} is damaged: it has no column {', '.join(map(repr, missing))}.")
+            outcomes = [name for name in _OUTCOMES if name in present]
             table = pq.read_table(
                 path,
-                columns=[*numbers, "frame_index", *images],
+                columns=[*numbers, *outcomes, "frame_index", *images],
                 filters=[("episode_index", "=", row["episode_index"])],
             )
             if len(table) != length or table["frame_index"].to_pylist() != list(range(length)):
                 raise DamagedEpisodeError(f"{path} holds {len(table)} of {length} frames, or disordered.")
             columns = {name: np.array(table[name].to_pylist(), dtype=np.float32) for name in numbers}
+            columns |= {name: np.array(table[name].to_pylist(), dtype=_OUTCOMES[name]).reshape(-1) for name in outcomes}
         except DamagedEpisodeError:
             raise
         except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:

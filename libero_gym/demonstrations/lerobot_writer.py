@@ -25,6 +25,8 @@ from libero_gym.demonstrations.lerobot_layout import (
     EPISODES_PATH,
     IMAGE_PREFIX,
     INFO_PATH,
+    NEXT_DONE,
+    NEXT_REWARD,
     OWN_FIELDS,
     OWN_PREFIX,
     STATE_NAMES,
@@ -171,12 +173,14 @@ class LeRobotWriter:
     def _frame_columns(self, episode: Episode, index: int) -> dict[str, np.ndarray]:
         """The data file's columns in the order of the features; each frame has a row."""
         n_frames = len(episode)
-        done = np.arange(n_frames) == n_frames - 1
+        last = np.arange(n_frames) == n_frames - 1
+        rewards = last & episode.success if episode.rewards is None else episode.rewards  # LIBERO's, 1 for success
         return {
             "observation.state": np.asarray(episode.state, np.float32),
             "action": np.asarray(episode.actions, np.float32),
-            "next.done": done,
-            "next.success": done & episode.success,
+            NEXT_REWARD: np.asarray(rewards, np.float32),
+            NEXT_DONE: last if episode.dones is None else np.asarray(episode.dones, bool),
+            "next.success": last & episode.success,
             "timestamp": (np.arange(n_frames) / self.fps).astype(np.float32),
             "frame_index": np.arange(n_frames),
             "episode_index": np.full(n_frames, index),
@@ -240,7 +244,8 @@ class LeRobotWriter:
             }
         features["observation.state"] = {"dtype": "float32", "shape": [STATE_DIM], "names": STATE_NAMES}
         features["action"] = {"dtype": "float32", "shape": [ACTION_DIM], "names": ACTION_NAMES}
-        for name in ("next.done", "next.success"):
+        features[NEXT_REWARD] = {"dtype": "float32", "shape": [1], "names": None}
+        for name in (NEXT_DONE, "next.success"):
             features[name] = {"dtype": "bool", "shape": [1], "names": None}
         for name, dtype in _SCALARS.items():
             features[name] = {"dtype": dtype, "shape": [1], "names": None}

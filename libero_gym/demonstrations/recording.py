@@ -103,7 +103,8 @@ def record(
         policy: A factory that is called with the environment after each reset and returns the episode's policy: a
             function from an observation to an action (7,), or an object with ``act()`` that reads the environment, and
             perhaps with ``reset()`` and ``done``. A true ``done`` or a StopIteration ends the episode. Workers import
-            the factory by a name, ``"module:function"``, or unpickle it.
+            the factory by a name, ``"module:function"``, or unpickle it. A recording is continued with a factory of the
+            same ``name``, or else of the same name of its class or function.
         task_ids: Tasks to record; None for all.
         init_state_ids: Official initial states of each task; None for all. Evaluations use all 50, so leave some out.
         placement_seeds: Seeds that draw further initial states, with objects anywhere in the BDDL's regions; see
@@ -122,7 +123,8 @@ def record(
         random_prefix: Largest number of uniformly random actions with an open gripper that begin an episode; each
             episode draws its own number. Demonstrations then show recoveries.
         random_action_prob: Probability that an action is replaced by a uniformly random one.
-        keep_failures: Whether failed episodes enter the dataset; ``libero/success`` and ``next.success`` mark them.
+        keep_failures: Whether failed episodes enter the dataset; ``libero/success`` and ``next.success`` mark them, and
+            their ``next.reward`` is 0 throughout.
         seed: Seed of all random numbers. An episode's numbers depend on the seed and its key, not on workers or order.
         crf: Quality of the videos, see `videos.encode`.
         n_workers: Number of worker processes; 0 records in this process.
@@ -298,6 +300,8 @@ def _limit_of(suite: str) -> int | None:
 
 
 def _policy_name(policy: PolicyFactory) -> str:
-    """The name under which the options note a policy that is given as an object."""
+    """The name under which the options note a policy that is given as an object: its own ``name``, if it has one."""
+    if isinstance(own := getattr(policy, "name", None), str):
+        return own
     named = getattr(policy, "func", policy)
     return str(getattr(named, "__qualname__", type(named).__qualname__))

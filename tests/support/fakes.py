@@ -12,9 +12,10 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import nn
 
+from libero_gym.common.checks import whole_number
 from vla_agent.action_tokens import BinCodec
 from vla_agent.backbone import Abilities
-from vla_agent.bins import PLAIN, Sampling
+from vla_agent.bins import GREEDY, PLAIN, Sampling
 from vla_agent.envs.vec_env import VLAVecEnv
 
 IMAGE_SIZE = 16
@@ -93,7 +94,7 @@ class FakeBackbone(nn.Module):
             self.lm_head = nn.Linear(width, VOCAB_SIZE)
             self.spare = nn.Linear(width, 2)  # no output depends on it
 
-    abilities = Abilities()
+    abilities = Abilities(samples_candidates=True)
 
     @property
     def device(self) -> th.device:
@@ -137,7 +138,47 @@ class FakeBackbone(nn.Module):
         sampling: Sampling = PLAIN,
         generator: th.Generator | None = None,
     ) -> FakeScores:
-        hidden = first = self._first_hidden(input_ids, attention_mask, pixel_values, state)
+        first = self._first_hidden(input_ids, attention_mask, pixel_values, state)
+        return FakeScores(*self._draw(first, sampling, generator), first)
+
+    @th.no_grad()
+    def sample_candidates(
+        self,
+        input_ids: th.Tensor,
+        attention_mask: th.Tensor,
+        pixel_values: th.Tensor,
+        n_samples: int,
+        *,
+        greedy_first: bool = False,
+        state: th.Tensor | None = None,
+        sampling: Sampling = PLAIN,
+        generator: th.Generator | None = None,
+    ) -> FakeScores:
+        n_samples = whole_number("n_samples", n_samples, 1)
+        first = self._first_hidden(input_ids, attention_mask, pixel_values, state)
+        drawn = self._draw(first.repeat_interleave(n_samples, 0), sampling, generator)
+        bins, logits = (part.unflatten(0, (-1, n_samples)) for part in drawn)
+        if greedy_first:
+            bins[:, 0], logits[:, 0] = self._draw(first, GREEDY, None)
+        return FakeScores(bins, logits, first)
+
+    @th.no_grad()
+    def score_candidates(
+        self,
+        input_ids: th.Tensor,
+        attention_mask: th.Tensor,
+        pixel_values: th.Tensor,
+        bins: th.Tensor,
+        *,
+        state: th.Tensor | None = None,
+    ) -> th.Tensor:
+        first = self._first_hidden(input_ids, attention_mask, pixel_values, state)
+        logits = self._forced(first.repeat_interleave(bins.shape[1], 0), bins.flatten(0, 1))
+        return logits.unflatten(0, bins.shape[:2])
+
+    def _draw(
+        self, hidden: th.Tensor, sampling: Sampling, generator: th.Generator | None
+    ) -> tuple[th.Tensor, th.Tensor]:
         noise = sampling.noise(self.n_action_tokens, len(hidden), hidden.device, generator)
         all_bins, all_logits = [], []
         for i in range(self.n_action_tokens):
@@ -147,7 +188,14 @@ class FakeBackbone(nn.Module):
         logits = th.stack(all_logits, 1)
         if not logits.isfinite().all():
             raise FloatingPointError("The fake's logits are not finite.")
-        return FakeScores(th.stack(all_bins, 1), logits, first)
+        return th.stack(all_bins, 1), logits
+
+    def _forced(self, hidden: th.Tensor, bins: th.Tensor) -> th.Tensor:
+        all_logits = []
+        for i in range(self.n_action_tokens):
+            all_logits.append(self._logits(hidden).float())
+            hidden = self.cell(self.words(self._token_ids[bins[:, i]]), hidden)
+        return th.stack(all_logits, 1)
 
     def score_actions(
         self,
@@ -158,12 +206,8 @@ class FakeBackbone(nn.Module):
         *,
         state: th.Tensor | None = None,
     ) -> FakeScores:
-        hidden = first = self._first_hidden(input_ids, attention_mask, pixel_values, state)
-        all_logits = []
-        for i in range(self.n_action_tokens):
-            all_logits.append(self._logits(hidden).float())
-            hidden = self.cell(self.words(self._token_ids[bins[:, i]]), hidden)
-        return FakeScores(bins, th.stack(all_logits, 1), first)
+        first = self._first_hidden(input_ids, attention_mask, pixel_values, state)
+        return FakeScores(bins, self._forced(first, bins), first)
 
     def encode_observations(
         self,
@@ -269,6 +313,7 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
             "generators": [generator.bit_generator.state for generator in self.generators],
             "tasks": self.tasks.tolist(),
             "elapsed": self.elapsed.tolist(),
+            "resting": self.resting.tolist(),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -276,6 +321,7 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
             generator.bit_generator.state = state
         self.tasks[:] = snapshot["tasks"]
         self.elapsed[:] = snapshot["elapsed"]
+        self.resting[:] = snapshot["resting"]
         return self._observe(), self._infos(np.zeros(self.num_envs), np.ones(self.num_envs, dtype=bool))
 
     def episode_starts(self, task_id: int) -> list[dict[str, int]]:

@@ -63,6 +63,8 @@ def test_it_has_every_member_that_its_abilities_ask_for(case: Case) -> None:
         "set_cuda_graphs": case.model.abilities.cuda_graphs,
         "set_gradient_checkpointing": case.model.abilities.gradient_checkpointing,
         "regress_actions": case.model.abilities.regresses_actions,
+        "sample_candidates": case.model.abilities.samples_candidates,
+        "score_candidates": case.model.abilities.samples_candidates,
     }
     assert set(optional) < set(MEMBERS)
     missing = [name for name in MEMBERS if optional.get(name, True) and not hasattr(case.model, name)]
@@ -120,6 +122,61 @@ def test_a_seed_decides_and_the_global_one_if_there_is_no_generator(case: Case) 
     assert not th.equal(draw(3), draw(4))
     th.manual_seed(3)
     assert th.equal(case.model.sample_actions(**case.inputs, sampling=PLAIN).bins, draw(3))
+
+
+@th.no_grad()
+def test_candidates_are_scored_as_if_each_were_alone(case: Case) -> None:
+    n_tokens = case.model.n_action_tokens
+    sample = case.model.sample_candidates(**case.inputs, n_samples=4, generator=th.Generator().manual_seed(0))
+    assert sample.bins.shape == (3, 4, n_tokens)
+    assert sample.bins.dtype == th.int64
+    assert sample.logits.shape == (3, 4, n_tokens, 256)
+    assert sample.logits.dtype == th.float32
+    assert sample.hidden.shape == (3, case.model.hidden_size)
+    assert not th.equal(sample.bins[:, 0], sample.bins[:, 1]), "candidates that are all alike would prove nothing"
+    again = case.model.score_candidates(**case.inputs, bins=sample.bins)
+    for i in range(4):
+        alone = case.model.score_actions(**case.inputs, bins=sample.bins[:, i])
+        th.testing.assert_close(sample.logits[:, i], alone.logits, rtol=0, atol=1e-4)
+        th.testing.assert_close(again[:, i], alone.logits, rtol=0, atol=1e-4)
+        th.testing.assert_close(sample.hidden, alone.hidden, rtol=0, atol=1e-4)
+
+
+@th.no_grad()
+def test_candidates_differ_from_chain_to_chain_only_if_tokens_depend_on_each_other(case: Case) -> None:
+    logits = case.model.sample_candidates(**case.inputs, n_samples=3).logits
+    assert th.equal(logits[:, 0], logits[:, 1]) == case.model.abilities.independent_tokens
+
+
+@th.no_grad()
+@pytest.mark.parametrize("sampling", [PLAIN, Sampling(temperature=2.0, top_k=9), GREEDY])
+def test_a_single_candidate_is_the_sample_to_the_bit(case: Case, sampling: Sampling) -> None:
+    alone = case.model.sample_actions(**case.inputs, sampling=sampling, generator=th.Generator().manual_seed(5))
+    among = case.model.sample_candidates(
+        **case.inputs, n_samples=1, sampling=sampling, generator=th.Generator().manual_seed(5)
+    )
+    assert th.equal(among.bins[:, 0], alone.bins)
+    assert th.equal(among.logits[:, 0], alone.logits)
+    assert th.equal(among.hidden, alone.hidden)
+
+
+@th.no_grad()
+def test_the_greedy_chain_can_be_the_first_candidate_and_leaves_the_others_as_they_are(case: Case) -> None:
+    def draw(greedy_first: bool) -> th.Tensor:
+        generator = th.Generator().manual_seed(2)
+        return case.model.sample_candidates(
+            **case.inputs, n_samples=3, greedy_first=greedy_first, generator=generator
+        ).bins
+
+    greedy = case.model.sample_actions(**case.inputs, sampling=GREEDY).bins
+    assert th.equal(draw(True)[:, 0], greedy)
+    assert not th.equal(draw(False)[:, 0], greedy)
+    assert th.equal(draw(True)[:, 1:], draw(False)[:, 1:])
+
+
+def test_no_candidates_are_an_error(case: Case) -> None:
+    with pytest.raises(ValueError, match="n_samples=0 is out of range; expected a whole number"):
+        case.model.sample_candidates(**case.inputs, n_samples=0)
 
 
 @th.no_grad()

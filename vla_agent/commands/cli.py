@@ -16,7 +16,10 @@ COMMANDS = {
     "evaluate": ("vla_agent.commands.evaluate", "success rates by protocol; compare two evaluations"),
     "finetune": ("vla_agent.commands.finetune", "teach a model by demonstrations"),
     "train-scorer": ("vla_agent.commands.train_scorer", "train a process reward model, and judge it"),
-    "record": ("vla_agent.commands.record", "record a scripted expert's demonstrations as a LeRobot dataset"),
+    "record": (
+        "vla_agent.commands.record",
+        "record a scripted expert, or a model with its failures, as a LeRobot dataset",
+    ),
     "render": ("vla_agent.commands.render", "draw every task of a suite into an MP4 and a contact sheet"),
     "view": ("vla_agent.commands.view", "look at an episode, recorded or played now, in a browser"),
     "doctor": ("libero_gym.doctor", "say what works on this machine, and what cures the rest"),

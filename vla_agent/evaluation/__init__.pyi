@@ -10,5 +10,6 @@ from .reports import EvaluationReport as EvaluationReport
 from .results import EpisodeResult as EpisodeResult
 from .results import ReportError as ReportError
 from .results import SuccessRow as SuccessRow
+from .stepwise import StepwisePolicy as StepwisePolicy
 from .trials import Trial as Trial
 from .trials import plan_trials as plan_trials

@@ -1,9 +1,10 @@
+from .acting import ActionCandidates as ActionCandidates
+from .acting import ActionOutput as ActionOutput
+from .acting import ActionSample as ActionSample
 from .config import OpenVLAConfig as OpenVLAConfig
 from .files import CheckpointError as CheckpointError
 from .image import center_crop as center_crop
 from .image import libero_image as libero_image
-from .model import ActionOutput as ActionOutput
-from .model import ActionSample as ActionSample
 from .model import OpenVLA as OpenVLA
 from .processor import Processor as Processor
 from .processor import load_processor as load_processor

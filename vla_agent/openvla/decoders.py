@@ -17,11 +17,32 @@ from vla_agent.openvla.sequence import KeyValueCache, PromptLayout, causal_mask
 
 
 class Draw(NamedTuple):
-    """Drawn bins and what they were drawn from."""
+    """Drawn bins and what they were drawn from; n candidates of each observation, side by side."""
 
-    bins: th.Tensor  # int64 (B, N)
-    logits: th.Tensor  # float32 (B, N, 256), by bin
+    bins: th.Tensor  # int64 (B * n, N)
+    logits: th.Tensor  # float32 (B * n, N, 256), by bin
     hidden: th.Tensor  # (B, D), where the first action token is predicted
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many chains are drawn of each observation, and whether the first of them is the greedy one."""
+
+    n_samples: int = 1
+    greedy_first: bool = False
+
+    def spread(self, rows: th.Tensor) -> th.Tensor:
+        """A row for each chain, (B * n, ...), of a row for each observation, (B, ...)."""
+        return rows if self.n_samples == 1 else rows.repeat_interleave(self.n_samples, 0)
+
+    def with_greedy(self, bins: th.Tensor, logits: th.Tensor) -> th.Tensor:
+        """Drawn bins (B * n, ...), with the likeliest of logits (B * n, ..., 256) in the first chain's place."""
+        if self.greedy_first:
+            bins[:: self.n_samples] = logits[:: self.n_samples].argmax(-1)
+        return bins
+
+
+ONE = Amount()
 
 
 class Decoder(Hashable, Protocol):
@@ -46,9 +67,15 @@ class Decoder(Hashable, Protocol):
         layout: PromptLayout,
         prefix: th.Tensor,
         sampling: Sampling,
+        amount: Amount,
         noise: th.Tensor | None,
     ) -> Draw:
-        """Draws all tokens with the randomness that `Sampling.noise` gave."""
+        """Draws all tokens from one pass over each prompt, with the randomness that `Sampling.noise` gave."""
+
+    def score(
+        self, network: OpenVLANetwork, layout: PromptLayout, prefix: th.Tensor, action_ids: th.Tensor
+    ) -> th.Tensor:
+        """Logits by bin, float32 (B, n, N, 256), of n chains of ids (B, n, N), from one pass over each prompt."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +103,10 @@ class ChainDecoder:
         layout: PromptLayout,
         prefix: th.Tensor,
         sampling: Sampling,
+        amount: Amount,
         noise: th.Tensor | None,
     ) -> Draw:
-        """Draws token after token."""
+        """Draws token after token; the chains of an observation share the pass over its prompt."""
         n_tokens = network.n_action_tokens
         positions, visible = network.columns(layout, n_tokens - 1)
         # Buffers of the full length, filled pass by pass: the usual cache would copy all its keys at every token.
@@ -90,13 +118,37 @@ class ChainDecoder:
             mask = causal_mask(None if visible is None else visible[:, :end], embeds.shape[1])
             hidden.append(network.decode(embeds, positions[:, start:end], mask, cache=cache, n_last=1))
             logits.append(network.bin_logits(hidden[-1])[:, 0].float())
-            bins.append(sampling.choose(logits[-1], None if noise is None else noise[i]))
+            if i == 0 and amount.n_samples > 1:  # from here on the chains of an observation differ
+                cache.repeat(amount.n_samples)
+                logits[0], positions = amount.spread(logits[0]), amount.spread(positions)
+                visible = None if visible is None else amount.spread(visible)
+            drawn = sampling.choose(logits[-1], None if noise is None else noise[i])
+            bins.append(amount.with_greedy(drawn, logits[-1]))
             # The next pass is over this token alone, since the cache holds what came before. After the last token there
             # is none: it would predict the stop token, and the published code asks for N new tokens, too.
             embeds, start = network.embed(network.action_token_ids[bins[-1]][:, None]), end
         # The critic reads where the first token is predicted: later states know what was drawn, so that their value
         # would be one of state and action, no baseline.
         return Draw(th.stack(bins, dim=1), th.stack(logits, dim=1), hidden[0][:, 0])
+
+    def score(
+        self, network: OpenVLANetwork, layout: PromptLayout, prefix: th.Tensor, action_ids: th.Tensor
+    ) -> th.Tensor:
+        """One pass over the prompt, and one over all tokens of all chains but their last."""
+        amount, n_tokens = Amount(action_ids.shape[1]), action_ids.shape[2]
+        positions, visible = network.columns(layout, n_tokens - 1)
+        cache = KeyValueCache(len(network.language_model.model.layers), positions.shape[1])
+        length = prefix.shape[1]
+        mask = causal_mask(None if visible is None else visible[:, :length], length)
+        first = network.decode(prefix, positions[:, :length], mask, cache=cache, n_last=1)
+        cache.repeat(amount.n_samples)
+        first, positions = amount.spread(first), amount.spread(positions)
+        # Plain causal attention would align the tokens with the first keys, so a mask says where they are.
+        visible = th.ones_like(positions, dtype=th.bool) if visible is None else amount.spread(visible)
+        embeds = network.embed(action_ids.flatten(0, 1)[:, :-1])
+        mask = causal_mask(visible, n_tokens - 1)
+        later = network.decode(embeds, positions[:, length:], mask, cache=cache, n_last=n_tokens - 1)
+        return network.bin_logits(th.cat([first, later], dim=1)).float().unflatten(0, action_ids.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -137,13 +189,22 @@ class ParallelDecoder:
         layout: PromptLayout,
         prefix: th.Tensor,
         sampling: Sampling,
+        amount: Amount,
         noise: th.Tensor | None,
     ) -> Draw:
-        """Draws all tokens at once."""
+        """Draws all tokens of all chains from the same scores."""
         hidden = self.hidden(network, layout, prefix)
         logits = network.bin_logits(hidden).float()
-        bins = sampling.choose(logits.flatten(0, 1), None if noise is None else noise[0])
-        return Draw(bins.view(logits.shape[:2]), logits, hidden[:, 0])
+        logits = amount.spread(logits)
+        drawn = sampling.choose(logits.flatten(0, 1), None if noise is None else noise[0]).view(logits.shape[:2])
+        return Draw(amount.with_greedy(drawn, logits), logits, hidden[:, 0])
+
+    def score(
+        self, network: OpenVLANetwork, layout: PromptLayout, prefix: th.Tensor, action_ids: th.Tensor
+    ) -> th.Tensor:
+        """The same for all chains."""
+        logits = network.bin_logits(self.hidden(network, layout, prefix)).float()
+        return logits.unsqueeze(1).expand(-1, action_ids.shape[1], -1, -1)
 
 
 @dataclass(frozen=True)
@@ -173,6 +234,7 @@ def draw_actions(
     state: th.Tensor | None,
     sampling: Sampling,
     generator: th.Generator | None,
+    amount: Amount = ONE,
 ) -> Draw:
     """Draws the actions of a batch: its randomness first, then everything else, recorded where the network can.
 
@@ -184,14 +246,15 @@ def draw_actions(
         state: Normalised, (B, 8), for a model that takes it.
         sampling: How to draw.
         generator: Source of randomness on the model's device; torch's global one if None.
+        amount: How many chains of each observation.
     """
     # Random numbers come first, outside of what is recorded: a CUDA graph would draw the same ones at each replay.
     n_draws = decoder.n_draws(network)
-    # A chain chooses for B rows N times; a parallel decoder chooses once for all B * N.
-    n_rows = len(layout.bos) * network.n_action_tokens // n_draws
+    # A chain chooses for B * n rows N times; a parallel decoder chooses once for all B * n * N.
+    n_rows = len(layout.bos) * amount.n_samples * network.n_action_tokens // n_draws
     noise = sampling.noise(n_draws, n_rows, network.device, generator)
     tensors = (layout.bos, layout.rest, layout.padding, pixel_values, state, noise)
-    return Draw(*network.graphs.run(_draw, network, (decoder, sampling, layout.is_padded), tensors))
+    return Draw(*network.graphs.run(_draw, network, (decoder, sampling, amount, layout.is_padded), tensors))
 
 
 def regress_actions(
@@ -210,6 +273,7 @@ def _draw(
     network: OpenVLANetwork,
     decoder: Decoder,
     sampling: Sampling,
+    amount: Amount,
     is_padded: bool,
     bos: th.Tensor,
     rest: th.Tensor,
@@ -221,7 +285,7 @@ def _draw(
     layout = PromptLayout(bos, rest, padding, is_padded)
     with network.autocast():
         prefix = network.embed_prefix(layout, pixel_values, state)
-        return decoder.draw(network, layout, prefix, sampling, noise)
+        return decoder.draw(network, layout, prefix, sampling, amount, noise)
 
 
 def _regress(

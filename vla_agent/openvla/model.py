@@ -1,42 +1,24 @@
 """OpenVLA: two vision towers, a projector and a Llama that speaks action tokens."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch as th
-from torch import nn
 
 from libero_gym.dimensions import ACTION_DIM
 from vla_agent.action_tokens import unnormalize
 from vla_agent.backbone import Abilities
-from vla_agent.bins import PLAIN, Sampling
+from vla_agent.bins import Sampling
+from vla_agent.openvla.acting import ActionNetwork
 from vla_agent.openvla.config import OpenVLAConfig
-from vla_agent.openvla.decoders import RegressionDecoder, choose_decoder, draw_actions, regress_actions
+from vla_agent.openvla.decoders import ParallelDecoder
 from vla_agent.openvla.image import pixel_values_from_images
-from vla_agent.openvla.network import OpenVLANetwork
 from vla_agent.openvla.processor import Processor
 from vla_agent.openvla.weights import load_module, save_module
 
 
-class ActionOutput(NamedTuple):
-    """Scores of given bins. B observations, N action tokens, D width."""
-
-    logits: th.Tensor  # float32 (B, N, 256), by bin: predict each action token, the earlier ones given
-    hidden: th.Tensor  # (B, D), behind the final norm, where the first action token is predicted
-
-
-class ActionSample(NamedTuple):
-    """Drawn bins and the scores they were drawn from."""
-
-    bins: th.Tensor  # int64 (B, N)
-    logits: th.Tensor  # float32 (B, N, 256), by bin, before the temperature
-    hidden: th.Tensor  # (B, D), behind the final norm, where the first action token is predicted
-
-
-class OpenVLA(OpenVLANetwork):
+class OpenVLA(ActionNetwork):
     """The published model without its framework: same tensors by name, same numbers, any batch of prompts.
 
     Actions are N = 7 tokens (times `action_chunk_size`), each conditioned on those before; with `decoding="parallel"`
@@ -56,7 +38,6 @@ class OpenVLA(OpenVLANetwork):
     def __init__(self, config: OpenVLAConfig, processor: Processor | None = None) -> None:
         super().__init__(config)
         self._processor = processor
-        self.decoder = choose_decoder(config)
 
     @classmethod
     def from_pretrained(
@@ -116,6 +97,8 @@ class OpenVLA(OpenVLANetwork):
             autocast=True,
             cuda_graphs=True,
             gradient_checkpointing=True,
+            samples_candidates=self.decoder.speaks_bins,
+            independent_tokens=isinstance(self.decoder, ParallelDecoder),
         )
 
     def preprocess(self, *images: np.ndarray | th.Tensor) -> th.Tensor:
@@ -148,68 +131,6 @@ class OpenVLA(OpenVLANetwork):
         input_ids, attention_mask = self.processor.tokenize(instructions)
         return th.from_numpy(input_ids).to(self.device), th.from_numpy(attention_mask).to(self.device)
 
-    def action_logits(
-        self,
-        input_ids: th.Tensor,
-        attention_mask: th.Tensor,
-        pixel_values: th.Tensor,
-        action_ids: th.Tensor,
-        *,
-        state: th.Tensor | None = None,
-    ) -> th.Tensor:
-        """Logits (B, N, V), over the whole vocabulary, that predict each action token, the earlier ones forced.
-
-        Args:
-            input_ids: Prompts, int64 (B, L), padded on the right.
-            attention_mask: 1 for tokens and 0 for padding, (B, L).
-            pixel_values: Shape (B, 6 per camera, S, S).
-            action_ids: Token ids of the actions, int64 (B, N).
-            state: `Processor.normalize_state` of the robot's state, (B, 8), for a model that takes it.
-
-        Raises:
-            ValueError: If shapes do not fit, or the sequence exceeds the model's context.
-        """
-        self._check_actions("action_ids", action_ids, input_ids)
-        with self.autocast():
-            hidden = self._hidden(input_ids, attention_mask, pixel_values, state, action_ids)
-            return self.language_model.lm_head(hidden)
-
-    def score_actions(
-        self,
-        input_ids: th.Tensor,
-        attention_mask: th.Tensor,
-        pixel_values: th.Tensor,
-        bins: th.Tensor,
-        *,
-        state: th.Tensor | None = None,
-    ) -> ActionOutput:
-        """Scores given bins, int64 (B, N), in one teacher-forced pass; other arguments as `action_logits`.
-
-        Raises:
-            ValueError: If shapes do not fit, or the sequence exceeds the model's context.
-        """
-        self._check_actions("bins", bins, input_ids)
-        with self.autocast():
-            hidden = self._hidden(input_ids, attention_mask, pixel_values, state, self.action_token_ids[bins])
-            return ActionOutput(self.bin_logits(hidden), hidden[:, 0])
-
-    def encode_observations(
-        self,
-        input_ids: th.Tensor,
-        attention_mask: th.Tensor,
-        pixel_values: th.Tensor,
-        *,
-        state: th.Tensor | None = None,
-    ) -> th.Tensor:
-        """The hidden states (B, D) that `score_actions` gives, without scoring; arguments as `action_logits`.
-
-        Raises:
-            ValueError: If shapes do not fit, or the sequence exceeds the model's context.
-        """
-        self._check_speaks_bins()
-        with self.autocast():
-            return self._hidden(input_ids, attention_mask, pixel_values, state, None)[:, 0]
-
     def generate_actions(
         self,
         input_ids: th.Tensor,
@@ -228,59 +149,6 @@ class OpenVLA(OpenVLANetwork):
         inputs = (input_ids, attention_mask, pixel_values)
         sample = self.sample_actions(*inputs, state=state, sampling=sampling, generator=generator)
         return self.action_token_ids[sample.bins]
-
-    @th.no_grad()
-    def sample_actions(
-        self,
-        input_ids: th.Tensor,
-        attention_mask: th.Tensor,
-        pixel_values: th.Tensor,
-        *,
-        state: th.Tensor | None = None,
-        sampling: Sampling = PLAIN,
-        generator: th.Generator | None = None,
-    ) -> ActionSample:
-        """Draws bins; only action tokens are ever drawn. Modules are in evaluation mode meanwhile.
-
-        Args:
-            input_ids: Prompts, int64 (B, L), padded on the right.
-            attention_mask: 1 for tokens and 0 for padding, (B, L).
-            pixel_values: Shape (B, 6 per camera, S, S).
-            state: `Processor.normalize_state` of the robot's state, (B, 8), for a model that takes it.
-            sampling: How to draw each token.
-            generator: Source of randomness on the model's device; torch's global one if None.
-
-        Raises:
-            ValueError: If shapes do not fit, or the context is exceeded.
-            FloatingPointError: If the logits are not finite, so that there is nothing to draw from.
-        """
-        self._check_speaks_bins()
-        with _evaluating(self):
-            layout = self.lay_out(input_ids, attention_mask)
-            draw = draw_actions(self.decoder, self, layout, pixel_values, state, sampling, generator)
-        if not draw.logits.isfinite().all():
-            raise FloatingPointError("The model's action logits are not finite: its weights or inputs have overflowed.")
-        return ActionSample(*draw)
-
-    @th.no_grad()
-    def regress_actions(
-        self,
-        input_ids: th.Tensor,
-        attention_mask: th.Tensor,
-        pixel_values: th.Tensor,
-        *,
-        state: th.Tensor | None = None,
-    ) -> th.Tensor:
-        """Normalised actions, float32 (B, chunk, 7), of a model with a continuous head; arguments as `sample_actions`.
-
-        Raises:
-            ValueError: If the model has no such head, shapes do not fit, or the context is exceeded.
-        """
-        if not isinstance(self.decoder, RegressionDecoder):
-            raise ValueError("The model has no continuous action head; its actions are tokens: use generate_actions.")
-        with _evaluating(self):
-            layout = self.lay_out(input_ids, attention_mask)
-            return regress_actions(self.decoder, self, layout, pixel_values, state)
 
     def predict_action(
         self,
@@ -330,42 +198,3 @@ class OpenVLA(OpenVLANetwork):
         )
         shape = (len(texts), -1, ACTION_DIM) if self.config.action_chunk_size > 1 else (len(texts), ACTION_DIM)
         return self.processor.decode_actions(ids.cpu().numpy().reshape(shape), unnorm_key)
-
-    def _hidden(
-        self,
-        input_ids: th.Tensor,
-        attention_mask: th.Tensor,
-        pixel_values: th.Tensor,
-        state: th.Tensor | None,
-        action_ids: th.Tensor | None,
-    ) -> th.Tensor:
-        """Hidden states (B, N, D) that predict given action tokens; without any, at least the first one's."""
-        layout = self.lay_out(input_ids, attention_mask)
-        prefix = self.embed_prefix(layout, pixel_values, state)
-        return self.decoder.hidden(self, layout, prefix, action_ids)
-
-    def _check_actions(self, name: str, actions: th.Tensor, input_ids: th.Tensor) -> None:
-        self._check_speaks_bins()
-        expected = (len(input_ids), self.n_action_tokens)
-        if actions.shape != expected:
-            raise ValueError(f"{name} must have shape {expected}, got {tuple(actions.shape)}.")
-
-    def _check_speaks_bins(self) -> None:
-        if not self.decoder.speaks_bins:
-            raise ValueError(
-                "This checkpoint regresses actions with a continuous head and was not trained to speak action tokens: "
-                "it can be evaluated with predict_action, but not sampled or scored. Train a discrete one."
-            )
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside, dropout and gradient checkpointing (which drops the cache) are off; then modules get their mode back."""
-    training = [child for child in module.modules() if child.training] if module.training else []
-    for child in training:
-        child.training = False
-    try:
-        yield
-    finally:
-        for child in training:
-            child.training = True

@@ -120,3 +120,10 @@ class KeyValueCache:
         buffers[0][:, :, start:end] = keys
         buffers[1][:, :, start:end] = values
         return buffers[0][:, :, :end], buffers[1][:, :, :end]
+
+    def repeat(self, n_copies: int) -> None:
+        """Lets each row be followed by copies of itself: rows B become B * n_copies, those of a row side by side."""
+        self._buffers = [
+            buffers and (buffers[0].repeat_interleave(n_copies, 0), buffers[1].repeat_interleave(n_copies, 0))
+            for buffers in self._buffers
+        ]

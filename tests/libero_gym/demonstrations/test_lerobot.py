@@ -51,6 +51,8 @@ def test_the_folder_has_the_layout_and_fields_of_lerobot_v3(dataset: Path) -> No
     assert table["index"].to_pylist() == list(range(5, 11))
     np.testing.assert_allclose(table["timestamp"].to_pylist(), np.arange(6) / 20, rtol=1e-6)
     assert table["next.done"].to_pylist() == [False] * 5 + [True]
+    assert table["next.reward"].to_pylist() == [0.0] * 5 + [1.0]
+    assert info["features"]["next.reward"] == {"dtype": "float32", "shape": [1], "names": None}
     tasks = pq.read_table(dataset / "meta/tasks.parquet")
     assert tasks.to_pydict() == {"task_index": [0, 1], "task": ["do thing 0", "do thing 1"]}
     assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["task"]
@@ -58,6 +60,31 @@ def test_the_folder_has_the_layout_and_fields_of_lerobot_v3(dataset: Path) -> No
     actions = np.concatenate([synthetic(5 + index, seed=index).actions for index in range(3)])
     np.testing.assert_allclose(stats["action"]["q99"], np.quantile(actions.astype(float), 0.99, axis=0), rtol=1e-6)
     assert np.shape(stats["observation.images.image"]["mean"]) == (3, 1, 1)
+
+
+def test_rewards_and_ends_are_read_back_and_older_files_have_none(dataset: Path, tmp_path: Path) -> None:
+    episode = LeRobotReader(dataset)[0]
+    assert episode.rewards is not None
+    assert episode.rewards.dtype == np.float32
+    assert episode.dones is not None
+    assert episode.dones.dtype == np.bool_
+    assert (episode.rewards.tolist(), episode.dones.tolist()) == ([0, 0, 0, 0, 1], [False] * 4 + [True])
+    shaped = np.linspace(-1, 1, 5, dtype=np.float32)
+    writer = LeRobotWriter(tmp_path / "shaped", cameras=("image",))
+    writer.add(replace(synthetic(5), rewards=shaped))
+    writer.add(replace(synthetic(5), success=False))
+    with pytest.raises(ValueError, match=r"rewards of shape \(4,\); expected 5 finite numbers"):
+        writer.add(replace(synthetic(5), rewards=shaped[:4]))
+    writer.finish()
+    given, failure = LeRobotReader(tmp_path / "shaped")
+    np.testing.assert_array_equal(given.rewards, shaped)
+    assert failure.rewards is not None
+    assert not failure.rewards.any()
+    for path in dataset.glob("data/*/*.parquet"):  # as they were before
+        pq.write_table(pq.read_table(path).drop_columns(["next.reward", "next.done"]), path)
+    older = LeRobotReader(dataset)[0]
+    assert older.rewards is None
+    assert older.dones is None
 
 
 def test_frames_are_summarised_per_channel_in_zero_to_one() -> None:

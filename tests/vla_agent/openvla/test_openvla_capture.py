@@ -98,6 +98,18 @@ def test_replays_equal_eager_decoding(decoder: OpenVLA, inputs: Prompts, samplin
     assert len(decoder.graphs) == 1
 
 
+@pytest.mark.parametrize("greedy_first", [False, True])
+def test_candidates_replay_by_their_number(decoder: OpenVLA, inputs: Prompts, greedy_first: bool) -> None:
+    twin = eager(decoder)
+    for seed in range(3):
+        for n_samples in (1, 2, 3):
+            settings: dict[str, Any] = {"n_samples": n_samples, "greedy_first": greedy_first}
+            got = decoder.sample_candidates(*inputs, **settings, generator=generator(decoder, seed))
+            expected = twin.sample_candidates(*inputs, **settings, generator=generator(twin, seed))
+            assert_equal(ActionSample(*got), ActionSample(*expected))
+    assert len(decoder.graphs) == 3
+
+
 @pytest.mark.parametrize("max_graphs", [8, 2])
 def test_batches_of_different_shapes_replay_in_any_order(
     backend: tuple[Any, str], decoder: OpenVLA, inputs: Prompts, max_graphs: int

@@ -14,6 +14,9 @@ def test_wrong_tensors_are_named(model, batch):
         model.action_logits(ids, mask, pixels, batch["bins"][:, :6])
     with pytest.raises(ValueError, match=r"bins must have shape \(3, 7\), got \(3, 6\)"):
         model.score_actions(ids, mask, pixels, batch["bins"][:, :6])
+    for bins in (batch["bins"], batch["bins"][:, None, :6], batch["bins"][:2, None], batch["bins"][:, None][:, :0]):
+        with pytest.raises(ValueError, match=r"bins must have shape \(3, n, 7\), got "):
+            model.score_candidates(ids, mask, pixels, bins)
     with pytest.raises(ValueError, match=r"pixel_values must have shape \(batch, 6, 112, 112\)"):
         model.sample_actions(ids, mask, pixels[:, :3])
     with pytest.raises(ValueError, match="Got 3 prompts but pixel_values of 2 images"):

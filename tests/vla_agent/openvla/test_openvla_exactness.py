@@ -167,3 +167,24 @@ def test_bfloat16_stays_near_float32(batch):
     with th.no_grad():
         difference = single.action_logits(**as_ids(single, batch)) - half.action_logits(**as_ids(half, batch)).float()
     assert 0 < difference.abs().max() < 0.1
+
+
+@th.no_grad()
+def test_chains_of_one_observation_share_the_pass_over_its_prompt(model, batch):
+    passes = []
+    handle = model.vision_backbone.register_forward_hook(lambda *_: passes.append("image"))
+    widths = []
+    layer = model.language_model.model.layers[0].register_forward_pre_hook(lambda _, args: widths.append(args[0].shape))
+    try:
+        bins = model.sample_candidates(*prompts(batch), n_samples=5).bins
+        prefill, *steps = widths
+        assert passes == ["image"]
+        assert prefill[0] == 3
+        assert [tuple(shape[:2]) for shape in steps] == [(15, 1)] * 6
+        widths.clear()
+        model.score_candidates(*prompts(batch), bins=bins)
+        assert [shape[0] for shape in widths] == [3, 15]
+        assert passes == ["image"] * 2
+    finally:
+        handle.remove()
+        layer.remove()
