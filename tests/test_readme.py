@@ -283,7 +283,7 @@ class Brightness:
 
 
 def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
-    """Trainings that together log whatever there is: PPO with every addition, with a policy of SB3's, GRPO, distillation."""
+    """Trainings that together log whatever there is: PPO with every addition, SB3's policy, GRPO, distillation."""
     backbone = FakeBackbone()
     backbone.processor = SimProcessor()
     model = VLAPPO(
