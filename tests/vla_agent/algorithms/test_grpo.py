@@ -182,6 +182,13 @@ def test_a_scorer_and_time_tell_apart_what_success_does_not(tmp_path: Path) -> N
     np.testing.assert_allclose(model._returns(ended), [0.9, 0.8, 0.1, 0.15])
 
 
+def test_confidence_is_the_mean_log_probability_and_needs_no_reward() -> None:
+    model = make(returns="confidence")
+    assert model._returns([episode(0, 2, 1.0, True), episode(3, 4)]).tolist() == [0.0, -3.0]
+    model.learn(1)
+    assert model.n_iterations == 1
+
+
 def test_nothing_to_learn_from_is_said_and_survived() -> None:
     model = make(n_episodes=4, max_groups=1.0)
     model._returns = lambda episodes: np.zeros(len(episodes))  # type: ignore[method-assign]
@@ -197,6 +204,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_episodes": 2}, ValueError, r"group_size=4 does not divide n_episodes=2, .*; give n_episodes=4 or 8\."),
     ({"group_size": 1}, ValueError, "group_size=1 is out of range"),
     ({"kl_ref_coef": 0.1}, ValueError, r"kl_ref_coef=0\.1 needs adapters"),
+    ({"returns": "confidence", "length_penalty": 0.1}, ValueError, "returns='confidence' asks for no success"),
     ({"clip_range": 1.5}, ValueError, r"clip_range=1\.5"),
     ({"gradient_accumulation_steps": 32}, ValueError, "gradient_accumulation_steps=32 is more than batch_size=16"),
     ({"advantage": "gae"}, ValueError, "advantage"),
