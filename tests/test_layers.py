@@ -32,7 +32,7 @@ VLA_AGENT = [
     {"sft", "process_reward"},
     {"offline"},
     {"envs"},
-    {"algorithms", "actors"},
+    {"algorithms", "actors", "test_time"},
     {"engines"},
     {"evaluation"},
     {"viewing"},

@@ -25,7 +25,8 @@ from paths import ROOT, without_opengl
 from stable_baselines3.common.logger import configure
 
 from libero_gym.rewards import TERMS
-from vla_agent import VLAPPO, Curriculum, EvaluationCallback
+from vla_agent import VLAGRPO, VLAPPO, Curriculum, EvaluationCallback
+from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.health import ACTION_DIM_NAMES
 from vla_agent.commands import cli, finetune
 from vla_agent.commands.offline import Method, mark
@@ -285,7 +286,7 @@ class Brightness:
 
 
 def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
-    """Trainings that together log whatever there is: with every addition on, with a policy of SB3's, and offline."""
+    """Trainings that together log whatever there is: with every addition, of SB3's policies, in groups and offline."""
     backbone = FakeBackbone()
     backbone.processor = SimProcessor()
     model = VLAPPO(
@@ -311,6 +312,10 @@ def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
     logged = metrics_of(model, 64, [Curriculum("hardest"), evaluation], tmp_path / "every")
     continuous = VLAPPO("MlpPolicy", "Pendulum-v1", n_steps=32, batch_size=32, device="cpu")
     logged |= metrics_of(continuous, 64, [], tmp_path / "continuous")
+    grouped = VLAGRPO(
+        "VLAPolicy", fake_env(), n_episodes=4, group_size=2, device="cpu", policy_kwargs={"model": FakeBackbone()}
+    )
+    logged |= metrics_of(grouped, 16, [], tmp_path / "grouped")
     logged |= {f"rollout/reward_{term}" for terms in TERMS.values() for term in terms}
     logged |= offline_metrics(tmp_path)
     glossary = {
@@ -329,7 +334,7 @@ def offline_metrics(folder: Path) -> set[str]:
     return {name for options in methods for name in mark(options, model, recorded(), folder / options.method)}
 
 
-def metrics_of(model: VLAPPO, total_timesteps: int, callbacks: list[Any], folder: Path) -> set[str]:
+def metrics_of(model: VLALearner, total_timesteps: int, callbacks: list[Any], folder: Path) -> set[str]:
     """The metrics that a training logs, as the glossary writes them."""
     model.set_logger(configure(str(folder), ["csv"]))
     model.learn(total_timesteps, callbacks)

@@ -1,3 +1,4 @@
+from .algorithms.grpo import VLAGRPO as VLAGRPO
 from .algorithms.health import RatioError as RatioError
 from .algorithms.ppo import VLAPPO as VLAPPO
 from .callbacks import Curriculum as Curriculum

@@ -64,9 +64,7 @@ class Options:
     image_size: int = 112  # side of recorded frames in pixels
     renderer: Renderer = "fast"  # renderer of recorded frames
     n_workers: int = 2  # processes that record
-    grasp_radius: float | None = (
-        None  # m; what grasps farther from the median is left out; 0: none; None: 0.05 to clone
-    )
+    grasp_radius: float | None = None  # m; episodes whose grasp is farther from the median are left out; 0 for none
     cut_waiting: bool = True  # leave out frames in which the hand waits before it closes or opens
     n_steps: int = 2500  # optimizer steps
     batch_size: int = 32  # examples per step

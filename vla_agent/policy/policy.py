@@ -175,7 +175,7 @@ class VLAPolicy(ActorCriticPolicy):
         Raises:
             NonFiniteError: If the model's scores are no finite numbers.
         """
-        prompt = self._model_inputs(obs)
+        prompt = self.backbone_inputs(obs)
         try:
             sample = self.backbone.sample_actions(**prompt, sampling=self._draws(deterministic))
         except FloatingPointError as error:
@@ -233,7 +233,7 @@ class VLAPolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: PyTorchObs) -> ActionTokenDistribution:
         """The distribution over action chains; it runs the model when it is sampled or asked for a probability."""
-        prompt = self._model_inputs(obs)
+        prompt = self.backbone_inputs(obs)
 
         def draw(deterministic: bool) -> Chain:
             sample = self.backbone.sample_actions(**prompt, sampling=self._draws(deterministic))
@@ -249,7 +249,7 @@ class VLAPolicy(ActorCriticPolicy):
     def extract_features(self, obs: PyTorchObs, features_extractor: Any = None) -> th.Tensor:
         """Hidden states (B, D) that the first action token is predicted from; no extractor is asked."""
         with self._backbone_gradients():
-            return self.backbone.encode_observations(**self._model_inputs(obs))
+            return self.backbone.encode_observations(**self.backbone_inputs(obs))
 
     def reset_noise(self, n_envs: int = 1) -> None:
         """Not offered: bins are drawn from the model's own scores."""
@@ -343,7 +343,7 @@ class VLAPolicy(ActorCriticPolicy):
     def _forced_pass(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Logits (B, N, 256) and hidden states (B, D)."""
         with self._backbone_gradients():
-            scores = self.backbone.score_actions(**self._model_inputs(obs), bins=actions.long())
+            scores = self.backbone.score_actions(**self.backbone_inputs(obs), bins=actions.long())
         return scores.logits, scores.hidden
 
     def _backbone_gradients(self) -> AbstractContextManager[Any]:
@@ -352,7 +352,7 @@ class VLAPolicy(ActorCriticPolicy):
     def _draws(self, deterministic: bool) -> Sampling:
         return dataclasses.replace(self.sampling, deterministic=deterministic)
 
-    def _model_inputs(self, obs: PyTorchObs) -> dict[str, Any]:
+    def backbone_inputs(self, obs: PyTorchObs) -> dict[str, Any]:
         """The backbone's arguments of a batch of observations."""
         tensors = cast(dict[str, th.Tensor], obs)
         images = [to_channels_last(tensors[key]) for key in CAMERA_KEYS[: self.backbone.config.num_images]]

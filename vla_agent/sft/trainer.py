@@ -31,7 +31,7 @@ from vla_agent.common.errors import NonFiniteError
 from vla_agent.common.hashes import fingerprint
 from vla_agent.openvla import OpenVLA
 from vla_agent.policy.lora import LoraSettings, add_lora, merge_lora
-from vla_agent.policy.precision import warn_of_lost_steps
+from vla_agent.policy.precision import warn_of_lost_steps, warn_of_slow_products
 from vla_agent.sft.batch import Batch
 from vla_agent.sft.checkpoint import check_tensors, pack_tensors, read_checkpoint, restore_tensors, write_checkpoint
 from vla_agent.sft.checks import check_arguments, check_fit
@@ -93,6 +93,8 @@ class SupervisedTrainer:
         **settings: Any,
     ) -> None:
         self.settings = SFTSettings.from_dict(settings)
+        if self.settings.autocast == "bfloat16" and model.device.type == "cpu":
+            warn_of_slow_products()
         check_arguments(model, data, unnorm_key, statistics, lora, augmentation)
         check_fit(model, data, statistics)
         self.statistics = data.statistics() if statistics is None else statistics

@@ -108,7 +108,7 @@ def test_evaluate_actions_is_the_sum_of_conditional_terms(make_policy: MakePolic
     for i in range(7):  # token i's score must not see what follows
         hidden_future = actions.clone()
         hidden_future[:, i + 1 :] = 0
-        logits = policy.backbone.score_actions(**policy._model_inputs(obs), bins=hidden_future).logits
+        logits = policy.backbone.score_actions(**policy.backbone_inputs(obs), bins=hidden_future).logits
         terms.append((logits[:, i] / 1.3).log_softmax(-1).gather(1, actions[:, i : i + 1])[:, 0])
     th.testing.assert_close(policy.evaluate_actions(obs, actions)[1], sum(terms), atol=1e-4, rtol=1e-5)
 

@@ -1,0 +1,9 @@
+from .best_of_n import BestOfN as BestOfN
+from .critic import ChunkCritic as ChunkCritic
+from .loading import scorer_by_name as scorer_by_name
+from .look_ahead import ProcessLookahead as ProcessLookahead
+from .look_ahead import SuccessLookahead as SuccessLookahead
+from .masked import MaskedAgreement as MaskedAgreement
+from .scorers import ActionScorer as ActionScorer
+from .scorers import Question as Question
+from .scorers import ScorerError as ScorerError
