@@ -39,11 +39,11 @@ class Options:
     n_eval_placements: int = 0  # further initial states per task to evaluate on, drawn; none is trained on
     physics: Literal["exact", "fast", "coarse"] = "fast"  # of training; evaluations have exact physics
     n_envs: int = 8  # environments side by side
-    n_episodes: int = 64  # episodes that an iteration learns from
+    n_episodes: int = 32  # episodes that an iteration learns from
     group_size: int = 8  # episodes from one initial state
     advantage: Literal["group", "leave_one_out"] = "group"  # GRPO or RLOO
     total_timesteps: int = 6144  # decisions of the whole training; tiny-libero decides 8 control steps at a time
-    batch_size: int = 256  # decisions per minibatch
+    batch_size: int = 128  # decisions per minibatch
     n_epochs: int = 2  # passes over each iteration's decisions
     learning_rate: float = 5e-5
     clip_range: float = 0.2  # how far a token's ratio may fall

@@ -25,7 +25,7 @@ from paths import ROOT, without_opengl
 from stable_baselines3.common.logger import configure
 
 from libero_gym.rewards import TERMS
-from vla_agent import VLAGRPO, VLAPPO, Curriculum, EvaluationCallback
+from vla_agent import VLAGRPO, VLAPPO, Curriculum, EvaluationCallback, VLADistillation
 from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.health import ACTION_DIM_NAMES
 from vla_agent.commands import cli, finetune
@@ -286,7 +286,7 @@ class Brightness:
 
 
 def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
-    """Trainings that together log whatever there is: with every addition, of SB3's policies, in groups and offline."""
+    """Trainings that log whatever there is: PPO with every addition, SB3's policy, GRPO, distillation, offline."""
     backbone = FakeBackbone()
     backbone.processor = SimProcessor()
     model = VLAPPO(
@@ -316,6 +316,13 @@ def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
         "VLAPolicy", fake_env(), n_episodes=4, group_size=2, device="cpu", policy_kwargs={"model": FakeBackbone()}
     )
     logged |= metrics_of(grouped, 16, [], tmp_path / "grouped")
+    taught = VLADistillation(
+        *("VLAPolicy", fake_env(), FakeBackbone(seed=1)),
+        n_steps=8,
+        batch_size=8,
+        policy_kwargs={"model": FakeBackbone()},
+    )
+    logged |= metrics_of(taught, 16, [], tmp_path / "taught")
     logged |= {f"rollout/reward_{term}" for terms in TERMS.values() for term in terms}
     logged |= offline_metrics(tmp_path)
     glossary = {

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import torch as th
 
-from vla_agent.algorithms.base import VLALearner
-from vla_agent.algorithms.grpo import VLAGRPO
-from vla_agent.algorithms.ppo import VLAPPO
 from vla_agent.runs.run_files import HYPERPARAMETERS, opened, read_json
 
-# Learners by the name that their runs hold. A new one goes here.
-LEARNERS: dict[str, type[VLALearner]] = {kind.__name__: kind for kind in (VLAPPO, VLAGRPO)}
+# Modules of learners, by the name that their runs hold. A new one goes here.
+LEARNERS = {
+    "VLAPPO": "vla_agent.algorithms.ppo",
+    "VLAGRPO": "vla_agent.algorithms.grpo",
+    "VLADistillation": "vla_agent.algorithms.distillation",
+}
 
 
 def load_learner(path: str | Path, device: th.device | str = "auto", **kwargs: Any) -> Any:
@@ -30,4 +32,6 @@ def load_learner(path: str | Path, device: th.device | str = "auto", **kwargs: A
     with opened(path) as files:
         saved = read_json(files, HYPERPARAMETERS, {"algorithm": object}) if HYPERPARAMETERS in files.names else {}
     made_by = saved.get("algorithm")
-    return LEARNERS.get(made_by if isinstance(made_by, str) else "", VLAPPO).load(Path(path), device=device, **kwargs)
+    name = made_by if isinstance(made_by, str) and made_by in LEARNERS else "VLAPPO"  # which says what it lacks
+    learner = getattr(importlib.import_module(LEARNERS[name]), name)
+    return learner.load(Path(path), device=device, **kwargs)
