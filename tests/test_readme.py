@@ -12,13 +12,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from cloning import small_model
 from evaluations import SimProcessor
 from fakes import FakeBackbone, fake_env
+from outcomes import recorded
 from paths import ROOT, without_opengl
 from stable_baselines3.common.logger import configure
 
@@ -26,7 +28,8 @@ from libero_gym.rewards import TERMS
 from vla_agent import VLAGRPO, VLAPPO, Curriculum, EvaluationCallback, VLADistillation
 from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.health import ACTION_DIM_NAMES
-from vla_agent.commands import cli
+from vla_agent.commands import cli, finetune
+from vla_agent.commands.offline import Method, mark
 from vla_agent.commands.options import parse_options
 from vla_agent.process_reward import VecProcessReward
 
@@ -283,7 +286,7 @@ class Brightness:
 
 
 def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
-    """Trainings that together log whatever there is: PPO with every addition, SB3's policy, GRPO, distillation."""
+    """Trainings that log whatever there is: PPO with every addition, SB3's policy, GRPO, distillation, offline."""
     backbone = FakeBackbone()
     backbone.processor = SimProcessor()
     model = VLAPPO(
@@ -321,11 +324,21 @@ def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
     )
     logged |= metrics_of(taught, 16, [], tmp_path / "taught")
     logged |= {f"rollout/reward_{term}" for terms in TERMS.values() for term in terms}
+    logged |= offline_metrics(tmp_path)
     glossary = {
         name for cells in rows(section(ROOT / "vla_agent" / "README.md", "Metrics"))[1:] for name in spans(cells[0])
     }
     assert len(glossary) > 40
     assert glossary == logged
+
+
+def offline_metrics(folder: Path) -> set[str]:
+    """The metrics of every method of offline learning."""
+    data = recorded()
+    model = small_model(folder / "model")
+    model.config.norm_stats = {"libero": data.statistics()}
+    methods = (finetune.Options(method=method) for method in get_args(Method))
+    return {name for options in methods for name in mark(options, model, recorded(), folder / options.method)}
 
 
 def metrics_of(model: VLALearner, total_timesteps: int, callbacks: list[Any], folder: Path) -> set[str]:
