@@ -25,11 +25,14 @@ from forty.cells import FORTY, Group, chosen, parse
 from forty.session import CellError, Session, Stopped, locked
 from forty.work import Work
 
+from vla_agent.policy.precision import multiplies_bfloat16
+
 RESULTS = Path(__file__).parent / "results"
 THREADS = 2  # of each process; another number rounds otherwise
 
 # PPO's settings: options of the train command, by field, where they are not its defaults.
-FASTER: dict[str, Any] = {"physics": "coarse", "autocast": "bfloat16"}
+# bfloat16 saves time where a CPU multiplies it, and costs five times as much elsewhere; a cell keeps which it was.
+FASTER: dict[str, Any] = {"physics": "coarse", "autocast": "bfloat16" if multiplies_bfloat16() else "none"}
 RECIPE: dict[str, Any] = FASTER | {
     "n_eval_placements": 10,
     "temperature": 0.5,
@@ -47,6 +50,11 @@ FEW = RECIPE | {"total_timesteps": 49_152, "eval_freq": 12_288, "temperature": 0
 FEW |= {"n_steps": 128, "batch_size": 256, "critic_warmup_iterations": 2}
 # LIBERO-10, at which the strong start is weak, too: as FEW, with a discount that reaches the beginning of an episode.
 LONG = FEW | {"temperature": 0.5, "gamma": 0.99}
+# The few-shot start without a critic: as many decisions, of whole episodes in groups from one state.
+GROUPED = FASTER | {name: FEW[name] for name in ("n_eval_placements", "average_decay", "n_envs", "total_timesteps")}
+GROUPED |= {name: FEW[name] for name in ("eval_freq", "temperature", "learning_rate", "batch_size")}
+GROUPED |= {"n_episodes": 64, "group_size": 8, "n_epochs": 2}
+RLOO = GROUPED | {"advantage": "leave_one_out"}
 TOGETHER = STRONG | {"total_timesteps": 4 * 24_576, "eval_freq": 4 * 6144}
 GROUPS = {
     "strong": Group(
@@ -60,6 +68,8 @@ GROUPS = {
     "few-process": Group("tiny-libero-few", {"spatial": (0,)}, FEW | {"reward": "process"}, against="few"),
     "few-hardest": Group("tiny-libero-few", {"spatial": (0,)}, FEW | HARDEST, against="few"),
     "few-frontier": Group("tiny-libero-few", {"spatial": (0,)}, FEW | FRONTIER, against="few"),
+    "few-grpo": Group("tiny-libero-few", {"spatial": (0, 1, 2)}, GROUPED, against="few", script="train_grpo.py"),
+    "few-rloo": Group("tiny-libero-few", {"spatial": (0,)}, RLOO, against="few", script="train_grpo.py"),
     "together": Group("tiny-libero", {FORTY: (0,)}, TOGETHER, against="strong"),
 }
 

@@ -4,6 +4,8 @@
     python benchmarks/main_job.py --seeds 0
     python benchmarks/main_job.py --options "--physics coarse --autocast bfloat16" --work runs/main_job_fast \\
         --out benchmarks/results/main_job_fast.json      # does faster training learn as much?
+    python benchmarks/main_job.py --script train_grpo.py --work runs/main_job_grpo \\
+        --out benchmarks/results/main_job_grpo.json      # the same job by another algorithm
 
 Runs ``python examples/train_ppo.py --seed S --out FOLDER`` with no other option but ``--options``, then evaluates the
 model that it started from and the best of each run (exact frames, greedy) on drawn initial states that neither training
@@ -37,14 +39,15 @@ def train(args: argparse.Namespace, seed: int) -> tuple[Path, float]:
     folder = args.work / f"seed_{seed}"
     note = args.work / f"seed_{seed}.json"
     if not (folder / "model" / STATE).is_file():
-        seconds = run_example("train_ppo.py", "--seed", str(seed), "--out", str(folder), *args.options.split())
+        seconds = run_example(args.script, "--seed", str(seed), "--out", str(folder), *args.options.split())
         note.write_text(json.dumps({"seconds": round(seconds, 1)}))
     return folder, json.loads(note.read_text())["seconds"]
 
 
 def times(folder: Path) -> dict[str, float]:
     """Seconds of a run by what it did."""
-    seconds = {name: round(spent, 1) for name, spent in json.loads((folder / "times.json").read_text()).items()}
+    told = folder / "times.json"  # train_ppo.py's alone
+    seconds = {name: round(s, 1) for name, s in json.loads(told.read_text()).items()} if told.is_file() else {}
     with (folder / "progress.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     sums = {name: sum(float(row[f"time/{name}_s"] or 0) for row in rows) for name in ("rollout", "update", "eval")}
@@ -82,6 +85,7 @@ def describe(before: Outcomes, after: Outcomes) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--script", default="train_ppo.py", help="example that trains on the same tasks and states")
     parser.add_argument("--options", default="", help="further options of the trainings, in one string")
     parser.add_argument("--states", default="1000-1039", help="placement seeds to judge by")
     parser.add_argument("--work", type=Path, default=Path("runs/main_job"))
@@ -91,7 +95,7 @@ def main() -> None:
     options = Options()
     results: dict[str, Any] = {
         "provenance": provenance(),
-        "command": f"python examples/train_ppo.py --seed S {args.options}".strip(),
+        "command": f"python examples/{args.script} --seed S {args.options}".strip(),
         "env_id": options.env_id,
         "task_ids": options.task_ids,
         "states": args.states,

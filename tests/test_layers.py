@@ -30,6 +30,7 @@ VLA_AGENT = [
     {"policy"},
     {"runs"},
     {"sft", "process_reward"},
+    {"offline"},
     {"envs"},
     {"algorithms", "actors", "test_time"},
     {"engines"},

@@ -12,20 +12,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from cloning import small_model
 from evaluations import SimProcessor
 from fakes import FakeBackbone, fake_env
+from outcomes import recorded
 from paths import ROOT, without_opengl
 from stable_baselines3.common.logger import configure
 
 from libero_gym.rewards import TERMS
-from vla_agent import VLAPPO, Curriculum, EvaluationCallback
+from vla_agent import VLAGRPO, VLAPPO, Curriculum, EvaluationCallback, VLADistillation
+from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.health import ACTION_DIM_NAMES
-from vla_agent.commands import cli
+from vla_agent.commands import cli, finetune
+from vla_agent.commands.offline import Method, mark
 from vla_agent.commands.options import parse_options
 from vla_agent.process_reward import VecProcessReward
 from vla_agent.test_time.critic_training import CriticMetrics
@@ -283,7 +287,7 @@ class Brightness:
 
 
 def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
-    """Two trainings that together log whatever there is: with every addition on, and with a policy of SB3's."""
+    """Trainings that log whatever there is: PPO with every addition, SB3's policy, GRPO, distillation, offline."""
     backbone = FakeBackbone()
     backbone.processor = SimProcessor()
     model = VLAPPO(
@@ -309,9 +313,21 @@ def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
     logged = metrics_of(model, 64, [Curriculum("hardest"), evaluation], tmp_path / "every")
     continuous = VLAPPO("MlpPolicy", "Pendulum-v1", n_steps=32, batch_size=32, device="cpu")
     logged |= metrics_of(continuous, 64, [], tmp_path / "continuous")
+    grouped = VLAGRPO(
+        "VLAPolicy", fake_env(), n_episodes=4, group_size=2, device="cpu", policy_kwargs={"model": FakeBackbone()}
+    )
+    logged |= metrics_of(grouped, 16, [], tmp_path / "grouped")
+    taught = VLADistillation(
+        *("VLAPolicy", fake_env(), FakeBackbone(seed=1)),
+        n_steps=8,
+        batch_size=8,
+        policy_kwargs={"model": FakeBackbone()},
+    )
+    logged |= metrics_of(taught, 16, [], tmp_path / "taught")
     logged |= {f"rollout/reward_{term}" for terms in TERMS.values() for term in terms}
     logged |= {f"critic/{name}" for name in (*CriticMetrics._fields, "held_out_auc")}  # of train-critic
     logged |= {"scorer_auc", "scorer_rank_correlation", "ms_per_decision"}  # of reports
+    logged |= offline_metrics(tmp_path)
     glossary = {
         name for cells in rows(section(ROOT / "vla_agent" / "README.md", "Metrics"))[1:] for name in spans(cells[0])
     }
@@ -319,7 +335,16 @@ def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
     assert glossary == logged
 
 
-def metrics_of(model: VLAPPO, total_timesteps: int, callbacks: list[Any], folder: Path) -> set[str]:
+def offline_metrics(folder: Path) -> set[str]:
+    """The metrics of every method of offline learning."""
+    data = recorded()
+    model = small_model(folder / "model")
+    model.config.norm_stats = {"libero": data.statistics()}
+    methods = (finetune.Options(method=method) for method in get_args(Method))
+    return {name for options in methods for name in mark(options, model, recorded(), folder / options.method)}
+
+
+def metrics_of(model: VLALearner, total_timesteps: int, callbacks: list[Any], folder: Path) -> set[str]:
     """The metrics that a training logs, as the glossary writes them."""
     model.set_logger(configure(str(folder), ["csv"]))
     model.learn(total_timesteps, callbacks)

@@ -1,3 +1,5 @@
+from .algorithms.distillation import VLADistillation as VLADistillation
+from .algorithms.grpo import VLAGRPO as VLAGRPO
 from .algorithms.health import RatioError as RatioError
 from .algorithms.ppo import VLAPPO as VLAPPO
 from .callbacks import Curriculum as Curriculum

@@ -20,6 +20,7 @@ FORTY = "forty"  # all of them in one run
 ENV_IDS = SUITES | {FORTY: "LIBERO-40-v0"}
 TASKS = 10  # of a suite
 STATES = 20  # official initial states 0 to 19 of each task judge
+PPO = "train_ppo.py"
 DECODINGS = ("greedy", "sampled")  # the likeliest actions; actions drawn at the temperature of the rollouts
 
 
@@ -30,9 +31,10 @@ class Group:
     Attributes:
         start: Name or folder of the model that they start from.
         seeds: Seeds of each suite that is trained on, or of `FORTY`.
-        options: Options of the train command, by field, where they are not its defaults.
+        options: Options of the script, by field, where they are not its defaults.
         against: Group whose cells of the same suite and seed these are compared with; "" for none.
         by_suite: By suite, the options of those that have others.
+        script: The example that trains; it has the train command's options for what to train on and where to.
     """
 
     start: str
@@ -40,6 +42,7 @@ class Group:
     options: Mapping[str, Any] = field(default_factory=dict)
     against: str = ""
     by_suite: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    script: str = PPO
 
     def options_of(self, suite: str) -> Mapping[str, Any]:
         """The options of a suite."""

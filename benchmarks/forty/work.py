@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from gains import EXAMPLES
 from measuring import provenance
 
-from forty.cells import DECODINGS, Cell, Group, as_arguments, judging_arguments, training_options
+from forty.cells import DECODINGS, PPO, Cell, Group, as_arguments, judging_arguments, training_options
 from forty.session import CellError, Note, Session, Stopped
 from libero_gym.common.atomic import write_text
 from vla_agent import EvaluationReport, RunError, latest_run
@@ -82,11 +82,12 @@ class Work:
             CellError: If the start is not there.
         """
         group = self.groups[cell.group]
-        return {
+        settings = {
             "start": start_id(group.start),
             "threads": self.threads,
             "options": training_options(group, cell),
         }
+        return settings if group.script == PPO else settings | {"script": group.script}
 
     def befores(self, cell: Cell) -> list[Before]:
         """The evaluations of its start that a cell is held against."""
@@ -151,7 +152,7 @@ class Work:
             arguments += ["--resume", str(folder)]
         except RunError:  # killed before its first checkpoint, or not begun
             arguments += ["--existing", "aside"]
-        command = [sys.executable, str(EXAMPLES / "train_ppo.py"), *arguments, "--out", str(folder)]
+        command = [sys.executable, str(EXAMPLES / self.groups[cell.group].script), *arguments, "--out", str(folder)]
         print(f"{cell.name}: training", flush=True)
         session.run(command, signal.SIGTERM, folder.parent / "output.log", note, "train")
         if not (folder / "model" / STATE).is_file():

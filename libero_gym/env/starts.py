@@ -72,16 +72,26 @@ def choose_start(
         The state (1 + nq + nv,), and its id among the official ones or `PLACED`.
     """
     seed, init_state_id = options.get("placement_seed"), options.get("init_state_id")
-    states = initial_states(task)
     if seed is None and init_state_id is None:
-        official = range(len(states)) if init_state_ids is None else init_state_ids
-        seeds = placement_seeds_of(task, placement_seeds)
-        drawn = int(generator.choice(len(official) + len(seeds)))
-        if drawn < len(official):
-            init_state_id = official[drawn]
-        else:
-            seed = seeds[drawn - len(official)]
+        possible = possible_starts(task, init_state_ids, placement_seeds)
+        drawn = possible[int(generator.choice(len(possible)))]
+        seed, init_state_id = drawn.get("placement_seed"), drawn.get("init_state_id")
     if seed is not None:
         return sampled_state(task, seed), PLACED
     assert init_state_id is not None  # one of the two is given or was drawn
-    return states[init_state_id], init_state_id
+    return initial_states(task)[init_state_id], init_state_id
+
+
+def possible_starts(
+    task: Task, init_state_ids: Sequence[int] | None, placement_seeds: Sequence[int]
+) -> list[dict[str, int]]:
+    """Options of the starts that a reset draws from, each as likely: official initial states, then placements.
+
+    Args:
+        task: The task.
+        init_state_ids: Official initial states to draw from; None for all.
+        placement_seeds: Placements to draw from.
+    """
+    official = range(len(initial_states(task))) if init_state_ids is None else init_state_ids
+    states = [{"init_state_id": int(number)} for number in official]
+    return states + [{"placement_seed": int(seed)} for seed in placement_seeds_of(task, placement_seeds)]

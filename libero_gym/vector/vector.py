@@ -17,6 +17,7 @@ from libero_gym.common.checks import choice, flag
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.env import LiberoEnv
 from libero_gym.env.arguments import check_actions, check_options, check_task_weights, one_or_all
+from libero_gym.env.starts import possible_starts
 from libero_gym.rewards import TERMS
 from libero_gym.vector import arguments as vector_arguments
 from libero_gym.vector.backend import ENDED, FINAL, IDLE, INFO_KEYS, Backend, BackendFactory, Plan, ResetRequests
@@ -81,6 +82,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
     Attributes:
         backend: What simulates the environments.
         settings: The arguments that decide what happens in the environments, as JSON can hold them.
+        task_weights: How often each task of ``task_ids`` is drawn, float64 (n_tasks,); they sum to one.
 
     Raises:
         ValueError: If an argument is out of range; no process is started then.
@@ -124,7 +126,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         limits = self.max_episode_steps  # as JSON has them
         self.settings = example.settings | {"max_episode_steps": list(limits) if isinstance(limits, tuple) else limits}
-        self._tasks = example.tasks
+        self._tasks, self._starts = example.tasks, (example.init_state_ids, example.placement_seeds)
         self._terms = TERMS[example.reward]
         self.single_observation_space = example.observation_space
         self.single_action_space = example.action_space
@@ -245,8 +247,18 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             ValueError: If there is not one finite, non-negative weight per task, or all are zero.
         """
         self._check_open()
-        self._task_weights = check_task_weights(weights, len(self.task_ids))
-        self.backend.set_task_weights(self._task_weights)
+        self.task_weights = check_task_weights(weights, len(self.task_ids))
+        self.backend.set_task_weights(self.task_weights)
+
+    def episode_starts(self, task_id: int) -> list[dict[str, int]]:
+        """`reset`'s options of every start that an episode of a task is drawn from, each as likely.
+
+        Raises:
+            ValueError: If ``task_id`` is none of ``task_ids``.
+        """
+        self._check_open()
+        check_options({"task_id": task_id}, self.task_ids, self._tasks)
+        return [{"task_id": int(task_id), **start} for start in possible_starts(self._tasks[task_id], *self._starts)]
 
     def set_autoreset(self, enabled: bool) -> None:
         """Whether what ``autoreset_mode`` says follows an episode's end; True from the start.
@@ -268,7 +280,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         """
         self._check_open()
         self._check_begun()
-        return {**self.backend.snapshot(), "task_weights": self._task_weights.tolist()}
+        return {**self.backend.snapshot(), "task_weights": self.task_weights.tolist()}
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Go on where `snapshot` was taken, in this process or another; gives observations and infos as `reset` does.

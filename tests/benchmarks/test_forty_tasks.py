@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import forty.work
 import forty_tasks
@@ -20,6 +23,7 @@ from forty.evidence import Evidence, results
 from forty.session import CellError, Note, Session, Stopped, locked
 from forty.work import Work, start_id
 from gains import gain_by_state, mean_in_points, paired, rate
+from paths import EXAMPLES
 
 from vla_agent import RunError
 from vla_agent.commands import evaluate, train
@@ -38,27 +42,43 @@ GROUPS = {
 
 def test_first_seeds_of_every_group_come_before_second_seeds() -> None:
     names = [cell.name for cell in planned(forty_tasks.GROUPS)]
-    assert len(names) == len(set(names)) == 19
+    assert len(names) == len(set(names)) == 23
     assert names[:7] == [
         *("strong/spatial/0", "strong/object/0", "strong/goal/0", "strong/10/0"),
         *("short/10/0", "few/spatial/0", "few/object/0"),
     ]
     first = [name for name in names if name.endswith("/0")]
     assert names[: len(first)] == first
-    assert names[-4:] == ["strong/spatial/2", "strong/goal/2", "few/spatial/2", "few/object/2"]
+    seconds = ("strong/spatial/2", "strong/goal/2", "few/spatial/2", "few/object/2", "few-grpo/spatial/2")
+    assert names[-5:] == list(seconds)
 
 
 def test_patterns_choose_cells_and_a_whole_name_adds_a_seed() -> None:
     found = chosen(forty_tasks.GROUPS, ["few*/spatial/0", "strong/10/7"])
     assert [cell.name for cell in found] == [
-        "few/spatial/0", "few-process/spatial/0", "few-hardest/spatial/0", "few-frontier/spatial/0", "strong/10/7",
-    ]  # fmt: skip
+        *("few/spatial/0", "few-process/spatial/0", "few-hardest/spatial/0", "few-frontier/spatial/0"),
+        *("few-grpo/spatial/0", "few-rloo/spatial/0", "strong/10/7"),
+    ]
     for wrong in ("strong/spatail/0", "strong/spatial", "weak/*", "strong/spatial/-1"):
         with pytest.raises(ValueError, match=r"No cell '.*'; expected GROUP/SUITE/SEED such as strong/spatial/0"):
             chosen(forty_tasks.GROUPS, [wrong])
 
 
-@pytest.mark.parametrize("cell", planned(forty_tasks.GROUPS), ids=lambda cell: cell.name)
+def example(script: str) -> Any:
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(f"trained_by_{Path(script).stem}", EXAMPLES / script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cells_of(script: str) -> list[Cell]:
+    return [cell for cell in planned(forty_tasks.GROUPS) if forty_tasks.GROUPS[cell.group].script == script]
+
+
+@pytest.mark.parametrize("cell", cells_of("train_ppo.py"), ids=lambda cell: cell.name)
 def test_every_cell_gives_the_train_command_what_it_takes(cell: Cell) -> None:
     """And keeps apart the states that train, that choose the best, and that judge."""
     options = training_options(forty_tasks.GROUPS[cell.group], cell)
@@ -72,6 +92,18 @@ def test_every_cell_gives_the_train_command_what_it_takes(cell: Cell) -> None:
     drawn = evaluation.kwargs["placement_seeds"]
     assert len(drawn) >= 5
     assert min(drawn) >= parsed.n_placements
+
+
+@pytest.mark.parametrize("cell", cells_of("train_grpo.py"), ids=lambda cell: cell.name)
+def test_cells_of_another_script_give_it_what_it_takes_and_differ_in_the_method_alone(cell: Cell) -> None:
+    group = forty_tasks.GROUPS[cell.group]
+    options = training_options(group, cell)
+    parsed = parse_options(example(group.script).Options, None, as_arguments(options))
+    assert {name: getattr(parsed, name) for name in options} == options
+    ppo = parse_options(train.Options, None, as_arguments(training_options(forty_tasks.GROUPS[group.against], cell)))
+    same = ("env_id", "task_ids", "model", "init_states", "n_placements", "eval_states", "n_eval_placements", "seed")
+    same += ("physics", "autocast", "n_envs", "total_timesteps", "eval_freq", "temperature", "average_decay")
+    assert {name: getattr(parsed, name) for name in same} == {name: getattr(ppo, name) for name in same}
 
 
 def test_decisions_of_one_model_for_all_are_those_of_four_runs() -> None:

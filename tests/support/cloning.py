@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from libero_gym.demonstrations.episodes import Episode
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.tiny import chunked_config, write_tiny
+from vla_agent.sft.trainer import SupervisedTrainer
 
 SIZE = 28
 
@@ -38,3 +41,16 @@ def small_model(folder: Path, **changes: Any) -> OpenVLA:
     config.text_config["num_hidden_layers"] = 2
     write_tiny(folder, 0, config)
     return OpenVLA.from_pretrained(folder)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, times: int = 1) -> None:
+    """Ctrl-C comes within a step, once or again."""
+    train_step = SupervisedTrainer._train_step
+
+    def interrupted(trainer: SupervisedTrainer) -> Any:
+        if trainer.step + 1 == step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return train_step(trainer)
+
+    monkeypatch.setattr(SupervisedTrainer, "_train_step", interrupted)

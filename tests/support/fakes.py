@@ -243,7 +243,8 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         self.render_mode = "rgb_array"
         self.instructions = list(INSTRUCTIONS)
         self.max_episode_steps = max_episode_steps
-        self.task_ids = (0, 1)
+        self.task_ids, self.n_states = (0, 1), 5
+        self.task_weights = np.array([0.5, 0.5])
         self.settings = {"chunk_size": chunk_size, "max_episode_steps": max_episode_steps}
         image = spaces.Box(0, 255, (size, size, 3), np.uint8)
         parts: dict[str, Any] = {"image": image} | ({"wrist_image": image} if wrist else {})
@@ -322,6 +323,9 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         self.elapsed[:] = snapshot["elapsed"]
         self.resting[:] = snapshot["resting"]
         return self._observe(), self._infos(np.zeros(self.num_envs), np.ones(self.num_envs, dtype=bool))
+
+    def episode_starts(self, task_id: int) -> list[dict[str, int]]:
+        return [{"task_id": task_id, "init_state_id": number} for number in range(self.n_states)]
 
     def call(self, name: str, *args: Any, indices: Any = None, **kwargs: Any) -> tuple[Any, ...]:
         return tuple((name, i, *args) for i in (indices or range(self.num_envs)))

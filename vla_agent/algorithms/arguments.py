@@ -52,6 +52,15 @@ def check_together(given: Mapping[str, Any]) -> None:
         raise ValueError("batch_size=1 leaves nothing to normalise; give 2 or more, or normalize_advantage=False.")
     if given["ratio_level"] == "token" and given["rollout_buffer_class"] is not None:
         raise ValueError("ratio_level='token' brings its own rollout buffer; leave rollout_buffer_class out.")
+    check_reference(given)
+
+
+def check_reference(given: Mapping[str, Any]) -> None:
+    """Complains about a divergence from a reference policy that there is not, as ValueError.
+
+    Args:
+        given: Arguments by name, defaults filled in.
+    """
     if given["kl_ref_coef"] > 0 and given["policy_kwargs"].get("lora") is None:
         raise ValueError(
             f"kl_ref_coef={given['kl_ref_coef']} needs adapters, which are switched off to get the reference policy; "
@@ -193,11 +202,23 @@ _ALGORITHM: dict[str, Check] = {
     "value_gae_lambda": _SHARE,
     "n_value_epochs": _COUNT,
     "policy_warmup_iterations": _COUNT,
+    "n_episodes": _AT_LEAST_ONE,
+    "group_size": partial(whole_number, minimum=2),
+    "clip_range_high": _ABOVE_ZERO,
+    "advantage": partial(choice, choices=("group", "leave_one_out")),
+    "max_groups": partial(real_number, minimum=1),
+    "drop_uninformative": flag,
+    "length_norm": flag,
+    "length_penalty": partial(real_number, minimum=0, below=1),
+    "failure_scorer": _path,
+    "returns": partial(choice, choices=("environment", "confidence")),
+    "estimator": partial(choice, choices=("sampled", "exact")),
+    "failure_weight": partial(real_number, minimum=0, below=1),
 }
 _MAY_BE_NONE = {
     *("learning_rate", "n_steps", "batch_size", "n_epochs", "clip_range_vf", "normalize_advantage", "max_grad_norm"),
     *("rollout_buffer_class", "rollout_buffer_kwargs", "target_kl", "tensorboard_log", "policy_kwargs", "seed"),
-    *("critic_warmup_iterations", "value_learning_rate", "ratio_tolerance", "value_gae_lambda"),
+    *("critic_warmup_iterations", "value_learning_rate", "ratio_tolerance", "value_gae_lambda", "failure_scorer"),
 }
 # Additions for VLAPolicy alone, and whether one is off.
 _ONLY_VLA: dict[str, Callable[[Any], bool]] = {

@@ -236,12 +236,12 @@ class VLALearner(ResumableAlgorithm):
     ) -> bool:
         """Fills the buffer; False if the callback stopped it. Logs the seconds of each phase."""
         self._before_rollout()
-        stopwatch = health.Stopwatch()
+        stopwatch, before = health.Stopwatch(), self.num_timesteps
         with stopwatch("rollout"):
             go_on = self.scoring.collect(self, env, callback, rollout_buffer, n_rollout_steps, stopwatch)
         for phase, seconds in stopwatch.seconds.items():
             self.logger.record(f"time/{phase}_s", seconds)
-        rate = n_rollout_steps * env.num_envs / max(stopwatch.seconds["rollout"], 1e-9)
+        rate = (self.num_timesteps - before) / max(stopwatch.seconds["rollout"], 1e-9)
         self.logger.record("time/env_steps_per_s", rate)
         return go_on
 

@@ -1,4 +1,4 @@
-"""PPO's losses as pure functions: each returns a mean over the B samples that it is given."""
+"""Losses of policy updates as pure functions: each returns a mean over the B samples that it is given."""
 
 from typing import Literal
 
@@ -22,23 +22,31 @@ def behaviour_weights(log_ratio: th.Tensor) -> th.Tensor:
 
 
 def clipped_surrogate(
-    ratio: th.Tensor, advantages: th.Tensor, clip_range: float, weights: th.Tensor | None = None
+    ratio: th.Tensor,
+    advantages: th.Tensor,
+    clip_range: float,
+    weights: th.Tensor | None = None,
+    clip_range_high: float | None = None,
 ) -> th.Tensor:
     """Clipped policy loss, eq. 7 of PPO (Schulman et al., 2017, arXiv 1707.06347).
 
-    L = -E[w min(r A, clip(r, 1 - eps, 1 + eps) A)]. With one ratio per token, the tokens' terms are summed, so that at
-    r = 1 its gradient is that of the loss with one ratio per action.
+    L = -E[w min(r A, clip(r, 1 - eps, 1 + eps_high) A)]. With one ratio per token, the tokens' terms are summed, so
+    that at r = 1 its gradient is that of the loss with one ratio per action.
 
     Args:
         ratio: r = pi(a|s) / pi_old(a|s), shape (B,), or per token (B, N).
-        advantages: Advantages A, shape (B,).
-        clip_range: Half width eps of the range.
-        weights: Weights w of `behaviour_weights`, of the shape of the ratio; None for 1.
+        advantages: Advantages A, shape (B,); or one per token, (B, N).
+        clip_range: How far the ratio may fall, eps.
+        weights: Weights w, such as those of `behaviour_weights`, of the shape of the ratio, or (B, 1) for one ratio per
+            token; None for 1.
+        clip_range_high: How far it may rise, eps_high; None for eps. A larger one lets unlikely actions become likely
+            faster (DAPO, Yu et al., 2025, arXiv 2503.14476, section 3.1).
     """
-    if ratio.ndim == 2:
+    high = clip_range if clip_range_high is None else clip_range_high
+    if ratio.ndim == 2 and advantages.ndim == 1:
         advantages = advantages.unsqueeze(1)
     policy_loss_1 = advantages * ratio
-    policy_loss_2 = advantages * th.clamp(ratio, 1 - clip_range, 1 + clip_range)
+    policy_loss_2 = advantages * th.clamp(ratio, 1 - clip_range, 1 + high)
     terms = th.min(policy_loss_1, policy_loss_2)
     if weights is not None:
         terms = weights * terms
@@ -86,9 +94,11 @@ def reference_kl(log_probs: th.Tensor, reference_log_probs: th.Tensor) -> th.Ten
     return (log_probs.exp() * (log_probs - reference_log_probs)).sum(dim=(1, 2)).mean()
 
 
-def clip_fraction(ratio: th.Tensor, clip_range: float) -> th.Tensor:
-    """Share of ratios outside [1 - eps, 1 + eps]."""
-    return th.mean((th.abs(ratio - 1) > clip_range).float())
+def clip_fraction(ratio: th.Tensor, clip_range: float, clip_range_high: float | None = None) -> th.Tensor:
+    """Share of ratios outside [1 - eps, 1 + eps_high]; eps_high is eps by default."""
+    if clip_range_high is None:
+        return th.mean((th.abs(ratio - 1) > clip_range).float())
+    return th.mean(((ratio < 1 - clip_range) | (ratio > 1 + clip_range_high)).float())
 
 
 def normalize(advantages: th.Tensor) -> th.Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch as th
 from gymnasium.spaces import Dict
@@ -16,8 +15,9 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 
 from vla_agent.algorithms import arguments, health, losses, proximal
 from vla_agent.algorithms.base import VLALearner
-from vla_agent.algorithms.buffers import Batch, MixedRolloutBuffer, TokenRolloutBuffer, compute_targets, split_batch
+from vla_agent.algorithms.buffers import Batch, MixedRolloutBuffer, TokenRolloutBuffer, compute_targets
 from vla_agent.algorithms.engine import Engine, engine_of
+from vla_agent.algorithms.minibatch import Losses, step_on
 from vla_agent.algorithms.rollout import Rollout
 from vla_agent.policy.policy import VLAPolicy
 
@@ -32,14 +32,6 @@ VLA_DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "critic_warmup_iterations": 5,
 }
-
-
-class Losses(NamedTuple):
-    """Losses of one micro-batch of B samples."""
-
-    loss: th.Tensor  # what is minimised
-    log_ratio: th.Tensor  # (B,), of whole actions
-    metrics: dict[str, th.Tensor]  # means over the batch, for the log
 
 
 class VLAPPO(VLALearner, PPO):
@@ -238,43 +230,7 @@ class VLAPPO(VLALearner, PPO):
         # stays as it is (SB3, GH issue 325).
         if self.normalize_advantage:
             batch = batch._replace(advantages=losses.normalize(batch.advantages))
-        optimizer, ranks = self.policy.optimizer, self._engine.ranks
-        optimizer.zero_grad()
-        totals: dict[str, th.Tensor] = {}
-        log_ratio = th.zeros_like(batch.advantages)
-        # With n ranks, n times as many parts, of which each rank takes its own.
-        parts = split_batch(batch, self.gradient_accumulation_steps * ranks.size)
-        for rows, part in itertools.islice(parts, ranks.rank, None, ranks.size):
-            weight = len(part.advantages) / len(batch.advantages)
-            result = self._losses(part, clip_range, clip_range_vf)
-            (result.loss * weight).backward()
-            log_ratio[rows] = result.log_ratio.detach()
-            for name, value in result.metrics.items():
-                totals[name] = totals.get(name, 0.0) + value.detach() * weight
-        ranks.sum([*health.gradients(self.policy.parameters()), *totals.values(), log_ratio])
-        norms = health.gradient_norms(optimizer)
-        norms["grad_norm"] = health.clip_gradients(self.policy.parameters(), self.max_grad_norm)
-        # SB3 steps on NaN, and every weight is NaN from then on; the minibatch is left out instead.
-        if not self._monitor.is_finite(totals["loss"], norms["grad_norm"]):
-            optimizer.zero_grad()
-            self.n_skipped_steps += 1
-            return True
-        for name, value in totals.items():
-            log.add(name, value)
-        # Before the first step the ratio is 1 (PPO, arXiv 1707.06347, section 3); anything else is an error.
-        ratio_error = (log_ratio.exp() - 1).abs().mean()
-        log.add("first_ratio_error" if is_first else "ratio_deviation", ratio_error)
-        if is_first:
-            log.add("log_prob_gap", log_ratio.mean())
-            self._monitor.check_first_ratio(log.last("first_ratio_error"), log.last("log_prob_gap"))
-        # SB3 stops before the backward pass; the parameters are the same (on the estimate: SB3, GH issue 417).
-        if self.target_kl is not None and log.last("approx_kl") > 1.5 * self.target_kl:
-            optimizer.zero_grad()
-            return False
-        for name, norm in norms.items():
-            log.add(name, norm)
-        optimizer.step()
-        return True
+        return step_on(self, batch, lambda part: self._losses(part, clip_range, clip_range_vf), is_first, log)
 
     def _fit_value_head(self) -> None:
         """Passes over the rollout that train the value head alone.

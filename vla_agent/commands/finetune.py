@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,16 @@ from tqdm import tqdm
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import real_number, whole_number
-from libero_gym.common.json_files import parse_json, read_json
+from libero_gym.common.json_files import read_json
 from libero_gym.demonstrations import Episode, LeRobotReader, record
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH
 from libero_gym.dimensions import CAMERA_KEYS, Renderer
 from libero_gym.tasks import get_suite
 from vla_agent.augmentation import Augmentation
 from vla_agent.commands.chosen_episodes import commonest_grasps, first_of_each_task, states_of
+from vla_agent.commands.offline import VALUES_FOLDER, Method, check_offline, kept_statistics, mark
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
+from vla_agent.commands.progress import Pace, note_metrics
 from vla_agent.commands.unseen_states import check_unseen, trained_before
 from vla_agent.common.stopping import StopRequest
 from vla_agent.envs.suites import describe_suite
@@ -45,7 +46,6 @@ from vla_agent.sft.settings import Autocast, SFTSettings
 from vla_agent.sft.trainer import Metrics, SupervisedTrainer
 
 TRAINER_FOLDER, FRAMES_FOLDER = "trainer", "frames"
-QUIET_S = 60.0  # a training that no bar shows says where it is this often at least
 
 
 @dataclasses.dataclass
@@ -55,6 +55,7 @@ class Options:
     model: str = ""  # a checkpoint folder or a hub id; empty for a new tiny model
     demonstrations: str = ""  # a LeRobot dataset; empty to record one
     demonstrations_per_task: int = 0  # learn from the first episodes of each task, by initial state; 0 for all
+    method: Method = "clone"  # "filtered" clones successes alone, "awr" and "tagged" all by how well they went
     fps: int = 20  # frames per second that the demonstrations must state; 0 takes theirs, and resamples nothing
     suite: str = "libero_spatial"  # LIBERO's name of the suite, a BDDL file, or a folder of such
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
@@ -63,7 +64,7 @@ class Options:
     image_size: int = 112  # side of recorded frames in pixels
     renderer: Renderer = "fast"  # renderer of recorded frames
     n_workers: int = 2  # processes that record
-    grasp_radius: float = 0.05  # m; episodes that grasp farther from the task's median are left out; 0 keeps all
+    grasp_radius: float | None = None  # m; episodes whose grasp is farther from the median are left out; 0 for none
     cut_waiting: bool = True  # leave out frames in which the hand waits before it closes or opens
     n_steps: int = 2500  # optimizer steps
     batch_size: int = 32  # examples per step
@@ -78,6 +79,13 @@ class Options:
     crop_area: float = 1.0  # least share of an image that a random crop keeps; OpenVLA's crops keep exactly 0.9
     shift: int = 4  # largest shift of an image in pixels
     lora_rank: int = 0  # 0 trains all weights
+    beta: float = 0.2  # "awr": temperature of the weights exp(advantage / beta)
+    max_weight: float = 20.0  # "awr": largest weight
+    tag_word: str = "well"  # "tagged": word behind the instruction of the better frames, and of all prompts afterwards
+    tag_share: float = 0.3  # "tagged": share of each task's frames that get it
+    tag_dropout: float = 0.1  # "tagged": probability that a training example goes without it
+    gamma: float = 0.995  # "awr", "tagged": discount factor of a control step
+    returns_lambda: float = 1.0  # "awr", "tagged": 1 for Monte Carlo returns, less for lambda returns
     evaluate_states: str = "0-19"  # official initial states to run at the end; empty for none
     eval_renderer: Renderer = "fast"  # of that evaluation; "exact" draws stock LIBERO's pixels
     seed: int = 0  # seed for everything that is drawn
@@ -106,7 +114,8 @@ def check_options(options: Options) -> None:
         "seed",
     ):
         whole_number(option_name(name), getattr(options, name), 0)
-    real_number("--grasp-radius", options.grasp_radius, 0)
+    real_number("--grasp-radius", grasp_radius(options), 0)
+    check_offline(options, Options)
     if not options.demonstrations and not options.init_states and not options.n_placements:
         raise ValueError("There is nothing to record: give --init-states, such as '20-49', or --n-placements.")
     if options.demonstrations and not Path(options.demonstrations).is_dir():
@@ -118,6 +127,11 @@ def check_options(options: Options) -> None:
     sft_settings(options)
     augmentation(options)
     th.device(options.device)
+
+
+def grasp_radius(options: Options) -> float:
+    """The distance in m that is meant; a policy's grasps are its own matter, and failures' are far."""
+    return (0.05 if options.method == "clone" else 0.0) if options.grasp_radius is None else options.grasp_radius
 
 
 def check_evaluation(options: Options, states: TrainingStates | None) -> None:
@@ -217,7 +231,7 @@ def choose_episodes(options: Options, reader: LeRobotReader) -> tuple[list[int],
 def load_data(options: Options, reader: LeRobotReader, indices: Sequence[int], model: OpenVLA) -> ActionChunks:
     """Read the demonstrations whose grasps are kept, as the model takes them, or what an earlier run read."""
     start = time.monotonic()
-    radius = options.grasp_radius
+    radius = grasp_radius(options)
 
     def episodes() -> Iterator[Episode]:  # nothing of it runs if an earlier run's frames are found
         kept = commonest_grasps(reader.root, radius, options.fps or None, indices) if radius else indices
@@ -246,40 +260,14 @@ def load_data(options: Options, reader: LeRobotReader, indices: Sequence[int], m
     return data
 
 
-def note_metrics(path: Path, row: dict[str, Any]) -> None:
-    """Add a line to a file of metrics; lines of the same or a later step are an interrupted run's and are removed."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    kept = [line for line in lines if parse_json(line, f"'{path}'").get("step", 0) < row["step"]]
-    write_text(path, "\n".join([*kept, json.dumps(row)]) + "\n")
-
-
-class Pace:
-    """How far a training is, for people who watch a file instead of a bar.
+def train(options: Options, model: OpenVLA, data: ActionChunks, offline: Mapping[str, float]) -> OpenVLA:
+    """Fine-tune, with a line of metrics and a checkpoint every 250 steps.
 
     Args:
-        step: The step that it begins with.
-        n_steps: The last one.
-    """
-
-    def __init__(self, step: int, n_steps: int) -> None:
-        self._first, self._n_steps = step, n_steps
-        self._start = self._told = time.monotonic()
-
-    def tell(self, step: int) -> str:
-        """Steps, rate and time left, in words."""
-        self._told = time.monotonic()
-        rate = (step - self._first) / max(self._told - self._start, 1e-9)
-        minutes = (self._n_steps - step) / rate / 60
-        return f"step {step} of {self._n_steps}, {rate:.3g} steps/s, {minutes:.0f} min left"
-
-    @property
-    def is_due(self) -> bool:
-        """Whether a minute has passed in which nothing was told, and no bar shows."""
-        return time.monotonic() - self._told > QUIET_S and not sys.stderr.isatty()
-
-
-def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
-    """Fine-tune, with a line of metrics and a checkpoint every 250 steps.
+        options: The options.
+        model: The model.
+        data: What it learns from.
+        offline: Metrics of `mark`, which stay the same.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when the step that was under way is saved; after a second one at
@@ -290,6 +278,7 @@ def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
         data,
         lora={"r": options.lora_rank, "alpha": max(1, options.lora_rank // 2)} if options.lora_rank else None,
         augmentation=augmentation(options),
+        statistics=kept_statistics(options, model, data),
         **dataclasses.asdict(sft_settings(options)),
     )
     folder = options.out / TRAINER_FOLDER
@@ -305,6 +294,7 @@ def train(options: Options, model: OpenVLA, data: ActionChunks) -> OpenVLA:
             row = {"step": step, **{f"train/{name}": value for name, value in metrics._asdict().items()}}
             if held_out is not None:
                 row |= {f"held_out/{name}": value for name, value in held_out._asdict().items()}
+            row |= offline
             note_metrics(options.out / "metrics.jsonl", row)
             values = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
             tqdm.write(f"{pace.tell(step)}: {values}")
@@ -372,8 +362,9 @@ def main(options: Options) -> None:
         indices, states = choose_episodes(options, reader)
         check_evaluation(options, states)
         data = load_data(options, reader, indices, model)
+        offline = mark(options, model, data, options.out / VALUES_FOLDER)
     with stopping(lambda: saved_step(options)):
-        model = train(options, model, data)
+        model = train(options, model, data, offline)
         model.to(th.bfloat16).save_pretrained(checkpoint)
         note_training_states(options, checkpoint, states)
     print(f"Wrote {checkpoint}; use it as --model {checkpoint}")

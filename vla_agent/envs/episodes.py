@@ -58,6 +58,7 @@ class FinishedEpisode(NamedTuple):
         infos: Infos of its steps, T of them; the last one has `terminal_observation`.
         observations: Recorded observations by key, (T + 1, ...), from the first to the last.
         frames: Values that ``watch`` gave, T + 1 of them; empty without it.
+        notes: What ``note`` gave of each decision, by key (T, ...); empty without it.
     """
 
     number: int
@@ -70,24 +71,48 @@ class FinishedEpisode(NamedTuple):
     infos: list[dict[str, Any]]
     observations: dict[str, np.ndarray]
     frames: list[Any]
+    notes: dict[str, np.ndarray]
+
+
+class PlayedStep(NamedTuple):
+    """A step of all environments.
+
+    Attributes:
+        playing: Numbers of the environments whose episodes went on in it; the others rested.
+        actions: Decisions of all environments, (n_envs, ...).
+        observations: Observations after it, by key (n_envs, ...).
+        rewards: Rewards, float32 (n_envs,); 0 where an environment rested.
+        dones: Whether an episode ended, bool (n_envs,).
+        infos: SB3's infos; {} where an environment rested.
+    """
+
+    playing: list[int]
+    actions: np.ndarray
+    observations: dict[str, np.ndarray]
+    rewards: np.ndarray
+    dones: np.ndarray
+    infos: list[dict[str, Any]]
 
 
 def play_episodes(
     env: VLAVecEnv | VecProcessReward,
     policy: Any,
-    starts: Iterable[EpisodeStart],
+    starts: Iterable[EpisodeStart | None],
     *,
     deterministic: bool = True,
     continuous: bool = False,
     in_turn: bool = False,
     record: Sequence[str] = (),
     watch: Callable[[], Sequence[Any]] | None = None,
+    note: Callable[[], Mapping[str, np.ndarray]] | None = None,
+    on_step: Callable[[PlayedStep], bool] | None = None,
 ) -> Iterator[FinishedEpisode]:
     """Play an episode from every start, several side by side.
 
     Each start is played exactly once, whatever the number of environments: an environment whose episode has ended
     takes the next start, and an episode that a failing worker cut short is played again. For a group-relative learner,
-    give each start as often as the group is large; ``number // size`` is then the group's.
+    give each start as often as the group is large; ``number // size`` is then the group's. Starts are taken when an
+    environment is free, so an iterator may decide late what comes next.
 
     While the episodes are played, environments without one rest. Abandon the iterator, or let it end, before you step
     the environments otherwise.
@@ -97,7 +122,8 @@ def play_episodes(
         policy: Object with SB3's ``predict(obs, deterministic=)``, which returns actions and a state. If `predict` also
             takes ``state`` and ``episode_start``, it is given them; if it takes ``instructions``, it is given the words
             that each environment shows; if it takes ``playing``, the numbers of those whose actions count.
-        starts: Starts of the episodes, in the order in which they are begun.
+        starts: Starts of the episodes, in the order in which they are begun. An iterator may give None: nothing for
+            now; it is asked again after the next step.
         deterministic: Whether the policy takes its likeliest actions.
         continuous: Whether the policy gives actions for `VLAVecEnv.step_actions` instead of bins.
         in_turn: Whether environment i plays the starts i, i + n_envs, i + 2 n_envs, ... alone. What environments draw
@@ -105,17 +131,24 @@ def play_episodes(
         record: Keys of observations to keep.
         watch: Function that gives a value per environment to keep as `frames`, such as ``env.get_images``. It is called
             after resets and steps.
+        note: Function that gives arrays (n_envs, ...) by key, to keep of each decision as `notes`. It is called after
+            the policy has decided.
+        on_step: Function that is called after each step, before the episodes that end in it are given. If it returns
+            False, no further step is played.
 
     Yields:
         Episodes as they end; those that end in the same step in the order of environments.
     """
-    player = _Player(env, policy, deterministic, continuous, record, watch)
-    player.line_up(list(starts), in_turn)
+    player = _Player(env, policy, deterministic, continuous, record, watch, note)
+    player.line_up(starts, in_turn)
     env.set_autoreset(False)  # nothing is simulated or drawn in vain
     try:
-        while player.has_more:
-            player.begin_where_free()
-            yield from player.step()
+        while player.begin_where_free():
+            step, ended = player.step()
+            go_on = on_step is None or on_step(step)
+            yield from ended
+            if not go_on:
+                return
     finally:
         with contextlib.suppress(gym.error.ClosedEnvironmentError):
             env.set_autoreset(True)
@@ -128,6 +161,7 @@ class _Playing:
         self.number, self.start = number, start
         self.observations: dict[str, list[np.ndarray]] = {key: [] for key in record}
         self.frames: list[Any] = []
+        self.notes: dict[str, list[np.ndarray]] = {}
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
         self.infos: list[dict[str, Any]] = []
@@ -150,7 +184,31 @@ class _Playing:
             self.infos,
             {key: np.stack(rows) for key, rows in self.observations.items()},
             self.frames,
+            {key: np.stack(rows) for key, rows in self.notes.items()},
         )
+
+
+class _Queue:
+    """Episodes that wait for an environment, with their numbers."""
+
+    def __init__(self, starts: Iterable[tuple[int, EpisodeStart | None]]) -> None:
+        self.again: deque[tuple[int, EpisodeStart]] = deque()  # cut short, to be played first
+        self.coming = iter(starts)
+
+    def take(self) -> tuple[int, EpisodeStart] | None:
+        """The next episode; None if there is none, or none for now."""
+        if self.again:
+            return self.again.popleft()
+        number, start = next(self.coming, (0, None))
+        return None if start is None else (number, start)
+
+
+def _numbered(starts: Iterable[EpisodeStart | None]) -> Iterator[tuple[int, EpisodeStart | None]]:
+    """The starts with their numbers; None, which is no start, has that of the next."""
+    number = 0
+    for start in starts:
+        yield number, start
+        number += start is not None
 
 
 class _Player:
@@ -164,11 +222,12 @@ class _Player:
         continuous: bool,
         record: Sequence[str],
         watch: Callable[[], Sequence[Any]] | None,
+        note: Callable[[], Mapping[str, np.ndarray]] | None,
     ) -> None:
         self.env: Any = env
         self.adapter = cast(VLAVecEnv, env.unwrapped)
         self.policy, self.deterministic, self.continuous = policy, deterministic, continuous
-        self.record, self.watch = record, watch
+        self.record, self.watch, self.note = record, watch, note
         accepted = inspect.signature(policy.predict).parameters
         self.remembers = "episode_start" in accepted  # SB3's whole interface
         self.reads_words = "instructions" in accepted
@@ -179,26 +238,25 @@ class _Player:
         self.obs: dict[str, np.ndarray] = {}
         self.frames: Sequence[Any] = ()
 
-    def line_up(self, starts: list[EpisodeStart], in_turn: bool) -> None:
+    def line_up(self, starts: Iterable[EpisodeStart | None], in_turn: bool) -> None:
         """Queue the starts: one queue for each environment, or the same one for all."""
-        waiting = list(enumerate(starts))
         n_envs = self.env.num_envs
-        shared = deque(waiting)
-        self.queues = [deque(waiting[i::n_envs]) if in_turn else shared for i in range(n_envs)]
+        if in_turn:
+            waiting = list(_numbered(starts))
+            self.queues = [_Queue(waiting[i::n_envs]) for i in range(n_envs)]
+        else:
+            self.queues = [_Queue(_numbered(starts))] * n_envs
 
-    @property
-    def has_more(self) -> bool:
-        return bool(self.playing) or any(self.queues)
-
-    def begin_where_free(self) -> None:
-        """Begin the next episodes in all environments that have none."""
+    def begin_where_free(self) -> bool:
+        """Begin the next episodes in all environments that have none; False if nothing is played any more."""
         beginning: dict[int, tuple[int, EpisodeStart]] = {}
         for i in range(self.env.num_envs):
-            if i not in self.playing and self.queues[i]:
-                beginning[i] = self.queues[i].popleft()
+            if i not in self.playing and (episode := self.queues[i].take()) is not None:
+                beginning[i] = episode
         self.began[:] = False
         if beginning:
             self._begin(beginning)
+        return bool(self.playing)
 
     def _begin(self, beginning: dict[int, tuple[int, EpisodeStart]]) -> None:
         """Begin episodes, and begin those again whose worker was replaced meanwhile."""
@@ -222,12 +280,15 @@ class _Player:
         if self.watch is not None:
             self.frames = self.watch()
 
-    def step(self) -> Iterator[FinishedEpisode]:
-        """Decide, step, and give the episodes that have ended."""
+    def step(self) -> tuple[PlayedStep, list[FinishedEpisode]]:
+        """Decide and step; gives the step, and the episodes that have ended."""
         for i, episode in self.playing.items():
             episode.see({key: self.obs[key][i] for key in self.record})
             episode.frames += [self.frames[i]] if self.watch is not None else []
         actions = self._decide()
+        for key, values in self.note().items() if self.note is not None else ():
+            for i, episode in self.playing.items():
+                episode.notes.setdefault(key, []).append(np.array(values[i]))
         if self.continuous:
             self.adapter.step_actions_async(actions)
         else:
@@ -235,6 +296,11 @@ class _Player:
         self.obs, rewards, dones, infos = self.env.step_wait()
         if self.watch is not None:
             self.frames = self.watch()
+        playing = sorted(self.playing)
+        rests = np.isin(np.arange(len(infos)), playing, invert=True)
+        told = [{} if rests[i] else info for i, info in enumerate(infos)]
+        step = PlayedStep(playing, actions, self.obs, np.where(rests, 0, rewards), dones & ~rests, told)
+        ended: list[FinishedEpisode] = []
         for i, episode in list(self.playing.items()):
             episode.actions.append(actions[i])
             episode.rewards.append(rewards[i])
@@ -244,11 +310,12 @@ class _Player:
             del self.playing[i]
             if infos[i].get("worker_restarted", False) and not infos[i]["is_success"]:
                 # A worker that had to be replaced cut the episode short.
-                self.queues[i].appendleft((episode.number, episode.start))
+                self.queues[i].again.appendleft((episode.number, episode.start))
                 continue
             episode.see(infos[i]["terminal_observation"])
             episode.frames += [self.frames[i]] if self.watch is not None else []
-            yield episode.finish()
+            ended.append(episode.finish())
+        return step, ended
 
     def _decide(self) -> np.ndarray:
         further: dict[str, Any] = {}

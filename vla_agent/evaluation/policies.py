@@ -71,7 +71,7 @@ class Subject(NamedTuple):
 
 
 def load_subject(model: Any, device: th.device | str = "auto", replan_steps: int | None = None) -> Subject:
-    """The model itself, or what is meant by its name: a `VLAPPO`, a backbone, or one of `load_actor`'s policies.
+    """The model itself, or what is meant by its name: a learner, a backbone, or one of `load_actor`'s policies.
 
     A run's folder, such as "runs/ppo", stands for its best save, and for its newest if it was never evaluated.
 
@@ -96,7 +96,7 @@ def load_subject(model: Any, device: th.device | str = "auto", replan_steps: int
             "leave it out."
         )
     if isinstance(model, (str, Path)):
-        from vla_agent.algorithms.ppo import VLAPPO
+        from vla_agent.algorithms.loading import load_learner
         from vla_agent.openvla.files import resolve_folder
         from vla_agent.runs.run_files import find, is_run
 
@@ -106,8 +106,7 @@ def load_subject(model: Any, device: th.device | str = "auto", replan_steps: int
             logger.info("%s", choice)
         if is_run(model) or Path(model).is_file():
             found = find(model)
-            loaded = VLAPPO.load(found, device=device)
-            return Subject(loaded, str(model), found if found.is_dir() else None, choice)
+            return Subject(load_learner(found, device), str(model), found if found.is_dir() else None, choice)
         folder = resolve_folder(model, weights=True)
         # By its name and not the folder: "v01" in a hub id selects the prompt.
         return Subject(load_backbone(model, device=get_device(device)), str(model), folder)

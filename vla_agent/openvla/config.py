@@ -37,6 +37,7 @@ _OWN_KEYS = (
     "use_state",
     "learned_placeholders",
     "empty_piece_id",
+    "prompt_word",
 )
 
 
@@ -119,6 +120,8 @@ class OpenVLAConfig:
         learned_placeholders: Whether the positions that parallel decoding predicts from have embeddings of their own.
             OFT's are zero, and only rotary positions tell them apart; small models have too few layers for that.
         empty_piece_id: Token that must end every prompt.
+        prompt_word: Word behind the instruction of every prompt, for a model that was taught what well done means by
+            advantage-tagged cloning.
     """
 
     timm_model_ids: list[str]
@@ -137,6 +140,7 @@ class OpenVLAConfig:
     use_state: bool = False
     learned_placeholders: bool = False
     empty_piece_id: int = EMPTY_PIECE_ID
+    prompt_word: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

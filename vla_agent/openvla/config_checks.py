@@ -31,6 +31,7 @@ _TOWER_MAXIMA = {"embed_dim": 2**14, "depth": 256, "num_heads": 512, "mlp_dim": 
 _MAX_IMAGE_SIZE = 4096
 _MAX_NUMBERS = 1000  # of an action or a state
 _MAX_DEPTH = 32
+MAX_PROMPT_WORD = 64  # characters
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
@@ -58,6 +59,20 @@ def check_fields(fields: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be at least 1, got {fields[name]}.")
     for name in ("use_fused_vision_backbone", "use_state", "learned_placeholders"):
         flag(name, fields[name])
+    check_prompt_word(fields["prompt_word"])
+
+
+def check_prompt_word(word: Any) -> None:
+    """Checks the word that stands behind every instruction.
+
+    Raises:
+        ValueError: If it is no text of at most `MAX_PROMPT_WORD` characters in lower case, or has a line break.
+    """
+    if not isinstance(word, str) or len(word) > MAX_PROMPT_WORD or word != " ".join(word.lower().split()):
+        raise ValueError(
+            f"prompt_word is {word!r:.80}; expected a word or a few in lower case, such as 'well', of at most "
+            f"{MAX_PROMPT_WORD} characters."
+        )
 
 
 def check_statistics(norm_stats: Any, name: str = "norm_stats") -> None:

@@ -87,14 +87,14 @@ class Processor:
         return list(self.config.norm_stats)
 
     def build_prompt(self, instruction: str) -> str:
-        """The prompt of an instruction, in lower case as in training.
+        """The prompt of an instruction, in lower case as in training, with the configuration's word behind it.
 
         Raises:
             TypeError: If the instruction is not a string.
         """
         if not isinstance(instruction, str):
             raise TypeError(f"An instruction must be a string, got {type(instruction).__name__}.")
-        return self.prompt.format(instruction.lower())
+        return self.prompt.format(with_word(instruction.lower(), self.config.prompt_word))
 
     def tokenize(self, instructions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Prompt tokens of instructions.
@@ -191,7 +191,8 @@ class Processor:
 
         An environment and a policy that decode the same bins to the same actions have equal ones.
         """
-        settings = [self.prompt, self.vocab_size, self.config.action_chunk_size, self.config.norm_stats]
+        settings: list[Any] = [self.prompt, self.vocab_size, self.config.action_chunk_size, self.config.norm_stats]
+        settings += [self.config.prompt_word] if self.config.prompt_word else []  # saved runs know those without
         tokenizer = [self.files.get(name, b"") for name in ("tokenizer.json", "tokenizer.model")]
         return fingerprint([*tokenizer, json.dumps(settings, sort_keys=True).encode()])
 
@@ -199,6 +200,11 @@ class Processor:
         ids = list(self._encode(self.build_prompt(instruction)))
         bos = self.config.bos_token_id
         return ids if ids[:1] == [bos] else [bos, *ids]
+
+
+def with_word(instruction: str, word: str) -> str:
+    """The instruction with a word behind it, as in "put the bowl on the stove well"; alone if the word is empty."""
+    return f"{instruction} {word}" if word else instruction
 
 
 def load_processor(path_or_id: str | Path) -> Processor:

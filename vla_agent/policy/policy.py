@@ -352,12 +352,12 @@ class VLAPolicy(ActorCriticPolicy):
     def _draws(self, deterministic: bool) -> Sampling:
         return dataclasses.replace(self.sampling, deterministic=deterministic)
 
-    def backbone_inputs(self, obs: PyTorchObs) -> dict[str, Any]:
-        """The backbone's arguments of a batch of observations."""
-        tensors = cast(dict[str, th.Tensor], obs)
-        images = [to_channels_last(tensors[key]) for key in CAMERA_KEYS[: self.backbone.config.num_images]]
+    def backbone_inputs(self, obs: PyTorchObs, backbone: VLABackbone | None = None) -> dict[str, Any]:
+        """The arguments of a backbone, the policy's own by default, of a batch of observations."""
+        tensors, model = cast(dict[str, th.Tensor], obs), backbone or self.backbone
+        images = [to_channels_last(tensors[key]) for key in CAMERA_KEYS[: model.config.num_images]]
         prompt = tensors["input_ids"], tensors["attention_mask"]
-        return model_inputs(self.backbone, *prompt, images, tensors.get("state"), self.unnorm_key)
+        return model_inputs(model, *prompt, images, tensors.get("state"), self.unnorm_key)
 
     def _value_inputs(self, hidden: th.Tensor, obs: PyTorchObs) -> th.Tensor:
         """What the value head reads, float32 (B, D + K): hidden states, and numbers that the critic alone knows.

@@ -38,7 +38,25 @@ def choose_types(
     if autocast == "auto":
         return (th.float32, th.bfloat16) if is_open else (weights, None)
     computed = parse_dtype(autocast, "autocast")
+    if computed == th.bfloat16 and not on_gpu:
+        warn_of_slow_products()
     return (th.float32 if is_open or (weights is None and computed) else weights), computed
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU has products of bfloat16 (AVX512-BF16, AMX, or AVX512 alone at half the gain)."""
+    return bool(th.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def warn_of_slow_products() -> None:
+    """Warns where computing in bfloat16 costs time instead of saving it."""
+    if not multiplies_bfloat16():
+        warnings.warn(
+            "This CPU has no products of bfloat16, so autocast='bfloat16' takes several times as long here as float32 "
+            "does; leave it out (--autocast none).",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def warn_of_lost_steps(trained: Iterable[th.nn.Parameter], way_out: str) -> None:

@@ -43,6 +43,8 @@ def to_json(name: str, value: Any, progress: float) -> Any:
         return str(value).removeprefix("torch.")
     if isinstance(value, type) and issubclass(value, th.optim.Optimizer) and hasattr(th.optim, value.__name__):
         return {"optimizer": value.__name__}
+    if isinstance(value, th.nn.Module):
+        value = type(value)  # what it holds has no place in a run, so it has to be given again
     if isinstance(value, type):
         return {"class": f"{value.__module__}.{value.__qualname__}"}  # by name alone; see `class_name`
     if isinstance(value, (list, tuple)):

@@ -14,6 +14,8 @@ from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, GRIPPER_DIM, STATE_DI
 from libero_gym.gripper import GripperCommands
 from vla_agent.openvla.image import libero_image
 from vla_agent.sft.frames import Decoded, read_frames, writing_frames
+from vla_agent.sft.outcomes import Outcomes, joined, reward_columns
+from vla_agent.sft.tags import Tags, check_tags
 
 # The distributions whose versions decide the pixels of a decoded and resized frame.
 _DECODERS = ("imageio-ffmpeg", "numpy", "pillow", "simplejpeg")
@@ -55,6 +57,7 @@ class Examples(NamedTuple):
         valid: Which actions are learned, bool (B, K).
         keyframe: Where the hand is when the gripper's command next changes, float32 (B, 3), m.
         weight: How much each example counts, float32 (B,), at least 0; None counts all alike.
+        tagged: Whose instruction ends with the tag's word, bool (B,); None if the data have no tags.
     """
 
     images: tuple[np.ndarray, ...]
@@ -64,6 +67,7 @@ class Examples(NamedTuple):
     valid: np.ndarray
     keyframe: np.ndarray
     weight: np.ndarray | None = None
+    tagged: np.ndarray | None = None
 
     def weights(self) -> np.ndarray:
         """How much each example counts, float32 (B,)."""
@@ -83,12 +87,14 @@ class Clip(NamedTuple):
         state: Robot states, float32 (T, 8).
         actions: float32 (T, 7), the gripper as OpenVLA has it.
         keyframes: Where the hand is when the gripper's command next changes, float32 (T, 3), m.
+        times: Control step of each frame in its episode, int64 (T,).
     """
 
     instruction: str
     state: np.ndarray
     actions: np.ndarray
     keyframes: np.ndarray
+    times: np.ndarray
 
 
 class ActionChunks:
@@ -112,6 +118,11 @@ class ActionChunks:
         cache: Folder that keeps the decoded frames. If it holds those of the same ``cache_key``, cameras, size and
             ``cut_waiting``, ``episodes`` are not read; otherwise it is made anew. It may be deleted at any time.
         cache_key: What the caller reads, in its own words, such as a dataset's fingerprint; needed with ``cache``.
+
+    Attributes:
+        outcomes: Rewards and ends of the episodes; None if one of them records none.
+        weights: How much each frame counts; see `reweigh`.
+        tags: Which frames count as well done; see `tag`.
 
     Raises:
         ValueError: If there are no episodes, an episode lacks a camera, its actions or states have another width or are
@@ -159,7 +170,12 @@ class ActionChunks:
         self._ends = np.repeat(np.cumsum(lengths), lengths)
         self._instructions: list[str] = decoded.description["instructions"]
         self.state, self.actions, self._keyframes = (decoded.table[name] for name in ("state", "actions", "keyframes"))
+        self.outcomes: Outcomes | None = None
+        if len(decoded.table["rewards"]):
+            rewards, dones, durations = (decoded.table[name] for name in ("rewards", "dones", "durations"))
+            self.outcomes = Outcomes(rewards, dones, durations, self.episode_ids, decoded.table["times"])
         self.weights: np.ndarray | None = None
+        self.tags: Tags | None = None
 
     def __len__(self) -> int:
         return len(self.state)
@@ -168,6 +184,12 @@ class ActionChunks:
     def instructions(self) -> list[str]:
         """Every instruction, once, in order of appearance."""
         return list(dict.fromkeys(self._instructions))
+
+    @property
+    def instruction_ids(self) -> np.ndarray:
+        """Position of each frame's instruction in `instructions`, int64 (n,)."""
+        rows = {instruction: row for row, instruction in enumerate(self.instructions)}
+        return np.array([rows[instruction] for instruction in self._instructions])[self.episode_ids]
 
     def __getitem__(self, frames: np.ndarray) -> Examples:
         """Examples that begin at frames, int64 (B,)."""
@@ -181,6 +203,7 @@ class ActionChunks:
             valid=np.ones_like(inside) if self.pad_chunks else inside,
             keyframe=self._keyframes[frames],
             weight=None if self.weights is None else self.weights[frames],
+            tagged=None if self.tags is None else self.tags.tagged[frames],
         )
 
     def reweigh(self, weights: np.ndarray | None) -> None:
@@ -206,6 +229,19 @@ class ActionChunks:
                 )
         self.weights = weights
 
+    def tag(self, tags: Tags | None) -> None:
+        """Say which frames count as well done, so that a word in their prompts tells them from the others.
+
+        Args:
+            tags: The word and its frames; None for no word.
+
+        Raises:
+            ValueError: If there is not one flag per frame, or the word is none in lower case.
+        """
+        if tags is not None:
+            check_tags(tags, len(self))
+        self.tags = tags
+
     def statistics(self) -> dict[str, Any]:
         """Statistics as a checkpoint's ``norm_stats`` keep them: of actions and of states ("proprio")."""
         return {
@@ -228,6 +264,7 @@ class ActionChunks:
     def _decode(self, episodes: Iterable[Demonstration], cache: Path | None, source: dict[str, Any]) -> Decoded:
         """Read the episodes, and write their frames into a file."""
         clips: list[Clip] = []
+        columns: list[dict[str, np.ndarray]] = []
         fps: dict[float, str] = {}
         gripper = GripperCommands()
         with writing_frames(cache, len(self.cameras), self.image_size) as writer:
@@ -240,6 +277,7 @@ class ActionChunks:
                 gripper |= GripperCommands.of(episode.actions[:, GRIPPER_DIM])
                 clip, images = self._read(episode)
                 clips.append(clip)
+                columns.append(_rewards(episode, name))
                 writer.add(images)
             if not clips:
                 raise ValueError(
@@ -254,6 +292,7 @@ class ActionChunks:
                 raise ValueError(f"These demonstrations cannot be learned from. {gripper.fault}")
             table = {name: np.concatenate([getattr(clip, name) for clip in clips]) for name in Clip._fields[1:]}
             table["lengths"] = np.array([len(clip.state) for clip in clips])
+            table |= {"durations": np.array([len(column["rewards"]) for column in columns]), **joined(columns)}
             description = {"instructions": [clip.instruction for clip in clips], "doubt": gripper.doubt}
             return writer.finish(source | description, table)
 
@@ -266,7 +305,8 @@ class ActionChunks:
         kept = moving_frames(state, commands) if self.cut_waiting else np.ones(len(state), dtype=bool)
         images = [np.asarray(episode.images[key])[kept] for key in self.cameras]
         size = self.image_size
-        return Clip(episode.instruction, state[kept], actions[kept], next_gripper_change(state, commands)[kept]), [
+        keyframes, times = next_gripper_change(state, commands), np.flatnonzero(kept)
+        return Clip(episode.instruction, state[kept], actions[kept], keyframes[kept], times), [
             frames if frames.shape[1:3] == (size, size) else libero_image(frames, rotate=False, size=size)
             for frames in images
         ]
@@ -340,6 +380,13 @@ def _check(episode: Demonstration, cameras: Sequence[str], name: str) -> None:
                 f"{name} has frames of {key!r} as {frames.dtype} {frames.shape}; expected uint8 "
                 f"({len(episode.actions)}, H, W, 3)."
             )
+
+
+def _rewards(episode: Demonstration, name: str) -> dict[str, np.ndarray]:
+    try:
+        return reward_columns(episode)
+    except ValueError as error:
+        raise ValueError(f"{name} has {error}") from error
 
 
 def _describe(values: np.ndarray) -> dict[str, list[float]]:

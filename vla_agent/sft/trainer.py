@@ -31,13 +31,15 @@ from vla_agent.common.errors import NonFiniteError
 from vla_agent.common.hashes import fingerprint
 from vla_agent.openvla import OpenVLA
 from vla_agent.policy.lora import LoraSettings, add_lora, merge_lora
-from vla_agent.policy.precision import warn_of_lost_steps
+from vla_agent.policy.precision import warn_of_lost_steps, warn_of_slow_products
+from vla_agent.sft.batch import Batch
 from vla_agent.sft.checkpoint import check_tensors, pack_tensors, read_checkpoint, restore_tensors, write_checkpoint
 from vla_agent.sft.checks import check_arguments, check_fit
 from vla_agent.sft.data import ActionChunks, Examples, normalize_position
 from vla_agent.sft.losses import bin_targets, next_token_loss, regression_loss, weighted_mean
-from vla_agent.sft.paraphrases import reword, warn_of_unknown
+from vla_agent.sft.paraphrases import warn_of_unknown
 from vla_agent.sft.settings import SFTSettings, learning_rate_at
+from vla_agent.sft.wording import tag_examples, word_examples
 
 logger = logging.getLogger(__name__)
 
@@ -62,47 +64,13 @@ class Metrics(NamedTuple):
     keyframe_error: float
 
 
-class Batch(NamedTuple):
-    """A minibatch of B examples with N action tokens each; the tensors are on the model's device.
-
-    Attributes:
-        images: uint8 (B, S, S, 3), one tensor per camera, augmented.
-        state: Robot states, float32 (B, 8).
-        instructions: B texts.
-        bins: Right bins, int64 (B, N).
-        token_weights: How much each token counts, float32 (B, N).
-        keyframe: Where the hand is when the gripper's command next changes, float32 (B, 3), in units of its spread if
-            it is learned; see `normalize_position`.
-        weights: How much each example counts, float32 (B,).
-    """
-
-    images: tuple[th.Tensor, ...]
-    state: np.ndarray
-    instructions: list[str]
-    bins: th.Tensor
-    token_weights: th.Tensor
-    keyframe: th.Tensor
-    weights: th.Tensor
-
-    def rows(self, part: slice) -> Batch:
-        """Some of the examples."""
-        return Batch(
-            tuple(frames[part] for frames in self.images),
-            self.state[part],
-            self.instructions[part],
-            self.bins[part],
-            self.token_weights[part],
-            self.keyframe[part],
-            self.weights[part],
-        )
-
-
 class SupervisedTrainer:
     """Trains a model on demonstrations; stopping and resuming changes nothing, to the bit on a CPU.
 
     Args:
         model: The model, on its device. The data's statistics replace all that its ``norm_stats`` held.
-        data: Demonstrations to learn from.
+        data: Demonstrations to learn from. If they have weights, each minibatch's loss is the mean by these, and frames
+            of weight 0 are left out.
         unnorm_key: Name of the data's statistics in the checkpoint, which has no others afterwards.
         statistics: Statistics to use instead of the data's own, such as the checkpoint's.
         lora: Settings of `LoraSettings`, to train adapters instead of all weights; None trains all.
@@ -125,6 +93,8 @@ class SupervisedTrainer:
         **settings: Any,
     ) -> None:
         self.settings = SFTSettings.from_dict(settings)
+        if self.settings.autocast == "bfloat16" and model.device.type == "cpu":
+            warn_of_slow_products()
         check_arguments(model, data, unnorm_key, statistics, lora, augmentation)
         check_fit(model, data, statistics)
         self.statistics = data.statistics() if statistics is None else statistics
@@ -136,6 +106,8 @@ class SupervisedTrainer:
         if self.settings.paraphrase:
             warn_of_unknown(data.instructions)
         model.config.norm_stats = {unnorm_key: self.statistics}
+        if data.tags is not None:
+            model.config.prompt_word = ""  # each example says its own
         unused = model.unused_parameter_names()
         if self.lora is not None:
             add_lora(model, self.lora, unused)
@@ -161,7 +133,15 @@ class SupervisedTrainer:
         n_held_out = int(data.n_episodes * self.settings.validation_share)
         order = np.random.default_rng(self.settings.seed).permutation(data.n_episodes)
         held_out = np.isin(data.episode_ids, order[:n_held_out])
-        self.train_frames, self.validation_frames = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        counts = (
+            np.ones(len(data), bool) if data.weights is None else data.weights > 0
+        )  # else a batch may weigh nothing
+        self.train_frames, self.validation_frames = (
+            np.flatnonzero(~held_out & counts),
+            np.flatnonzero(held_out & counts),
+        )
+        if not len(self.train_frames):
+            raise ValueError("Every frame that is trained on has weight 0; give some of other episodes a weight.")
 
     def train(
         self,
@@ -215,10 +195,13 @@ class SupervisedTrainer:
             return None
         chosen = np.linspace(0, len(self.validation_frames) - 1, min(max_examples, len(self.validation_frames)))
         frames = np.unique(self.validation_frames[chosen.round().astype(int)])
-        return self._pass(self._batch(self.data[frames]), learn=False)
+        return self._pass(self._batch(tag_examples(self.data[frames], self.data.tags)), learn=False)
 
     def export(self) -> OpenVLA:
-        """A copy of the model to save or evaluate: averaged weights if there is an average, adapters merged."""
+        """A copy of the model to save or evaluate: averaged weights if there is an average, adapters merged.
+
+        If the data are tagged, the tag's word is part of each of its prompts.
+        """
         average = self._average
         current = {name: self._trained[name].detach().clone() for name in average}
         self._write(average)
@@ -228,6 +211,8 @@ class SupervisedTrainer:
             self._write(current)
         if self.lora is not None:
             merge_lora(model)
+        if self.data.tags is not None:
+            model.config.prompt_word = self.data.tags.word
         return model.requires_grad_(True).eval()
 
     # ------------------------------------------------------------------------------------------------- checkpoints
@@ -250,7 +235,7 @@ class SupervisedTrainer:
                 other settings; the message lists what differs.
         """
         saved, tensors = read_checkpoint(folder)
-        older = {"paraphrase": 0.0, "autocast": "auto"}  # settings that older checkpoints lack
+        older = {"paraphrase": 0.0, "autocast": "auto", "tags": None}  # what older checkpoints lack
         now, before = self._identity(), older | saved["identity"]
         changed = [f"{key} {before.get(key)!r} to {now[key]!r}" for key in now if now[key] != before.get(key)]
         if changed:
@@ -261,13 +246,14 @@ class SupervisedTrainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one before."""
-        settings = dataclasses.asdict(self.settings)
+        tags = self.data.tags
         return {
-            **settings,
+            **dataclasses.asdict(self.settings),
             "augmentation": None if self.augmentation is None else dataclasses.asdict(self.augmentation),
             "lora": None if self.lora is None else dataclasses.asdict(self.lora),
             "examples": len(self.data),
             "weights": None if self.data.weights is None else fingerprint([self.data.weights.tobytes()]),
+            "tags": None if tags is None else [tags.word, tags.dropout, fingerprint([tags.tagged.tobytes()])],
             "vocab_size": self.model.config.vocab_size,
             "fingerprint": self.model.processor.fingerprint(),
         }
@@ -283,7 +269,9 @@ class SupervisedTrainer:
         """One optimizer step; its randomness depends on the seed and the step's number alone."""
         settings = self.settings
         generator = th.Generator(self.model.device).manual_seed(1_000_003 * settings.seed + self.step)
-        batch = self._batch(self._reword(self.data[self._batch_frames(self.step)]), generator)
+        examples = self.data[self._batch_frames(self.step)]
+        told = (settings.seed, settings.paraphrase, self._all_instructions, self.data.tags)
+        batch = self._batch(word_examples(examples, self.step, *told), generator)
         self.optimizer.zero_grad(set_to_none=True)
         metrics = self._pass(batch, learn=True)
         norm = nn.utils.clip_grad_norm_(list(self._trained.values()), settings.max_grad_norm)
@@ -312,15 +300,6 @@ class SupervisedTrainer:
             chosen = positions // n_frames == epoch
             frames[chosen] = order[positions[chosen] % n_frames]
         return frames
-
-    def _reword(self, examples: Examples) -> Examples:
-        """Examples of this step, some of whose instructions are said in other words."""
-        share = self.settings.paraphrase
-        if not share:
-            return examples
-        generator = np.random.default_rng([self.settings.seed, self.step, 1])  # the batches' order takes two numbers
-        instructions = reword(examples.instructions, share, generator, self._all_instructions)
-        return examples._replace(instructions=instructions)
 
     def _batch(self, examples: Examples, generator: th.Generator | None = None) -> Batch:
         """Examples as the loss takes them, with augmented images if there is a generator.

@@ -10,7 +10,7 @@ import pytest
 from cloning import SIZE, demonstrations, episode, small_model
 
 from libero_gym.demonstrations import LeRobotWriter, record
-from vla_agent.commands import finetune
+from vla_agent.commands import finetune, progress
 from vla_agent.openvla import OpenVLA
 from vla_agent.sft.data import ActionChunks
 from vla_agent.sft.settings import SFTSettings
@@ -221,6 +221,6 @@ def test_a_wrong_option_of_fine_tuning_is_told_before_anything_begins(
 
 def test_metrics_of_a_run_that_was_cut_off_are_replaced(tmp_path: Path) -> None:
     for step in (250, 500, 750, 500):
-        finetune.note_metrics(tmp_path / "metrics.jsonl", {"step": step, "train/loss": 1.0})
+        progress.note_metrics(tmp_path / "metrics.jsonl", {"step": step, "train/loss": 1.0})
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [250, 500]

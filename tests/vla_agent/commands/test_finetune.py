@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cloning import episode, small_model
+from cloning import episode, interrupt_at, small_model
 from interrupting import interruptible as interruptible
 
 from libero_gym.demonstrations import LeRobotReader, LeRobotWriter, lerobot_reader, recording
 from libero_gym.demonstrations.recording import RecordingSummary
-from vla_agent.commands import finetune
+from vla_agent.commands import finetune, progress
 from vla_agent.commands.finetune import Options, main
 from vla_agent.common.stopping import StopRequest
-from vla_agent.sft.trainer import SupervisedTrainer
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -134,19 +133,6 @@ def test_a_complete_recording_is_not_recorded_again(tmp_path: Path, monkeypatch:
 
 
 # ------------------------------------------------------------------------------------------------ stopping and going on
-
-
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, times: int = 1) -> None:
-    """Ctrl-C comes within a step, once or again."""
-    train_step = SupervisedTrainer._train_step
-
-    def interrupted(trainer: SupervisedTrainer) -> Any:
-        if trainer.step + 1 == step:
-            for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
-        return train_step(trainer)
-
-    monkeypatch.setattr(SupervisedTrainer, "_train_step", interrupted)
 
 
 @pytest.mark.parametrize("step", [3, 6])
@@ -267,7 +253,7 @@ def test_frames_of_other_choices_are_read_anew(
 def test_a_training_without_a_bar_says_where_it_is(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(finetune, "QUIET_S", 0.0)
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
     main(Options(**given, out=tmp_path))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split(",")[0] for line in lines] == [f"step {step} of 6" for step in range(1, 7)]
@@ -277,8 +263,8 @@ def test_a_training_without_a_bar_says_where_it_is(
 
 def test_pace_counts_from_where_the_training_went_on(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(finetune.time, "monotonic", lambda: now[0])
-    pace = finetune.Pace(1000, 4000)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    pace = progress.Pace(1000, 4000)
     now[0] += 60
     assert pace.tell(1300) == "step 1300 of 4000, 5 steps/s, 9 min left"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from evaluations import SimProcessor
 from fakes import INSTRUCTIONS, fake_env
 
 from vla_agent import VLAVecEnv, make_vec_env
-from vla_agent.envs.episodes import EpisodeStart, play_episodes
+from vla_agent.envs.episodes import EpisodeStart, PlayedStep, play_episodes
 from vla_agent.process_reward import VecProcessReward
 
 BRIGHT, DARK = EpisodeStart(task_id=1, init_state_id=4), EpisodeStart(task_id=0, init_state_id=2)
@@ -136,3 +137,47 @@ def test_fewer_starts_than_environments_and_training_afterwards() -> None:
         assert ends == [[False] * 3, [True] * 3] * 2  # one episode follows the other again
     finally:
         env.close()
+
+
+def test_starts_are_taken_late_and_steps_are_seen() -> None:
+    """An iterator may hold starts back; a step shows who played, and can end the play."""
+    ended: list[int] = []
+
+    def starts() -> Iterator[EpisodeStart | None]:
+        yield BRIGHT
+        while not ended:
+            yield None
+        yield DARK
+
+    seen: list[PlayedStep] = []
+
+    def watched(step: PlayedStep) -> bool:
+        seen.append(step)
+        return True
+
+    env = fake_env(2, max_episode_steps=4)
+    for episode in play_episodes(env, Patient(), starts(), on_step=watched):
+        ended.append(episode.number)
+    assert ended == [0, 1]
+    # The second episode waits for the first one's end, though an environment is free.
+    assert [step.playing for step in seen] == [[0]] * 3 + [[0]] * 4
+    assert [step.dones.tolist() for step in seen][2:4] == [[True, False], [False, False]]
+    assert all(step.infos[1] == {} and step.rewards[1] == 0 for step in seen)
+    assert list(play_episodes(env, Patient(), [BRIGHT] * 9, on_step=lambda step: False)) == []
+    assert env.reset_infos
+
+
+def test_notes_are_kept_of_the_decisions_alone() -> None:
+    class Noting(Patient):
+        count = 0
+
+        def predict(self, obs: Any, deterministic: bool = False) -> tuple[np.ndarray, None]:
+            self.count += 1
+            return super().predict(obs)
+
+    policy = Noting()
+    env = fake_env(3, max_episode_steps=4)
+    note = lambda: {"number": np.full(3, policy.count), "env": np.arange(3)}  # noqa: E731
+    episodes = sorted(play_episodes(env, policy, [BRIGHT, DARK, BRIGHT, DARK], note=note), key=lambda e: e.number)
+    assert [e.notes["number"].tolist() for e in episodes] == [[1, 2, 3], [1, 2, 3, 4], [1, 2, 3], [4, 5, 6, 7]]
+    assert [set(e.notes["env"].tolist()) for e in episodes] == [{0}, {1}, {2}, {0}]

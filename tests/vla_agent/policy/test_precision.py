@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from vla_agent.algorithms.health import ratio_tolerance
 from vla_agent.bins import GREEDY, bin_log_probs
 from vla_agent.openvla import OpenVLA
+from vla_agent.policy import precision
 from vla_agent.policy.lora import LoraSettings, add_lora
 from vla_agent.policy.precision import choose_types
 
@@ -148,3 +150,17 @@ def test_norms_are_transformers_in_float32(model: OpenVLA) -> None:
 def test_an_adapted_head_scores_bins_too(model: OpenVLA, batch: dict[str, th.Tensor]) -> None:
     add_lora(model, LoraSettings(r=2, lm_head=True), model.unused_parameter_names())
     assert score(model.to(th.bfloat16), batch).dtype == th.float32
+
+
+def test_bfloat16_is_warned_of_where_it_costs_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)
+    with pytest.warns(
+        UserWarning, match=r"no products of bfloat16, so autocast='bfloat16' takes several times as long"
+    ):
+        assert choose_types("tiny", None, "bfloat16", "cpu", trains_all=True) == (th.float32, th.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose_types("tiny", None, "auto", "cpu", trains_all=True)
+        choose_types("tiny", None, "bfloat16", "cuda", trains_all=True)
+        monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
+        choose_types("tiny", None, "bfloat16", "cpu", trains_all=True)

@@ -1,0 +1,346 @@
+"""Group-relative policy optimisation: episodes from one initial state are each other's baseline; there is no critic.
+
+In the order of an iteration: `VLAGRPO.collect_tokens` plays groups (`groups.Groups`), `groups.group_samples` turns
+their returns into advantages, and `VLAGRPO.train` takes clipped steps (`VLAGRPO._losses`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from libero_gym.common.checks import real_number, whole_number
+from vla_agent.algorithms import health, losses
+from vla_agent.algorithms.arguments import check_reference
+from vla_agent.algorithms.base import VLALearner
+from vla_agent.algorithms.engine import LOCAL
+from vla_agent.algorithms.finite import check_observations, check_rewards
+from vla_agent.algorithms.groups import Advantage, Drawer, Groups, GroupSamples, group_samples
+from vla_agent.algorithms.minibatch import Losses, step_on
+from vla_agent.envs.episodes import FinishedEpisode, PlayedStep, play_episodes
+from vla_agent.envs.starts import names_starts
+from vla_agent.policy.policy import VLAPolicy
+from vla_agent.process_reward import RewardModel, load_reward_model
+from vla_agent.process_reward.interface import check_camera, checked_scores
+
+# DAPO (arXiv 2503.14476): clip range (0.2, 0.28), no KL term. SimpleVLA-RL (arXiv 2509.09674) has groups of 8.
+GRPO_DEFAULTS: dict[str, Any] = {"learning_rate": 2e-5, "batch_size": 256, "max_grad_norm": 1.0}
+
+
+class VLAGRPO(VLALearner):
+    """GRPO for a `VLAPolicy`; with ``advantage="leave_one_out"``, RLOO.
+
+    An iteration plays ``n_episodes / group_size`` groups of episodes, each from one initial state, by the policy's own
+    temperature. With R the return of an episode (success, for sparse rewards) and r the ratio of new to old
+    probability, its decisions have the loss
+
+        L = -E[w min(r A, clip(r, 1 - eps, 1 + eps_high) A)],    A = (R - mean R) / std R  over the group.
+
+    A group whose episodes all have the same return has A = 0 and is replaced by another. The value head of the policy
+    is not trained. The environments' states are those of LIBERO to the bit, so that all episodes of a group begin
+    alike.
+
+    Args:
+        policy: "VLAPolicy", or a subclass.
+        env: What `make_vec_env` gives. Each step of theirs is a decision; resting environments do not count.
+        n_episodes: Episodes to learn from in an iteration.
+        group_size: Episodes from one initial state, G.
+        max_groups: Groups that an iteration plays at most, as a multiple of those it wants; it then learns from what it
+            has.
+        drop_uninformative: Whether groups with equal returns are replaced. False learns nothing from them, either.
+        advantage: "group" (GRPO) or "leave_one_out" (RLOO); see `groups.group_advantages`.
+        batch_size: Decisions per minibatch, about: minibatches of a rollout are equally large.
+        n_epochs: Passes over each rollout.
+        clip_range, clip_range_high: How far the ratio may fall and rise, eps and eps_high.
+        ratio_level: "token" for one ratio per token, each clipped on its own, or "action" for one per action.
+        length_norm: Whether each episode counts the same, whatever its length; see `groups.group_samples`.
+        length_penalty: Subtracted from a success's return, times its length over that of its group's longest episode:
+            the faster of two successes is then the better.
+        returns: What an episode is worth: "environment" sums its rewards; "confidence" is the mean log-probability of
+            its tokens when they were drawn, which asks for no reward (self-certainty: Zhao et al., 2025, arXiv
+            2505.19590, has the divergence from uniform instead).
+        failure_scorer: A process reward model, by name or folder, whose score of a failure's last frame is added to its
+            return, times ``failure_weight``: groups without success then tell something, too (SRPO, arXiv 2511.15605,
+            has distances to successes instead).
+        failure_weight: See above; below 1, a failure is never worth a success.
+        kl_ref_coef: Weight of the KL divergence to the policy with its adapters off. It needs ``lora``.
+        ent_coef: Weight of the entropy.
+        policy_warmup_iterations: Iterations over which the learning rate rises.
+        ratio_tolerance, gradient_accumulation_steps, target_kl: As in `VLAPPO`.
+
+    The other arguments are SB3's.
+
+    Raises:
+        ValueError: If an argument is out of range, or the environments cannot begin where they are told.
+    """
+
+    token_defaults = GRPO_DEFAULTS
+
+    n_episodes: int
+    group_size: int
+    batch_size: int
+    n_epochs: int
+    clip_range: float
+    clip_range_high: float
+    target_kl: float | None
+    advantage: Advantage
+    ratio_level: str
+    max_groups: float
+    drop_uninformative: bool
+    length_norm: bool
+    length_penalty: float
+    returns: Literal["environment", "confidence"]
+    failure_scorer: str | None
+    failure_weight: float
+    kl_ref_coef: float
+    gradient_accumulation_steps: int
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule | None = None,
+        n_episodes: int = 64,
+        group_size: int = 8,
+        batch_size: int | None = None,
+        n_epochs: int = 1,
+        clip_range: float = 0.2,
+        clip_range_high: float = 0.28,
+        ent_coef: float = 0.0,
+        max_grad_norm: float | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        advantage: Advantage = "group",
+        ratio_level: str = "token",
+        max_groups: float = 3.0,
+        drop_uninformative: bool = True,
+        length_norm: bool = False,
+        length_penalty: float = 0.0,
+        returns: Literal["environment", "confidence"] = "environment",
+        failure_scorer: str | None = None,
+        failure_weight: float = 0.5,
+        kl_ref_coef: float = 0.0,
+        gradient_accumulation_steps: int = 1,
+        policy_warmup_iterations: int = 0,
+        ratio_tolerance: float | None = None,
+    ) -> None:
+        given = self._checked(locals())
+        self._samples: GroupSamples | None = None
+        self._scorer: RewardModel | None = None
+        # What SB3's base asks for, and this does not have.
+        unused = {"n_steps": 1, "gamma": 1.0, "gae_lambda": 1.0, "vf_coef": 0.0}
+        unused |= {"use_sde": False, "sde_sample_freq": -1}
+        with self._environments(env, given) as environments:
+            super().__init__(policy, environments, **given, **unused)
+            if _init_setup_model:
+                self._setup_model()
+
+    def collect_tokens(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: Any,
+        n_rollout_steps: int,
+        stopwatch: health.Stopwatch,
+    ) -> bool:
+        """Plays groups of episodes; False if the callback stopped it."""
+        policy = cast(VLAPolicy, self.policy)
+        policy.set_training_mode(False)
+        callback.on_rollout_start()
+        wanted = self.n_episodes // self.group_size
+        groups = Groups(
+            env,
+            wanted,
+            self.group_size,
+            max(wanted, int(wanted * self.max_groups)),
+            self.drop_uninformative,
+            self._returns,
+        )
+        drawer = Drawer(policy, stopwatch)
+        self._go_on = True
+        for episode in play_episodes(
+            cast(Any, env),
+            drawer,
+            groups.starts(),
+            deterministic=False,
+            record=tuple(cast(spaces.Dict, env.observation_space).spaces),
+            note=drawer.note,
+            on_step=lambda step: self._follow(step, callback),
+        ):
+            groups.add(episode)
+        if not self._go_on:
+            return False
+        self._samples = group_samples(groups.kept, self.advantage, self.length_norm)
+        self._log_groups(groups)
+        callback.update_locals({"n_steps": 1})
+        callback.on_rollout_end()
+        return True
+
+    def _follow(self, step: PlayedStep, callback: BaseCallback) -> bool:
+        """Counts a step's decisions, and shows it to the callbacks, as SB3's loop does."""
+        n_envs, n_playing = len(step.infos), len(step.playing)
+        self.num_timesteps += n_playing
+        check_rewards(step.rewards, step.infos, self.num_timesteps)
+        check_observations(step.observations, step.infos, self.num_timesteps)
+        for bar in self._progress_bars:
+            bar.pbar.update(n_playing - n_envs)  # SB3's bar counts all environments
+        self._last_obs, self._last_episode_starts = step.observations, step.dones
+        seen = {"infos": step.infos, "dones": step.dones, "rewards": step.rewards, "actions": step.actions}
+        callback.update_locals({"self": self, "callback": callback, "new_obs": step.observations} | seen)
+        self._go_on = callback.on_step()
+        if self._go_on:
+            self._update_info_buffer(step.infos, step.dones)
+        return self._go_on
+
+    def _returns(self, episodes: list[FinishedEpisode]) -> np.ndarray:
+        """What each of some episodes is worth, float64 (G,)."""
+        if self.returns == "confidence":
+            return np.array([episode.notes["log_probs"].mean(dtype=np.float64) for episode in episodes])
+        returns = np.array([episode.episode_return for episode in episodes])
+        success = np.array([episode.success for episode in episodes])
+        if self.length_penalty:
+            lengths = np.array([len(episode.actions) for episode in episodes])
+            returns -= self.length_penalty * success * lengths / lengths.max()
+        if self._scorer is not None and not success.all():
+            camera = getattr(self._scorer, "camera", "image")
+            failed = [episode for episode in episodes if not episode.success]
+            last = np.stack([episode.observations[camera][-1] for episode in failed])
+            told = [str(episode.infos[-1]["instruction"]) for episode in failed]
+            returns[~success] += self.failure_weight * checked_scores(self._scorer, last, told)
+        return returns
+
+    def _log_groups(self, groups: Groups) -> None:
+        every = groups.kept + groups.dropped
+        self.logger.record("rollout/groups", len(every))
+        self.logger.record("rollout/groups_dropped", len(groups.dropped) / len(every))
+        self.logger.record("rollout/group_return_std", float(np.mean([group.returns.std() for group in every])))
+        solved = np.mean([all(episode.success for episode in group.episodes) for group in every])
+        self.logger.record("rollout/groups_solved", float(solved))
+        if self._samples is None:
+            warnings.warn(
+                f"Each of {len(every)} groups of {self.group_size} episodes had equal returns, so there is nothing to "
+                "learn from this iteration. If all fail, start from a better model, draw at a higher temperature, or "
+                "give failure_scorer; if all succeed, take harder tasks.",
+                stacklevel=2,
+            )
+
+    def train(self) -> None:
+        """Updates the policy from the groups: epochs of minibatches, until the KL is too large."""
+        stopwatch, log, samples = health.Stopwatch(), health.UpdateLog(), self._samples
+        with stopwatch("update"):
+            self._begin_update()
+            if samples is not None:
+                self._take_steps(samples, log)
+            metrics = log.means()
+        for name, value in metrics.items():
+            self.logger.record(f"train/{name}", value)
+        if samples is not None:
+            self._monitor.check_policy_moves(metrics, self.policy.optimizer)
+            self.logger.record("train/decisions", len(samples.actions))
+        self.logger.record("train/skipped_steps", self.n_skipped_steps)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("time/update_s", stopwatch.seconds["update"])
+        self._samples = None
+        self._end_update()
+
+    def _take_steps(self, samples: GroupSamples, log: health.UpdateLog) -> None:
+        n_samples = len(samples.actions)
+        for epoch in range(self.n_epochs):
+            log.restart("approx_kl")  # as SB3 logs the last epoch's
+            order = np.random.permutation(n_samples)  # noqa: NPY002 - SB3 shuffles with it, and runs save it
+            for number, rows in enumerate(np.array_split(order, max(1, round(n_samples / self.batch_size)))):
+                batch = samples.rows(rows, self.device)
+                with health.advice_on_memory():
+                    if not step_on(self, batch, self._losses, epoch == 0 and number == 0, log):
+                        return
+            self._n_updates += 1
+
+    def _losses(self, part: GroupSamples) -> Losses:
+        """Policy loss of a micro-batch, eq. 3 of GRPO (arXiv 2402.03300) with DAPO's clip range."""
+        policy = cast(VLAPolicy, self.policy)
+        scores = policy.score(part.observations, part.actions)
+        differences = scores.token_log_probs - part.old_log_prob
+        log_ratio = differences.sum(dim=1)
+        ratio = th.exp(differences if self.ratio_level == "token" else log_ratio)
+        weights = part.weights if ratio.ndim == 2 else part.weights.flatten()
+        clip = self.clip_range, self.clip_range_high
+        policy_loss = losses.clipped_surrogate(ratio, part.advantages, clip[0], weights, clip[1])
+        entropy_loss = losses.entropy_loss(scores.token_entropies.sum(dim=1), log_ratio)
+        loss = policy_loss + self.ent_coef * entropy_loss
+        with th.no_grad():
+            metrics = {
+                "policy_gradient_loss": policy_loss,
+                "entropy_loss": entropy_loss,
+                "clip_fraction": losses.clip_fraction(ratio, *clip),
+                "approx_kl": losses.approximate_kl(log_ratio),
+            }
+        metrics |= health.entropy_by_dim(scores.token_entropies)
+        if self.kl_ref_coef > 0:
+            reference = policy.reference_log_probs(part.observations, part.actions)
+            metrics["kl_ref"] = losses.reference_kl(scores.log_probs, reference)
+            loss = loss + self.kl_ref_coef * metrics["kl_ref"]
+        return Losses(loss, log_ratio, metrics | {"loss": loss})
+
+    # --------------------------------------------------------------------------------------------- set-up
+
+    def _checked(self, given: dict[str, Any]) -> dict[str, Any]:
+        policy = given["policy"]
+        if isinstance(policy, type) and not issubclass(policy, VLAPolicy):
+            raise ValueError(
+                f"VLAGRPO draws and scores action tokens, and the policy is {policy.__name__}; give 'VLAPolicy', or a "
+                "subclass of it."
+            )
+        return super()._checked(given)
+
+    def _check_together(self, given: Mapping[str, Any], n_envs: int | None) -> None:
+        real_number("clip_range", given["clip_range"], above=0, below=1)
+        n_episodes, size = given["n_episodes"], whole_number("group_size", given["group_size"], 2)
+        if n_episodes % size or n_episodes < size:
+            below = max(1, n_episodes // size) * size
+            raise ValueError(
+                f"group_size={size} does not divide n_episodes={n_episodes}, the episodes of an iteration; give "
+                f"n_episodes={below} or {below + size}."
+            )
+        parts, batch_size = given["gradient_accumulation_steps"], given["batch_size"]
+        if parts > batch_size:
+            raise ValueError(f"gradient_accumulation_steps={parts} is more than batch_size={batch_size} decisions.")
+        check_reference(given)
+        if given["returns"] == "confidence" and (given["failure_scorer"] or given["length_penalty"]):
+            raise ValueError(
+                "returns='confidence' asks for no success, and failure_scorer and length_penalty do; leave them out."
+            )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self._engine is not LOCAL:
+            raise ValueError("VLAGRPO plays in this process; make the environments with vla_agent.make_vec_env.")
+        if self.env is None:
+            return
+        if not names_starts(self.env):
+            raise ValueError(
+                "VLAGRPO begins groups of episodes from one initial state, and these environments do not say where "
+                "they can begin; give what vla_agent.make_vec_env makes."
+            )
+        if self.failure_scorer is not None:  # only now: to act, a run that was loaded needs none
+            self._scorer = load_reward_model(self.failure_scorer)
+            parts = cast(spaces.Dict, self.env.observation_space).spaces
+            check_camera(self._scorer, {key: tuple(space.shape or ()) for key, space in parts.items()})
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_samples", "_scorer"]

@@ -1,0 +1,127 @@
+"""How much better than expected each recorded frame went on: its return minus its value."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+
+from vla_agent.common.atomic import Kind, save_tensors, writing
+from vla_agent.common.hashes import hash_weights
+from vla_agent.offline.checks import outcomes_of
+from vla_agent.offline.returns import lambda_returns, rewards_between
+from vla_agent.offline.values import ValueSettings, encode_frames, fit_values
+from vla_agent.openvla import OpenVLA
+from vla_agent.runs.run_files import FolderFiles, read_json, read_tensors
+from vla_agent.sft.data import ActionChunks
+
+IDENTITY_FILE, TENSORS_FILE = "values.json", "values.safetensors"
+ESTIMATED = Kind("estimate of values", (IDENTITY_FILE, TENSORS_FILE))
+
+
+class Advantages(NamedTuple):
+    """Estimates of F frames; the advantage of Peng et al. (2019), A = R - V(s).
+
+    Attributes:
+        returns: What each frame earned, float32 (F,); `returns.lambda_returns`.
+        values: What was to be expected, float32 (F,).
+        held_out: Frames of episodes that the values were not fitted to, bool (F,).
+    """
+
+    returns: np.ndarray
+    values: np.ndarray
+    held_out: np.ndarray
+
+    @property
+    def advantages(self) -> np.ndarray:
+        """Returns minus values, float32 (F,)."""
+        return self.returns - self.values
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Squared error and explained variance of the values on held-out episodes, and the advantages' spread."""
+        returns, values = self.returns[self.held_out], self.values[self.held_out]
+        spread = float(returns.var())
+        missed = returns - values
+        return {
+            "value_loss": float(np.square(missed).mean()),
+            "explained_variance": 1 - float(missed.var()) / spread if spread else float("nan"),
+            "advantage_std": float(self.advantages.std()),
+        }
+
+
+def estimate_advantages(
+    model: OpenVLA,
+    data: ActionChunks,
+    settings: ValueSettings | None = None,
+    *,
+    keep: str | Path | None = None,
+    progress_bar: bool = False,
+) -> Advantages:
+    """Estimate what each frame earned and what was to be expected there.
+
+    Hidden states of the frozen model are computed once; a value head is fitted to the returns on top of them.
+
+    Args:
+        model: The model whose hidden states tell values.
+        data: Episodes that record rewards, with failures and successes.
+        settings: How to estimate; the defaults if None.
+        keep: Folder that keeps the estimate. If it holds one of the same model, data and settings, that is read.
+        progress_bar: Whether to show a bar on a terminal.
+
+    Raises:
+        ValueError: If the data record no rewards, or all episodes succeed, or all fail.
+        FileExistsError: If ``keep`` holds something else.
+    """
+    settings = settings or ValueSettings()
+    outcomes = outcomes_of(data, needs_failures=True)
+    identity = None if keep is None else _identity(model, data, settings)
+    if keep is not None and (found := _read(Path(keep), identity, len(data))) is not None:
+        return found
+    hidden = encode_frames(model, data, progress_bar=progress_bar)
+    rewards, discounts = rewards_between(outcomes, settings.gamma)
+    returns = lambda_returns(rewards, discounts)
+    fit = fit_values(hidden, returns, data.episode_ids, settings)
+    if settings.returns_lambda < 1:
+        returns = lambda_returns(rewards, discounts, fit.values, settings.returns_lambda)
+        fit = fit_values(hidden, returns, data.episode_ids, settings)
+    estimate = Advantages(returns.astype(np.float32), fit.values, fit.held_out)
+    if keep is not None:
+        with writing(keep, ESTIMATED) as folder:
+            tensors = {name: th.from_numpy(np.ascontiguousarray(values)) for name, values in estimate._asdict().items()}
+            save_tensors(tensors, folder / TENSORS_FILE)
+            (folder / IDENTITY_FILE).write_text(json.dumps({"identity": identity}) + "\n")
+    return estimate
+
+
+def _identity(model: OpenVLA, data: ActionChunks, settings: ValueSettings) -> dict[str, Any]:
+    """What an estimate is a function of."""
+    digest = hashlib.sha256()
+    assert data.outcomes is not None
+    for values in (data.state, data.actions, *data.outcomes):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    digest.update(json.dumps(data.instructions).encode())
+    return {
+        **dataclasses.asdict(settings),
+        "model": hash_weights(model.state_dict()),
+        "processor": model.processor.fingerprint(),
+        "data": digest.hexdigest(),
+    }
+
+
+def _read(folder: Path, identity: dict[str, Any] | None, n_frames: int) -> Advantages | None:
+    """A kept estimate; None if there is none, it is damaged, or it is another one."""
+    files = FolderFiles(folder)
+    try:
+        if read_json(files, IDENTITY_FILE, {"identity": {}})["identity"] != identity:
+            return None
+        tensors = read_tensors(files, TENSORS_FILE)
+        found = Advantages(*(tensors[name].numpy() for name in Advantages._fields))
+    except (ValueError, OSError, KeyError):
+        return None
+    return found if all(len(values) == n_frames for values in found) else None
