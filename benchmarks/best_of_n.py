@@ -184,8 +184,8 @@ def judge(plan: Plan, cell: Cell, out: Path) -> None:
         report = evaluator.run(temperature=args.temperature, seed=args.seed, progress_bar=False)
     found = np.array(chooser.rank_correlations)
     mean, error = float(found.mean()), float(found.std() / np.sqrt(len(found)))
-    content = {"decisions": len(found), "scorer_rank_correlation": mean, "standard_error": error, **_rate(outcomes_of(report))}
-    write_text(out, json.dumps(content) + "\n")
+    content = {"decisions": len(found), "scorer_rank_correlation": mean, "standard_error": error}
+    write_text(out, json.dumps(content | _rate(outcomes_of(report))) + "\n")
 
 
 def describe(plan: Plan) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 from libero_gym.common.checks import whole_number
 from vla_agent.envs.episodes import FinishedEpisode
 from vla_agent.envs.vec_env import VLAVecEnv
-from vla_agent.test_time.best_of_n import BestOfN, drawing_policy
+from vla_agent.test_time.best_of_n import BestOfN
 from vla_agent.test_time.loading import scorer_by_name
-from vla_agent.test_time.scorers import ScorerMaker
+from vla_agent.test_time.scorers import ScorerMaker, candidate_policy
 
 if TYPE_CHECKING:
     from vla_agent.engines import RayEngine
@@ -32,7 +32,7 @@ class Choosing(NamedTuple):
         """
         if self.n == 1:
             return policy
-        return BestOfN(policy, self.n, self.make_scorer(drawing_policy(policy), env))
+        return BestOfN(policy, self.n, self.make_scorer(candidate_policy(policy), env))
 
 
 def check_choosing(n: int, scorer: str | ScorerMaker, engine: RayEngine | None) -> Choosing:

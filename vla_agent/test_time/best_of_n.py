@@ -11,7 +11,14 @@ import torch as th
 from libero_gym.common.checks import flag, whole_number
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.test_time.calibration import rank_correlation
-from vla_agent.test_time.scorers import ActionScorer, Question, ScorerError, checked_choice_scores
+from vla_agent.test_time.scorers import (
+    ActionScorer,
+    Question,
+    ScorerError,
+    candidate_policy,
+    checked_choice_scores,
+    choose,
+)
 
 
 class BestOfN:
@@ -50,7 +57,7 @@ class BestOfN:
         judge: ActionScorer | None = None,
         seed: int | None = None,
     ) -> None:
-        self.policy, self.n = drawing_policy(model), whole_number("n", n, 1)
+        self.policy, self.n = cast(VLAPolicy, candidate_policy(model)), whole_number("n", n, 1)
         if self.n > 1 and scorer is None:
             raise ScorerError(f"n={n} candidates need a scorer to choose by, such as MaskedAgreement(policy).")
         self.scorer, self.judge = scorer, judge
@@ -113,32 +120,11 @@ class BestOfN:
         n_rows = len(question.candidates.bins)
         if self.n == 1 or self.scorer is None:
             return np.zeros(n_rows, dtype=np.int64)
-        scores = checked_choice_scores(self.scorer, question)
-        chosen = scores.argmax(axis=1)  # NumPy gives the first of equals
+        chosen, scores = choose(self.scorer, question)
         self.chosen_scores = scores[np.arange(n_rows), chosen]
         if self.judge is not None:
             judged = checked_choice_scores(self.judge, question)
             rows = range(n_rows) if playing is None else playing
             found = (rank_correlation(scores[row], judged[row]) for row in rows)
             self.rank_correlations += [value for value in found if value is not None]
-        return cast(np.ndarray, chosen)
-
-
-def drawing_policy(model: Any) -> VLAPolicy:
-    """The policy of a model that can draw candidates.
-
-    Raises:
-        ScorerError: If it cannot.
-    """
-    policy = getattr(model, "policy", model)
-    if not isinstance(policy, VLAPolicy):
-        raise ScorerError(
-            f"A {type(model).__name__} draws no action tokens, so there are no candidates to choose from; give a "
-            "VLAPolicy, or a learner with one."
-        )
-    if not policy.backbone.abilities.samples_candidates:
-        raise ScorerError(
-            f"This {type(policy.backbone).__name__} draws one chain of an observation at a time; give it "
-            "sample_candidates and score_candidates, and say so in its abilities (samples_candidates)."
-        )
-    return policy
+        return chosen

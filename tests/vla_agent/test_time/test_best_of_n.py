@@ -177,7 +177,7 @@ def test_wrong_arguments_are_named(learner: VLAPPO, monkeypatch: pytest.MonkeyPa
         BestOfN(learner, 0)
     with pytest.raises(ScorerError, match=r"n=2 candidates need a scorer to choose by"):
         BestOfN(learner, 2)
-    with pytest.raises(ScorerError, match="A Highest draws no action tokens, so there are no candidates"):
+    with pytest.raises(ScorerError, match=r"A Highest draws no action tokens, so there are no candidates"):
         BestOfN(Highest(), 2, Highest())
     with pytest.raises(ValueError, match="seed"):
         BestOfN(learner, 2, Highest(), seed=-1)
