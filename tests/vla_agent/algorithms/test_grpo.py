@@ -256,3 +256,32 @@ def test_a_group_begins_alike_in_the_simulator() -> None:
         assert len({group.episodes[0].start for group in kept}) == 2
     finally:
         env.close()
+
+
+def test_a_stopped_run_goes_on_in_the_simulator(tmp_path: Path) -> None:
+    """Also with a scorer's rewards: environments that rest after an iteration are saved and restored."""
+
+    def learner(path: Path | None = None) -> VLAGRPO:
+        env = make_vec_env(
+            *("LIBERO-Spatial-v0", 2), model="tiny", task_id=[0, 3], renderer="fast", max_episode_steps=3, seed=0,
+            reward="process", reward_model=Scorer(), reward_kwargs={"mode": "gain"},
+        )  # fmt: skip
+        if path is not None:
+            return VLAGRPO.load(path, env, device="cpu")
+        return VLAGRPO("VLAPolicy", env, n_episodes=3, group_size=3, learning_rate=1e-3, seed=0, device="cpu")
+
+    class Scorer:
+        def score(self, images: np.ndarray, instructions: Any) -> np.ndarray:
+            return images.mean(axis=(1, 2, 3)) / 255
+
+    whole = learner()
+    whole.learn(27)
+    cut = learner()
+    cut.learn(27, StopAt(8))
+    cut.save(tmp_path / "a")
+    resumed = learner(tmp_path / "a")
+    assert 0 < resumed.num_timesteps < cut.num_timesteps
+    resumed.learn(27 - resumed.num_timesteps, reset_num_timesteps=False)
+    assert_equal_runs(whole, resumed)  # type: ignore[arg-type]
+    for model in (whole, cut, resumed):
+        model.env.close()  # type: ignore[union-attr]
