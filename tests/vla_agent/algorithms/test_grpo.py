@@ -10,6 +10,7 @@ import pytest
 import torch as th
 from fakes import FakeBackbone, fake_env
 from resuming import StopAt, assert_equal_runs, callbacks
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from vla_agent import VLAGRPO, RunCheckpoints, make_vec_env, safe_learn
@@ -131,11 +132,16 @@ def test_it_learns(advantage: Any) -> None:
 
 def test_only_decisions_that_were_played_count_and_the_value_head_stays() -> None:
     model, history = make(3, n_episodes=4, drop_uninformative=False), callbacks()
+    logged: dict[str, float] = {}
+    model.set_logger(Logger(None, []))
+    model.logger.record = lambda name, value, exclude=None: logged.update({name: value})  # type: ignore[method-assign, assignment]
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
     model.learn(1, history)
     episodes = history[1].history  # type: ignore[attr-defined]
     assert len(episodes) == 4
     assert model.num_timesteps == sum(one.length for one in episodes)
+    earned = sum(one.episode_return for one in episodes)
+    assert logged["rollout/reward_success"] == pytest.approx(earned / model.num_timesteps)
     changed = {name for name, tensor in model.policy.state_dict().items() if not th.equal(tensor, before[name])}
     assert changed
     assert not any(name.startswith("value_head") for name in changed)
