@@ -7,6 +7,7 @@ their returns into advantages, and `VLAGRPO.train` takes clipped steps (`VLAGRPO
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -172,8 +173,8 @@ class VLAGRPO(VLALearner):
             self.drop_uninformative,
             self._returns,
         )
-        drawer = Drawer(policy, stopwatch)
-        self._go_on = True
+        drawer, before = Drawer(policy, stopwatch), self.num_timesteps
+        self._go_on, self._reward_terms = True, Counter[str]()
         for episode in play_episodes(
             cast(Any, env),
             drawer,
@@ -188,6 +189,8 @@ class VLAGRPO(VLALearner):
             return False
         self._samples = group_samples(groups.kept, self.advantage, self.length_norm)
         self._log_groups(groups)
+        for name, total in self._reward_terms.items():
+            self.logger.record(f"rollout/reward_{name}", total / (self.num_timesteps - before))
         callback.update_locals({"n_steps": 1})
         callback.on_rollout_end()
         return True
@@ -196,6 +199,8 @@ class VLAGRPO(VLALearner):
         """Counts a step's decisions, and shows it to the callbacks, as SB3's loop does."""
         n_envs, n_playing = len(step.infos), len(step.playing)
         self.num_timesteps += n_playing
+        for info in step.infos:
+            self._reward_terms.update(info.get("reward_terms", {}))  # a Counter adds up where a dict would replace
         check_rewards(step.rewards, step.infos, self.num_timesteps)
         check_observations(step.observations, step.infos, self.num_timesteps)
         for bar in self._progress_bars:
@@ -343,4 +348,4 @@ class VLAGRPO(VLALearner):
             check_camera(self._scorer, {key: tuple(space.shape or ()) for key, space in parts.items()})
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_samples", "_scorer"]
+        return [*super()._excluded_save_params(), "_samples", "_scorer", "_reward_terms"]
