@@ -4,6 +4,8 @@
     python examples/train_grpo.py --advantage leave_one_out        # RLOO
     python examples/train_grpo.py --model tiny-libero-few --task-ids "" --temperature 0.7 --total-timesteps 49152
     python examples/train_grpo.py --resume runs/grpo               # goes on where it stopped
+    python examples/train_grpo.py --reward gain --init-states 0-19 --n-placements 0    # test-time training: on the
+        # states that are evaluated, by a scorer's opinion of the frames; no reward tells of success
 
 What is left out, and why: the critic, its warm-up and GAE, since the episodes of a group are each other's baseline; the
 discount, since success is all that counts; the KL term, as in DAPO and Dr. GRPO, since the clip range bounds a step;
@@ -52,6 +54,8 @@ class Options:
     curriculum: Literal["uniform", "hardest", "frontier"] = "uniform"  # how tasks are drawn
     curriculum_tau: float = 0.5  # temperature of the curriculum
     average_decay: float = 0.0  # share that an update keeps of the weights' moving average, which is evaluated; 0: none
+    reward: Literal["success", "gain", "confidence"] = "success"  # or the rise of a scorer's score; or no reward at all
+    reward_model: str = "tiny-scorer"  # for "gain": the scorer that ships, or a folder
     failure_scorer: str = ""  # a process reward model, such as "tiny-scorer", whose score of a failure counts
     autocast: Literal["auto", "bfloat16", "none"] = "auto"  # "bfloat16" halves the model's time on CPUs that have it
     eval_freq: int = 1536  # decisions between greedy evaluations, which also run before and after
@@ -65,6 +69,7 @@ class Options:
 def main(options: Options) -> None:
     task_ids, states = ids_or_none("--task-ids", options.task_ids), ids_or_none("--init-states", options.init_states)
     with claim_run(options.out, options.resume, existing=options.existing) as claim:
+        scored = {"reward": "process", "reward_model": options.reward_model, "reward_kwargs": {"mode": "gain"}}
         # Environments that begin where they are told, to the bit: the episodes of a group differ by the draws alone.
         env = make_vec_env(
             options.env_id,
@@ -76,6 +81,7 @@ def main(options: Options) -> None:
             renderer="fast",
             physics=options.physics,
             seed=options.seed,
+            **(scored if options.reward == "gain" else {}),
         )
         policy_kwargs = {
             "model": options.model,
@@ -92,6 +98,7 @@ def main(options: Options) -> None:
             "n_epochs": options.n_epochs,
             "clip_range": options.clip_range,
             "clip_range_high": options.clip_range_high,
+            "returns": "confidence" if options.reward == "confidence" else "environment",
             "failure_scorer": options.failure_scorer or None,
             "policy_kwargs": policy_kwargs,
             "seed": options.seed,
@@ -132,7 +139,8 @@ def main(options: Options) -> None:
             model.save(options.out / "model")
     suite = describe_suite(options.env_id)
     first, last = evaluation.history[0].episodes, evaluation.history[-1].episodes
-    print("Greedy, fast frames, initial states that training never saw:")
+    judged = "that training never saw" if options.reward == "success" else "of which it was told no success"
+    print(f"Greedy, fast frames, initial states {judged}:")
     print(describe_change(first, last, dict(enumerate(suite.instructions)), dict(enumerate(suite.sources))))
     print(f"Wrote model/, best/, curve.png and logs into {options.out}")
 

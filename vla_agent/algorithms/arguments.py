@@ -211,6 +211,7 @@ _ALGORITHM: dict[str, Check] = {
     "length_norm": flag,
     "length_penalty": partial(real_number, minimum=0, below=1),
     "failure_scorer": _path,
+    "returns": partial(choice, choices=("environment", "confidence")),
     "estimator": partial(choice, choices=("sampled", "exact")),
     "failure_weight": partial(real_number, minimum=0, below=1),
 }

@@ -7,8 +7,9 @@ their returns into advantages, and `VLAGRPO.train` takes clipped steps (`VLAGRPO
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch as th
@@ -65,6 +66,9 @@ class VLAGRPO(VLALearner):
         length_norm: Whether each episode counts the same, whatever its length; see `groups.group_samples`.
         length_penalty: Subtracted from a success's return, times its length over that of its group's longest episode:
             the faster of two successes is then the better.
+        returns: What an episode is worth: "environment" sums its rewards; "confidence" is the mean log-probability of
+            its tokens when they were drawn, which asks for no reward (self-certainty: Zhao et al., 2025, arXiv
+            2505.19590, has the divergence from uniform instead).
         failure_scorer: A process reward model, by name or folder, whose score of a failure's last frame is added to its
             return, times ``failure_weight``: groups without success then tell something, too (SRPO, arXiv 2511.15605,
             has distances to successes instead).
@@ -95,6 +99,7 @@ class VLAGRPO(VLALearner):
     drop_uninformative: bool
     length_norm: bool
     length_penalty: float
+    returns: Literal["environment", "confidence"]
     failure_scorer: str | None
     failure_weight: float
     kl_ref_coef: float
@@ -128,6 +133,7 @@ class VLAGRPO(VLALearner):
         drop_uninformative: bool = True,
         length_norm: bool = False,
         length_penalty: float = 0.0,
+        returns: Literal["environment", "confidence"] = "environment",
         failure_scorer: str | None = None,
         failure_weight: float = 0.5,
         kl_ref_coef: float = 0.0,
@@ -167,8 +173,8 @@ class VLAGRPO(VLALearner):
             self.drop_uninformative,
             self._returns,
         )
-        drawer = Drawer(policy, stopwatch)
-        self._go_on = True
+        drawer, before = Drawer(policy, stopwatch), self.num_timesteps
+        self._go_on, self._reward_terms = True, Counter[str]()
         for episode in play_episodes(
             cast(Any, env),
             drawer,
@@ -183,6 +189,8 @@ class VLAGRPO(VLALearner):
             return False
         self._samples = group_samples(groups.kept, self.advantage, self.length_norm)
         self._log_groups(groups)
+        for name, total in self._reward_terms.items():
+            self.logger.record(f"rollout/reward_{name}", total / (self.num_timesteps - before))
         callback.update_locals({"n_steps": 1})
         callback.on_rollout_end()
         return True
@@ -191,6 +199,8 @@ class VLAGRPO(VLALearner):
         """Counts a step's decisions, and shows it to the callbacks, as SB3's loop does."""
         n_envs, n_playing = len(step.infos), len(step.playing)
         self.num_timesteps += n_playing
+        for info in step.infos:
+            self._reward_terms.update(info.get("reward_terms", {}))  # a Counter adds up where a dict would replace
         check_rewards(step.rewards, step.infos, self.num_timesteps)
         check_observations(step.observations, step.infos, self.num_timesteps)
         for bar in self._progress_bars:
@@ -205,6 +215,8 @@ class VLAGRPO(VLALearner):
 
     def _returns(self, episodes: list[FinishedEpisode]) -> np.ndarray:
         """What each of some episodes is worth, float64 (G,)."""
+        if self.returns == "confidence":
+            return np.array([episode.notes["log_probs"].mean(dtype=np.float64) for episode in episodes])
         returns = np.array([episode.episode_return for episode in episodes])
         success = np.array([episode.success for episode in episodes])
         if self.length_penalty:
@@ -314,6 +326,10 @@ class VLAGRPO(VLALearner):
         if parts > batch_size:
             raise ValueError(f"gradient_accumulation_steps={parts} is more than batch_size={batch_size} decisions.")
         check_reference(given)
+        if given["returns"] == "confidence" and (given["failure_scorer"] or given["length_penalty"]):
+            raise ValueError(
+                "returns='confidence' asks for no success, and failure_scorer and length_penalty do; leave them out."
+            )
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -332,4 +348,4 @@ class VLAGRPO(VLALearner):
             check_camera(self._scorer, {key: tuple(space.shape or ()) for key, space in parts.items()})
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_samples", "_scorer"]
+        return [*super()._excluded_save_params(), "_samples", "_scorer", "_reward_terms"]

@@ -60,7 +60,7 @@ class Options:
     max_episode_steps: int = 0  # control steps; 0 for the suite's own limit
     reward: Literal["sparse", "progress", "process"] = "sparse"  # success; plus progress in simulation; plus a score
     reward_model: str = "tiny-scorer"  # for "process": the scorer that ships, or a folder of train_process_reward.py
-    reward_mode: Literal["potential", "bonus"] = "potential"  # for "process"; "bonus" is VLA-RL's
+    reward_mode: Literal["potential", "bonus", "gain"] = "potential"  # for "process"; "bonus" is VLA-RL's
     reward_weight: float = 1.0  # for "process": weight of its term
     renderer: Renderer = "fast"  # of training frames; "exact" draws stock LIBERO's pixels
     physics: Physics = "fast"  # "exact" gives stock LIBERO's states to the bit; "coarse" steps less often

@@ -18,7 +18,7 @@ from vla_agent.common.tensors import on_host, stacked
 from vla_agent.episode_totals import EpisodeTotals
 from vla_agent.process_reward.interface import RewardModel, check_camera, checked_scores
 
-Mode = Literal["potential", "bonus"]
+Mode = Literal["potential", "bonus", "gain"]
 When = Literal["step", "gripper"]
 
 # Fingers that have moved this far since the last score have grasped, released, or tried to.
@@ -36,8 +36,12 @@ class VecProcessReward(VecEnvWrapper):
     * ``"bonus"``: r + weight * phi(s'), as VLA-RL has it (arXiv 2505.18719, section 3.3). If weight exceeds
       (1 - gamma^every) / gamma^every, a policy gains by waiting where the score is near 1 instead of finishing. A
       warning says so, and `hacking.check_hacking` looks for it in a run's log.
+    * ``"gain"``: weight * (phi(s') - phi(s)), without r. The return is what the score has risen by, and no reward tells
+      of success: for learning where nobody says what succeeded, such as at test time. An episode still ends where the
+      environment ends it.
 
-    ``info["reward_terms"]`` gets ``process``, the part that is added, and ``score``, phi(s'), beside ``success``. The
+    ``info["reward_terms"]`` gets ``process``, the part that is added, and ``score``, phi(s'), beside ``success``, which
+    "gain" takes out. The
     ``r`` of ``info["episode"]`` is the sum of the rewards that the learner sees; ``is_success`` is unchanged.
 
     Observations may be tensors on a device. Frames that are scored are then copied to the host: models read arrays.
@@ -45,7 +49,7 @@ class VecProcessReward(VecEnvWrapper):
     Args:
         venv: A `VLAVecEnv` with sparse rewards, or a vector environment with the same observations and infos.
         model: The reward model.
-        mode: "potential" or "bonus".
+        mode: "potential", "bonus" or "gain".
         weight: Weight of the added part.
         gamma: The learner's discount factor.
         bootstrap_time_limits: The learner's argument of that name, see `VLAPPO`. For a learner to which running out of
@@ -123,10 +127,10 @@ class VecProcessReward(VecEnvWrapper):
         phi[due], first = scores[: len(due)], scores[len(due) :]
         self._opening[due] = opening[due]
         added = self._added(phi, due, np.array([bool(info.get("TimeLimit.truncated")) for info in infos]), dones)
-        rewards = np.asarray(rewards + added, dtype=np.float32)
+        rewards = np.asarray(added if self.mode == "gain" else rewards + added, dtype=np.float32)
         self._totals.add(rewards)
         for i, info in enumerate(infos):
-            terms = info.get("reward_terms", {})
+            terms = {} if self.mode == "gain" else info.get("reward_terms", {})
             info["reward_terms"] = terms | {"process": float(added[i]), "score": float(phi[i])}
             if dones[i] and "episode" in info:
                 info["episode"]["r"] = self._totals.summary(i)["r"]
@@ -217,6 +221,8 @@ class VecProcessReward(VecEnvWrapper):
             bonus = np.zeros(self.num_envs)
             bonus[due] = self.weight * phi[due]
             return bonus
+        if self.mode == "gain":
+            return np.asarray(self.weight * (phi - self._phi))
         over = dones & ~timed_out if self.bootstrap_time_limits else dones
         next_phi = np.where(over, 0.0, phi)
         return np.asarray(self.weight * (self.gamma * next_phi - self._phi))

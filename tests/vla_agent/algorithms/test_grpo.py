@@ -10,6 +10,7 @@ import pytest
 import torch as th
 from fakes import FakeBackbone, fake_env
 from resuming import StopAt, assert_equal_runs, callbacks
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from vla_agent import VLAGRPO, RunCheckpoints, make_vec_env, safe_learn
@@ -131,11 +132,16 @@ def test_it_learns(advantage: Any) -> None:
 
 def test_only_decisions_that_were_played_count_and_the_value_head_stays() -> None:
     model, history = make(3, n_episodes=4, drop_uninformative=False), callbacks()
+    logged: dict[str, float] = {}
+    model.set_logger(Logger(None, []))
+    model.logger.record = lambda name, value, exclude=None: logged.update({name: value})  # type: ignore[method-assign, assignment]
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
     model.learn(1, history)
     episodes = history[1].history  # type: ignore[attr-defined]
     assert len(episodes) == 4
     assert model.num_timesteps == sum(one.length for one in episodes)
+    earned = sum(one.episode_return for one in episodes)
+    assert logged["rollout/reward_success"] == pytest.approx(earned / model.num_timesteps)
     changed = {name for name, tensor in model.policy.state_dict().items() if not th.equal(tensor, before[name])}
     assert changed
     assert not any(name.startswith("value_head") for name in changed)
@@ -182,6 +188,13 @@ def test_a_scorer_and_time_tell_apart_what_success_does_not(tmp_path: Path) -> N
     np.testing.assert_allclose(model._returns(ended), [0.9, 0.8, 0.1, 0.15])
 
 
+def test_confidence_is_the_mean_log_probability_and_needs_no_reward() -> None:
+    model = make(returns="confidence")
+    assert model._returns([episode(0, 2, 1.0, True), episode(3, 4)]).tolist() == [0.0, -3.0]
+    model.learn(1)
+    assert model.n_iterations == 1
+
+
 def test_nothing_to_learn_from_is_said_and_survived() -> None:
     model = make(n_episodes=4, max_groups=1.0)
     model._returns = lambda episodes: np.zeros(len(episodes))  # type: ignore[method-assign]
@@ -197,6 +210,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"n_episodes": 2}, ValueError, r"group_size=4 does not divide n_episodes=2, .*; give n_episodes=4 or 8\."),
     ({"group_size": 1}, ValueError, "group_size=1 is out of range"),
     ({"kl_ref_coef": 0.1}, ValueError, r"kl_ref_coef=0\.1 needs adapters"),
+    ({"returns": "confidence", "length_penalty": 0.1}, ValueError, "returns='confidence' asks for no success"),
     ({"clip_range": 1.5}, ValueError, r"clip_range=1\.5"),
     ({"gradient_accumulation_steps": 32}, ValueError, "gradient_accumulation_steps=32 is more than batch_size=16"),
     ({"advantage": "gae"}, ValueError, "advantage"),
@@ -248,3 +262,32 @@ def test_a_group_begins_alike_in_the_simulator() -> None:
         assert len({group.episodes[0].start for group in kept}) == 2
     finally:
         env.close()
+
+
+def test_a_stopped_run_goes_on_in_the_simulator(tmp_path: Path) -> None:
+    """Also with a scorer's rewards: environments that rest after an iteration are saved and restored."""
+
+    def learner(path: Path | None = None) -> VLAGRPO:
+        env = make_vec_env(
+            *("LIBERO-Spatial-v0", 2), model="tiny", task_id=[0, 3], renderer="fast", max_episode_steps=3, seed=0,
+            reward="process", reward_model=Scorer(), reward_kwargs={"mode": "gain"},
+        )  # fmt: skip
+        if path is not None:
+            return VLAGRPO.load(path, env, device="cpu")
+        return VLAGRPO("VLAPolicy", env, n_episodes=3, group_size=3, learning_rate=1e-3, seed=0, device="cpu")
+
+    class Scorer:
+        def score(self, images: np.ndarray, instructions: Any) -> np.ndarray:
+            return images.mean(axis=(1, 2, 3)) / 255
+
+    whole = learner()
+    whole.learn(27)
+    cut = learner()
+    cut.learn(27, StopAt(8))
+    cut.save(tmp_path / "a")
+    resumed = learner(tmp_path / "a")
+    assert 0 < resumed.num_timesteps < cut.num_timesteps
+    resumed.learn(27 - resumed.num_timesteps, reset_num_timesteps=False)
+    assert_equal_runs(whole, resumed)  # type: ignore[arg-type]
+    for model in (whole, cut, resumed):
+        model.env.close()  # type: ignore[union-attr]

@@ -105,6 +105,27 @@ def test_potential_is_what_the_formula_says(bootstrap: bool) -> None:
     )
 
 
+def test_gain_is_what_the_score_has_risen_by_and_reads_no_success() -> None:
+    """Whether an episode succeeds or times out, its return is the last score less the first, times the weight."""
+    env = VecProcessReward(fake_env(1, max_episode_steps=4), Clock(), mode="gain", weight=2.0)
+    env.reset()
+    ended = {}
+    for _ in range(8):
+        bright = env.venv.venv.tasks[0] == 1  # type: ignore[attr-defined]
+        right = bool(len(ended) % 2)
+        first = env._phi[0]
+        for _ in range(4):
+            _, rewards, dones, infos = env.step(np.full((1, 7), 255 if bright == right else 0))
+            assert set(infos[0]["reward_terms"]) == {"process", "score"}
+            assert rewards[0] == pytest.approx(infos[0]["reward_terms"]["process"])
+            if dones[0]:
+                rise = infos[0]["reward_terms"]["score"] - first
+                assert infos[0]["episode"]["r"] == pytest.approx(2 * rise)
+                ended[len(ended)] = infos[0]["is_success"]
+                break
+    assert set(ended.values()) == {True, False}
+
+
 def test_potential_ends_at_zero_where_the_task_is_done_and_telescopes() -> None:
     env = VecProcessReward(fake_env(2, max_episode_steps=4), Brightness(), gamma=GAMMA)
     env.reset()
