@@ -58,7 +58,7 @@ class Options:
     max_episode_steps: int = 0  # control steps; 0 for the suite's own limit
     unnorm_key: str = ""  # which action statistics, where the checkpoint has several
     gamma: float = 0.95  # discount per decision of a success to come
-    n_epochs: int = 40  # passes over the decisions
+    n_epochs: int = 15  # passes over the decisions
     batch_size: int = 256  # decisions per step
     learning_rate: float = 3e-4  # AdamW's
     rank_coef: float = 0.5  # weight of the loss that keeps chunks low that were never executed

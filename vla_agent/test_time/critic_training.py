@@ -38,7 +38,7 @@ class CriticSettings:
         ValueError: If one is of another type or out of range.
     """
 
-    n_epochs: int = 40
+    n_epochs: int = 15
     batch_size: int = 256
     learning_rate: float = 3e-4
     weight_decay: float = 0.01
