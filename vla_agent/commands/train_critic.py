@@ -1,7 +1,8 @@
 """Train a critic of chunks for a model, from its own episodes: ``libero-vla train-critic``.
 
-`play` plays the model's episodes, task by task, and keeps what a critic learns from; `fit` trains the critic, and says
-how well it tells successes from failures that it never saw. Both go on where they stopped.
+`play` plays the model's episodes, task by task, and keeps what a critic learns from; `read` takes it from recordings
+instead. `fit` trains the critic, and says how well it tells successes from failures that it never saw. `play` and `fit`
+go on where they stopped.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from tqdm import tqdm
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import real_number, whole_number
 from libero_gym.common.json_files import read_json
-from libero_gym.dimensions import Renderer
+from libero_gym.demonstrations import LeRobotReader
+from libero_gym.dimensions import CAMERA_KEYS, Renderer
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
 from vla_agent.envs.episodes import EpisodeStart
 from vla_agent.envs.make import make_vec_env
@@ -27,10 +30,13 @@ from vla_agent.envs.suites import describe_suite, located
 from vla_agent.evaluation.decoding import drawing_at, own_randomness
 from vla_agent.evaluation.policies import as_policy, load_subject, processor_of
 from vla_agent.evaluation.provenance import provenance
+from vla_agent.sft.data import ActionChunks
 from vla_agent.test_time.calibration import success_auc
 from vla_agent.test_time.critic import ChunkCritic, CriticConfig, normalized
 from vla_agent.test_time.critic_training import CriticMetrics, CriticSettings, CriticTrainer
 from vla_agent.test_time.decisions import Decisions, play_decisions
+from vla_agent.test_time.recorded import recorded_decisions
+from vla_agent.test_time.scorers import candidate_policy
 
 DECISIONS, TRAINING, CRITIC = "decisions", "training", "critic"
 ABOUT_FILE, METRICS_FILE, REPORT_FILE = "about.json", "metrics.jsonl", "report.json"
@@ -42,6 +48,7 @@ class Options:
     """Whose critic, and what from. Each field is a command-line option."""
 
     model: str = "tiny-libero-few"  # one that ships, a folder, a hub id, or a run: whose hidden states are read
+    recordings: str = ""  # a LeRobot dataset of its episodes, failures included; empty to play them
     env_id: str = "LIBERO-Spatial-v0"  # environments of its episodes: an id, a BDDL file, or a folder of such
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official initial states of its episodes; keep others for evaluation
@@ -106,6 +113,29 @@ def play(options: Options) -> tuple[CriticConfig, Decisions]:
     finally:
         env.close()
     return config, Decisions.joined(parts)
+
+
+def read(options: Options) -> tuple[CriticConfig, Decisions]:
+    """The decisions of recorded episodes, and the configuration of a critic for the model.
+
+    Raises:
+        OSError: If there is no such dataset.
+        ValueError: If it records no rewards, or other cameras than the model's.
+    """
+    reader = LeRobotReader(options.recordings, fps=None)
+    model = load_subject(options.model, options.device).model
+    known = getattr(model, "policy", None)
+    key = options.unnorm_key or getattr(known, "unnorm_key", None)
+    policy = candidate_policy(SimpleNamespace(backbone=getattr(known, "backbone", model), unnorm_key=key))
+    backbone = policy.backbone
+    data = ActionChunks(
+        (episode for _, episode in reader.enumerate()),
+        cameras=CAMERA_KEYS[: backbone.config.num_images],
+        image_size=backbone.processor.image_size,
+        chunk_size=backbone.config.action_chunk_size,
+    )
+    config = CriticConfig.of(policy, gamma=options.gamma, n_heads=options.n_heads)
+    return config, recorded_decisions(policy, data, progress_bar=True)
 
 
 def fit(options: Options, config: CriticConfig, decisions: Decisions) -> dict[str, Any]:
@@ -184,8 +214,8 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
 
 
 def main(options: Options) -> None:
-    """Play, and fit."""
-    report = fit(options, *play(options))
+    """Play or read episodes, and fit."""
+    report = fit(options, *(read(options) if options.recordings else play(options)))
     for name in ("trained", "held_out"):
         print(f"{name.replace('_', ' ')}: {report[name]['successes']} of {report[name]['episodes']} episodes succeed")
     if report["held_out_auc"] is not None:

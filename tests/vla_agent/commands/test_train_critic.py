@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,3 +105,8 @@ def test_decisions_of_other_episodes_are_refused(played: Played) -> None:
 def test_wrong_options_are_named(change: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         train_critic.play(dataclasses.replace(SHORT, out=tmp_path, **change))  # type: ignore[arg-type]
+
+
+def test_a_folder_without_recordings_is_named(tmp_path: Path) -> None:
+    with pytest.raises((ValueError, OSError), match=re.escape(str(tmp_path))):
+        train_critic.main(dataclasses.replace(SHORT, recordings=str(tmp_path), out=tmp_path / "out"))
