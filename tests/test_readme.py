@@ -32,6 +32,7 @@ from vla_agent.commands import cli, finetune
 from vla_agent.commands.offline import Method, mark
 from vla_agent.commands.options import parse_options
 from vla_agent.process_reward import VecProcessReward
+from vla_agent.test_time.critic_training import CriticMetrics
 
 README = ROOT / "README.md"
 ROOMS = ("libero_gym", "vla_agent", "vla_agent/engines", "examples", "benchmarks")
@@ -324,6 +325,8 @@ def test_glossary_defines_the_metrics_and_no_others(tmp_path: Path) -> None:
     )
     logged |= metrics_of(taught, 16, [], tmp_path / "taught")
     logged |= {f"rollout/reward_{term}" for terms in TERMS.values() for term in terms}
+    logged |= {f"critic/{name}" for name in (*CriticMetrics._fields, "held_out_auc")}  # of train-critic
+    logged |= {"scorer_auc", "scorer_rank_correlation", "ms_per_decision"}  # of reports
     logged |= offline_metrics(tmp_path)
     glossary = {
         name for cells in rows(section(ROOT / "vla_agent" / "README.md", "Metrics"))[1:] for name in spans(cells[0])

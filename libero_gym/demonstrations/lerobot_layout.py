@@ -8,6 +8,9 @@ episode, so that damage costs one episode; the reader reads both.
 The episode's row has the standard fields and these of ours: ``libero/success``, ``libero/suite``, ``libero/task_id``,
 ``libero/task_name``, ``libero/init_state_id``, ``libero/placement_seed``, ``libero/seed``, ``libero/versions`` (JSON).
 
+A frame's row has ``next.reward`` (1 for the action that succeeds, else 0), ``next.done`` and ``next.success``;
+datasets of before have no ``next.reward``.
+
 Frames and actions are those of the environments: images are turned by 180 degrees, +1 closes the gripper.
 """
 

@@ -16,12 +16,14 @@ LEFT, RIGHT = -0.8, 0.8
 def attempt(instruction: str, direction: float, success: bool, n_frames: int = 12) -> Episode:
     """An episode that looks like every other one of its instruction, and whose last action may be rewarded."""
     looks = episode(instruction, 0.0, n_frames)
-    actions = np.array(looks.actions)
+    actions = np.zeros((n_frames, 7), np.float32)
     actions[:, 0] = direction
+    actions[:, 6] = looks.actions[:, 6]
+    state = np.random.default_rng(0).uniform(-1, 1, (n_frames, 8)).astype(np.float32)
     rewards = np.zeros(n_frames, np.float32)
     rewards[-1] = success
     dones = np.arange(n_frames) == n_frames - 1
-    return dataclasses.replace(looks, actions=actions, rewards=rewards, dones=dones, success=success)
+    return dataclasses.replace(looks, state=state, actions=actions, rewards=rewards, dones=dones, success=success)
 
 
 def attempts(n_each: int = 4) -> list[Episode]:

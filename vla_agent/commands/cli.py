@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": ("vla_agent.commands.evaluate", "success rates by protocol; compare two evaluations"),
     "finetune": ("vla_agent.commands.finetune", "teach a model by demonstrations"),
     "train-scorer": ("vla_agent.commands.train_scorer", "train a process reward model, and judge it"),
+    "train-critic": ("vla_agent.commands.train_critic", "train what chooses among candidates, from a model's episodes"),
     "record": (
         "vla_agent.commands.record",
         "record a scripted expert, or a model with its failures, as a LeRobot dataset",

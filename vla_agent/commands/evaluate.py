@@ -47,6 +47,8 @@ class Options:
     max_episode_steps: int = 0  # control steps; 0 for the protocol's limit
     sample: bool = False  # draw actions instead of taking the likeliest
     temperature: float | None = None  # with --sample: None for the one of the run's rollouts, and 1 for a checkpoint
+    best_of_n: int = 1  # candidates of each decision, drawn at --temperature; the best by --scorer is executed
+    scorer: str = "agreement"  # or critic:FOLDER; process-oracle and success-oracle try candidates in the simulator
     n_envs: int | Literal["auto"] = "auto"  # environments side by side; "auto" for as many as CPU cores
     unnorm_key: str = ""  # which action statistics, where the checkpoint has several
     film_failures: int = 0  # number of failures of each task to film as MP4
@@ -67,10 +69,10 @@ def check(options: Options) -> None:
 
     Raises:
         ValueError: If a temperature is no number above 0 or nothing is drawn, simulations are to be compared where
-            nothing is, or both a policy and a model are named.
+            nothing is, a scorer is named where there is nothing to choose, or both a policy and a model are named.
     """
     if options.temperature is not None:
-        if not options.sample:
+        if not options.sample and options.best_of_n == 1:
             raise ValueError(
                 f"--temperature {options.temperature:g} is for actions that are drawn, and without --sample the "
                 "likeliest are taken; add --sample, or leave --temperature out."
@@ -79,6 +81,9 @@ def check(options: Options) -> None:
     if options.policy and options.model != Options.model:
         raise ValueError(f"--policy {options.policy} and --model {options.model} both say what acts; leave one out.")
     whole_number("--replan-steps", options.replan_steps, 0)
+    whole_number("--best-of-n", options.best_of_n, 1)
+    if options.best_of_n == 1 and options.scorer != Options.scorer:
+        raise ValueError(f"--scorer {options.scorer} chooses among candidates; add --best-of-n 8, or leave it out.")
     if options.across_simulations and options.compare is None:
         raise ValueError("--across-simulations is for two evaluations: add --compare runs/a runs/b, or leave it out.")
 
@@ -117,6 +122,8 @@ def _evaluate(options: Options, engine: RayEngine | None) -> EvaluationReport:
         seed=options.seed,
         device=options.device,
         replan_steps=options.replan_steps or None,
+        best_of_n=options.best_of_n,
+        scorer=options.scorer,
         backend=options.backend,
         backend_device=options.backend_device,
         engine=engine,
@@ -157,6 +164,8 @@ def main(options: Options) -> None:
         raise
     print(report)
     print(f"{report.timing.get('ms_per_action', 0):.1f} ms of model per action.")
+    if (auc := report.scorer_auc) is not None:
+        print(f"Scores of what was chosen tell successes from failures with an AUC of {auc:.2f}.")
     print(f"Wrote report.md and report.html into {options.out}")
 
 

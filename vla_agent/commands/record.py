@@ -39,6 +39,8 @@ class Options:
     policy: str = EXPERT  # a scripted expert; or "module:function"; or what `evaluate` takes as --model or --policy
     sample: bool = False  # draw a model's actions instead of taking the likeliest
     temperature: float | None = None  # with --sample: None for the one of the run's rollouts, and 1 for a checkpoint
+    best_of_n: int = 1  # of a model: candidates of each decision, of which the best by --scorer is executed
+    scorer: str = "agreement"  # or critic:FOLDER; for --best-of-n
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official initial states; keep others for evaluation
     n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
@@ -83,8 +85,17 @@ def policy_of(options: Options) -> str | StepwisePolicy:
     if options.policy == SCRIPTED or (_FACTORY.fullmatch(options.policy) and not names_actor(options.policy)):
         if options.sample or options.temperature is not None:
             raise ValueError("--sample and --temperature are for a model's actions; leave them out, or name a model.")
+        if options.best_of_n != 1:
+            raise ValueError("--best-of-n chooses among a model's actions; leave it out, or name a model.")
         return EXPERT if options.policy == SCRIPTED else options.policy
-    return StepwisePolicy(options.policy, options.sample, options.temperature, device=options.device)
+    return StepwisePolicy(
+        options.policy,
+        options.sample,
+        options.temperature,
+        device=options.device,
+        best_of_n=options.best_of_n,
+        scorer=options.scorer,
+    )
 
 
 def frames_of(options: Options, policy: str | StepwisePolicy) -> tuple[tuple[str, ...], int]:

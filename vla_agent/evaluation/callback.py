@@ -175,7 +175,7 @@ class EvaluationCallback(EventCallback):
         return {
             "next": self._next,
             "best_success_rate": self.best_success_rate,
-            "history": list(self.history),
+            "history": [(done.num_timesteps, [episode[:4] for episode in done.episodes]) for done in self.history],
             "practice": [[steps, *span] for steps, span in self.practice.items()],
             "practising": list(self._practising),
         }

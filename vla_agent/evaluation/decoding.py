@@ -12,6 +12,7 @@ import torch as th
 from vla_agent.actors.playing import ActorPolicy
 from vla_agent.bins import Sampling
 from vla_agent.policy.policy import VLAPolicy
+from vla_agent.test_time.best_of_n import BestOfN
 
 # Settings of a report, "decoding": the policy alone knows whether it draws.
 OWN = "own"
@@ -26,8 +27,9 @@ def decoding_settings(policy: Any, deterministic: bool, temperature: float | Non
         temperature: Temperature to draw at; None for the policy's own.
 
     Returns:
-        ``deterministic``, and ``temperature``: None if nothing is drawn, or if the policy does not tell. ``decoding``
-        for an `Actor`, which decides by itself whether it draws.
+        ``deterministic``, and ``temperature``: None if nothing is drawn, or if the policy does not tell. A policy that
+        chooses among candidates draws in either case. ``decoding`` for an `Actor`, which decides by itself whether it
+        draws.
 
     Raises:
         ValueError: If the temperature is no number above 0, nothing is drawn, or the policy draws in its own way.
@@ -40,8 +42,9 @@ def decoding_settings(policy: Any, deterministic: bool, temperature: float | Non
                 "(--sample) and the temperature out."
             )
         return {"deterministic": True, "temperature": None, "decoding": OWN}
+    chooses = isinstance(policy, BestOfN) and policy.n > 1
     if temperature is not None:
-        if deterministic:
+        if deterministic and not chooses:
             raise ValueError(
                 f"temperature={temperature!r} is for actions that are drawn, and these are the likeliest; add "
                 "deterministic=False (--sample), or leave the temperature out."
@@ -54,7 +57,7 @@ def decoding_settings(policy: Any, deterministic: bool, temperature: float | Non
         Sampling(temperature=temperature)  # complains
     own = None if actor is None else actor.temperature
     drawn_at = own if temperature is None else float(temperature)
-    return {"deterministic": deterministic, "temperature": None if deterministic else drawn_at}
+    return {"deterministic": deterministic, "temperature": None if deterministic and not chooses else drawn_at}
 
 
 @contextlib.contextmanager
@@ -76,11 +79,20 @@ def describe_decoding(settings: Mapping[str, Any]) -> str:
     """How actions were taken in a report, such as "drawn at temperature 0.5"."""
     if settings.get("decoding") == OWN:
         return "taken in the policy's own way"
+    if (n := settings.get("best_of_n", 1)) != 1:
+        return _describe_choice(n, settings)
     if settings.get("deterministic", True):
         return "the likeliest (greedy)"
     if isinstance(temperature := settings.get("temperature"), (int, float)):
         return f"drawn at temperature {temperature:g}"
     return "drawn at a temperature that the report does not state"  # an older one, or a policy of another kind
+
+
+def _describe_choice(n: Any, settings: Mapping[str, Any]) -> str:
+    drawn = f"drawn at temperature {settings.get('temperature')}"
+    candidates = f"the likeliest and others {drawn}" if settings.get("deterministic", True) else f"all {drawn}"
+    oracle = "an oracle that looks ahead in the evaluation's own simulator: " if settings.get("oracle") else ""
+    return f"the best of {n} candidates ({candidates}) by {oracle}{settings.get('scorer')}"
 
 
 def _actor(policy: Any) -> VLAPolicy | None:

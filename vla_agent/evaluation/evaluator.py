@@ -21,6 +21,7 @@ from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite
 from vla_agent.envs.vec_env import VLAVecEnv
+from vla_agent.evaluation.choosing import check_choosing, mean_score, watched_scores
 from vla_agent.evaluation.decoding import decoding_settings, drawing_at, own_randomness
 from vla_agent.evaluation.familiarity import (
     check_choice,
@@ -41,6 +42,8 @@ from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.sharing import check_shareable, cpus_of_each, share_episodes
 from vla_agent.evaluation.timing import Clock
 from vla_agent.evaluation.trials import Trial, plan_trials
+from vla_agent.test_time.best_of_n import BestOfN
+from vla_agent.test_time.scorers import ScorerMaker
 
 if TYPE_CHECKING:
     from vla_agent.engines import RayEngine
@@ -86,6 +89,9 @@ class Evaluator:
         device: Device that a checkpoint is loaded to.
         replan_steps: Actions of each chunk that are executed before a policy that is named, such as "ws://host:port",
             is asked again; its own number by default.
+        best_of_n: Candidates of each decision, of which the best by ``scorer`` is executed; see `BestOfN`.
+        scorer: Name of what chooses among them (see `scorer_by_name`), or a function that makes it for the policy and
+            its environments. Reports name oracles.
         engine: Engine whose processes play the trials beside this one, each in ``n_envs`` environments of its own. They
             read the model by its name, so it has to be one, or it is the learner that they have copies of. Greedy
             episodes are those of one process with as many environments; sampled ones are not.
@@ -119,6 +125,8 @@ class Evaluator:
         processor: Any = "tiny",
         device: th.device | str = "auto",
         replan_steps: int | None = None,
+        best_of_n: int = 1,
+        scorer: str | ScorerMaker = "agreement",
         engine: RayEngine | None = None,
         **env_kwargs: Any,
     ) -> None:
@@ -130,6 +138,7 @@ class Evaluator:
             center_crop = flag("center_crop", center_crop)
         if max_episode_steps is not None:
             max_episode_steps = whole_number("max_episode_steps", max_episode_steps, 1)
+        self._choosing = check_choosing(best_of_n, scorer, engine)
         env_kwargs = evaluation_arguments(env_kwargs, device)
         trained_states = flag("trained_states", trained_states)
         placement_seeds = sequence("placement_seeds", placement_seeds)
@@ -199,7 +208,7 @@ class Evaluator:
         )
         try:
             with own_randomness(0):
-                self.policy = as_policy(self.subject.model, self.env, unnorm_key)
+                self.policy = self._choosing.among(as_policy(self.subject.model, self.env, unnorm_key), self.env)
         except BaseException:
             self.env.close()
             raise
@@ -234,7 +243,7 @@ class Evaluator:
         episodes after an interruption differ from those without one.
 
         Args:
-            deterministic: Whether to decode greedily, as the protocol does.
+            deterministic: Whether to decode greedily, as the protocol does; with ``best_of_n``, a candidate is greedy.
             temperature: Temperature of actions that are drawn, which is put back afterwards; the policy's own if None:
                 that of a run's rollouts, and 1 for a checkpoint.
             seed: Seed of torch's generators for sampling; they are put back afterwards.
@@ -253,7 +262,7 @@ class Evaluator:
         film_failures = whole_number("film_failures", film_failures, 0)
         out = None if out is None else as_folder("out", out)
         check_shareable(self.engine, self.subject, film_failures)
-        filmer = self._filmer(film_failures, out)
+        filmer = _filmer(film_failures, out, self.settings)
         description = describe_model(self.subject.model, self.subject.name, self.subject.folder)
         settings = self.settings | decoding_settings(self.policy, deterministic, temperature) | {"seed": seed}
         curve = read_curve(self.subject.folder)
@@ -354,20 +363,14 @@ class Evaluator:
             deterministic=deterministic,
             continuous=isinstance(self.policy, RegressionPolicy),
             record=() if filmer is None else CAMERA_KEYS[:1],
+            watch=watched_scores(self.policy, self.env.num_envs),
         )
         for episode in finished:
-            result = EpisodeResult(*trials[episode.number], episode.success, episode.steps)
-            clock.control_steps += result.steps
+            result = EpisodeResult(*trials[episode.number], episode.success, episode.steps, mean_score(episode))
+            clock.count(result.steps, len(episode.actions))
             if filmer is not None:
                 filmer.film(result, episode.observations[CAMERA_KEYS[0]])
             yield episode.number, result
-
-    def _filmer(self, film_failures: int, out: Path | None) -> Filmer | None:
-        if not film_failures:
-            return None
-        if out is None or CAMERA_KEYS[0] not in self.settings["cameras"]:
-            raise ValueError("film_failures needs an out folder, and environments with the agentview camera.")
-        return Filmer(out, film_failures, self.settings["chunk_size"])
 
 
 def _image_options(
@@ -379,6 +382,15 @@ def _image_options(
     return protocol.image_options(processor.image_size, center_crop, env_kwargs.get("image_size"))
 
 
+def _filmer(film_failures: int, out: Path | None, settings: dict[str, Any]) -> Filmer | None:
+    """What films failures; None if there are none to film."""
+    if not film_failures:
+        return None
+    if out is None or CAMERA_KEYS[0] not in settings["cameras"]:
+        raise ValueError("film_failures needs an out folder, and environments with the agentview camera.")
+    return Filmer(out, film_failures, settings["chunk_size"])
+
+
 def _settings(env: VLAVecEnv, policy: Any, unnorm_key: str | None) -> dict[str, Any]:
     """What a report states of environments and policy, apart from its conditions."""
     return {
@@ -388,5 +400,5 @@ def _settings(env: VLAVecEnv, policy: Any, unnorm_key: str | None) -> dict[str, 
         "chunk_size": env.codec.chunk_size,
         "unnorm_key": unnorm_key,
         "n_envs": env.num_envs,
-        **(policy.settings if isinstance(policy, ActorPolicy) else {}),
+        **(policy.settings if isinstance(policy, (ActorPolicy, BestOfN)) else {}),
     }

@@ -41,7 +41,7 @@ class Journal:
                 for number, line in enumerate(lines[1:], start=2)
             ]
         # Written anew: whatever a kill left of a last line is gone.
-        text = "".join(json.dumps(line) + "\n" for line in [header, *(e._asdict() for e in self.episodes)])
+        text = "".join(json.dumps(line) + "\n" for line in [header, *(e.to_json() for e in self.episodes)])
         write_text(self.path, text)
 
     def write(self, episode: EpisodeResult) -> None:
@@ -52,7 +52,7 @@ class Journal:
         """
         try:
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(episode._asdict()) + "\n")
+                stream.write(json.dumps(episode.to_json()) + "\n")
         except OSError as error:
             reason = f"{error.strerror or error}; an episode could not be added to '{self.path}'"
             raise type(error)(error.errno, reason) from error

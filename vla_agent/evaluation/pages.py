@@ -57,9 +57,10 @@ def describe_setting(report: EvaluationResults) -> str:
 
 
 def model_name(report: EvaluationResults) -> str:
-    """What a report calls the model."""
+    """What a report calls the model; whoever had an oracle choose is called so."""
     model = report.manifest.get("model", {})
-    return str(model.get("name") or model.get("class") or "A policy")
+    name = str(model.get("name") or model.get("class") or "A policy")
+    return f"{name} with an oracle" if report.settings.get("oracle") else name
 
 
 def facts(report: EvaluationResults) -> dict[str, str]:
@@ -67,6 +68,8 @@ def facts(report: EvaluationResults) -> dict[str, str]:
     manifest = report.manifest
     rows = {"model": str(manifest["model_choice"])} if "model_choice" in manifest else {}
     rows |= {name: _cell(value) for name, value in (report.conditions | report.settings).items()}
+    if (auc := report.scorer_auc) is not None:
+        rows["scorer's AUC of success"] = f"{auc:.3f}"
     if "mujoco" in rows:  # below it is the version
         rows["simulation"] = rows.pop("mujoco")
     rows |= {name: f"{value:.4g}" for name, value in report.timing.items()}

@@ -148,7 +148,7 @@ def as_policy(model: Any, env: VLAVecEnv, unnorm_key: str | None) -> Any:
     if is_backbone(model):
         spaces = (env.observation_space, env.action_space)
         return VLAPolicy(*spaces, lambda _: 0.0, model=cast(Any, model), unnorm_key=unnorm_key)
-    if isinstance(getattr(model, "policy", None), VLAPolicy):
+    if isinstance(getattr(model, "policy", None), VLAPolicy):  # a learner, or what chooses among its candidates
         check_fit(model.policy.backbone, cast(Any, env.observation_space), cast(Any, env.action_space))
         return model
     if getattr(model, "action_space", env.action_space) != env.action_space:

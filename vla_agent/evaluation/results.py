@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from libero_gym.common.checks import flag, whole_number
+from libero_gym.common.checks import flag, real_number, whole_number
 from vla_agent.common.intervals import wilson_interval
+from vla_agent.test_time.calibration import success_auc
 
 SCHEMA = 1
 
@@ -26,12 +27,14 @@ class EpisodeResult(NamedTuple):
         init_state_id: Official initial state that it began from, or -1 - s for that of placement seed s.
         success: Whether the goal held.
         steps: Control steps, settling left out.
+        score: Mean score of what was chosen, by a policy that chooses among candidates; None for others.
     """
 
     task_id: int
     init_state_id: int
     success: bool
     steps: int
+    score: float | None = None
 
     @classmethod
     def from_json(cls, content: Any, name: str) -> EpisodeResult:
@@ -44,17 +47,23 @@ class EpisodeResult(NamedTuple):
         Raises:
             ReportError: If it is no episode.
         """
-        if not isinstance(content, dict) or content.keys() != set(cls._fields):
-            raise ReportError(f"{name} is damaged: expected {', '.join(cls._fields)}, got {shortened(content)}.")
+        needed = cls._fields[:-1]
+        if not isinstance(content, dict) or content.keys() - {"score"} != set(needed):
+            raise ReportError(f"{name} is damaged: expected {', '.join(needed)}, got {shortened(content)}.")
         try:
             return cls(
                 whole_number("task_id", content["task_id"], 0),
                 whole_number("init_state_id", content["init_state_id"]),
                 flag("success", content["success"]),
                 whole_number("steps", content["steps"], 0),
+                real_number("score", content["score"]) if "score" in content else None,
             )
         except ValueError as error:
             raise ReportError(f"{name} is damaged: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The episode as files have it."""
+        return {name: value for name, value in self._asdict().items() if name != "score" or value is not None}
 
 
 class SuccessRow(NamedTuple):
@@ -155,6 +164,15 @@ class EvaluationResults:
         return {i: SuccessRow.of([episode for episode in self.episodes if episode.task_id == i]) for i in ids}
 
     @property
+    def scorer_auc(self) -> float | None:
+        """How far the scores of what was chosen tell success; see `vla_agent.test_time.calibration.success_auc`.
+
+        None if nothing was chosen by scores, or all episodes ended alike.
+        """
+        scored = [(episode.score, episode.success) for episode in self.episodes if episode.score is not None]
+        return success_auc([score for score, _ in scored], [success for _, success in scored]) if scored else None
+
+    @property
     def suites(self) -> dict[str, SuccessRow]:
         """A row per suite that tasks come from, by its name, in the order of the episodes."""
         names = dict.fromkeys(self.suite_of(episode.task_id) for episode in self.episodes)
@@ -167,10 +185,11 @@ class EvaluationResults:
         """The content of `report.json`."""
         rows = self.tasks
         nothing = SuccessRow.of([])
+        auc = self.scorer_auc
         return {
             "schema": SCHEMA,
             "complete": self.complete,
-            "summary": self.total.to_json(),
+            "summary": self.total.to_json() | ({} if auc is None else {"scorer_auc": round(auc, 6)}),
             "conditions": self.conditions,
             "settings": self.settings,
             "suites": {name: row.to_json() for name, row in self.suites.items()},
@@ -180,7 +199,7 @@ class EvaluationResults:
             },
             "timing": self.timing,
             "manifest": self.manifest,
-            "episodes": [episode._asdict() for episode in self.episodes],
+            "episodes": [episode.to_json() for episode in self.episodes],
         }
 
 

@@ -7,12 +7,13 @@ import functools
 import json
 from collections import deque
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch as th
 
-from libero_gym.common.checks import flag, real_number
+from libero_gym.common.checks import flag, real_number, whole_number
 from libero_gym.dimensions import CAMERA_KEYS, IMAGE_KEYS
 from vla_agent.action_tokens import to_environment, unnormalize
 from vla_agent.actors.interface import cameras_of, checked_actions, chunk_size_of, image_size_of, is_actor
@@ -22,6 +23,8 @@ from vla_agent.common.hashes import fingerprint
 from vla_agent.envs.make import PUBLISHED_IMAGE_SIZE, PUBLISHED_RENDER_SIZE, published_transform
 from vla_agent.evaluation.policies import Subject, load_subject
 from vla_agent.evaluation.provenance import describe_model
+from vla_agent.test_time.loading import scorer_by_name
+from vla_agent.test_time.scorers import Question, candidate_policy, choose
 
 Observation = Mapping[str, Any]
 
@@ -41,8 +44,12 @@ class StepwisePolicy:
         temperature: Temperature of actions that are drawn; None for the run's own, and 1 for a checkpoint.
         unnorm_key: Key of the checkpoint's action statistics; None takes the only one.
         device: Device of the model.
+        best_of_n: Candidates of each decision, of which the best by ``scorer`` is executed; see
+            `vla_agent.test_time.BestOfN`. Without ``sample`` the likeliest is among them.
+        scorer: Name of what chooses; no oracle.
 
     Raises:
+        ScorerError: If there is no such scorer.
         ValueError: If a temperature is no number above 0, or nothing is drawn.
     """
 
@@ -51,11 +58,15 @@ class StepwisePolicy:
     temperature: float | None = None
     unnorm_key: str | None = None
     device: str = "auto"
+    best_of_n: int = 1
+    scorer: str = "agreement"
 
     def __post_init__(self) -> None:
         flag("sample", self.sample)
+        whole_number("best_of_n", self.best_of_n, 1)
+        scorer_by_name(self.scorer)
         if self.temperature is not None:
-            if not self.sample:
+            if not self.sample and self.best_of_n == 1:
                 raise ValueError(
                     f"temperature={self.temperature!r} is for actions that are drawn, and these are the likeliest; add "
                     "sample=True (--sample), or leave the temperature out."
@@ -140,6 +151,12 @@ class _ModelSteps:
         temperature = own.temperature if policy.temperature is None else policy.temperature
         self._sampling = dataclasses.replace(own, deterministic=not policy.sample, temperature=temperature)
         self.name = f"{name}, drawn at temperature {temperature:g}" if policy.sample else f"{name}, greedy"
+        self._n, self._scorer = policy.best_of_n, None
+        if policy.best_of_n > 1:
+            chooser = SimpleNamespace(backbone=self._backbone, unnorm_key=self._unnorm_key)
+            self._scorer = scorer_by_name(policy.scorer)(candidate_policy(chooser), None)
+            drawn = "all" if policy.sample else "others than the likeliest"
+            self.name = f"{name}, best of {self._n} by {policy.scorer}, {drawn} drawn at temperature {temperature:g}"
         processor = self._backbone.processor
         self._codec = processor.codec(self._unnorm_key)
         n_images, size = self._backbone.config.num_images, processor.image_size
@@ -164,8 +181,23 @@ class _ModelSteps:
         if model.abilities.regresses_actions:
             stats = model.processor.action_stats(self._unnorm_key)
             return to_environment(unnormalize(model.regress_actions(**inputs).cpu().numpy(), stats))[0]
-        bins = model.sample_actions(**inputs, sampling=self._sampling, generator=generator).bins
-        return self._codec.decode(bins.cpu().numpy())[0]
+        return self._codec.decode(self._bins(inputs, generator))[0]
+
+    def _bins(self, inputs: dict[str, Any], generator: th.Generator) -> np.ndarray:
+        """The bins to execute, int64 (1, N)."""
+        if self._scorer is None:
+            sample = self._backbone.sample_actions(**inputs, sampling=self._sampling, generator=generator)
+            return np.asarray(sample.bins.cpu().numpy())
+        candidates = self._backbone.sample_candidates(
+            **inputs,
+            n_samples=self._n,
+            greedy_first=self._sampling.deterministic,
+            sampling=dataclasses.replace(self._sampling, deterministic=False),
+            generator=generator,
+        )
+        question = Question(inputs, candidates)
+        (best,), _ = choose(self._scorer, question)
+        return question.actions[:, best]
 
     def _prompt(self, obs: Observation) -> tuple[np.ndarray, np.ndarray]:
         return self._codec.encode_prompt(obs["instruction"], obs["state"])
@@ -184,8 +216,10 @@ class _ActorSteps:
     """
 
     def __init__(self, actor: Any, policy: StepwisePolicy, name: str) -> None:
-        if policy.sample or policy.unnorm_key:
-            raise ValueError(f"'{policy.model}' takes its actions in its own way; leave sample and unnorm_key out.")
+        if policy.sample or policy.unnorm_key or policy.best_of_n > 1:
+            raise ValueError(
+                f"'{policy.model}' takes its actions in its own way; leave sample, unnorm_key and best_of_n out."
+            )
         if hasattr(actor, "attach"):
             raise ValueError(f"'{policy.model}' plays in an evaluation's environments alone; record another policy.")
         self._actor = actor

@@ -14,13 +14,20 @@ class Clock:
     """Measures an evaluation, and each decision of the policy in it.
 
     Attributes:
-        control_steps: Control steps of the episodes so far, which the caller counts.
+        control_steps: Control steps of the episodes so far.
+        decisions: Decisions of the episodes so far.
     """
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.seconds: list[float] = []
         self.control_steps = 0
+        self.decisions = 0
+
+    def count(self, control_steps: int, decisions: int) -> None:
+        """Count an episode."""
+        self.control_steps += control_steps
+        self.decisions += decisions
 
     def timed(self, policy: Any) -> SimpleNamespace:
         """The same policy, with timed decisions."""
@@ -35,7 +42,7 @@ class Clock:
         return SimpleNamespace(predict=predict)
 
     def summary(self, n_envs: int) -> dict[str, float]:
-        """Seconds in all, and milliseconds of a `predict` call for all environments and per control step."""
+        """Seconds in all, and milliseconds of a `predict` call for all environments, per control step and decision."""
         summary = {"wall_s": time.perf_counter() - self.start}
         if self.seconds:
             summary["predict_ms_median"] = float(np.median(self.seconds)) * 1e3
@@ -43,4 +50,6 @@ class Clock:
             summary["predict_batch"] = n_envs
         if self.control_steps:
             summary["ms_per_action"] = sum(self.seconds) * 1e3 / self.control_steps
+        if self.decisions:
+            summary["ms_per_decision"] = sum(self.seconds) * 1e3 / self.decisions
         return summary

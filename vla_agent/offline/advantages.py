@@ -50,7 +50,7 @@ class Advantages(NamedTuple):
         missed = returns - values
         return {
             "value_loss": float(np.square(missed).mean()),
-            "explained_variance": 1 - float(missed.var()) / spread if spread else float("nan"),
+            "explained_variance": 1 - float(missed.var()) / spread if spread else 0.0,
             "advantage_std": float(self.advantages.std()),
         }
 

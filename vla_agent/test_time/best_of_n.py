@@ -11,7 +11,14 @@ import torch as th
 from libero_gym.common.checks import flag, whole_number
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.test_time.calibration import rank_correlation
-from vla_agent.test_time.scorers import ActionScorer, Question, ScorerError, checked_choice_scores
+from vla_agent.test_time.scorers import (
+    ActionScorer,
+    Question,
+    ScorerError,
+    candidate_policy,
+    checked_choice_scores,
+    choose,
+)
 
 
 class BestOfN:
@@ -31,7 +38,8 @@ class BestOfN:
     Attributes:
         policy: The `VLAPolicy`. Its ``sampling`` says how candidates are drawn.
         hidden: The model's hidden states at the latest decision, (n_envs, D); None before the first one.
-        chosen_scores: Score of each environment's latest choice, float64 (n_envs,); NaN where nothing was scored.
+        chosen_scores: Score of each environment's latest choice, float64 (n_envs,); None before the first one, and for
+            n = 1.
         rank_correlations: Spearman's correlation of scorer and judge over the candidates of each decision so far, where
             neither found all of them equal.
 
@@ -49,7 +57,7 @@ class BestOfN:
         judge: ActionScorer | None = None,
         seed: int | None = None,
     ) -> None:
-        self.policy, self.n = drawing_policy(model), whole_number("n", n, 1)
+        self.policy, self.n = cast(VLAPolicy, candidate_policy(model)), whole_number("n", n, 1)
         if self.n > 1 and scorer is None:
             raise ScorerError(f"n={n} candidates need a scorer to choose by, such as MaskedAgreement(policy).")
         self.scorer, self.judge = scorer, judge
@@ -59,7 +67,7 @@ class BestOfN:
             device = self.policy.backbone.device
             self._generator = th.Generator(device).manual_seed(whole_number("seed", seed, 0, 2**63 - 1))
         self.hidden: th.Tensor | None = None
-        self.chosen_scores = np.zeros(0)
+        self.chosen_scores: np.ndarray | None = None
         self.rank_correlations: list[float] = []
 
     @property
@@ -110,35 +118,13 @@ class BestOfN:
     def _choose(self, question: Question, playing: Sequence[int] | None) -> np.ndarray:
         """Number of the best candidate of each observation, (B,)."""
         n_rows = len(question.candidates.bins)
-        self.chosen_scores = np.full(n_rows, np.nan)
         if self.n == 1 or self.scorer is None:
             return np.zeros(n_rows, dtype=np.int64)
-        scores = checked_choice_scores(self.scorer, question)
-        chosen = scores.argmax(axis=1)  # NumPy gives the first of equals
+        chosen, scores = choose(self.scorer, question)
         self.chosen_scores = scores[np.arange(n_rows), chosen]
         if self.judge is not None:
             judged = checked_choice_scores(self.judge, question)
             rows = range(n_rows) if playing is None else playing
             found = (rank_correlation(scores[row], judged[row]) for row in rows)
             self.rank_correlations += [value for value in found if value is not None]
-        return cast(np.ndarray, chosen)
-
-
-def drawing_policy(model: Any) -> VLAPolicy:
-    """The policy of a model that can draw candidates.
-
-    Raises:
-        ScorerError: If it cannot.
-    """
-    policy = getattr(model, "policy", model)
-    if not isinstance(policy, VLAPolicy):
-        raise ScorerError(
-            f"A {type(model).__name__} draws no action tokens, so there are no candidates to choose from; give a "
-            "VLAPolicy, or a learner with one."
-        )
-    if not policy.backbone.abilities.samples_candidates:
-        raise ScorerError(
-            f"This {type(policy.backbone).__name__} draws one chain of an observation at a time; give it "
-            "sample_candidates and score_candidates, and say so in its abilities (samples_candidates)."
-        )
-    return policy
+        return chosen

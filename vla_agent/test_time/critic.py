@@ -20,9 +20,7 @@ from vla_agent.backbone import VLABackbone
 from vla_agent.common.atomic import Kind, save_tensors, writing
 from vla_agent.common.hashes import hash_weights
 from vla_agent.policy.checks import observation_keys
-from vla_agent.policy.policy import VLAPolicy
-from vla_agent.test_time.best_of_n import drawing_policy
-from vla_agent.test_time.scorers import Question, ScorerError
+from vla_agent.test_time.scorers import CandidatePolicy, Question, ScorerError, candidate_policy
 
 CONFIG_FILE, WEIGHTS_FILE = "critic.json", "critic.safetensors"
 CRITIC = Kind("saved critic", (CONFIG_FILE, WEIGHTS_FILE))
@@ -63,7 +61,7 @@ class CriticConfig:
         real_number("gamma", self.gamma, 0, 1)
 
     @classmethod
-    def of(cls, policy: VLAPolicy, **settings: Any) -> CriticConfig:
+    def of(cls, policy: CandidatePolicy, **settings: Any) -> CriticConfig:
         """The configuration of a critic for a policy's backbone; ``settings`` are further fields."""
         return cls(**describe_backbone(policy.backbone), **settings)
 
@@ -135,7 +133,7 @@ class ChunkCritic(nn.Module):
             ScorerError: If there is none, it is damaged, or it was trained for another backbone, other cameras or
                 another chunk.
         """
-        policy, path = drawing_policy(model), Path(folder).expanduser()
+        policy, path = candidate_policy(model), Path(folder).expanduser()
         if not (path / CONFIG_FILE).is_file():
             raise ScorerError(f"There is no critic at '{folder}'; give a folder with {CONFIG_FILE}, of train-critic.")
         fields = read_json(path / CONFIG_FILE, error=ScorerError)
@@ -153,7 +151,7 @@ class ChunkCritic(nn.Module):
         return critic.float().to(policy.backbone.device).eval()
 
 
-def check_backbone(config: CriticConfig, policy: VLAPolicy, what: str) -> None:
+def check_backbone(config: CriticConfig, policy: CandidatePolicy, what: str) -> None:
     """Complains about a critic, or decisions, of another backbone than a policy's.
 
     Args:

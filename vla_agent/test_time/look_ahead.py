@@ -15,9 +15,9 @@ import torch as th
 from libero_gym.common.checks import real_number, whole_number
 from vla_agent.common.tensors import on_host
 from vla_agent.envs.vec_env import VLAVecEnv
+from vla_agent.policy.policy import VLAPolicy
 from vla_agent.process_reward.interface import RewardModel, check_camera, checked_scores
-from vla_agent.test_time.best_of_n import drawing_policy
-from vla_agent.test_time.scorers import Question, ScorerError
+from vla_agent.test_time.scorers import Question, ScorerError, candidate_policy
 
 
 class Outcome(NamedTuple):
@@ -50,7 +50,7 @@ class SuccessLookahead:
 
     is_oracle = True
 
-    def __init__(self, model: Any, env: VLAVecEnv, horizon: int = 8, gamma: float = 0.99) -> None:
+    def __init__(self, model: Any, env: VLAVecEnv | None, horizon: int = 8, gamma: float = 0.99) -> None:
         self._branches = Branches(model, env, horizon)
         self.gamma = real_number("gamma", gamma, 0, 1)
 
@@ -85,10 +85,11 @@ class ProcessLookahead:
 
     is_oracle = True
 
-    def __init__(self, model: Any, env: VLAVecEnv, reward_model: RewardModel, horizon: int = 1) -> None:
+    def __init__(self, model: Any, env: VLAVecEnv | None, reward_model: RewardModel, horizon: int = 1) -> None:
         self._branches = Branches(model, env, horizon)
         self.reward_model = reward_model
-        shapes = {key: tuple(space.shape or ()) for key, space in cast(Any, env.observation_space).items()}
+        space = cast(Any, self._branches.env.observation_space)
+        shapes = {key: tuple(part.shape or ()) for key, part in space.items()}
         self.camera = check_camera(reward_model, shapes)
 
     @property
@@ -121,16 +122,17 @@ class Branches:
         ValueError: If ``horizon`` is no whole number of at least 1.
     """
 
-    def __init__(self, model: Any, env: VLAVecEnv, horizon: int) -> None:
-        self.policy, self.env = drawing_policy(model), env
+    def __init__(self, model: Any, env: VLAVecEnv | None, horizon: int) -> None:
+        self.policy = cast(VLAPolicy, candidate_policy(model))
         self.horizon = whole_number("horizon", horizon, 1)
-        settings = getattr(env, "settings", {})
-        if not callable(getattr(getattr(env, "venv", None), "snapshot", None)):
+        if env is None or not callable(getattr(getattr(env, "venv", None), "snapshot", None)):
+            what = "a recording's environments" if env is None else type(env).__name__
             raise ScorerError(
-                f"An oracle tries candidates in the environments and goes back, which {type(env).__name__} cannot; "
-                "take another scorer, or environments of make_vec_env in this process."
+                f"An oracle tries candidates in the environments and goes back, which {what} cannot; take another "
+                "scorer, or an evaluation in environments of make_vec_env in this process."
             )
-        if settings.get("mujoco") == "batched":
+        self.env = env
+        if str(env.settings.get("mujoco")).startswith("batched"):
             raise ScorerError(
                 'An oracle needs environments that go back to the bit, and those of backend="warp" do so but for '
                 'rounding; take backend="processes", or another scorer.'

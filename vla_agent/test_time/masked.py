@@ -9,9 +9,7 @@ import torch as th
 
 from libero_gym.common.checks import choice
 from vla_agent.bins import gather_bins
-from vla_agent.policy.policy import VLAPolicy
-from vla_agent.test_time.best_of_n import drawing_policy
-from vla_agent.test_time.scorers import Question, ScorerError
+from vla_agent.test_time.scorers import Question, ScorerError, candidate_policy
 
 CONDITIONS = ("instruction", "state")
 
@@ -40,7 +38,7 @@ class MaskedAgreement:
     name, is_oracle = "agreement", False
 
     def __init__(self, model: Any, masked: Sequence[str] | None = None) -> None:
-        self.policy: VLAPolicy = drawing_policy(model)
+        self.policy = candidate_policy(model)
         reads_state = self.policy.backbone.config.use_state
         self.masked = CONDITIONS[: 2 if reads_state else 1] if masked is None else tuple(masked)
         for condition in self.masked:

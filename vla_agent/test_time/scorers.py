@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch as th
 
-from vla_agent.backbone import CandidateSamples
+from vla_agent.backbone import CandidateSamples, VLABackbone, is_backbone
 from vla_agent.envs.vec_env import VLAVecEnv
-from vla_agent.policy.policy import VLAPolicy
 
 
 class ScorerError(ValueError):
@@ -49,8 +48,53 @@ class ActionScorer(Protocol):
         """Scores, (B, n): finite numbers, the higher the better."""
 
 
-# Makes a scorer for a policy and the environments that it acts in.
-ScorerMaker = Callable[[VLAPolicy, VLAVecEnv], ActionScorer]
+class CandidatePolicy(Protocol):
+    """What scorers ask of whoever draws the candidates; a `VLAPolicy` is one."""
+
+    @property
+    def backbone(self) -> VLABackbone:
+        """The model."""
+
+    @property
+    def unnorm_key(self) -> str | None:
+        """Name of the statistics that normalise the robot's state; None for the only one."""
+
+
+# Makes a scorer for a policy and the environments that it acts in; None where none of `make_vec_env` are at hand.
+ScorerMaker = Callable[[CandidatePolicy, "VLAVecEnv | None"], ActionScorer]
+
+
+def candidate_policy(model: Any) -> CandidatePolicy:
+    """The policy of a model, if it can draw candidates.
+
+    Raises:
+        ScorerError: If it cannot.
+    """
+    policy = getattr(model, "policy", model)
+    backbone = getattr(policy, "backbone", None)
+    if not is_backbone(backbone) or not backbone.abilities.speaks_bins:
+        raise ScorerError(
+            f"A {type(model).__name__} draws no action tokens, so there are no candidates to choose from; give a "
+            "VLAPolicy, or a learner with one."
+        )
+    if not backbone.abilities.samples_candidates:
+        raise ScorerError(
+            f"This {type(backbone).__name__} draws one chain of an observation at a time; give it "
+            "sample_candidates and score_candidates, and say so in its abilities (samples_candidates)."
+        )
+    return cast(CandidatePolicy, policy)
+
+
+def choose(scorer: ActionScorer, question: Question) -> tuple[np.ndarray, np.ndarray]:
+    """The number of the best candidate of each observation, int64 (B,), and all scores, float64 (B, n).
+
+    Ties go to the first.
+
+    Raises:
+        ScorerError: If the scorer answers no scores.
+    """
+    scores = checked_choice_scores(scorer, question)
+    return cast(np.ndarray, scores.argmax(axis=1)), scores  # NumPy gives the first of equals
 
 
 def checked_choice_scores(scorer: ActionScorer, question: Question) -> np.ndarray:

@@ -77,6 +77,16 @@ def test_a_recording_goes_on_with_the_same_policy_alone(tmp_path: Path) -> None:
         record_model(tmp_path, [20, 21], sample=True, temperature=0.5)
 
 
+def test_the_best_of_several_candidates_is_recorded(tmp_path: Path, greedy: Any) -> None:
+    chosen, again = (
+        record_model(tmp_path / name, [20], best_of_n=4, temperature=0.7)[0].actions for name in ("one", "other")
+    )
+    np.testing.assert_array_equal(chosen, again)
+    assert (chosen[:8] != greedy.actions[:8]).any()
+    with pytest.raises(ValueError, match=r"best of 4 by agreement, others than the likeliest drawn at"):
+        record_model(tmp_path / "one", [20, 21], temperature=0.7, sample=True)
+
+
 def test_the_command_counts_successes_and_failures_of_each_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +108,12 @@ def test_the_command_counts_successes_and_failures_of_each_task(
         (f"--policy {MODEL} --image-size 256", "looks at frames of 112 pixels; leave it out"),
         (f"--policy {MODEL} --cameras wrist", "--cameras lacks agentview, which 'tiny-libero-few' looks at; add it"),
         ("--policy nowhere", "nowhere"),
+        ("--best-of-n 2", "--best-of-n chooses among a model's actions; leave it out, or name a model"),
+        (f"--policy {MODEL} --best-of-n 0", "best_of_n=0 is out of range"),
+        (
+            f"--policy {MODEL} --best-of-n 2 --scorer success-oracle",
+            "which a recording's environments cannot",
+        ),
     ],
 )
 def test_wrong_options_are_told(tmp_path: Path, arguments: str, sentence: str) -> None:

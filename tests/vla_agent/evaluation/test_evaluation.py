@@ -27,7 +27,7 @@ from libero_gym.env import LiberoEnv
 from libero_gym.tasks import get_tasks
 from vla_agent import VLAPPO, EvaluationCallback, EvaluationReport, Evaluator, evaluate_policy
 from vla_agent.commands import cli
-from vla_agent.evaluation import ReportError, Trial, plan_trials
+from vla_agent.evaluation import EpisodeResult, ReportError, Trial, plan_trials
 from vla_agent.evaluation.learning import read_curve
 from vla_agent.evaluation.policies import RegressionPolicy, processor_of
 from vla_agent.openvla import OpenVLA, load_processor
@@ -108,7 +108,7 @@ def test_a_scripted_policy_succeeds_in_as_many_steps_as_alone(soup: tuple[np.nda
         progress_bar=False,
     )
     limit = len(bins) + 3
-    assert report.episodes == [(0, 0, False, limit), (0, 2, True, len(bins))]
+    assert report.episodes == [EpisodeResult(0, 0, False, limit), EpisodeResult(0, 2, True, len(bins))]
     assert report.tasks[0].successes == 1
     assert report.total.mean_success_steps == len(bins)
 
@@ -194,7 +194,7 @@ def test_a_worker_that_dies_costs_no_episode() -> None:
         report = evaluator.run(progress_bar=False)
         assert evaluator.env.venv.n_restarts == 3
     pairs = [(task_id, state) for task_id in (0, 1) for state in (0, 1, 2)]
-    assert report.episodes == [(*pair, False, 3) for pair in pairs]
+    assert report.episodes == [EpisodeResult(*pair, False, 3) for pair in pairs]
 
 
 def test_failures_are_filmed_as_the_model_saw_them(small: Evaluator, tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ def test_a_continuous_head_is_evaluated_by_its_own_actions(
 
     monkeypatch.setattr(RegressionPolicy, "predict", spy)
     report = evaluate_policy(regressing, task_ids=[0], init_state_ids=[0], **SMALL | {"max_episode_steps": 9})
-    assert report.episodes == [(0, 0, False, 9)]
+    assert report.episodes == [EpisodeResult(0, 0, False, 9)]
     assert report.settings["cameras"] == ["image", "wrist_image"]
     assert len(seen) == 2
     obs, actions = seen[0]

@@ -14,7 +14,7 @@ from evaluations import BLIND, Noise, SimProcessor, report_of
 from libero_gym.stock import import_stock
 from libero_gym.tasks import get_tasks, initial_states
 from vla_agent import EvaluationReport, Evaluator, compare_reports, evaluate_policy
-from vla_agent.evaluation import PROTOCOLS, ReportError, Trial
+from vla_agent.evaluation import PROTOCOLS, EpisodeResult, ReportError, Trial
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.pages import markdown
 from vla_agent.openvla.image import center_crop, libero_image
@@ -115,7 +115,7 @@ def test_a_protocols_own_steps_hold_unless_others_are_asked_for(monkeypatch: pyt
     options = {key: value for key, value in BLIND.items() if key not in ("max_episode_steps", "protocol")}
     report = evaluate_policy(Noise(), task_ids=[0], init_state_ids=[0], protocol="longer", **options)
     assert report.conditions["settle_steps"] == 1
-    assert report.episodes == [(0, 0, False, 2)]
+    assert report.episodes == [EpisodeResult(0, 0, False, 2)]
     report = evaluate_policy(
         Noise(), task_ids=[0], init_state_ids=[0], protocol="longer", settle_steps=0, max_episode_steps=1, **options
     )

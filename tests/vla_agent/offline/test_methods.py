@@ -48,10 +48,11 @@ def trained_model(folder: Path, data: ActionChunks) -> OpenVLA:
     return model
 
 
-def learner(folder: Path, method: OfflineMethod, **settings: Any) -> SupervisedTrainer:
-    """A trainer whose data a method has marked."""
+def learner(folder: Path, method: OfflineMethod, word: str = "", **settings: Any) -> SupervisedTrainer:
+    """A trainer whose data a method has marked; a model with a word was tagged before."""
     data = recorded()
     model = trained_model(folder, data)
+    model.config.prompt_word = word
     estimate = estimate_advantages(model, data) if method.needs_advantages else None
     method.prepare(data, estimate)
     defaults: dict[str, Any] = {"n_steps": 4, "batch_size": 4, "warmup_steps": 2, "validation_share": 0.0}
@@ -105,6 +106,16 @@ def test_an_estimate_is_kept_for_the_same_model_data_and_settings(
     assert (other.returns != first.returns).any()
 
 
+def test_metrics_are_of_the_held_out_frames_and_finite() -> None:
+    held_out = np.array([True, True, False])
+    right = Advantages(np.array([1.0, 0.0, 5.0]), np.array([0.75, 0.25, 0.0]), held_out)
+    assert right.metrics == pytest.approx(
+        {"value_loss": 0.0625, "explained_variance": 0.75, "advantage_std": right.advantages.std()}
+    )
+    alike = right._replace(returns=np.zeros(3))
+    assert alike.metrics["explained_variance"] == 0.0  # JSON has no NaN
+
+
 # ------------------------------------------------------------------------------------------------------------- AWR
 
 
@@ -140,7 +151,7 @@ def test_the_better_share_of_each_task_is_tagged() -> None:
 
 
 def test_a_tagged_examples_prompt_is_the_one_of_the_exported_checkpoint(tmp_path: Path) -> None:
-    trainer = learner(tmp_path / "m", TaggedCloning(word="very well"))
+    trainer = learner(tmp_path / "m", TaggedCloning(word="very well"), word="somehow")
     assert trainer.data.tags is not None
     frame = np.flatnonzero(trainer.data.tags.tagged)[:1]
     (text,) = word_examples(trainer.data[frame], 0, 0, 0.0, (), Tags("very well", np.ones(1, bool))).instructions
@@ -189,7 +200,7 @@ def test_what_succeeded_is_preferred(tmp_path: Path, method: OfflineMethod) -> N
     estimate = estimate_advantages(model, data, ValueSettings(n_epochs=1)) if method.needs_advantages else None
     method.prepare(data, estimate)
     trainer = SupervisedTrainer(
-        model, data, n_steps=40, batch_size=8, learning_rate=2e-3, warmup_steps=5, validation_share=0.0
+        model, data, n_steps=40, batch_size=16, learning_rate=2e-3, warmup_steps=5, validation_share=0.0
     )
     trainer.train()
     assert likeliest(trainer.export()) > 0.5

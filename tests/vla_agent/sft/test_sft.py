@@ -333,6 +333,17 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path, data: ActionChunks) ->
         SupervisedTrainer(two, data)
 
 
+def test_states_may_lie_outside_of_the_checkpoints_own_statistics(tmp_path: Path, data: ActionChunks) -> None:
+    """A policy that fails comes to where no demonstration was."""
+    statistics = data.statistics()
+    statistics["proprio"] = statistics["proprio"] | {"q01": [10.0] * 8, "q99": [11.0] * 8}
+    model = small_model(tmp_path)
+    with pytest.raises(ValueError, match=r"of the data lies outside .* 'proprio'"):
+        SupervisedTrainer(model, data, statistics=statistics)
+    model.config.norm_stats = {"libero": statistics}
+    assert SupervisedTrainer(model, data, statistics=statistics).statistics == statistics
+
+
 def test_very_few_frames_are_not_taken_for_other_data(tmp_path: Path) -> None:
     few = ActionChunks([episode("push", 0.5, 4)], image_size=SIZE, chunk_size=2)
     learner = trainer(tmp_path / "a", few, batch_size=2)

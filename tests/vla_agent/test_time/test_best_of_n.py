@@ -122,7 +122,7 @@ def test_it_plays_episodes_and_is_better_by_what_the_environment_rewards() -> No
 def test_scores_of_the_chosen_can_be_watched(learner: VLAPPO) -> None:
     policy = BestOfN(learner, 4, Highest(), seed=0)
     env = fake_env(2, max_episode_steps=3)
-    watch = lambda: policy.chosen_scores if len(policy.chosen_scores) else [None] * 2  # noqa: E731
+    watch = lambda: [None] * 2 if policy.chosen_scores is None else policy.chosen_scores  # noqa: E731
     for episode in play_episodes(env, policy, [EpisodeStart(task_id=0)] * 3, watch=watch):
         assert episode.frames[1:] == episode.actions[:, 0].tolist()
 
@@ -177,7 +177,7 @@ def test_wrong_arguments_are_named(learner: VLAPPO, monkeypatch: pytest.MonkeyPa
         BestOfN(learner, 0)
     with pytest.raises(ScorerError, match=r"n=2 candidates need a scorer to choose by"):
         BestOfN(learner, 2)
-    with pytest.raises(ScorerError, match="A Highest draws no action tokens, so there are no candidates"):
+    with pytest.raises(ScorerError, match=r"A Highest draws no action tokens, so there are no candidates"):
         BestOfN(Highest(), 2, Highest())
     with pytest.raises(ValueError, match="seed"):
         BestOfN(learner, 2, Highest(), seed=-1)

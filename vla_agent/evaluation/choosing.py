@@ -1,0 +1,63 @@
+"""Evaluations of policies that choose among candidates: what is asked for, and what scores say of episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from libero_gym.common.checks import whole_number
+from vla_agent.envs.episodes import FinishedEpisode
+from vla_agent.envs.vec_env import VLAVecEnv
+from vla_agent.test_time.best_of_n import BestOfN
+from vla_agent.test_time.loading import scorer_by_name
+from vla_agent.test_time.scorers import ScorerMaker, candidate_policy
+
+if TYPE_CHECKING:
+    from vla_agent.engines import RayEngine
+
+
+class Choosing(NamedTuple):
+    """How many candidates each decision has, and what chooses among them."""
+
+    n: int
+    make_scorer: ScorerMaker
+
+    def among(self, policy: Any, env: VLAVecEnv) -> Any:
+        """The policy, or the one that chooses among its candidates.
+
+        Raises:
+            ScorerError: If the policy has no candidates, or the scorer does not fit it or its environments.
+        """
+        if self.n == 1:
+            return policy
+        return BestOfN(policy, self.n, self.make_scorer(candidate_policy(policy), env))
+
+
+def check_choosing(n: int, scorer: str | ScorerMaker, engine: RayEngine | None) -> Choosing:
+    """What an evaluation was asked for.
+
+    Raises:
+        ScorerError: If there is no such scorer.
+        ValueError: If ``n`` is no whole number of at least 1, or other processes cannot make the scorer.
+    """
+    n = whole_number("best_of_n", n, 1)
+    if callable(scorer):
+        if engine is not None:
+            raise ValueError("An engine's processes make scorers by their names: give scorer='agreement' or another.")
+        return Choosing(n, scorer)
+    return Choosing(n, scorer_by_name(scorer))
+
+
+def watched_scores(policy: Any, n_envs: int) -> Callable[[], Sequence[Any]] | None:
+    """What `play_episodes` has to watch so that `mean_score` finds the scores; None where nothing is chosen."""
+    if not isinstance(policy, BestOfN) or policy.n == 1:
+        return None
+    return lambda: [None] * n_envs if policy.chosen_scores is None else list(policy.chosen_scores)
+
+
+def mean_score(episode: FinishedEpisode) -> float | None:
+    """Mean score of what was chosen in an episode; None where `watched_scores` is."""
+    # What is watched behind a step is of the decision before it.
+    return float(np.mean(episode.frames[1:])) if episode.frames else None
