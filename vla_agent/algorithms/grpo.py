@@ -342,6 +342,10 @@ class VLAGRPO(VLALearner):
                 "VLAGRPO begins groups of episodes from one initial state, and these environments do not say where "
                 "they can begin; give what vla_agent.make_vec_env makes."
             )
+        if getattr(self.env, "settings", {}).get("output") == "torch":
+            raise ValueError(
+                "VLAGRPO keeps episodes in the host's memory; make the environments without output='torch'."
+            )
         if self.failure_scorer is not None:  # only now: to act, a run that was loaded needs none
             self._scorer = load_reward_model(self.failure_scorer)
             parts = cast(spaces.Dict, self.env.observation_space).spaces

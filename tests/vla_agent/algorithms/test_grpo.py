@@ -230,6 +230,9 @@ def test_environments_and_policies_it_cannot_serve_are_refused(monkeypatch: pyte
         patch.delattr(type(env.venv), "episode_starts")
         with pytest.raises(ValueError, match="these environments do not say where they can begin"):
             make(env=env)
+    env.venv.settings["output"] = "torch"
+    with pytest.raises(ValueError, match="make the environments without output='torch'"):
+        make(env=env)
     with pytest.raises(ValueError, match="the policy is ActorCriticPolicy; give 'VLAPolicy'"):
         VLAGRPO(ActorCriticPolicy, env)
 
