@@ -321,7 +321,7 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
             generator.bit_generator.state = state
         self.tasks[:] = snapshot["tasks"]
         self.elapsed[:] = snapshot["elapsed"]
-        self.resting[:] = snapshot["resting"]
+        self.resting[:] = snapshot.get("resting", False)  # runs saved before this was kept have none
         return self._observe(), self._infos(np.zeros(self.num_envs), np.ones(self.num_envs, dtype=bool))
 
     def episode_starts(self, task_id: int) -> list[dict[str, int]]:
