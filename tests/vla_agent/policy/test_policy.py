@@ -307,7 +307,7 @@ def test_autocast_computes_in_bfloat16_over_float32_weights() -> None:
 
 
 def test_training_bfloat16_weights_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)  # what else would be warned of on some CPUs
+    monkeypatch.setattr("vla_agent.policy.precision.multiplies_bfloat16", lambda: True)  # not on all CPUs
     with pytest.warns(UserWarning, match="trained are bfloat16, in which steps of less than"):
         make_tiny(dtype="bfloat16")
     with warnings.catch_warnings():
