@@ -1,6 +1,6 @@
 """Train a vision-language-action model by GRPO (or RLOO), without a critic.
 
-    python examples/train_grpo.py                                  # two CPU cores, no network
+    python examples/train_grpo.py                                  # two CPU cores, no network: 38 to 78 %
     python examples/train_grpo.py --advantage leave_one_out        # RLOO
     python examples/train_grpo.py --model tiny-libero-few --task-ids "" --temperature 0.7 --total-timesteps 49152
     python examples/train_grpo.py --resume runs/grpo               # goes on where it stopped
