@@ -13,10 +13,10 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from libero_gym.common.checks import real_number
 from vla_agent.algorithms import health, losses
-from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.buffers import TokenRolloutBuffer, TokenSamples
+from vla_agent.algorithms.critic_free import NO_CRITIC, CriticFree
 from vla_agent.algorithms.loading import load_learner
-from vla_agent.algorithms.minibatch import Losses, step_on
+from vla_agent.algorithms.minibatch import Losses
 from vla_agent.algorithms.rollout import Rollout
 from vla_agent.backbone import VLABackbone, is_backbone
 from vla_agent.bins import gather_bins
@@ -29,7 +29,7 @@ from vla_agent.runs.run_files import is_run
 Estimator = Literal["sampled", "exact"]
 
 
-class VLADistillation(VLALearner):
+class VLADistillation(CriticFree):
     """Distils a teacher into a `VLAPolicy` on the student's own rollouts, without rewards.
 
     It minimises the reverse KL divergence KL(pi_student || pi_teacher) over the states that the student visits, so that
@@ -64,11 +64,8 @@ class VLADistillation(VLALearner):
     teacher: str | Path | VLABackbone | None
     n_steps: int
     batch_size: int
-    n_epochs: int
     clip_range: float
     estimator: Estimator
-    target_kl: float | None
-    gradient_accumulation_steps: int
 
     def __init__(
         self,
@@ -97,11 +94,8 @@ class VLADistillation(VLALearner):
     ) -> None:
         given = self._checked(locals())
         self._teacher: VLABackbone | None = None
-        # What SB3's base asks for, and this does not have.
-        unused = {"gamma": 1.0, "gae_lambda": 1.0, "vf_coef": 0.0, "ent_coef": 0.0}
-        unused |= {"use_sde": False, "sde_sample_freq": -1}
         with self._environments(env, given) as environments:
-            super().__init__(policy, environments, **given, **unused)
+            super().__init__(policy, environments, **given, **NO_CRITIC, ent_coef=0.0)
             if _init_setup_model:
                 self._setup_model()
 
@@ -114,24 +108,11 @@ class VLADistillation(VLALearner):
         stopwatch, log = health.Stopwatch(), health.UpdateLog()
         with stopwatch("update"):
             self._begin_update()
-            self._take_steps(log)
+            self._take_steps(lambda: self.rollout_buffer.get(self.batch_size), self._losses, log)
             metrics = log.means()
-        for name, value in metrics.items():
-            self.logger.record(f"train/{name}", value)
         self._monitor.check_policy_moves(metrics, self.policy.optimizer)
-        self.logger.record("train/skipped_steps", self.n_skipped_steps)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("time/update_s", stopwatch.seconds["update"])
+        self._log_update(metrics, stopwatch.seconds["update"])
         self._end_update()
-
-    def _take_steps(self, log: health.UpdateLog) -> None:
-        for epoch in range(self.n_epochs):
-            log.restart("approx_kl")  # as SB3 logs the last epoch's
-            for number, batch in enumerate(self.rollout_buffer.get(self.batch_size)):
-                with health.advice_on_memory():
-                    if not step_on(self, batch, self._losses, epoch == 0 and number == 0, log):
-                        return
-            self._n_updates += 1
 
     def _losses(self, part: TokenSamples) -> Losses:
         policy = cast(VLAPolicy, self.policy)
@@ -165,15 +146,6 @@ class VLADistillation(VLALearner):
         return policy.sampling.log_probs(logits, drawn=part.actions)
 
     # --------------------------------------------------------------------------------------------- set-up
-
-    def _checked(self, given: dict[str, Any]) -> dict[str, Any]:
-        policy = given["policy"]
-        if isinstance(policy, type) and not issubclass(policy, VLAPolicy):
-            raise ValueError(
-                f"VLADistillation scores action tokens, and the policy is {policy.__name__}; give 'VLAPolicy', or a "
-                "subclass of it."
-            )
-        return super()._checked(given)
 
     def _check_together(self, given: Mapping[str, Any], n_envs: int | None) -> None:
         real_number("clip_range", given["clip_range"], above=0, below=1)

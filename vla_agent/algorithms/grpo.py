@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -22,11 +22,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from libero_gym.common.checks import real_number, whole_number
 from vla_agent.algorithms import health, losses
 from vla_agent.algorithms.arguments import check_reference
-from vla_agent.algorithms.base import VLALearner
+from vla_agent.algorithms.critic_free import NO_CRITIC, CriticFree
 from vla_agent.algorithms.engine import LOCAL
 from vla_agent.algorithms.finite import check_observations, check_rewards
 from vla_agent.algorithms.groups import Advantage, Drawer, Groups, GroupSamples, group_samples
-from vla_agent.algorithms.minibatch import Losses, step_on
+from vla_agent.algorithms.minibatch import Losses
 from vla_agent.envs.episodes import FinishedEpisode, PlayedStep, play_episodes
 from vla_agent.envs.starts import names_starts
 from vla_agent.policy.policy import VLAPolicy
@@ -37,7 +37,7 @@ from vla_agent.process_reward.interface import check_camera, checked_scores
 GRPO_DEFAULTS: dict[str, Any] = {"learning_rate": 2e-5, "batch_size": 256, "max_grad_norm": 1.0}
 
 
-class VLAGRPO(VLALearner):
+class VLAGRPO(CriticFree):
     """GRPO for a `VLAPolicy`; with ``advantage="leave_one_out"``, RLOO.
 
     An iteration plays ``n_episodes / group_size`` groups of episodes, each from one initial state, by the policy's own
@@ -89,10 +89,8 @@ class VLAGRPO(VLALearner):
     n_episodes: int
     group_size: int
     batch_size: int
-    n_epochs: int
     clip_range: float
     clip_range_high: float
-    target_kl: float | None
     advantage: Advantage
     ratio_level: str
     max_groups: float
@@ -103,7 +101,6 @@ class VLAGRPO(VLALearner):
     failure_scorer: str | None
     failure_weight: float
     kl_ref_coef: float
-    gradient_accumulation_steps: int
 
     def __init__(
         self,
@@ -144,11 +141,8 @@ class VLAGRPO(VLALearner):
         given = self._checked(locals())
         self._samples: GroupSamples | None = None
         self._scorer: RewardModel | None = None
-        # What SB3's base asks for, and this does not have.
-        unused = {"n_steps": 1, "gamma": 1.0, "gae_lambda": 1.0, "vf_coef": 0.0}
-        unused |= {"use_sde": False, "sde_sample_freq": -1}
         with self._environments(env, given) as environments:
-            super().__init__(policy, environments, **given, **unused)
+            super().__init__(policy, environments, **given, **NO_CRITIC, n_steps=1)
             if _init_setup_model:
                 self._setup_model()
 
@@ -251,30 +245,21 @@ class VLAGRPO(VLALearner):
         with stopwatch("update"):
             self._begin_update()
             if samples is not None:
-                self._take_steps(samples, log)
+                self._take_steps(lambda: self._minibatches(samples), self._losses, log)
             metrics = log.means()
-        for name, value in metrics.items():
-            self.logger.record(f"train/{name}", value)
         if samples is not None:
             self._monitor.check_policy_moves(metrics, self.policy.optimizer)
             self.logger.record("train/decisions", len(samples.actions))
-        self.logger.record("train/skipped_steps", self.n_skipped_steps)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("time/update_s", stopwatch.seconds["update"])
+        self._log_update(metrics, stopwatch.seconds["update"])
         self._samples = None
         self._end_update()
 
-    def _take_steps(self, samples: GroupSamples, log: health.UpdateLog) -> None:
+    def _minibatches(self, samples: GroupSamples) -> Iterator[GroupSamples]:
+        """Minibatches of an epoch, in random order."""
         n_samples = len(samples.actions)
-        for epoch in range(self.n_epochs):
-            log.restart("approx_kl")  # as SB3 logs the last epoch's
-            order = np.random.permutation(n_samples)  # noqa: NPY002 - SB3 shuffles with it, and runs save it
-            for number, rows in enumerate(np.array_split(order, max(1, round(n_samples / self.batch_size)))):
-                batch = samples.rows(rows, self.device)
-                with health.advice_on_memory():
-                    if not step_on(self, batch, self._losses, epoch == 0 and number == 0, log):
-                        return
-            self._n_updates += 1
+        order = np.random.permutation(n_samples)  # noqa: NPY002 - SB3 shuffles with it, and runs save it
+        for rows in np.array_split(order, max(1, round(n_samples / self.batch_size))):
+            yield samples.rows(rows, self.device)
 
     def _losses(self, part: GroupSamples) -> Losses:
         """Policy loss of a micro-batch, eq. 3 of GRPO (arXiv 2402.03300) with DAPO's clip range."""
@@ -303,15 +288,6 @@ class VLAGRPO(VLALearner):
         return Losses(loss, log_ratio, metrics | {"loss": loss})
 
     # --------------------------------------------------------------------------------------------- set-up
-
-    def _checked(self, given: dict[str, Any]) -> dict[str, Any]:
-        policy = given["policy"]
-        if isinstance(policy, type) and not issubclass(policy, VLAPolicy):
-            raise ValueError(
-                f"VLAGRPO draws and scores action tokens, and the policy is {policy.__name__}; give 'VLAPolicy', or a "
-                "subclass of it."
-            )
-        return super()._checked(given)
 
     def _check_together(self, given: Mapping[str, Any], n_envs: int | None) -> None:
         real_number("clip_range", given["clip_range"], above=0, below=1)

@@ -41,8 +41,8 @@ class VecProcessReward(VecEnvWrapper):
       environment ends it.
 
     ``info["reward_terms"]`` gets ``process``, the part that is added, and ``score``, phi(s'), beside ``success``, which
-    "gain" takes out. The
-    ``r`` of ``info["episode"]`` is the sum of the rewards that the learner sees; ``is_success`` is unchanged.
+    "gain" takes out. The ``r`` of ``info["episode"]`` is the sum of the rewards that the learner sees; ``is_success``
+    is unchanged.
 
     Observations may be tensors on a device. Frames that are scored are then copied to the host: models read arrays.
 
