@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -50,14 +50,13 @@ def check_choosing(n: int, scorer: str | ScorerMaker, engine: RayEngine | None) 
     return Choosing(n, scorer_by_name(scorer))
 
 
-def watched_scores(policy: Any, n_envs: int) -> Callable[[], Sequence[Any]] | None:
-    """What `play_episodes` has to watch so that `mean_score` finds the scores; None where nothing is chosen."""
+def noted_scores(policy: Any) -> Callable[[], Mapping[str, np.ndarray]] | None:
+    """What `play_episodes` has to note so that `mean_score` finds the scores; None where nothing is chosen."""
     if not isinstance(policy, BestOfN) or policy.n == 1:
         return None
-    return lambda: [None] * n_envs if policy.chosen_scores is None else list(policy.chosen_scores)
+    return lambda: {"score": cast(np.ndarray, policy.chosen_scores)}
 
 
 def mean_score(episode: FinishedEpisode) -> float | None:
-    """Mean score of what was chosen in an episode; None where `watched_scores` is."""
-    # What is watched behind a step is of the decision before it.
-    return float(np.mean(episode.frames[1:])) if episode.frames else None
+    """Mean score of what was chosen in an episode; None where `noted_scores` is."""
+    return float(np.mean(episode.notes["score"])) if "score" in episode.notes else None

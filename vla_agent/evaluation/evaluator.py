@@ -21,7 +21,7 @@ from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite
 from vla_agent.envs.vec_env import VLAVecEnv
-from vla_agent.evaluation.choosing import check_choosing, mean_score, watched_scores
+from vla_agent.evaluation.choosing import check_choosing, mean_score, noted_scores
 from vla_agent.evaluation.decoding import decoding_settings, drawing_at, own_randomness
 from vla_agent.evaluation.familiarity import (
     check_choice,
@@ -363,7 +363,7 @@ class Evaluator:
             deterministic=deterministic,
             continuous=isinstance(self.policy, RegressionPolicy),
             record=() if filmer is None else CAMERA_KEYS[:1],
-            watch=watched_scores(self.policy, self.env.num_envs),
+            note=noted_scores(self.policy),
         )
         for episode in finished:
             result = EpisodeResult(*trials[episode.number], episode.success, episode.steps, mean_score(episode))

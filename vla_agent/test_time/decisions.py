@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch as th
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -77,16 +78,13 @@ def play_decisions(
     """The decisions of an episode from each start, in the order in which they end."""
     policy = BestOfN(model, 1)
 
-    def hidden() -> Sequence[Any]:
-        latest = policy.hidden
-        return [None] * env.num_envs if latest is None else list(latest.float().cpu().numpy())
+    def note() -> dict[str, np.ndarray]:
+        return {"hidden": cast(th.Tensor, policy.hidden).float().cpu().numpy()}
 
-    for episode in play_episodes(env, policy, starts, deterministic=deterministic, watch=hidden):
+    for episode in play_episodes(env, policy, starts, deterministic=deterministic, note=note):
         yield _decisions(episode)
 
 
 def _decisions(episode: FinishedEpisode) -> Decisions:
-    n = len(episode.actions)
-    # What is watched behind a step is of the decision before it.
-    hidden = np.stack(episode.frames[1:]).astype(np.float32)
-    return Decisions(hidden, episode.actions.astype(np.uint8), np.zeros(n, dtype=np.int64), np.full(n, episode.success))
+    n, bins = len(episode.actions), episode.actions.astype(np.uint8)
+    return Decisions(episode.notes["hidden"], bins, np.zeros(n, dtype=np.int64), np.full(n, episode.success))

@@ -119,12 +119,12 @@ def test_it_plays_episodes_and_is_better_by_what_the_environment_rewards() -> No
     assert successes(1) < successes(16) == 6
 
 
-def test_scores_of_the_chosen_can_be_watched(learner: VLAPPO) -> None:
+def test_scores_of_the_chosen_can_be_noted(learner: VLAPPO) -> None:
     policy = BestOfN(learner, 4, Highest(), seed=0)
     env = fake_env(2, max_episode_steps=3)
-    watch = lambda: [None] * 2 if policy.chosen_scores is None else policy.chosen_scores  # noqa: E731
-    for episode in play_episodes(env, policy, [EpisodeStart(task_id=0)] * 3, watch=watch):
-        assert episode.frames[1:] == episode.actions[:, 0].tolist()
+    note = lambda: {"score": policy.chosen_scores}  # noqa: E731
+    for episode in play_episodes(env, policy, [EpisodeStart(task_id=0)] * 3, note=note):
+        assert episode.notes["score"].tolist() == episode.actions[:, 0].tolist()
 
 
 def test_a_judge_is_asked_and_does_not_choose(learner: VLAPPO, obs: dict[str, np.ndarray]) -> None:
