@@ -126,7 +126,8 @@ class Plan:
             content = self._evaluate(cell, folder / "report", session, note)
         else:
             content = self._judge(cell, folder / "judged.json", session, note)
-        content |= {"settings": note.content["settings"], "seconds": note.seconds, "provenance": provenance()}
+        content |= {name: note.content[name] for name in ("settings", "seconds", "memory_mb")}
+        content["provenance"] = provenance()
         write_text(self.file(cell), json.dumps(content) + "\n")
 
     def _evaluate(self, cell: Cell, out: Path, session: Session, note: Note) -> dict[str, Any]:

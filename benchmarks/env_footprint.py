@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memory import memory_mb
+
 if TYPE_CHECKING:
     import gymnasium as gym
     import numpy as np
@@ -134,22 +136,6 @@ def official_task() -> tuple[Task, np.ndarray]:
 def stock_kwargs(task: Task) -> dict[str, Any]:
     size = {"camera_heights": SIZE, "camera_widths": SIZE}
     return {"bddl_file_name": str(task.bddl_file), "camera_names": ["agentview"], **size}
-
-
-def memory_mb() -> float:
-    """Proportional set size of this process and all below it, MB."""
-    return sum(_pss_mb(pid) for pid in _family(os.getpid()))
-
-
-def _pss_mb(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith("Pss:"))
-    return int(line.split()[1]) / 1024
-
-
-def _family(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(member for child in children for member in _family(int(child)))]
 
 
 # ------------------------------------------------------------------------------------------------------- the report

@@ -9,17 +9,20 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from measuring import commit
+from memory import memory_mb
 
 from libero_gym.common.atomic import write_text
 
 GRACE_S = 600  # for a process to save and end; a training first ends the evaluation that it may be in
+LIBERO_VLA = "from vla_agent.commands.cli import main; main()"  # the program `libero-vla`, of these sources
 NOTE_EVERY_S = 30  # so much of the clock a kill can lose
+MEASURE_EVERY_S = 10  # a peak of memory that is shorter can be missed
 
 
 class CellError(RuntimeError):
@@ -67,7 +70,7 @@ class Session:
             command: The command.
             stop: Signal that lets it save and end.
             output: File that its output is added to.
-            note: Where its seconds are counted.
+            note: Where its seconds are counted, and the peak of its memory is kept.
             what: What they are counted as.
 
         Raises:
@@ -88,17 +91,26 @@ class Session:
                 pass_fds=self.lock,
             )
             with note.timing(what) as tick:
-                was_stopped = self._wait(process, stop, tick)
+                was_stopped = self._wait(process, stop, tick, lambda: note.peak(what, memory_mb(process.pid)))
         if was_stopped:
             raise Stopped
         if process.returncode:
             last = output.read_text(errors="replace").strip().splitlines()[-3:]
             raise CellError(f"it ended with status {process.returncode} ({' / '.join(last)}). Its output: {output}")
 
-    def _wait(self, process: subprocess.Popen[bytes], stop: signal.Signals, tick: Any) -> bool:
+    def _wait(
+        self,
+        process: subprocess.Popen[bytes],
+        stop: signal.Signals,
+        tick: Callable[[], None],
+        measure: Callable[[], None],
+    ) -> bool:
         """Whether the process was stopped before its end."""
-        killed_at = None
+        killed_at, measured = None, float("-inf")
         while process.poll() is None:
+            if time.monotonic() - measured >= MEASURE_EVERY_S:
+                measure()
+                measured = time.monotonic()
             if killed_at is None and time.monotonic() >= self.end:
                 process.send_signal(stop)
                 killed_at = time.monotonic() + GRACE_S
@@ -117,6 +129,7 @@ class Note:
         self.path = path
         self.content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         self.seconds: dict[str, float] = self.content.setdefault("seconds", {})
+        self.memory_mb: dict[str, float] = self.content.setdefault("memory_mb", {})
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Keep the settings of a new cell, or hold them against those that it was begun with.
@@ -150,6 +163,10 @@ class Note:
             yield tick
         finally:
             tick(at_once=True)
+
+    def peak(self, what: str, mb: float) -> None:
+        """Keep the most memory that something was seen to hold, MB."""
+        self.memory_mb[what] = max(self.memory_mb.get(what, 0.0), round(mb, 1))
 
     def write(self) -> None:
         """Keep it on disk."""
