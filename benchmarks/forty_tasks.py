@@ -9,9 +9,11 @@
 A cell is GROUP/SUITE/SEED; `GROUPS` below says what each group trains. A training sees official states 20 to 49 and
 placement seeds 0 to 299; its own evaluations, which choose ``best/``, see drawn states beyond those. What judges is
 official states 0 to 19 of each task, which neither cloning nor training saw: the start once, then the best and the last
-model of each cell, greedy and at the rollouts' temperature. Training and judging draw fast frames; judging has exact
-physics. Finished cells are kept as small files in ``--work``, which alone the report reads. ``--kept`` is one file of
-the repository that has those of all machines: what the folder lacks comes from there, and what it has goes there.
+model of each cell, greedy and at the rollouts' temperature. Test-time training (`few-gain`, `few-confidence`) trains on
+these very states without being told of success, and its last model is judged alone. Training and judging draw fast
+frames; judging has exact physics. Finished cells are kept as small files in ``--work``, which alone the report reads.
+``--kept`` is one file of the repository that has those of all machines: what the folder lacks comes from there, and
+what it has goes there.
 """
 
 from __future__ import annotations
@@ -55,6 +57,12 @@ GROUPED = FASTER | {name: FEW[name] for name in ("n_eval_placements", "average_d
 GROUPED |= {name: FEW[name] for name in ("eval_freq", "temperature", "learning_rate", "batch_size")}
 GROUPED |= {"n_episodes": 64, "group_size": 8, "n_epochs": 2}
 RLOO = GROUPED | {"advantage": "leave_one_out"}
+# The same on the very states that judge, without anything that tells of success. 64 episodes a rollout, as above.
+TEST_TIME = GROUPED | {"init_states": "0-19", "n_placements": 0, "eval_states": "0-9", "n_eval_placements": 0}
+TEST_TIME |= {"total_timesteps": 12_288, "eval_freq": 3072}
+# A student plays; the best model that GRPO made of the same start tells it what it thinks.
+DISTILLED = FASTER | {name: FEW[name] for name in ("n_eval_placements", "average_decay", "n_envs", "temperature")}
+DISTILLED |= {"total_timesteps": 12_288, "eval_freq": 3072, "n_steps": 64, "estimator": "exact"}
 TOGETHER = STRONG | {"total_timesteps": 4 * 24_576, "eval_freq": 4 * 6144}
 GROUPS = {
     "strong": Group(
@@ -70,6 +78,28 @@ GROUPS = {
     "few-frontier": Group("tiny-libero-few", {"spatial": (0,)}, FEW | FRONTIER, against="few"),
     "few-grpo": Group("tiny-libero-few", {"spatial": (0, 1, 2)}, GROUPED, against="few", script="train_grpo.py"),
     "few-rloo": Group("tiny-libero-few", {"spatial": (0,)}, RLOO, against="few", script="train_grpo.py"),
+    "few-gain": Group(
+        "tiny-libero-few",
+        {"spatial": (0,)},
+        TEST_TIME | {"reward": "gain"},
+        script="train_grpo.py",
+        on_judged=True,
+    ),
+    "few-confidence": Group(
+        "tiny-libero-few",
+        {"spatial": (0,)},
+        TEST_TIME | {"reward": "confidence"},
+        script="train_grpo.py",
+        on_judged=True,
+    ),
+    "few-distilled": Group(
+        "tiny-libero-few",
+        {"spatial": (0,)},
+        DISTILLED,
+        against="few-grpo",
+        script="distill",
+        teacher="few-grpo",
+    ),
     "together": Group("tiny-libero", {FORTY: (0,)}, TOGETHER, against="strong"),
 }
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from forty.cells import DECODINGS, as_arguments
-from forty.session import CellError, Note, Session, Stopped, locked
+from forty.session import LIBERO_VLA, CellError, Note, Session, Stopped, locked
 from forty.work import finished_report, start_id
 from gains import Outcomes, gain_by_state, mean_in_points, outcomes_of, paired, rate
 from measuring import provenance
@@ -45,7 +45,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "tagged": {"tag_share": 0.3, "tag_dropout": 0.1},
 }
 LEARNING = {"learning_rate": 1e-4, "batch_size": 32}
-_PROGRAM = "from vla_agent.commands.cli import main; main()"  # `libero-vla`, of these sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +135,7 @@ class Work:
     def _run(self, command: str, options: Mapping[str, Any], out: Path, note: Note, what: str) -> None:
         assert self.session is not None
         print(f"{out.relative_to(self.root)}: {what}", flush=True)
-        line = [sys.executable, "-c", _PROGRAM, command, *as_arguments({**options, "out": out})]
+        line = [sys.executable, "-c", LIBERO_VLA, command, *as_arguments({**options, "out": out})]
         self.session.run(line, signal.SIGINT, self.root / "runs" / f"{command}.log", note, what)
 
     def _keep(self, step: str, note: Note, content: Mapping[str, Any]) -> None:

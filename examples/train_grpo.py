@@ -23,7 +23,8 @@ from typing import Literal
 from vla_agent import VLAGRPO, Curriculum, EvaluationCallback, LearningCurve, RunCheckpoints, claim_run, make_vec_env
 from vla_agent import safe_learn as learn
 from vla_agent.commands.options import ids_or_none, parse_options, run_command
-from vla_agent.commands.train import make_logger, note_training_states
+from vla_agent.commands.train import keep_training_states, make_logger, note_training_states
+from vla_agent.commands.unseen_states import check_evaluated
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change
 
@@ -67,6 +68,8 @@ class Options:
 
 
 def main(options: Options) -> None:
+    if options.reward == "success":  # the others never learn what succeeded, so they may be judged where they train
+        check_evaluated(options, "--reward gain or confidence, which read no success")
     task_ids, states = ids_or_none("--task-ids", options.task_ids), ids_or_none("--init-states", options.init_states)
     with claim_run(options.out, options.resume, existing=options.existing) as claim:
         scored = {"reward": "process", "reward_model": options.reward_model, "reward_kwargs": {"mode": "gain"}}
@@ -137,6 +140,7 @@ def main(options: Options) -> None:
                 print(f"Stopped. The same command with --resume {options.out} goes on as if it had not been.")
                 return
             model.save(options.out / "model")
+            keep_training_states(options.out)
     suite = describe_suite(options.env_id)
     first, last = evaluation.history[0].episodes, evaluation.history[-1].episodes
     judged = "that training never saw" if options.reward == "success" else "of which it was told no success"

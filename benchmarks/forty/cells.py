@@ -34,7 +34,10 @@ class Group:
         options: Options of the script, by field, where they are not its defaults.
         against: Group whose cells of the same suite and seed these are compared with; "" for none.
         by_suite: By suite, the options of those that have others.
-        script: The example that trains; it has the train command's options for what to train on and where to.
+        script: The example that trains, or the command of `libero-vla`; it has the train command's options for what to
+            train on and where to.
+        teacher: Group whose best model of the same suite and seed is given as ``--teacher``; "" for none.
+        on_judged: Whether it trains on the states that judge it, as test-time training does.
     """
 
     start: str
@@ -43,6 +46,8 @@ class Group:
     against: str = ""
     by_suite: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     script: str = PPO
+    teacher: str = ""
+    on_judged: bool = False
 
     def options_of(self, suite: str) -> Mapping[str, Any]:
         """The options of a suite."""
@@ -134,8 +139,11 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
-def judging_arguments(model: str, suite: str, decoding: str, temperature: float, renderer: str) -> list[str]:
+def judging_arguments(
+    model: str, suite: str, decoding: str, temperature: float, renderer: str, on_judged: bool = False
+) -> list[str]:
     """The evaluate command's arguments for 200 episodes of a suite; the folder is left out."""
     arguments = ["--model", model, "--env-id", ENV_IDS[suite], "--protocol", "training"]
     arguments += ["--init-states", f"0-{STATES - 1}", "--renderer", renderer, "--n-envs", "8"]
+    arguments += ["--trained-states"] if on_judged else []
     return arguments + (["--sample", "--temperature", str(temperature)] if decoding == "sampled" else [])

@@ -37,9 +37,9 @@ class Finished(NamedTuple):
         return list(self.content["judged"]["last"])
 
     def after(self, model: str, suite: str, decoding: str) -> Outcomes:
-        """Success of its best or last model on each state."""
+        """Success of its best or last model on each state; of the last if no other was judged."""
         judged = self.content["judged"]
-        return outcomes(judged["last" if self.content["best_is_last"] else model][suite][decoding])
+        return outcomes(judged.get(model, judged["last"])[suite][decoding])
 
 
 class Evidence:
@@ -124,6 +124,7 @@ def describe_cell(evidence: Evidence, cell: Finished) -> dict[str, Any]:
     """A cell's rates and gains, and each episode's outcome as one character, by task in the order of states."""
     kept = ("settings", "renderer", "temperature", "commits", "provenance", "seconds", "decisions", "best_is_last")
     row: dict[str, Any] = {name: cell.content[name] for name in kept}
+    row["memory_mb"] = cell.content.get("memory_mb", {})  # nobody looked before
     row["best_at"] = (cell.content["curve"] or {}).get("evaluated_at")
     row["judged"] = {
         model: {
@@ -138,6 +139,7 @@ def describe_cell(evidence: Evidence, cell: Finished) -> dict[str, Any]:
             for suite in cell.suites
         }
         for model in MODELS
+        if model in cell.content["judged"]
     }
     return row
 

@@ -85,7 +85,7 @@ def cells_table(cells: dict[str, Any]) -> str:
     lines = [table_row([*heads, "hours to train", "commits"]), table_row(["---"] * (len(heads) + 2))]
     for name, cell in cells.items():
         hours, commits = f"{cell['seconds'].get('train', 0) / 3600:.1f}", ", ".join(f"`{c}`" for c in cell["commits"])
-        for model in MODELS if not cell["best_is_last"] else MODELS[1:]:
+        for model in cell["judged"]:
             at = cell["best_at"] if model == "best" else cell["decisions"]
             for suite, row in cell["judged"][model].items():
                 what = "best and last" if cell["best_is_last"] else model

@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from gains import EXAMPLES
 from measuring import provenance
 
 from forty.cells import DECODINGS, PPO, Cell, Group, as_arguments, judging_arguments, training_options
-from forty.session import CellError, Note, Session, Stopped
+from forty.session import LIBERO_VLA, CellError, Note, Session, Stopped
 from libero_gym.common.atomic import write_text
 from vla_agent import EvaluationReport, RunError, latest_run
 from vla_agent.commands.train import Options
@@ -79,15 +80,27 @@ class Work:
         """What decides a cell's training.
 
         Raises:
-            CellError: If the start is not there.
+            CellError: If the start or the teacher is not there.
         """
         group = self.groups[cell.group]
-        settings = {
+        settings: dict[str, Any] = {
             "start": start_id(group.start),
             "threads": self.threads,
             "options": training_options(group, cell),
         }
-        return settings if group.script == PPO else settings | {"script": group.script}
+        if group.script != PPO:
+            settings["script"] = group.script
+        if group.teacher:
+            teacher = self._teacher(cell)
+            if not (self.run_folder(teacher) / "model" / STATE).is_file():
+                raise CellError(
+                    f"its teacher {teacher.name} is not trained here: `run --cells {teacher.name}` comes first"
+                )
+            settings["teacher"] = teacher.name
+        return settings
+
+    def _teacher(self, cell: Cell) -> Cell:
+        return replace(cell, group=self.groups[cell.group].teacher)
 
     def befores(self, cell: Cell) -> list[Before]:
         """The evaluations of its start that a cell is held against."""
@@ -146,13 +159,16 @@ class Work:
         folder = self.run_folder(cell)
         if (folder / "model" / STATE).is_file():
             return
-        arguments = as_arguments(note.content["settings"]["options"])
+        group, arguments = self.groups[cell.group], as_arguments(note.content["settings"]["options"])
+        if group.teacher:
+            arguments += ["--teacher", str(self.run_folder(self._teacher(cell)))]
         try:
             latest_run(folder)
             arguments += ["--resume", str(folder)]
         except RunError:  # killed before its first checkpoint, or not begun
             arguments += ["--existing", "aside"]
-        command = [sys.executable, str(EXAMPLES / self.groups[cell.group].script), *arguments, "--out", str(folder)]
+        program = [str(EXAMPLES / group.script)] if group.script.endswith(".py") else ["-c", LIBERO_VLA, group.script]
+        command = [sys.executable, *program, *arguments, "--out", str(folder)]
         print(f"{cell.name}: training", flush=True)
         session.run(command, signal.SIGTERM, folder.parent / "output.log", note, "train")
         if not (folder / "model" / STATE).is_file():
@@ -164,13 +180,21 @@ class Work:
         models = {"best": folder / "best", "last": folder / "model"}
         best_is_last = not models["best"].is_dir() or same_weights(*models.values())
         judged: dict[str, Any] = {}
-        for name in ("last",) if best_is_last else MODELS:  # one judgement serves both
+        on_judged = self.groups[cell.group].on_judged  # there, success has chosen the best, and may not judge it
+        for name in ("last",) if best_is_last or on_judged else MODELS:  # one judgement serves both
             judged[name] = {suite: {} for suite in cell.judged_on}
             for suite in cell.judged_on:
                 for decoding in DECODINGS:
                     out = folder.parent / f"{name}-{suite}-{decoding}-{self.renderer}"
                     judged[name][suite][decoding] = self._judge(
-                        str(models[name]), suite, decoding, self.temperature(cell), out, session, note
+                        str(models[name]),
+                        suite,
+                        decoding,
+                        self.temperature(cell),
+                        out,
+                        session,
+                        note,
+                        on_judged,
                     )
         curve = read_curve(models["best"] if models["best"].is_dir() else models["last"])
         return {
@@ -181,6 +205,7 @@ class Work:
             "commits": note.content["commits"],
             "provenance": provenance(),
             "seconds": note.seconds,
+            "memory_mb": note.memory_mb,
             "decisions": decisions(models["last"]),
             "best_is_last": best_is_last,
             "curve": None if curve is None else curve.to_json(),
@@ -197,9 +222,10 @@ class Work:
         out: Path,
         session: Session,
         note: Note,
+        on_judged: bool = False,
     ) -> dict[str, Any]:
         """Episodes of a model from every state that judges; those that an earlier session ran are kept."""
-        arguments = judging_arguments(model, suite, decoding, temperature, self.renderer)
+        arguments = judging_arguments(model, suite, decoding, temperature, self.renderer, on_judged)
         if finished_report(out) is None:
             print(f"judging {model} on {suite}, {decoding}", flush=True)
             command = [sys.executable, str(EXAMPLES / "evaluate.py"), *arguments, "--out", str(out)]

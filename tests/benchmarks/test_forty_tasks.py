@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+import forty.session
 import forty.work
 import forty_tasks
 import numpy as np
@@ -23,10 +22,10 @@ from forty.evidence import Evidence, results
 from forty.session import CellError, Note, Session, Stopped, locked
 from forty.work import Work, start_id
 from gains import gain_by_state, mean_in_points, paired, rate
-from paths import EXAMPLES
+from paths import example
 
 from vla_agent import RunError
-from vla_agent.commands import evaluate, train
+from vla_agent.commands import distill, evaluate, train
 from vla_agent.commands.options import parse_options
 from vla_agent.evaluation.results import EpisodeResult
 
@@ -42,7 +41,7 @@ GROUPS = {
 
 def test_first_seeds_of_every_group_come_before_second_seeds() -> None:
     names = [cell.name for cell in planned(forty_tasks.GROUPS)]
-    assert len(names) == len(set(names)) == 23
+    assert len(names) == len(set(names)) == 26
     assert names[:7] == [
         *("strong/spatial/0", "strong/object/0", "strong/goal/0", "strong/10/0"),
         *("short/10/0", "few/spatial/0", "few/object/0"),
@@ -57,25 +56,18 @@ def test_patterns_choose_cells_and_a_whole_name_adds_a_seed() -> None:
     found = chosen(forty_tasks.GROUPS, ["few*/spatial/0", "strong/10/7"])
     assert [cell.name for cell in found] == [
         *("few/spatial/0", "few-process/spatial/0", "few-hardest/spatial/0", "few-frontier/spatial/0"),
-        *("few-grpo/spatial/0", "few-rloo/spatial/0", "strong/10/7"),
+        *("few-grpo/spatial/0", "few-rloo/spatial/0", "few-gain/spatial/0", "few-confidence/spatial/0"),
+        *("few-distilled/spatial/0", "strong/10/7"),
     ]
     for wrong in ("strong/spatail/0", "strong/spatial", "weak/*", "strong/spatial/-1"):
         with pytest.raises(ValueError, match=r"No cell '.*'; expected GROUP/SUITE/SEED such as strong/spatial/0"):
             chosen(forty_tasks.GROUPS, [wrong])
 
 
-def example(script: str) -> Any:
-    """An example as a module."""
-    spec = importlib.util.spec_from_file_location(f"trained_by_{Path(script).stem}", EXAMPLES / script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def cells_of(script: str) -> list[Cell]:
-    return [cell for cell in planned(forty_tasks.GROUPS) if forty_tasks.GROUPS[cell.group].script == script]
+def cells_of(script: str, on_judged: bool = False) -> list[Cell]:
+    wanted = (script, on_judged)
+    groups = {name for name, group in forty_tasks.GROUPS.items() if (group.script, group.on_judged) == wanted}
+    return [cell for cell in planned(forty_tasks.GROUPS) if cell.group in groups]
 
 
 @pytest.mark.parametrize("cell", cells_of("train_ppo.py"), ids=lambda cell: cell.name)
@@ -104,6 +96,28 @@ def test_cells_of_another_script_give_it_what_it_takes_and_differ_in_the_method_
     same = ("env_id", "task_ids", "model", "init_states", "n_placements", "eval_states", "n_eval_placements", "seed")
     same += ("physics", "autocast", "n_envs", "total_timesteps", "eval_freq", "temperature", "average_decay")
     assert {name: getattr(parsed, name) for name in same} == {name: getattr(ppo, name) for name in same}
+
+
+@pytest.mark.parametrize("cell", cells_of("train_grpo.py", on_judged=True), ids=lambda cell: cell.name)
+def test_test_time_training_sees_the_states_that_judge_and_no_success(cell: Cell) -> None:
+    options = training_options(forty_tasks.GROUPS[cell.group], cell)
+    parsed = parse_options(example("train_grpo.py").Options, None, as_arguments(options))
+    judging = parse_options(evaluate.Options, None, judging_arguments("m", "spatial", "greedy", 0.7, "fast", True))
+    assert (parsed.init_states, parsed.n_placements) == (judging.init_states, 0)
+    assert judging.trained_states
+    assert parsed.reward in ("gain", "confidence")
+    assert parsed.failure_scorer == ""
+
+
+@pytest.mark.parametrize("cell", cells_of("distill"), ids=lambda cell: cell.name)
+def test_a_student_plays_what_its_teacher_trained_on(cell: Cell) -> None:
+    group = forty_tasks.GROUPS[cell.group]
+    options = training_options(group, cell)
+    parsed = parse_options(distill.Options, None, as_arguments(options))
+    assert {name: getattr(parsed, name) for name in options} == options
+    taught = training_options(forty_tasks.GROUPS[group.teacher], cell)
+    for name in ("env_id", "task_ids", "model", "eval_states", "n_eval_placements", "physics", "temperature"):
+        assert getattr(parsed, name) == taught[name]
 
 
 def test_decisions_of_one_model_for_all_are_those_of_four_runs() -> None:
@@ -255,6 +269,53 @@ def test_one_judgement_serves_a_best_that_is_the_last(work: Work) -> None:
     content = json.loads(work.cell_file(cell).read_text())
     assert content["best_is_last"]
     assert set(content["judged"]) == {"last"}
+
+
+def test_a_student_is_given_its_teachers_run_once_it_is_there(work: Work) -> None:
+    groups = GROUPS | {"taught": Group("tiny-libero", {"spatial": (0,)}, teacher="strong")}
+    work = Work(work.root, groups)
+    cell, teacher = parse(groups, "taught/spatial/0"), parse(groups, "strong/spatial/0")
+    with pytest.raises(CellError, match=r"its teacher strong/spatial/0 is not trained here: `run --cells strong/sp"):
+        work.do(cell, Session())
+    assert "its teacher strong/spatial/0 is not trained here\n" in plan.describe(work, [cell])
+    for trained in (teacher, cell):
+        (work.run_folder(trained) / "interrupted").mkdir(parents=True)
+        work.do(trained, Session())
+    (arguments,) = calls(work.run_folder(cell).parent / "ppo.calls")
+    assert arguments[arguments.index("--teacher") + 1] == str(work.run_folder(teacher))
+    assert json.loads(work.cell_file(cell).read_text())["settings"]["teacher"] == "strong/spatial/0"
+
+
+def test_where_judged_states_train_the_last_model_alone_is_judged(work: Work) -> None:
+    groups = GROUPS | {"gain": Group("tiny-libero", {"spatial": (0,)}, on_judged=True)}
+    work = Work(work.root, groups)
+    cell = parse(groups, "gain/spatial/0")
+    (work.run_folder(cell) / "interrupted").mkdir(parents=True)
+    work.do(cell, Session())
+    content = json.loads(work.cell_file(cell).read_text())
+    assert not content["best_is_last"]
+    assert set(content["judged"]) == {"last"}
+    (arguments,) = calls(work.run_folder(cell).parent / "last-spatial-greedy-fast.calls")
+    assert "--trained-states" in arguments
+    starts = work.root / "runs" / "before" / start_id("tiny-libero")
+    assert "--trained-states" not in calls(starts / "spatial-greedy-fast.calls")[0], "the start has not trained there"
+    figures = results(Evidence(work))
+    assert list(figures["cells"][cell.name]["judged"]) == ["last"]
+    assert f"| `{cell.name}` | last, 7 | Spatial |" in report.markdown(figures)
+
+
+def test_the_peak_of_memory_is_that_of_all_processes_over_all_sessions(tmp_path: Path) -> None:
+    child = "import time; block = b'x' * 200_000_000; time.sleep(1.5)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    note = Note(tmp_path / "note.json")
+    measured = forty.session.MEASURE_EVERY_S
+    forty.session.MEASURE_EVERY_S = 0.1
+    try:
+        for code in (parent, "import time; time.sleep(0.5)"):
+            Session().run([sys.executable, "-c", code], signal.SIGTERM, tmp_path / "output", note, "train")
+    finally:
+        forty.session.MEASURE_EVERY_S = measured
+    assert 190 < Note(tmp_path / "note.json").memory_mb["train"] < 400
 
 
 def test_one_model_for_all_is_judged_on_each_suite_and_shares_the_starts_judgements(work: Work) -> None:

@@ -14,6 +14,7 @@ from vla_agent.commands.options import run_command
 COMMANDS = {
     "train": ("vla_agent.commands.train", "train a model by PPO, and see whether it got better"),
     "evaluate": ("vla_agent.commands.evaluate", "success rates by protocol; compare two evaluations"),
+    "distill": ("vla_agent.commands.distill", "teach a model on its own rollouts what a better one thinks of them"),
     "finetune": ("vla_agent.commands.finetune", "teach a model by demonstrations"),
     "train-scorer": ("vla_agent.commands.train_scorer", "train a process reward model, and judge it"),
     "train-critic": ("vla_agent.commands.train_critic", "train what chooses among candidates, from a model's episodes"),

@@ -38,12 +38,11 @@ from vla_agent.commands.backends import check_training_backend, evaluation_backe
 from vla_agent.commands.engines import check_engine, engine_of, maker_of_environments, n_envs_of_each
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.commands.own_tasks import have_states
-from vla_agent.commands.unseen_states import check_unseen, trained_before
+from vla_agent.commands.unseen_states import TrainingOptions, check_evaluated
 from vla_agent.envs.backends import BackendName
 from vla_agent.envs.suites import describe_suite, located
 from vla_agent.evaluation.before_after import describe_change, describe_share, film_change, telling_trial
 from vla_agent.evaluation.provenance import TRAINING_FILE, read_training_states, write_training_states
-from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.policy.policy import VLAPolicy
 
@@ -167,9 +166,7 @@ def learn(options: Options, model: VLAPPO, times: Stopwatch) -> None:
         print(f"Stopped. The same command with --resume {options.out} goes on as if it had not been.")
         return
     model.save(options.out / "model")
-    for name in ("model", "best"):  # so that each can be taken elsewhere
-        if (options.out / name).is_dir():
-            shutil.copy(options.out / TRAINING_FILE, options.out / name)
+    keep_training_states(options.out)
     if evaluation is not None:
         with times("film"):
             film_the_change(options, model, evaluation)
@@ -191,23 +188,15 @@ def check(options: Options) -> None:
         real_number("--learning-rate-end", options.learning_rate_end, 0)
     check_engine(options)
     check_training_backend(options)
-    ids_or_none("--task-ids", options.task_ids)
-    trained = ids_or_none("--init-states", options.init_states)
-    evaluated = ids_or_none("--eval-states", options.eval_states)
-    both = sorted(set(trained or range(50)) & set(evaluated or ()))
-    if options.eval_freq and not evaluated and not options.n_eval_placements:
-        raise ValueError(
-            "There is nothing to evaluate on: give --eval-states or --n-eval-placements, or --eval-freq 0."
-        )
-    if options.eval_freq and both:
-        raise ValueError(
-            f"--init-states and --eval-states share {describe_ids(both)}: an evaluation on states that were trained on "
-            "says little. Keep them apart, or --eval-freq 0 to evaluate on none."
-        )
+    for name in ("task_ids", "init_states", "eval_states"):
+        ids_or_none(option_name(name), getattr(options, name))
     if options.eval_freq:
-        way_out = "--eval-states '' --n-eval-placements 20, or --eval-freq 0"
-        base = trained_before(options.model)
-        check_unseen("--eval-states", options.eval_states, options.env_id, options.task_ids, base, way_out)
+        if not ids_or_none("--eval-states", options.eval_states) and not options.n_eval_placements:
+            raise ValueError(
+                "There is nothing to evaluate on: give --eval-states or --n-eval-placements, or --eval-freq 0."
+            )
+        fewer = "--eval-states '' --n-eval-placements 20, or --eval-freq 0"
+        check_evaluated(options, "--eval-freq 0 to evaluate on none", fewer)
     if options.reward == "progress" and (options.gamma != SHAPING_GAMMA or not options.bootstrap_time_limits):
         raise ValueError(
             f"--reward progress is shaped for gamma={SHAPING_GAMMA} and bootstrap_time_limits=True, and training has "
@@ -328,7 +317,7 @@ def make_logger(folder: Path, num_timesteps: int) -> Logger:
     return Logger(str(folder), [make_output_format(name, str(folder), suffix) for name in formats])
 
 
-def note_training_states(options: Options, resumed_from: Path | None = None) -> None:
+def note_training_states(options: TrainingOptions, resumed_from: Path | None = None) -> None:
     """Write down the initial states to train on, so that evaluations can tell seen ones from unseen ones.
 
     Args:
@@ -341,6 +330,13 @@ def note_training_states(options: Options, resumed_from: Path | None = None) -> 
     )
     started_from = read_training_states(resolve_folder(options.model, weights=False))
     write_training_states(options.out, trained, read_training_states(resumed_from) or started_from)
+
+
+def keep_training_states(out: Path) -> None:
+    """Tell a run's last and best model what they were trained on, so that each can be taken elsewhere."""
+    for name in ("model", "best"):
+        if (out / name).is_dir():
+            shutil.copy(out / TRAINING_FILE, out / name)
 
 
 def film_the_change(options: Options, model: VLAPPO, evaluation: EvaluationCallback) -> None:

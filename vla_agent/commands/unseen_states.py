@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Protocol
+
 from vla_agent.commands.options import ids_or_none
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.familiarity import describe_trained
 from vla_agent.evaluation.provenance import TrainingStates, read_training_states
+from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla.files import CheckpointError, resolve_folder
+
+
+class TrainingOptions(Protocol):
+    """What a command that trains in environments has among its options."""
+
+    env_id: str
+    task_ids: str
+    init_states: str
+    model: str
+    out: Path
+
+
+class EvaluatedOptions(TrainingOptions, Protocol):
+    """What one that evaluates on the way has besides."""
+
+    eval_states: str
+
+
+def check_evaluated(options: EvaluatedOptions, otherwise: str, fewer: str = "") -> None:
+    """Refuse evaluations on states that a training, or what it starts from, trains on.
+
+    Args:
+        options: The options.
+        otherwise: What to do where the training's own states are evaluated, instead of keeping them apart.
+        fewer: What to give where the start knows the states, instead of others; the same by default.
+
+    Raises:
+        ValueError: If a state is trained on.
+    """
+    trained = ids_or_none("--init-states", options.init_states)
+    both = sorted(set(trained or range(50)) & set(ids_or_none("--eval-states", options.eval_states) or ()))
+    if both:
+        raise ValueError(
+            f"--init-states and --eval-states share {describe_ids(both)}: an evaluation on states that were trained on "
+            f"says little. Keep them apart, or {otherwise}."
+        )
+    base = trained_before(options.model)
+    check_unseen("--eval-states", options.eval_states, options.env_id, options.task_ids, base, fewer or otherwise)
 
 
 def check_unseen(

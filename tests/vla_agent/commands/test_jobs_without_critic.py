@@ -1,0 +1,88 @@
+"""Training without a critic as users run it: `examples/train_grpo.py` and `libero-vla distill`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from paths import example
+from safetensors.numpy import load_file
+
+from vla_agent.commands import distill, evaluate
+from vla_agent.commands.options import parse_options
+from vla_agent.evaluation.provenance import read_training_states
+
+train_grpo = example("train_grpo.py")
+SMALL: dict[str, Any] = {
+    "task_ids": "0", "model": "tiny-libero-few", "n_envs": 2, "device": "cpu", "learning_rate": 1e-3,
+    "init_states": "20", "n_placements": 0, "eval_states": "", "n_eval_placements": 1, "eval_freq": 1000,
+}  # fmt: skip
+
+
+def weights(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    return dict(load_file(folder / "policy.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def grpo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run for confidence on one state: no episode needs to succeed."""
+    out = tmp_path_factory.mktemp("grpo") / "run"
+    few = {"n_episodes": 4, "group_size": 2, "batch_size": 32, "n_epochs": 1, "total_timesteps": 40}
+    train_grpo.main(train_grpo.Options(**SMALL, **few, reward="confidence", out=out))
+    return out
+
+
+def test_models_of_a_run_know_their_states_when_they_are_taken_elsewhere(grpo_run: Path, tmp_path: Path) -> None:
+    assert (grpo_run / "curve.png").stat().st_size > 10_000
+    for name in ("model", "best"):
+        taken = Path(shutil.copytree(grpo_run / name, tmp_path / name))
+        known = read_training_states(taken)
+        assert known is not None
+        assert 20 in known["libero_spatial"]
+    options = parse_options(evaluate.Options, None, ["--model", str(tmp_path / "model"), "--init-states", "20"])
+    with pytest.raises(ValueError, match="trained"):
+        evaluate.main(options)
+
+
+def test_evaluations_on_states_of_the_training_are_refused_where_success_is_told(tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"init_states": "0-3", "eval_states": "3-5", "out": tmp_path / "run"}
+    told = "--init-states and --eval-states share 3: an evaluation on states that were trained on says little"
+    with pytest.raises(ValueError, match=f"{told}. Keep them apart, or --reward gain or confidence, which read no s"):
+        train_grpo.main(train_grpo.Options(**shared))
+    with pytest.raises(ValueError, match=f"{told}. Keep them apart, or --eval-states '' --n-eval-placements 20."):
+        distill.main(distill.Options(**shared, teacher="tiny-libero-few"))
+    cloned: dict[str, Any] = {"init_states": "0-1", "eval_states": "20", "out": tmp_path / "run"}
+    with pytest.raises(ValueError, match="--eval-states 20 are not all new: --model tiny-libero was trained"):
+        train_grpo.main(train_grpo.Options(**cloned))
+    assert not (tmp_path / "run").exists(), "nothing has begun"
+
+
+def test_a_student_without_a_teacher_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--teacher is missing: give a run's folder such as runs/ppo, a saved run"):
+        distill.main(distill.Options(out=tmp_path / "run"))
+    with pytest.raises(ValueError, match="nowhere"):
+        distill.main(distill.Options(teacher=str(tmp_path / "nowhere"), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists(), "nothing has begun"
+
+
+def test_a_student_that_was_stopped_goes_on_as_if_it_had_not_been(
+    grpo_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = {
+        **SMALL,
+        "n_steps": 4,
+        "batch_size": 8,
+        "checkpoint_every": 1,
+        "estimator": "exact",
+        "teacher": str(grpo_run),
+    }
+    distill.main(distill.Options(**job, total_timesteps=16, out=tmp_path / "whole"))
+    assert "initial states that it never played" in capsys.readouterr().out
+    parts = tmp_path / "parts"
+    distill.main(distill.Options(**job, total_timesteps=8, out=parts))
+    distill.main(distill.Options(**job, total_timesteps=16, out=parts, resume=parts))
+    whole, resumed = weights(tmp_path / "whole" / "model"), weights(parts / "model")
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
