@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from forty.session import CellError, Note, Session, Stopped, locked
 from forty.work import finished_report
-from gains import EXAMPLES, outcomes_of, paired, rate
+from gains import EXAMPLES, gain_by_state, mean_in_points, outcomes_of, paired, rate
 from measuring import commit, provenance
 
 from libero_gym.common.atomic import write_text
@@ -239,6 +239,8 @@ def report(plan: Plan, out: Path) -> str:
         scored = [(e[4], bool(e[2])) for e in content["episodes"] if e[4] is not None]
         row: dict[str, Any] = {"scorer": cell.scorer, **_rate(outcomes), **paired(start, outcomes)}
         row["n"] = cell.n
+        row["bootstrap_95"] = mean_in_points([gain_by_state([start], [outcomes])])["bootstrap_95"]
+        row["memory_mb"] = content["memory_mb"].get("evaluate")
         row["scorer_auc"] = success_auc([s for s, _ in scored], [ok for _, ok in scored]) if scored else None
         row |= {"ms_per_decision": content["timing"]["ms_per_decision"], "seconds": _seconds(plan, cell)}
         rows.append(row | {"commit": content["commit"]})

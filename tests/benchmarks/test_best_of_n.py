@@ -24,7 +24,9 @@ def finish(plan: Plan, cell: Cell, successes: str, scores: list[float | None], m
     episodes = [[0, i, int(s == "+"), 9, score] for i, (s, score) in enumerate(zip(successes, scores, strict=True))]
     content = {"episodes": episodes, "timing": {"ms_per_decision": ms}, "commit": "abc", "settings": {}}
     plan.file(cell).parent.mkdir(parents=True, exist_ok=True)
-    plan.file(cell).write_text(json.dumps(content | {"seconds": {"evaluate": 40.0}, "provenance": {}}))
+    plan.file(cell).write_text(
+        json.dumps(content | {"seconds": {"evaluate": 40.0}, "memory_mb": {"evaluate": 900.0}, "provenance": {}})
+    )
 
 
 def test_small_numbers_of_candidates_come_first(tmp_path: Path) -> None:
@@ -68,5 +70,8 @@ def test_the_report_pairs_each_cell_with_greedy_decoding(tmp_path: Path) -> None
     content = json.loads((tmp_path / "out.json").read_text())
     assert [row["scorer"] for row in content["rows"]] == ["policy", "agreement"]
     assert content["rows"][1]["gained"] == 2
+    assert content["rows"][1]["memory_mb"] == 900.0
+    low, high = content["rows"][1]["bootstrap_95"]
+    assert low <= 50 <= high
     assert content["episodes"]["agreement/8"][1] == [0, 1, 1, 9]
     assert (tmp_path / "out.png").stat().st_size > 1000
