@@ -61,7 +61,8 @@ def provenance() -> dict[str, Any]:
 def describe_command(argv: Sequence[str]) -> str:
     """The command line of a process, as somebody else would type it: without the folder of an installed script."""
     program = Path(argv[0]).name if os.path.isabs(argv[0]) else argv[0]
-    return shlex.join([*(["python"] if program.endswith(".py") else []), program, *argv[1:]])
+    words = program.split() if program.startswith("libero-vla ") else [program]  # two words, as its help calls itself
+    return shlex.join([*(["python"] if program.endswith(".py") else []), *words, *argv[1:]])
 
 
 @functools.cache

@@ -173,6 +173,7 @@ def test_the_command_is_as_somebody_else_would_type_it() -> None:
     script = ["examples/evaluate.py", "--out", "a folder"]
     assert describe_command(script) == "python examples/evaluate.py --out 'a folder'"
     assert describe_command(["/somewhere/bin/libero-vla", "evaluate"]) == "libero-vla evaluate"
+    assert describe_command(["libero-vla evaluate", "--out", "a folder"]) == "libero-vla evaluate --out 'a folder'"
     assert provenance()["command"]
 
 
