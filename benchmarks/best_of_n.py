@@ -4,19 +4,22 @@
     python benchmarks/best_of_n.py plan                                  # the cells, what is done, hours left
     python benchmarks/best_of_n.py run --hours 2.8                       # goes on with them; may be killed at any time
     python benchmarks/best_of_n.py run --cells 'agreement/*' judged/critic
+    python benchmarks/best_of_n.py costs                                 # ms of a decision in each, with nothing beside
     python benchmarks/best_of_n.py report                                # JSON, picture and table of the finished cells
 
 A cell SCORER/N evaluates the best of N candidates from official states 0 to 19 of LIBERO-Spatial's ten tasks, which
 neither cloning nor the critic saw. The first candidate is the greedy one, so policy/1, greedy decoding, is where all
 curves begin. The scorers whose names end in "oracle" look ahead in the simulator that judges them. A cell judged/SCORER
 says how a scorer orders eight candidates beside the process oracle, over the first two states. Frames are fast, physics
-exact. It takes about a day of two cores, most of it the success oracle's: ``--cells`` and ``--numbers`` take less.
+exact. What a decision costs is measured apart, so that cells may run beside other work. All cells take about a day of
+two cores, most of it the success oracle's: ``--cells`` and ``--numbers`` take less.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import json
 import signal
 import sys
@@ -27,7 +30,7 @@ import numpy as np
 from forty.session import CellError, Note, Session, Stopped, locked
 from forty.work import finished_report
 from gains import EXAMPLES, gain_by_state, mean_in_points, outcomes_of, paired, rate
-from measuring import commit, provenance
+from measuring import commit, milliseconds, provenance, summary
 
 from libero_gym.common.atomic import write_text
 from vla_agent.common.figures import new_figure, save_figure
@@ -40,6 +43,7 @@ THREADS = 1
 S_PER_EPISODE = {"policy": (1.5, 0.0), "agreement": (2.0, 0.1), "critic": (2.0, 0.1)}
 S_PER_EPISODE |= {"process-oracle": (2.0, 1.0), "success-oracle": (2.0, 5.5)}
 JUDGED_N = 8
+COST_REPEATS = 7
 LOOKS = {"policy": "0.3", "agreement": "#2a78b5", "critic": "#c7562b", "process-oracle": "#6a4c93"}
 LOOKS |= {"success-oracle": "#3b8f5a"}
 
@@ -93,6 +97,11 @@ class Plan:
         """Where a cell is under way."""
         return self.root / "runs" / cell.name
 
+    @property
+    def has_critic(self) -> bool:
+        """Whether a critic was trained."""
+        return (Path(self.args.critic) / "critic.json").is_file()
+
     def scorer_of(self, cell: Cell) -> str:
         """The scorer as the command takes it.
 
@@ -100,7 +109,7 @@ class Plan:
             CellError: If there is no critic.
         """
         if cell.scorer == "critic":
-            if not (Path(self.args.critic) / "critic.json").is_file():
+            if not self.has_critic:
                 raise CellError(f"there is no critic at '{self.args.critic}'; libero-vla train-critic trains one")
             return f"critic:{self.args.critic}"
         if cell.scorer == "success-oracle":
@@ -111,6 +120,11 @@ class Plan:
         """What decides a cell."""
         names = ("model", "env_id", "task_ids", "states", "temperature", "n_envs", "seed", "max_episode_steps")
         return {"scorer": self.scorer_of(cell), "n": cell.n, **{name: getattr(self.args, name) for name in names}}
+
+    def costs(self) -> dict[str, Any]:
+        """What decisions cost, if it was measured apart."""
+        path = self.root / "costs.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else {"ms": {}}
 
     def do(self, cell: Cell, session: Session) -> None:
         """Bring a cell to its end.
@@ -189,6 +203,33 @@ def judge(plan: Plan, cell: Cell, out: Path) -> None:
     write_text(out, json.dumps(content | _rate(outcomes_of(report))) + "\n")
 
 
+def costs(plan: Plan) -> dict[str, Any]:
+    """Milliseconds of each cell's decisions in the first states, per environment of those that decide together."""
+    import torch as th
+
+    from vla_agent import Evaluator
+    from vla_agent.test_time import BestOfN, scorer_by_name
+
+    th.set_num_threads(THREADS)
+    args, found = plan.args, dict[str, Any]()
+    settings: dict[str, Any] = {"protocol": "training", "renderer": "fast", "n_envs": args.n_envs}
+    with Evaluator(args.model, args.env_id, **settings) as evaluator:
+        observations, policy = evaluator.env.reset(), evaluator.policy
+        for cell in plan.chosen():
+            if not cell.n:
+                continue
+            if cell.scorer == "critic" and not plan.has_critic:
+                print(f"{cell.name}: left out, since there is no critic at '{args.critic}'")
+                continue
+            scorer = None if cell.n == 1 else scorer_by_name(plan.scorer_of(cell))(policy, evaluator.env)
+            chooser = BestOfN(policy, cell.n, scorer)
+            decide = functools.partial(chooser.predict, observations, deterministic=True)
+            decide()
+            found[cell.name] = summary([milliseconds(decide, args.n_envs) for _ in range(COST_REPEATS)])
+            print(f"{cell.name}: {found[cell.name]['median']:.1f} ms", flush=True)
+    return {"ms": found, "repeats": COST_REPEATS, "threads": THREADS, "provenance": provenance()}
+
+
 def describe(plan: Plan) -> str:
     """The plan as a table, with the hours that are left by what was measured."""
     lines, total = [f"{'cell':26}{'hours left':>10}  state"], 0.0
@@ -230,7 +271,7 @@ def report(plan: Plan, out: Path) -> str:
     first = Cell("policy", 1)
     if first not in done:
         raise ValueError(f"'{plan.root}' holds no finished cell {first.name}, which all others are held against.")
-    start = _outcomes(done[first])
+    start, cost = _outcomes(done[first]), plan.costs()
     rows = []
     for cell, content in done.items():
         if not cell.n:
@@ -242,11 +283,12 @@ def report(plan: Plan, out: Path) -> str:
         row["bootstrap_95"] = mean_in_points([gain_by_state([start], [outcomes])])["bootstrap_95"]
         row["memory_mb"] = content["memory_mb"].get("evaluate")
         row["scorer_auc"] = success_auc([s for s, _ in scored], [ok for _, ok in scored]) if scored else None
-        row |= {"ms_per_decision": content["timing"]["ms_per_decision"], "seconds": _seconds(plan, cell)}
+        ms = cost["ms"][cell.name]["median"] if cell.name in cost["ms"] else content["timing"]["ms_per_decision"]
+        row |= {"ms_per_decision": ms, "seconds": _seconds(plan, cell)}
         rows.append(row | {"commit": content["commit"]})
     judged = [{"scorer": cell.scorer, **content} for cell, content in done.items() if not cell.n]
     kept = {cell.name: [e[:4] for e in content["episodes"]] for cell, content in done.items() if cell.n}
-    document = {"settings": done[first]["settings"], "rows": rows, "judged": judged, "episodes": kept}
+    document = {"settings": done[first]["settings"], "rows": rows, "judged": judged, "costs": cost, "episodes": kept}
     write_text(out, json.dumps(document | {"provenance": done[first]["provenance"]}) + "\n")
     draw(rows, out.with_suffix(".png"))
     lines = ["| scorer | n | success | 95 % | against greedy | AUC | ms per decision |", "|" + " --- |" * 7]
@@ -321,7 +363,7 @@ def run(plan: Plan, hours: float | None) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", choices=["plan", "run", "report", "judge"])
+    parser.add_argument("job", choices=["plan", "run", "costs", "report", "judge"])
     parser.add_argument("--cells", nargs="*", default=[], help="patterns of cells, or names; all by default")
     parser.add_argument("--hours", type=float, help="after which the cell under way is stopped, so that it can go on")
     parser.add_argument("--model", default="tiny-libero-few")
@@ -344,6 +386,8 @@ def main() -> None:
             print(describe(plan))
         elif args.job == "report":
             print(report(plan, args.out))
+        elif args.job == "costs":
+            write_text(plan.root / "costs.json", json.dumps(costs(plan)) + "\n")
         elif args.job == "judge":
             judge(plan, plan.chosen()[0], args.out)
         else:

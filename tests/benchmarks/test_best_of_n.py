@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from best_of_n import Cell, Plan, describe, report
+from best_of_n import Cell, Plan, costs, describe, report
 from forty.session import CellError
 
 
@@ -75,3 +75,13 @@ def test_the_report_pairs_each_cell_with_greedy_decoding(tmp_path: Path) -> None
     assert low <= 50 <= high
     assert content["episodes"]["agreement/8"][1] == [0, 1, 1, 9]
     assert (tmp_path / "out.png").stat().st_size > 1000
+    made.root.joinpath("costs.json").write_text(json.dumps({"ms": {"agreement/8": {"median": 12.0}}}))
+    assert "+50.0 (p = 0.5) | 1.00 | 12 |" in report(made, tmp_path / "out.json"), "measured apart, with nothing beside"
+
+
+def test_costs_are_those_of_the_named_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["policy/1", "agreement/2", "critic/2", "judged/agreement"]
+    found = costs(plan(tmp_path, cells=names, n_envs=2))
+    assert list(found["ms"]) == ["policy/1", "agreement/2"]
+    assert 0 < found["ms"]["policy/1"]["median"] < found["ms"]["agreement/2"]["median"]
+    assert "critic/2: left out, since there is no critic at" in capsys.readouterr().out
