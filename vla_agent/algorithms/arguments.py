@@ -206,6 +206,7 @@ _ALGORITHM: dict[str, Check] = {
     "group_size": partial(whole_number, minimum=2),
     "clip_range_high": _ABOVE_ZERO,
     "advantage": partial(choice, choices=("group", "leave_one_out")),
+    "baseline": partial(choice, choices=("episode", "decision")),
     "max_groups": partial(real_number, minimum=1),
     "drop_uninformative": flag,
     "length_norm": flag,

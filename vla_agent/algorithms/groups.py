@@ -16,6 +16,7 @@ from vla_agent.envs.starts import draw_start
 from vla_agent.policy.policy import VLAPolicy
 
 Advantage = Literal["group", "leave_one_out"]
+Baseline = Literal["episode", "decision"]
 
 # Returns of a group that differ by less are equal: rewards are sums of float32.
 SAME_RETURN = 1e-6
@@ -115,24 +116,30 @@ class GroupSamples(NamedTuple):
         return GroupSamples(observations, *(th.as_tensor(values[rows], device=device) for values in self[1:]))
 
 
-def group_advantages(returns: np.ndarray, kind: Advantage) -> np.ndarray:
-    """Advantages of G episodes from one state, float64 (G,); they sum to zero.
+def group_advantages(returns: np.ndarray, kind: Advantage, counts: np.ndarray | None = None) -> np.ndarray:
+    """Advantages of G episodes from one state, float64 (G,).
 
     * "group": (R - mean R) / std R (GRPO, Shao et al., 2024, arXiv 2402.03300, section 4.1.2).
-    * "leave_one_out": R_i - mean of the others' R = G / (G - 1) (R_i - mean R), an unbiased baseline (RLOO, Kool et
-      al., 2019; Ahmadian et al., 2024, arXiv 2402.14740, eq. 7).
+    * "leave_one_out": R_i - mean of the others' R, an unbiased baseline (RLOO, Kool et al., 2019; Ahmadian et al.,
+      2024, arXiv 2402.14740, eq. 7). If all count the same, it is G / (G - 1) (R_i - mean R).
 
     Args:
         returns: Returns R, (G,), G at least 2.
         kind: Which of the two.
+        counts: How much each episode counts in these means, above 0, (G,); None for the same. With the episodes'
+            lengths, "group" advantages sum to zero over decisions, not over episodes, and the mean is OPO's baseline
+            (Hao et al., 2025, arXiv 2505.23585): that of least variance where each decision has a like share in it.
     """
-    above = returns - returns.mean()
+    counts = np.ones(len(returns)) if counts is None else counts
+    total, counted = counts.sum(), (counts * returns).sum()
     if kind == "leave_one_out":
-        return above * (len(returns) / (len(returns) - 1))
-    return above / max(float(returns.std()), SAME_RETURN)
+        return returns - (counted - counts * returns) / (total - counts)
+    return (returns - counted / total) / max(float(returns.std()), SAME_RETURN)
 
 
-def group_samples(groups: list[Group], kind: Advantage, length_norm: bool) -> GroupSamples | None:
+def group_samples(
+    groups: list[Group], kind: Advantage, length_norm: bool, baseline: Baseline = "episode"
+) -> GroupSamples | None:
     """The decisions of groups, episode after episode, as arrays; None without groups.
 
     Args:
@@ -140,13 +147,19 @@ def group_samples(groups: list[Group], kind: Advantage, length_norm: bool) -> Gr
         kind: Of the advantages.
         length_norm: Whether each episode counts the same, by 1 / T for each of its T decisions (GRPO, eq. 3); else each
             decision counts the same, and long episodes count more (DAPO, section 3.3).
+        baseline: What counts the same in the mean return: each episode, or each decision.
     """
     groups = sorted(groups, key=lambda group: group.number)
     episodes = [episode for group in groups for episode in group.episodes]
     if not episodes:
         return None
-    advantages = np.concatenate([group_advantages(group.returns, kind) for group in groups])
-    lengths = np.array([len(episode.actions) for episode in episodes])
+    advantages = np.concatenate(
+        [
+            group_advantages(group.returns, kind, _lengths(group.episodes) if baseline == "decision" else None)
+            for group in groups
+        ]
+    )
+    lengths = _lengths(episodes)
     # The mean over all decisions of weight * x is the mean over episodes of the mean over their own decisions.
     weights = lengths.mean() / lengths if length_norm else np.ones(len(lengths))
     keys = episodes[0].observations
@@ -157,6 +170,10 @@ def group_samples(groups: list[Group], kind: Advantage, length_norm: bool) -> Gr
         np.repeat(advantages, lengths).astype(np.float32),
         np.repeat(weights, lengths).astype(np.float32)[:, None],
     )
+
+
+def _lengths(episodes: list[FinishedEpisode]) -> np.ndarray:
+    return np.array([len(episode.actions) for episode in episodes])
 
 
 class Drawer:

@@ -25,7 +25,7 @@ from vla_agent.algorithms.arguments import check_reference
 from vla_agent.algorithms.critic_free import NO_CRITIC, CriticFree
 from vla_agent.algorithms.engine import LOCAL
 from vla_agent.algorithms.finite import check_observations, check_rewards
-from vla_agent.algorithms.groups import Advantage, Drawer, Groups, GroupSamples, group_samples
+from vla_agent.algorithms.groups import Advantage, Baseline, Drawer, Groups, GroupSamples, group_samples
 from vla_agent.algorithms.minibatch import Losses
 from vla_agent.envs.episodes import FinishedEpisode, PlayedStep, play_episodes
 from vla_agent.envs.starts import names_starts
@@ -59,6 +59,9 @@ class VLAGRPO(CriticFree):
             has.
         drop_uninformative: Whether groups with equal returns are replaced. False learns nothing from them, either.
         advantage: "group" (GRPO) or "leave_one_out" (RLOO); see `groups.group_advantages`.
+        baseline: What counts the same in a group's mean return, an "episode" or a "decision" (OPO, arXiv 2505.23585).
+            Failures that last until the time limit have most of the decisions. Against the mean over episodes these are
+            worse than nothing on average, and what was drawn becomes less likely, whatever it was.
         batch_size: Decisions per minibatch, about: minibatches of a rollout are equally large.
         n_epochs: Passes over each rollout.
         clip_range, clip_range_high: How far the ratio may fall and rise, eps and eps_high.
@@ -92,6 +95,7 @@ class VLAGRPO(CriticFree):
     clip_range: float
     clip_range_high: float
     advantage: Advantage
+    baseline: Baseline
     ratio_level: str
     max_groups: float
     drop_uninformative: bool
@@ -125,6 +129,7 @@ class VLAGRPO(CriticFree):
         _init_setup_model: bool = True,
         *,
         advantage: Advantage = "group",
+        baseline: Baseline = "episode",
         ratio_level: str = "token",
         max_groups: float = 3.0,
         drop_uninformative: bool = True,
@@ -181,7 +186,7 @@ class VLAGRPO(CriticFree):
             groups.add(episode)
         if not self._go_on:
             return False
-        self._samples = group_samples(groups.kept, self.advantage, self.length_norm)
+        self._samples = group_samples(groups.kept, self.advantage, self.length_norm, self.baseline)
         self._log_groups(groups)
         for name, total in self._reward_terms.items():
             self.logger.record(f"rollout/reward_{name}", total / (self.num_timesteps - before))
@@ -297,6 +302,10 @@ class VLAGRPO(CriticFree):
             raise ValueError(
                 f"group_size={size} does not divide n_episodes={n_episodes}, the episodes of an iteration; give "
                 f"n_episodes={below} or {below + size}."
+            )
+        if given["length_norm"] and given["baseline"] == "decision":
+            raise ValueError(
+                "length_norm=True counts each episode the same, and baseline='decision' each decision; leave one out."
             )
         parts, batch_size = given["gradient_accumulation_steps"], given["batch_size"]
         if parts > batch_size:

@@ -49,6 +49,24 @@ def test_advantages_are_those_of_the_papers() -> None:
     assert group_advantages(np.ones(4), "group").tolist() == [0, 0, 0, 0]
 
 
+def test_a_baseline_over_decisions_prefers_nothing_on_average() -> None:
+    """OPO's mean return is sum l R / sum l; that of the others leaves the episode's own decisions out."""
+    returns, lengths = np.array([1.0, 0.0, 0.0, 1.0]), np.array([10, 28, 28, 14])
+    found = group_advantages(returns, "group", lengths)
+    assert found[0] == pytest.approx((1 - 24 / 80) / 0.5)
+    assert (lengths * found).sum() == pytest.approx(0)
+    assert (lengths * group_advantages(returns, "group")).sum() < -30, "long failures weigh more"
+    others = group_advantages(returns, "leave_one_out", lengths)
+    np.testing.assert_allclose(others, [1 - 14 / 70, -24 / 52, -24 / 52, 1 - 10 / 66])
+    alike = np.full(4, 7)
+    for kind in ("group", "leave_one_out"):
+        np.testing.assert_allclose(group_advantages(returns, kind, alike), group_advantages(returns, kind))
+    groups = [Group(0, [episode(0, 1), episode(1, 3)], np.array([1.0, 0.0]))]
+    samples = group_samples(groups, "group", False, "decision")
+    assert samples is not None
+    assert samples.advantages.tolist() == [1.5, -0.5, -0.5, -0.5]
+
+
 def test_decisions_carry_their_episodes_advantage_and_weight() -> None:
     groups = [
         Group(1, [episode(2, 1), episode(3, 3)], np.array([0.0, 1.0])),
@@ -214,6 +232,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"clip_range": 1.5}, ValueError, r"clip_range=1\.5"),
     ({"gradient_accumulation_steps": 32}, ValueError, "gradient_accumulation_steps=32 is more than batch_size=16"),
     ({"advantage": "gae"}, ValueError, "advantage"),
+    ({"baseline": "state"}, ValueError, "baseline"),
+    ({"baseline": "decision", "length_norm": True}, ValueError, "length_norm=True counts each episode the same, and b"),
     ({"failure_scorer": "tiny-scorer"}, RewardModelError, r"trained for frames of 64 x 64|trained for frames of"),
 ]
 
