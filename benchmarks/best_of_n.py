@@ -9,10 +9,11 @@
 
 A cell SCORER/N evaluates the best of N candidates from official states 0 to 19 of LIBERO-Spatial's ten tasks, which
 neither cloning nor the critic saw. The first candidate is the greedy one, so policy/1, greedy decoding, is where all
-curves begin. The scorers whose names end in "oracle" look ahead in the simulator that judges them. A cell judged/SCORER
-says how a scorer orders eight candidates beside the process oracle, over the first two states. Frames are fast, physics
-exact. What a decision costs is measured apart, so that cells may run beside other work. All cells take about a day of
-two cores, most of it the success oracle's: ``--cells`` and ``--numbers`` take less.
+curves begin; drawn/1 is what one drawn candidate does without a choice. The scorers whose names end in "oracle" look
+ahead in the simulator that judges them. A cell judged/SCORER says how a scorer orders eight candidates beside the
+process oracle, over the first two states. Frames are fast, physics exact. What a decision costs is measured apart, so
+that cells may run beside other work. All cells take about a day of two cores, most of it the success oracle's:
+``--cells`` and ``--numbers`` take less.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ RESULTS = Path(__file__).parent / "results"
 NUMBERS = (2, 4, 8, 16, 32)
 THREADS = 1
 # Seconds of an episode for n candidates, a + b n, on one core with eight environments; until cells are measured.
-S_PER_EPISODE = {"policy": (1.5, 0.0), "agreement": (2.0, 0.1), "critic": (2.0, 0.1)}
+S_PER_EPISODE = {"policy": (1.5, 0.0), "drawn": (1.5, 0.0), "agreement": (2.0, 0.1), "critic": (2.0, 0.1)}
 S_PER_EPISODE |= {"process-oracle": (2.0, 1.0), "success-oracle": (2.0, 5.5)}
 JUDGED_N = 8
 COST_REPEATS = 7
-LOOKS = {"policy": "0.3", "agreement": "#2a78b5", "critic": "#c7562b", "process-oracle": "#6a4c93"}
+LOOKS = {"policy": "0.3", "drawn": "0.5", "agreement": "#2a78b5", "critic": "#c7562b", "process-oracle": "#6a4c93"}
 LOOKS |= {"success-oracle": "#3b8f5a"}
 
 
@@ -74,7 +75,11 @@ class Plan:
     def cells(self) -> list[Cell]:
         """Every cell, small numbers of candidates first."""
         scorers = ("agreement", "critic", "process-oracle", "success-oracle")
-        found = [Cell("policy", 1), *(Cell(scorer, n) for n in self.args.numbers for scorer in scorers)]
+        found = [
+            Cell("policy", 1),
+            Cell("drawn", 1),
+            *(Cell(scorer, n) for n in self.args.numbers for scorer in scorers),
+        ]
         return [*found, Cell("agreement", 0), Cell("critic", 0)]
 
     def chosen(self) -> list[Cell]:
@@ -150,7 +155,9 @@ class Plan:
         command += ["--protocol", "training", "--renderer", "fast", "--init-states", args.states]
         command += ["--task-ids", args.task_ids, "--n-envs", str(args.n_envs), "--seed", str(args.seed)]
         command += ["--max-episode-steps", str(args.max_episode_steps), "--out", str(out)]
-        if cell.n > 1:
+        if cell.scorer == "drawn":
+            command += ["--sample", "--temperature", str(args.temperature)]
+        elif cell.n > 1:
             command += ["--best-of-n", str(cell.n), "--scorer", self.scorer_of(cell)]
             command += ["--temperature", str(args.temperature)]
         if finished_report(out) is None:
@@ -223,7 +230,7 @@ def costs(plan: Plan) -> dict[str, Any]:
                 continue
             scorer = None if cell.n == 1 else scorer_by_name(plan.scorer_of(cell))(policy, evaluator.env)
             chooser = BestOfN(policy, cell.n, scorer)
-            decide = functools.partial(chooser.predict, observations, deterministic=True)
+            decide = functools.partial(chooser.predict, observations, deterministic=cell.scorer != "drawn")
             decide()
             found[cell.name] = summary([milliseconds(decide, args.n_envs) for _ in range(COST_REPEATS)])
             print(f"{cell.name}: {found[cell.name]['median']:.1f} ms", flush=True)
@@ -312,7 +319,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Success and cost against the number of candidates, a line for each scorer; oracles are dashed."""
     figure, ((success, cost),) = new_figure(10.0, 4.2, 1, 2)
     first = rows[0]
-    for place, scorer in enumerate(dict.fromkeys(row["scorer"] for row in rows[1:])):
+    for row in rows:
+        if row["scorer"] == "drawn":
+            rate_drawn = 100 * row["successes"] / row["n_episodes"]
+            success.axhline(rate_drawn, color=LOOKS["drawn"], ls=":", lw=1.4, label="one drawn, no choice")
+    chosen = dict.fromkeys(row["scorer"] for row in rows[1:] if row["scorer"] != "drawn")
+    for place, scorer in enumerate(chosen):
         line = [first, *(row for row in rows if row["scorer"] == scorer)]
         numbers = np.array([row["n"] for row in line]) * 1.04**place  # beside each other, so that intervals show
         rates = np.array([row["successes"] / row["n_episodes"] for row in line])

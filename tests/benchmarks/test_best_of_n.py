@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from best_of_n import Cell, Plan, costs, describe, report
-from forty.session import CellError
+from forty.session import CellError, Stopped
 
 
 def plan(work: Path, **changes: Any) -> Plan:
@@ -31,13 +31,13 @@ def finish(plan: Plan, cell: Cell, successes: str, scores: list[float | None], m
 
 def test_small_numbers_of_candidates_come_first(tmp_path: Path) -> None:
     names = [cell.name for cell in plan(tmp_path).cells]
-    assert names[:3] == ["policy/1", "agreement/2", "critic/2"]
+    assert names[:4] == ["policy/1", "drawn/1", "agreement/2", "critic/2"]
     assert names[-2:] == ["judged/agreement", "judged/critic"]
     assert [cell.name for cell in plan(tmp_path, cells=["*-oracle/8"]).chosen()] == [
         "process-oracle/8",
         "success-oracle/8",
     ]
-    with pytest.raises(ValueError, match="No cell is called 'nothing'; there are policy/1, agreement/2"):
+    with pytest.raises(ValueError, match="No cell is called 'nothing'; there are policy/1, drawn/1, agreement/2"):
         plan(tmp_path, cells=["nothing"]).chosen()
 
 
@@ -60,6 +60,7 @@ def test_the_report_pairs_each_cell_with_greedy_decoding(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="holds no finished cell policy/1, which all others are held against"):
         report(made, tmp_path / "out.json")
     finish(made, Cell("policy", 1), "+---", [None] * 4)
+    finish(made, Cell("drawn", 1), "++--", [None] * 4)
     finish(made, Cell("agreement", 8), "++-+", [3.0, 2.0, 1.0, 4.0], ms=25.0)
     judged = {"decisions": 7, "scorer_rank_correlation": 0.25, "standard_error": 0.1, "seconds": {}}
     made.file(Cell("agreement", 0)).parent.mkdir(parents=True)
@@ -68,15 +69,32 @@ def test_the_report_pairs_each_cell_with_greedy_decoding(tmp_path: Path) -> None
     assert "| agreement | 8 | 75.0 % | 30.1 to 95.4 | +50.0 (p = 0.5) | 1.00 | 25 |" in table
     assert "rank correlation of 0.25 ± 0.10 (7 decisions)" in table
     content = json.loads((tmp_path / "out.json").read_text())
-    assert [row["scorer"] for row in content["rows"]] == ["policy", "agreement"]
-    assert content["rows"][1]["gained"] == 2
-    assert content["rows"][1]["memory_mb"] == 900.0
-    low, high = content["rows"][1]["bootstrap_95"]
+    assert [row["scorer"] for row in content["rows"]] == ["policy", "drawn", "agreement"]
+    assert content["rows"][2]["gained"] == 2
+    assert content["rows"][2]["memory_mb"] == 900.0
+    low, high = content["rows"][2]["bootstrap_95"]
     assert low <= 50 <= high
     assert content["episodes"]["agreement/8"][1] == [0, 1, 1, 9]
     assert (tmp_path / "out.png").stat().st_size > 1000
     made.root.joinpath("costs.json").write_text(json.dumps({"ms": {"agreement/8": {"median": 12.0}}}))
     assert "+50.0 (p = 0.5) | 1.00 | 12 |" in report(made, tmp_path / "out.json"), "measured apart, with nothing beside"
+
+
+def test_one_drawn_candidate_is_evaluated_without_a_choice(tmp_path: Path) -> None:
+    class NoTime:
+        def run(self, command: list[str], *arguments: Any) -> None:
+            self.command = command
+            raise Stopped
+
+    session: Any = NoTime()
+    for cell, given in (
+        (Cell("drawn", 1), ["--sample"]),
+        (Cell("policy", 1), []),
+        (Cell("agreement", 2), ["--best-of-n"]),
+    ):
+        with pytest.raises(Stopped):
+            plan(tmp_path).do(cell, session)
+        assert [word for word in session.command if word in ("--sample", "--best-of-n")] == given
 
 
 def test_costs_are_those_of_the_named_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
