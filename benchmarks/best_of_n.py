@@ -340,6 +340,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("candidates of each decision")
         axes.set_ylabel(label)
     cost.set_yscale("log")
+    for formatted in (cost.yaxis.set_major_formatter, cost.yaxis.set_minor_formatter):
+        formatted("{x:.0f}")
     success.set_ylim(0, 100)
     success.legend(fontsize=8, loc="lower right")
     save_figure(figure, path, 125)
