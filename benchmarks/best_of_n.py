@@ -102,11 +102,6 @@ class Plan:
         """Where a cell is under way."""
         return self.root / "runs" / cell.name
 
-    @property
-    def has_critic(self) -> bool:
-        """Whether a critic was trained."""
-        return (Path(self.args.critic) / "critic.json").is_file()
-
     def scorer_of(self, cell: Cell) -> str:
         """The scorer as the command takes it.
 
@@ -114,7 +109,7 @@ class Plan:
             CellError: If there is no critic.
         """
         if cell.scorer == "critic":
-            if not self.has_critic:
+            if not (Path(self.args.critic) / "critic.json").is_file():
                 raise CellError(f"there is no critic at '{self.args.critic}'; libero-vla train-critic trains one")
             return f"critic:{self.args.critic}"
         if cell.scorer == "success-oracle":
@@ -225,10 +220,12 @@ def costs(plan: Plan) -> dict[str, Any]:
         for cell in plan.chosen():
             if not cell.n:
                 continue
-            if cell.scorer == "critic" and not plan.has_critic:
-                print(f"{cell.name}: left out, since there is no critic at '{args.critic}'")
+            try:
+                name = plan.scorer_of(cell)
+            except CellError as error:
+                print(f"{cell.name}: left out, since {error}")
                 continue
-            scorer = None if cell.n == 1 else scorer_by_name(plan.scorer_of(cell))(policy, evaluator.env)
+            scorer = None if cell.n == 1 else scorer_by_name(name)(policy, evaluator.env)
             chooser = BestOfN(policy, cell.n, scorer)
             decide = functools.partial(chooser.predict, observations, deterministic=cell.scorer != "drawn")
             decide()

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vla_agent import VLAGRPO, Curriculum, EvaluationCallback, LearningCurve, RunCheckpoints, claim_run, make_vec_env
-from vla_agent import safe_learn as learn
+from vla_agent import VLAGRPO, Curriculum, LearningCurve, RunCheckpoints, claim_run, make_vec_env
 from vla_agent.commands.options import ids_or_none, parse_options, run_command
-from vla_agent.commands.train import keep_training_states, make_logger, note_training_states
+from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, make_logger, note_training_states
 from vla_agent.commands.unseen_states import check_evaluated
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change
@@ -109,20 +108,7 @@ def main(options: Options) -> None:
             "seed": options.seed,
         }
         # Greedy evaluations on initial states that training never sees; the best model is kept in best/.
-        evaluation = EvaluationCallback(
-            options.env_id,
-            eval_freq=options.eval_freq,
-            at_start=True,
-            at_end=True,
-            folder=options.out,
-            task_ids=task_ids,
-            init_state_ids=ids_or_none("--eval-states", options.eval_states) or (),
-            placement_seeds=range(options.n_placements, options.n_placements + options.n_eval_placements),
-            protocol="training",
-            renderer="fast",
-            n_envs=options.n_envs,
-            verbose=1,
-        )
+        evaluation = evaluation_on_the_way(options, "fast", options.n_envs)
         callbacks = [
             Curriculum(options.curriculum, options.curriculum_tau),
             RunCheckpoints(options.out, every=5),
@@ -136,13 +122,8 @@ def main(options: Options) -> None:
                 model = VLAGRPO.load(claim.resumed_from, env, options.device, **arguments)
             note_training_states(options, claim.resumed_from)
             model.set_logger(make_logger(options.out, model.num_timesteps))
-            left = max(0, options.total_timesteps - model.num_timesteps)
-            fresh = options.resume is None
-            if not learn(model, left, options.out, callbacks, progress_bar=True, reset_num_timesteps=fresh):
-                print(f"Stopped. The same command with --resume {options.out} goes on as if it had not been.")
+            if not learn_and_keep(model, options, callbacks):
                 return
-            model.save(options.out / "model")
-            keep_training_states(options.out)
     suite = describe_suite(options.env_id)
     first, last = evaluation.history[0].episodes, evaluation.history[-1].episodes
     judged = "that training never saw" if options.reward == "success" else "of which it was told no success"

@@ -304,17 +304,15 @@ def test_where_judged_states_train_the_last_model_alone_is_judged(work: Work) ->
     assert f"| `{cell.name}` | last, 7 | Spatial |" in report.markdown(figures)
 
 
-def test_the_peak_of_memory_is_that_of_all_processes_over_all_sessions(tmp_path: Path) -> None:
+def test_the_peak_of_memory_is_that_of_all_processes_over_all_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     child = "import time; block = b'x' * 200_000_000; time.sleep(1.5)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     note = Note(tmp_path / "note.json")
-    measured = forty.session.MEASURE_EVERY_S
-    forty.session.MEASURE_EVERY_S = 0.1
-    try:
-        for code in (parent, "import time; time.sleep(0.5)"):
-            Session().run([sys.executable, "-c", code], signal.SIGTERM, tmp_path / "output", note, "train")
-    finally:
-        forty.session.MEASURE_EVERY_S = measured
+    monkeypatch.setattr(forty.session, "MEASURE_EVERY_S", 0.1)
+    for code in (parent, "import time; time.sleep(0.5)"):
+        Session().run([sys.executable, "-c", code], signal.SIGTERM, tmp_path / "output", note, "train")
     assert 190 < Note(tmp_path / "note.json").memory_mb["train"] < 400
 
 

@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from libero_gym.dimensions import Physics, Renderer
-from vla_agent import EvaluationCallback, LearningCurve, RunCheckpoints, VLADistillation, claim_run, make_vec_env
+from vla_agent import LearningCurve, RunCheckpoints, VLADistillation, claim_run, make_vec_env
 from vla_agent.algorithms.distillation import Estimator
 from vla_agent.callbacks import Curriculum
 from vla_agent.commands.options import ids_or_none, parse_options
-from vla_agent.commands.train import keep_training_states, make_logger, note_training_states
+from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, make_logger, note_training_states
 from vla_agent.commands.unseen_states import check_evaluated
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.runs.choosing import choose_save, is_run_folder
-from vla_agent.runs.keeping import safe_learn
 from vla_agent.runs.run_files import is_run
 
 
@@ -88,19 +87,15 @@ def main(options: Options) -> None:
                 model = VLADistillation.load(claim.resumed_from, env, options.device, **arguments(options))
             note_training_states(options, claim.resumed_from)
             model.set_logger(make_logger(options.out, model.num_timesteps))
-            evaluation = make_evaluation(options)
+            evaluation = evaluation_on_the_way(options, options.renderer, options.n_envs)
             callbacks = [
                 Curriculum("uniform"),
                 RunCheckpoints(options.out, every=options.checkpoint_every),
                 evaluation,
                 LearningCurve(options.out / "curve.png", evaluations=lambda: evaluation.curve),
             ]
-            left, fresh = max(0, options.total_timesteps - model.num_timesteps), options.resume is None
-            if not safe_learn(model, left, options.out, callbacks, progress_bar=True, reset_num_timesteps=fresh):
-                print(f"Stopped. The same command with --resume {options.out} goes on as if it had not been.")
+            if not learn_and_keep(model, options, callbacks):
                 return
-            model.save(options.out / "model")
-            keep_training_states(options.out)
     suite = describe_suite(options.env_id)
     first, last = evaluation.history[0].episodes, evaluation.history[-1].episodes
     print(f"Greedy, {options.renderer} frames, initial states that it never played:")
@@ -140,25 +135,6 @@ def arguments(options: Options) -> dict[str, Any]:
         },
         "seed": options.seed,
     }
-
-
-def make_evaluation(options: Options) -> EvaluationCallback:
-    """Greedy evaluations on states that the student never plays: before, on the way, and after."""
-    first = options.n_placements
-    return EvaluationCallback(
-        options.env_id,
-        eval_freq=options.eval_freq,
-        at_start=True,
-        at_end=True,
-        folder=options.out,
-        task_ids=ids_or_none("--task-ids", options.task_ids),
-        init_state_ids=ids_or_none("--eval-states", options.eval_states) or (),
-        placement_seeds=range(first, first + options.n_eval_placements),
-        protocol="training",
-        renderer=options.renderer,
-        n_envs=options.n_envs,
-        verbose=1,
-    )
 
 
 def command(given: Sequence[str]) -> None:

@@ -33,12 +33,13 @@ from vla_agent import (
     claim_run,
     safe_learn,
 )
+from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.health import Stopwatch
 from vla_agent.commands.backends import check_training_backend, evaluation_backend, training_arguments
 from vla_agent.commands.engines import check_engine, engine_of, maker_of_environments, n_envs_of_each
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.commands.own_tasks import have_states
-from vla_agent.commands.unseen_states import TrainingOptions, check_evaluated
+from vla_agent.commands.unseen_states import EvaluatedOptions, TrainingOptions, check_evaluated
 from vla_agent.envs.backends import BackendName
 from vla_agent.envs.suites import describe_suite, located
 from vla_agent.evaluation.before_after import describe_change, describe_share, film_change, telling_trial
@@ -154,19 +155,9 @@ def learn(options: Options, model: VLAPPO, times: Stopwatch) -> None:
     callbacks += [evaluation] if evaluation else []
     callbacks.append(curve)  # last: it shows what the others found
     with times("learning, with evaluations"):
-        ended = safe_learn(
-            model,
-            max(0, options.total_timesteps - model.num_timesteps),
-            options.out,
-            callbacks,
-            progress_bar=True,
-            reset_num_timesteps=options.resume is None,
-        )
+        ended = learn_and_keep(model, options, callbacks)
     if not ended:
-        print(f"Stopped. The same command with --resume {options.out} goes on as if it had not been.")
         return
-    model.save(options.out / "model")
-    keep_training_states(options.out)
     if evaluation is not None:
         with times("film"):
             film_the_change(options, model, evaluation)
@@ -291,6 +282,26 @@ def learning_rate(options: Options) -> float | LinearSchedule:
 
 def make_evaluation(options: Options) -> EvaluationCallback:
     """Greedy evaluations on unseen initial states: before, on the way, and after."""
+    return evaluation_on_the_way(
+        options,
+        options.eval_renderer,
+        n_envs_of_each(options, options.n_envs),
+        max_episode_steps=options.max_episode_steps or None,
+        **evaluation_backend(options),
+    )
+
+
+def evaluation_on_the_way(
+    options: EvaluatedOptions, renderer: Renderer, n_envs: int, **further: Any
+) -> EvaluationCallback:
+    """Greedy evaluations on the options' states, by the protocol of training: before, on the way, and after.
+
+    Args:
+        options: The options.
+        renderer: Of the frames.
+        n_envs: Environments side by side.
+        further: Further arguments of `EvaluationCallback`.
+    """
     first = options.n_placements  # training draws from the placement seeds below
     return EvaluationCallback(
         options.env_id,
@@ -302,12 +313,29 @@ def make_evaluation(options: Options) -> EvaluationCallback:
         init_state_ids=ids_or_none("--eval-states", options.eval_states) or (),
         placement_seeds=range(first, first + options.n_eval_placements),
         protocol="training",
-        renderer=options.eval_renderer,
-        max_episode_steps=options.max_episode_steps or None,
-        **evaluation_backend(options),
-        n_envs=n_envs_of_each(options, options.n_envs),
+        renderer=renderer,
+        n_envs=n_envs,
         verbose=1,
+        **further,
     )
+
+
+def learn_and_keep(model: VLALearner, options: TrainingOptions, callbacks: list[BaseCallback]) -> bool:
+    """Learn what is left of the decisions and keep the model; False if it was stopped, after saying how to go on."""
+    ended = safe_learn(
+        model,
+        max(0, options.total_timesteps - model.num_timesteps),
+        options.out,
+        callbacks,
+        progress_bar=True,
+        reset_num_timesteps=options.resume is None,
+    )
+    if not ended:
+        print(f"Stopped. The same command with --resume {options.out} goes on as if it had not been.")
+        return False
+    model.save(options.out / "model")
+    keep_training_states(options.out)
+    return True
 
 
 def make_logger(folder: Path, num_timesteps: int) -> Logger:

@@ -19,14 +19,19 @@ class TrainingOptions(Protocol):
     env_id: str
     task_ids: str
     init_states: str
+    n_placements: int
     model: str
+    total_timesteps: int
     out: Path
+    resume: Path | None
 
 
 class EvaluatedOptions(TrainingOptions, Protocol):
     """What one that evaluates on the way has besides."""
 
+    eval_freq: int
     eval_states: str
+    n_eval_placements: int
 
 
 def check_evaluated(options: EvaluatedOptions, otherwise: str, fewer: str = "") -> None:
