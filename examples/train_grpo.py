@@ -44,7 +44,7 @@ class Options:
     n_episodes: int = 32  # episodes that an iteration learns from
     group_size: int = 8  # episodes from one initial state
     advantage: Literal["group", "leave_one_out"] = "group"  # GRPO or RLOO
-    baseline: Literal["episode", "decision"] = "episode"  # what counts the same in a group's mean return
+    baseline: Literal["episode", "decision", "time"] = "episode"  # what counts the same in a group's mean return
     total_timesteps: int = 6144  # decisions of the whole training; tiny-libero decides 8 control steps at a time
     batch_size: int = 128  # decisions per minibatch
     n_epochs: int = 2  # passes over each iteration's decisions

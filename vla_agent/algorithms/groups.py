@@ -16,7 +16,7 @@ from vla_agent.envs.starts import draw_start
 from vla_agent.policy.policy import VLAPolicy
 
 Advantage = Literal["group", "leave_one_out"]
-Baseline = Literal["episode", "decision"]
+Baseline = Literal["episode", "decision", "time"]
 
 # Returns of a group that differ by less are equal: rewards are sums of float32.
 SAME_RETURN = 1e-6
@@ -107,7 +107,7 @@ class GroupSamples(NamedTuple):
     observations: dict[str, Any]  # by key, (M, ...)
     actions: Any  # bins (M, N)
     old_log_prob: Any  # float32 (M, N)
-    advantages: Any  # float32 (M,), of the episode that the decision belongs to
+    advantages: Any  # float32 (M,)
     weights: Any  # float32 (M, 1), of the policy loss
 
     def rows(self, rows: np.ndarray, device: th.device) -> GroupSamples:
@@ -137,6 +137,37 @@ def group_advantages(returns: np.ndarray, kind: Advantage, counts: np.ndarray | 
     return (returns - counted / total) / max(float(returns.std()), SAME_RETURN)
 
 
+def decision_advantages(returns: np.ndarray, lengths: np.ndarray, kind: Advantage, baseline: Baseline) -> np.ndarray:
+    """Advantages of the decisions of G episodes from one state, episode after episode, float64 (sum of T,).
+
+    With the "episode" and the "decision" baseline, all decisions of an episode have the same. With "time", decision t
+    is compared with the episodes that have a decision t:
+
+        A_t = R - mean R of these episodes,    over std R of the group if ``kind`` is "group".
+
+    Such a baseline is an estimate of the value at t that needs no critic (time-dependent baselines: Peters and Schaal,
+    2008, "Reinforcement learning of motor skills with policy gradients"). It may depend on who lasts until
+    t, which is settled before decision t. Where all that last will fail, A_t = 0.
+
+    Args:
+        returns: Returns R, (G,), G at least 2.
+        lengths: Number of decisions T of each, (G,).
+        kind: As of `group_advantages`. An episode that is alone at t has A_t = 0 in both kinds.
+        baseline: What counts the same in the mean: an "episode", a "decision", or at each "time" what lasts until then.
+    """
+    if baseline != "time":
+        counts = lengths if baseline == "decision" else None
+        return np.repeat(group_advantages(returns, kind, counts), lengths)
+    lasts = np.arange(lengths.max()) < lengths[:, None]  # (G, longest T)
+    n_lasting = lasts.sum(axis=0)
+    above_mean = returns[:, None] - returns @ lasts / n_lasting
+    if kind == "leave_one_out":
+        advantages = above_mean * n_lasting / np.maximum(n_lasting - 1, 1)
+    else:
+        advantages = above_mean / max(float(returns.std()), SAME_RETURN)
+    return advantages[lasts]
+
+
 def group_samples(
     groups: list[Group], kind: Advantage, length_norm: bool, baseline: Baseline = "episode"
 ) -> GroupSamples | None:
@@ -147,17 +178,14 @@ def group_samples(
         kind: Of the advantages.
         length_norm: Whether each episode counts the same, by 1 / T for each of its T decisions (GRPO, eq. 3); else each
             decision counts the same, and long episodes count more (DAPO, section 3.3).
-        baseline: What counts the same in the mean return: each episode, or each decision.
+        baseline: Of the advantages; see `decision_advantages`.
     """
     groups = sorted(groups, key=lambda group: group.number)
     episodes = [episode for group in groups for episode in group.episodes]
     if not episodes:
         return None
     advantages = np.concatenate(
-        [
-            group_advantages(group.returns, kind, _lengths(group.episodes) if baseline == "decision" else None)
-            for group in groups
-        ]
+        [decision_advantages(group.returns, _lengths(group.episodes), kind, baseline) for group in groups]
     )
     lengths = _lengths(episodes)
     # The mean over all decisions of weight * x is the mean over episodes of the mean over their own decisions.
@@ -167,7 +195,7 @@ def group_samples(
         {key: np.concatenate([episode.observations[key][:-1] for episode in episodes]) for key in keys},
         np.concatenate([episode.actions for episode in episodes]),
         np.concatenate([episode.notes["log_probs"] for episode in episodes]),
-        np.repeat(advantages, lengths).astype(np.float32),
+        advantages.astype(np.float32),
         np.repeat(weights, lengths).astype(np.float32)[:, None],
     )
 

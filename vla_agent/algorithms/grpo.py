@@ -59,9 +59,11 @@ class VLAGRPO(CriticFree):
             has.
         drop_uninformative: Whether groups with equal returns are replaced. False learns nothing from them, either.
         advantage: "group" (GRPO) or "leave_one_out" (RLOO); see `groups.group_advantages`.
-        baseline: What counts the same in a group's mean return, an "episode" or a "decision" (OPO, arXiv 2505.23585).
-            Failures that last until the time limit have most of the decisions. Against the mean over episodes these are
-            worse than nothing on average, and what was drawn becomes less likely, whatever it was.
+        baseline: What a return is compared with: the mean over a group's episodes ("episode"), over their decisions
+            ("decision", OPO, arXiv 2505.23585), or at each decision over the episodes that last until then ("time"; see
+            `groups.decision_advantages`). Failures that last until the time limit have most of the decisions. Against
+            the mean over episodes these are worse than nothing on average, and what was drawn becomes less likely,
+            whatever it was.
         batch_size: Decisions per minibatch, about: minibatches of a rollout are equally large.
         n_epochs: Passes over each rollout.
         clip_range, clip_range_high: How far the ratio may fall and rise, eps and eps_high.

@@ -15,7 +15,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from vla_agent import VLAGRPO, RunCheckpoints, make_vec_env, safe_learn
 from vla_agent.algorithms import losses
-from vla_agent.algorithms.groups import Drawer, Group, Groups, group_advantages, group_samples
+from vla_agent.algorithms.groups import (
+    Drawer,
+    Group,
+    Groups,
+    decision_advantages,
+    group_advantages,
+    group_samples,
+)
 from vla_agent.algorithms.health import Stopwatch
 from vla_agent.envs.episodes import EpisodeStart, FinishedEpisode, play_episodes
 from vla_agent.envs.starts import draw_start
@@ -65,6 +72,27 @@ def test_a_baseline_over_decisions_prefers_nothing_on_average() -> None:
     samples = group_samples(groups, "group", False, "decision")
     assert samples is not None
     assert samples.advantages.tolist() == [1.5, -0.5, -0.5, -0.5]
+
+
+def test_a_baseline_over_time_compares_with_the_episodes_that_last() -> None:
+    """Two successes of 1 and 2 decisions, two failures of 3 and 4; the last decision has nothing to compare with."""
+    returns, lengths = np.array([1.0, 1.0, 0.0, 0.0]), np.array([1, 2, 3, 4])
+    found = decision_advantages(returns, lengths, "group", "time")
+    means = [2 / 4, 1 / 3, 0, 0]
+    expected = [(r - means[t]) / 0.5 for r, length in zip(returns, lengths, strict=True) for t in range(length)]
+    np.testing.assert_allclose(found, expected)
+    lasting = np.concatenate([np.arange(length) for length in lengths])
+    np.testing.assert_allclose(np.bincount(lasting, found), 0, atol=1e-12, err_msg="nothing is preferred at any time")
+    others = decision_advantages(returns, lengths, "leave_one_out", "time")
+    np.testing.assert_allclose(others, [2 / 3, 2 / 3, 1, -2 / 3, -1 / 2, 0, -2 / 3, -1 / 2, 0, 0])
+    alike = np.full(4, 3)
+    for kind in ("group", "leave_one_out"):
+        by_time, by_episode = (decision_advantages(returns, alike, kind, name) for name in ("time", "episode"))
+        np.testing.assert_allclose(by_time, by_episode, err_msg="episodes of one length have one baseline")
+    groups = [Group(0, [episode(0, 1), episode(1, 3)], np.array([1.0, 0.0]))]
+    samples = group_samples(groups, "group", False, "time")
+    assert samples is not None
+    assert samples.advantages.tolist() == [1, -1, 0, 0]
 
 
 def test_decisions_carry_their_episodes_advantage_and_weight() -> None:
