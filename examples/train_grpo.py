@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from vla_agent import VLAGRPO, Curriculum, LearningCurve, RunCheckpoints, claim_run, make_vec_env
+from vla_agent.algorithms.groups import Advantage, Baseline
 from vla_agent.commands.options import ids_or_none, parse_options, run_command
 from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, make_logger, note_training_states
 from vla_agent.commands.unseen_states import check_evaluated
@@ -43,8 +44,8 @@ class Options:
     n_envs: int = 8  # environments side by side
     n_episodes: int = 32  # episodes that an iteration learns from
     group_size: int = 8  # episodes from one initial state
-    advantage: Literal["group", "leave_one_out"] = "group"  # GRPO or RLOO
-    baseline: Literal["episode", "decision", "time"] = "episode"  # what counts the same in a group's mean return
+    advantage: Advantage = "group"  # GRPO or RLOO
+    baseline: Baseline = "episode"  # what a return is compared with: the mean over episodes, decisions, or at a time
     total_timesteps: int = 6144  # decisions of the whole training; tiny-libero decides 8 control steps at a time
     batch_size: int = 128  # decisions per minibatch
     n_epochs: int = 2  # passes over each iteration's decisions

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -14,6 +14,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.common.checks import choice, flag, real_number, whole_number
+from vla_agent.algorithms.groups import Advantage, Baseline, Returns
+from vla_agent.algorithms.losses import Estimator, RatioLevel, ValueLoss
 from vla_agent.policy.arguments import Check, check_device, check_dict
 
 LARGEST_SEED = 2**32 - 1  # NumPy's, which SB3 seeds as well
@@ -192,9 +194,9 @@ _ALGORITHM: dict[str, Check] = {
     "device": check_device,
     "gradient_accumulation_steps": _AT_LEAST_ONE,
     "critic_warmup_iterations": _COUNT,
-    "value_loss": partial(choice, choices=("mse", "huber")),
+    "value_loss": partial(choice, choices=get_args(ValueLoss)),
     "huber_delta": _ABOVE_ZERO,
-    "ratio_level": partial(choice, choices=("action", "token")),
+    "ratio_level": partial(choice, choices=get_args(RatioLevel)),
     "value_learning_rate": check_schedule,
     "kl_ref_coef": _NOT_NEGATIVE,
     "ratio_tolerance": _NOT_NEGATIVE,
@@ -205,15 +207,15 @@ _ALGORITHM: dict[str, Check] = {
     "n_episodes": _AT_LEAST_ONE,
     "group_size": partial(whole_number, minimum=2),
     "clip_range_high": _ABOVE_ZERO,
-    "advantage": partial(choice, choices=("group", "leave_one_out")),
-    "baseline": partial(choice, choices=("episode", "decision")),
+    "advantage": partial(choice, choices=get_args(Advantage)),
+    "baseline": partial(choice, choices=get_args(Baseline)),
     "max_groups": partial(real_number, minimum=1),
     "drop_uninformative": flag,
     "length_norm": flag,
     "length_penalty": partial(real_number, minimum=0, below=1),
     "failure_scorer": _path,
-    "returns": partial(choice, choices=("environment", "confidence")),
-    "estimator": partial(choice, choices=("sampled", "exact")),
+    "returns": partial(choice, choices=get_args(Returns)),
+    "estimator": partial(choice, choices=get_args(Estimator)),
     "failure_weight": partial(real_number, minimum=0, below=1),
 }
 _MAY_BE_NONE = {

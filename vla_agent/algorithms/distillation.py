@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch as th
 from gymnasium import spaces
@@ -25,8 +25,6 @@ from vla_agent.policy.loading import load_backbone
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.choosing import choose_save, is_run_folder
 from vla_agent.runs.run_files import is_run
-
-Estimator = Literal["sampled", "exact"]
 
 
 class VLADistillation(CriticFree):
@@ -65,7 +63,7 @@ class VLADistillation(CriticFree):
     n_steps: int
     batch_size: int
     clip_range: float
-    estimator: Estimator
+    estimator: losses.Estimator
 
     def __init__(
         self,
@@ -87,7 +85,7 @@ class VLADistillation(CriticFree):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
         *,
-        estimator: Estimator = "sampled",
+        estimator: losses.Estimator = "sampled",
         gradient_accumulation_steps: int = 1,
         policy_warmup_iterations: int = 0,
         ratio_tolerance: float | None = None,

@@ -17,6 +17,7 @@ from vla_agent.policy.policy import VLAPolicy
 
 Advantage = Literal["group", "leave_one_out"]
 Baseline = Literal["episode", "decision", "time"]
+Returns = Literal["environment", "confidence"]
 
 # Returns of a group that differ by less are equal: rewards are sums of float32.
 SAME_RETURN = 1e-6

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch as th
@@ -25,7 +25,7 @@ from vla_agent.algorithms.arguments import check_reference
 from vla_agent.algorithms.critic_free import NO_CRITIC, CriticFree
 from vla_agent.algorithms.engine import LOCAL
 from vla_agent.algorithms.finite import check_observations, check_rewards
-from vla_agent.algorithms.groups import Advantage, Baseline, Drawer, Groups, GroupSamples, group_samples
+from vla_agent.algorithms.groups import Advantage, Baseline, Drawer, Groups, GroupSamples, Returns, group_samples
 from vla_agent.algorithms.minibatch import Losses
 from vla_agent.envs.episodes import FinishedEpisode, PlayedStep, play_episodes
 from vla_agent.envs.starts import names_starts
@@ -98,12 +98,12 @@ class VLAGRPO(CriticFree):
     clip_range_high: float
     advantage: Advantage
     baseline: Baseline
-    ratio_level: str
+    ratio_level: losses.RatioLevel
     max_groups: float
     drop_uninformative: bool
     length_norm: bool
     length_penalty: float
-    returns: Literal["environment", "confidence"]
+    returns: Returns
     failure_scorer: str | None
     failure_weight: float
     kl_ref_coef: float
@@ -132,12 +132,12 @@ class VLAGRPO(CriticFree):
         *,
         advantage: Advantage = "group",
         baseline: Baseline = "episode",
-        ratio_level: str = "token",
+        ratio_level: losses.RatioLevel = "token",
         max_groups: float = 3.0,
         drop_uninformative: bool = True,
         length_norm: bool = False,
         length_penalty: float = 0.0,
-        returns: Literal["environment", "confidence"] = "environment",
+        returns: Returns = "environment",
         failure_scorer: str | None = None,
         failure_weight: float = 0.5,
         kl_ref_coef: float = 0.0,

@@ -6,6 +6,8 @@ import torch as th
 from torch.nn import functional as F
 
 ValueLoss = Literal["mse", "huber"]
+RatioLevel = Literal["action", "token"]
+Estimator = Literal["sampled", "exact"]
 
 
 # Largest weight of an action, or token, that an earlier policy drew.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch as th
 from gymnasium.spaces import Dict
@@ -85,7 +85,7 @@ class VLAPPO(VLALearner, PPO):
     gradient_accumulation_steps: int
     value_loss: losses.ValueLoss
     huber_delta: float
-    ratio_level: Literal["action", "token"]
+    ratio_level: losses.RatioLevel
     kl_ref_coef: float
     bootstrap_time_limits: bool
     value_gae_lambda: float | None
@@ -124,7 +124,7 @@ class VLAPPO(VLALearner, PPO):
         critic_warmup_iterations: int | None = None,
         value_loss: losses.ValueLoss = "mse",
         huber_delta: float = 10.0,
-        ratio_level: Literal["action", "token"] = "action",
+        ratio_level: losses.RatioLevel = "action",
         value_learning_rate: float | Schedule | None = None,
         kl_ref_coef: float = 0.0,
         ratio_tolerance: float | None = None,

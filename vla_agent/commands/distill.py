@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from libero_gym.dimensions import Physics, Renderer
 from vla_agent import LearningCurve, RunCheckpoints, VLADistillation, claim_run, make_vec_env
-from vla_agent.algorithms.distillation import Estimator
+from vla_agent.algorithms.losses import Estimator
 from vla_agent.callbacks import Curriculum
 from vla_agent.commands.options import ids_or_none, parse_options
 from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, make_logger, note_training_states

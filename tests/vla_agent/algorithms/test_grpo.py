@@ -161,10 +161,13 @@ def test_the_ratio_is_clipped_further_above_than_below() -> None:
     assert losses.clip_fraction(ratio, 0.2).item() == 0.75
 
 
-@pytest.mark.parametrize("advantage", ["group", "leave_one_out"])
-def test_it_learns(advantage: Any) -> None:
+@pytest.mark.parametrize(
+    ("advantage", "baseline"), [("group", "episode"), ("leave_one_out", "decision"), ("group", "time")]
+)
+def test_it_learns(advantage: Any, baseline: Any) -> None:
     """The image says which sign the first action must have; chance is one half."""
-    model = make(16, n_episodes=64, group_size=8, batch_size=64, advantage=advantage, learning_rate=1e-2)
+    settings: dict[str, Any] = {"n_episodes": 64, "group_size": 8, "batch_size": 64, "learning_rate": 1e-2}
+    model = make(16, advantage=advantage, baseline=baseline, **settings)
     rates: list[float] = []
     for steps in (1, 6000):
         model.learn(steps)
