@@ -35,6 +35,7 @@ from vla_agent import (
 )
 from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.health import Stopwatch
+from vla_agent.algorithms.losses import RatioLevel
 from vla_agent.commands.backends import check_training_backend, evaluation_backend, training_arguments
 from vla_agent.commands.engines import check_engine, engine_of, maker_of_environments, n_envs_of_each
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
@@ -80,7 +81,7 @@ class Options:
     gae_lambda: float = 0.9  # GAE's lambda for the advantages
     value_gae_lambda: float = 0.95  # GAE's lambda for the critic's returns
     n_value_epochs: int = 10  # further passes for the value head alone
-    ratio_level: Literal["token", "action"] = "token"  # clip each of a chunk's 56 ratios on its own, or their product
+    ratio_level: RatioLevel = "token"  # clip each of a chunk's 56 ratios on its own, or their product
     target_kl: float = 0.0  # stop an update beyond 1.5 times this divergence of whole actions; 0 never does
     temperature: float = 0.5  # temperature of training's actions; low, since evaluations take the likeliest action
     average_decay: float = 0.0  # share that an update keeps of the weights' moving average, which is evaluated; 0: none
