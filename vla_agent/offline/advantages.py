@@ -29,13 +29,11 @@ class Advantages(NamedTuple):
 
     Attributes:
         returns: What each frame earned, float32 (F,); `returns.lambda_returns`.
-        values: What was to be expected, float32 (F,).
-        held_out: Frames of episodes that the values were not fitted to, bool (F,).
+        values: What was to be expected, float32 (F,); `values.fit_values`.
     """
 
     returns: np.ndarray
     values: np.ndarray
-    held_out: np.ndarray
 
     @property
     def advantages(self) -> np.ndarray:
@@ -44,14 +42,12 @@ class Advantages(NamedTuple):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Squared error and explained variance of the values on held-out episodes, and the advantages' spread."""
-        returns, values = self.returns[self.held_out], self.values[self.held_out]
-        spread = float(returns.var())
-        missed = returns - values
+        """Squared error and explained variance of the values, and the advantages' spread."""
+        missed, spread = self.advantages, float(self.returns.var())
         return {
             "value_loss": float(np.square(missed).mean()),
             "explained_variance": 1 - float(missed.var()) / spread if spread else 0.0,
-            "advantage_std": float(self.advantages.std()),
+            "advantage_std": float(missed.std()),
         }
 
 
@@ -65,7 +61,8 @@ def estimate_advantages(
 ) -> Advantages:
     """Estimate what each frame earned and what was to be expected there.
 
-    Hidden states of the frozen model are computed once; a value head is fitted to the returns on top of them.
+    Hidden states of the frozen model are computed once; value heads are fitted to the returns on top of them, each
+    episode's by the other episodes.
 
     Args:
         model: The model whose hidden states tell values.
@@ -86,11 +83,11 @@ def estimate_advantages(
     hidden = encode_frames(model, data, progress_bar=progress_bar)
     rewards, discounts = rewards_between(outcomes, settings.gamma)
     returns = lambda_returns(rewards, discounts)
-    fit = fit_values(hidden, returns, data.episode_ids, settings)
+    fit = fit_values(hidden, returns, data.episode_ids, settings, progress_bar=progress_bar)
     if settings.returns_lambda < 1:
         returns = lambda_returns(rewards, discounts, fit.values, settings.returns_lambda)
-        fit = fit_values(hidden, returns, data.episode_ids, settings)
-    estimate = Advantages(returns.astype(np.float32), fit.values, fit.held_out)
+        fit = fit_values(hidden, returns, data.episode_ids, settings, progress_bar=progress_bar)
+    estimate = Advantages(returns.astype(np.float32), fit.values)
     if keep is not None:
         with writing(keep, ESTIMATED) as folder:
             tensors = {name: th.from_numpy(np.ascontiguousarray(values)) for name, values in estimate._asdict().items()}

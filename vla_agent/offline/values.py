@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -28,13 +28,12 @@ class ValueSettings:
         gamma: Discount factor of a control step.
         returns_lambda: 1 takes Monte Carlo returns. Below 1, the head is fitted to those first, and then anew to the
             lambda returns that it gives.
-        n_epochs: Passes over the frames.
+        n_epochs: Passes over the frames; the values are those of the best one.
         batch_size: Frames per optimizer step.
         learning_rate: AdamW's learning rate.
         weight_decay: AdamW's weight decay.
-        validation_share: Share of the episodes that the head is not fitted to, one at least; the epoch that predicts
-            these best is kept.
-        seed: Seed of the split, the head and the order of the batches.
+        n_folds: Parts of the episodes. The values of each are told by a head that was fitted to the others.
+        seed: Seed of the folds, the heads and the order of the batches.
     """
 
     gamma: float = 0.995
@@ -43,7 +42,7 @@ class ValueSettings:
     batch_size: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    validation_share: float = 0.1
+    n_folds: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,21 +52,19 @@ class ValueSettings:
             whole_number(name, getattr(self, name), 1)
         real_number("learning_rate", self.learning_rate, above=0)
         real_number("weight_decay", self.weight_decay, 0)
-        real_number("validation_share", self.validation_share, above=0, below=1)
+        whole_number("n_folds", self.n_folds, 2)
         whole_number("seed", self.seed, 0)
 
 
 class ValueFit(NamedTuple):
-    """Values of F frames, and how well they predict returns of episodes that the head was not fitted to.
+    """Values of F frames.
 
     Attributes:
-        values: float32 (F,).
-        held_out: Frames of those episodes, bool (F,).
-        n_epochs: Epochs after which those were predicted best; 0 if the constant that the head begins with was better.
+        values: float32 (F,), of each frame by a head that has not seen its episode.
+        n_epochs: Epochs after which all were predicted best; 0 if the constants that the heads begin with were better.
     """
 
     values: np.ndarray
-    held_out: np.ndarray
     n_epochs: int
 
 
@@ -95,55 +92,74 @@ def encode_frames(model: OpenVLA, data: ActionChunks, *, progress_bar: bool = Fa
     return th.cat(states)
 
 
-def fit_values(hidden: th.Tensor, returns: np.ndarray, episode_ids: np.ndarray, settings: ValueSettings) -> ValueFit:
-    """Fit a head to returns by the squared error, and keep the epoch that predicts held-out episodes best.
+def fit_values(
+    hidden: th.Tensor,
+    returns: np.ndarray,
+    episode_ids: np.ndarray,
+    settings: ValueSettings,
+    *,
+    progress_bar: bool = False,
+) -> ValueFit:
+    """Tell what each frame will earn by heads that were not fitted to its episode.
+
+    A head that has seen how an episode ends remembers it, so that the return is never better or worse than its value
+    there. Therefore the episodes are parted into folds, each of which a head tells that was fitted to the others by the
+    squared error (cross-fitting: Chernozhukov et al., 2018, arXiv 1608.00060). All stop after the epoch at which the
+    folds are told best together.
 
     Args:
-        hidden: Hidden states, float32 (F, D), on the CPU, where the head is fitted.
+        hidden: Hidden states, float32 (F, D), on the CPU, where the heads are fitted.
         returns: What the frames earned, (F,).
-        episode_ids: Episode of each frame, int64 (F,); frames of one episode are all held out, or none is.
+        episode_ids: Episode of each frame, int64 (F,); frames of one episode are in one fold.
         settings: How to fit.
+        progress_bar: Whether to show a bar on a terminal.
 
     Raises:
         ValueError: If there are fewer than two episodes.
     """
-    held_out = _held_out(episode_ids, settings)
-    trained = np.flatnonzero(~held_out)
-    offset = float(returns[trained].mean())  # the head begins with this constant, because its last layer is 0
-    targets = th.from_numpy(np.asarray(returns - offset, np.float32))
-    rng = np.random.default_rng([settings.seed, 1])
+    folds, targets = _folds(episode_ids, settings), np.asarray(returns, np.float32)
+    told = np.empty((settings.n_epochs + 1, len(targets)), np.float32)  # after each epoch, and before the first
+    with tqdm(total=len(folds) * settings.n_epochs, desc="values", disable=None if progress_bar else True) as bar:
+        for number, fold in enumerate(folds):
+            for epoch, values in enumerate(_fitted(hidden, targets, fold, settings, number)):
+                told[epoch, fold] = values
+                bar.update(epoch > 0)
+    best = int(np.square(told - targets).mean(axis=1, dtype=np.float64).argmin())
+    return ValueFit(told[best], best)
+
+
+def _folds(episode_ids: np.ndarray, settings: ValueSettings) -> list[np.ndarray]:
+    """The frames of each fold, bool (F,)."""
+    episodes = np.unique(episode_ids)
+    if len(episodes) < 2:
+        raise ValueError(f"There is {len(episodes)} episode; values are fitted to some and told of others.")
+    order = np.random.default_rng([settings.seed, 0]).permutation(episodes)
+    return [np.isin(episode_ids, part) for part in np.array_split(order, min(settings.n_folds, len(episodes)))]
+
+
+def _fitted(
+    hidden: th.Tensor, targets: np.ndarray, held_out: np.ndarray, settings: ValueSettings, number: int
+) -> Iterator[np.ndarray]:
+    """Values of held-out frames by a head fitted to the others, before the first epoch and after each."""
+    trained, rows = np.flatnonzero(~held_out), th.from_numpy(np.flatnonzero(held_out))
+    offset = targets[trained].mean()  # the head begins with this constant, because its last layer is 0
+    centred = th.from_numpy(targets - offset)
+    rng = np.random.default_rng([settings.seed, 1, number])
     with th.random.fork_rng(devices=[]):
         th.manual_seed(settings.seed)
         head = ValueHead(hidden.shape[1])
     optimizer = th.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    best, best_loss, n_epochs = copy.deepcopy(head.state_dict()), _loss(head, hidden, targets, held_out), 0
-    for epoch in range(settings.n_epochs):
+
+    @th.no_grad()
+    def told() -> np.ndarray:
+        return head(hidden[rows]).squeeze(1).numpy() + offset
+
+    yield told()
+    for _ in range(settings.n_epochs):
         order = rng.permutation(trained)
         for start in range(0, len(order), settings.batch_size):
-            rows = th.from_numpy(order[start : start + settings.batch_size])
+            chosen = th.from_numpy(order[start : start + settings.batch_size])
             optimizer.zero_grad(set_to_none=True)
-            F.mse_loss(head(hidden[rows]).squeeze(1), targets[rows]).backward()
+            F.mse_loss(head(hidden[chosen]).squeeze(1), centred[chosen]).backward()
             optimizer.step()
-        if (loss := _loss(head, hidden, targets, held_out)) < best_loss:
-            best, best_loss, n_epochs = copy.deepcopy(head.state_dict()), loss, epoch + 1
-    head.load_state_dict(best)
-    with th.no_grad():
-        values = head(hidden).squeeze(1).numpy() + np.float32(offset)
-    return ValueFit(values, held_out, n_epochs)
-
-
-def _held_out(episode_ids: np.ndarray, settings: ValueSettings) -> np.ndarray:
-    """Frames of the held-out episodes, bool (F,)."""
-    episodes = np.unique(episode_ids)
-    if len(episodes) < 2:
-        raise ValueError(f"There is {len(episodes)} episode; values are fitted to some and checked on others.")
-    n_held_out = max(1, int(len(episodes) * settings.validation_share))
-    chosen = np.random.default_rng([settings.seed, 0]).permutation(episodes)[:n_held_out]
-    return np.isin(episode_ids, chosen)
-
-
-@th.no_grad()
-def _loss(head: ValueHead, hidden: th.Tensor, targets: th.Tensor, rows: np.ndarray) -> float:
-    """Mean squared error of some frames."""
-    chosen = th.from_numpy(np.flatnonzero(rows))
-    return float(F.mse_loss(head(hidden[chosen]).squeeze(1), targets[chosen]))
+        yield told()

@@ -38,7 +38,7 @@ IDS = ["filtered", "awr", "tagged"]
 def estimate_of(values: Any) -> Advantages:
     """An estimate whose advantages are these."""
     array = np.asarray(values, np.float32)
-    return Advantages(array, np.zeros_like(array), np.arange(len(array)) < 2)
+    return Advantages(array, np.zeros_like(array))
 
 
 def trained_model(folder: Path, data: ActionChunks) -> OpenVLA:
@@ -70,18 +70,35 @@ def test_values_tell_hidden_states_of_other_episodes_apart() -> None:
     random_state, settings = th.get_rng_state(), ValueSettings(n_epochs=80)
     fit = fit_values(hidden, good.astype(float), np.repeat(np.arange(40), 10), settings)
     assert th.equal(th.get_rng_state(), random_state)
-    assert np.unique(np.repeat(np.arange(40), 10)[fit.held_out]).size == 4
-    missed = (good - fit.values)[fit.held_out]
-    assert 1 - missed.var() / good[fit.held_out].var() > 0.6
+    assert 1 - (good - fit.values).var() / good.var() > 0.6
     again = fit_values(hidden, good.astype(float), np.repeat(np.arange(40), 10), settings)
     np.testing.assert_array_equal(again.values, fit.values)
+
+
+def test_an_episodes_values_do_not_know_how_it_ends() -> None:
+    """Hidden states name the episode, whose luck nothing tells beforehand, and how far it is, which counts."""
+    episode_ids, far = np.repeat(np.arange(40), 10), np.tile(np.linspace(-2, 2, 10), 40)
+    lucky = (np.random.default_rng(0).random(40) < 0.5)[episode_ids]
+    hidden = th.from_numpy(np.column_stack([2 * np.eye(40)[episode_ids], far]).astype(np.float32))
+    fit = fit_values(hidden, lucky + far, episode_ids, ValueSettings(n_epochs=80))
+    assert np.corrcoef(fit.values, far)[0, 1] > 0.95
+    remembered = fit.values - far
+    assert abs(remembered[lucky].mean() - remembered[~lucky].mean()) < 0.1, "one head for all remembers 0.87 of 1"
+
+
+def test_values_need_two_episodes() -> None:
+    hidden, returns, episode_ids = th.ones(20, 3), np.repeat([1.0, 0.0], 10), np.repeat([0, 1], 10)
+    fit = fit_values(hidden, returns, episode_ids, ValueSettings())
+    np.testing.assert_allclose(fit.values, 1 - returns, err_msg="each tells the other", atol=1e-6)
+    with pytest.raises(ValueError, match="There is 1 episode"):
+        fit_values(hidden[:10], returns[:10], episode_ids[:10], ValueSettings())
 
 
 def test_values_of_what_cannot_be_told_apart_are_means(tmp_path: Path) -> None:
     data = recorded()
     estimate = estimate_advantages(trained_model(tmp_path, data), data, ValueSettings(gamma=1.0))
     np.testing.assert_array_equal(estimate.returns, np.tile(np.repeat([1.0, 0.0], 12), 4))
-    assert np.abs(estimate.values[estimate.returns == 1].mean() - estimate.values[estimate.returns == 0].mean()) < 0.02
+    assert np.abs(estimate.values - 0.5).max() < 0.2, "the mean of the other folds' returns, of 3 or 4 in 6 or 7"
     assert estimate.advantages[estimate.returns == 1].min() > 0 > estimate.advantages[estimate.returns == 0].max()
     assert estimate.metrics["value_loss"] == pytest.approx(0.25, abs=0.2)
 
@@ -106,13 +123,10 @@ def test_an_estimate_is_kept_for_the_same_model_data_and_settings(
     assert (other.returns != first.returns).any()
 
 
-def test_metrics_are_of_the_held_out_frames_and_finite() -> None:
-    held_out = np.array([True, True, False])
-    right = Advantages(np.array([1.0, 0.0, 5.0]), np.array([0.75, 0.25, 0.0]), held_out)
-    assert right.metrics == pytest.approx(
-        {"value_loss": 0.0625, "explained_variance": 0.75, "advantage_std": right.advantages.std()}
-    )
-    alike = right._replace(returns=np.zeros(3))
+def test_metrics_are_finite() -> None:
+    right = Advantages(np.array([1.0, 0.0]), np.array([0.75, 0.25]))
+    assert right.metrics == pytest.approx({"value_loss": 0.0625, "explained_variance": 0.75, "advantage_std": 0.25})
+    alike = right._replace(returns=np.zeros(2))
     assert alike.metrics["explained_variance"] == 0.0  # JSON has no NaN
 
 
@@ -269,7 +283,7 @@ def test_data_without_failures_tell_nothing_apart(tmp_path: Path, method: Offlin
         (lambda: TaggedCloning(word=""), "word is empty"),
         (lambda: TaggedCloning(word="Well"), "expected a word or a few in lower case"),
         (lambda: ValueSettings(gamma=1.1), "gamma"),
-        (lambda: ValueSettings(validation_share=0), "validation_share"),
+        (lambda: ValueSettings(n_folds=1), "n_folds"),
         (lambda: AWR(beta=1e-9).prepare(recorded(), estimate_of(np.full(96, -1.0))), "leaves each frame the weight 0"),
         (lambda: recorded().tag(Tags("well", np.ones(3, bool))), r"'well' and bool \(3,\); expected a word and 96"),
     ],
