@@ -57,6 +57,8 @@ GROUPED = FASTER | {name: FEW[name] for name in ("n_eval_placements", "average_d
 GROUPED |= {name: FEW[name] for name in ("eval_freq", "temperature", "learning_rate", "batch_size")}
 GROUPED |= {"n_episodes": 64, "group_size": 8, "n_epochs": 2}
 RLOO = GROUPED | {"advantage": "leave_one_out"}
+# GRPO against the episodes that last at each decision, in larger steps.
+BY_TIME = GROUPED | {"baseline": "time", "learning_rate": 1e-4}
 # The same on the very states that judge, without anything that tells of success. 64 episodes a rollout, as above.
 TEST_TIME = GROUPED | {"init_states": "0-19", "n_placements": 0, "eval_states": "0-9", "n_eval_placements": 0}
 TEST_TIME |= {"total_timesteps": 12_288, "eval_freq": 3072}
@@ -77,6 +79,7 @@ GROUPS = {
     "few-hardest": Group("tiny-libero-few", {"spatial": (0,)}, FEW | HARDEST, against="few"),
     "few-frontier": Group("tiny-libero-few", {"spatial": (0,)}, FEW | FRONTIER, against="few"),
     "few-grpo": Group("tiny-libero-few", {"spatial": (0, 1, 2)}, GROUPED, against="few", script="train_grpo.py"),
+    "few-grpo-time": Group("tiny-libero-few", {"spatial": (0,)}, BY_TIME, against="few", script="train_grpo.py"),
     "few-rloo": Group("tiny-libero-few", {"spatial": (0,)}, RLOO, against="few", script="train_grpo.py"),
     "few-gain": Group(
         "tiny-libero-few",

@@ -31,6 +31,7 @@ TRAINED = {
     "few-hardest": "PPO, curriculum `hardest`",
     "few-frontier": "PPO, curriculum `frontier`",
     "few-grpo": "GRPO",
+    "few-grpo-time": "GRPO, baseline by time",
     "few-rloo": "RLOO",
     "few-distilled": "distillation of GRPO's best",
     "few-gain": "test-time training, a scorer's gain",

@@ -41,7 +41,7 @@ GROUPS = {
 
 def test_first_seeds_of_every_group_come_before_second_seeds() -> None:
     names = [cell.name for cell in planned(forty_tasks.GROUPS)]
-    assert len(names) == len(set(names)) == 26
+    assert len(names) == len(set(names)) == 27
     assert names[:7] == [
         *("strong/spatial/0", "strong/object/0", "strong/goal/0", "strong/10/0"),
         *("short/10/0", "few/spatial/0", "few/object/0"),
@@ -56,7 +56,13 @@ def test_patterns_choose_cells_and_a_whole_name_adds_a_seed() -> None:
     found = chosen(forty_tasks.GROUPS, ["few*/spatial/0", "strong/10/7"])
     assert [cell.name for cell in found] == [
         *("few/spatial/0", "few-process/spatial/0", "few-hardest/spatial/0", "few-frontier/spatial/0"),
-        *("few-grpo/spatial/0", "few-rloo/spatial/0", "few-gain/spatial/0", "few-confidence/spatial/0"),
+        *(
+            "few-grpo/spatial/0",
+            "few-grpo-time/spatial/0",
+            "few-rloo/spatial/0",
+            "few-gain/spatial/0",
+            "few-confidence/spatial/0",
+        ),
         *("few-distilled/spatial/0", "strong/10/7"),
     ]
     for wrong in ("strong/spatail/0", "strong/spatial", "weak/*", "strong/spatial/-1"):
