@@ -14,6 +14,9 @@ ahead in the simulator that judges them. A cell judged/SCORER says how a scorer 
 process oracle, over the first two states. Frames are fast, physics exact. What a decision costs is measured apart, so
 that cells may run beside other work. All cells take about a day of two cores, most of it the success oracle's:
 ``--cells`` and ``--numbers`` take less.
+
+``--kept`` is one file of the repository that has the finished cells of all machines: what ``--work`` lacks comes from
+there, and what it has goes there, unless the settings of its cells are others than the defaults.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from forty.session import CellError, Note, Session, Stopped, locked
+from forty import store
+from forty.session import CellError, Note, Session, Stopped, do_each, locked
 from forty.work import finished_report
 from gains import EXAMPLES, gain_by_state, mean_in_points, outcomes_of, paired, rate
 from measuring import commit, milliseconds, provenance, summary
@@ -40,6 +44,9 @@ from vla_agent.test_time.calibration import success_auc
 RESULTS = Path(__file__).parent / "results"
 NUMBERS = (2, 4, 8, 16, 32)
 THREADS = 1
+# What is judged how, if the command line says nothing else; the cells of these settings are kept.
+SETTINGS: dict[str, Any] = {"model": "tiny-libero-few", "env_id": "LIBERO-Spatial-v0", "task_ids": "", "states": "0-19"}
+SETTINGS |= {"temperature": 0.5, "n_envs": 8, "seed": 0, "max_episode_steps": 0}
 # Seconds of an episode for n candidates, a + b n, on one core with eight environments; until cells are measured.
 S_PER_EPISODE = {"policy": (1.5, 0.0), "drawn": (1.5, 0.0), "agreement": (2.0, 0.1), "critic": (2.0, 0.1)}
 S_PER_EPISODE |= {"process-oracle": (2.0, 1.0), "success-oracle": (2.0, 5.5)}
@@ -70,6 +77,8 @@ class Plan:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.root = args, Path(args.work)
+        usual = {name: getattr(args, name) for name in SETTINGS} == SETTINGS
+        self.kept = Path(args.kept) if usual else None
 
     @property
     def cells(self) -> list[Cell]:
@@ -118,8 +127,12 @@ class Plan:
 
     def settings(self, cell: Cell) -> dict[str, Any]:
         """What decides a cell."""
-        names = ("model", "env_id", "task_ids", "states", "temperature", "n_envs", "seed", "max_episode_steps")
-        return {"scorer": self.scorer_of(cell), "n": cell.n, **{name: getattr(self.args, name) for name in names}}
+        return {"scorer": self.scorer_of(cell), "n": cell.n, **{name: getattr(self.args, name) for name in SETTINGS}}
+
+    def keep(self) -> None:
+        """Put the finished cells into the repository's file of all machines, too."""
+        if self.kept is not None:
+            store.pack(self.root, self.kept)
 
     def costs(self) -> dict[str, Any]:
         """What decisions cost, if it was measured apart."""
@@ -355,21 +368,14 @@ def _outcomes(content: dict[str, Any]) -> dict[tuple[int, int], bool]:
 
 def run(plan: Plan, hours: float | None) -> int:
     """Do cells in order until the hours are used; the number of those that failed."""
-    failed = 0
+
+    def do(cell: Cell, session: Session) -> None:
+        plan.do(cell, session)
+        plan.keep()
+
     with locked(plan.root) as lock, Session(hours, THREADS, lock).listening() as session:
-        for cell in plan.chosen():
-            if plan.file(cell).is_file():
-                continue
-            try:
-                plan.do(cell, session)
-                print(f"{cell.name}: done", flush=True)
-            except CellError as error:
-                failed += 1
-                print(f"{cell.name}: not done, since {error}", flush=True)
-            except Stopped:
-                print(f"Stopped at {cell.name}; the same command goes on from there.")
-                break
-    return failed
+        to_do = [cell for cell in plan.chosen() if not plan.file(cell).is_file()]
+        return do_each({cell.name: functools.partial(do, cell, session) for cell in to_do})
 
 
 def main() -> None:
@@ -377,28 +383,32 @@ def main() -> None:
     parser.add_argument("job", choices=["plan", "run", "costs", "report", "judge"])
     parser.add_argument("--cells", nargs="*", default=[], help="patterns of cells, or names; all by default")
     parser.add_argument("--hours", type=float, help="after which the cell under way is stopped, so that it can go on")
-    parser.add_argument("--model", default="tiny-libero-few")
-    parser.add_argument("--env-id", default="LIBERO-Spatial-v0")
-    parser.add_argument("--task-ids", default="", help="such as 0,3-5; all by default")
-    parser.add_argument("--states", default="0-19", help="official initial states")
+    parser.add_argument("--model")
+    parser.add_argument("--env-id")
+    parser.add_argument("--task-ids", help="such as 0,3-5; all by default")
+    parser.add_argument("--states", help="official initial states")
     parser.add_argument("--numbers", nargs="*", type=int, default=NUMBERS, help="of candidates, besides 1")
-    parser.add_argument("--temperature", type=float, default=0.5, help="of drawn candidates")
+    parser.add_argument("--temperature", type=float, help="of drawn candidates")
     parser.add_argument("--horizon", type=int, default=4, help="decisions that the success oracle looks ahead")
     parser.add_argument("--critic", type=Path, default=Path("runs/critic/critic"))
-    parser.add_argument("--max-episode-steps", type=int, default=0, help="control steps; 0 for the suite's limit")
-    parser.add_argument("--n-envs", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-episode-steps", type=int, help="control steps; 0 for the suite's limit")
+    parser.add_argument("--n-envs", type=int)
+    parser.add_argument("--seed", type=int)
     parser.add_argument("--work", type=Path, default=Path("runs/best_of_n"))
     parser.add_argument("--out", type=Path, default=RESULTS / "best_of_n.json")
-    args = parser.parse_args()
-    plan = Plan(args)
+    parser.add_argument("--kept", type=Path, default=RESULTS / "best_of_n_cells.jsonl", help="all finished cells")
+    parser.set_defaults(**SETTINGS)
+    plan = Plan(args := parser.parse_args())
     try:
+        if plan.kept is not None:
+            store.unpack(plan.kept, plan.root)
         if args.job == "plan":
             print(describe(plan))
         elif args.job == "report":
             print(report(plan, args.out))
         elif args.job == "costs":
             write_text(plan.root / "costs.json", json.dumps(costs(plan)) + "\n")
+            plan.keep()
         elif args.job == "judge":
             judge(plan, plan.chosen()[0], args.out)
         else:

@@ -19,12 +19,13 @@ what it has goes there.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from forty import plan, report, store
-from forty.cells import FORTY, Group, chosen, parse
-from forty.session import CellError, Session, Stopped, locked
+from forty.cells import FORTY, Cell, Group, chosen, parse
+from forty.session import Session, do_each, locked
 from forty.work import Work
 
 from vla_agent.policy.precision import multiplies_bfloat16
@@ -109,22 +110,15 @@ GROUPS = {
 
 def run(work: Work, names: list[str], hours: float | None, kept: Path | None = None) -> int:
     """Do cells in order until the hours are used, and keep them in a file, too; the number of those that failed."""
-    cells, failed = chosen(work.groups, names), 0
+    cells = chosen(work.groups, names)
+
+    def do(cell: Cell, session: Session) -> None:
+        work.do(cell, session)
+        if kept is not None:
+            store.pack(work.root, kept)
+
     with locked(work.root) as lock, Session(hours, work.threads, lock).listening() as session:
-        for cell in cells:
-            if work.is_done(cell):
-                continue
-            try:
-                work.do(cell, session)
-                if kept is not None:
-                    store.pack(work.root, kept)
-                print(f"{cell.name}: done", flush=True)
-            except CellError as error:
-                failed += 1
-                print(f"{cell.name}: not done, since {error}", flush=True)
-            except Stopped:
-                print(f"Stopped at {cell.name}; the same command goes on from there.")
-                return failed
+        failed = do_each({cell.name: partial(do, cell, session) for cell in cells if not work.is_done(cell)})
     left = [cell.name for cell in cells if not work.is_done(cell)]
     print(f"Not done: {', '.join(left)}." if left else "All of these cells are done.")
     return failed

@@ -9,7 +9,8 @@
 `tiny-libero-few` plays LIBERO-Spatial's ten tasks once from each of the official states 20 to 49, drawn at temperature
 0.7. From these 300 episodes each cell trains the same model by one method and seed. What judges is official states 0 to
 19 of each task, greedy and drawn: the start once, then each cell. Every setting that is not a command's default stands
-below. Finished steps are kept as small files in ``--work``, which alone the report reads.
+below. Finished steps are kept as small files in ``--work``, which alone the report reads. ``--kept`` is one file of the
+repository that has those of all machines: what the folder lacks comes from there, and what it has goes there.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import fnmatch
 import json
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from forty import store
 from forty.cells import DECODINGS, as_arguments
-from forty.session import LIBERO_VLA, CellError, Note, Session, Stopped, locked
+from forty.session import LIBERO_VLA, CellError, Note, Session, Stopped, do_each, locked
 from forty.work import finished_report, start_id
 from gains import Outcomes, gain_by_state, mean_in_points, outcomes_of, paired, rate
 from measuring import provenance
@@ -67,15 +70,21 @@ class Work:
         root: The folder, which may be missing.
         scale: How much is done.
         session: What runs the commands; None to read alone.
+        kept: A file of the repository that has the finished steps, too; None for none.
     """
 
-    def __init__(self, root: Path, scale: Scale, session: Session | None = None) -> None:
-        self.root, self.scale, self.session = root, scale, session
+    def __init__(self, root: Path, scale: Scale, session: Session | None = None, kept: Path | None = None) -> None:
+        self.root, self.scale, self.session, self.kept = root, scale, session, kept
 
     def finished(self, step: str) -> dict[str, Any] | None:
         """What is kept of a step: "episodes", "start", or a cell's name; None if it is not done."""
         path = self.root / "done" / f"{step}.json"
         return json.loads(path.read_text()) if path.is_file() else None
+
+    @property
+    def has_episodes(self) -> bool:
+        """Whether the recorded episodes lie here."""
+        return (self.root / "episodes" / INFO_PATH).is_file()
 
     def record(self) -> None:
         """Let the start play the episodes that all cells learn from."""
@@ -83,7 +92,7 @@ class Work:
         options = {"policy": START, "sample": True, "temperature": TEMPERATURE, "suite": SUITE, "renderer": "fast"}
         options |= {"task_ids": self.scale.task_ids, "init_states": self.scale.recorded_states}
         self._run("record", options, self.root / "episodes", note, "record")
-        if not (self.root / "episodes" / INFO_PATH).is_file():
+        if not self.has_episodes:
             raise Stopped
         tasks: dict[int, list[int]] = {}
         for _, episode in LeRobotReader(self.root / "episodes", cameras=()).enumerate():
@@ -98,7 +107,14 @@ class Work:
         self._keep("start", note, {"judged": self._judge(START, "start", note)})
 
     def do(self, method: str, seed: int) -> None:
-        """Train a cell, and judge it."""
+        """Train a cell, and judge it.
+
+        Raises:
+            CellError: If it cannot go on, or the episodes are missing.
+            Stopped: If the session ended before.
+        """
+        if not self.has_episodes:
+            raise CellError("the episodes that it learns from are not here")
         name = f"{method}/{seed}"
         note, out = self._note(name), self.root / "runs" / name / "trained"
         options = {"model": START, "suite": SUITE, "demonstrations": str(self.root / "episodes"), "method": method}
@@ -143,7 +159,8 @@ class Work:
         path = self.root / "done" / f"{step}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(kept) + "\n")
-        print(f"{step}: done", flush=True)
+        if self.kept is not None:
+            store.pack(self.root, self.kept)
 
 
 def chosen(patterns: Sequence[str]) -> list[tuple[str, int]]:
@@ -164,27 +181,20 @@ def chosen(patterns: Sequence[str]) -> list[tuple[str, int]]:
     return found
 
 
-def run(root: Path, scale: Scale, cells: Sequence[tuple[str, int]], hours: float | None, threads: int) -> int:
-    """Do what is missing until the hours are used; the number of cells that failed."""
-    failed = 0
-    with locked(root) as lock, Session(hours, threads, lock).listening() as session:
-        work = Work(root, scale, session)
-        try:
-            for step, do in (("episodes", work.record), ("start", work.judge_start)):
-                if work.finished(step) is None:
-                    do()
-            for method, seed in cells:
-                try:
-                    if work.finished(f"{method}/{seed}") is None:
-                        work.do(method, seed)
-                except CellError as error:
-                    failed += 1
-                    print(f"{method}/{seed}: not done, since {error}", flush=True)
-        except CellError as error:
-            raise SystemExit(f"Error: {error}") from None
-        except Stopped:
-            print("Stopped; the same command goes on from there.")
-    return failed
+def run(work: Work, cells: Sequence[tuple[str, int]], hours: float | None, threads: int) -> int:
+    """Do what is missing until the hours are used; the number of steps that failed."""
+    wanted: dict[str, Callable[[], None]] = {
+        f"{method}/{seed}": partial(work.do, method, seed)
+        for method, seed in cells
+        if work.finished(f"{method}/{seed}") is None
+    }
+    steps: dict[str, Callable[[], None]] = {}
+    if work.finished("episodes") is None or (wanted and not work.has_episodes):  # another machine may have had them
+        steps["episodes"] = work.record
+    if work.finished("start") is None:
+        steps["start"] = work.judge_start
+    with locked(work.root) as lock, Session(hours, threads, lock).listening() as work.session:
+        return do_each(steps | wanted)
 
 
 def plan(work: Work, cells: Sequence[tuple[str, int]]) -> str:
@@ -276,12 +286,15 @@ def main() -> None:
     parser.add_argument("--look", action="store_true", help="two tasks, three recorded states, 20 steps")
     parser.add_argument("--work", type=Path, default=Path("runs/offline"))
     parser.add_argument("--out", type=Path, default=RESULTS / "offline.json")
+    parser.add_argument("--kept", type=Path, default=RESULTS / "offline_cells.jsonl", help="all finished steps")
     args = parser.parse_args()
     try:
-        cells, scale = chosen(args.cells), LOOK if args.look else Scale()
+        cells = chosen(args.cells)
+        work = Work(args.work, LOOK) if args.look else Work(args.work, Scale(), kept=args.kept)
+        if work.kept is not None:
+            store.unpack(work.kept, work.root)
         if args.job == "run":
-            raise SystemExit(1 if run(args.work, scale, cells, args.hours, args.threads) else 0)
-        work = Work(args.work, scale)
+            raise SystemExit(1 if run(work, cells, args.hours, args.threads) else 0)
         if args.job == "plan":
             print(plan(work, cells))
             return

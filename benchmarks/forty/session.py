@@ -122,6 +122,29 @@ class Session:
         return killed_at is not None
 
 
+def do_each(steps: Mapping[str, Callable[[], None]]) -> int:
+    """Do steps in order until the session ends.
+
+    Args:
+        steps: Functions by the step's name. After one that raises `CellError` the others go on; `Stopped` ends all.
+
+    Returns:
+        The number of steps that failed.
+    """
+    failed = 0
+    for name, do in steps.items():
+        try:
+            do()
+            print(f"{name}: done", flush=True)
+        except CellError as error:
+            failed += 1
+            print(f"{name}: not done, since {error}", flush=True)
+        except Stopped:
+            print(f"Stopped at {name}; the same command goes on from there.", flush=True)
+            break
+    return failed
+
+
 class Note:
     """What is known of a cell under way, in a file: the settings that it was begun with, seconds, commits."""
 

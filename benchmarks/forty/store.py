@@ -11,7 +11,7 @@ from typing import Any
 
 from libero_gym.common.atomic import write_text
 
-FOLDERS = ("before", "cells", "cells-exact")  # of a work folder; the report reads these alone
+KEPT = ("before", "cells", "cells-exact", "done", "costs.json")  # of a work folder; reports read these alone
 
 
 def unpack(store: Path, root: Path) -> list[str]:
@@ -35,8 +35,8 @@ def unpack(store: Path, root: Path) -> list[str]:
 def pack(root: Path, store: Path) -> None:
     """Write all that a work folder keeps of finished cells into a store, beside what the store has already."""
     kept = dict(_lines(store))
-    for folder in FOLDERS:
-        for path in sorted((root / folder).rglob("*.json")):
+    for name in KEPT:
+        for path in sorted((root / name).rglob("*.json")) if (root / name).is_dir() else root.glob(name):
             kept[path.relative_to(root).as_posix()] = json.loads(path.read_text())
     lines = [json.dumps({"path": name, "content": kept[name]}, separators=(",", ":")) for name in sorted(kept)]
     write_text(store, "".join(f"{line}\n" for line in lines))
@@ -52,7 +52,7 @@ def _lines(store: Path) -> list[tuple[str, Any]]:
             parts = PurePosixPath(name).parts
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"Line {number} of '{store}' is no path and content ({error}).") from None
-        if not parts or parts[0] not in FOLDERS or ".." in parts or PurePosixPath(name).suffix != ".json":
-            raise ValueError(f"Line {number} of '{store}' names {name!r}; expected a file below {', '.join(FOLDERS)}.")
+        if not parts or parts[0] not in KEPT or ".." in parts or PurePosixPath(name).suffix != ".json":
+            raise ValueError(f"Line {number} of '{store}' names {name!r}; expected a file of {', '.join(KEPT)}.")
         found.append((name, content))
     return found

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from best_of_n import Cell, Plan, costs, describe, report
+from forty import store
 from forty.session import CellError, Stopped
 
 
 def plan(work: Path, **changes: Any) -> Plan:
     given: dict[str, Any] = {"numbers": (2, 8), "cells": [], "work": work, "critic": work / "critic", "horizon": 4}
     given |= {"model": "tiny", "env_id": "LIBERO-Spatial-v0", "task_ids": "", "states": "0-19", "temperature": 0.5}
-    given |= {"n_envs": 8, "seed": 0, "max_episode_steps": 0}
+    given |= {"n_envs": 8, "seed": 0, "max_episode_steps": 0, "kept": work / "kept.jsonl"}
     return Plan(argparse.Namespace(**given | changes))
 
 
@@ -27,6 +28,17 @@ def finish(plan: Plan, cell: Cell, successes: str, scores: list[float | None], m
     plan.file(cell).write_text(
         json.dumps(content | {"seconds": {"evaluate": 40.0}, "memory_mb": {"evaluate": 900.0}, "provenance": {}})
     )
+
+
+def test_finished_cells_are_kept_for_other_machines_if_they_have_the_usual_settings(tmp_path: Path) -> None:
+    usual, other = plan(tmp_path, model="tiny-libero-few"), plan(tmp_path, seed=1)
+    for made in (usual, other):
+        finish(made, Cell("drawn", 1), "+-", [None] * 2)
+    (usual.root / "costs.json").write_text('{"ms": {}}')
+    other.keep()
+    assert not (tmp_path / "kept.jsonl").exists()
+    usual.keep()
+    assert store.unpack(tmp_path / "kept.jsonl", tmp_path / "there") == ["cells/drawn/1.json", "costs.json"]
 
 
 def test_small_numbers_of_candidates_come_first(tmp_path: Path) -> None:

@@ -9,10 +9,18 @@ from typing import Any
 
 import offline
 import pytest
-from forty.session import Stopped
+from forty.session import CellError, Stopped
 
+from libero_gym.demonstrations.lerobot_layout import INFO_PATH
 from vla_agent.commands import evaluate, finetune, record
 from vla_agent.commands.options import parse_options
+
+
+def write_info(root: Path) -> None:
+    """Leave what says that episodes were recorded."""
+    path = root / "episodes" / INFO_PATH
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
 
 
 class NoTime:
@@ -37,16 +45,39 @@ def test_the_steps_are_commands_that_these_sources_have(tmp_path: Path) -> None:
     name, *given = first_line("record", folder=tmp_path)
     recorded = parse_options(record.Options, None, given)
     assert (name, recorded.sample, recorded.temperature, recorded.init_states) == ("record", True, 0.7, "20-49")
+    with pytest.raises(CellError, match="the episodes that it learns from are not here"):
+        offline.Work(tmp_path, offline.Scale()).do("awr", 3)
+    write_info(tmp_path)
     for method in offline.METHODS:
         name, *given = first_line("do", method, 3, folder=tmp_path)
         options = parse_options(finetune.Options, None, given)
         assert (name, options.method, options.seed, options.model) == ("finetune", method, 3, recorded.policy)
         assert options.demonstrations == str(recorded.out) == str(tmp_path / "episodes")
-        (Path(options.demonstrations)).mkdir(exist_ok=True)
+        assert offline.Work(tmp_path, offline.Scale()).has_episodes
         finetune.check_options(options)
     name, *given = first_line("judge_start", folder=tmp_path)
     judging = parse_options(evaluate.Options, None, given)
     assert (name, judging.model, judging.init_states, judging.sample) == ("evaluate", recorded.policy, "0-19", False)
+
+
+def test_steps_of_another_machine_are_not_done_again_and_its_episodes_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept.jsonl"
+    for step in ("episodes", "start", "filtered/0"):
+        keep(tmp_path / "there", step, 1, 0)
+    offline.store.pack(tmp_path / "there", kept)
+    work = offline.Work(tmp_path / "here", offline.Scale(), kept=kept)
+    offline.store.unpack(kept, work.root)
+    assert offline.run(work, [("filtered", 0)], 0, 1) == 0
+    assert capsys.readouterr().out == ""
+    assert offline.run(work, [("filtered", 0), ("awr", 0)], 0, 1) == 0
+    assert "Stopped at episodes; the same command goes on from there." in capsys.readouterr().out
+    write_info(work.root)
+    assert offline.run(work, [("filtered", 0), ("awr", 0)], 0, 1) == 0
+    assert "Stopped at awr/0" in capsys.readouterr().out
+    work._keep("awr/0", work._note("awr/0"), {"judged": {}})
+    assert offline.store.unpack(kept, tmp_path / "later")[0] == "done/awr/0.json"
 
 
 def test_cells_are_chosen_by_patterns_and_a_whole_name_adds_a_seed() -> None:
