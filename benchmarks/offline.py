@@ -48,6 +48,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "tagged": {"tag_share": 0.3, "tag_dropout": 0.1},
 }
 LEARNING = {"learning_rate": 1e-4, "batch_size": 32}
+# What is for an expert's demonstrations, and was the default for a policy's episodes, too: one seed of each.
+AS_DEMONSTRATIONS = {"cut_waiting": "True", "keyframe_coef": 0.5}
+METHODS |= {
+    f"{method}-as-demos": {"method": method, **METHODS[method], **AS_DEMONSTRATIONS} for method in ("filtered", "awr")
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +174,9 @@ def chosen(patterns: Sequence[str]) -> list[tuple[str, int]]:
     Raises:
         ValueError: If a pattern fits no cell and is no name of one.
     """
-    planned = [(method, seed) for seed in SEEDS for method in METHODS]
+    planned = [
+        (method, seed) for seed in SEEDS for method in METHODS if seed == SEEDS[0] or "method" not in METHODS[method]
+    ]
     found = [cell for cell in planned if any(fnmatch.fnmatchcase(f"{cell[0]}/{cell[1]}", p) for p in patterns or ["*"])]
     for pattern in patterns:
         if any(fnmatch.fnmatchcase(f"{method}/{seed}", pattern) for method, seed in planned):

@@ -566,7 +566,10 @@ def test_a_report_is_made_anew_from_what_was_kept(made_up: Work, tmp_path: Path)
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"path": "../cells/a.json", "content": {}}', r"Line 1 of .* names '../cells/a.json'; expected a file of before"),
+        (
+            '{"path": "../cells/a.json", "content": {}}',
+            r"Line 1 of .* names '../cells/a.json'; expected a file of before",
+        ),
         ('{"path": "cells/../../a.json", "content": {}}', "Line 1 of .* names 'cells/../../a.json'; expected"),
         ('{"path": "/cells/a.json", "content": {}}', "Line 1 of .* names '/cells/a.json'; expected"),
         ('{"path": "cells/a.py", "content": {}}', "Line 1 of .* names 'cells/a.py'; expected"),

@@ -65,13 +65,13 @@ class Options:
     renderer: Renderer = "fast"  # renderer of recorded frames
     n_workers: int = 2  # processes that record
     grasp_radius: float | None = None  # m; episodes whose grasp is farther from the median are left out; 0 for none
-    cut_waiting: bool = True  # leave out frames in which the hand waits before it closes or opens
+    cut_waiting: bool | None = None  # leave out frames in which the hand waits before it closes or opens: to clone
     n_steps: int = 2500  # optimizer steps
     batch_size: int = 32  # examples per step
     micro_batch_size: int = 0  # examples per forward pass; 0 for the whole batch
     learning_rate: float = 1e-3  # peak of the schedule
     bin_sigma: float = 2.0  # standard deviation of a target in bins; 0 for the plain next-token loss
-    keyframe_coef: float = 0.5  # weight of a loss on where the hand will be at the gripper's next change
+    keyframe_coef: float | None = None  # of a loss on where the gripper next changes: 0.5 to clone, or else 0
     ema_decay: float = 0.998  # decay of the average of the weights that is kept; 0 keeps the last weights
     weight_decay: float = 0.02  # AdamW's weight decay
     paraphrase: float = 0.0  # probability that a training example's instruction is said in other words, by rules
@@ -134,6 +134,16 @@ def grasp_radius(options: Options) -> float:
     return (0.05 if options.method == "clone" else 0.0) if options.grasp_radius is None else options.grasp_radius
 
 
+def cut_waiting(options: Options) -> bool:
+    """Whether frames of waiting are left out. An expert settles before it grasps; a policy's frames are all its own."""
+    return options.method == "clone" if options.cut_waiting is None else options.cut_waiting
+
+
+def keyframe_coef(options: Options) -> float:
+    """The weight that is meant. Where an expert grasps tells its aim; a policy's draws close the hand anywhere."""
+    return (0.5 if options.method == "clone" else 0.0) if options.keyframe_coef is None else options.keyframe_coef
+
+
 def check_evaluation(options: Options, states: TrainingStates | None) -> None:
     """Refuse to evaluate, at the end, on states of the demonstrations or of an earlier training, by their suite."""
     trained = {"a model of these demonstrations": states} | trained_before(options.model)
@@ -150,7 +160,7 @@ def sft_settings(options: Options) -> SFTSettings:
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
         bin_sigma=options.bin_sigma,
-        keyframe_coef=options.keyframe_coef,
+        keyframe_coef=keyframe_coef(options),
         ema_decay=options.ema_decay,
         paraphrase=options.paraphrase,
         autocast=options.autocast,
@@ -245,7 +255,7 @@ def load_data(options: Options, reader: LeRobotReader, indices: Sequence[int], m
         cameras=reader.cameras,
         image_size=model.processor.image_size,
         chunk_size=model.config.action_chunk_size,
-        cut_waiting=options.cut_waiting,
+        cut_waiting=cut_waiting(options),
         progress_bar=False,
         cache=options.out / FRAMES_FOLDER,
         cache_key=json.dumps(key, sort_keys=True),

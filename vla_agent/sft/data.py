@@ -114,6 +114,7 @@ class ActionChunks:
         cut_waiting: Leave out frames in which the hand waits before the gripper's command changes; see `moving_frames`.
         pad_chunks: Fill chunks that reach past the episode's end with its last action, as OpenVLA-OFT does. Without,
             those actions are not learned, and an episode's last actions, such as letting go, are learned less often.
+            Past the end of an episode that failed nothing is learned in either case.
         progress_bar: Show a bar while episodes are read, on a terminal.
         cache: Folder that keeps the decoded frames. If it holds those of the same ``cache_key``, cameras, size and
             ``cut_waiting``, ``episodes`` are not read; otherwise it is made anew. It may be deleted at any time.
@@ -174,6 +175,10 @@ class ActionChunks:
         if len(decoded.table["rewards"]):
             rewards, dones, durations = (decoded.table[name] for name in ("rewards", "dones", "durations"))
             self.outcomes = Outcomes(rewards, dones, durations, self.episode_ids, decoded.table["times"])
+        padded = np.full(self.n_episodes, self.pad_chunks)
+        if self.outcomes is not None:
+            padded &= self.outcomes.successes
+        self._padded = padded[self.episode_ids]
         self.weights: np.ndarray | None = None
         self.tags: Tags | None = None
 
@@ -200,7 +205,7 @@ class ActionChunks:
             state=self.state[frames],
             instructions=[self._instructions[episode] for episode in self.episode_ids[frames]],
             actions=self.actions[np.minimum(steps, self._ends[frames, None] - 1)],
-            valid=np.ones_like(inside) if self.pad_chunks else inside,
+            valid=inside | self._padded[frames, None],
             keyframe=self._keyframes[frames],
             weight=None if self.weights is None else self.weights[frames],
             tagged=None if self.tags is None else self.tags.tagged[frames],
