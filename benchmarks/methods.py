@@ -38,6 +38,7 @@ TRAINED = {
     "few-confidence": "test-time training, confidence",
 }
 OFFLINE = {"filtered": "filtered cloning", "awr": "AWR", "tagged": "advantage tags"}
+OFFLINE |= {f"{name}-as-demos": f"{OFFLINE[name]}, as an expert's" for name in ("filtered", "awr")}
 N = 8  # candidates of a row of `best_of_n.py`
 
 

@@ -51,7 +51,12 @@ def test_the_steps_are_commands_that_these_sources_have(tmp_path: Path) -> None:
     for method in offline.METHODS:
         name, *given = first_line("do", method, 3, folder=tmp_path)
         options = parse_options(finetune.Options, None, given)
-        assert (name, options.method, options.seed, options.model) == ("finetune", method, 3, recorded.policy)
+        assert (name, options.method, options.seed, options.model) == (
+            "finetune",
+            offline.METHODS[method].get("method", method),
+            3,
+            recorded.policy,
+        )
         assert options.demonstrations == str(recorded.out) == str(tmp_path / "episodes")
         assert offline.Work(tmp_path, offline.Scale()).has_episodes
         finetune.check_options(options)
@@ -81,7 +86,8 @@ def test_steps_of_another_machine_are_not_done_again_and_its_episodes_are(
 
 
 def test_cells_are_chosen_by_patterns_and_a_whole_name_adds_a_seed() -> None:
-    assert offline.chosen([])[:4] == [("filtered", 0), ("awr", 0), ("tagged", 0), ("filtered", 1)]
+    assert offline.chosen([])[:4] == [("filtered", 0), ("awr", 0), ("tagged", 0), ("filtered-as-demos", 0)]
+    assert offline.chosen(["*-as-demos/*"]) == [("filtered-as-demos", 0), ("awr-as-demos", 0)], "one seed"
     assert offline.chosen(["awr/*", "tagged/7"]) == [("awr", 0), ("awr", 1), ("awr", 2), ("tagged", 7)]
     for wrong in ("best/0", "awr", "awr/x"):
         with pytest.raises(ValueError, match=r"No cell '.*'; expected METHOD/SEED\. Methods: filtered, awr, tagged"):

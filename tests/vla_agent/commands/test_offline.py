@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from cloning import interrupt_at, small_model
@@ -13,7 +13,8 @@ from interrupting import interruptible as interruptible
 from outcomes import LEFT, RIGHT, attempt, attempts, recorded
 
 from libero_gym.demonstrations import LeRobotWriter
-from vla_agent.commands.finetune import Options, main
+from vla_agent.commands.finetune import Options, cut_waiting, keyframe_coef, main
+from vla_agent.commands.offline import Method
 from vla_agent.openvla.processor import load_processor
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -73,11 +74,21 @@ def test_a_stopped_training_goes_on_to_the_bit_and_logs_its_health(
     assert processor.action_stats()["q99"][1] == 0.25  # the checkpoint's own: its bins mean what they meant
 
 
-def test_grasps_of_failures_are_not_left_out(
+def test_a_policys_episodes_are_not_taken_for_an_experts_demonstrations(
     given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(Options(**given, method="filtered", cut_waiting=False, out=tmp_path))
+    """No episode is left out for its grasp, no frame for waiting, and no gripper's change is an aim."""
+    main(Options(**given, method="filtered", out=tmp_path / "own"))
     assert "Learning from 4 of 4 episodes, 48 frames" in capsys.readouterr().out
+    (row,) = map(json.loads, (tmp_path / "own/metrics.jsonl").read_text().splitlines())
+    assert row["train/keyframe_error"] == 0
+    main(Options(**given, out=tmp_path / "cloned"))
+    (row,) = map(json.loads, (tmp_path / "cloned/metrics.jsonl").read_text().splitlines())
+    assert row["train/keyframe_error"] > 0
+    for method in get_args(Method):
+        options, asked = Options(method=method), Options(method=method, cut_waiting=True, keyframe_coef=0.25)
+        assert (cut_waiting(options), keyframe_coef(options)) == ((True, 0.5) if method == "clone" else (False, 0.0))
+        assert (cut_waiting(asked), keyframe_coef(asked)) == (True, 0.25)
 
 
 @pytest.mark.parametrize(

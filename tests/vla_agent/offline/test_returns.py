@@ -66,6 +66,15 @@ def test_waiting_that_is_cut_still_costs_time() -> None:
     np.testing.assert_allclose(returns, 0.9 ** (11 - data.outcomes.times))
 
 
+def test_what_would_follow_a_failure_is_not_learned() -> None:
+    """An expert holds still at its end, and so may a success; a policy that ran out of time would have gone on."""
+    episodes = [attempt("push the plate", RIGHT, True), attempt("push the plate", RIGHT, False)]
+    data = ActionChunks(episodes, image_size=SIZE, chunk_size=3)
+    assert data[np.array([10, 22])].valid.tolist() == [[True, True, True], [True, True, False]]
+    cut = ActionChunks(episodes, image_size=SIZE, chunk_size=3, pad_chunks=False)
+    assert cut[np.array([10, 22])].valid.tolist() == [[True, True, False]] * 2
+
+
 def test_wrong_numbers_are_told() -> None:
     with pytest.raises(ValueError, match=r"gamma"):
         rewards_between(outcomes([1], [1], [1], [[0]]), 1.5)
