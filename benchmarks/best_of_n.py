@@ -156,6 +156,7 @@ class Plan:
         content |= {name: note.content[name] for name in ("settings", "seconds", "memory_mb")}
         content["provenance"] = provenance()
         write_text(self.file(cell), json.dumps(content) + "\n")
+        self.keep()
 
     def _evaluate(self, cell: Cell, out: Path, session: Session, note: Note) -> dict[str, Any]:
         args = self.args
@@ -368,14 +369,9 @@ def _outcomes(content: dict[str, Any]) -> dict[tuple[int, int], bool]:
 
 def run(plan: Plan, hours: float | None) -> int:
     """Do cells in order until the hours are used; the number of those that failed."""
-
-    def do(cell: Cell, session: Session) -> None:
-        plan.do(cell, session)
-        plan.keep()
-
     with locked(plan.root) as lock, Session(hours, THREADS, lock).listening() as session:
         to_do = [cell for cell in plan.chosen() if not plan.file(cell).is_file()]
-        return do_each({cell.name: functools.partial(do, cell, session) for cell in to_do})
+        return do_each({cell.name: functools.partial(plan.do, cell, session) for cell in to_do})
 
 
 def main() -> None:

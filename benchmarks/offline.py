@@ -228,7 +228,9 @@ def results(work: Work) -> dict[str, Any]:
     content = {method: [json.loads(path.read_text()) for path in paths] for method, paths in cells.items() if paths}
     found: dict[str, Any] = {"provenance": provenance(), "episodes": work.finished("episodes"), "start": start}
     found["cells"] = {
-        f"{method}/{path.stem}": json.loads(path.read_text()) for method in content for path in cells[method]
+        f"{method}/{path.stem}": cell
+        for method in content
+        for path, cell in zip(cells[method], content[method], strict=True)
     }
     found["table"] = {
         decoding: {

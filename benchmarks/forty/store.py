@@ -36,7 +36,7 @@ def pack(root: Path, store: Path) -> None:
     """Write all that a work folder keeps of finished cells into a store, beside what the store has already."""
     kept = dict(_lines(store))
     for name in KEPT:
-        for path in sorted((root / name).rglob("*.json")) if (root / name).is_dir() else root.glob(name):
+        for path in (root / name).rglob("*.json") if (root / name).is_dir() else root.glob(name):
             kept[path.relative_to(root).as_posix()] = json.loads(path.read_text())
     lines = [json.dumps({"path": name, "content": kept[name]}, separators=(",", ":")) for name in sorted(kept)]
     write_text(store, "".join(f"{line}\n" for line in lines))

@@ -147,8 +147,8 @@ def decision_advantages(returns: np.ndarray, lengths: np.ndarray, kind: Advantag
         A_t = R - mean R of these episodes,    over std R of the group if ``kind`` is "group".
 
     Such a baseline is an estimate of the value at t that needs no critic (time-dependent baselines: Peters and Schaal,
-    2008, "Reinforcement learning of motor skills with policy gradients"). It may depend on who lasts until
-    t, which is settled before decision t. Where all that last will fail, A_t = 0.
+    2008, "Reinforcement learning of motor skills with policy gradients"). It may depend on who lasts until t, which is
+    settled before decision t. Where all that last will fail, A_t = 0.
 
     Args:
         returns: Returns R, (G,), G at least 2.
