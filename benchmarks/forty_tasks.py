@@ -51,6 +51,8 @@ STRONG = RECIPE | FRONTIER | {"total_timesteps": 24_576, "eval_freq": 6144}
 # noise tells more about each action.
 FEW = RECIPE | {"total_timesteps": 49_152, "eval_freq": 12_288, "temperature": 0.7, "learning_rate": 3e-5}
 FEW |= {"n_steps": 128, "batch_size": 256, "critic_warmup_iterations": 2}
+# What `few` learned, a third as many decisions longer, while its rate falls from where it was to 0.
+FALLING = FEW | {"total_timesteps": 65_536, "learning_rate": 1.2e-4, "learning_rate_end": 0.0, "allow_changes": True}
 # LIBERO-10, at which the strong start is weak, too: as FEW, with a discount that reaches the beginning of an episode.
 LONG = FEW | {"temperature": 0.5, "gamma": 0.99}
 # The few-shot start without a critic: as many decisions, of whole episodes in groups from one state.
@@ -76,6 +78,7 @@ GROUPS = {
     ),
     "short": Group("tiny-libero", {"10": (0,)}, STRONG, against="strong"),
     "few": Group("tiny-libero-few", {"spatial": (0, 1, 2), "object": (0, 1, 2)}, FEW),
+    "few-falling": Group("tiny-libero-few", {"spatial": (1,)}, FALLING, against="few", continues="few"),
     "few-process": Group("tiny-libero-few", {"spatial": (0,)}, FEW | {"reward": "process"}, against="few"),
     "few-hardest": Group("tiny-libero-few", {"spatial": (0,)}, FEW | HARDEST, against="few"),
     "few-frontier": Group("tiny-libero-few", {"spatial": (0,)}, FEW | FRONTIER, against="few"),

@@ -38,6 +38,8 @@ class Group:
             train on and where to.
         teacher: Group whose best model of the same suite and seed is given as ``--teacher``; "" for none.
         on_judged: Whether it trains on the states that judge it, as test-time training does.
+        continues: Group whose run of the same suite and seed goes on here, in a copy, with these options; "" for none.
+            ``total_timesteps`` counts its decisions.
     """
 
     start: str
@@ -48,6 +50,7 @@ class Group:
     script: str = PPO
     teacher: str = ""
     on_judged: bool = False
+    continues: str = ""
 
     def options_of(self, suite: str) -> Mapping[str, Any]:
         """The options of a suite."""
@@ -74,12 +77,15 @@ class Cell:
 
 
 def planned(groups: Mapping[str, Group]) -> list[Cell]:
-    """Every cell of the table in the order of work: first seeds of all groups, then second ones, and so on."""
+    """Every cell of the table in the order of work: first seeds of all groups, then second ones, and so on.
+
+    A cell that continues another comes with that one.
+    """
     cells = [
-        (number, Cell(name, suite, seed))
+        (list(groups[group.continues or name].seeds[suite]).index(seed), Cell(name, suite, seed))
         for name, group in groups.items()
         for suite in sorted(group.seeds, key=list(ENV_IDS).index)
-        for number, seed in enumerate(group.seeds[suite])
+        for seed in group.seeds[suite]
     ]
     return [cell for _, cell in sorted(cells, key=lambda cell: cell[0])]
 

@@ -11,7 +11,6 @@ from typing import Any
 from forty.cells import DECODINGS, STATES, TASKS, Cell
 from forty.session import CellError, different
 from forty.work import MODELS, Work, decisions
-from vla_agent.runs.run_files import STATE
 
 EPISODES = TASKS * STATES  # of a judgement of one suite
 # Until something is measured: two cores, fast frames.
@@ -34,8 +33,8 @@ class Rates:
             content = finished(work, cell)
             seconds = content["seconds"] if content else work.note(cell).seconds
             done = content["decisions"] if content else decisions(work.run_folder(cell))
-            if done and seconds.get("train"):
-                self.training[cell.name] = (done, seconds["train"])
+            if (own := done - work.decisions_before(cell)) > 0 and seconds.get("train"):
+                self.training[cell.name] = (own, seconds["train"])
             for suite in cell.judged_on:
                 if content and (spent := seconds.get(f"judge {suite}")):
                     judging[suite].append((EPISODES * len(DECODINGS) * len(content["judged"]), spent))
@@ -81,11 +80,12 @@ def state(work: Work, cell: Cell) -> tuple[str, int]:
     mark = f", with other settings: {odd}" if odd else ""
     if content is not None:
         return f"done{mark}", 0
+    before = work.decisions_before(cell)
     if settings is None:
-        return missing, total
-    if (work.run_folder(cell) / "model" / STATE).is_file():
+        return missing, total - before
+    if work.is_trained(cell):
         return f"being judged{mark}", 0
-    done = decisions(work.run_folder(cell))
+    done = max(before, decisions(work.run_folder(cell)))
     began = begun.get("seconds", {}).get("train")
     return (f"at {done} of {total} decisions{mark}" if began else f"not begun{mark}"), max(0, total - done)
 

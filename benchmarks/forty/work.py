@@ -7,6 +7,7 @@ reports of evaluations, output). Whatever is cut off goes on from there.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 import warnings
@@ -80,7 +81,7 @@ class Work:
         """What decides a cell's training.
 
         Raises:
-            CellError: If the start or the teacher is not there.
+            CellError: If the start, the teacher or the run that goes on is not there.
         """
         group = self.groups[cell.group]
         settings: dict[str, Any] = {
@@ -90,17 +91,30 @@ class Work:
         }
         if group.script != PPO:
             settings["script"] = group.script
-        if group.teacher:
-            teacher = self._teacher(cell)
-            if not (self.run_folder(teacher) / "model" / STATE).is_file():
-                raise CellError(
-                    f"its teacher {teacher.name} is not trained here: `run --cells {teacher.name}` comes first"
-                )
-            settings["teacher"] = teacher.name
+        for role, what in (("teacher", "its teacher"), ("continues", "what it continues,")):
+            if (needed := self._needed(cell, role)) is None:
+                continue
+            if not self.is_trained(needed):
+                raise CellError(f"{what} {needed.name} is not trained here: `run --cells {needed.name}` comes first")
+            settings[role] = needed.name
         return settings
 
-    def _teacher(self, cell: Cell) -> Cell:
-        return replace(cell, group=self.groups[cell.group].teacher)
+    def _needed(self, cell: Cell, role: str) -> Cell | None:
+        """The cell that is this one's "teacher", or that it "continues"; None if it has none."""
+        group = getattr(self.groups[cell.group], role)
+        return replace(cell, group=group) if group else None
+
+    def is_trained(self, cell: Cell) -> bool:
+        """Whether a cell's training came to its end here."""
+        model = self.run_folder(cell) / "model"
+        if not (model / STATE).is_file():
+            return False
+        return not self.groups[cell.group].continues or decisions(model) >= self.total_timesteps(cell)
+
+    def decisions_before(self, cell: Cell) -> int:
+        """Decisions that a cell has for nothing, since it continues another."""
+        earlier = self._needed(cell, "continues")
+        return self.total_timesteps(earlier) if earlier else 0
 
     def befores(self, cell: Cell) -> list[Before]:
         """The evaluations of its start that a cell is held against."""
@@ -157,11 +171,16 @@ class Work:
     def _train(self, cell: Cell, session: Session, note: Note) -> None:
         """Train to the end, from the newest save on."""
         folder = self.run_folder(cell)
-        if (folder / "model" / STATE).is_file():
+        if self.is_trained(cell):
             return
         group, arguments = self.groups[cell.group], as_arguments(note.content["settings"]["options"])
-        if group.teacher:
-            arguments += ["--teacher", str(self.run_folder(self._teacher(cell)))]
+        if teacher := self._needed(cell, "teacher"):
+            arguments += ["--teacher", str(self.run_folder(teacher))]
+        earlier = self._needed(cell, "continues")
+        if earlier and not folder.exists():
+            copy = folder.with_name("copy")  # a kill leaves part of one
+            shutil.copytree(self.run_folder(earlier), copy, dirs_exist_ok=True)
+            copy.rename(folder)
         try:
             latest_run(folder)
             arguments += ["--resume", str(folder)]
@@ -171,7 +190,7 @@ class Work:
         command = [sys.executable, *program, *arguments, "--out", str(folder)]
         print(f"{cell.name}: training", flush=True)
         session.run(command, signal.SIGTERM, folder.parent / "output.log", note, "train")
-        if not (folder / "model" / STATE).is_file():
+        if not self.is_trained(cell):
             raise Stopped  # somebody stopped it
 
     def _finished(self, cell: Cell, session: Session, note: Note) -> dict[str, Any]:

@@ -41,13 +41,14 @@ GROUPS = {
 
 def test_first_seeds_of_every_group_come_before_second_seeds() -> None:
     names = [cell.name for cell in planned(forty_tasks.GROUPS)]
-    assert len(names) == len(set(names)) == 27
+    assert len(names) == len(set(names)) == 28
     assert names[:7] == [
         *("strong/spatial/0", "strong/object/0", "strong/goal/0", "strong/10/0"),
         *("short/10/0", "few/spatial/0", "few/object/0"),
     ]
     first = [name for name in names if name.endswith("/0")]
     assert names[: len(first)] == first
+    assert names.index("few/spatial/1") < names.index("few-falling/spatial/1") < names.index("few/spatial/2")
     seconds = ("strong/spatial/2", "strong/goal/2", "few/spatial/2", "few/object/2", "few-grpo/spatial/2")
     assert names[-5:] == list(seconds)
 
@@ -290,6 +291,36 @@ def test_a_student_is_given_its_teachers_run_once_it_is_there(work: Work) -> Non
     (arguments,) = calls(work.run_folder(cell).parent / "ppo.calls")
     assert arguments[arguments.index("--teacher") + 1] == str(work.run_folder(teacher))
     assert json.loads(work.cell_file(cell).read_text())["settings"]["teacher"] == "strong/spatial/0"
+
+
+def test_a_cell_that_continues_another_copies_its_run_and_trains_the_rest(work: Work) -> None:
+    longer = {"total_timesteps": 7, "learning_rate_end": 0.0}
+    strong = Group("tiny-libero", {"spatial": (0,)}, {"total_timesteps": 5})
+    groups = {"strong": strong, "longer": Group("tiny-libero", {"spatial": (0,)}, longer, continues="strong")}
+    work = Work(work.root, groups)
+    cell, earlier = parse(groups, "longer/spatial/0"), parse(groups, "strong/spatial/0")
+    with pytest.raises(CellError, match=r"what it continues, strong/spatial/0 is not trained here: `run --cells str"):
+        work.do(cell, Session())
+    model = work.run_folder(earlier) / "model"
+    model.mkdir(parents=True)
+    state = '{"counters": {"num_timesteps": 5}, "callbacks": {}}'
+    (model / "state.json").write_text(state)
+    (model / "policy.safetensors").write_text("after 5")
+    assert plan.state(work, cell) == ("not begun", 2)
+    part = work.run_folder(cell).with_name("copy")  # of a copy that was killed
+    part.mkdir(parents=True)
+    (part / "half").touch()
+
+    work.do(cell, Session())
+    (arguments,) = calls(work.run_folder(cell).parent / "ppo.calls")
+    assert arguments[-5:-1] == ["--resume", str(work.run_folder(cell)), "--out", str(work.run_folder(cell))]
+    content = json.loads(work.cell_file(cell).read_text())
+    assert content["settings"]["continues"] == "strong/spatial/0"
+    assert content["decisions"] == 7
+    work.cell_file(cell).write_text(json.dumps(content | {"seconds": {"train": 10.0}}))
+    assert plan.Rates(work, [cell]).training == {cell.name: (2, 10.0)}, "the others cost it nothing"
+    assert (model / "state.json").read_text() == state, "the earlier run stays as it was"
+    assert (model / "policy.safetensors").read_text() == "after 5"
 
 
 def test_where_judged_states_train_the_last_model_alone_is_judged(work: Work) -> None:
