@@ -24,10 +24,11 @@ from libero_gym.common.json_files import read_json
 from libero_gym.demonstrations import LeRobotReader
 from libero_gym.dimensions import CAMERA_KEYS, Renderer
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
+from vla_agent.common.randomness import own_randomness
 from vla_agent.envs.episodes import EpisodeStart
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite, located
-from vla_agent.evaluation.decoding import drawing_at, own_randomness
+from vla_agent.evaluation.decoding import drawing_at
 from vla_agent.evaluation.policies import as_policy, load_subject, processor_of
 from vla_agent.evaluation.provenance import provenance
 from vla_agent.sft.data import ActionChunks

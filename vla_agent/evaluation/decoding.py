@@ -7,8 +7,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch as th
-
 from vla_agent.actors.playing import ActorPolicy
 from vla_agent.bins import Sampling
 from vla_agent.policy.policy import VLAPolicy
@@ -99,11 +97,3 @@ def _actor(policy: Any) -> VLAPolicy | None:
     """The policy with the temperature: the one given, or a learner's; None if it is of another kind."""
     actor = getattr(policy, "policy", policy)
     return actor if isinstance(actor, VLAPolicy) else None
-
-
-@contextlib.contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Seeds torch's generators, and puts them back at the end."""
-    with th.random.fork_rng(devices=range(th.cuda.device_count())):
-        th.manual_seed(seed)
-        yield

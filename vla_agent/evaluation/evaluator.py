@@ -16,13 +16,14 @@ from libero_gym.common.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
 from libero_gym.equivalence.versions import fidelity
 from vla_agent.actors.playing import ActorPolicy, ActorProcessor
+from vla_agent.common.randomness import own_randomness
 from vla_agent.envs.backends import evaluation_arguments
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite
 from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.evaluation.choosing import check_choosing, mean_score, noted_scores
-from vla_agent.evaluation.decoding import decoding_settings, drawing_at, own_randomness
+from vla_agent.evaluation.decoding import decoding_settings, drawing_at
 from vla_agent.evaluation.familiarity import (
     check_choice,
     choose_statistics,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_agent.algorithms.engine import engine_of
-from vla_agent.evaluation.decoding import drawing_at, own_randomness
+from vla_agent.common.randomness import own_randomness
+from vla_agent.evaluation.decoding import drawing_at
 from vla_agent.evaluation.policies import Subject
 from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.timing import Clock

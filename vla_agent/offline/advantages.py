@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,16 +97,11 @@ def estimate_advantages(
 
 def _identity(model: OpenVLA, data: ActionChunks, settings: ValueSettings) -> dict[str, Any]:
     """What an estimate is a function of."""
-    digest = hashlib.sha256()
-    assert data.outcomes is not None
-    for values in (data.state, data.actions, *data.outcomes):
-        digest.update(np.ascontiguousarray(values).tobytes())
-    digest.update(json.dumps(data.instructions).encode())
     return {
         **dataclasses.asdict(settings),
         "model": hash_weights(model.state_dict()),
         "processor": model.processor.fingerprint(),
-        "data": digest.hexdigest(),
+        "data": data.fingerprint(),
     }
 
 

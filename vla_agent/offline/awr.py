@@ -22,7 +22,8 @@ class AWR:
 
         w = min(exp(A / beta), w_max),    A = R - V(s).
 
-    The loss of a minibatch is the mean by these weights. Values are those of the policy that recorded the episodes,
+    A frame's loss is multiplied by its weight over the mean weight, so that minibatches of any size follow their
+    expectation. Values are those of the policy that recorded the episodes,
     fitted once; its authors alternate between sampling and fitting, which offline data do not allow.
 
     Args:

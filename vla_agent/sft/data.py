@@ -1,5 +1,7 @@
 """Demonstrations as training examples: an observation, and the chunk of actions that follows it."""
 
+import hashlib
+import json
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -246,6 +248,14 @@ class ActionChunks:
         if tags is not None:
             check_tags(tags, len(self))
         self.tags = tags
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what is learned, images left out, in hexadecimal: states, actions, rewards, ends and words."""
+        digest = hashlib.sha256()
+        for values in (self.state, self.actions, *(self.outcomes or ())):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        digest.update(json.dumps(self.instructions).encode())
+        return digest.hexdigest()
 
     def statistics(self) -> dict[str, Any]:
         """Statistics as a checkpoint's ``norm_stats`` keep them: of actions and of states ("proprio")."""

@@ -28,7 +28,8 @@ from vla_agent.action_tokens import bin_centers, to_bins
 from vla_agent.augmentation import Augmentation
 from vla_agent.backbone import VLABackbone, model_inputs
 from vla_agent.common.errors import NonFiniteError
-from vla_agent.common.hashes import fingerprint
+from vla_agent.common.hashes import fingerprint, hash_weights
+from vla_agent.common.randomness import own_randomness
 from vla_agent.openvla import OpenVLA
 from vla_agent.policy.lora import LoraSettings, add_lora, merge_lora
 from vla_agent.policy.precision import warn_of_lost_steps, warn_of_slow_products
@@ -39,6 +40,7 @@ from vla_agent.sft.data import ActionChunks, Examples, normalize_position
 from vla_agent.sft.losses import bin_targets, next_token_loss, regression_loss, weighted_mean
 from vla_agent.sft.paraphrases import warn_of_unknown
 from vla_agent.sft.settings import SFTSettings, learning_rate_at
+from vla_agent.sft.split import split_frames
 from vla_agent.sft.wording import tag_examples, word_examples
 
 logger = logging.getLogger(__name__)
@@ -69,8 +71,8 @@ class SupervisedTrainer:
 
     Args:
         model: The model, on its device. The data's statistics replace all that its ``norm_stats`` held.
-        data: Demonstrations to learn from. If they have weights, each minibatch's loss is the mean by these, and frames
-            of weight 0 are left out.
+        data: Demonstrations to learn from. If they have weights, each frame's loss is multiplied by its own over their
+            mean, and frames of weight 0 are left out.
         unnorm_key: Name of the data's statistics in the checkpoint, which has no others afterwards.
         statistics: Statistics to use instead of the data's own, such as the checkpoint's.
         lora: Settings of `LoraSettings`, to train adapters instead of all weights; None trains all.
@@ -108,9 +110,11 @@ class SupervisedTrainer:
         model.config.norm_stats = {unnorm_key: self.statistics}
         if data.tags is not None:
             model.config.prompt_word = ""  # each example says its own
+        self._start = {"model": hash_weights(model.state_dict())[:16], "data": data.fingerprint()[:16]}
         unused = model.unused_parameter_names()
         if self.lora is not None:
-            add_lora(model, self.lora, unused)
+            with own_randomness(self.settings.seed):
+                add_lora(model, self.lora, unused)
         for name, parameter in model.named_parameters():
             if name in unused:
                 parameter.requires_grad_(False)
@@ -130,18 +134,9 @@ class SupervisedTrainer:
         self.optimizer = th.optim.AdamW(groups, lr=self.settings.learning_rate, betas=(0.9, 0.99))
         self._targets = bin_targets(self.settings.bin_sigma).to(model.device)
         self._centers = th.from_numpy(bin_centers()).float().to(model.device)
-        n_held_out = int(data.n_episodes * self.settings.validation_share)
-        order = np.random.default_rng(self.settings.seed).permutation(data.n_episodes)
-        held_out = np.isin(data.episode_ids, order[:n_held_out])
-        counts = (
-            np.ones(len(data), bool) if data.weights is None else data.weights > 0
-        )  # else a batch may weigh nothing
-        self.train_frames, self.validation_frames = (
-            np.flatnonzero(~held_out & counts),
-            np.flatnonzero(held_out & counts),
-        )
-        if not len(self.train_frames):
-            raise ValueError("Every frame that is trained on has weight 0; give some of other episodes a weight.")
+        split = split_frames(data, self.settings.validation_share, self.settings.seed)
+        self.train_frames, self.validation_frames = split
+        self._mean_weight = 1.0 if data.weights is None else float(data.weights[self.train_frames].mean(dtype=float))
 
     def train(
         self,
@@ -195,7 +190,12 @@ class SupervisedTrainer:
             return None
         chosen = np.linspace(0, len(self.validation_frames) - 1, min(max_examples, len(self.validation_frames)))
         frames = np.unique(self.validation_frames[chosen.round().astype(int)])
-        return self._pass(self._batch(tag_examples(self.data[frames], self.data.tags)), learn=False)
+        learning = self.model.training
+        self.model.eval()
+        try:
+            return self._pass(self._batch(tag_examples(self.data[frames], self.data.tags)), learn=False)
+        finally:
+            self.model.train(learning)
 
     def export(self) -> OpenVLA:
         """A copy of the model to save or evaluate: averaged weights if there is an average, adapters merged.
@@ -236,7 +236,7 @@ class SupervisedTrainer:
         """
         saved, tensors = read_checkpoint(folder)
         older = {"paraphrase": 0.0, "autocast": "auto", "tags": None}  # what older checkpoints lack
-        now, before = self._identity(), older | saved["identity"]
+        now, before = self._identity(), self._start | older | saved["identity"]
         changed = [f"{key} {before.get(key)!r} to {now[key]!r}" for key in now if now[key] != before.get(key)]
         if changed:
             raise ValueError(f"'{folder}' was trained otherwise ({', '.join(changed)}); resume with the same.")
@@ -251,6 +251,7 @@ class SupervisedTrainer:
             **dataclasses.asdict(self.settings),
             "augmentation": None if self.augmentation is None else dataclasses.asdict(self.augmentation),
             "lora": None if self.lora is None else dataclasses.asdict(self.lora),
+            **self._start,
             "examples": len(self.data),
             "weights": None if self.data.weights is None else fingerprint([self.data.weights.tobytes()]),
             "tags": None if tags is None else [tags.word, tags.dropout, fingerprint([tags.tagged.tobytes()])],
@@ -268,12 +269,14 @@ class SupervisedTrainer:
     def _train_step(self) -> Metrics:
         """One optimizer step; its randomness depends on the seed and the step's number alone."""
         settings = self.settings
-        generator = th.Generator(self.model.device).manual_seed(1_000_003 * settings.seed + self.step)
+        seed = 1_000_003 * settings.seed + self.step
+        generator = th.Generator(self.model.device).manual_seed(seed)
         examples = self.data[self._batch_frames(self.step)]
         told = (settings.seed, settings.paraphrase, self._all_instructions, self.data.tags)
         batch = self._batch(word_examples(examples, self.step, *told), generator)
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = self._pass(batch, learn=True)
+        with own_randomness(seed):  # of adapters' dropout
+            metrics = self._pass(batch, learn=True)
         norm = nn.utils.clip_grad_norm_(list(self._trained.values()), settings.max_grad_norm)
         if not (math.isfinite(metrics.loss) and math.isfinite(float(norm))):
             raise NonFiniteLossError(
@@ -325,15 +328,20 @@ class SupervisedTrainer:
         )
 
     def _pass(self, batch: Batch, *, learn: bool) -> Metrics:
-        """Send a batch through the model, part by part, and add up metrics and, to learn, gradients."""
+        """Send a batch through the model, part by part, and add up metrics and, to learn, gradients.
+
+        Metrics are means by the batch's weights. The gradient is not: a batch of little weight moves the model little,
+        or a batch that holds nothing but failures would teach them in full.
+        """
         size = self.settings.micro_batch_size or self.settings.batch_size
         totals = batch.token_weights.sum(), batch.weights.sum()
+        share = totals[0] / ((batch.token_weights > 0).sum() * self._mean_weight)
         found = []
         with self._computing():
             for start in range(0, len(batch.bins), size):
                 loss, metrics = self._losses(batch.rows(slice(start, start + size)), *totals)
                 if learn:
-                    loss.backward()
+                    (share * loss).backward()
                 found.append(metrics)
         return Metrics(*np.sum(found, axis=0).tolist())
 

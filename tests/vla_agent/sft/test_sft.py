@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from vla_agent.openvla import OpenVLA
 from vla_agent.sft.data import ActionChunks, moving_frames, next_gripper_change
 from vla_agent.sft.losses import bin_targets, next_token_loss, regression_loss
 from vla_agent.sft.settings import SFTSettings, learning_rate_at
+from vla_agent.sft.split import split_frames
 from vla_agent.sft.trainer import NonFiniteLossError, SupervisedTrainer
 
 
@@ -201,6 +204,25 @@ def test_an_example_of_weight_two_counts_as_two(tmp_path: Path, data: ActionChun
     np.testing.assert_allclose(weighted, twice, rtol=1e-5)
 
 
+def gradient(learner: SupervisedTrainer, frames: np.ndarray) -> th.Tensor:
+    """What a step would follow, flat."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner._pass(learner._batch(learner.data[frames]), learn=True)
+    return th.cat([p.grad.flatten() for p in learner._trained.values() if p.grad is not None])
+
+
+def test_small_minibatches_weigh_as_large_ones(tmp_path: Path, data: ActionChunks) -> None:
+    """A minibatch that holds a bad frame alone does not learn it in full: gradients are unbiased at any size."""
+    frames = np.array([3, 30, 57, 80])
+    data.reweigh(np.isin(np.arange(len(data)), frames) * np.linspace(0.05, 8, len(data)))
+    learner = trainer(tmp_path / "m", data, validation_share=0.0)
+    alone = th.stack([gradient(learner, frames[[row]]) for row in range(4)])
+    th.testing.assert_close(alone.mean(0), gradient(learner, frames), rtol=1e-3, atol=1e-5)
+    data.reweigh(None)
+    plain = gradient(trainer(tmp_path / "plain", data), frames[:1])
+    assert alone[0].norm() < 0.1 * plain.norm()
+
+
 def test_next_token_loss_by_hand() -> None:
     log_probs = th.log(th.tensor([[[0.5, 0.5], [0.25, 0.75]], [[0.1, 0.9], [0.2, 0.8]]]))
     bins, weights = th.tensor([[0, 0], [1, 1]]), th.tensor([[1.0, 0.0], [3.0, 0.0]])
@@ -251,6 +273,74 @@ def test_resuming_names_what_changed(tmp_path: Path, data: ActionChunks) -> None
         trainer(tmp_path / "b", data, batch_size=4).load(tmp_path / "checkpoint")
     with pytest.raises(ValueError, match="is no checkpoint of a fine-tuning"):
         trainer(tmp_path / "b", data).load(tmp_path / "b")
+
+
+def test_another_start_or_other_data_are_not_gone_on_with(tmp_path: Path, data: ActionChunks) -> None:
+    trainer(tmp_path / "a", data).save(tmp_path / "checkpoint")
+    other = small_model(tmp_path / "b")
+    with th.no_grad():
+        next(other.parameters()).add_(0.01)
+    with pytest.raises(ValueError, match=r"model '\w{16}' to '\w{16}'.*resume with the same"):
+        SupervisedTrainer(other, data, n_steps=6, batch_size=8, ema_decay=0.9, warmup_steps=2, bin_sigma=2.0).load(
+            tmp_path / "checkpoint"
+        )
+    same_length = ActionChunks(
+        [episode("push the plate", direction) for direction in (-1.0, -0.5, 0.0, 0.5, 0.9)],
+        image_size=SIZE,
+        chunk_size=2,
+    )
+    with pytest.raises(ValueError, match=r"data '\w{16}' to '\w{16}'.*resume with the same"):
+        trainer(tmp_path / "c", same_length).load(tmp_path / "checkpoint")
+    older = json.loads((tmp_path / "checkpoint" / "trainer.json").read_text())
+    for name in ("model", "data"):  # as checkpoints of before told neither
+        del older["identity"][name]
+    (tmp_path / "checkpoint" / "trainer.json").write_text(json.dumps(older))
+    trainer(tmp_path / "d", data).load(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_few_successes_are_not_all_held_out(seed: int) -> None:
+    succeeded = [index == 4 for index in range(20)]
+    data = ActionChunks(
+        [
+            dataclasses.replace(one, rewards=np.append(np.zeros(19, np.float32), float(success)), success=success)
+            for one, success in zip(demonstrations() * 4, succeeded, strict=True)
+        ],
+        image_size=SIZE,
+    )
+    frames, held_out = split_frames(data, 0.2, seed)
+    assert set(range(80, 100)) < set(frames)
+    assert len(held_out) == 20 * int(19 * 0.2)
+    assert len(frames) + len(held_out) == len(data)
+    data.reweigh(np.repeat(succeeded, 20))
+    frames, held_out = split_frames(data, 0.2, seed)
+    assert (list(frames), len(held_out)) == (list(range(80, 100)), 0)
+
+
+def test_episodes_that_are_all_alike_are_split_by_one_order(data: ActionChunks) -> None:
+    """As they always were, so that earlier runs go on."""
+    frames, held_out = split_frames(data, 0.4, 3)
+    chosen = np.random.default_rng(3).permutation(5)[:2]
+    np.testing.assert_array_equal(held_out, np.flatnonzero(np.isin(data.episode_ids, chosen)))
+    np.testing.assert_array_equal(frames, np.flatnonzero(~np.isin(data.episode_ids, chosen)))
+
+
+def test_adapters_and_their_dropout_depend_on_the_seed_alone(tmp_path: Path, data: ActionChunks) -> None:
+    def adapted(name: str) -> SupervisedTrainer:
+        th.manual_seed(len(name))  # what torch drew before is no matter
+        return trainer(tmp_path / name, data, lora={"r": 2, "dropout": 0.3}, validation_share=0.25)
+
+    through, stopped, resumed = adapted("a"), adapted("ab"), adapted("abc")
+    state = th.get_rng_state()
+    through.train(callback=lambda step, metrics: through.validate())  # looking changes nothing, either
+    assert through.validate() == through.validate()
+    assert th.equal(th.get_rng_state(), state)
+    stopped.train(3)
+    stopped.save(tmp_path / "checkpoint")
+    resumed.load(tmp_path / "checkpoint")
+    resumed.train()
+    for name, weights in through._trained.items():
+        th.testing.assert_close(resumed._trained[name], weights, rtol=0, atol=0)
 
 
 def test_damaged_checkpoints_are_told(tmp_path: Path, data: ActionChunks) -> None:
