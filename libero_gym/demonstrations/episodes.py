@@ -43,7 +43,7 @@ class Episode:
         rewards: Reward of each action, float32 (T,); None if the file records none.
         dones: Whether the episode ended with each action, by success or by running out of time, bool (T,); None if the
             file does not say.
-        success: Whether the goal held at the end.
+        success: Whether the goal held at the end; True if the file tells neither that nor rewards.
         suite: LIBERO's name of the suite, empty if unknown.
         task_id: The task in it, -1 if unknown.
         task_name: LIBERO's name of the task.

@@ -24,6 +24,7 @@ EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 INFO_PATH, STATS_PATH, TASKS_PATH = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 IMAGE_PREFIX = "observation.images."
 NEXT_REWARD, NEXT_DONE = "next.reward", "next.done"  # what a frame's action earned, and whether it was the last
+NEXT_SUCCESS = "next.success"  # whether the goal held after it
 STATE_NAMES = ["x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "finger_left", "finger_right"]
 ACTION_NAMES = ["x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "gripper"]
 OWN_PREFIX = "libero/"  # of the fields that only our datasets have

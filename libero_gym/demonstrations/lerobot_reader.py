@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from libero_gym.demonstrations.lerobot_layout import (
     INFO_PATH,
     NEXT_DONE,
     NEXT_REWARD,
+    NEXT_SUCCESS,
     STATS_PATH,
     require_pyarrow,
 )
@@ -42,7 +43,8 @@ from libero_gym.gripper import GripperCommands
 
 # Bounds of one parquet file; LeRobot begins another one at 100 MB.
 _MAX_ROWS, _MAX_TABLE_BYTES = 10**7, 16 * 2**30
-_OUTCOMES = {NEXT_REWARD: np.float32, NEXT_DONE: np.bool_}  # columns that not every dataset has, and their types
+# Columns that not every dataset has, and their types.
+_OUTCOMES = {NEXT_REWARD: np.float32, NEXT_DONE: np.bool_, NEXT_SUCCESS: np.bool_}
 # Of v3.0.
 EPISODES_FOLDER = "meta/episodes"
 _BLOCK = 2**20  # bytes read at once
@@ -118,7 +120,7 @@ class LeRobotReader:
             dones=columns.get(NEXT_DONE),
             fps=self.fps,
             versions=versions_of(row),
-            **own_cells(row),
+            **{"success": _succeeded(columns), **own_cells(row)},
         )
         try:
             check_episode(episode, f"Episode {row['episode_index']} of {self.root}")
@@ -279,6 +281,13 @@ class LeRobotReader:
         numbers = {name: whole_cell(row, prefix + name) for name in ("chunk_index", "file_index")}
         path = file_path(self.root, template, video_key=feature.name, **numbers)
         return from_video(path, feature, length_of(row), seconds_cell(row, prefix + "from_timestamp"), self.fps)
+
+
+def _succeeded(columns: Mapping[str, Any]) -> bool:
+    """Whether an episode of somebody else's succeeded, by ``next.success``, else by its last reward, else taken so."""
+    if NEXT_SUCCESS in columns:
+        return bool(columns[NEXT_SUCCESS].any())
+    return NEXT_REWARD not in columns or bool(columns[NEXT_REWARD][-1] > 0)
 
 
 def _check_parquet(path: Path) -> None:

@@ -27,6 +27,7 @@ from libero_gym.demonstrations.lerobot_layout import (
     INFO_PATH,
     NEXT_DONE,
     NEXT_REWARD,
+    NEXT_SUCCESS,
     OWN_FIELDS,
     OWN_PREFIX,
     STATE_NAMES,
@@ -180,7 +181,7 @@ class LeRobotWriter:
             "action": np.asarray(episode.actions, np.float32),
             NEXT_REWARD: np.asarray(rewards, np.float32),
             NEXT_DONE: last if episode.dones is None else np.asarray(episode.dones, bool),
-            "next.success": last & episode.success,
+            NEXT_SUCCESS: last & episode.success,
             "timestamp": (np.arange(n_frames) / self.fps).astype(np.float32),
             "frame_index": np.arange(n_frames),
             "episode_index": np.full(n_frames, index),
@@ -245,7 +246,7 @@ class LeRobotWriter:
         features["observation.state"] = {"dtype": "float32", "shape": [STATE_DIM], "names": STATE_NAMES}
         features["action"] = {"dtype": "float32", "shape": [ACTION_DIM], "names": ACTION_NAMES}
         features[NEXT_REWARD] = {"dtype": "float32", "shape": [1], "names": None}
-        for name in (NEXT_DONE, "next.success"):
+        for name in (NEXT_DONE, NEXT_SUCCESS):
             features[name] = {"dtype": "bool", "shape": [1], "names": None}
         for name, dtype in _SCALARS.items():
             features[name] = {"dtype": dtype, "shape": [1], "names": None}

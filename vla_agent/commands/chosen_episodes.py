@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,36 @@ def first_of_each_task(reader: LeRobotReader, n_episodes: int) -> list[int]:
             stacklevel=2,
         )
     return sorted(place[2] for places in tasks.values() for place in sorted(places)[:n_episodes])
+
+
+def of_tasks(reader: LeRobotReader, indices: Sequence[int], suite: str, task_ids: Collection[int]) -> list[int]:
+    """Those of some episodes that are of a suite's tasks; damaged ones stay, and are skipped when they are read.
+
+    Args:
+        reader: The dataset.
+        indices: The episodes.
+        suite: LIBERO's name of the suite.
+        task_ids: The tasks.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    kept, found = [], set()
+    for index in indices:
+        try:
+            origin = reader.origin(index)
+        except DamagedEpisodeError:
+            kept.append(index)
+            continue
+        found.add(f"{origin.suite or 'an unknown suite'}[{origin.task_id}]")
+        if origin.suite == suite and origin.task_id in task_ids:
+            kept.append(index)
+    if not kept:
+        raise ValueError(
+            f"No episode of {reader.root} is of {suite}'s tasks {', '.join(map(str, sorted(task_ids)))}; it has "
+            f"{', '.join(sorted(found)[:12])}. Name other --task-ids or another --suite, or leave --task-ids out."
+        )
+    return kept
 
 
 def commonest_grasps(

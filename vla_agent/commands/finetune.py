@@ -21,8 +21,8 @@ from libero_gym.demonstrations.lerobot_layout import INFO_PATH
 from libero_gym.dimensions import CAMERA_KEYS, Renderer
 from libero_gym.tasks import get_suite
 from vla_agent.augmentation import Augmentation
-from vla_agent.commands.chosen_episodes import commonest_grasps, first_of_each_task, states_of
-from vla_agent.commands.offline import VALUES_FOLDER, Method, check_offline, kept_statistics, mark
+from vla_agent.commands.chosen_episodes import commonest_grasps, first_of_each_task, of_tasks, states_of
+from vla_agent.commands.offline import VALUES_FOLDER, Method, check_offline, choose_statistics, kept_statistics, mark
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.commands.progress import Pace, note_metrics
 from vla_agent.commands.unseen_states import check_unseen, trained_before
@@ -58,7 +58,7 @@ class Options:
     method: Method = "clone"  # "filtered" clones successes alone, "awr" and "tagged" all by how well they went
     fps: int = 20  # frames per second that the demonstrations must state; 0 takes theirs, and resamples nothing
     suite: str = "libero_spatial"  # LIBERO's name of the suite, a BDDL file, or a folder of such
-    task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
+    task_ids: str = ""  # to learn and evaluate, such as "0,3-5"; all tasks of the suite if empty
     init_states: str = "20-49"  # official initial states to record; keep others for evaluation
     n_placements: int = 0  # further initial states per task, drawn from the BDDL's regions
     image_size: int = 112  # side of recorded frames in pixels
@@ -79,6 +79,7 @@ class Options:
     crop_area: float = 1.0  # least share of an image that a random crop keeps; OpenVLA's crops keep exactly 0.9
     shift: int = 4  # largest shift of an image in pixels
     lora_rank: int = 0  # 0 trains all weights
+    unnorm_key: str = ""  # "filtered", "awr", "tagged": statistics to keep, where the checkpoint has several
     beta: float = 0.2  # "awr": temperature of the weights exp(advantage / beta)
     max_weight: float = 20.0  # "awr": largest weight
     tag_word: str = "well"  # "tagged": word behind the instruction of the better frames, and of all prompts afterwards
@@ -225,8 +226,10 @@ def choose_episodes(options: Options, reader: LeRobotReader) -> tuple[list[int],
     Returns:
         Indices of the episodes, and official initial states by suite; None if the dataset does not tell all of them.
     """
-    n_each = options.demonstrations_per_task
+    n_each, tasks = options.demonstrations_per_task, ids_or_none("--task-ids", options.task_ids)
     indices = first_of_each_task(reader, n_each) if n_each else list(range(len(reader)))
+    if tasks is not None:
+        indices = of_tasks(reader, indices, get_suite(options.suite).name, tasks)
     if n_each:
         print(f"Chose {len(indices)} of {len(reader)} episodes: the first {n_each} of each task, by initial state")
     states, n_unknown = states_of(reader, indices)
@@ -249,7 +252,8 @@ def load_data(options: Options, reader: LeRobotReader, indices: Sequence[int], m
         for _, episode in tqdm(reader.enumerate(kept), "reading", len(kept), unit="episode", disable=None):
             yield episode
 
-    key = {"dataset": reader.fingerprint(), "per_task": options.demonstrations_per_task, "grasp_radius": radius}
+    key: dict[str, Any] = {"dataset": reader.fingerprint(), "per_task": options.demonstrations_per_task}
+    key |= {"grasp_radius": radius, "task_ids": options.task_ids}
     data = ActionChunks(
         episodes(),
         cameras=reader.cameras,
@@ -368,6 +372,7 @@ def main(options: Options) -> None:
         root = options.demonstrations or record_demonstrations(options)
     with stopping(lambda: f"The demonstrations were not read to the end. {saved_step(options)}"):
         model = load_model(options)
+        choose_statistics(options, model)
         reader = LeRobotReader(root, cameras=CAMERA_KEYS[: model.config.num_images], fps=options.fps or None)
         indices, states = choose_episodes(options, reader)
         check_evaluation(options, states)

@@ -15,6 +15,7 @@ Method = Literal["clone", "filtered", "awr", "tagged"]
 VALUES_FOLDER = "values"
 # Options and the methods that read them.
 _READERS = {
+    "unnorm_key": ("filtered", "awr", "tagged"),
     "beta": ("awr",),
     "max_weight": ("awr",),
     "tag_word": ("tagged",),
@@ -31,6 +32,7 @@ class OfflineOptions(Protocol):
     method: Method
     model: str
     demonstrations: str
+    unnorm_key: str
     beta: float
     max_weight: float
     tag_word: str
@@ -110,18 +112,32 @@ def mark(options: OfflineOptions, model: OpenVLA, data: ActionChunks, folder: Pa
     return {f"offline/{name}": value for name, value in found.items()}
 
 
+def choose_statistics(options: OfflineOptions, model: OpenVLA) -> None:
+    """Leave a model that learns offline the one set of statistics by which its episodes were played.
+
+    Raises:
+        ValueError: If it has several and none is chosen, or lacks the one that is.
+    """
+    stats = model.config.norm_stats
+    if options.method == "clone" or not stats:
+        return
+    model.processor.action_stats(options.unnorm_key or None)
+    key = options.unnorm_key or next(iter(stats))
+    model.config.norm_stats = {key: stats[key]}
+
+
 def kept_statistics(options: OfflineOptions, model: OpenVLA, data: ActionChunks) -> dict[str, Any] | None:
     """Statistics for the trainer: the checkpoint's own if it learns offline, so that its bins mean what they meant.
 
     Args:
         options: The options.
-        model: The model.
+        model: The model, with the one set that `choose_statistics` left.
         data: The episodes, which say what the checkpoint does not.
 
     Returns:
-        None if the data's own are to be taken: to clone, and for a checkpoint without statistics or with several.
+        None if the data's own are to be taken: to clone, and for a checkpoint without statistics.
     """
     own = list(model.config.norm_stats.values())
-    if options.method == "clone" or len(own) != 1:
+    if options.method == "clone" or not own:
         return None
     return {**own[0], **{name: data.statistics()[name] | own[0].get(name, {}) for name in ("action", "proprio")}}

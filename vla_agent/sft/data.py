@@ -175,8 +175,8 @@ class ActionChunks:
         self.state, self.actions, self._keyframes = (decoded.table[name] for name in ("state", "actions", "keyframes"))
         self.outcomes: Outcomes | None = None
         if len(decoded.table["rewards"]):
-            rewards, dones, durations = (decoded.table[name] for name in ("rewards", "dones", "durations"))
-            self.outcomes = Outcomes(rewards, dones, durations, self.episode_ids, decoded.table["times"])
+            told = {name: decoded.table[name] for name in Outcomes._fields if name != "episode_ids"}
+            self.outcomes = Outcomes(episode_ids=self.episode_ids, **told)
         padded = np.full(self.n_episodes, self.pad_chunks)
         if self.outcomes is not None:
             padded &= self.outcomes.successes

@@ -24,7 +24,7 @@ from vla_agent.common.atomic import Kind, destination, remove, writing
 
 FRAMES_FILE, TABLE_FILE = "frames.bin", "examples.npz"
 DECODED = Kind("cache of decoded frames", (), (FRAMES_FILE, TABLE_FILE))  # half of one is replaced like a whole one
-_VERSION = 2  # of the files; another one is decoded anew
+_VERSION = 3  # of the files; another one is decoded anew
 _STALE_S = 60  # a writer locks its file at once; one that is unlocked and older than this has lost its writer
 
 

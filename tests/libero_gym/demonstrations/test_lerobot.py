@@ -25,6 +25,32 @@ def dataset(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "dataset")
 
 
+def strip(root: Path, folder: str, *names: str) -> None:
+    """Take columns out of a dataset's tables, as somebody else's has none."""
+    for path in (root / folder).rglob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.drop_columns([name for name in names if name in table.column_names]), path)
+
+
+def test_whether_an_episode_of_others_succeeded_is_told_by_what_they_record(tmp_path: Path) -> None:
+    writer = LeRobotWriter(tmp_path, cameras=())
+    until_done = np.append(np.full(5, -1, np.float32), np.float32(0))  # a step costs 1 until the goal holds
+    writer.add(replace(synthetic(6, 0), images={}, success=True, rewards=until_done))
+    writer.add(replace(synthetic(6, 1), images={}, success=False, rewards=np.full(6, 0.5, np.float32)))  # progress
+    writer.finish()
+
+    def told() -> list[bool]:
+        return [episode.success for episode in LeRobotReader(tmp_path)]
+
+    assert told() == [True, False]
+    strip(tmp_path, "meta/episodes", "libero/success")
+    assert told() == [True, False], "by next.success"
+    strip(tmp_path, "data", "next.success")
+    assert told() == [False, True], "by the last reward"
+    strip(tmp_path, "data", "next.reward", "next.done")
+    assert told() == [True, True], "a demonstration is taken for a success"
+
+
 def test_what_is_written_is_read_back(dataset: Path) -> None:
     reader = LeRobotReader(dataset)
     assert len(reader) == 3

@@ -89,6 +89,18 @@ def test_few_demonstrations_are_the_first_by_state_and_chosen_before_the_grasps_
     assert json.loads((tmp_path / "model/training.json").read_text()) == {"training": {"libero_spatial": [20]}}
 
 
+def test_named_tasks_alone_are_learned(
+    given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(Options(**given, task_ids="1", out=tmp_path / "one"))
+    assert "Learning from 2 of 3 episodes, 24 frames" in capsys.readouterr().out  # one grasps elsewhere
+    of_others = r"No episode of .* is of libero_spatial's tasks 2, 3; it has libero_spatial\[0\], libero_spatial\[1\]"
+    with pytest.raises(ValueError, match=of_others):
+        main(Options(**given, task_ids="2-3", out=tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"is of libero_goal's tasks 0; it has libero_spatial\[0\]"):
+        main(Options(**given, suite="libero_goal", task_ids="0", out=tmp_path / "none"))
+
+
 def test_states_that_a_model_was_trained_on_before_stay(given: dict[str, Any], tmp_path: Path) -> None:
     main(Options(**given, out=tmp_path / "first"))
     later = given | {"model": str(tmp_path / "first" / "model")}
@@ -227,7 +239,9 @@ def test_ctrl_c_while_evaluating_leaves_a_whole_model_and_the_frames_until_the_e
     assert not (tmp_path / "frames").exists()
 
 
-@pytest.mark.parametrize("change", [{"demonstrations_per_task": 2}, {"grasp_radius": 0.0}, {"cut_waiting": True}])
+@pytest.mark.parametrize(
+    "change", [{"demonstrations_per_task": 2}, {"grasp_radius": 0.0}, {"cut_waiting": True}, {"task_ids": "0"}]
+)
 def test_frames_of_other_choices_are_read_anew(
     change: dict[str, Any], given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from outcomes import LEFT, RIGHT, attempt, attempts, recorded
 from libero_gym.demonstrations import LeRobotWriter
 from vla_agent.commands.finetune import Options, cut_waiting, keyframe_coef, main
 from vla_agent.commands.offline import Method
+from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.processor import load_processor
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -74,6 +75,22 @@ def test_a_stopped_training_goes_on_to_the_bit_and_logs_its_health(
     assert processor.action_stats()["q99"][1] == 0.25  # the checkpoint's own: its bins mean what they meant
 
 
+@pytest.mark.parametrize("method", ["filtered", "awr"])
+def test_of_several_statistics_those_that_the_episodes_were_played_by_are_kept(
+    method: Any, given: dict[str, Any], tmp_path: Path
+) -> None:
+    model = OpenVLA.from_pretrained(given["model"])
+    own = model.config.norm_stats["libero"]
+    other = {**own, "action": own["action"] | {"q99": [9.0] * 7}}
+    model.config.norm_stats = {"bridge": other, "libero": own}
+    model.save_pretrained(tmp_path / "both")
+    options = given | {"model": str(tmp_path / "both"), "method": method}
+    with pytest.raises(ValueError, match=r"several data sets; give unnorm_key, one of \['bridge', 'libero'\]"):
+        main(Options(**options, out=tmp_path / "none"))
+    main(Options(**options, unnorm_key="libero", out=tmp_path / "out"))
+    assert load_processor(tmp_path / "out/model").action_stats()["q99"][1] == 0.25
+
+
 def test_a_policys_episodes_are_not_taken_for_an_experts_demonstrations(
     given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +116,7 @@ def test_a_policys_episodes_are_not_taken_for_an_experts_demonstrations(
         ({"method": "tagged", "model": ""}, "--method tagged tells values from a model's hidden states; give --model"),
         ({"method": "filtered", "beta": 0.1}, "--beta is for --method awr, not filtered; leave it out"),
         ({"gamma": 0.9}, "--gamma is for --method awr or tagged, not clone"),
+        ({"unnorm_key": "libero"}, "--unnorm-key is for --method filtered or awr or tagged, not clone"),
         ({"method": "awr", "beta": 0.0}, "beta"),
         ({"method": "awr", "gamma": 2.0}, "gamma"),
         ({"method": "tagged", "tag_share": 0.0}, "share"),

@@ -240,6 +240,16 @@ def test_a_resumed_run_needs_the_same_tags(tmp_path: Path) -> None:
         learner(tmp_path / "b", TaggedCloning(word="nicely")).load(tmp_path / "checkpoint")
 
 
+def test_success_is_told_by_the_goal_and_not_by_the_last_reward() -> None:
+    until_done = np.append(np.full(11, -1, np.float32), np.float32(0))  # a step costs 1 until the goal holds
+    paid = dataclasses.replace(attempt("push the plate", RIGHT, True), rewards=until_done)
+    close = dataclasses.replace(attempt("push the plate", LEFT, False), rewards=np.full(12, 0.5, np.float32))
+    data = recorded([paid, close])
+    FilteredCloning().prepare(data)
+    assert data.weights is not None
+    np.testing.assert_array_equal(data.weights, np.repeat([1, 0], 12))
+
+
 def test_filtered_cloning_never_shows_a_failure(tmp_path: Path) -> None:
     trainer = learner(tmp_path, FilteredCloning(), validation_share=0.5)
     frames = np.concatenate([trainer.train_frames, trainer.validation_frames])

@@ -18,7 +18,8 @@ def outcomes(rewards: list[float], dones: list[int], durations: list[int], kept:
     """Outcomes of episodes, of each of which some control steps are frames."""
     episode_ids = np.repeat(np.arange(len(kept)), [len(times) for times in kept])
     arrays = np.array(rewards, np.float32), np.array(dones, bool), np.array(durations)
-    return Outcomes(*arrays, episode_ids, np.concatenate(kept).astype(np.int64))
+    succeeded = np.array(rewards)[np.cumsum(durations) - 1] > 0
+    return Outcomes(*arrays, episode_ids, np.concatenate(kept).astype(np.int64), succeeded)
 
 
 def test_returns_discount_every_control_step_also_between_frames() -> None:
