@@ -66,11 +66,24 @@ class Options:
     out: Path = Path("runs/grpo")
     existing: Literal["refuse", "aside"] = "refuse"  # if --out holds another run; "aside" moves it to earlier/
     resume: Path | None = None  # the folder of an earlier run, to go on from where it stopped
+    allow_changes: bool = False  # resume with other options than the run was made with
+
+
+def check(options: Options) -> None:
+    """Refuse options that mean nothing, or that would tell of success where nothing may."""
+    if options.reward_model != Options.reward_model and options.reward != "gain":
+        raise ValueError(f"--reward-model {options.reward_model} scores for --reward gain; add that, or leave it out.")
+    if options.reward == "success":
+        check_evaluated(options, "--reward gain or confidence, which read no success")
+        return
+    # The others may be judged where they train, since they never learn what succeeded.
+    if options.failure_scorer or options.curriculum != "uniform":
+        told = "--failure-scorer" if options.failure_scorer else f"--curriculum {options.curriculum}"
+        raise ValueError(f"{told} reads success, and --reward {options.reward} is to read none; leave one of them out.")
 
 
 def main(options: Options) -> None:
-    if options.reward == "success":  # the others never learn what succeeded, so they may be judged where they train
-        check_evaluated(options, "--reward gain or confidence, which read no success")
+    check(options)
     task_ids, states = ids_or_none("--task-ids", options.task_ids), ids_or_none("--init-states", options.init_states)
     with claim_run(options.out, options.resume, existing=options.existing) as claim:
         scored = {"reward": "process", "reward_model": options.reward_model, "reward_kwargs": {"mode": "gain"}}
@@ -120,7 +133,8 @@ def main(options: Options) -> None:
             if claim.resumed_from is None:
                 model = VLAGRPO("VLAPolicy", env, device=options.device, **arguments)
             else:
-                model = VLAGRPO.load(claim.resumed_from, env, options.device, **arguments)
+                how = {"allow_changes": options.allow_changes, **arguments}
+                model = VLAGRPO.load(claim.resumed_from, env, options.device, **how)
             note_training_states(options, claim.resumed_from)
             model.set_logger(make_logger(options.out, model.num_timesteps))
             if not learn_and_keep(model, options, callbacks):

@@ -20,6 +20,7 @@ from vla_agent.algorithms.minibatch import Losses
 from vla_agent.algorithms.rollout import Rollout
 from vla_agent.backbone import VLABackbone, is_backbone
 from vla_agent.bins import gather_bins
+from vla_agent.common.hashes import hash_weights
 from vla_agent.policy.checks import check_fit
 from vla_agent.policy.loading import load_backbone
 from vla_agent.policy.policy import VLAPolicy
@@ -171,6 +172,12 @@ class VLADistillation(CriticFree):
                 "probabilities are of other actions; take a teacher that was trained from the same model's tokenizer "
                 "and statistics."
             )
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """The teacher's weights; a run's folder stands for its best save, which may be another one by now."""
+        teacher = cast(th.nn.Module | None, self._teacher)
+        return {} if teacher is None else {"teacher": hash_weights(teacher.state_dict())[:16]}
 
     def _take_rollout(self, rollout: Rollout) -> None:
         """Finds no advantages: there is nothing to learn from rewards."""

@@ -131,11 +131,13 @@ def group_advantages(returns: np.ndarray, kind: Advantage, counts: np.ndarray | 
             lengths, "group" advantages sum to zero over decisions, not over episodes, and the mean is OPO's baseline
             (Hao et al., 2025, arXiv 2505.23585): that of least variance where each decision has a like share in it.
     """
+    if np.ptp(returns) <= SAME_RETURN:  # of rounding alone
+        return np.zeros(len(returns))
     counts = np.ones(len(returns)) if counts is None else counts
     total, counted = counts.sum(), (counts * returns).sum()
     if kind == "leave_one_out":
         return returns - (counted - counts * returns) / (total - counts)
-    return (returns - counted / total) / max(float(returns.std()), SAME_RETURN)
+    return (returns - counted / total) / float(returns.std())
 
 
 def decision_advantages(returns: np.ndarray, lengths: np.ndarray, kind: Advantage, baseline: Baseline) -> np.ndarray:
@@ -156,6 +158,8 @@ def decision_advantages(returns: np.ndarray, lengths: np.ndarray, kind: Advantag
         kind: As of `group_advantages`. An episode that is alone at t has A_t = 0 in both kinds.
         baseline: What counts the same in the mean: an "episode", a "decision", or at each "time" what lasts until then.
     """
+    if np.ptp(returns) <= SAME_RETURN:
+        return np.zeros(int(lengths.sum()))
     if baseline != "time":
         counts = lengths if baseline == "decision" else None
         return np.repeat(group_advantages(returns, kind, counts), lengths)
@@ -165,7 +169,7 @@ def decision_advantages(returns: np.ndarray, lengths: np.ndarray, kind: Advantag
     if kind == "leave_one_out":
         advantages = above_mean * n_lasting / np.maximum(n_lasting - 1, 1)
     else:
-        advantages = above_mean / max(float(returns.std()), SAME_RETURN)
+        advantages = above_mean / float(returns.std())
     return advantages[lasts]
 
 

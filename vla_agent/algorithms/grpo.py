@@ -77,7 +77,7 @@ class VLAGRPO(CriticFree):
         failure_scorer: A process reward model, by name or folder, whose score of a failure's last frame is added to its
             return, times ``failure_weight``: groups without success then tell something, too (SRPO, arXiv 2511.15605,
             has distances to successes instead).
-        failure_weight: See above; below 1, a failure is never worth a success.
+        failure_weight: See above; below 1 - ``length_penalty``, a failure is never worth a success.
         kl_ref_coef: Weight of the KL divergence to the policy with its adapters off. It needs ``lora``.
         ent_coef: Weight of the entropy.
         policy_warmup_iterations: Iterations over which the learning rate rises.

@@ -80,6 +80,11 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
         """What the result depends on, of what plays and learns beside this process, as JSON can hold it."""
 
     @property
+    def depends_on(self) -> dict[str, str]:
+        """Hashes of the models beside the policy that the result depends on, by name; none here."""
+        return {}
+
+    @property
     def progress_remaining(self) -> float:
         """Share of the training that remains, from 1 to 0."""
         return self._current_progress_remaining

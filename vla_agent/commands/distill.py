@@ -23,9 +23,10 @@ from vla_agent.algorithms.losses import Estimator
 from vla_agent.callbacks import Curriculum
 from vla_agent.commands.options import ids_or_none, parse_options
 from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, make_logger, note_training_states
-from vla_agent.commands.unseen_states import check_evaluated
+from vla_agent.commands.unseen_states import check_evaluated, check_unseen
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change
+from vla_agent.evaluation.provenance import TrainingStates, read_training_states
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.runs.choosing import choose_save, is_run_folder
 from vla_agent.runs.run_files import is_run
@@ -62,12 +63,17 @@ class Options:
     out: Path = Path("runs/distilled")  # folder of the run
     existing: Literal["refuse", "aside"] = "refuse"  # if --out holds another run; "aside" moves it to earlier/
     resume: Path | None = None  # the folder of an earlier run, to go on from where it stopped; it needs --teacher, too
+    allow_changes: bool = False  # resume with other options, or another teacher, than the run was made with
 
 
 def main(options: Options) -> None:
     """The whole job: make the environments and the learner, learn, report."""
     check_teacher(options.teacher)
-    check_evaluated(options, "--eval-states '' --n-eval-placements 20")
+    otherwise = "--eval-states '' --n-eval-placements 20"
+    check_evaluated(options, otherwise)
+    taught = states_of_teacher(options.teacher)
+    known = {f"--teacher {options.teacher}": taught}
+    check_unseen("--eval-states", options.eval_states, options.env_id, options.task_ids, known, otherwise)
     with claim_run(options.out, options.resume, existing=options.existing) as claim:
         env = make_vec_env(
             options.env_id,
@@ -84,8 +90,9 @@ def main(options: Options) -> None:
             if claim.resumed_from is None:
                 model = VLADistillation("VLAPolicy", env, device=options.device, **arguments(options))
             else:
-                model = VLADistillation.load(claim.resumed_from, env, options.device, **arguments(options))
-            note_training_states(options, claim.resumed_from)
+                changes = {"allow_changes": options.allow_changes, **arguments(options)}
+                model = VLADistillation.load(claim.resumed_from, env, options.device, **changes)
+            note_training_states(options, claim.resumed_from, taught)
             model.set_logger(make_logger(options.out, model.num_timesteps))
             evaluation = evaluation_on_the_way(options, options.renderer, options.n_envs)
             callbacks = [
@@ -116,6 +123,13 @@ def check_teacher(teacher: str) -> None:
         choose_save(teacher)
     elif not is_run(teacher):
         resolve_folder(teacher, weights=True)
+
+
+def states_of_teacher(teacher: str) -> TrainingStates | None:
+    """The initial states that a teacher was trained on, which its student learns of; None if they are unknown."""
+    if is_run_folder(teacher):
+        return read_training_states(choose_save(teacher).path)
+    return read_training_states(Path(teacher) if is_run(teacher) else resolve_folder(teacher, weights=False))
 
 
 def arguments(options: Options) -> dict[str, Any]:

@@ -22,7 +22,14 @@ from libero_gym.dimensions import CAMERA_KEYS, Renderer
 from libero_gym.tasks import get_suite
 from vla_agent.augmentation import Augmentation
 from vla_agent.commands.chosen_episodes import commonest_grasps, first_of_each_task, of_tasks, states_of
-from vla_agent.commands.offline import VALUES_FOLDER, Method, check_offline, choose_statistics, kept_statistics, mark
+from vla_agent.commands.offline import (
+    VALUES_FOLDER,
+    Method,
+    check_offline,
+    keep_chosen_statistics,
+    kept_statistics,
+    mark,
+)
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.commands.progress import Pace, note_metrics
 from vla_agent.commands.unseen_states import check_unseen, trained_before
@@ -372,7 +379,7 @@ def main(options: Options) -> None:
         root = options.demonstrations or record_demonstrations(options)
     with stopping(lambda: f"The demonstrations were not read to the end. {saved_step(options)}"):
         model = load_model(options)
-        choose_statistics(options, model)
+        keep_chosen_statistics(options, model)
         reader = LeRobotReader(root, cameras=CAMERA_KEYS[: model.config.num_images], fps=options.fps or None)
         indices, states = choose_episodes(options, reader)
         check_evaluation(options, states)

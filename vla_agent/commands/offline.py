@@ -112,7 +112,7 @@ def mark(options: OfflineOptions, model: OpenVLA, data: ActionChunks, folder: Pa
     return {f"offline/{name}": value for name, value in found.items()}
 
 
-def choose_statistics(options: OfflineOptions, model: OpenVLA) -> None:
+def keep_chosen_statistics(options: OfflineOptions, model: OpenVLA) -> None:
     """Leave a model that learns offline the one set of statistics by which its episodes were played.
 
     Raises:
@@ -131,7 +131,7 @@ def kept_statistics(options: OfflineOptions, model: OpenVLA, data: ActionChunks)
 
     Args:
         options: The options.
-        model: The model, with the one set that `choose_statistics` left.
+        model: The model, with the one set that `keep_chosen_statistics` left.
         data: The episodes, which say what the checkpoint does not.
 
     Returns:

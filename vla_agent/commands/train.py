@@ -44,7 +44,7 @@ from vla_agent.commands.unseen_states import EvaluatedOptions, TrainingOptions, 
 from vla_agent.envs.backends import BackendName
 from vla_agent.envs.suites import describe_suite, located
 from vla_agent.evaluation.before_after import describe_change, describe_share, film_change, telling_trial
-from vla_agent.evaluation.provenance import TRAINING_FILE, read_training_states, write_training_states
+from vla_agent.evaluation.provenance import TRAINING_FILE, TrainingStates, read_training_states, write_training_states
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.policy.policy import VLAPolicy
 
@@ -346,12 +346,15 @@ def make_logger(folder: Path, num_timesteps: int) -> Logger:
     return Logger(str(folder), [make_output_format(name, str(folder), suffix) for name in formats])
 
 
-def note_training_states(options: TrainingOptions, resumed_from: Path | None = None) -> None:
+def note_training_states(
+    options: TrainingOptions, resumed_from: Path | None = None, taught: TrainingStates | None = None
+) -> None:
     """Write down the initial states to train on, so that evaluations can tell seen ones from unseen ones.
 
     Args:
         options: The options.
         resumed_from: The saved run that goes on; None begins with ``options.model``.
+        taught: States that a teacher was trained on; None for no teacher, or if they are unknown.
     """
     task_ids = ids_or_none("--task-ids", options.task_ids)
     trained = describe_suite(options.env_id).states_by_source(
@@ -359,6 +362,8 @@ def note_training_states(options: TrainingOptions, resumed_from: Path | None = N
     )
     started_from = read_training_states(resolve_folder(options.model, weights=False))
     write_training_states(options.out, trained, read_training_states(resumed_from) or started_from)
+    if taught:
+        write_training_states(options.out, taught, read_training_states(options.out))
 
 
 def keep_training_states(out: Path) -> None:

@@ -23,6 +23,7 @@ from libero_gym.common.checks import real_number, whole_number
 from libero_gym.common.json_files import read_json
 from libero_gym.demonstrations import LeRobotReader
 from libero_gym.dimensions import CAMERA_KEYS, Renderer
+from vla_agent.commands.chosen_episodes import states_of
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
 from vla_agent.common.randomness import own_randomness
 from vla_agent.envs.episodes import EpisodeStart
@@ -30,7 +31,7 @@ from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite, located
 from vla_agent.evaluation.decoding import drawing_at
 from vla_agent.evaluation.policies import as_policy, load_subject, processor_of
-from vla_agent.evaluation.provenance import provenance
+from vla_agent.evaluation.provenance import TrainingStates, provenance, write_training_states
 from vla_agent.sft.data import ActionChunks
 from vla_agent.test_time.calibration import success_auc
 from vla_agent.test_time.critic import ChunkCritic, CriticConfig, normalized
@@ -167,6 +168,8 @@ def fit(options: Options, config: CriticConfig, decisions: Decisions) -> dict[st
 
     critic = trainer.run(note)
     critic.save(options.out / CRITIC)
+    if (states := trained_states(options)) is not None:
+        write_training_states(options.out / CRITIC, states)
     counts = {
         name: {"episodes": len(set(part.episodes)), "successes": len(set(part.episodes[part.success]))}
         for name, part in (("trained", _rows(decisions, ~held_out)), ("held_out", _rows(decisions, held_out)))
@@ -176,6 +179,16 @@ def fit(options: Options, config: CriticConfig, decisions: Decisions) -> dict[st
     report = {"decisions": len(decisions.bins), **counts, "held_out_auc": found, "options": options_, **provenance()}
     write_text(options.out / REPORT_FILE, json.dumps(report, indent=1) + "\n")
     return report
+
+
+def trained_states(options: Options) -> TrainingStates | None:
+    """The official initial states of the episodes, by suite; None if recordings do not tell them all."""
+    if not options.recordings:
+        tasks, states = ids_or_none("--task-ids", options.task_ids), parse_ids("--init-states", options.init_states)
+        return describe_suite(located(options.env_id)).states_by_source(tasks, states)
+    reader = LeRobotReader(options.recordings, cameras=(), fps=None)
+    found, n_unknown = states_of(reader, range(len(reader)))
+    return None if n_unknown else found
 
 
 @th.no_grad()

@@ -10,8 +10,9 @@ import numpy as np
 from libero_gym.common.checks import whole_number
 from vla_agent.envs.episodes import FinishedEpisode
 from vla_agent.envs.vec_env import VLAVecEnv
+from vla_agent.evaluation.provenance import TrainingStates, read_training_states
 from vla_agent.test_time.best_of_n import BestOfN
-from vla_agent.test_time.loading import scorer_by_name
+from vla_agent.test_time.loading import critic_folder, scorer_by_name
 from vla_agent.test_time.scorers import ScorerMaker, candidate_policy
 
 if TYPE_CHECKING:
@@ -19,10 +20,17 @@ if TYPE_CHECKING:
 
 
 class Choosing(NamedTuple):
-    """How many candidates each decision has, and what chooses among them."""
+    """How many candidates each decision has, and what chooses among them.
+
+    Attributes:
+        n: Candidates.
+        make_scorer: Function that makes what chooses.
+        training_states: Official initial states that a critic was trained on; None for no critic, or if unknown.
+    """
 
     n: int
     make_scorer: ScorerMaker
+    training_states: TrainingStates | None = None
 
     def among(self, policy: Any, env: VLAVecEnv) -> Any:
         """The policy, or the one that chooses among its candidates.
@@ -47,7 +55,9 @@ def check_choosing(n: int, scorer: str | ScorerMaker, engine: RayEngine | None) 
         if engine is not None:
             raise ValueError("An engine's processes make scorers by their names: give scorer='agreement' or another.")
         return Choosing(n, scorer)
-    return Choosing(n, scorer_by_name(scorer))
+    make = scorer_by_name(scorer)
+    folder = critic_folder(scorer)
+    return Choosing(n, make, read_training_states(folder) if folder and n > 1 else None)
 
 
 def noted_scores(policy: Any) -> Callable[[], Mapping[str, np.ndarray]] | None:

@@ -37,7 +37,7 @@ from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.learning import read_curve
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, close_subject, load_subject, processor_of
 from vla_agent.evaluation.protocols import PROTOCOLS, EvaluationProtocol
-from vla_agent.evaluation.provenance import UNKNOWN, describe_model, provenance, read_training_states
+from vla_agent.evaluation.provenance import UNKNOWN, describe_model, provenance, read_training_states, united
 from vla_agent.evaluation.reports import EvaluationReport, as_folder
 from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.sharing import check_shareable, cpus_of_each, share_episodes
@@ -154,13 +154,15 @@ class Evaluator:
             self.subject = load_subject(model, device, replan_steps)
         check_shareable(engine, self.subject)
         self._given |= {"model": self.subject.name, "init_state_ids": states, "placement_seeds": placement_seeds}
-        self.training_states = read_training_states(self.subject.folder)
+        own, of_critic = read_training_states(self.subject.folder), self._choosing.training_states
+        self.training_states = own if own is None or of_critic is None else united(own, of_critic)
         self.suite = describe_suite(env_id)
         if isinstance(states, str):
             states = states_by_choice(self.suite, self.training_states, states, task_ids, trained_states)
         self.trials = plan_trials(env_id, task_ids, states, placement_seeds)
         if not trained_states:
-            refuse_trained(self.training_states, evaluated_states(self.suite, self.trials))
+            refuse_trained(own, evaluated_states(self.suite, self.trials))
+            refuse_trained(of_critic, evaluated_states(self.suite, self.trials), "the scorer's critic")
         self.task_ids = sorted({trial.task_id for trial in self.trials})
         self.conditions: dict[str, Any] = {
             "suite": self.suite.name,

@@ -88,15 +88,17 @@ def describe_trained(training: TrainingStates | None, evaluated: Mapping[str, It
     return f"was trained on initial states {parts}, so success there says little"
 
 
-def refuse_trained(training: TrainingStates | None, evaluated: Mapping[str, Iterable[int]]) -> None:
-    """Refuse initial states that the model was trained on.
+def refuse_trained(
+    training: TrainingStates | None, evaluated: Mapping[str, Iterable[int]], what: str = "the model"
+) -> None:
+    """Refuse initial states that the model, or ``what`` else decides, was trained on.
 
     Raises:
         ValueError: If there are some.
     """
     if told := describe_trained(training, evaluated):
         raise ValueError(
-            f"By its {TRAINING_FILE}, the model {told}. Leave them out (init_state_ids={HELD_OUT!r}, --init-states "
+            f"By its {TRAINING_FILE}, {what} {told}. Leave them out (init_state_ids={HELD_OUT!r}, --init-states "
             f"{HELD_OUT}), or say that they are meant (trained_states=True, --trained-states)."
         )
 

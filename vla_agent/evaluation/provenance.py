@@ -132,10 +132,13 @@ def write_training_states(
         trained: Official initial states, by LIBERO's name of the suite that the tasks come from.
         base: States that the model was trained on before, if it started from a trained one.
     """
-    states = dict(base or {})
-    for suite, ids in trained.items():
-        states[suite] = sorted({*states.get(suite, []), *(int(index) for index in ids)})
-    write_text(folder / TRAINING_FILE, json.dumps({"training": states}) + "\n")
+    write_text(folder / TRAINING_FILE, json.dumps({"training": united(base or {}, trained)}) + "\n")
+
+
+def united(first: Mapping[str, Iterable[int]], second: Mapping[str, Iterable[int]]) -> TrainingStates:
+    """The states of two trainings, by suite."""
+    suites = dict.fromkeys([*first, *second])
+    return {suite: sorted({int(i) for part in (first, second) for i in part.get(suite, ())}) for suite in suites}
 
 
 def overlap(training: TrainingStates | None, evaluated: Mapping[str, Iterable[int]]) -> TrainingStates | None:

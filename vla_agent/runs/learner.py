@@ -71,6 +71,10 @@ class Learner(Protocol):
         """What the result depends on, of what plays and learns beside this process, as JSON can hold it."""
 
     @property
+    def depends_on(self) -> dict[str, str]:
+        """Hashes of the models beside the policy that the result depends on, by name, such as a teacher's weights."""
+
+    @property
     def progress_remaining(self) -> float:
         """Share of the training that remains, from 1 to 0."""
 

@@ -72,7 +72,7 @@ _SB3_ATTRIBUTES = ("policy_class", "lr_schedule", "_last_obs", "_last_episode_st
 _SIZES = dict.fromkeys(("n_steps", "batch_size", "n_epochs"), range(1, 2**31))
 
 # Arguments that change nothing of what is learned.
-INCONSEQUENTIAL = ("verbose", "tensorboard_log")
+INCONSEQUENTIAL = ("verbose", "tensorboard_log", "teacher")  # of a teacher, its weights are compared
 
 
 def load(
@@ -138,6 +138,8 @@ def _load(
             _refuse_changes(path, _changes(saved, state, wrapped, changes))
     with _telling(files, HYPERPARAMETERS):
         model.prepare(**spaces, n_envs=saved["n_envs"], env=wrapped)
+    if not allow_changes:
+        _refuse_changes(path, _others(saved.get("depends_on", {}), model.depends_on))
     policy = live_policy(model)
     _check_base_model(policy, path, saved["base_model"], arguments["policy_kwargs"]["model"])
     _restore_policy(policy, files)
@@ -294,6 +296,12 @@ def _changes(saved: dict[str, Any], state: dict[str, Any], env: VecEnv, given: d
         now |= {f"environments' {key}": value for key, value in cast(RestorableEnv, env).settings.items()}
     changed = [key for key in now if now[key] != before.get(key)]
     return [f"{key}: {_shown(before.get(key))}, not {_shown(now[key])}" for key in changed]
+
+
+def _others(before: dict[str, Any], now: dict[str, str]) -> list[str]:
+    """Models beside the policy that are others than the run's; what either lacks is not compared."""
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    return [f"{name}'s weights: {_shown(before[name])}, not {_shown(now[name])}" for name in changed]
 
 
 def _shown(value: Any) -> str:

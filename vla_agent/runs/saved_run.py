@@ -111,6 +111,7 @@ def _hyperparameters(model: Learner) -> dict[str, Any]:
         },
         "n_envs": model.n_envs,
         "engine": model.engine_settings,
+        "depends_on": model.depends_on,
         "observation_space": space_to_json(model.observation_space),
         "action_space": space_to_json(model.action_space),
     }

@@ -23,7 +23,9 @@ from vla_agent.policy.checks import observation_keys
 from vla_agent.test_time.scorers import CandidatePolicy, Question, ScorerError, candidate_policy
 
 CONFIG_FILE, WEIGHTS_FILE = "critic.json", "critic.safetensors"
-CRITIC = Kind("saved critic", (CONFIG_FILE, WEIGHTS_FILE))
+CRITIC = Kind("saved critic", (CONFIG_FILE, WEIGHTS_FILE), ("training.json",))
+# A critic that somebody sent makes no more modules than this.
+MAX_HEADS, MAX_LAYERS = 64, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +56,12 @@ class CriticConfig:
         for key in sequence("observations", self.observations):
             if not isinstance(key, str):
                 raise ValueError(f"observations must be keys, got {key!r:.80}.")
-        for name in ("hidden_size", "n_action_tokens", "n_heads"):
+        for name in ("hidden_size", "n_action_tokens"):
             whole_number(name, getattr(self, name), 1, 2**20)
-        for width in sequence("widths", self.widths):
+        whole_number("n_heads", self.n_heads, 1, MAX_HEADS)
+        widths = sequence("widths", self.widths)
+        whole_number("The number of widths", len(widths), 0, MAX_LAYERS)
+        for width in widths:
             whole_number("widths", width, 1, 2**16)
         real_number("gamma", self.gamma, 0, 1)
 

@@ -57,7 +57,7 @@ class CriticSettings:
 
 
 class CriticMetrics(NamedTuple):
-    """Means over an epoch.
+    """Means over an epoch: of its batches for the first, of all its executed chunks of successes for the others.
 
     Attributes:
         value_loss: Cross-entropy of Q with the discounted success.
@@ -125,15 +125,17 @@ class CriticTrainer:
         seed = np.random.SeedSequence([self.settings.seed, self.epoch])
         order = np.random.default_rng(seed).permutation(len(self._returns))
         noise = th.Generator().manual_seed(int(seed.generate_state(1, np.uint32)[0]))
-        total = np.zeros(3)
+        values, ranks, n_right, n_successes = 0.0, 0.0, 0.0, 0.0
         for rows in np.array_split(order, self._n_batches):
-            value, rank, accuracy = self._losses(th.from_numpy(rows), noise)
+            value, rank, right, successes = self._losses(th.from_numpy(rows), noise)
             self._optimizer.zero_grad()
             (value + self.settings.rank_coef * rank).backward()
             self._optimizer.step()
-            total += [value.item(), rank.item(), accuracy.item()]
+            values += value.item()
+            ranks += rank.item() * successes.item()
+            n_right, n_successes = n_right + right.item(), n_successes + successes.item()
         self.epoch += 1
-        return CriticMetrics(*(total / self._n_batches).tolist())
+        return CriticMetrics(values / self._n_batches, ranks / n_successes, n_right / n_successes)
 
     def save(self, folder: str | Path) -> None:
         """Write what resuming needs; see `vla_agent.sft.checkpoint`."""
@@ -144,20 +146,26 @@ class CriticTrainer:
         """Go on where `save` stopped.
 
         Raises:
-            ValueError: If there is nothing whole to go on from, or it is of other decisions or settings.
+            ValueError: If there is nothing whole to go on from, or it is of other decisions or settings, or it has
+                more epochs than are asked for.
         """
         document, tensors = read_checkpoint(folder)
         if document["identity"] != {"critic": self._identity}:
             raise ValueError(
                 f"'{folder}' is of a critic with other settings or decisions; remove it, or give another folder."
             )
+        if document["step"] > self.settings.n_epochs:
+            raise ValueError(
+                f"'{folder}' has {document['step']} epochs already, and n_epochs={self.settings.n_epochs} were asked "
+                "for; ask for as many or more, or give another folder."
+            )
         named = dict(self.critic.named_parameters())
         check_tensors(folder, tensors, named, {})
         restore_tensors(tensors, document["step"] * self._n_batches, named, {}, self._optimizer)
         self.epoch = document["step"]
 
-    def _losses(self, rows: th.Tensor, noise: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """Value loss, rank loss and rank accuracy of some decisions; scalars."""
+    def _losses(self, rows: th.Tensor, noise: th.Generator) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+        """Value loss and rank loss of some decisions; how many of successes rank right, and how many are; scalars."""
         hidden, chunks = self._hidden[rows], self._chunks[rows]
         q = self.critic(hidden, chunks)  # (H, B)
         value = F.binary_cross_entropy_with_logits(q, self._returns[rows].expand_as(q))
@@ -168,10 +176,9 @@ class CriticTrainer:
         distance = (others - chunks).square().mean(-1).sqrt()
         gaps = F.softplus(self.settings.margin * distance - q[:, None] + q_others)
         weights = self._success[rows].float()
-        n_successes = weights.sum().clamp(min=1)
-        rank = (gaps * weights).sum() / (n_successes * gaps[..., 0].numel())
+        rank = (gaps * weights).sum() / (weights.sum().clamp(min=1) * gaps[..., 0].numel())
         right = (q.amin(0) > q_others[:, 0].amin(0)).float()
-        return value, rank, (right * weights).sum() / n_successes
+        return value, rank, (right * weights).sum(), weights.sum()
 
 
 def _check(config: CriticConfig, decisions: Decisions) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vla_agent.test_time.critic import ChunkCritic
 from vla_agent.test_time.look_ahead import ProcessLookahead, SuccessLookahead
 from vla_agent.test_time.masked import MaskedAgreement
@@ -9,6 +11,12 @@ from vla_agent.test_time.scorers import ScorerError, ScorerMaker
 
 KINDS = "agreement, critic:FOLDER, process-oracle or process-oracle:SCORER, success-oracle or success-oracle:DECISIONS"
 _SHIPPED_SCORER, _HORIZON = "tiny-scorer", 8
+
+
+def critic_folder(name: str) -> Path | None:
+    """The folder of a scorer "critic:FOLDER"; None for another one."""
+    kind, _, given = name.partition(":")
+    return Path(given).expanduser() if kind == "critic" and given else None
 
 
 def scorer_by_name(name: str) -> ScorerMaker:

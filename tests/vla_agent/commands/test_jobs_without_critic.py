@@ -11,8 +11,10 @@ import pytest
 from paths import example
 from safetensors.numpy import load_file
 
+from vla_agent import RunError
 from vla_agent.commands import distill, evaluate
 from vla_agent.commands.options import parse_options
+from vla_agent.commands.train import note_training_states
 from vla_agent.evaluation.provenance import read_training_states
 
 train_grpo = example("train_grpo.py")
@@ -60,6 +62,40 @@ def test_evaluations_on_states_of_the_training_are_refused_where_success_is_told
     assert not (tmp_path / "run").exists(), "nothing has begun"
 
 
+def test_a_student_is_not_evaluated_on_its_teachers_states(grpo_run: Path, tmp_path: Path) -> None:
+    options = distill.Options(teacher=str(grpo_run), init_states="30", eval_states="20", out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"--eval-states 20 are not all new: --(teacher .*|model tiny-libero-few) was"):
+        distill.main(options)
+    assert distill.states_of_teacher(str(grpo_run)) == read_training_states(grpo_run)
+    assert distill.states_of_teacher(str(grpo_run / "best")) == read_training_states(grpo_run)
+    assert distill.states_of_teacher("tiny-libero-few") is not None
+    student: Any = distill.Options(init_states="30", model="tiny", out=tmp_path)
+    note_training_states(student, None, {"libero_spatial": [20], "libero_goal": [1]})
+    assert read_training_states(tmp_path) == {"libero_spatial": [20, 30], "libero_goal": [1]}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"reward": "gain", "failure_scorer": "tiny-scorer"},
+            "--failure-scorer reads success, and --reward gain is",
+        ),
+        (
+            {"reward": "confidence", "curriculum": "hardest"},
+            "--curriculum hardest reads success, and --reward con",
+        ),
+        ({"reward_model": "runs/scorer"}, "--reward-model runs/scorer scores for --reward gain; add that, or leave"),
+    ],
+)
+def test_what_would_tell_of_success_or_is_not_read_is_refused(
+    given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_grpo.main(train_grpo.Options(**given, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists(), "nothing has begun"
+
+
 def test_a_student_without_a_teacher_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--teacher is missing: give a run's folder such as runs/ppo, a saved run"):
         distill.main(distill.Options(out=tmp_path / "run"))
@@ -83,6 +119,10 @@ def test_a_student_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert "initial states that it never played" in capsys.readouterr().out
     parts = tmp_path / "parts"
     distill.main(distill.Options(**job, total_timesteps=8, out=parts))
-    distill.main(distill.Options(**job, total_timesteps=16, out=parts, resume=parts))
+    moved = shutil.copytree(grpo_run, tmp_path / "moved")  # the same teacher under another name
+    other: dict[str, Any] = job | {"total_timesteps": 16, "out": parts, "resume": parts}
+    with pytest.raises(RunError, match=r"teacher's weights: '\w{16}', not '\w{16}'"):
+        distill.main(distill.Options(**other | {"teacher": str(grpo_run / "model")}))
+    distill.main(distill.Options(**other | {"teacher": str(moved)}))
     whole, resumed = weights(tmp_path / "whole" / "model"), weights(parts / "model")
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)

@@ -6,16 +6,19 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch as th
+from recordings import synthetic
 from safetensors.torch import load_file
 
+from libero_gym.demonstrations import LeRobotWriter
 from vla_agent import evaluate_policy
 from vla_agent.commands import train_critic
 from vla_agent.commands.train_critic import CRITIC, DECISIONS, METRICS_FILE, TRAINING, Options
+from vla_agent.evaluation.provenance import write_training_states
 from vla_agent.test_time.critic import WEIGHTS_FILE, CriticConfig
 from vla_agent.test_time.decisions import Decisions
 
@@ -72,9 +75,30 @@ def test_it_fits_a_critic_that_evaluations_take_and_goes_on_to_the_bit(
         progress_bar=False,
     )
     assert report.settings["scorer"] == "critic"
+    assert {20, 21} <= set(report.manifest["training_states"]["libero_spatial"]), "the critic's among the model's"
     score = report.episodes[0].score
     assert score is not None
     assert 0 < score < 1
+
+
+def test_states_that_a_critic_learned_from_are_not_evaluated(tmp_path: Path) -> None:
+    """Those of an actor's own are known to its model; a critic has seen others."""
+    write_training_states(tmp_path, {"libero_spatial": [0, 3]})
+    how: dict[str, Any] = {"task_ids": [1], "init_state_ids": [3], "best_of_n": 4, "scorer": f"critic:{tmp_path}"}
+    with pytest.raises(ValueError, match="the scorer's critic was trained on initial states 3 of libero_spatial"):
+        evaluate_policy("tiny-libero-few", **how)
+
+
+def test_a_critic_of_recordings_knows_their_states(tmp_path: Path) -> None:
+    writer = LeRobotWriter(tmp_path / "told", cameras=())
+    writer.add(dataclasses.replace(synthetic(4), images={}, suite="libero_spatial", task_id=1, init_state_id=7))
+    writer.finish()
+    assert train_critic.trained_states(Options(recordings=str(tmp_path / "told"))) == {"libero_spatial": [7]}
+    writer = LeRobotWriter(tmp_path / "untold", cameras=())
+    writer.add(dataclasses.replace(synthetic(4), images={}))
+    writer.finish()
+    assert train_critic.trained_states(Options(recordings=str(tmp_path / "untold"))) is None
+    assert train_critic.trained_states(SHORT) == {"libero_spatial": [20, 21]}
 
 
 def test_finished_tasks_are_read_and_a_missing_one_is_played_as_before(played: Played) -> None:

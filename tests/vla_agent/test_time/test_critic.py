@@ -104,9 +104,22 @@ def test_a_stopped_training_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert resumed.epoch == 2
     found = resumed.run().state_dict()
     assert all(th.equal(found[name], tensor) for name, tensor in expected.items())
+    fewer = CriticTrainer(CONFIG, decisions(), CriticSettings(n_epochs=1, batch_size=64))
+    with pytest.raises(ValueError, match="has 2 epochs already, and n_epochs=1 were asked for; ask for as many"):
+        fewer.resume(tmp_path / "training")
     other = CriticTrainer(CONFIG, decisions(seed=3), settings)
     with pytest.raises(ValueError, match="is of a critic with other settings or decisions; remove it"):
         other.resume(tmp_path / "training")
+
+
+@pytest.mark.parametrize("batch_size", [2, 8, 120])
+def test_ranks_are_of_all_successes_however_few_a_batch_holds(batch_size: int) -> None:
+    some = decisions(120)
+    few = some._replace(success=np.arange(120) < 6)
+    trainer = CriticTrainer(CONFIG, few, CriticSettings(batch_size=batch_size, noise=1e-6, learning_rate=1e-12))
+    metrics = trainer.train_epoch()  # near misses that miss by nothing rank below by chance, all weights stay
+    assert metrics.rank_accuracy * 6 == pytest.approx(round(metrics.rank_accuracy * 6))
+    assert metrics.rank_loss > 0.5, "softplus(0) is 0.69; batches without a success said 0"
 
 
 def test_a_seed_decides_the_critic() -> None:
@@ -172,7 +185,10 @@ def test_a_missing_or_damaged_critic_is_named(tmp_path: Path) -> None:
     with pytest.raises(ScorerError, match="is incomplete or damaged"):
         ChunkCritic.load(folder, learner)
     document = json.loads((folder / CONFIG_FILE).read_text())
-    for change in ({"n_heads": 0}, {"widths": ["a"]}, {"more": 1}, {"hidden_size": 2**40}):
+    for change in (
+        *({"n_heads": 0}, {"widths": ["a"]}, {"more": 1}, {"hidden_size": 2**40}),
+        *({"n_heads": 65}, {"widths": [8] * 17}),  # of which as many modules would be made
+    ):
         (folder / CONFIG_FILE).write_text(json.dumps(document | change))
         with pytest.raises(ScorerError, match="is incomplete or damaged"):
             ChunkCritic.load(folder, learner)
