@@ -124,7 +124,7 @@ def main(options: Options) -> None:
         # Greedy evaluations on initial states that training never sees; the best model is kept in best/.
         evaluation = evaluation_on_the_way(options, "fast", options.n_envs)
         callbacks = [
-            Curriculum(options.curriculum, options.curriculum_tau),
+            Curriculum(options.curriculum, options.curriculum_tau, allow_changes=options.allow_changes),
             RunCheckpoints(options.out, every=5),
             evaluation,
             LearningCurve(options.out / "curve.png", evaluations=lambda: evaluation.curve),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 
-from libero_gym.common.checks import choice, real_number
+from libero_gym.common.checks import choice, flag, real_number
 from vla_agent.callbacks.success import SuccessCallback
 
 Mode = Literal["uniform", "hardest", "frontier"]
@@ -52,16 +52,26 @@ class Curriculum(SuccessCallback):
         mode: "uniform", "hardest" or "frontier".
         tau: Temperature of the weights.
         window: Number of a task's last episodes that its rate is the mean over. A task not yet tried counts as 0.5.
+        allow_changes: Whether a run that was made with another mode or ``tau`` may go on with these.
 
     Raises:
         ValueError: If the mode is unknown or ``tau`` is not positive; in `learn`, if the environment cannot weigh
-            tasks.
+            tasks, or a run goes on that was made otherwise.
     """
 
-    def __init__(self, mode: Mode = "hardest", tau: float = 0.5, window: int = 50, verbose: int = 0) -> None:
+    def __init__(
+        self,
+        mode: Mode = "hardest",
+        tau: float = 0.5,
+        window: int = 50,
+        verbose: int = 0,
+        *,
+        allow_changes: bool = False,
+    ) -> None:
         super().__init__(window, verbose)
         self.mode = cast(Mode, choice("curriculum mode", mode, get_args(Mode)))
         self.tau = real_number("tau", tau, above=0)
+        self.allow_changes = flag("allow_changes", allow_changes)
         self.task_ids: Sequence[int] = ()
 
     @property
@@ -72,7 +82,26 @@ class Curriculum(SuccessCallback):
         values = task_weights(success, self.mode, self.tau)
         return dict(zip(self.task_ids, values.tolist(), strict=True))
 
+    def state_dict(self) -> dict[str, Any]:
+        """The history and the rule, as JSON can hold them."""
+        return super().state_dict() | {"mode": self.mode, "tau": self.tau}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`; older ones tell no rule.
+
+        Raises:
+            ValueError: If the rule is another one.
+        """
+        made, now = _rule(state.get("mode", self.mode), state.get("tau", self.tau)), _rule(self.mode, self.tau)
+        if made != now and not self.allow_changes:
+            raise ValueError(
+                f"The run was made with the curriculum {made}, not {now}. Give what it was made with, or "
+                "allow_changes=True (--allow-changes) to go on as asked; it is then another run than without the stop."
+            )
+        super().load_state_dict(state)
+
     def _on_training_start(self) -> None:
+        super()._on_training_start()
         env = self.training_env
         if not hasattr(env, "set_task_weights"):
             raise ValueError(f"A curriculum needs environments with set_task_weights, got {type(env).__name__}.")
@@ -87,3 +116,8 @@ class Curriculum(SuccessCallback):
 
     def _apply(self) -> None:
         cast(HasTasks, self.training_env).set_task_weights(list(self.weights.values()))
+
+
+def _rule(mode: str, tau: float) -> str:
+    """A rule in words; a uniform one has no temperature."""
+    return repr(mode) if mode == "uniform" else f"{mode!r} with tau={tau:g}"

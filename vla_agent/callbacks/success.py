@@ -64,6 +64,10 @@ class EpisodeHistory(BaseCallback):
         self.history: list[TrainingEpisode] = []
         self.began: list[int] = []
 
+    def _on_training_start(self) -> None:
+        if self.num_timesteps == 0:  # another training than what this was used for before
+            self._forget()
+
     def _on_step(self) -> bool:
         infos, dones = self.locals["infos"], self.locals["dones"]
         if len(self.began) != len(dones):  # at the beginning, or with another number of environments than before
@@ -74,6 +78,9 @@ class EpisodeHistory(BaseCallback):
 
     def _add(self, episodes: Sequence[TrainingEpisode]) -> None:
         self.history += episodes
+
+    def _forget(self) -> None:
+        self.history, self.began = [], []
 
     def batches(self, size: int) -> list[list[TrainingEpisode]]:
         """Ended episodes in the order in which they began, in batches of ``size``, or more that began together.
@@ -98,7 +105,8 @@ class EpisodeHistory(BaseCallback):
         return {"history": list(self.history), "began": list(self.began)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a history of `state_dict`."""
+        """Go on from a history of `state_dict`, in the place of one's own."""
+        self._forget()
         self.began = list(state.get("began", ()))
         self._add([TrainingEpisode(*episode) for episode in state["history"]])
 
@@ -124,6 +132,10 @@ class SuccessCallback(EpisodeHistory):
         super()._add(episodes)
         for episode in episodes:
             self._recent[episode.task_id].append(episode.success)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._recent.clear()
 
     def _on_rollout_end(self) -> None:
         for task_id, rate in self.success_rates.items():

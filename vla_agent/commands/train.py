@@ -145,7 +145,7 @@ def learn(options: Options, model: VLAPPO, times: Stopwatch) -> None:
     model.set_logger(make_logger(options.out, model.num_timesteps))
     seconds = ", ".join(f"{name} {spent:.0f} s" for name, spent in times.seconds.items())
     print(f"Ready ({seconds}); training on {model.device}, logs in {options.out}")
-    success = Curriculum(options.curriculum, options.curriculum_tau)
+    success = Curriculum(options.curriculum, options.curriculum_tau, allow_changes=options.allow_changes)
     evaluation = make_evaluation(options) if options.eval_freq else None
     curve = LearningCurve(
         options.out / "curve.png",
@@ -235,17 +235,16 @@ def make_learner(options: Options, env: VecEnv, path: Path | None) -> VLAPPO:
         env: The environments to train in.
         path: The saved run; None makes a new learner.
     """
-    policy_kwargs: dict[str, Any] = {"model": options.model, "temperature": options.temperature}
-    policy_kwargs["detach_value"] = options.detach_value
-    if options.average_decay:
-        policy_kwargs["average_decay"] = options.average_decay
-    if options.autocast != "auto":
-        policy_kwargs["autocast"] = None if options.autocast == "none" else options.autocast
-    if options.gradient_checkpointing:
-        policy_kwargs["gradient_checkpointing"] = True
-    if options.lora_rank:
-        lora = {"r": options.lora_rank, "alpha": options.lora_rank // 2, "target": options.lora_target}
-        policy_kwargs["lora"] = lora
+    lora = {"r": options.lora_rank, "alpha": options.lora_rank // 2, "target": options.lora_target}
+    policy_kwargs: dict[str, Any] = {  # all of them, so that a run which was made otherwise does not go on in silence
+        "model": options.model,
+        "temperature": options.temperature,
+        "detach_value": options.detach_value,
+        "average_decay": options.average_decay,
+        "autocast": None if options.autocast == "none" else options.autocast,
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "lora": lora if options.lora_rank else None,
+    }
     arguments: dict[str, Any] = {
         "learning_rate": learning_rate(options),
         "value_learning_rate": options.value_learning_rate,

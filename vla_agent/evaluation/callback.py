@@ -154,8 +154,10 @@ class EvaluationCallback(EventCallback):
         engine = learners_engine(self.model) if self.spread else None
         self._evaluator = Evaluator(self.model, self.env_id, **{"engine": engine} | self.kwargs)
         self._go_on = True
-        if self.num_timesteps == 0:
-            self._practising = Practice()
+        if self.num_timesteps == 0 and not self._is_loaded:  # another training than what this was used for before
+            self.history, self.practice, self._practising = [], {}, Practice()
+            self.best_success_rate, self._next = -1.0, 0
+        self._rollout_is_whole = True  # none has begun
         self.history = [done for done in self.history if done.num_timesteps <= self.num_timesteps]
         self.practice = {steps: span for steps, span in self.practice.items() if steps <= self.num_timesteps}
         # A run is saved as it was before a rollout, and so before the evaluation that was due then.
@@ -206,7 +208,9 @@ class EvaluationCallback(EventCallback):
         return self._go_on
 
     def _on_training_end(self) -> None:
-        if self.at_end and self._rollout_is_whole:
+        # A run that was stopped before its last evaluation makes it up, with no step left.
+        is_new = not self.history or self.history[-1].num_timesteps < self.num_timesteps
+        if self.at_end and self._rollout_is_whole and is_new:
             self._next = self._following()
             self._evaluate()
         self.close()

@@ -37,7 +37,7 @@ from vla_agent.runs.run_files import (
     read_json,
     read_tensors,
 )
-from vla_agent.runs.saved_run import policy_tensors
+from vla_agent.runs.saved_run import frozen_fingerprint, policy_tensors
 from vla_agent.runs.serialization import class_name, from_json, restore_generators, space_from_json, to_json
 from vla_agent.runs.signature import argument_forms, constructor_parameters
 
@@ -135,13 +135,15 @@ def _load(
         except ValueError as error:
             raise RunError(f"The run '{path}' was trained on other spaces than the environment has. {error}") from error
         if not allow_changes:
-            _refuse_changes(path, _changes(saved, state, wrapped, changes))
+            _refuse_changes(path, _changes(saved, state, wrapped, changes, taken_by))
     with _telling(files, HYPERPARAMETERS):
         model.prepare(**spaces, n_envs=saved["n_envs"], env=wrapped)
     if not allow_changes:
         _refuse_changes(path, _others(saved.get("depends_on", {}), model.depends_on))
     policy = live_policy(model)
     _check_base_model(policy, path, saved["base_model"], arguments["policy_kwargs"]["model"])
+    if not allow_changes:
+        _check_frozen_weights(policy, path, saved["base_model"])
     _restore_policy(policy, files)
     restore_optimizer(policy, files, model.moments_device)
     _restore_state(model, files, state)
@@ -190,6 +192,16 @@ def _check_base_model(policy: VLAPolicy, path: Path, base: dict[str, Any], given
         raise RunError(
             f"The run '{path}' was trained on another base model than {called} is now: tokenizer or action statistics "
             "differ. Give the right one with policy_kwargs=dict(model=...)."
+        )
+
+
+def _check_frozen_weights(policy: VLAPolicy, path: Path, base: dict[str, Any]) -> None:
+    """Complains about adapters on other weights than they were trained on; older runs do not tell theirs."""
+    known, found = base.get("frozen"), frozen_fingerprint(policy)
+    if known is not None and found is not None and known != found:
+        raise RunError(
+            f"The adapters of the run '{path}' were trained on other weights than '{policy.model_id}' has now. Give "
+            "the right ones with policy_kwargs=dict(model=...), or allow_changes=True to go on with these."
         )
 
 
@@ -281,9 +293,18 @@ def _telling(files: RunFiles, name: str, *more: type[Exception]) -> Iterator[Non
         ) from error
 
 
-def _changes(saved: dict[str, Any], state: dict[str, Any], env: VecEnv, given: dict[str, Any]) -> list[str]:
+def _changes(
+    saved: dict[str, Any], state: dict[str, Any], env: VecEnv, given: dict[str, Any], policy_class: type
+) -> list[str]:
     """What would be otherwise than in the saved run, as "name: saved, not given"."""
-    before = saved["arguments"] | {f"policy_kwargs {key}": value for key, value in saved["policy_kwargs"].items()}
+    defaults = {  # of what the run was made without
+        f"policy_kwargs {name}": to_json(name, parameter.default, 1.0)
+        for name, parameter in constructor_parameters(policy_class).items()
+        if name in given.get("policy_kwargs", {}) and parameter.default is not parameter.empty
+    }
+    before = (
+        defaults | saved["arguments"] | {f"policy_kwargs {key}": value for key, value in saved["policy_kwargs"].items()}
+    )
     now = {key: value for key, value in given.items() if key not in ("policy_kwargs", "engine", *INCONSEQUENTIAL)}
     now |= {f"policy_kwargs {key}": value for key, value in given.get("policy_kwargs", {}).items() if key != "model"}
     now = {key: to_json(key, value, 1.0) for key, value in now.items()}

@@ -2,7 +2,7 @@
 
 | file | content |
 | --- | --- |
-| `hyperparameters.json` | constructor arguments, spaces, the base model's id, fingerprint and action statistics |
+| `hyperparameters.json` | constructor arguments, spaces, the base model's id, fingerprints and action statistics |
 | `policy.safetensors` | adapters and value head; without adapters, all weights |
 | `optimizer.safetensors`, `optimizer.json` | the optimizer's moments by parameter name, and its groups |
 | `state.json` | what else going on depends on: counters, random generators, environments, callbacks |
@@ -20,6 +20,7 @@ from typing import Any
 import torch as th
 
 from vla_agent.common.atomic import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
+from vla_agent.common.hashes import fingerprint, hash_weights
 from vla_agent.policy.policy import VLAPolicy
 from vla_agent.runs.learner import Learner, live_policy
 from vla_agent.runs.moments import Contents, own_containers
@@ -108,6 +109,7 @@ def _hyperparameters(model: Learner) -> dict[str, Any]:
             "class": type(policy.backbone).__name__,
             "fingerprint": policy.backbone.processor.fingerprint(),
             "norm_stats": _action_statistics(policy),
+            "frozen": frozen_fingerprint(policy),
         },
         "n_envs": model.n_envs,
         "engine": model.engine_settings,
@@ -115,6 +117,19 @@ def _hyperparameters(model: Learner) -> dict[str, Any]:
         "observation_space": space_to_json(model.observation_space),
         "action_space": space_to_json(model.action_space),
     }
+
+
+def frozen_fingerprint(policy: VLAPolicy) -> str | None:
+    """Short hash of the weights under a policy's adapters, in whatever type they are loaded; None without adapters."""
+    if policy.lora is None:
+        return None
+    known: str | None = getattr(policy, "_frozen_fingerprint", None)
+    if known is None:  # gigabytes, which stay as they are
+        trained = policy_tensors(policy)
+        frozen = ((name, tensor) for name, tensor in sorted(policy.state_dict().items()) if name not in trained)
+        known = fingerprint(hash_weights({name: tensor.to(th.bfloat16)}).encode() for name, tensor in frozen)
+        policy._frozen_fingerprint = known  # type: ignore[assignment]
+    return known
 
 
 def _action_statistics(policy: VLAPolicy) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Callbacks: signals save, successes are counted per task, the curve is drawn."""
 
+import json
 import os
 import signal
 import time
@@ -252,6 +253,18 @@ def test_success_is_counted_per_task() -> None:
     assert callback.success_rates == {0: 0.0, 4: 0.5}
     assert len(callback.history) == 6
     assert callback.history[0] == TrainingEpisode(0, 0, True, 1.0, 5)
+
+
+def test_a_history_that_is_loaded_takes_the_place_of_ones_own() -> None:
+    """As in a notebook, where one callback learns, is saved with its run, and goes on."""
+    model, callback = fake_model(), SuccessCallback()
+    model.learn(64, callback)
+    before, rates = list(callback.history), callback.success_rates
+    callback.load_state_dict(json.loads(json.dumps(callback.state_dict())))
+    assert callback.history == before
+    assert callback.success_rates == rates
+    fake_model().learn(64, callback)  # another training, with the same seed
+    assert callback.history == before
 
 
 def test_success_per_task_is_logged() -> None:

@@ -41,6 +41,19 @@ def test_tasks_not_yet_tried_count_as_half() -> None:
     assert curriculum.weights[0] / curriculum.weights[3] == pytest.approx(np.exp(0.5))
 
 
+def test_a_run_does_not_go_on_by_another_rule_in_silence() -> None:
+    state = Curriculum("hardest", tau=0.25).state_dict()
+    Curriculum("hardest", tau=0.25).load_state_dict(state)
+    told = r"made with the curriculum 'hardest' with tau=0\.25, not 'uniform'\. Give what it was made with, or allow_ch"
+    with pytest.raises(ValueError, match=told):
+        Curriculum("uniform").load_state_dict(state)
+    with pytest.raises(ValueError, match=r"not 'hardest' with tau=0\.5"):
+        Curriculum("hardest").load_state_dict(state)
+    Curriculum("frontier", allow_changes=True).load_state_dict(state)
+    Curriculum("uniform", tau=0.1).load_state_dict(Curriculum("uniform").state_dict())  # which has no temperature
+    Curriculum("uniform").load_state_dict({"history": []})  # of before the rule was kept
+
+
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"Unknown curriculum mode 'easy'\. Choices: 'uniform', 'hardest', 'frontier'"):
         Curriculum("easy")  # type: ignore[arg-type]

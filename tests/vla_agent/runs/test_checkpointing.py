@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch as th
 from fakes import FakeBackbone, FakeProcessor, fake_env
 from paths import TESTS
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from saved_runs import fake, fake_model, tiny_env, tiny_model
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.utils import LinearSchedule
@@ -23,7 +24,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from vla_agent import VLAPPO
 from vla_agent.common import atomic as folders
 from vla_agent.openvla import load_processor
+from vla_agent.openvla.files import resolve_folder
 from vla_agent.runs.run_files import CHECKSUMS, FILES, RunError
+from vla_agent.runs.saved_run import frozen_fingerprint
 from vla_agent.runs.serialization import restore_generators
 
 
@@ -58,6 +61,21 @@ def test_a_run_with_adapters_holds_adapters_and_critic_alone(tmp_path: Path) -> 
     assert base["id"] == "tiny"
     assert base["fingerprint"] == load_processor("tiny").fingerprint()
     assert base["norm_stats"] == load_processor("tiny").config.norm_stats
+
+
+def test_adapters_are_not_put_on_other_weights(tmp_path: Path) -> None:
+    base = Path(shutil.copytree(resolve_folder("tiny", weights=True), tmp_path / "base"))
+    tiny_model(lora={"r": 2}, model=str(base)).save(tmp_path / "a")
+    VLAPPO.load(tmp_path / "a", device="cpu")
+    tensors = load_file(base / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("mlp.down_proj.weight"))
+    save_file(tensors | {name: tensors[name] * 1.1}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match=r"adapters of the run .* were trained on other weights than '.*base' has now"):
+        VLAPPO.load(tmp_path / "a", device="cpu")
+    VLAPPO.load(tmp_path / "a", device="cpu", allow_changes=True)
+    document = json.loads((tmp_path / "a" / "hyperparameters.json").read_text())
+    assert len(document["base_model"]["frozen"]) == 16
+    assert frozen_fingerprint(tiny_model().policy) is None  # all weights are the run's own
 
 
 def test_nothing_in_a_run_is_pickled_or_machine_dependent(tmp_path: Path) -> None:
@@ -123,7 +141,9 @@ def test_arguments_come_back(tmp_path: Path) -> None:
         **given,
     )
     model.save(tmp_path / "a")
-    loaded = VLAPPO.load(tmp_path / "a", device="cpu", gamma=0.95, **fake())
+    with pytest.raises(RunError, match="trained on other weights than"):
+        VLAPPO.load(tmp_path / "a", device="cpu", **fake())
+    loaded = VLAPPO.load(tmp_path / "a", device="cpu", gamma=0.95, policy_kwargs={"model": FakeBackbone()})
     for name in given.keys() - {"gamma", "stats_window_size", "clip_range_vf"}:
         assert getattr(loaded, name) == given[name], name
     assert loaded.gamma == 0.95

@@ -120,6 +120,18 @@ def test_changed_hyperparameters_are_listed_and_refused(tmp_path: Path) -> None:
         VLAPPO.load(tmp_path / "a", env, policy_kwargs={"model": FakeBackbone()}, device="cpu")
 
 
+def test_what_a_run_was_made_without_is_a_change_too(tmp_path: Path) -> None:
+    learner(policy_kwargs={"average_decay": 0.9}).save(tmp_path / "averaged")
+    with pytest.raises(RunError, match=r"policy_kwargs average_decay: 0\.9, not 0\.0"):
+        load(tmp_path / "averaged", policy_kwargs={"average_decay": 0.0})
+    changed = load(tmp_path / "averaged", policy_kwargs={"average_decay": 0.0}, allow_changes=True)
+    assert changed.policy.average_decay == 0.0
+    learner().save(tmp_path / "plain")
+    load(tmp_path / "plain", policy_kwargs={"average_decay": 0.0, "lora": None, "gradient_checkpointing": False})
+    with pytest.raises(RunError, match=r"policy_kwargs average_decay: 0\.0, not 0\.5"):
+        load(tmp_path / "plain", policy_kwargs={"average_decay": 0.5})
+
+
 def test_checkpoints_are_kept_and_removed_as_asked(tmp_path: Path) -> None:
     """Of 32, 64, ..., 288 steps (the last update's is the caller's to save): two newest, and one per hundred."""
     folder = tmp_path / "checkpoints"
@@ -185,6 +197,33 @@ def test_an_evaluation_that_was_due_where_a_run_was_saved_comes_when_it_goes_on(
     callback, model = EvaluationCallback(**kwargs), load(tmp_path / "model")
     model.learn(32, callback, reset_num_timesteps=False)
     assert [done.num_timesteps for done in callback.history] == [0, 32, 64, 96, 128, 160]
+    again = fake_model()
+    again.learn(32, callback)  # another training begins anew
+    assert [done.num_timesteps for done in callback.history] == [0, 32]
+    assert callback.best_success_rate == 0.0
+
+
+def test_a_last_evaluation_that_failed_is_made_up_with_no_step_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(InstantEvaluator):
+        def run(self, **kwargs: Any) -> EvaluationReport:
+            if model.num_timesteps == 64:
+                raise KeyboardInterrupt
+            return super().run(**kwargs)
+
+    kwargs: dict[str, Any] = {"env_id": "LIBERO-Spatial-v0", "eval_freq": 30, "at_start": True, "at_end": True}
+    monkeypatch.setattr("vla_agent.evaluation.callback.Evaluator", Failing)
+    model = fake_model()
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64, EvaluationCallback(**kwargs))
+    model.save(tmp_path / "a")
+    monkeypatch.setattr("vla_agent.evaluation.callback.Evaluator", InstantEvaluator)
+    for expected in ([0, 32, 64], [0, 32, 64]):  # and once
+        callback, resumed = EvaluationCallback(**kwargs), load(tmp_path / "a")
+        resumed.learn(0, callback, reset_num_timesteps=False)
+        assert [done.num_timesteps for done in callback.history] == expected
+        resumed.save(tmp_path / "a")
 
 
 def test_what_the_best_model_cannot_replace_is_found_before_training(
