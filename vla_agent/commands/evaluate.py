@@ -101,6 +101,11 @@ def _evaluate(options: Options, engine: RayEngine | None) -> EvaluationReport:
     by_choice = options.init_states in (UNSEEN, HELD_OUT)
     states: Any = options.init_states if by_choice else parse_ids("--init-states", options.init_states)
     drawn = ids_or_none("--placement-seeds", options.placement_seeds) or []
+    if drawn and options.init_states != Options.init_states:
+        raise ValueError(
+            f"--init-states {options.init_states} and --placement-seeds {options.placement_seeds} are two evaluations: "
+            "of official initial states, or of drawn ones. Leave one of them out."
+        )
     if not drawn:
         check_states(options.env_id, "--placement-seeds", "0-19")
     return evaluate_policy(
@@ -157,19 +162,22 @@ def main(options: Options) -> None:
         report = evaluate(options)
     except KeyboardInterrupt:
         print(f"\nStopped. {_resumable(options.out)}")
-        return
+        raise SystemExit(130) from None
     except PolicyError as error:
         if (options.out / JOURNAL_FILE).is_file():
             error.add_note(_resumable(options.out))
         raise
     print(report)
-    print(f"{report.timing.get('ms_per_action', 0):.1f} ms of model per action.")
+    if "ms_per_action" in report.timing:
+        print(f"{report.timing['ms_per_action']:.1f} ms of model per action.")
     if (auc := report.scorer_auc) is not None:
         print(f"Scores of what was chosen tell successes from failures with an AUC of {auc:.2f}.")
     print(f"Wrote report.md and report.html into {options.out}")
 
 
 def _resumable(out: Path) -> str:
+    if not (out / JOURNAL_FILE).is_file():
+        return "No episode was begun."
     return f"Episodes so far are in {out}; the same command goes on from there."
 
 

@@ -68,14 +68,14 @@ def look(options: Options) -> WatchedEpisode:
     )
 
 
-def played(options: Options) -> WatchedEpisode:
-    """An episode that is played now."""
+def played(options: Options, **how: Any) -> WatchedEpisode:
+    """An episode that is played now; ``how`` are further arguments of the policy's `Evaluator`."""
     drawn = options.placement_seed >= 0
     where = {"placement_seed": options.placement_seed} if drawn else {"init_state_id": options.init_state}
     start = EpisodeStart(whole_number("--task-id", options.task_id, 0), **where)
     if options.policy in _PLAYERS:
         return _watch(options, start, _PLAYERS[options.policy], options.policy)
-    start, settle_steps, actions = _decided(options)
+    start, settle_steps, actions = _decided(options, **how)
     return _watch(options, start, again(actions), options.policy, settle_steps)
 
 
@@ -101,13 +101,21 @@ def played_again(options: Options, report: EvaluationReport) -> WatchedEpisode:
         placement_seed=-1 - result.init_state_id,  # below 0 for an official state
         protocol=report.conditions["protocol"],
         renderer=report.conditions["renderer"],
-        max_steps=options.max_steps or result.steps,
+        max_steps=options.max_steps or report.conditions["max_steps"],
     )
-    episode = played(options)
+    how = {"unnorm_key": report.settings.get("unnorm_key"), "settle_steps": report.conditions["settle_steps"]}
+    episode = played(options, **how)
     n_steps, same = episode.n_frames - 1, episode.success == result.success and episode.n_frames - 1 == result.steps
-    told = f"episode {options.episode}: {'success' if result.success else 'failure'} after {result.steps} steps"
-    again_told = "the same again" if same else f"played again, it is another: {n_steps} steps"
+    told = f"episode {options.episode}: {_ended(result.success)} after {result.steps} steps"
+    if not report.settings.get("deterministic", True) or report.settings.get("best_of_n", 1) > 1:
+        again_told = f"its actions were drawn; the likeliest ones: {_ended(episode.success)} after {n_steps} steps"
+    else:
+        again_told = "the same again" if same else f"played again, it is another: {n_steps} steps"
     return dataclasses.replace(episode, facts={"evaluation": f"{told}; {again_told}"} | episode.facts)
+
+
+def _ended(success: bool) -> str:
+    return "success" if success else "failure"
 
 
 def _watch(
@@ -129,7 +137,7 @@ def _watch(
     return dataclasses.replace(episode, facts={"policy": who} | episode.facts)
 
 
-def _decided(options: Options) -> tuple[EpisodeStart, int, np.ndarray]:
+def _decided(options: Options, **how: Any) -> tuple[EpisodeStart, int, np.ndarray]:
     """A policy's episode as an evaluation plays it: its start, the settling steps, and the actions (T, 7).
 
     The simulator is deterministic, so that the same actions make the same episode before other cameras.
@@ -146,12 +154,13 @@ def _decided(options: Options) -> tuple[EpisodeStart, int, np.ndarray]:
         renderer=options.renderer,
         max_episode_steps=options.max_steps or None,
         n_envs=1,
+        **how,
     ) as evaluator:
         start = evaluator.protocol.start(evaluator.trials[0])
         continuous = isinstance(evaluator.policy, RegressionPolicy)
         (episode,) = play_episodes(evaluator.env, evaluator.policy, [start], continuous=continuous)
         actions = episode.actions if continuous else evaluator.env.codec.decode(episode.actions)
-        return start, evaluator.protocol.settle_steps, actions.reshape(-1, actions.shape[-1])[: episode.steps]
+        return start, evaluator.conditions["settle_steps"], actions.reshape(-1, actions.shape[-1])[: episode.steps]
 
 
 _PLAYERS: dict[str, Callable[[Any], Act]] = {"expert": expert, "random": at_random}

@@ -137,7 +137,7 @@ def compare_reports(
                 "EvaluationReport.load(folder)."
             )
     simulations = _fidelity(first), _fidelity(second)
-    differences = _differing(*map(_conditions, (first, second)))
+    differences = _differing(*map(_conditions, (first, second))) + _tasks(first, second)
     if across_simulations:
         differences += _differing(*map(_model, (first, second))) if simulations[0] != simulations[1] else []
     else:
@@ -146,7 +146,7 @@ def compare_reports(
     for name, report in (("first", first), ("second", second)):
         if not report.complete:
             differences.append(f"The {name} report is of an interrupted evaluation ({len(report.episodes)} episodes).")
-    same_suite = first.conditions.get("suite") == second.conditions.get("suite")
+    same_suite = first.conditions.get("suite") == second.conditions.get("suite") and not _tasks(first, second)
     both = paired_episodes(first.episodes, second.episodes) if same_suite else []
     row_one = SuccessRow.of([one for one, _ in both] or first.episodes)
     row_two = SuccessRow.of([two for _, two in both] or second.episodes)
@@ -192,7 +192,19 @@ def _fidelity(report: EvaluationReport) -> str:
 
 
 def _conditions(report: EvaluationReport) -> dict[str, Any]:
-    return with_fixtures(report.conditions) | {"actions": describe_decoding(report.settings)}
+    conditions = with_fixtures(report.conditions) | {"actions": describe_decoding(report.settings)}
+    return {name: value for name, value in conditions.items() if name != "task_files"}
+
+
+def _tasks(first: EvaluationReport, second: EvaluationReport) -> list[str]:
+    """A sentence where reports of the same suite's name and numbers are of other tasks; older ones tell names alone."""
+    if any(first.conditions.get(name) != second.conditions.get(name) for name in ("suite", "task_ids")):
+        return []
+    names = [report.task_names for report in (first, second)]
+    if other := [task_id for task_id in names[0] if names[1].get(task_id, names[0][task_id]) != names[0][task_id]]:
+        return [f"task {other[0]}: {names[0][other[0]]!r} against {names[1][other[0]]!r}."]
+    files = {report.conditions.get("task_files") for report in (first, second)} - {None}
+    return ["tasks: their BDDL files or initial states differ."] if len(files) > 1 else []
 
 
 def _model(report: EvaluationReport) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from vla_agent.evaluation.learning import read_curve
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, close_subject, load_subject, processor_of
 from vla_agent.evaluation.protocols import PROTOCOLS, EvaluationProtocol
 from vla_agent.evaluation.provenance import UNKNOWN, describe_model, provenance, read_training_states, united
-from vla_agent.evaluation.reports import EvaluationReport, as_folder
+from vla_agent.evaluation.reports import EvaluationReport, as_folder, finished_timing
 from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.sharing import check_shareable, cpus_of_each, share_episodes
 from vla_agent.evaluation.timing import Clock
@@ -174,7 +174,10 @@ class Evaluator:
             "renderer": renderer,
             "settle_steps": env_kwargs.pop("settle_steps", self.protocol.settle_steps),
             "max_steps": max_episode_steps or self.protocol.max_steps(self.suite, self.task_ids),
+            "task_files": self.suite.fingerprint(self.task_ids),
         }
+        if env_kwargs.get("physics", "exact") != "exact":
+            self.conditions["physics"] = env_kwargs["physics"]
         trained = getattr(self.subject.model, "policy", None)
         unnorm_key = unnorm_key or getattr(trained, "unnorm_key", None)
         processor = processor_of(self.subject.model, processor)
@@ -296,7 +299,8 @@ class Evaluator:
             self._run(report, journal, filmer, clock, progress_bar)
             report.complete = True
         finally:
-            report.timing = clock.summary(self.env.num_envs)
+            # An evaluation that was finished before, and played nothing, took what it took then.
+            report.timing = (not clock.decisions and finished_timing(out)) or clock.summary(self.env.num_envs)
             if out is not None and report.episodes:
                 report.save(out)
         return report

@@ -108,11 +108,14 @@ def changes_by_suite(
         after: Episodes of the second that are compared.
         paired: Whether these are the same episodes.
     """
+    # Older reports name no suites of tasks, so pairs are grouped by whichever report tells more.
+    told = max((second, first), key=lambda report: len(report.task_suites))
     suites: dict[str, tuple[list[EpisodeResult], list[EpisodeResult]]] = {}
     names: dict[str, dict[int, str]] = {}
     for side, (report, episodes) in enumerate(((first, before), (second, after))):
+        by = told if paired else report
         for episode in episodes:
-            suite = report.suite_of(episode.task_id)
+            suite = by.suite_of(episode.task_id)
             suites.setdefault(suite, ([], []))[side].append(episode)
             names.setdefault(suite, {})[episode.task_id] = report.task_names[episode.task_id]
     changes = []

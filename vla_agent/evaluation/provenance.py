@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import inspect
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from libero_gym.common.atomic import write_text
 from libero_gym.common.json_files import read_json
 from libero_gym.common.version import UNKNOWN, installed_version, package_versions
 from vla_agent.actors.interface import is_actor
-from vla_agent.common.hashes import hash_files, hash_weights
+from vla_agent.common.hashes import fingerprint, hash_files, hash_weights
 from vla_agent.runs.run_files import STATE
 from vla_agent.runs.run_folder import CHECKPOINTS, RUN
 
@@ -91,12 +92,27 @@ def describe_model(model: Any, name: str | Path | None, folder: Path | None) -> 
     description: dict[str, Any] = {"class": type(model).__name__, "name": None if name is None else str(name)}
     if is_actor(model):
         description |= getattr(model, "description", {})
+    if (source := _source_of(type(model))) is not None:
+        description["source"] = source
     if folder is not None:
         return description | {"sha256": hash_files(folder)}
     module = getattr(model, "policy", model)
     if isinstance(module, th.nn.Module):
         return description | {"sha256": {"weights": hash_weights(module.state_dict())}}
     return description | {"sha256": {}}
+
+
+def _source_of(cls: type) -> str | None:
+    """Hash of what defines a class of the user's own: its file, or its own lines of a script; None if there is none."""
+    if cls.__module__.split(".")[0] in ("vla_agent", "libero_gym", "stable_baselines3"):
+        return None
+    try:
+        if cls.__module__ == "__main__":
+            return fingerprint([inspect.getsource(cls).encode()])
+        path = inspect.getsourcefile(cls)
+        return None if path is None else fingerprint([Path(path).read_bytes()])
+    except (TypeError, OSError):  # it was typed in
+        return None
 
 
 def read_training_states(folder: Path | None) -> TrainingStates | None:

@@ -129,6 +129,17 @@ class _Parts:
         return value
 
 
+def finished_timing(folder: Path | None) -> dict[str, Any]:
+    """The timing of a folder's finished report; nothing if there is none."""
+    if folder is None:
+        return {}
+    try:
+        report = EvaluationReport.load(folder)
+    except ReportError:
+        return {}
+    return report.timing if report.complete else {}
+
+
 def as_folder(name: str, value: Any) -> Path:
     """The path of a folder that is there or can be made.
 

@@ -156,7 +156,9 @@ class _ModelSteps:
             chooser = SimpleNamespace(backbone=self._backbone, unnorm_key=self._unnorm_key)
             self._scorer = scorer_by_name(policy.scorer)(candidate_policy(chooser), None)
             drawn = "all" if policy.sample else "others than the likeliest"
-            self.name = f"{name}, best of {self._n} by {policy.scorer}, {drawn} drawn at temperature {temperature:g}"
+            weights = getattr(self._scorer, "weights_hash", None)
+            told = policy.scorer if weights is None else f"{policy.scorer} ({weights})"
+            self.name = f"{name}, best of {self._n} by {told}, {drawn} drawn at temperature {temperature:g}"
         processor = self._backbone.processor
         self._codec = processor.codec(self._unnorm_key)
         n_images, size = self._backbone.config.num_images, processor.image_size

@@ -75,7 +75,9 @@ class BestOfN:
         """What a report states of it."""
         if self.n == 1 or self.scorer is None:
             return {"best_of_n": 1}
-        return {"best_of_n": self.n, "scorer": self.scorer.name, "oracle": self.scorer.is_oracle}
+        weights = getattr(self.scorer, "weights_hash", None)  # a scorer without weights is what its name says
+        told = {} if weights is None else {"scorer_weights": weights}
+        return {"best_of_n": self.n, "scorer": self.scorer.name, "oracle": self.scorer.is_oracle, **told}
 
     def predict(
         self,

@@ -114,6 +114,11 @@ class ChunkCritic(nn.Module):
         # In float64, where a value close to 1 still differs from a closer one.
         return self(hidden, normalized(candidates.bins)).amin(0).double().sigmoid()
 
+    @property
+    def weights_hash(self) -> str:
+        """Short hash of the weights, by which reports tell critics apart."""
+        return hash_weights(self.state_dict())[:16]
+
     def save(self, folder: str | Path) -> None:
         """Write configuration and weights to a folder, completely or not at all; only a critic's folder is replaced.
 

@@ -98,6 +98,12 @@ class ProcessLookahead:
         horizon = self._branches.horizon
         return f"process reward, {horizon} {'decision' if horizon == 1 else 'decisions'} ahead"
 
+    @property
+    def weights_hash(self) -> str:
+        """What tells the reward model from others: its fingerprint, or its class where it has none."""
+        fingerprint = getattr(self.reward_model, "fingerprint", None)
+        return str(fingerprint()) if callable(fingerprint) else type(self.reward_model).__name__
+
     def score(self, question: Question) -> th.Tensor:
         """Scores of the frames behind each candidate, float64 (B, n)."""
         instructions = self._branches.env.instructions()

@@ -127,6 +127,12 @@ def test_a_folder_is_evaluated(folder: Path) -> None:
     report = EvaluationReport.load(folder / "report")
     assert report.conditions["suite"] == "my_kitchen"
     assert [episode.init_state_id for episode in report.episodes] == [-1, -2]
+    with pytest.raises(ValueError, match="--init-states 0 and --placement-seeds 0-1 are two evaluations"):
+        evaluate.command([*options, "--placement-seeds", "0-1", "--init-states", "0"])
+    for file in folder.glob("*.bddl"):
+        file.write_text(file.read_text() + "\n")  # another task, for all that anyone knows
+    with pytest.raises(ValueError, match="of another evaluation: task_files is"):
+        evaluate.command([*options, "--placement-seeds", "0-1"])
 
 
 def test_a_folder_is_trained_on_and_resumed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ def test_an_evaluations_episode_is_played_again(tmp_path: Path, monkeypatch: pyt
     shown = view.look(options)
     assert shown.facts["evaluation"] == "episode 0: failure after 24 steps; the same again"
     assert (shown.facts["policy"], shown.n_frames, shown.frames["image"].shape[1]) == ("tiny-libero", 25, 32)
+    drawn = dataclasses.replace(report, settings=report.settings | {"deterministic": False})
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationReport, "load", lambda _folder: drawn)
+        told = view.look(options).facts["evaluation"]
+    assert told.endswith("its actions were drawn; the likeliest ones: failure after 24 steps")
     with pytest.raises(ValueError, match="--episode 1: the evaluation has episodes 0 to 0"):
         view.look(view.Options(source=str(tmp_path), episode=1))
     report.manifest["model"]["name"] = "python:os:abort"  # a file from elsewhere says that

@@ -46,8 +46,24 @@ def test_a_report_states_what_chose_and_how_its_scores_went_with_success(tmp_pat
     assert "the best of 3 candidates (the likeliest and others drawn at temperature 1.0) by second" in markdown(report)
     again = evaluate_policy(fake_model(), best_of_n=3, scorer=lambda policy, env: ByRow(), out=tmp_path, **TWO)
     assert again.episodes == report.episodes, "the journal keeps scores"
+    assert again.timing == loaded.timing, "nothing was played, so nothing took other time"
     with pytest.raises(ReportError, match=r"best_of_n is 3 and not 4"):
         evaluate_policy(fake_model(), best_of_n=4, scorer=lambda policy, env: ByRow(), out=tmp_path, **TWO)
+
+
+def test_a_scorer_of_other_weights_is_another_evaluation(tmp_path: Path) -> None:
+    class Weighed(ByRow):
+        def __init__(self, weights: str) -> None:
+            self.weights_hash = weights
+
+    report = evaluate_policy(fake_model(), best_of_n=3, scorer=lambda *_: Weighed("a"), out=tmp_path, **TWO)
+    assert report.settings["scorer_weights"] == "a"
+    with pytest.raises(ReportError, match="scorer_weights is 'a' and not 'b'"):
+        evaluate_policy(fake_model(), best_of_n=3, scorer=lambda *_: Weighed("b"), out=tmp_path, **TWO)
+    lines = (tmp_path / "episodes.jsonl").read_text().splitlines()
+    older = {name: value for name, value in json.loads(lines[0]).items() if name != "scorer_weights"}
+    (tmp_path / "episodes.jsonl").write_text("\n".join([json.dumps(older), *lines[1:]]) + "\n")
+    evaluate_policy(fake_model(), best_of_n=3, scorer=lambda *_: Weighed("b"), out=tmp_path, **TWO)  # it did not tell
 
 
 def test_one_candidate_changes_neither_episodes_nor_files(tmp_path: Path) -> None:

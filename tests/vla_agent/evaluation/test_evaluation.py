@@ -25,7 +25,7 @@ from workers import worker_pids
 
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import get_tasks
-from vla_agent import VLAPPO, EvaluationCallback, EvaluationReport, Evaluator, evaluate_policy
+from vla_agent import VLAPPO, EvaluationCallback, EvaluationReport, Evaluator, compare_reports, evaluate_policy
 from vla_agent.commands import cli
 from vla_agent.evaluation import EpisodeResult, ReportError, Trial, plan_trials
 from vla_agent.evaluation.learning import read_curve
@@ -174,6 +174,12 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
     assert report.complete
     assert [episode.init_state_id for episode in report.episodes] == [0, 1, 2, 3]
     assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 5
+    fast = evaluate_policy(policy, **options | {"out": None, "physics": "fast"})
+    assert fast.conditions["physics"] == "fast"
+    assert "physics" not in report.conditions
+    assert "physics: None against 'fast'." in compare_reports(report, fast).differences
+    with pytest.raises(ReportError, match="of another evaluation: physics is None and not 'fast'"):
+        evaluate_policy(policy, **options | {"physics": "fast"})
     with pytest.raises(ReportError, match="of another evaluation: max_steps is 3 and not 4"):
         evaluate_policy(policy, **options | {"max_episode_steps": 4})
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import os
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,7 @@ from PIL import Image, ImageColor
 from vla_agent import EvaluationReport, compare_reports
 from vla_agent.common.intervals import newcombe_interval, wilson_interval
 from vla_agent.evaluation import ReportError, SuccessRow
+from vla_agent.evaluation.html_comparison import comparison_page
 from vla_agent.evaluation.pages import _TASK_COLOR, _TRACK_COLOR, draw_chart, markdown
 from vla_agent.evaluation.provenance import (
     describe_command,
@@ -143,6 +146,29 @@ def test_other_conditions_are_named() -> None:
     assert (partial.first.n, partial.first.successes) == (3, 2)  # what both ran
 
 
+def test_tasks_of_one_name_and_number_may_be_others() -> None:
+    """As in two folders of BDDL files that are called the same."""
+    first = report_of("++--", task_files="a")
+    renamed = replace(first, task_names={0: "open_the_drawer", 1: "wash_the_plate"})
+    comparison = compare_reports(first, renamed)
+    assert comparison.differences == ["task 1: 'push_the_plate' against 'wash_the_plate'."]
+    assert not comparison.paired
+    changed = compare_reports(first, report_of("++--", task_files="b"))
+    assert changed.differences == ["tasks: their BDDL files or initial states differ."]
+    assert not changed.paired
+    older = compare_reports(first, report_of("++--"))
+    assert older.comparable, "which tells names alone"
+    assert older.paired
+
+
+def test_a_joined_suites_older_report_is_drawn_beside_a_newer_one() -> None:
+    newer = replace(report_of("++--"), task_suites={0: "libero_goal", 1: "libero_spatial"})
+    older = replace(report_of("+---"), task_suites={})
+    for pair in ((older, newer), (newer, older)):
+        page = comparison_page(*pair, Path("out"))
+        assert "libero_spatial" in page
+
+
 def test_other_states_are_compared_as_independent_samples() -> None:
     comparison = compare_reports(report_of("-" * 20), report_of("+" * 12 + "-" * 8, first_state=10))
     assert comparison.differences == ["init_state_ids: 0-9 against 10-19."]
@@ -167,6 +193,20 @@ def test_the_manifest_tells_weights_files_and_versions_apart(tmp_path: Path) -> 
     described = describe_model(object(), "some/model", tmp_path)
     assert described["sha256"] == {"config.json": hashlib.sha256(b"{}").hexdigest()}
     assert provenance()["versions"]["mujoco"] == version("mujoco")
+
+
+def test_a_class_of_ones_own_is_told_from_what_it_was_before_it_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    told = []
+    for text in ("class Mine: ...\n", "class Mine:\n    gain = 2\n"):
+        (tmp_path / "mine_of_a_test.py").write_text(text)
+        importlib.invalidate_caches()
+        sys.modules.pop("mine_of_a_test", None)
+        told.append(describe_model(importlib.import_module("mine_of_a_test").Mine(), None, None)["source"])
+    assert told[0] != told[1]
+    assert "source" not in describe_model(report_of("+-"), None, None), "the project tells its commit"
 
 
 def test_the_command_is_as_somebody_else_would_type_it() -> None:
