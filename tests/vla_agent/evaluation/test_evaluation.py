@@ -174,7 +174,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
     assert report.complete
     assert [episode.init_state_id for episode in report.episodes] == [0, 1, 2, 3]
     assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 5
-    fast = evaluate_policy(policy, **options | {"out": None, "physics": "fast"})
+    fast = evaluate_policy(Noise(), **options | {"out": None, "physics": "fast"})
     assert fast.conditions["physics"] == "fast"
     assert "physics" not in report.conditions
     assert "physics: None against 'fast'." in compare_reports(report, fast).differences
