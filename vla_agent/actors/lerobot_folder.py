@@ -136,8 +136,9 @@ def _steps(path: Path, content: dict[str, Any]) -> list[str]:
 
 def _renamed(pipeline: dict[str, Any]) -> dict[str, str]:
     """The keys before the pipeline renames them, by those after."""
-    maps = [step.get("config", {}).get("rename_map") for step in pipeline["steps"]]
-    return {after: before for renaming in maps if isinstance(renaming, dict) for before, after in renaming.items()}
+    configs = [step["config"] for step in pipeline["steps"] if isinstance(step.get("config"), dict)]
+    maps = [config["rename_map"] for config in configs if isinstance(config.get("rename_map"), dict)]
+    return {after: before for names in maps for before, after in names.items() if isinstance(after, str)}
 
 
 def _is_filled(key: str) -> bool:

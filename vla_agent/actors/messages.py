@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+# What NumPy and Python make of bytes that are no message, besides msgpack's own error.
+_UNREADABLE = (ValueError, TypeError, KeyError, RecursionError, OverflowError, SyntaxError, AttributeError)
 # Kinds of dtypes that a message may hold: bool, integers, floats, texts.
 _KINDS = "biufSU"
 
@@ -33,7 +35,7 @@ def unpacked(message: bytes) -> Any:
 
     try:
         return msgpack.unpackb(message, object_hook=_array)
-    except (msgpack.UnpackException, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (msgpack.UnpackException, *_UNREADABLE) as error:
         raise ValueError(f"not MessagePack with arrays ({str(error) or type(error).__name__})") from error
 
 

@@ -64,6 +64,9 @@ def maker_of_environments(engine: RayEngine | None) -> Callable[..., Any]:
     return make_vec_env if engine is None else engine.make_vec_env
 
 
+N_PROCESSES = 2  # that share episodes, unless another number is asked for
+
+
 class SharingOptions(Protocol):
     """What a command whose episodes several processes share has among its options."""
 
@@ -73,8 +76,10 @@ class SharingOptions(Protocol):
 
 
 def check_sharing(options: SharingOptions) -> None:
-    """Complains about a number of processes out of range, or an address without an engine, as ValueError."""
+    """Complains about processes out of range, or without an engine, or an address without one, as ValueError."""
     whole_number("--processes", options.processes, 1)
+    if options.engine == "local" and options.processes != N_PROCESSES:
+        raise ValueError(f"--processes {options.processes} are an engine's: add --engine ray, or leave it out.")
     if options.engine == "local" and options.address:
         raise ValueError("--address is for several processes: add --engine ray, or leave it out.")
 

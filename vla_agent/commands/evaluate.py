@@ -15,7 +15,7 @@ from libero_gym.dimensions import Renderer
 from vla_agent import EvaluationReport, RayEngine, compare_reports, evaluate_policy
 from vla_agent.actors import PolicyError
 from vla_agent.commands.backends import check_backend
-from vla_agent.commands.engines import check_sharing, sharing_engine
+from vla_agent.commands.engines import N_PROCESSES, check_sharing, sharing_engine
 from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
 from vla_agent.commands.own_tasks import check_states
 from vla_agent.envs.backends import BackendName
@@ -57,7 +57,7 @@ class Options:
     backend: BackendName = "processes"  # "warp" simulates worlds on a device, in a physics of its own: "batched"
     backend_device: str = "auto"  # for "warp": Warp's name, such as "cuda:1"; "auto" for the model's device
     engine: Literal["local", "ray"] = "local"  # "ray" plays in several processes, here or on many machines
-    processes: int = 2  # for "ray": how many play, each in n_envs environments of its own
+    processes: int = N_PROCESSES  # for "ray": how many play, each in n_envs environments of its own
     address: str = ""  # for "ray": of a cluster that this machine belongs to, such as "auto"; empty starts one here
     out: Path = Path("runs/evaluation")  # folder of the report; the same command goes on where it stopped
     compare: tuple[Path, Path] | None = None  # two finished evaluations to compare into out's comparison.html, no more

@@ -259,8 +259,7 @@ def load_data(options: Options, reader: LeRobotReader, indices: Sequence[int], m
         for _, episode in tqdm(reader.enumerate(kept), "reading", len(kept), unit="episode", disable=None):
             yield episode
 
-    key: dict[str, Any] = {"dataset": reader.fingerprint(), "per_task": options.demonstrations_per_task}
-    key |= {"grasp_radius": radius, "task_ids": options.task_ids}
+    key = {"dataset": reader.fingerprint(), "episodes": list(indices), "fps": options.fps, "grasp_radius": radius}
     data = ActionChunks(
         episodes(),
         cameras=reader.cameras,
@@ -405,6 +404,7 @@ def evaluate(options: Options, checkpoint: Path) -> EvaluationReport:
         init_state_ids=ids_or_none("--evaluate-states", options.evaluate_states) or [],
         protocol="training",
         renderer=options.eval_renderer,
+        device=options.device,
         out=options.out / "evaluation",
     )
 

@@ -21,7 +21,7 @@ from libero_gym.dimensions import Renderer
 from libero_gym.tasks import get_suite
 from vla_agent.actors.loading import EXPERT as SCRIPTED
 from vla_agent.actors.loading import names_actor
-from vla_agent.commands.engines import check_sharing, sharing_engine
+from vla_agent.commands.engines import N_PROCESSES, check_sharing, sharing_engine
 from vla_agent.commands.options import ids_or_none, parse_options
 from vla_agent.commands.own_tasks import check_states, have_states
 from vla_agent.engines import RayEngine
@@ -54,7 +54,7 @@ class Options:
     n_workers: int = 2  # processes, without an engine, each with the model; 0 for this one alone, as for one GPU
     device: str = "auto"  # of a model: torch's name, such as "cuda:0"
     engine: Literal["local", "ray"] = "local"  # "ray" records in processes of a cluster, here or on many machines
-    processes: int = 2  # for "ray": how many record
+    processes: int = N_PROCESSES  # for "ray": how many record
     address: str = ""  # for "ray": of a cluster that this machine belongs to, such as "auto"; empty starts one here
     out: Path = Path("runs/demonstrations")  # folder of the dataset; the same command goes on or extends it
 

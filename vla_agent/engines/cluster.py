@@ -340,7 +340,10 @@ class Cluster:
 
     def told(self, streams: Sequence[Any], within_s: float) -> list[Any]:
         """Those of several streams that have a result, or have ended; waits for the first of them."""
-        ready, _ = self.ray.wait(list(streams), timeout=within_s, fetch_local=False)
+        waited = list(streams)
+        ready, _ = self.ray.wait(waited, timeout=within_s, fetch_local=False)  # gives one
+        if ready:
+            ready, _ = self.ray.wait(waited, num_returns=len(waited), timeout=0, fetch_local=False)
         return list(ready)
 
     def put(self, value: Any) -> Any:

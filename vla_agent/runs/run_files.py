@@ -193,7 +193,11 @@ def read_tensors(files: RunFiles, name: str) -> dict[str, th.Tensor]:
     with _reading(files, name):
         tensors = files.tensors(name)
     for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        try:
+            is_finite = bool(tensor.isfinite().all())
+        except RuntimeError as error:  # of a type in which nothing is computed
+            raise DamagedRunError(f"'{files.path / name}' is damaged: {key} is of type {tensor.dtype}.") from error
+        if not is_finite:
             raise DamagedRunError(f"'{files.path / name}' is damaged: {key} holds NaN or infinity.")
     return tensors
 

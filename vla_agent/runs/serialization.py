@@ -41,7 +41,7 @@ def to_json(name: str, value: Any, progress: float) -> Any:
         return {"LinearSchedule": [value.start, value.end, value.end_fraction]}
     if isinstance(value, th.dtype):
         return str(value).removeprefix("torch.")
-    if isinstance(value, type) and issubclass(value, th.optim.Optimizer) and hasattr(th.optim, value.__name__):
+    if isinstance(value, type) and value is getattr(th.optim, value.__name__, object()):  # and no other of its name
         return {"optimizer": value.__name__}
     if isinstance(value, th.nn.Module):
         value = type(value)  # what it holds has no place in a run, so it has to be given again

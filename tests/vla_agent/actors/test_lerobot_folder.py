@@ -50,6 +50,13 @@ def test_frames_are_found_under_the_name_before_they_are_renamed(tmp_path: Path)
     assert (read.image_size, read.reads_state) == (32, False)
 
 
+def test_renamings_that_are_none_rename_nothing(tmp_path: Path) -> None:
+    for config in (None, {"rename_map": {"observation.images.image": ["b"]}}, {"rename_map": 3}):
+        step = {"registry_name": "rename_observations_processor", "config": config}
+        read = read_folder(folder_of(tmp_path, CONFIG, {"steps": [step]}))
+        assert sorted(read.cameras.values()) == ["agentview", "wrist"]
+
+
 def test_an_empty_camera_is_left_to_the_policy(tmp_path: Path) -> None:
     read = read_folder(folder_of(tmp_path, with_input("observation.images.empty_camera_0", [3, 480, 640])))
     assert sorted(read.cameras.values()) == ["agentview", "wrist"]

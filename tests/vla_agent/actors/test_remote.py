@@ -269,6 +269,8 @@ def test_addresses_that_are_none(address: str) -> None:
         ({b"dtype": "<f4", b"shape": [-1], b"data": b"1234"}, r"an array of shape \[-1\]"),
         ({b"dtype": "<f4", b"shape": [1]}, "data"),
         ({b"dtype": "nonsense", b"shape": [1], b"data": b"1"}, "nonsense"),
+        ({b"dtype": ",", b"shape": [1], b"data": b"1"}, "not MessagePack with arrays"),
+        ({b"dtype": "f8,(", b"shape": [1], b"data": b"1"}, "not MessagePack with arrays"),
     ],
 )
 def test_arrays_that_are_none(content: dict[bytes, Any], message: str) -> None:
@@ -276,6 +278,13 @@ def test_arrays_that_are_none(content: dict[bytes, Any], message: str) -> None:
 
     with pytest.raises(ValueError, match=message):
         unpacked(msgpack.packb({b"__ndarray__": True} | content))
+
+
+def test_a_number_that_its_type_cannot_hold_is_no_message() -> None:
+    import msgpack
+
+    with pytest.raises(ValueError, match="not MessagePack with arrays"):
+        unpacked(msgpack.packb({b"__npgeneric__": True, b"dtype": "|i1", b"data": 300}))
 
 
 def test_an_object_cannot_be_sent() -> None:

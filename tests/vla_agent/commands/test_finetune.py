@@ -232,9 +232,16 @@ def test_ctrl_c_while_evaluating_leaves_a_whole_model_and_the_frames_until_the_e
     before = weights(tmp_path)
     assert (tmp_path / "frames").is_dir()
     no_decoding(monkeypatch)
-    monkeypatch.setattr(finetune, "evaluate_policy", lambda *_, **__: "evaluated")
+    given_device: list[Any] = []
+
+    def evaluated(*_: Any, device: Any, **__: Any) -> str:
+        given_device.append(device)
+        return "evaluated"
+
+    monkeypatch.setattr(finetune, "evaluate_policy", evaluated)
     main(options)
     assert capsys.readouterr().out.splitlines()[-1] == "evaluated"
+    assert given_device == ["cpu"], "where it was trained"
     assert weights(tmp_path) == before
     assert not (tmp_path / "frames").exists()
 

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from vla_agent.commands import evaluate
 from vla_agent.commands import record as recording_command
 from vla_agent.commands.record import share_episodes
 from vla_agent.engines import EngineError, RayEngine
+from vla_agent.engines.cluster import Cluster
 from vla_agent.policy.loading import load_backbone
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -69,6 +71,21 @@ def test_a_process_that_dies_is_replaced_and_does_what_it_had_not(engine: RayEng
     assert pids[4] != pids[-2]  # what had been done was not done again
     with pytest.raises(EngineError, match="left 1 items out"):
         list(engine.map(whose, [1, 99]))
+
+
+def test_all_streams_that_have_a_result_are_told() -> None:
+    """Ray's wait gives one of them unless more are asked for; what is not taken in its time counts as lost."""
+
+    class Ray:
+        def wait(self, streams: list[Any], *, num_returns: int = 1, timeout: float, fetch_local: bool) -> Any:
+            ready = [stream for stream in streams if stream.startswith("ready")][:num_returns]
+            return ready, [stream for stream in streams if stream not in ready]
+
+    def told(*streams: str) -> list[str]:
+        return Cluster.told(SimpleNamespace(ray=Ray()), streams, 0.0)  # type: ignore[arg-type]
+
+    assert told("ready 0", "busy", "ready 1", "ready 2") == ["ready 0", "ready 1", "ready 2"]
+    assert told("busy") == []
 
 
 @pytest.fixture
@@ -162,5 +179,7 @@ def test_commands_ask_for_an_engine_by_its_name(
     for command in (evaluate, recording_command):
         with pytest.raises(ValueError, match="add --engine ray"):
             command.command(["--address", "auto"])
+        with pytest.raises(ValueError, match="--processes 16 are an engine's: add --engine ray, or leave it out"):
+            command.command(["--processes", "16"])
         with pytest.raises(ValueError, match="--processes"):
             command.command(["--engine", "ray", "--processes", "0"])

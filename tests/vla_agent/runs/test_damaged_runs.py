@@ -193,9 +193,15 @@ def rename(tensors: dict[str, th.Tensor]) -> None:
     tensors["nothing|exp_avg"] = tensors.pop(first(tensors, "exp_avg"))
 
 
+def shrink(tensors: dict[str, th.Tensor]) -> None:
+    name = first(tensors)
+    tensors[name] = tensors[name].to(th.float8_e4m3fn)
+
+
 TENSORS: list[tuple[str, Callable[[dict[str, th.Tensor]], None], str]] = [
     ("policy", fill(float("nan")), "{name} holds NaN or infinity"),
     ("policy", fill(float("inf")), "{name} holds NaN or infinity"),
+    ("policy", shrink, r"{name} is of type torch\.float8_e4m3fn"),
     ("policy", lambda tensors: tensors.clear(), "are not those of this policy"),
     ("optimizer", fill(float("nan"), "exp_avg"), "{name} holds NaN or infinity"),
     ("optimizer", fill(float("inf"), "exp_avg_sq"), "{name} holds NaN or infinity"),
@@ -214,7 +220,11 @@ def test_tensors_that_cannot_be_gone_on_from_are_named(
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
-    moved = [n for n in before if n not in tensors or not th.equal(before[n], tensors[n])]
+    moved = [
+        name
+        for name in before
+        if name not in tensors or before[name].dtype != tensors[name].dtype or not th.equal(before[name], tensors[name])
+    ]
     with pytest.raises(RunError, match=match.replace("{name}", moved[0].replace("|", r"\|"))):
         load(run)
 

@@ -168,14 +168,21 @@ class OwnOptimizer(th.optim.SGD):
     """Somebody's own."""
 
 
-def test_a_class_of_the_policy_must_be_given_again_too(tmp_path: Path) -> None:
-    model = make(VLAPPO, policy_kwargs={"model": FakeBackbone(), "optimizer_class": OwnOptimizer})
+class Adam(th.optim.SGD):
+    """Somebody's own, which is called as another one."""
+
+
+@pytest.mark.parametrize("own", [OwnOptimizer, Adam], ids=["own", "of another's name"])
+def test_a_class_of_the_policy_must_be_given_again_too(tmp_path: Path, own: type[th.optim.SGD]) -> None:
+    model = make(VLAPPO, policy_kwargs={"model": FakeBackbone(), "optimizer_class": own})
     model.save(tmp_path / "a")
-    with pytest.raises(RunError, match=r"optimizer_class=.*OwnOptimizer.*policy_kwargs=dict\(optimizer_class=\.\.\.\)"):
+    with pytest.raises(
+        RunError, match=rf"optimizer_class=.*{own.__name__}.*policy_kwargs=dict\(optimizer_class=\.\.\.\)"
+    ):
         load(VLAPPO, tmp_path / "a")
-    again = {"model": FakeBackbone(), "optimizer_class": OwnOptimizer}
+    again = {"model": FakeBackbone(), "optimizer_class": own}
     loaded = VLAPPO.load(tmp_path / "a", fake_env(2), device="cpu", policy_kwargs=again)
-    assert type(loaded.policy.optimizer) is OwnOptimizer
+    assert type(loaded.policy.optimizer) is own
 
 
 def test_what_json_lacks_is_saved_too(tmp_path: Path) -> None:
