@@ -9,6 +9,7 @@ from typing import Any
 
 from libero_gym.custom import ENV_ID as CUSTOM_ID
 from libero_gym.tasks import (
+    FILES_MAX_STEPS,
     SUITES,
     Suite,
     Task,
@@ -124,6 +125,7 @@ def register_custom() -> None:
             id=CUSTOM_ID,
             entry_point="libero_gym.custom:make_env",
             vector_entry_point="libero_gym.custom:make_vector_env",
+            max_episode_steps=FILES_MAX_STEPS,
             disable_env_checker=True,
         )
 

@@ -302,42 +302,45 @@ def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
     return values
 
 
-def limit_of_gym_make(kind: type, default: int | None) -> int | None:
-    """The limit of the `gym.make` that is making an environment of this type right now.
+def limit_of_gym_make(env: gym.Env[Any, Any]) -> int | None:
+    """The limit of the `gym.make` that is making an environment right now, through whatever entry point.
 
     Gymnasium keeps ``max_episode_steps`` for its ``TimeLimit``, which counts calls of `step`, and a chunk is one call.
     It neither passes the argument on nor lets the environment see the wrapper, so the only way to learn of the limit
     is to look at the caller.
 
     Args:
-        kind: The environment's type.
-        default: The limit that the suite's id is registered with.
+        env: The environment, which is being constructed.
 
     Returns:
-        Control steps; -1 if `gym.make` was told to set no limit; None if `gym.make` is not the caller, or was told
-        nothing and takes the suite's own limit.
+        Control steps; -1 if `gym.make` was told to set no limit; None if `gym.make` is not making this environment, or
+        neither it nor the id has a limit.
 
     Raises:
         ValueError: If the limit is no whole number of at least 1.
     """
     frame, make = sys._getframe(1), inspect.unwrap(gym.make)
     while frame is not None and frame.f_code is not make.__code__:
+        owner = frame.f_locals.get("self")
+        is_wrapper_or_own = owner is env or isinstance(owner, gym.Wrapper)
+        if isinstance(owner, (gym.Env, gym.vector.VectorEnv)) and not is_wrapper_or_own:
+            return None  # another environment makes this one inside itself, and the limit is the other one's
         frame = frame.f_back  # type: ignore[assignment]
-    # If another environment makes one of these inside, `gym.make`'s limit is the other one's.
-    if frame is None or frame.f_locals.get("env_creator") is not kind:
+    if frame is None:
         return None
-    given = frame.f_locals.get("max_episode_steps")
+    given, spec = frame.f_locals.get("max_episode_steps"), frame.f_locals.get("env_spec")
     if given is None:
-        given = getattr(frame.f_locals.get("env_spec"), "max_episode_steps", None)
-        if given == default:
-            return None
-    if given is None or (given == -1 and isinstance(given, int)):
+        given = getattr(spec, "max_episode_steps", None)
+    if given is None:  # so is the spec of an environment that was made with -1, though its id has a limit
+        known = gym.registry.get(getattr(spec, "id", ""))
+        return -1 if known is not None and known.max_episode_steps is not None else None
+    if given == -1 and isinstance(given, int):
         return -1
     return whole_number("max_episode_steps", given, minimum=1)
 
 
 def check_limits(
-    max_episode_steps: Any, chunk_size: int, suite: Suite, tasks: Sequence[Task], kind: type
+    max_episode_steps: Any, chunk_size: int, suite: Suite, tasks: Sequence[Task], env: gym.Env[Any, Any]
 ) -> tuple[int | tuple[int, ...] | None, dict[int, int]]:
     """The limits at which the environment itself truncates episodes, and those that its episodes have.
 
@@ -346,7 +349,7 @@ def check_limits(
         chunk_size: Control steps per `step`; Gymnasium's ``TimeLimit`` cannot count those of a chunk.
         suite: The suite.
         tasks: The environment's tasks.
-        kind: The environment's type.
+        env: The environment, which is being constructed.
 
     Returns:
         Control steps, as `one_or_all` states them, or None if a wrapper truncates as it should; and by task id.
@@ -355,7 +358,7 @@ def check_limits(
     truncates = chunk_size > 1 or suite.time_limit is None
     if max_episode_steps is not None:
         limits, truncates = check_max_episode_steps(max_episode_steps, len(tasks)), True
-    elif (wrapper := limit_of_gym_make(kind, suite.time_limit)) == -1:
+    elif (wrapper := limit_of_gym_make(env)) == -1:
         truncates = False
     elif wrapper is not None:
         limits, truncates = (wrapper,) * len(tasks), chunk_size > 1

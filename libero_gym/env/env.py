@@ -223,7 +223,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
         render_size = self.image_size if render_size is None else render_size
         self.render_size = rendering.check_image_size(render_size, "render_size")
-        limits = check_limits(max_episode_steps, self.chunk_size, self.suite, chosen, type(self))
+        limits = check_limits(max_episode_steps, self.chunk_size, self.suite, chosen, self)
         self.max_episode_steps, self.step_limits = limits
         sight = self.cameras, self.image_size, self.renderer, self.render_device, self.n_render_threads, self.layers
         self._observe = Observer(*sight, self.privileged, self.instruction_kind, self.step_limits)
