@@ -120,12 +120,12 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         example = LiberoEnv(**env_kwargs, max_episode_steps=max_episode_steps)
         self.num_envs = vector_arguments.check_num_envs(num_envs, cast(spaces.Dict, example.observation_space))
         self.autoreset_mode = vector_arguments.check_autoreset_mode(autoreset_mode)
-        self.max_episode_steps = one_or_all([example.step_limits[task_id] for task_id in example.task_ids])
+        # No `TimeLimit` stands around these environments: they count by themselves, and the example is like them.
+        limits = [example.step_limits[task_id] for task_id in example.task_ids]
+        self.max_episode_steps = example.max_episode_steps = one_or_all(limits)
         self.suite, self.task_ids, self.instructions = example.suite, example.task_ids, example.instructions
         self.chunk_size, self.render_mode = example.chunk_size, example.render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        limits = self.max_episode_steps  # as JSON has them
-        self.settings = example.settings | {"max_episode_steps": list(limits) if isinstance(limits, tuple) else limits}
         self._tasks, self._starts = example.tasks, (example.init_state_ids, example.placement_seeds)
         self._terms = TERMS[example.reward]
         self.single_observation_space = example.observation_space
@@ -135,7 +135,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         self._owner = os.getpid()
         env_kwargs |= {"suite": self.suite.loaded(), "max_episode_steps": self.max_episode_steps}
         self.backend: Backend = make(Plan(self.num_envs, example, env_kwargs), **options)
-        self.settings |= self.backend.settings
+        self.settings: dict[str, Any] = {**example.settings, **self.backend.settings}
         self._finalizer = weakref.finalize(self, self.backend.close)
         self.set_task_weights(np.ones(len(self.task_ids)))
         self.set_autoreset(True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vector_backends import BACKENDS, asked_for
 from workers import worker_pids
 
 from libero_gym.env import LiberoEnv
+from libero_gym.tasks import Suite, get_tasks
 from libero_gym.vector.backend import Plan
 from libero_gym.vector.shared_arrays import SharedArrays
 from libero_gym.vector.vector import MAX_REPLACEMENTS, LiberoVectorEnv, WorkerError
@@ -106,6 +108,22 @@ def test_same_step_autoreset_keeps_the_last_observation(vector: LiberoVectorEnv)
     assert infos["final_info"]["is_success"].tolist() == [False] * 3
     for index in range(3):
         assert not np.array_equal(infos["final_obs"][index]["state"], obs["state"][index])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("whose", ["suite's", "files'"])
+def test_a_limit_that_is_not_the_environments_own_argument_ends_episodes(backend: str, whose: str) -> None:
+    task, arguments = get_tasks("libero_spatial")[0], {"cameras": (), "settle_steps": 0, **asked_for(backend)}
+    env: Any
+    if whose == "suite's":
+        env = LiberoVectorEnv(1, suite=Suite("short", "Short-v0", 2, [replace(task, max_steps=2)]), **arguments)
+    else:
+        files = {"bddl_file": task.bddl_file, "init_states": task.init_states, "max_episode_steps": 2}
+        env = gym.make_vec("LIBERO-v0", 1, vectorization_mode="vector_entry_point", **files, **arguments)
+    assert (env.max_episode_steps, env.settings["max_episode_steps"]) == (2, 2)
+    env.reset(seed=0)
+    assert [bool(env.step(np.zeros((1, 7)))[3][0]) for _ in range(4)] == [False, True, False, True]
+    env.close()
 
 
 def test_reset_mask_resets_only_some(vector: LiberoVectorEnv) -> None:
