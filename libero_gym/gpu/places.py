@@ -116,9 +116,10 @@ class Places:
         return [place.world for place in places if place is not None]
 
     def read(self, name: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """A column of some environments' rows, which are not none, (k, width of the widest)."""
+        """A column of some environments' rows, (k, width of the widest)."""
         order = {int(index): place for place, index in enumerate(indices)}
-        parts = [(own, group.batch.read(name)[self.worlds(own)]) for group, own in self.by_group(order)]
+        found = self.by_group(order) or [(self._groups[0][0], [])]
+        parts = [(own, group.batch.read(name)[self.worlds(own)]) for group, own in found]
         width = max(values.shape[1] for _, values in parts)
         result = np.zeros((len(order), width), dtype=parts[0][1].dtype)
         for own, values in parts:

@@ -173,6 +173,21 @@ def test_gymnasiums_checks_of_next_step_hold(next_step: LiberoVectorEnv) -> None
     np.testing.assert_array_equal(shown[0], shown[1])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_episodes_may_end_together(backend: str) -> None:
+    """Then the step simulates nobody, and has no potential to read."""
+    env = make("NextStep", max_episode_steps=1, reward="progress", settle_steps=0, **asked_for(backend))
+    env.reset(seed=0)
+    ended = []
+    for _ in range(4):
+        _, rewards, _, truncated, infos = env.step(np.full((2, 7), 0.5))
+        ended.append(truncated.tolist())
+        assert (rewards != 0).tolist() == truncated.tolist()
+        assert (infos["reward_terms"]["progress"] == rewards).all()
+    assert ended == [[True, True], [False, False]] * 2
+    env.close()
+
+
 def test_task_weights_set_after_an_end_hold_for_the_next_episode(next_step: LiberoVectorEnv) -> None:
     next_step.reset(seed=1)
     for _ in range(4):
