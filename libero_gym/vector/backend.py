@@ -139,7 +139,11 @@ class Backend(Protocol):
         """One frame per environment, uint8 (render_size, render_size, 3)."""
 
     def call(self, name: str, chosen: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """Results of a method, or values of an attribute, of the chosen environments."""
+        """Results of a method, or values of an attribute, of the chosen environments.
+
+        After ``set_state`` or ``restore`` an environment goes on from there: `arrays` show it so, and its phase is
+        `RUNNING`, whatever it was.
+        """
 
     def close(self) -> None:
         """Free everything; may be called twice."""

@@ -298,7 +298,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         return self._observations(""), self._infos("", np.ones(self.num_envs, dtype=bool))
 
     def call(self, name: str, *args: Any, indices: Sequence[int] | None = None, **kwargs: Any) -> tuple[Any, ...]:
-        """Results of a method, or values of an attribute, of all environments or of some.
+        """Results of a method, or values of an attribute, of all environments or of some; they go on where it put them.
 
         Raises:
             Exception: As the environment raises it: AttributeError where it has no such attribute.

@@ -64,21 +64,7 @@ class Worker:
                 if mode in (SAME_STEP, NEXT_STEP):
                     self._reset(index, None, {})
                 continue
-            obs, reward, terminated, truncated, info = self.envs[index].step(self.shared["actions"][index])
-            ended = terminated or truncated
-            # Results and flags are written before the reset: if the process dies in there, `Processes` reads from them
-            # whether the episode had ended and which observation was its last.
-            self._write(FINAL if ended else "", index, obs, info)
-            self.shared["rewards"][index] = reward
-            self.shared["terminated"][index] = terminated
-            self.shared["truncated"][index] = truncated
-            if not ended:
-                continue
-            self.shared["phase"][index] = ENDED
-            if mode == SAME_STEP:
-                self._reset(index, None, {})
-            else:
-                self._write("", index, obs, info)
+            self._show_step(index, *self.envs[index].step(self.shared["actions"][index]))
 
     def reset(self, requests: protocol.ResetRequests) -> None:
         """Reset some environments, each with its seed and options."""
@@ -88,15 +74,22 @@ class Worker:
     def restore(self, snapshots: dict[int, dict[str, Any]]) -> None:
         """Put environments back to where `LiberoEnv.snapshot` found them."""
         for index, snapshot in snapshots.items():
-            self._write("", index, *self.envs[index].restore(snapshot))
-            self.shared["phase"][index] = RUNNING
+            self._go_on(index, *self.envs[index].restore(snapshot))
 
     def call(self, name: str, indices: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """Results of a method, or values of an attribute, of some environments."""
+        """Results of a method, or values of an attribute, of some environments; see `Backend.call`."""
         results = []
         for index in indices:
-            member = getattr(self.envs[index], name)
-            results.append(member(*args, **kwargs) if callable(member) else member)
+            env = self.envs[index]
+            member = getattr(env, name)
+            result = member(*args, **kwargs) if callable(member) else member
+            results.append(result)
+            if name in ("reset", "restore"):
+                self._go_on(index, *result)
+            elif name == "set_state":  # it gives no infos, which `restore` does
+                self._go_on(index, *env.restore(env.snapshot()))
+            elif name == "step":
+                self._show_step(index, *result)
         return results
 
     def close(self) -> None:
@@ -108,8 +101,31 @@ class Worker:
     def _reset(self, index: int, seed: int | None, options: dict[str, Any]) -> None:
         env = self.envs[index]
         env.set_task_weights(self.shared["task_weights"])  # they may have changed since the last reset
-        self._write("", index, *env.reset(seed=seed, options=options))
+        self._go_on(index, *env.reset(seed=seed, options=options))
+
+    def _go_on(self, index: int, obs: dict[str, Any], info: dict[str, Any]) -> None:
+        """Show where an environment has been put, from which its next step goes on."""
+        self._write("", index, obs, info)
         self.shared["phase"][index] = RUNNING
+
+    def _show_step(
+        self, index: int, obs: dict[str, Any], reward: Any, terminated: bool, truncated: bool, info: dict[str, Any]
+    ) -> None:
+        """Show a step's results, and begin the next episode if the autoreset mode has it begin in the same step."""
+        ended = terminated or truncated
+        # Results and flags are written before the reset: if the process dies in there, `Processes` reads from them
+        # whether the episode had ended and which observation was its last.
+        self._write(FINAL if ended else "", index, obs, info)
+        self.shared["rewards"][index] = reward
+        self.shared["terminated"][index] = terminated
+        self.shared["truncated"][index] = truncated
+        if not ended:
+            return
+        self.shared["phase"][index] = ENDED
+        if self.shared["autoreset"][0] == SAME_STEP:
+            self._reset(index, None, {})
+        else:
+            self._write("", index, obs, info)
 
     def _write(self, prefix: str, index: int, obs: dict[str, Any], info: dict[str, Any]) -> None:
         for key, value in obs.items():

@@ -88,7 +88,11 @@ class InProcess:
 
     def call(self, name: str, chosen: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         members = [getattr(self.envs[index], name) for index in chosen]
-        return tuple(member(*args, **kwargs) if callable(member) else member for member in members)
+        results = tuple(member(*args, **kwargs) if callable(member) else member for member in members)
+        for index in chosen if name in ("set_state", "restore") else ():
+            self._show("", index, *self.envs[index].restore(self.envs[index].snapshot()))
+            self.arrays["phase"][index] = RUNNING
+        return results
 
     def close(self) -> None:
         for env in self.envs:

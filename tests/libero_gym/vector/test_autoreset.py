@@ -211,6 +211,19 @@ def test_disabled_asks_for_a_reset(disabled: LiberoVectorEnv) -> None:
     assert disabled.step(np.zeros((2, 7)))[4]["elapsed_steps"].tolist() == [1, 4]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
+def test_a_restored_environment_is_stepped_though_its_episode_had_ended(mode: str, backend: str) -> None:
+    env = make(mode, max_episode_steps=2, settle_steps=0, **asked_for(backend))
+    env.reset(seed=0)
+    env.step(np.zeros((2, 7)))
+    (snapshot,) = env.call("snapshot", indices=[0])
+    assert env.step(np.zeros((2, 7)))[3].all()
+    env.call("restore", snapshot)
+    assert env.step(np.zeros((2, 7)))[4]["elapsed_steps"].tolist() == [2, 2]
+    env.close()
+
+
 def test_a_snapshot_remembers_which_episodes_have_ended(next_step: LiberoVectorEnv) -> None:
     next_step.reset(seed=3)
     next_step.step(np.zeros((2, 7)))

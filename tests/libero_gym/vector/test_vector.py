@@ -173,6 +173,44 @@ def test_call_reaches_the_chosen_environments(vector: LiberoVectorEnv) -> None:
     assert states[0].memory is not None
 
 
+def test_an_environment_that_call_has_moved_goes_on_from_there(vector: LiberoVectorEnv) -> None:
+    """Those that rest at their episode's end, too: their next step is one of the moment that they were put to."""
+    vector.reset(seed=1, options={"task_id": 0})
+    vector.set_autoreset(False)
+    try:
+        seen, *_ = vector.step(np.ones((3, 7)))
+        snapshot, state = vector.call("snapshot")[0], vector.call("get_state")[1]
+        then, *_ = vector.step(np.ones((3, 7)))
+        for _ in range(4):
+            last, _, _, truncated, _ = vector.step(np.ones((3, 7)))
+        assert truncated.all()
+        vector.call("restore", snapshot, indices=[0])
+        vector.call("set_state", state, indices=[1])
+        shown = vector.backend.arrays["state"]
+        np.testing.assert_allclose(shown[:2], seen["state"][:2], rtol=0, atol=1e-5)
+        obs, _, _, truncated, infos = vector.step(np.ones((3, 7)))
+        np.testing.assert_allclose(obs["state"][:2], then["state"][:2], rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(obs["state"][2], last["state"][2])
+        assert infos["elapsed_steps"].tolist() == [2, 7, 6]  # a state does not say how old the episode was
+        assert truncated.tolist() == [False, True, False]
+    finally:
+        vector.set_autoreset(True)
+        vector.reset(seed=0)
+
+
+def test_call_resets_and_steps_environments_in_processes() -> None:
+    """Their results are shown and counted, as those of the vector environment's own resets and steps are."""
+    env = LiberoVectorEnv(2, suite="libero_spatial", cameras=(), max_episode_steps=2, n_workers=1, settle_steps=0)
+    env.call("reset", seed=3, options={"task_id": 4})
+    assert env.step(np.zeros((2, 7)))[4]["task_id"].tolist() == [4, 4]
+    env.set_autoreset(False)
+    assert env.call("step", np.zeros(7), indices=[1])[0][3]
+    _, _, _, truncated, infos = env.step(np.zeros((2, 7)))
+    assert truncated.tolist() == [True, False]
+    assert infos["elapsed_steps"].tolist() == [2, 2]
+    env.close()
+
+
 def test_bad_input_is_named(vector: LiberoVectorEnv) -> None:
     vector.reset(seed=0)
     with pytest.raises(ValueError, match=r"shape \(2, 7\); expected \(3, 7\)"):
