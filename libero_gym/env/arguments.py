@@ -305,9 +305,9 @@ def check_actions(actions: Any, shape: tuple[int, ...]) -> np.ndarray:
 def limit_of_gym_make(env: gym.Env[Any, Any]) -> int | None:
     """The limit of the `gym.make` that is making an environment right now, through whatever entry point.
 
-    Gymnasium keeps ``max_episode_steps`` for its ``TimeLimit``, which counts calls of `step`, and a chunk is one call.
-    It neither passes the argument on nor lets the environment see the wrapper, so the only way to learn of the limit
-    is to look at the caller.
+    Gymnasium keeps ``max_episode_steps`` for its ``TimeLimit``, which counts calls of `step` since its own reset: a
+    chunk is one call, and a restored episode had steps before. It neither passes the argument on nor lets the
+    environment see the wrapper, so the only way to learn of the limit is to look at the caller.
 
     Args:
         env: The environment, which is being constructed.
@@ -346,22 +346,22 @@ def check_limits(
 
     Args:
         max_episode_steps: The value to check.
-        chunk_size: Control steps per `step`; Gymnasium's ``TimeLimit`` cannot count those of a chunk.
+        chunk_size: Control steps per `step`.
         suite: The suite.
         tasks: The environment's tasks.
         env: The environment, which is being constructed.
 
     Returns:
-        Control steps, as `one_or_all` states them, or None if a wrapper truncates as it should; and by task id.
+        Control steps, as `one_or_all` states them, or None if the environment truncates none; and by task id.
     """
     limits = tuple(task.max_steps or suite.max_steps for task in tasks)
     truncates = chunk_size > 1 or suite.time_limit is None
     if max_episode_steps is not None:
         limits, truncates = check_max_episode_steps(max_episode_steps, len(tasks)), True
-    elif (wrapper := limit_of_gym_make(env)) == -1:
+    elif (given := limit_of_gym_make(env)) == -1:
         truncates = False
-    elif wrapper is not None:
-        limits, truncates = (wrapper,) * len(tasks), chunk_size > 1
+    elif given is not None:
+        limits, truncates = (given,) * len(tasks), True
     return one_or_all(limits) if truncates else None, {
         task.task_id: limit for task, limit in zip(tasks, limits, strict=True)
     }

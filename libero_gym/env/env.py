@@ -109,10 +109,10 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     ## Episode end
 
-    ``terminated`` when the goal holds. ``truncated`` by Gymnasium's ``TimeLimit`` at the suite's limit (220 control
-    steps for Spatial, 280 Object, 300 Goal, 520 LIBERO-10, 400 LIBERO-90) or at ``max_episode_steps``. The wrapper
-    counts calls of `step` up to one number; an environment with chunks, or of a suite whose tasks' limits differ
-    (``LIBERO-40-v0`` has those of its four suites), counts control steps itself.
+    ``terminated`` when the goal holds. ``truncated`` at the suite's limit (220 control steps for Spatial, 280 Object,
+    300 Goal, 520 LIBERO-10, 400 LIBERO-90; ``LIBERO-40-v0`` has those of its four suites) or at ``max_episode_steps``.
+    The environment counts its episode's control steps. Gymnasium's ``TimeLimit`` around it counts calls of `step` since
+    its own reset, so call that before `restore`.
 
     ## Reset
 
@@ -164,8 +164,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         n_render_threads: Threads that draw a frame together, which stays the same; for ``renderer="fast"`` alone.
         render_mode: ``"rgb_array"`` or None.
         render_size: Side of `render`'s frames in pixels; None takes ``image_size``.
-        max_episode_steps: Truncate after so many control steps: one number, or one for each of the tasks. None leaves
-            that to Gymnasium's ``TimeLimit``. Where that cannot count (see Episode end), the environment does.
+        max_episode_steps: Truncate after so many control steps: one number, or one for each of the tasks. None takes
+            `gym.make`'s limit; without `gym.make`, the tasks' own if there are chunks or they differ, and else none.
 
     Raises:
         ValueError: If an argument is out of range; the message names the choices.

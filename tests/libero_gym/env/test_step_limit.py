@@ -101,8 +101,26 @@ def test_files_have_a_limit_that_nobody_asked_for(chunk_size: int) -> None:
     assert time_left == pytest.approx(1 - chunk_size / FILES_MAX_STEPS)
     assert isinstance(env, gym.wrappers.TimeLimit)
     assert env._max_episode_steps == FILES_MAX_STEPS
-    own = env.unwrapped.max_episode_steps  # type: ignore[attr-defined]
-    assert own == (None if chunk_size == 1 else FILES_MAX_STEPS)
+    assert env.unwrapped.max_episode_steps == FILES_MAX_STEPS  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("is_fresh", [True, False], ids=["in a fresh environment", "in the same one"])
+def test_a_restored_episode_is_truncated_where_it_would_have_been(is_fresh: bool) -> None:
+    """12 of its 20 steps are left, whatever the ``TimeLimit`` around has seen since the last reset."""
+    env: Any = gym.make("LIBERO-Spatial-v0", max_episode_steps=20, **KWARGS)
+    env.reset(seed=0)
+    for _ in range(8):
+        env.step(np.zeros(7, dtype=np.float32))
+    snapshot = env.unwrapped.snapshot()
+    if is_fresh:
+        env = gym.make("LIBERO-Spatial-v0", max_episode_steps=20, **KWARGS)
+    env.reset(seed=1)
+    for _ in range(3):
+        env.step(np.zeros(7, dtype=np.float32))
+    env.unwrapped.restore(snapshot)
+    results = [env.step(np.zeros(7, dtype=np.float32)) for _ in range(12)]
+    assert [truncated for _, _, _, truncated, _ in results] == [False] * 11 + [True]
+    assert results[-1][4]["elapsed_steps"] == 20
 
 
 class _Around(gym.Env[Any, Any]):
