@@ -339,7 +339,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             gym.error.ResetNeeded: Before the first `reset`.
         """
         state = self.simulator.get_state()
-        return snapshot_to_json(self.suite.name, self._episode, self.np_random, state)
+        return snapshot_to_json(self.suite.name, self.reward, self._episode, self.np_random, state)
 
     def restore(self, snapshot: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
         """Go on where `snapshot` was taken; gives the observation there, and its info without the step's rewards.
@@ -348,7 +348,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
             ValueError: If it is no snapshot of such an environment; nothing is changed then.
         """
         self._check_open()
-        own = self.suite.name, self.task_ids, self.tasks, self.privileged
+        own = self.suite.name, self.task_ids, self.tasks, self.privileged, self.reward
         episode, state, generator = snapshot_from_json(snapshot, *own)
         self.place(episode, state, generator)
         shown = {} if episode.privileged is None else {PRIVILEGED_KEY: episode.privileged}

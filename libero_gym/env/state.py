@@ -66,11 +66,12 @@ class EpisodeState:
 
 
 def snapshot_to_json(
-    suite: str, episode: EpisodeState, generator: np.random.Generator, state: SimState
+    suite: str, reward: str, episode: EpisodeState, generator: np.random.Generator, state: SimState
 ) -> dict[str, Any]:
-    """All that an environment's future depends on, as JSON can hold it."""
+    """All that the future of an environment of this suite and reward depends on, as JSON can hold it."""
     return {
         "suite": suite,
+        "reward": reward,
         "task_id": episode.task.task_id,
         "fixture_draw": episode.fixture_draw,
         "fixture_seed": episode.fixture_seed,
@@ -84,7 +85,7 @@ def snapshot_to_json(
 
 
 def snapshot_from_json(
-    snapshot: Any, suite: str, task_ids: Sequence[int], tasks: Sequence[Task], privileged: bool
+    snapshot: Any, suite: str, task_ids: Sequence[int], tasks: Sequence[Task], privileged: bool, reward: str
 ) -> tuple[EpisodeState, SimState, np.random.Generator]:
     """The episode, the simulator's state and the random generator of a snapshot.
 
@@ -94,11 +95,12 @@ def snapshot_from_json(
         task_ids: The environment's tasks.
         tasks: All tasks of the suite.
         privileged: Whether the environment shows privileged observations.
+        reward: Name of the environment's reward.
 
     Raises:
         ValueError: If it is no snapshot of such an environment, or damaged.
     """
-    _check_snapshot(snapshot, suite, privileged)
+    _check_snapshot(snapshot, suite, privileged, reward)
     task = tasks[check_own_task(snapshot["task_id"], task_ids, tasks)]
     generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
     episode = EpisodeState(
@@ -113,16 +115,17 @@ def snapshot_from_json(
     return episode, state, generator
 
 
-def _check_snapshot(snapshot: Any, suite: str, privileged: bool) -> None:
+def _check_snapshot(snapshot: Any, suite: str, privileged: bool, reward: str) -> None:
     """Check that this can be a snapshot, as far as one can tell without its parts.
 
     Args:
         snapshot: The value to check.
         suite: Name of the environment's suite; snapshots of earlier versions do not name theirs, and pass.
         privileged: Whether the environment shows privileged observations.
+        reward: Name of the environment's reward; snapshots of earlier versions do not name theirs, and pass.
 
     Raises:
-        ValueError: If it is none, or of another suite.
+        ValueError: If it is none, or of another suite, or lacks what the environment shows or goes on from.
     """
     if not isinstance(snapshot, dict):
         raise ValueError(f"The snapshot is a {type(snapshot).__name__}; expected the dict that snapshot() gave.")
@@ -137,6 +140,12 @@ def _check_snapshot(snapshot: Any, suite: str, privileged: bool) -> None:
         if not isinstance(snapshot[key], dict):
             raise ValueError(f"The snapshot's {key!r} is damaged: expected a dict, got {type(snapshot[key]).__name__}.")
     real_number("The snapshot's phi", snapshot["phi"])
+    theirs = snapshot.get("reward", reward)
+    if reward not in ("sparse", theirs):  # a sparse reward needs no potential
+        raise ValueError(
+            f"The snapshot is of reward={theirs!r}, and has no potential that this environment's reward={reward!r} "
+            f"could go on from; make it with reward={theirs!r}."
+        )
     if privileged and np.shape(snapshot["privileged"]) != (PRIVILEGED_SIZE,):
         raise ValueError(
             "The snapshot is of an environment without privileged=True, and this one has it; make it without."

@@ -52,7 +52,8 @@ class Mirror:
     def moment(self) -> tuple[EpisodeState, SimState, np.random.Generator]:
         """Where the environment is now."""
         env = self.env
-        return snapshot_from_json(env.snapshot(), env.suite.name, env.task_ids, env.tasks, env.privileged)
+        own = env.suite.name, env.task_ids, env.tasks, env.privileged, env.reward
+        return snapshot_from_json(env.snapshot(), *own)
 
     def close(self) -> None:
         """Free the simulators."""

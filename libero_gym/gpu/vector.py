@@ -187,12 +187,11 @@ class Warp(Uncopyable):
 
     def snapshot(self) -> dict[str, Any]:
         """All that the environments' future depends on except the task weights, as JSON can hold it."""
-        environments = []
+        environments, own = [], (self._example.suite.name, self._example.reward)
         for index, state in enumerate(self._places.states(range(len(self._episodes)))):
             generator = self._generators[index]
             assert generator is not None
-            episode = self._noted(index)
-            environments.append(snapshot_to_json(self._example.suite.name, episode, generator, state))
+            environments.append(snapshot_to_json(*own, self._noted(index), generator, state))
         ended = (self.arrays["phase"] == ENDED).tolist()
         return {"environments": environments, "ended": ended, "physics": PHYSICS}
 
@@ -202,7 +201,7 @@ class Warp(Uncopyable):
         saved = check_snapshot(snapshot, {"environments": n, "ended": n})
         if saved.get("physics") != PHYSICS:
             raise ValueError('The snapshot is of another physics than "batched"; restore it where it was taken.')
-        own = example.suite.name, example.task_ids, example.tasks, example.privileged
+        own = example.suite.name, example.task_ids, example.tasks, example.privileged, example.reward
         moments = [snapshot_from_json(given, *own) for given in saved["environments"]]
         self._actions = None
         for index, (episode, state, generator) in enumerate(moments):

@@ -134,6 +134,24 @@ def test_a_restored_snapshot_goes_on_to_the_bit(reward: str) -> None:
         assert expected_reset[1] == reset[1]
 
 
+def test_a_snapshot_without_the_rewards_potential_is_refused() -> None:
+    """The next reward would count from 0; a sparse reward needs none, and snapshots from before say none."""
+    kwargs: dict[str, Any] = {"task_id": 0, "cameras": (), "settle_steps": 0}
+    sparse, progress = (LiberoEnv("libero_spatial", reward=reward, **kwargs) for reward in ("sparse", "progress"))
+    action = np.zeros(7)
+    for env in (sparse, progress):
+        env.reset(seed=0)
+        env.step(action)
+    given, own = sparse.snapshot(), progress.snapshot()
+    expected = progress.step(action)[1]
+    with pytest.raises(ValueError, match=r"of reward='sparse', .* reward='progress' .*; make it with reward='sparse'"):
+        progress.restore(given)
+    progress.restore({key: value for key, value in own.items() if key != "reward"})
+    assert progress.step(action)[1] == expected
+    sparse.restore(own)
+    assert sparse.step(action)[1] == 0
+
+
 def test_a_script_that_forgets_to_close_ends_without_a_word() -> None:
     code = (
         "import gymnasium as gym\n"
