@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
@@ -236,11 +237,11 @@ class Warp(Uncopyable):
                 f'call({name!r}) would go by one environment alone, and backend="warp" moves all worlds together; use '
                 f"the vector environment's {name}()."
             )
+        begun = [index for index in chosen if self._episodes[index] is not None]
+        states = dict(zip(begun, self._places.states(begun), strict=True))
         results = []
-        for index, state in zip(chosen, self._places.states(chosen), strict=True):
-            generator = self._generators[index]
-            assert generator is not None
-            member = self._mirror.at(self._noted(index), state, generator, name)
+        for index in chosen:
+            member = self._member(index, states.get(index), name)
             results.append(member(*args, **kwargs) if callable(member) else member)
             if name in ("set_state", "restore"):
                 episode, moved, self._generators[index] = self._mirror.moment()
@@ -318,8 +319,17 @@ class Warp(Uncopyable):
 
     def _episode(self, index: int) -> EpisodeState:
         episode = self._episodes[index]
-        assert episode is not None
+        if episode is None:
+            raise gym.error.ResetNeeded(f"Call reset() first: environment {index} has no episode.")
         return episode
+
+    def _member(self, index: int, state: SimState | None, name: str) -> Any:
+        """A member of a `LiberoEnv` in this state of the environment; None is before its first reset."""
+        if state is None:  # the example never had one either; a restored mirror tells where it is then
+            return getattr(self._mirror.env if name == "restore" else self._example, name)
+        generator = self._generators[index]
+        assert generator is not None
+        return self._mirror.at(self._noted(index), state, generator, name)
 
     def _noted(self, index: int) -> EpisodeState:
         """An environment's episode with the potential that its last step has found."""

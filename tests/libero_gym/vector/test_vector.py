@@ -198,6 +198,24 @@ def test_an_environment_that_call_has_moved_goes_on_from_there(vector: LiberoVec
         vector.reset(seed=0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_before_a_reset_attributes_are_answered_and_what_needs_an_episode_says_so(backend: str) -> None:
+    seeing = {"cameras": (), "renderer": "fast", "render_mode": "rgb_array", "render_size": 16, "settle_steps": 0}
+    env, other = (LiberoVectorEnv(2, suite="libero_spatial", task_id=3, **seeing, **asked_for(backend)) for _ in "ab")
+    for _ in range(2):  # also once one of them has an episode
+        assert env.call("task_ids") == ((3,), (3,))
+        for ask in (env.render, lambda: env.call("get_state", indices=[1]), lambda: env.call("snapshot")):
+            with pytest.raises(gym.error.ResetNeeded, match=r"Call reset\(\) first"):
+                ask()
+        env.reset(seed=0, options={"reset_mask": np.array([True, False])})
+    other.call("restore", env.call("snapshot", indices=[0])[0])
+    obs, _, _, _, infos = other.step(np.zeros((2, 7)))
+    np.testing.assert_allclose(obs["state"][0], obs["state"][1], rtol=0, atol=1e-6)
+    assert infos["elapsed_steps"].tolist() == [1, 1]
+    env.close()
+    other.close()
+
+
 def test_call_resets_and_steps_environments_in_processes() -> None:
     """Their results are shown and counted, as those of the vector environment's own resets and steps are."""
     env = LiberoVectorEnv(2, suite="libero_spatial", cameras=(), max_episode_steps=2, n_workers=1, settle_steps=0)
