@@ -77,6 +77,7 @@ class Observer:
     def _layers(self, camera: str) -> Observation:
         """A camera's image, and the layers that are asked for."""
         size, key = self.image_size, IMAGE_KEYS[camera]
-        frame = rendering.render_frame(self._simulator, camera, size, size, self.renderer, self.render_device)
+        how = self.renderer, self.render_device, self.n_render_threads
+        frame = rendering.render_frame(self._simulator, camera, size, size, *how)
         shown = {"depth": frame.depth, "segmentation": frame.bodies}
         return {key: frame.image} | {layer_key(camera, layer): shown[layer] for layer in self.layers}

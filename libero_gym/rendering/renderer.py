@@ -242,7 +242,13 @@ class CameraFrame(NamedTuple):
 
 
 def render_frame(
-    pose: Pose, camera: str, height: int, width: int, renderer: str = "fast", device: int | None = None
+    pose: Pose,
+    camera: str,
+    height: int,
+    width: int,
+    renderer: str = "fast",
+    device: int | None = None,
+    n_threads: int = 1,
 ) -> CameraFrame:
     """A frame of a simulator's sampled state with depth and segmentation.
 
@@ -253,7 +259,7 @@ def render_frame(
         camera: A name, as `render` takes it.
         height, width: Of the frame, pixels.
         renderer: One of `RENDERERS`; ``"fast"`` needs no OpenGL.
-        device: EGL device index, as `render` takes it.
+        device, n_threads: As `render` takes them.
 
     Raises:
         NotDrawnError, RenderingError: As `render`.
@@ -261,8 +267,9 @@ def render_frame(
     """
     _check_cameras(pose, (camera,))
     height, width = check_image_size(height, "height"), check_image_size(width, "width")
-    draw = _exact_rows if renderer == "exact" else _fast_rows
-    return CameraFrame(*(np.ascontiguousarray(rows[::-1, ::-1]) for rows in draw(pose, camera, height, width, device)))
+    seen = pose, camera, height, width
+    drawn = _exact_rows(*seen, device) if renderer == "exact" else _fast_rows(*seen, n_threads)
+    return CameraFrame(*(np.ascontiguousarray(rows[::-1, ::-1]) for rows in drawn))
 
 
 def _exact_rows(pose: Pose, camera: str, height: int, width: int, device: int | None) -> tuple[np.ndarray, ...]:
@@ -273,11 +280,11 @@ def _exact_rows(pose: Pose, camera: str, height: int, width: int, device: int | 
     return image, depth, geoms, bodies.astype(np.int32)
 
 
-def _fast_rows(pose: Pose, camera: str, height: int, width: int, _device: int | None) -> tuple[np.ndarray, ...]:
+def _fast_rows(pose: Pose, camera: str, height: int, width: int, n_threads: int) -> tuple[np.ndarray, ...]:
     with _lock:
         scene = _software_scene(pose.compiled)
         scene.pose(pose)
-        frame = scene.draw(camera, height, width)
+        frame = scene.draw(camera, height, width, n_threads=n_threads)
         with np.errstate(divide="ignore"):
             return frame.image, 1 / frame.depth[..., 0], *scene.named(frame.ids[..., 0])
 

@@ -6,6 +6,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,6 +159,25 @@ def test_tasks_run_at_the_same_time_and_all_end_before_an_error_is_raised() -> N
     assert ended.is_set()
     with pytest.raises(ValueError, match="this one"):
         run_together([end, fail_after_meeting])
+
+
+@pytest.mark.parametrize("layers", [(), ("depth", "segmentation")], ids=["frames", "layers"])
+def test_an_environment_draws_with_its_threads(layers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing = {"renderer": "fast", "image_size": 48, "layers": layers, "settle_steps": 0}
+    draw, asked, seen = SoftwareScene.draw, [], []
+
+    def spied(scene: SoftwareScene, *args: Any, n_threads: int = 1, **kwargs: Any) -> Any:
+        asked.append(n_threads)
+        return draw(scene, *args, n_threads=n_threads, **kwargs)
+
+    monkeypatch.setattr(SoftwareScene, "draw", spied)
+    for n in (1, 2):
+        env = LiberoEnv("libero_goal", task_id=7, n_render_threads=n, **drawing)  # type: ignore[arg-type]
+        seen.append(env.reset(seed=0, options={"init_state_id": 0})[0])
+        env.close()
+    assert asked == [1, 2]
+    for key in set(seen[0]) - {"instruction"}:
+        np.testing.assert_array_equal(seen[0][key], seen[1][key])
 
 
 def test_an_environments_frames_do_not_depend_on_its_threads() -> None:
