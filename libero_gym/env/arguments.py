@@ -353,6 +353,9 @@ def check_limits(
 
     Returns:
         Control steps, as `one_or_all` states them, or None if the environment truncates none; and by task id.
+
+    Raises:
+        ValueError: If a limit is no whole number of at least 1, there are others than tasks, or a task has two.
     """
     limits = tuple(task.max_steps or suite.max_steps for task in tasks)
     truncates = chunk_size > 1 or suite.time_limit is None
@@ -362,9 +365,12 @@ def check_limits(
         truncates = False
     elif given is not None:
         limits, truncates = (given,) * len(tasks), True
-    return one_or_all(limits) if truncates else None, {
-        task.task_id: limit for task, limit in zip(tasks, limits, strict=True)
-    }
+    by_task = {task.task_id: limit for task, limit in zip(tasks, limits, strict=True)}
+    for task, limit in zip(tasks, limits, strict=True):
+        if limit != by_task[task.task_id]:
+            both = f"{limit} and {by_task[task.task_id]}"
+            raise ValueError(f"max_episode_steps has two limits for task {task.task_id}, {both}; give it one.")
+    return one_or_all(limits) if truncates else None, by_task
 
 
 def check_max_episode_steps(max_episode_steps: Any, n_tasks: int) -> tuple[int, ...]:

@@ -94,6 +94,10 @@ def test_an_environment_takes_a_limit_for_each_task(joined: Suite) -> None:
         LiberoEnv(joined, max_episode_steps=[3, 1, 2], **SEEING_NOTHING)
     with pytest.raises(ValueError, match=r"max_episode_steps=0 is out of range"):
         LiberoEnv(joined, max_episode_steps=[3, 0], **SEEING_NOTHING)
+    with pytest.raises(ValueError, match=r"max_episode_steps has two limits for task 1, 5 and 9; give it one"):
+        LiberoEnv(joined, task_id=[1, 1], max_episode_steps=[5, 9], **SEEING_NOTHING)
+    twice = LiberoEnv(joined, task_id=[1, 0, 1], max_episode_steps=[5, 9, 5], **SEEING_NOTHING)
+    assert (twice.max_episode_steps, twice.step_limits) == ((5, 9, 5), {0: 9, 1: 5})
 
 
 def test_worker_processes_truncate_each_task_at_its_limit(joined: Suite) -> None:
