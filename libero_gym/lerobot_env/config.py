@@ -33,7 +33,7 @@ class LiberoGymConfig(EnvConfig):
         task: The suites, with commas between them.
         fps: Control steps per second; LIBERO's.
         task_ids: Tasks of each suite; all by default.
-        episode_length: Control steps of an episode; LeRobot's own number by default.
+        episode_length: Control steps of an episode; by default as `LeRobotLiberoEnv` has them.
         observation_height, observation_width: Side of the frames in pixels; the two are equal.
         renderer: "exact", as stock LIBERO draws, or "fast".
         fixtures: "seed" or "first"; see `LeRobotLiberoEnv`.

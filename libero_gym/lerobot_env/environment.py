@@ -18,8 +18,14 @@ from libero_gym.tasks import initial_states
 CAMERA_NAMES = {"agentview": "image", "wrist": "image2"}
 # How the fixtures (cabinets, stoves, racks) of an episode are drawn.
 FIXTURES = ("seed", "first")
-# Control steps of an episode where LeRobot's own environment allows others than the suites' published protocol.
-LEROBOT_STEPS = {"libero_spatial": 280}
+# Control steps of an episode by LeRobot's own table (`TASK_SUITE_MAX_STEPS` of lerobot/envs/libero.py in 0.6.1).
+LEROBOT_STEPS = {
+    "libero_spatial": 280,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
 
 
 class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
@@ -41,7 +47,8 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
             seconds, and is kept on disk. "first" leaves them where stock LIBERO draws them first after ``seed(0)``.
         init_states: Whether episodes begin from official initial states; else their objects are placed by the seed.
         camera_names: What the cameras are called.
-        episode_length: Control steps that an episode may take; LeRobot's number by default.
+        episode_length: Control steps that an episode may take; None takes LeRobot's own number if it knows the suite,
+            and else the task's limit.
         **kwargs: Further arguments of `LiberoEnv`, such as ``renderer`` and ``image_size``.
 
     Attributes:
@@ -75,7 +82,7 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
         self._keys = {names[camera]: IMAGE_KEYS[camera] for camera in names}
         self._env = LiberoEnv(suite, task_id=task_id, cameras=tuple(names), render_mode="rgb_array", **kwargs)
         own = self._env.tasks[task_id]
-        limit = own.max_steps or LEROBOT_STEPS.get(own.source, self._env.suite.max_steps)
+        limit = LEROBOT_STEPS.get(self._env.suite.name, own.max_steps)
         self._max_episode_steps = limit if episode_length is None else whole_number("episode_length", episode_length, 1)
         self.task, self.task_description = own.name, own.instruction
         self._n_states = len(initial_states(own))

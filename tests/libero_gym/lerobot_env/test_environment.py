@@ -9,6 +9,7 @@ from gymnasium.utils.env_checker import check_env
 
 from libero_gym.env import LiberoEnv
 from libero_gym.lerobot_env import LeRobotLiberoEnv
+from libero_gym.tasks import Suite, get_tasks
 
 
 def test_episodes_begin_from_the_next_initial_states() -> None:
@@ -26,3 +27,15 @@ def test_episodes_begin_from_the_next_initial_states() -> None:
     check_env(placed, skip_render_check=True)
     assert set(placed.reset(seed=0)[0]["pixels"]) == {"hand"}
     placed.close()
+
+
+def test_lerobots_table_of_steps_wins_for_suites_that_it_names() -> None:
+    def steps(suite: Any, **options: Any) -> int:
+        return LeRobotLiberoEnv(suite, 0, renderer="fast", **options)._max_episode_steps
+
+    named = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+    assert [steps(suite) for suite in named] == [280, 280, 300, 520, 400]
+    assert steps("libero_spatial", episode_length=7) == 7
+    assert steps("libero_spatial_swap") == 220
+    mine = Suite("mine", "Mine-v0", 90, get_tasks("libero_spatial")[:1])
+    assert steps(mine) == 90
