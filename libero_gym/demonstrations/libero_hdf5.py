@@ -108,7 +108,8 @@ def _read_demo(demo: Any, about: dict[str, Any], cameras: tuple[str, ...]) -> Ep
         state=np.concatenate(state, axis=1).astype(np.float32),
         actions=actions.astype(np.float32),
         images={key: _frames(obs, HDF5_KEYS[key], n_frames) for key in cameras},
-        success=bool(_array(demo, "dones", (n_frames,))[-1]) if "dones" in demo else True,
+        # Whether there is such a link, for `in` also looks whether it leads anywhere.
+        success=demo.get("dones", getlink=True) is None or bool(_array(demo, "dones", (n_frames,))[-1]),
         **about,
     )
 
@@ -134,9 +135,7 @@ def _array(group: Any, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
     """
     import h5py
 
-    dataset = group.get(name)
-    if not isinstance(dataset, h5py.Dataset):
-        raise DamagedEpisodeError(f"{name!r} is missing, or no dataset")
+    dataset = _own(group, name, h5py.Dataset, "dataset")
     got: tuple[int, ...] = dataset.shape or ()
     if len(got) != len(shape) or any(want not in (None, size) for want, size in zip(shape, got, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
@@ -156,11 +155,21 @@ def _array(group: Any, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
 
 
 def _group(parent: Any, name: str) -> Any:
-    """A group of the file itself; links into other files raise a DamagedEpisodeError."""
     import h5py
 
-    if not isinstance(parent.get(name, getlink=True), h5py.HardLink) or parent.get(name, getclass=True) != h5py.Group:
-        raise DamagedEpisodeError(f"{name!r} is missing, or no group")
+    return _own(parent, name, h5py.Group, "group")
+
+
+def _own(parent: Any, name: str, kind: type, what: str) -> Any:
+    """A group's own member: no external link, which reads any other file, and no soft one, which may lead to such.
+
+    Raises:
+        DamagedEpisodeError: If there is no such member of that kind.
+    """
+    import h5py
+
+    if not isinstance(parent.get(name, getlink=True), h5py.HardLink) or not isinstance(parent[name], kind):
+        raise DamagedEpisodeError(f"{name!r} is missing, or no {what} of its own")
     return parent[name]
 
 

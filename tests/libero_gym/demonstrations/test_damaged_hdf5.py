@@ -71,9 +71,22 @@ def external(demo: Any) -> None:
     demo.create_dataset("actions", (6, 7), "f8", external=[("/dev/zero", 0, 6 * 7 * 8)])
 
 
-def linked(demo: Any) -> None:
-    del demo["obs"]
-    demo["obs"] = h5py.ExternalLink("other.hdf5", "/data/demo_0/obs")
+def linked(name: str, link: Any) -> Callable[[Any], None]:
+    """Damage that puts a link in the place of a group or dataset. `other.hdf5` is a whole file of demonstrations."""
+
+    def damage(demo: Any) -> None:
+        write(Path(demo.file.filename).with_name("other.hdf5"), "demo_x", "demo_0")
+        demo.pop(name, None)
+        demo[name] = link
+
+    return damage
+
+
+def linked_twice(demo: Any) -> None:
+    """A soft link to an external one."""
+    linked("elsewhere", h5py.ExternalLink("other.hdf5", "/data/demo_0"))(demo)
+    del demo["actions"]
+    demo["actions"] = h5py.SoftLink("elsewhere/actions")
 
 
 DAMAGE: list[tuple[Callable[[Any], None], str]] = [
@@ -92,7 +105,13 @@ DAMAGE: list[tuple[Callable[[Any], None], str]] = [
     (replaced("obs/ee_pos", data=np.zeros((5, 3))), r"'ee_pos' has shape \(5, 3\); expected \(6, 3\)"),
     (replaced("obs", data=3), "'obs' is missing, or no group"),
     (external, "'actions' states 336 bytes"),
-    (linked, "'obs' is missing, or no group"),
+    (linked("obs", h5py.ExternalLink("other.hdf5", "/data/demo_0/obs")), "'obs' is missing, or no group"),
+    (linked("actions", h5py.ExternalLink("other.hdf5", "/data/demo_0/actions")), "'actions' is missing, or no dataset"),
+    (linked("obs/ee_ori", h5py.ExternalLink("other.hdf5", "/data/demo_0/obs/ee_ori")), "'ee_ori' is missing"),
+    (linked("obs/ee_ori", h5py.SoftLink("/data/demo_1/obs/ee_pos")), "'ee_ori' is missing, or no dataset of its own"),
+    (linked("dones", h5py.ExternalLink("nowhere.hdf5", "/x")), "'dones' is missing, or no dataset of its own"),
+    (linked("dones", h5py.SoftLink("/nowhere")), "'dones' is missing, or no dataset of its own"),
+    (linked_twice, "'actions' is missing, or no dataset"),
     (lambda demo: demo.create_dataset("dones", data=True), r"'dones' has shape \(\); expected \(6\)"),
 ]
 
