@@ -17,7 +17,7 @@ from libero_gym.common.version import package_versions
 from libero_gym.demonstrations.episodes import Episode, check_episode
 from libero_gym.demonstrations.lerobot_stats import image_stats
 from libero_gym.demonstrations.plan import EpisodeKey, RecordingOptions
-from libero_gym.dimensions import ACTION_DIM, GRIPPER_DIM, IMAGE_KEYS
+from libero_gym.dimensions import ACTION_DIM, GRIPPER_DIM, IMAGE_KEYS, STATE_DIM
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import Suite
 
@@ -73,13 +73,14 @@ class Recorder:
         )
 
     def record(self, key: EpisodeKey) -> bool:
-        """Record one episode, and return whether it succeeded."""
+        """Record one episode, and return whether it succeeded; one without an action is filed as a failure."""
         options = self.job.options
         episode = rollout(self.env, key, self.factory, options)
-        check_episode(episode, f"Episode {key}")
+        if len(episode):
+            check_episode(episode, f"Episode {key}")
         arrays = {"state": episode.state, "actions": episode.actions}
         description = {"episode": episode.description, "shapes": {}, "stats": {}}
-        if episode.success or options.keep_failures:
+        if len(episode) and (episode.success or options.keep_failures):
             for name, frames in episode.images.items():
                 video = videos.encode(frames, episode.fps, options.crf)
                 arrays["video_" + name] = np.frombuffer(video, np.uint8)
@@ -136,8 +137,11 @@ class _Disturbance:
 def rollout(env: LiberoEnv, key: EpisodeKey, factory: PolicyFactory, options: RecordingOptions) -> Episode:
     """Play one episode of a plan.
 
+    It has no frame, and no success, if the policy gives no action: an expert without a skill for the goal ends at once,
+    and a random prefix that is not recorded may take all steps.
+
     Raises:
-        ValueError: If the policy gives an action of another shape, NaN, or none at all.
+        ValueError: If the policy gives an action of another shape, or NaN.
     """
     generator = np.random.default_rng([options.seed, *(number + 1 for number in key)])  # -1 stands for none
     obs, info = env.reset(seed=int(generator.integers(2**31)), options=key.reset_options)
@@ -158,8 +162,6 @@ def rollout(env: LiberoEnv, key: EpisodeKey, factory: PolicyFactory, options: Re
         obs, _, terminated, _, info = env.step(executed)
         if terminated:
             break
-    if not actions:
-        raise ValueError(f"The policy gave no action for {key}.")
     return _episode(key, options, info, observations, actions)
 
 
@@ -188,14 +190,13 @@ def _episode(
 ) -> Episode:
     """The episode of some observations, the actions that followed them, and the last ``info``."""
     versions = package_versions(_PACKAGES) | {"simulation": options.mujoco}
-    names = ["state", *(IMAGE_KEYS[camera] for camera in options.cameras)]
-    arrays = {name: np.stack([observation[name] for observation in observations]) for name in names}
+    keys = [IMAGE_KEYS[camera] for camera in options.cameras] if observations else []
     return Episode(
         instruction=info["instruction"],
-        state=arrays.pop("state"),
-        actions=np.stack(actions),
-        images=arrays,
-        success=bool(info["is_success"]),
+        state=np.reshape([obs["state"] for obs in observations], (-1, STATE_DIM)).astype(np.float32),
+        actions=np.reshape(actions, (-1, ACTION_DIM)).astype(np.float32),
+        images={key: np.stack([obs[key] for obs in observations]) for key in keys},
+        success=bool(actions) and bool(info["is_success"]),
         suite=options.suite,
         task_id=key.task_id,
         task_name=info["task_name"],

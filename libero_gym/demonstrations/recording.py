@@ -17,6 +17,7 @@ import functools
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -102,7 +103,8 @@ def record(
         suite: Name of a registered suite; or a BDDL file, or a folder of such.
         policy: A factory that is called with the environment after each reset and returns the episode's policy: a
             function from an observation to an action (7,), or an object with ``act()`` that reads the environment, and
-            perhaps with ``reset()`` and ``done``. A true ``done`` or a StopIteration ends the episode. Workers import
+            perhaps with ``reset()`` and ``done``. A true ``done`` or a StopIteration ends the episode; one that ends
+            before its first action has failed, enters no dataset, and is told, once for its task. Workers import
             the factory by a name, ``"module:function"``, or unpickle it. A recording is continued with a factory of the
             same ``name``, or else of the same name of its class or function.
         task_ids: Tasks to record; None for all.
@@ -213,6 +215,7 @@ def expert_policy(env: LiberoEnv) -> Any:
 def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> tuple[int, int]:
     """Write the dataset from the staged episodes, and return how many succeeded and how many it holds."""
     n_successes = n_written = 0
+    empty: Counter[str] = Counter()  # by task
     cameras = [IMAGE_KEYS[camera] for camera in options.cameras]
     writer = LeRobotWriter(root, cameras=cameras, crf=options.crf, overwrite=True)
     for key in keys:
@@ -223,7 +226,8 @@ def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> 
             description, arrays = unpack(path, DamagedEpisodeError)
             episode = Episode(state=arrays["state"], actions=arrays["actions"], **description["episode"])
             n_successes += episode.success
-            if not episode.success and not options.keep_failures:
+            empty[f"Task {key.task_id}, {episode.task_name!r}"] += not len(episode)
+            if not len(episode) or not (episode.success or options.keep_failures):
                 continue
             encoded = {name: arrays["video_" + name].tobytes() for name in writer.cameras}
         except (DamagedEpisodeError, KeyError, TypeError) as error:
@@ -231,6 +235,8 @@ def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> 
             continue
         writer.add_encoded(episode, encoded, description["shapes"], description["stats"])
         n_written += 1
+    for task, count in (+empty).items():
+        warnings.warn(f"{task}: {count} of its episodes failed, because the policy gave no action.", stacklevel=4)
     if n_written:
         writer.finish()
     else:

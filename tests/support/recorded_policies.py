@@ -81,3 +81,8 @@ def two_steps(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
 
 def broken(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
     return lambda obs: np.zeros(6)
+
+
+def only_once(env: LiberoEnv) -> Callable[[dict[str, Any]], np.ndarray]:
+    """Ends before its first action, but not where an episode begins from initial state 1."""
+    return push(env) if env.snapshot()["init_state_id"] == 1 else lambda obs: next(iter(()))

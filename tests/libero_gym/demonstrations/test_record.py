@@ -185,6 +185,30 @@ def test_a_policy_that_gives_up_ends_the_episode(tmp_path: Path) -> None:
     assert len(LeRobotReader(tmp_path)[0]) == 3
 
 
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_episodes_without_an_action_have_failed_and_the_others_go_on(tmp_path: Path, n_workers: int) -> None:
+    options: dict[str, Any] = {"cameras": (), "n_workers": n_workers}
+    for summary in (RecordingSummary(3, 3, 0, 0, 1), RecordingSummary(3, 0, 3, 0, 1)):
+        with pytest.warns(UserWarning, match="^Task 0, 'pick_up.*': 2 of its episodes failed.*no action") as seen:
+            assert record_pushes(tmp_path, "recorded_policies:only_once", **options) == summary
+        assert len(seen) == 1
+        assert [len(episode) for episode in LeRobotReader(tmp_path)] == [5]
+
+
+def test_an_expert_without_a_skill_for_the_goal_has_failed(tmp_path: Path) -> None:
+    expert = "libero_gym.demonstrations:expert_policy"
+    options: dict[str, Any] = {"task_ids": 35, "init_state_ids": [0], "cameras": (), "keep_failures": False}
+    with pytest.warns(UserWarning, match=r"Task 35, '\w+_open_the_microwave': 1 of its episodes failed|None of 1"):
+        summary = record_pushes(tmp_path, expert, suite="libero_90", **options)
+    assert summary == RecordingSummary(1, 1, 0, 0, 0)
+
+
+def test_a_random_prefix_that_takes_all_steps_leaves_a_failure(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"cameras": (), "record_intended": True, "random_prefix": 30, "max_steps": 1}
+    with pytest.warns(UserWarning, match="failed, because the policy gave no action"):
+        assert record_pushes(tmp_path, **options).n_recorded == 3
+
+
 def test_a_damaged_staged_episode_is_named_and_recorded_again(recording: Path, tmp_path: Path) -> None:
     record_pushes(tmp_path)
     path = tmp_path / RECORDING_FOLDER / EpisodeKey(0, 1, 0).file_name
