@@ -27,6 +27,8 @@ from libero_gym.benchmark import as_libero, check_installed, pinned
 from libero_gym.common.environment_variables import restored
 from libero_gym.equivalence import versions
 
+_ATTEMPTS = 5  # to construct an environment whose objects find no place; each takes a second
+
 
 @functools.cache
 def import_stock() -> type:
@@ -156,7 +158,7 @@ def make_stock_env(bddl_file: Path) -> Any:
 
     try:
         with quiet(), as_libero():
-            env = control_env(bddl_file_name=str(bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
+            env = _construct(control_env, bddl_file)
             _reset_as_with_renderer(env.env)
     except KeyError as error:
         if error.args[0] not in asked:
@@ -170,6 +172,19 @@ def make_stock_env(bddl_file: Path) -> Any:
         if name not in env.env.object_sites_dict:
             raise bddl.no_such_region(bddl_file, name, line)
     return env
+
+
+def _construct(control_env: type, bddl_file: Path) -> Any:
+    """Construct it, which also resets it, unseeded: other draws may find a place where the first ones found none."""
+    from robosuite.utils.errors import RandomizationError
+
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        try:
+            return control_env(bddl_file_name=str(bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
+        except RandomizationError:
+            if not attempts_left:
+                raise
+    raise AssertionError
 
 
 @contextlib.contextmanager
@@ -209,6 +224,17 @@ def stock_reset(env: Any) -> None:
                 return
             except RandomizationError:
                 continue
+
+
+def finds_place(domain: Any) -> bool:
+    """Let the samplers of a stock environment's domain draw once; whether they find a place for all objects."""
+    from robosuite.utils.errors import RandomizationError
+
+    try:
+        domain._reset_internal()
+    except RandomizationError:
+        return False
+    return True
 
 
 def reset_without_visuals(env: Any) -> None:

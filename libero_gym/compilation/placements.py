@@ -17,7 +17,7 @@ from libero_gym.common import cache
 from libero_gym.common.checks import whole_number
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation.records import task_key
-from libero_gym.stock import stock_env, without_visuals
+from libero_gym.stock import finds_place, stock_env, without_visuals
 from libero_gym.tasks import Task
 
 # Making a stock environment takes seconds and a draw milliseconds, so they are drawn, and kept, in blocks.
@@ -25,6 +25,10 @@ BLOCK = 50
 # LIBERO draws with NumPy's old generator, whose seeds have 32 bits; the last block must fit.
 MAX_SEED = 2**32 - 1 - BLOCK
 _kept: dict[str, np.ndarray] = {}
+
+
+class NoPlaceError(ValueError):
+    """LIBERO's samplers find no place for all objects with a placement seed."""
 
 
 def sampled_state(task: Task, placement_seed: int) -> np.ndarray:
@@ -38,12 +42,22 @@ def sampled_state(task: Task, placement_seed: int) -> np.ndarray:
         Flattened state ``[time, qpos, qvel]``, float64 of shape (1 + nq + nv,). Read-only.
 
     Raises:
+        NoPlaceError: If the samplers find no place for all objects with this seed, as happens in narrow regions.
         ValueError: If the seed is no whole number, or out of range.
     """
     seed = check_placement_seed(placement_seed)
-    prepare(task, [seed])
-    state: np.ndarray = _kept[_key(task, seed // BLOCK)][seed % BLOCK]
+    state = _state(task, seed)
+    if np.isnan(state).any():
+        raise NoPlaceError(
+            f"placement_seed={seed}: LIBERO's samplers find no place for all objects of {task.name!r} with it; give "
+            f"another seed, or make the regions of {task.bddl_file} larger."
+        )
     return state
+
+
+def has_place(task: Task, placement_seed: int) -> bool:
+    """Whether there is a `sampled_state` of this seed."""
+    return not np.isnan(_state(task, placement_seed)).any()
 
 
 def check_placement_seed(placement_seed: Any) -> int:
@@ -84,6 +98,13 @@ def are_drawn(task: Task, placement_seeds: Sequence[int]) -> bool:
     return all(cache.contains(_key(task, block)) for block in {seed // BLOCK for seed in placement_seeds})
 
 
+def _state(task: Task, seed: int) -> np.ndarray:
+    """The state of a seed; NaN if it finds no place."""
+    prepare(task, [seed])
+    state: np.ndarray = _kept[_key(task, seed // BLOCK)][seed % BLOCK]
+    return state
+
+
 def _keep(key: str, states: np.ndarray) -> None:
     states.setflags(write=False)
     _kept[key] = states
@@ -109,7 +130,7 @@ def draw_from(env: Any, seeds: Sequence[int]) -> np.ndarray:
         seeds: Seeds of LIBERO's samplers, one per state.
 
     Returns:
-        States ``[time, qpos, qvel]``, float64 (n, 1 + nq + nv).
+        States ``[time, qpos, qvel]``, float64 (n, 1 + nq + nv); NaN for a seed that finds no place for all objects.
     """
     domain = env.env
     model = domain.sim.model
@@ -123,8 +144,9 @@ def draw_from(env: Any, seeds: Sequence[int]) -> np.ndarray:
         random.seed(seed)
         model.body_pos[:], model.body_quat[:] = unplaced.body_pos, unplaced.body_quat
         domain.sim.reset()
-        domain._reset_internal()
-        states.append(domain.sim.get_state().flatten())
+        placed = finds_place(domain)  # what a reset without a place leaves, the next one replaces
+        state = domain.sim.get_state().flatten()
+        states.append(state if placed else np.full_like(state, np.nan))
     return np.array(states, dtype=np.float64)
 
 

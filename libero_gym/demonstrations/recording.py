@@ -215,7 +215,7 @@ def expert_policy(env: LiberoEnv) -> Any:
 def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> tuple[int, int]:
     """Write the dataset from the staged episodes, and return how many succeeded and how many it holds."""
     n_successes = n_written = 0
-    empty: Counter[str] = Counter()  # by task
+    empty: Counter[tuple[str, str]] = Counter()  # by task and reason
     cameras = [IMAGE_KEYS[camera] for camera in options.cameras]
     writer = LeRobotWriter(root, cameras=cameras, crf=options.crf, overwrite=True)
     for key in keys:
@@ -226,8 +226,10 @@ def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> 
             description, arrays = unpack(path, DamagedEpisodeError)
             episode = Episode(state=arrays["state"], actions=arrays["actions"], **description["episode"])
             n_successes += episode.success
-            empty[f"Task {key.task_id}, {episode.task_name!r}"] += not len(episode)
-            if not len(episode) or not (episode.success or options.keep_failures):
+            if not len(episode):
+                empty[f"Task {key.task_id}, {episode.task_name!r}", description["why_empty"]] += 1
+                continue
+            if not episode.success and not options.keep_failures:
                 continue
             encoded = {name: arrays["video_" + name].tobytes() for name in writer.cameras}
         except (DamagedEpisodeError, KeyError, TypeError) as error:
@@ -235,8 +237,8 @@ def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> 
             continue
         writer.add_encoded(episode, encoded, description["shapes"], description["stats"])
         n_written += 1
-    for task, count in (+empty).items():
-        warnings.warn(f"{task}: {count} of its episodes failed, because the policy gave no action.", stacklevel=4)
+    for (task, reason), count in empty.items():
+        warnings.warn(f"{task}: {count} of its episodes failed, because {reason}.", stacklevel=4)
     if n_written:
         writer.finish()
     else:

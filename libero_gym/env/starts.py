@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from libero_gym.compilation.placements import sampled_state
+from libero_gym.compilation.placements import NoPlaceError, has_place, sampled_state
 from libero_gym.env.state import EpisodeState
 from libero_gym.tasks import Task, initial_states, placement_seeds_of
 
@@ -70,22 +70,35 @@ def choose_start(
 
     Returns:
         The state (1 + nq + nv,), and its id among the official ones or `PLACED`.
+
+    Raises:
+        NoPlaceError: If the seed that the options ask for places no objects, or none of those to draw from does.
     """
-    seed, init_state_id = options.get("placement_seed"), options.get("init_state_id")
-    if seed is None and init_state_id is None:
-        possible = possible_starts(task, init_state_ids, placement_seeds)
-        drawn = possible[int(generator.choice(len(possible)))]
-        seed, init_state_id = drawn.get("placement_seed"), drawn.get("init_state_id")
-    if seed is not None:
-        return sampled_state(task, seed), PLACED
-    assert init_state_id is not None  # one of the two is given or was drawn
-    return initial_states(task)[init_state_id], init_state_id
+    if "placement_seed" in options or "init_state_id" in options:
+        return _start(task, options)
+    possible = possible_starts(task, init_state_ids, placement_seeds)
+    while True:
+        drawn = possible.pop(int(generator.choice(len(possible))))
+        try:
+            return _start(task, drawn)
+        except NoPlaceError:  # drawn again from the others: each start that there is stays as likely
+            if not possible:
+                raise
+
+
+def _start(task: Task, chosen: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+    """The state that is chosen by its ``placement_seed`` or its ``init_state_id``, and its id or `PLACED`."""
+    if chosen.get("placement_seed") is not None:
+        return sampled_state(task, chosen["placement_seed"]), PLACED
+    return initial_states(task)[chosen["init_state_id"]], chosen["init_state_id"]
 
 
 def possible_starts(
     task: Task, init_state_ids: Sequence[int] | None, placement_seeds: Sequence[int]
 ) -> list[dict[str, int]]:
     """Options of the starts that a reset draws from, each as likely: official initial states, then placements.
+
+    A seed that finds no place for all objects is among them; a reset that draws it draws again.
 
     Args:
         task: The task.
@@ -95,3 +108,11 @@ def possible_starts(
     official = range(len(initial_states(task))) if init_state_ids is None else init_state_ids
     states = [{"init_state_id": int(number)} for number in official]
     return states + [{"placement_seed": int(seed)} for seed in placement_seeds_of(task, placement_seeds)]
+
+
+def existing_starts(
+    task: Task, init_state_ids: Sequence[int] | None, placement_seeds: Sequence[int]
+) -> list[dict[str, int]]:
+    """The `possible_starts` but for placement seeds with which LIBERO finds no place for all objects."""
+    possible = possible_starts(task, init_state_ids, placement_seeds)
+    return [start for start in possible if "placement_seed" not in start or has_place(task, start["placement_seed"])]

@@ -17,7 +17,7 @@ from libero_gym.common.checks import choice, flag
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.env import LiberoEnv
 from libero_gym.env.arguments import check_actions, check_options, check_task_weights, one_or_all
-from libero_gym.env.starts import possible_starts
+from libero_gym.env.starts import existing_starts
 from libero_gym.rewards import TERMS
 from libero_gym.vector import arguments as vector_arguments
 from libero_gym.vector.backend import ENDED, FINAL, IDLE, INFO_KEYS, Backend, BackendFactory, Plan, ResetRequests
@@ -258,7 +258,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         """
         self._check_open()
         check_options({"task_id": task_id}, self.task_ids, self._tasks)
-        return [{"task_id": int(task_id), **start} for start in possible_starts(self._tasks[task_id], *self._starts)]
+        return [{"task_id": int(task_id), **start} for start in existing_starts(self._tasks[task_id], *self._starts)]
 
     def set_autoreset(self, enabled: bool) -> None:
         """Whether what ``autoreset_mode`` says follows an episode's end; True from the start.

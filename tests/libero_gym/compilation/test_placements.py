@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
 import pytest
+from recordings import record_pushes
 
 from libero_gym.common import cache
 from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task
-from libero_gym.compilation.placements import sampled_state
+from libero_gym.compilation.placements import NoPlaceError, sampled_state
+from libero_gym.demonstrations import LeRobotReader
 from libero_gym.env import LiberoEnv
-from libero_gym.stock import stock_env
-from libero_gym.tasks import Task, get_tasks, initial_states
+from libero_gym.stock import generators_kept, import_stock, make_stock_env, stock_env
+from libero_gym.tasks import Suite, Task, get_tasks, initial_states, register_suite
+from libero_gym.vector import LiberoVectorEnv
 
 
 def free_positions(task: Task, states: np.ndarray) -> np.ndarray:
@@ -98,3 +103,74 @@ def test_resets_draw_placements_as_often_as_official_states() -> None:
         LiberoEnv("libero_spatial", init_state_ids=())
     with pytest.raises(ValueError, match=r"placement_seed=-2 is out of range; expected"):
         LiberoEnv("libero_spatial", placement_seeds=[-2])
+
+
+@pytest.fixture(scope="module")
+def tight(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """Two bowls of LIBERO's task in a region that is just large enough: some seeds find no place for the second."""
+    text = get_tasks("libero_spatial")[0].bddl_file.read_text()
+    for old, new in {
+        "(-0.1 -0.01 -0.05 0.01)": "(-0.125 -0.055 -0.015 0.055)",
+        "akita_black_bowl_1 main_table_between_plate_ramekin_region": "akita_black_bowl_1 main_table_table_center",
+        "akita_black_bowl_2 main_table_next_to_ramekin_region": "akita_black_bowl_2 main_table_table_center",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path_factory.mktemp("tight") / "tight.bddl"
+    path.write_text(text)
+    return Task.from_bddl(path)
+
+
+UNLUCKY = [12, 23]  # of the first 50
+
+
+def test_a_seed_without_a_place_spoils_no_other_one(tight: Task) -> None:
+    for seed in UNLUCKY:
+        with pytest.raises(
+            NoPlaceError, match=rf"placement_seed={seed}: .* no place .* 'tight' .*; give another seed, or"
+        ):
+            sampled_state(tight, seed)
+    assert [seed for seed in range(50) if not placements.has_place(tight, seed)] == UNLUCKY
+    with stock_env(tight.bddl_file) as env:
+        alone = placements.draw_from(env, [0, 13, 24, 49])  # none of them behind an unlucky one
+    np.testing.assert_array_equal([sampled_state(tight, seed) for seed in (0, 13, 24, 49)], alone)
+
+
+def test_resets_draw_again_where_a_seed_finds_no_place(tight: Task) -> None:
+    def states(seeds: list[int]) -> np.ndarray:
+        env = LiberoEnv(Suite("tight", "Tight-v0", 100, [tight]), cameras=(), settle_steps=0, placement_seeds=seeds)
+        found = []
+        for first in (3, *[None] * 20):
+            env.reset(seed=first)
+            found.append(np.asarray(env.get_state()))
+        env.close()
+        return np.array(found)
+
+    several = states([*UNLUCKY, 0, 1])
+    assert len(np.unique(several, axis=0)) == 2
+    np.testing.assert_array_equal(several, states([*UNLUCKY, 0, 1]))
+    with pytest.raises(NoPlaceError, match=r"placement_seed=(12|23): "):
+        states(UNLUCKY)
+
+
+def test_a_vector_environment_names_the_starts_that_there_are(tight: Task) -> None:
+    suite, seeds = Suite("tight", "Tight-v0", 100, [tight]), [11, *UNLUCKY, 24]
+    envs = LiberoVectorEnv(1, suite=suite, cameras=(), n_workers=1, placement_seeds=seeds)
+    assert envs.episode_starts(0) == [{"task_id": 0, "placement_seed": seed} for seed in (11, 24)]
+    envs.close()
+
+
+def test_an_environment_whose_first_draw_finds_no_place_is_constructed_again(tight: Task) -> None:
+    import_stock()  # what it draws itself when it is imported
+    with generators_kept():
+        np.random.seed(12)  # noqa: NPY002 - its construction draws from the global generator
+        make_stock_env(tight.bddl_file).close()
+
+
+def test_a_recording_goes_on_where_a_seed_finds_no_place(tight: Task, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs pyarrow")
+    register_suite("tight", [tight], max_steps=100)
+    options: dict[str, Any] = {"init_state_ids": (), "placement_seeds": [11, *UNLUCKY], "cameras": ()}
+    with pytest.warns(UserWarning, match=r"Task 0, 'tight': 2 of its episodes failed, because LIBERO finds no place"):
+        record_pushes(tmp_path, suite="tight", **options)
+    assert [episode.placement_seed for episode in LeRobotReader(tmp_path)] == [11]
