@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from libero_gym.common.checks import choice, flag, real_number, sequence, whole_
 from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.rendering.renderer import RENDERERS
 from libero_gym.tasks import get_tasks, initial_states
+
+_FILE_NAME = re.compile(r"task(?P<task>\d{3,})_(?P<kind>init|place)(?P<number>\d{3,})_repeat(?P<repeat>\d{3,})\.npz")
 
 
 class EpisodeKey(NamedTuple):
@@ -34,6 +37,14 @@ class EpisodeKey(NamedTuple):
         if self.placement_seed >= 0:
             return f"task{self.task_id:03d}_place{self.placement_seed:05d}_repeat{self.repeat:03d}.npz"
         return f"task{self.task_id:03d}_init{self.init_state_id:03d}_repeat{self.repeat:03d}.npz"
+
+    @classmethod
+    def of_file(cls, name: str) -> EpisodeKey | None:
+        """The episode whose `file_name` this is; None if it is none."""
+        if (match := _FILE_NAME.fullmatch(name)) is None:
+            return None
+        task_id, number, repeat = (int(match[group]) for group in ("task", "number", "repeat"))
+        return cls(task_id, -1, repeat, number) if match["kind"] == "place" else cls(task_id, number, repeat)
 
     @property
     def reset_options(self) -> dict[str, int]:

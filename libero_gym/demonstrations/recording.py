@@ -3,10 +3,11 @@
     from libero_gym.demonstrations import record
     record("data/spatial", "libero_spatial", "my_policies:make", init_state_ids=range(20), n_workers=8)
 
-Each episode is first written to ``<root>/.recording``, as a whole or not at all. The dataset is assembled from there in
-the plan's order, so that the same plan gives the same dataset however often it was interrupted. A later run needs the
-folder to continue or extend the plan; it may be removed when the dataset is done. A script that records with workers
-needs ``if __name__ == "__main__":``, because each worker is a fresh process that imports the script.
+Each episode is first written to ``<root>/.recording``, as a whole or not at all. The dataset is assembled from all that
+is there, in the order of tasks and states, so that the same plans give the same dataset however often they were
+interrupted. A later run needs the folder to continue or extend the plan; it may be removed when the dataset is done. A
+script that records with workers needs ``if __name__ == "__main__":``, because each worker is a fresh process that
+imports the script.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class RecordingSummary(NamedTuple):
     """Numbers of episodes after a recording.
 
     Attributes:
-        n_planned: Episodes in the plan.
+        n_planned: Episodes in the plan, those of earlier runs among them.
         n_recorded: Episodes that this run recorded.
         n_resumed: Episodes that earlier runs recorded.
         n_successes: Episodes that ended in success.
@@ -97,6 +98,8 @@ def record(
     recorder: EpisodeRecorder | None = None,
 ) -> RecordingSummary:
     """Record a policy's episodes and write them as a LeRobot dataset. Another call continues or extends the recording.
+
+    Its plan then is what it is asked for together with all that the folder has recorded before.
 
     Args:
         root: The dataset's folder.
@@ -186,6 +189,7 @@ def _record(
     job.staging.mkdir(parents=True, exist_ok=True)
     with _lock(job.staging):
         _check_same_options(job.staging / "options.json", job.options)
+        keys = sorted({*keys, *filter(None, (EpisodeKey.of_file(path.name) for path in job.staging.iterdir()))})
         missing = [key for key in keys if not _is_recorded(job.staging / key.file_name)]
         n_resumed = len(keys) - len(missing)
         with tqdm(
@@ -217,7 +221,7 @@ def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> 
     n_successes = n_written = 0
     empty: Counter[tuple[str, str]] = Counter()  # by task and reason
     cameras = [IMAGE_KEYS[camera] for camera in options.cameras]
-    writer = LeRobotWriter(root, cameras=cameras, crf=options.crf, overwrite=True)
+    writer = None  # until there is something to write, for it begins by unmaking the dataset that is there
     for key in keys:
         path = root / RECORDING_FOLDER / key.file_name
         if not path.is_file():
@@ -231,18 +235,20 @@ def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> 
                 continue
             if not episode.success and not options.keep_failures:
                 continue
-            encoded = {name: arrays["video_" + name].tobytes() for name in writer.cameras}
+            encoded = {name: arrays["video_" + name].tobytes() for name in cameras}
         except (DamagedEpisodeError, KeyError, TypeError) as error:
             warnings.warn(f"{path} is left out: {error}", stacklevel=4)
             continue
+        writer = writer or LeRobotWriter(root, cameras=cameras, crf=options.crf, overwrite=True)
         writer.add_encoded(episode, encoded, description["shapes"], description["stats"])
         n_written += 1
     for (task, reason), count in empty.items():
         warnings.warn(f"{task}: {count} of its episodes failed, because {reason}.", stacklevel=4)
-    if n_written:
+    if writer is not None:
         writer.finish()
     else:
-        warnings.warn(f"None of {len(keys)} episodes succeeded; {root} holds no dataset.", stacklevel=4)
+        kept = "keeps the dataset of before" if (root / INFO_PATH).is_file() else "holds no dataset"
+        warnings.warn(f"None of {len(keys)} episodes succeeded; {root} {kept}.", stacklevel=4)
     return n_successes, n_written
 
 

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ import numpy as np
 import pytest
 from paths import TESTS
 from recorded_policies import GivesUp, Soup, broken, push, two_steps
-from recordings import record_pushes, same_episodes, write_dataset
+from recordings import record_pushes, same_episodes, synthetic, write_dataset
 
+from libero_gym.common.array_files import pack
 from libero_gym.common.atomic import write_bytes
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.demonstrations import LeRobotReader, LeRobotWriter, recorder, workers
 from libero_gym.demonstrations import recording as demonstrations
 from libero_gym.demonstrations.episodes import Episode
 from libero_gym.demonstrations.plan import EpisodeKey
+from libero_gym.demonstrations.recorder import RecordingJob
 from libero_gym.demonstrations.recording import RECORDING_FOLDER, RecordingSummary, record
 from libero_gym.env import LiberoEnv
 from libero_gym.equivalence.versions import fidelity
@@ -220,14 +224,37 @@ def test_a_damaged_staged_episode_is_named_and_recorded_again(recording: Path, t
     assert same_episodes(recording, tmp_path)
 
 
-def test_a_plan_can_be_extended_and_shortened_but_options_stay(tmp_path: Path) -> None:
+def test_a_plan_can_be_extended_but_options_stay(tmp_path: Path) -> None:
     record_pushes(tmp_path, init_state_ids=[1])
     assert record_pushes(tmp_path, init_state_ids=[0, 1]) == RecordingSummary(2, 1, 1, 0, 2)
     assert [episode.init_state_id for episode in LeRobotReader(tmp_path, cameras=())] == [0, 1]
-    assert record_pushes(tmp_path, init_state_ids=[1]).n_written == 1
-    assert len(list(tmp_path.glob("data/*/*"))) == len(list(tmp_path.glob("videos/*/*/*"))) == 1
+    assert record_pushes(tmp_path, init_state_ids=[1]) == RecordingSummary(2, 0, 2, 0, 2)
+    options: dict[str, Any] = {"init_state_ids": [2], "placement_seeds": [3]}
+    assert record_pushes(tmp_path, **options) == RecordingSummary(4, 2, 2, 0, 4)
+    started = [(episode.init_state_id, episode.placement_seed) for episode in LeRobotReader(tmp_path, cameras=())]
+    assert started == [(-1, 3), (0, -1), (1, -1), (2, -1)]
     with pytest.raises(ValueError, match=r"begun with other options \(action_noise 0\.0 to 0\.5\)"):
         record_pushes(tmp_path, action_noise=0.5)
+
+
+def pretend(job: RecordingJob, keys: list[EpisodeKey]) -> Iterator[bool]:
+    """Files episodes that nobody played; the one from initial state 0 succeeds."""
+    for key in keys:
+        task = job.suite.tasks[key.task_id]
+        episode = replace(synthetic(3), images={}, success=key.init_state_id == 0, task_name=task.name)
+        arrays = {"state": episode.state, "actions": episode.actions}
+        description = {"episode": episode.description, "shapes": {}, "stats": {}}
+        write_bytes(job.staging / key.file_name, pack(description, arrays))
+        yield episode.success
+
+
+def test_a_plan_without_success_leaves_the_dataset_of_before(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"cameras": (), "keep_failures": False, "recorder": pretend}
+    record_pushes(tmp_path, init_state_ids=[0], **options)
+    (tmp_path / RECORDING_FOLDER / EpisodeKey(0, 0, 0).file_name).unlink()  # to save space
+    with pytest.warns(UserWarning, match="None of 1 episodes succeeded; .* keeps the dataset of before"):
+        record_pushes(tmp_path, init_state_ids=[1], **options)
+    assert len(LeRobotReader(tmp_path)) == 1
 
 
 def test_failures_are_dropped_unless_kept_and_successes_end_the_episode(tmp_path: Path) -> None:
