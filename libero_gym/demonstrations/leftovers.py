@@ -1,14 +1,34 @@
-"""Which files in a dataset's folder the writer wrote itself: only those are replaced without asking, or removed."""
+"""Which files in a dataset's folder the writer wrote itself: only those are replaced without asking, or removed.
+
+Where it is told to overwrite a dataset, what that one lists as its own goes, too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from libero_gym.common.json_files import read_json
+from libero_gym.demonstrations.episodes import DamagedEpisodeError
+from libero_gym.demonstrations.lerobot_fields import file_path, whole_cell
+from libero_gym.demonstrations.lerobot_layout import DATA_PATH, EPISODES_FOLDER, INFO_PATH, VIDEO_PATH
+from libero_gym.demonstrations.lerobot_legacy import (
+    EPISODES,
+    EPISODES_STATS,
+    TASKS,
+    is_legacy,
+    json_lines,
+    place_of,
+)
+from libero_gym.demonstrations.lerobot_tables import parquet_rows
 
 # The key that the writer puts into the schema of each data file. It writes a data file before the videos that belong
 # to it, so that unmarked videos beside a marked file are its own.
 MARK = b"libero_gym"
+_VIDEO_COLUMN = re.compile(r"videos/(.+)/file_index")
 _FILE = re.compile(r"file-(\d{3,})\.parquet")
 # The temporary files of `atomic.replacing`, which a killed process leaves behind.
 _TEMPORARY = re.compile(r"\.file-\d{3,}\.[a-z0-9_]{8}\.(parquet|mp4)")
@@ -32,6 +52,40 @@ def foreign_data(root: Path) -> Path | None:
             return path
     ours = any(_files(root / "data"))  # all of them are marked, so the other folders are the same writer's
     return None if ours else next(iter([*_files(root / "meta"), *_files(root / "videos")]), None)
+
+
+def listed_files(root: Path) -> set[Path]:
+    """The files of the dataset in a folder by its own ``meta`` folder, whoever wrote it, with the lists themselves.
+
+    Of a dataset whose ``meta`` folder is damaged, only as much as can be read.
+    """
+    found = set(root.glob(f"{EPISODES_FOLDER}/chunk-*/file-*.parquet"))
+    with contextlib.suppress(DamagedEpisodeError, AttributeError, KeyError, TypeError):
+        info = read_json(root / INFO_PATH, error=DamagedEpisodeError) if (root / INFO_PATH).is_file() else {}
+        legacy = is_legacy(info)
+        if legacy:
+            found |= {root / name for name in (EPISODES, EPISODES_STATS, TASKS)}
+        for row in json_lines(root / EPISODES) if legacy else parquet_rows(root / EPISODES_FOLDER):
+            found |= {path for path in _files_of(root, info, row) if path.suffix in (".parquet", ".mp4")}
+    return found
+
+
+def _files_of(root: Path, info: dict[str, Any], row: dict[str, Any]) -> Iterator[Path]:
+    """The data file and the videos of an episode; without ``info.json``, where the format puts them by default."""
+    data_path, video_path = info.get("data_path", DATA_PATH), info.get("video_path", VIDEO_PATH)
+    if is_legacy(info):
+        place = place_of(info, row, root)
+        yield file_path(root, data_path, **place)
+        for name, feature in info.get("features", {}).items():
+            if video_path and feature.get("dtype") == "video":
+                yield file_path(root, video_path, video_key=name, **place)
+        return
+    numbers = ("chunk_index", "file_index")
+    yield file_path(root, data_path, **{name: whole_cell(row, f"data/{name}") for name in numbers})
+    for column in row:
+        if (match := _VIDEO_COLUMN.fullmatch(column)) and video_path:
+            place = {name: whole_cell(row, f"videos/{match[1]}/{name}") for name in numbers}
+            yield file_path(root, video_path, video_key=match[1], **place)
 
 
 def remove_leftovers(root: Path, wanted: set[tuple[int, int]], video_keys: list[str]) -> None:

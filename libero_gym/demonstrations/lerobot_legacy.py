@@ -16,7 +16,7 @@ from libero_gym.demonstrations.episodes import DamagedEpisodeError
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH
 
 VERSIONS = ("v2.0", "v2.1")
-EPISODES, EPISODES_STATS = "meta/episodes.jsonl", "meta/episodes_stats.jsonl"
+EPISODES, EPISODES_STATS, TASKS = "meta/episodes.jsonl", "meta/episodes_stats.jsonl", "meta/tasks.jsonl"
 
 
 def is_legacy(info: dict[str, Any]) -> bool:
@@ -32,9 +32,10 @@ def place_of(info: dict[str, Any], row: dict[str, Any], root: Path) -> dict[str,
     """
     try:
         size = whole_number("chunks_size", info.get("chunks_size"), 1)
+        index = whole_number("episode_index", row.get("episode_index"), 0)
     except ValueError as error:
         raise DamagedEpisodeError(f"{root / INFO_PATH} is damaged: {error}") from error
-    return {"episode_chunk": row["episode_index"] // size, "episode_index": row["episode_index"]}
+    return {"episode_chunk": index // size, "episode_index": index}
 
 
 def action_ranges(root: Path, action: str) -> Iterator[tuple[list[Any], list[Any]]]:

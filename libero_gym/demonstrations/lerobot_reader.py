@@ -29,6 +29,7 @@ from libero_gym.demonstrations.lerobot_fields import (
 )
 from libero_gym.demonstrations.lerobot_frames import from_cells, from_video
 from libero_gym.demonstrations.lerobot_layout import (
+    EPISODES_FOLDER,
     IMAGE_PREFIX,
     INFO_PATH,
     NEXT_DONE,
@@ -38,15 +39,12 @@ from libero_gym.demonstrations.lerobot_layout import (
     require_pyarrow,
 )
 from libero_gym.demonstrations.lerobot_names import camera_key, same_camera
+from libero_gym.demonstrations.lerobot_tables import check_parquet, parquet_rows
 from libero_gym.dimensions import CONTROL_FREQ, GRIPPER_DIM
 from libero_gym.gripper import GripperCommands
 
-# Bounds of one parquet file; LeRobot begins another one at 100 MB.
-_MAX_ROWS, _MAX_TABLE_BYTES = 10**7, 16 * 2**30
 # Columns that not every dataset has, and their types.
 _OUTCOMES = {NEXT_REWARD: np.float32, NEXT_DONE: np.bool_, NEXT_SUCCESS: np.bool_}
-# Of v3.0.
-EPISODES_FOLDER = "meta/episodes"
 _BLOCK = 2**20  # bytes read at once
 
 
@@ -221,7 +219,7 @@ class LeRobotReader:
         """A row per episode, in their order."""
         legacy = lerobot_legacy.is_legacy(self.info)
         listed = self.root / (lerobot_legacy.EPISODES if legacy else EPISODES_FOLDER)
-        rows = list(lerobot_legacy.json_lines(listed)) if legacy else _parquet_rows(listed)
+        rows = list(lerobot_legacy.json_lines(listed)) if legacy else parquet_rows(listed)
         if not rows:
             raise DamagedEpisodeError(f"{listed} lists no episodes.")
         try:
@@ -244,7 +242,7 @@ class LeRobotReader:
         numbers = tuple(self._columns)
         length = length_of(row)
         try:
-            _check_parquet(path)
+            check_parquet(path)
             wanted = [*numbers, "frame_index", "episode_index", *images]
             present = pq.read_schema(path).names
             if missing := [name for name in wanted if name not in present]:
@@ -288,30 +286,3 @@ def _succeeded(columns: Mapping[str, Any]) -> bool:
     if NEXT_SUCCESS in columns:
         return bool(columns[NEXT_SUCCESS].any())
     return NEXT_REWARD not in columns or bool(columns[NEXT_REWARD][-1] > 0)
-
-
-def _check_parquet(path: Path) -> None:
-    """Raise a DamagedEpisodeError if a file states more than any dataset's file holds, before it is read."""
-    import pyarrow.parquet as pq
-
-    stated = pq.read_metadata(path)
-    size = sum(stated.row_group(index).total_byte_size for index in range(stated.num_row_groups))
-    if stated.num_rows > _MAX_ROWS or not 0 <= size <= _MAX_TABLE_BYTES:
-        raise DamagedEpisodeError(f"{path} is damaged: it states {stated.num_rows} rows of {size} bytes in all.")
-
-
-def _parquet_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of all files of a folder, without their statistics."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows: list[dict[str, Any]] = []
-    for path in sorted(folder.glob("*/*.parquet")):
-        try:
-            _check_parquet(path)
-            schema = pq.read_schema(path)
-            wanted = [name for name in schema.names if not name.startswith("stats/")]
-            rows += pq.read_table(path, columns=wanted).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise DamagedEpisodeError(f"{path} is damaged ({error}).") from error
-    return rows

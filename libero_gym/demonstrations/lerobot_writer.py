@@ -15,7 +15,7 @@ from libero_gym.common.atomic import write_bytes
 from libero_gym.common.checks import as_path, flag, sequence, whole_number
 from libero_gym.demonstrations.dataset_card import write_card
 from libero_gym.demonstrations.episodes import Episode, check_episode
-from libero_gym.demonstrations.leftovers import MARK, foreign_data, remove_leftovers
+from libero_gym.demonstrations.leftovers import MARK, foreign_data, listed_files, remove_leftovers
 from libero_gym.demonstrations.lerobot_fields import MAX_FPS
 from libero_gym.demonstrations.lerobot_layout import (
     ACTION_NAMES,
@@ -59,8 +59,8 @@ class LeRobotWriter:
         cameras: The observation keys of the frames, such as ``("image", "wrist_image")``.
         fps: Frames per second of every episode.
         crf: Quality of the videos, see `videos.encode`.
-        overwrite: Whether the writer may replace a dataset in the folder. Files of other origin stay unless the dataset
-            needs their names; a ``README.md`` always stays.
+        overwrite: Whether the writer may replace a dataset in the folder. `finish` removes what that one's own ``meta``
+            folder lists. Files of other origin stay unless the dataset needs their names; a ``README.md`` always stays.
 
     Raises:
         FileExistsError: If the folder holds a dataset that may not be replaced, or other data.
@@ -95,6 +95,8 @@ class LeRobotWriter:
             raise FileExistsError(f"{self.root} holds a dataset; choose another folder, or overwrite=True.")
         if not overwrite and (other := foreign_data(self.root)) is not None:
             raise FileExistsError(f"{other} is in the way of a dataset, and is none of ours; choose another folder.")
+        self._old = listed_files(self.root) if overwrite else set()
+        self._written: set[Path] = set()
         (self.root / INFO_PATH).unlink(missing_ok=True)
 
     def add(self, episode: Episode) -> None:
@@ -131,10 +133,10 @@ class LeRobotWriter:
         self._check_fits(f"Episode {index} ({episode.task_name or episode.instruction})", episode.fps, shapes)
         chunk, file = divmod(index, CHUNK_SIZE)
         columns = self._frame_columns(episode, index)
-        write_bytes(self.root / DATA_PATH.format(chunk_index=chunk, file_index=file), _data_parquet(columns))
+        self._write(DATA_PATH.format(chunk_index=chunk, file_index=file), _data_parquet(columns))
         for key in self.cameras:
             path = VIDEO_PATH.format(video_key=IMAGE_PREFIX + key, chunk_index=chunk, file_index=file)
-            write_bytes(self.root / path, encoded[key])
+            self._write(path, encoded[key])
             self._image_stats[key].append(stats[key])
         self._rows.append(self._episode_row(episode, index, columns, stats))
         self._columns.append(columns)
@@ -150,16 +152,22 @@ class LeRobotWriter:
 
         if not self._rows:
             raise ValueError(f"No episode was added to {self.root}; a dataset needs one at least.")
-        write_bytes(self.root / TASKS_PATH, _tasks_parquet(self._tasks))
-        write_bytes(self.root / EPISODES_PATH, _parquet(pa.Table.from_pylist(self._rows)))
+        self._write(TASKS_PATH, _tasks_parquet(self._tasks))
+        self._write(EPISODES_PATH, _parquet(pa.Table.from_pylist(self._rows)))
         names = self._columns[0]
         stats = {name: vector_stats(_two_dims(np.concatenate([c[name] for c in self._columns]))) for name in names}
         stats |= {IMAGE_PREFIX + key: pooled_stats(self._image_stats[key]) for key in self.cameras}
-        write_bytes(self.root / STATS_PATH, json.dumps(stats, indent=4).encode())
+        self._write(STATS_PATH, json.dumps(stats, indent=4).encode())
+        for path in self._old - self._written:
+            path.unlink(missing_ok=True)
         wanted = {divmod(index, CHUNK_SIZE) for index in range(len(self._rows))}
         remove_leftovers(self.root, wanted, [IMAGE_PREFIX + key for key in self.cameras])
         write_card(self.root)
         write_bytes(self.root / INFO_PATH, json.dumps(self._info(), indent=4).encode())
+
+    def _write(self, path: str, content: bytes) -> None:
+        write_bytes(self.root / path, content)
+        self._written.add(self.root / path)
 
     def _check_fits(self, name: str, fps: int, shapes: dict[str, tuple[int, ...]]) -> None:
         if fps != self.fps:

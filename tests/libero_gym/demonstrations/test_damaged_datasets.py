@@ -225,7 +225,7 @@ def test_a_row_with_fields_of_other_types_costs_its_dataset_no_more_than_episode
 
 
 def test_a_table_that_states_a_flood_of_rows_is_not_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("libero_gym.demonstrations.lerobot_reader._MAX_ROWS", 5)
+    monkeypatch.setattr("libero_gym.demonstrations.lerobot_tables._MAX_ROWS", 5)
     with pytest.warns(UserWarning, match=r"Episode 1 of .* is skipped: .*it states 6 rows"):
         assert [len(episode) for episode in LeRobotReader(dataset)] == [5]
 
