@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -165,6 +165,7 @@ class Suite:
 
 
 _registered: dict[str, Suite] = {}
+_from_files: dict[str, Path] = {}  # what the suites of `register_files` were made of
 # The registered suites by name. To add one, call `register_suite`.
 SUITES: Mapping[str, Suite] = MappingProxyType(_registered)
 
@@ -233,6 +234,8 @@ def names_files(text: str) -> bool:
 def register_files(path: str | Path) -> Suite:
     """Register the suite of a BDDL file, or of a folder's; what it is named after them, ``-v0`` makes an id of.
 
+    Once more, for the same path, it is the suite of what the file or the folder holds now.
+
     Args:
         path: The file or folder; initial states are found beside as by `tasks_of_folder`. An episode may take
             `FILES_MAX_STEPS` control steps.
@@ -244,13 +247,21 @@ def register_files(path: str | Path) -> Suite:
         OSError: If a file cannot be read.
         ValueError: If there is no BDDL file, one states no instruction, or two other suites have those names.
     """
-    found = Path(path).expanduser().absolute()
+    found = _place(path)
     tasks = [task_of_file(found)] if found.suffix == ".bddl" else tasks_of_folder(found)
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", found.stem)  # as ids may be
     mine = Suite(name, f"{name}-v0", FILES_MAX_STEPS, tasks)
-    if SUITES.get(name, mine) != mine:
+    if SUITES.get(name, mine) != mine and _from_files.get(name) != found:
         name = f"{name}_files"
-    return register_suite(name, tasks, max_steps=FILES_MAX_STEPS)
+    if _from_files.get(name) == found:  # made anew, for its files may have changed; the id finds it by its name
+        _registered.pop(name, None)
+    made = register_suite(name, tasks, max_steps=FILES_MAX_STEPS)
+    _from_files[name] = found
+    return made
+
+
+def _place(path: str | Path) -> Path:
+    return Path(path).expanduser().absolute()
 
 
 def add_suite(suite: Suite) -> Suite:
@@ -311,14 +322,27 @@ def get_suite(suite: str | Suite) -> Suite:
     """
     if isinstance(suite, Suite):
         return suite
-    if isinstance(suite, str) and suite not in SUITES and names_files(suite):
+    named = isinstance(suite, str) and (suite not in SUITES or _from_files.get(suite) == _place(suite))
+    if named and names_files(suite):
         return register_files(suite)
     if not isinstance(suite, str) or suite not in SUITES:
         raise ValueError(f"Unknown suite {suite!r}.{did_you_mean(str(suite), SUITES)} Suites: {', '.join(SUITES)}.")
     return SUITES[suite]
 
 
-@functools.cache
+def _once(function: Callable[[str | Suite], tuple[Task, ...]]) -> functools._lru_cache_wrapper[tuple[Task, ...]]:
+    """The function with a memory by suites, and not by their names: what a folder's name stands for can change."""
+    remembered = functools.cache(function)
+
+    @functools.wraps(function)
+    def look(suite: str | Suite) -> tuple[Task, ...]:
+        return remembered(get_suite(suite))
+
+    look.cache_clear = remembered.cache_clear  # type: ignore[attr-defined]
+    return look  # type: ignore[return-value]
+
+
+@_once
 def get_tasks(suite: str | Suite) -> tuple[Task, ...]:
     """All tasks of a suite, in benchmark order; each has its ``max_steps`` and ``source``."""
     found = get_suite(suite)

@@ -15,14 +15,19 @@ NO_STATES = np.zeros((0, 0))
 NO_STATES.setflags(write=False)
 
 
-@functools.lru_cache(maxsize=256)
 def read_states(path: Path) -> np.ndarray:
-    """The states of an NPZ, under ``states``, or of an NPY.
+    """The states of an NPZ, under ``states``, or of an NPY; a file that has not changed is read once.
 
     Raises:
         OSError: If the file cannot be read.
         ValueError: If it holds something else, is damaged, or is too large.
     """
+    seen = path.stat()
+    return _read_states(path, (seen.st_mtime_ns, seen.st_size))
+
+
+@functools.lru_cache(maxsize=256)
+def _read_states(path: Path, version: tuple[int, int]) -> np.ndarray:
     with path.open("rb") as file:
         is_zip = zipfile.is_zipfile(file)
         size = path.stat().st_size

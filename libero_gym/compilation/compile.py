@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 
 from libero_gym.common import cache
 from libero_gym.common.mujoco_import import mujoco
@@ -33,7 +34,21 @@ MAX_SCENES = int(_scenes)
 _visual_models: OrderedDict[str, mujoco.MjModel] = OrderedDict()  # by the scene's key
 
 
-@functools.lru_cache(maxsize=128)
+def _once(compiling: Callable[[Task], CompiledTask]) -> functools._Wrapped[[Task], CompiledTask, [Task], CompiledTask]:
+    """The function with a memory of the latest tasks, by what their files hold: those can be edited meanwhile."""
+
+    @functools.lru_cache(maxsize=128)
+    def remembered(task: Task, content: str) -> CompiledTask:
+        return compiling(task)
+
+    @functools.wraps(compiling)
+    def look(task: Task) -> CompiledTask:
+        return remembered(task, records.task_key(task))
+
+    return look
+
+
+@_once
 def compile_task(task: Task) -> CompiledTask:
     """Compile a task, or fetch it from the cache: in this process, then on disk.
 

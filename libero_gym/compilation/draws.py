@@ -122,7 +122,7 @@ class _Drawer:
     """
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        self.key = task_key(task)
         self.resets = 0
         self._env = make_stock_env(task.bddl_file)
         reset_without_visuals(self._env)
@@ -152,7 +152,7 @@ def _draw(task: Task, draws: int, seed: int, resets_before: int = 0) -> list[Dra
     logger.info("Drawing fixtures of %s, %d times after seed %d", task.name, draws, seed)
     counts = read_problem(task.bddl_file).draws_joints
     with generators_kept():
-        if _drawer is None or _drawer.task != task or (counts and _drawer.resets > resets_before):
+        if _drawer is None or _drawer.key != task_key(task) or (counts and _drawer.resets > resets_before):
             _drawer = _Drawer(task)
         return _drawer.draw(draws, seed, resets_before if counts else 0)
 

@@ -17,6 +17,8 @@ from recordings import record_pushes
 
 import libero_gym
 from libero_gym import Suite, Task, get_suite, get_tasks, initial_states, register_suite
+from libero_gym.compilation import compile_task, draws
+from libero_gym.compilation.draws import stock_draw
 from libero_gym.compilation.records import task_key
 from libero_gym.demonstrations import LeRobotReader
 from libero_gym.env import LiberoEnv
@@ -43,6 +45,51 @@ def suite(tasks: list[Task]) -> Iterator[Suite]:
     del gym.registry[ENV_ID]
     del libero_gym.tasks._registered[SUITE]
     get_tasks.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder whose name no suite has."""
+    path = tmp_path / "edited_tasks"
+    path.mkdir()
+    yield path
+    for made in (dict(gym.registry), libero_gym.tasks._registered, libero_gym.tasks._from_files):
+        for name in [name for name in made if name.startswith("edited_tasks")]:
+            (gym.registry if name.endswith("-v0") else made).pop(name)
+
+
+def test_a_folder_is_read_again_where_it_is_named_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = get_tasks("libero_spatial")
+    monkeypatch.chdir(folder.parent)
+    for index, name in enumerate("dcba"):
+        shutil.copy(stock[index].bddl_file, folder / f"{name}.bddl")
+        for suite in (f"{folder}/", str(folder), "edited_tasks", "edited_tasks/"):
+            env = LiberoEnv(suite, cameras=())
+            assert [task.name for task in env.tasks] == list("dcba"[: index + 1])[::-1]
+            assert (env.suite.name, env.task_ids) == ("edited_tasks", tuple(range(index + 1)))
+            assert [task.name for task in get_tasks(suite)] == [task.name for task in env.tasks]
+    assert gym.make("edited_tasks-v0", cameras=()).unwrapped.suite.n_tasks == 4
+    (folder.parent / "other/edited_tasks").mkdir(parents=True)
+    shutil.copy(stock[0].bddl_file, folder.parent / "other/edited_tasks/x.bddl")
+    assert get_suite("other/edited_tasks").name == "edited_tasks_files"
+    assert get_suite("edited_tasks/").n_tasks == 4
+
+
+def test_an_edited_file_is_compiled_and_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = get_tasks("libero_goal")[0], get_tasks("libero_spatial")[0]
+    monkeypatch.setattr(draws, "_kept", {})
+    monkeypatch.setattr(draws, "_read", lambda key: [])
+    path, states = folder / "x.bddl", folder / "x.npz"
+    for task, n_states in ((first, 3), (second, 4)):
+        shutil.copy(task.bddl_file, path)
+        np.savez(states, states=initial_states(task)[:n_states])
+        mine = Task.from_bddl(path, states, "do it")
+        assert compile_task(mine).goal == compile_task(task).goal
+        assert len(initial_states(mine)) == n_states
+        placed = stock_draw(mine, 1, seed=77, block=1).fixtures
+        assert set(placed.body_ids) == set(compile_task(task).fixtures.body_ids)
+        assert len(placed.warmstart) == compile_task(task).physics.nv
+    assert compile_task(mine) is compile_task(mine)
 
 
 def test_own_tasks_simulate_as_the_same_tasks_of_libero(suite: Suite) -> None:

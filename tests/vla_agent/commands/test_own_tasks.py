@@ -50,8 +50,12 @@ def test_a_folder_called_as_a_suite_of_libero_is_told_apart(folder: Path) -> Non
     assert register_files(path).name == "libero_spatial_files"
     assert get_suite("libero_spatial").n_tasks == 10
     write_task(path, "another")
-    with pytest.raises(ValueError, match="Suite 'libero_spatial_files' is registered already"):
-        register_files(path)
+    assert register_files(path).n_tasks == 2
+    third = write_task(folder / "elsewhere/libero_spatial").parent
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Suite 'libero_spatial_files' is registered already"):
+            register_files(third)
+    assert get_suite("libero_spatial_files").n_tasks == 2
 
 
 @pytest.mark.parametrize(
