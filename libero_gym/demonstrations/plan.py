@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from libero_gym.common import videos
 from libero_gym.common.checks import choice, flag, real_number, sequence, whole_number
 from libero_gym.dimensions import IMAGE_KEYS
 from libero_gym.rendering.renderer import RENDERERS
-from libero_gym.tasks import get_tasks, initial_states
+from libero_gym.tasks import Task, get_tasks, initial_states
 
 _FILE_NAME = re.compile(r"task(?P<task>\d{3,})_(?P<kind>init|place)(?P<number>\d{3,})_repeat(?P<repeat>\d{3,})\.npz")
 
@@ -57,7 +58,8 @@ class EpisodeKey(NamedTuple):
 class RecordingOptions:
     """What decides an episode's content besides its key; a recording keeps its options. `record` explains each.
 
-    ``mujoco`` says how exact the simulation is, see `equivalence.versions.fidelity`.
+    ``mujoco`` says how exact the simulation is, see `equivalence.versions.fidelity`. ``tasks`` has the suite's tasks in
+    their order, see `describe_tasks`: files of one's own can change between two runs.
 
     Raises:
         ValueError: If an option is out of range.
@@ -79,6 +81,7 @@ class RecordingOptions:
     seed: int
     crf: int
     mujoco: str
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image_size % 2:
@@ -96,6 +99,20 @@ class RecordingOptions:
             flag(name, getattr(self, name))
         for camera in self.cameras:
             choice("camera", camera, IMAGE_KEYS)
+
+
+def describe_tasks(tasks: Iterable[Task]) -> tuple[str, ...]:
+    """Each task's name and a digest of what an episode of it depends on: its definition, words and initial states.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+
+    def digest(task: Task) -> str:
+        parts = (task.bddl_file.read_bytes(), task.instruction.encode(), initial_states(task).tobytes())
+        return hashlib.blake2b(b"".join(hashlib.sha256(part).digest() for part in parts), digest_size=8).hexdigest()
+
+    return tuple(f"{task.name} {digest(task)}" for task in tasks)
 
 
 def plan_episodes(

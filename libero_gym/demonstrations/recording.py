@@ -35,7 +35,7 @@ from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode
 from libero_gym.demonstrations.leftovers import foreign_data
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH, require_pyarrow
 from libero_gym.demonstrations.lerobot_writer import LeRobotWriter
-from libero_gym.demonstrations.plan import EpisodeKey, RecordingOptions, plan_episodes
+from libero_gym.demonstrations.plan import EpisodeKey, RecordingOptions, describe_tasks, plan_episodes
 from libero_gym.demonstrations.recorder import PolicyFactory, RecordingJob
 from libero_gym.demonstrations.workers import record_episodes
 from libero_gym.dimensions import IMAGE_KEYS
@@ -174,6 +174,7 @@ def record(
         seed=seed,
         crf=crf,
         mujoco=fidelity(),
+        tasks=describe_tasks(get_tasks(suite)),
     )
     n_workers = whole_number("n_workers", n_workers, 0)
     job = RecordingJob(Path(root) / RECORDING_FOLDER, options, policy, render_device, get_suite(suite).loaded())
@@ -280,17 +281,28 @@ def _check_folder(root: Path) -> None:
 def _check_same_options(path: Path, options: RecordingOptions) -> None:
     """Write a new recording's options to a file, or compare a continued one's with its file."""
     now = json.loads(json.dumps(asdict(options)))  # tuples become lists, as in the file
-    if not path.is_file():
-        write_bytes(path, json.dumps(now, indent=4).encode())
-        return
-    before = with_fidelity(read_json(path))
+    noted = with_fidelity(read_json(path)) if path.is_file() else {}
+    before = (noted or now) | {"tasks": noted.get("tasks", now["tasks"])}  # which earlier versions did not note
     changed = [name for name in now if now[name] != before.get(name)]
     if changed:
-        differences = ", ".join(f"{name} {before.get(name)!r} to {now[name]!r}" for name in changed)
+        differences = ", ".join(_difference(name, before.get(name), now[name]) for name in changed)
         raise ValueError(
             f"{path.parent.parent} was begun with other options ({differences}); continue with those, or choose "
             "another folder."
         )
+    if before != noted:
+        write_bytes(path, json.dumps(before, indent=4).encode())
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """How an option has changed, in words; of tasks, which of them."""
+    if name != "tasks":
+        return f"{name} {before!r} to {now!r}"
+    old, new = (dict(str(task).rsplit(" ", 1) for task in tasks) for tasks in (before, now))
+    told = [f"{task!r} is new" for task in new if task not in old]
+    told += [f"{task!r} is gone" for task in old if task not in new]
+    told += [f"{task!r} is another one" for task in new if old.get(task, new[task]) != new[task]]
+    return "its tasks: " + ("; ".join(told) or "their order")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from libero_gym.demonstrations.recorder import RecordingJob
 from libero_gym.demonstrations.recording import RECORDING_FOLDER, RecordingSummary, record
 from libero_gym.env import LiberoEnv
 from libero_gym.equivalence.versions import fidelity
+from libero_gym.tasks import get_tasks
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
 
@@ -255,6 +257,37 @@ def test_a_plan_without_success_leaves_the_dataset_of_before(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match="None of 1 episodes succeeded; .* keeps the dataset of before"):
         record_pushes(tmp_path, init_state_ids=[1], **options)
     assert len(LeRobotReader(tmp_path)) == 1
+
+
+def test_tasks_that_have_changed_are_not_mixed(tmp_path: Path) -> None:
+    first, second, third = (task.bddl_file.read_text() for task in get_tasks("libero_spatial")[:3])
+    files = {name: tmp_path / "own_tasks" / f"{name}.bddl" for name in "abc"}
+    files["b"].parent.mkdir()
+
+    def again() -> RecordingSummary:
+        options: dict[str, Any] = {"task_ids": None, "init_state_ids": (), "placement_seeds": [0], "cameras": ()}
+        return record_pushes(tmp_path / "out", suite=str(files["b"].parent), recorder=pretend, **options)
+
+    files["b"].write_text(first)
+    files["c"].write_text(second)
+    assert again().n_recorded == 2
+    assert again().n_resumed == 2
+    files["a"].write_text(third)
+    with pytest.raises(ValueError, match=r"out was begun with other options \(its tasks: 'a' is new\); continue with"):
+        again()
+    files["a"].unlink()
+    files["b"].write_text(third)
+    with pytest.raises(ValueError, match=r"\(its tasks: 'b' is another one\)"):
+        again()
+    files["b"].write_text(first)
+    options_file = tmp_path / "out" / RECORDING_FOLDER / "options.json"
+    earlier = json.loads(options_file.read_text())
+    assert [entry.split()[0] for entry in earlier.pop("tasks")] == ["b", "c"]
+    options_file.write_text(json.dumps(earlier))  # as before tasks were noted
+    assert again().n_resumed == 2
+    files["b"].unlink()
+    with pytest.raises(ValueError, match=r"\(its tasks: 'b' is gone\)"):
+        again()
 
 
 def test_failures_are_dropped_unless_kept_and_successes_end_the_episode(tmp_path: Path) -> None:
