@@ -65,7 +65,8 @@ def listed_files(root: Path) -> set[Path]:
         legacy = is_legacy(info)
         if legacy:
             found |= {root / name for name in (EPISODES, EPISODES_STATS, TASKS)}
-        for row in json_lines(root / EPISODES) if legacy else parquet_rows(root / EPISODES_FOLDER):
+        listed = root / (EPISODES if legacy else EPISODES_FOLDER)
+        for row in json_lines(listed) if legacy else parquet_rows(listed, info.get("total_episodes")):
             found |= {path for path in _files_of(root, info, row) if path.suffix in (".parquet", ".mp4")}
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ from libero_gym.demonstrations.lerobot_layout import (
     require_pyarrow,
 )
 from libero_gym.demonstrations.lerobot_names import camera_key, same_camera
-from libero_gym.demonstrations.lerobot_tables import check_parquet, parquet_rows
+from libero_gym.demonstrations.lerobot_tables import check_parquet, episode_images, episode_numbers, parquet_rows
 from libero_gym.dimensions import CONTROL_FREQ, GRIPPER_DIM
 from libero_gym.gripper import GripperCommands
 
@@ -219,7 +220,9 @@ class LeRobotReader:
         """A row per episode, in their order."""
         legacy = lerobot_legacy.is_legacy(self.info)
         listed = self.root / (lerobot_legacy.EPISODES if legacy else EPISODES_FOLDER)
-        rows = list(lerobot_legacy.json_lines(listed)) if legacy else parquet_rows(listed)
+        rows = (
+            list(lerobot_legacy.json_lines(listed)) if legacy else parquet_rows(listed, self.info.get("total_episodes"))
+        )
         if not rows:
             raise DamagedEpisodeError(f"{listed} lists no episodes.")
         try:
@@ -248,20 +251,21 @@ class LeRobotReader:
             if missing := [name for name in wanted if name not in present]:
                 raise DamagedEpisodeError(f"{path} is damaged: it has no column {', '.join(map(repr, missing))}.")
             outcomes = [name for name in _OUTCOMES if name in present]
-            table = pq.read_table(
-                path,
-                columns=[*numbers, *outcomes, "frame_index", *images],
-                filters=[("episode_index", "=", row["episode_index"])],
-            )
+            where = row["episode_index"], length
+            table = episode_numbers(path, [*numbers, *outcomes, "frame_index"], *where)
             if len(table) != length or table["frame_index"].to_pylist() != list(range(length)):
                 raise DamagedEpisodeError(f"{path} holds {len(table)} of {length} frames, or disordered.")
-            columns = {name: np.array(table[name].to_pylist(), dtype=np.float32) for name in numbers}
+            columns: dict[str, Any] = {name: np.array(table[name].to_pylist(), dtype=np.float32) for name in numbers}
             columns |= {name: np.array(table[name].to_pylist(), dtype=_OUTCOMES[name]).reshape(-1) for name in outcomes}
+            if images:
+                largest = max(math.prod(feature.shape) for feature in self._wanted.values())
+                cells = episode_images(path, images, *where, largest)
+                columns |= {name: cells[name].to_pylist() for name in images}
         except DamagedEpisodeError:
             raise
         except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
             raise DamagedEpisodeError(f"{path} is damaged or missing ({error}).") from error
-        return {**columns, **{name: table[name].to_pylist() for name in images}}
+        return columns
 
     def _read_frames(
         self, row: dict[str, Any], feature: Feature, columns: dict[str, Any], data_path: Path

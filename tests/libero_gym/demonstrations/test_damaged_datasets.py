@@ -230,6 +230,70 @@ def test_a_table_that_states_a_flood_of_rows_is_not_read(dataset: Path, monkeypa
         assert [len(episode) for episode in LeRobotReader(dataset)] == [5]
 
 
+def memory_of(read: Callable[[], Any]) -> int:
+    """Bytes of Arrow's memory that reading takes at its most."""
+    pool = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(pool)
+    pa.set_memory_pool(counted)
+    try:
+        read()
+    finally:
+        pa.set_memory_pool(pool)
+    return int(counted.max_memory() or 0)
+
+
+def test_a_small_file_of_one_large_repeated_image_does_not_fill_the_memory(dataset: Path) -> None:
+    keep_frames_in_parquet(dataset)
+    path, n = dataset / "data/chunk-000/file-001.parquet", 600
+    table = pa.concat_tables([pq.read_table(path)] * (n // 6)).drop([CAMERA])
+    table = table.set_column(table.schema.get_field_index("frame_index"), "frame_index", pa.array(range(n)))
+    cells = pa.array([{"bytes": np.random.default_rng(0).bytes(10**6)}] * n)
+    pq.write_table(table.append_column(CAMERA, cells), path, dictionary_pagesize_limit=10**7)
+    del cells
+    change_row(dataset, lambda row: row.update(length=n))
+    assert path.stat().st_size < 2 * 10**6
+    with pytest.warns(UserWarning, match=r"Episode 1 of .*file-001\.parquet is damaged: 16 of its rows take 16\d+ "):
+        assert memory_of(lambda: list(LeRobotReader(dataset))) < 10**8
+
+
+def test_long_lists_in_the_place_of_numbers_do_not_fill_the_memory(dataset: Path) -> None:
+    path = dataset / "data/chunk-000/file-001.parquet"
+    table = pq.read_table(path)
+    cells = pa.array([np.zeros(10**6, np.float32)] * len(table), pa.list_(pa.float32()))
+    pq.write_table(table.set_column(table.schema.get_field_index("action"), "action", cells), path)
+    assert path.stat().st_size < 10**5
+    with pytest.warns(UserWarning, match=r"Episode 1 .*'action\.list\.element' holds 6000000 values in 6 rows"):
+        assert memory_of(lambda: list(LeRobotReader(dataset))) < 10**7
+
+
+@pytest.mark.parametrize(("n_rows", "words"), [(20_000, 10), (400, 10**6)])
+def test_a_small_list_of_a_flood_of_episodes_does_not_fill_the_memory(dataset: Path, n_rows: int, words: int) -> None:
+    path = dataset / EPISODES_PATH
+    table = pq.read_table(path)
+    table = table.select([name for name in table.column_names if not name.startswith("stats/")])
+    tasks = pa.array([["x" * words]] * n_rows)
+    table = pa.concat_tables([table.slice(0, 1)] * n_rows).combine_chunks()
+    pq.write_table(table.set_column(table.schema.get_field_index("tasks"), "tasks", tasks), path, compression="zstd")
+    del table, tasks
+    assert path.stat().st_size < 2 * 10**5
+    message = "lists 20000 episodes; the dataset has 2" if words == 10 else "of its rows take"
+    with pytest.raises(DamagedEpisodeError, match=message):
+        memory_of(lambda: LeRobotReader(dataset))
+
+
+def test_episodes_that_share_a_file_and_its_row_groups_are_read(dataset: Path) -> None:
+    keep_frames_in_parquet(dataset)
+    first, second = sorted(dataset.glob("data/*/*.parquet"))
+    pq.write_table(pa.concat_tables([pq.read_table(first), pq.read_table(second)]), first, row_group_size=4)
+    second.unlink()
+    change_row(dataset, lambda row: row.update({"data/file_index": 0}))
+    for index, episode in enumerate(LeRobotReader(dataset)):
+        expected = synthetic(5 + index, seed=index)
+        np.testing.assert_array_equal(episode.actions, expected.actions)
+        np.testing.assert_array_equal(episode.images["image"], expected.images["image"])
+    assert index == 1
+
+
 def test_a_video_of_larger_frames_than_stated_does_not_fill_the_memory(dataset: Path) -> None:
     features = json.loads((dataset / INFO_PATH).read_text())["features"]
     features[CAMERA]["shape"] = [2, 2, 3]
