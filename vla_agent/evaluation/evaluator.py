@@ -160,9 +160,8 @@ class Evaluator:
         if isinstance(states, str):
             states = states_by_choice(self.suite, self.training_states, states, task_ids, trained_states)
         self.trials = plan_trials(env_id, task_ids, states, placement_seeds)
-        if not trained_states:
-            refuse_trained(own, evaluated_states(self.suite, self.trials))
-            refuse_trained(of_critic, evaluated_states(self.suite, self.trials), "the scorer's critic")
+        for trained_on, what in () if trained_states else ((own, "the model"), (of_critic, "the scorer's critic")):
+            refuse_trained(trained_on, evaluated_states(self.suite, self.trials), what)
         self.task_ids = sorted({trial.task_id for trial in self.trials})
         self.conditions: dict[str, Any] = {
             "suite": self.suite.name,
@@ -176,8 +175,7 @@ class Evaluator:
             "max_steps": max_episode_steps or self.protocol.max_steps(self.suite, self.task_ids),
             "task_files": self.suite.fingerprint(self.task_ids),
         }
-        if env_kwargs.get("physics", "exact") != "exact":
-            self.conditions["physics"] = env_kwargs["physics"]
+        self.conditions |= {} if (physics := env_kwargs.get("physics", "exact")) == "exact" else {"physics": physics}
         trained = getattr(self.subject.model, "policy", None)
         unnorm_key = unnorm_key or getattr(trained, "unnorm_key", None)
         processor = processor_of(self.subject.model, processor)
@@ -299,7 +297,6 @@ class Evaluator:
             self._run(report, journal, filmer, clock, progress_bar)
             report.complete = True
         finally:
-            # An evaluation that was finished before, and played nothing, took what it took then.
             report.timing = (not clock.decisions and finished_timing(out)) or clock.summary(self.env.num_envs)
             if out is not None and report.episodes:
                 report.save(out)
