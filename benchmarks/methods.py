@@ -27,6 +27,7 @@ START, SUITE = "tiny-libero-few", "spatial"
 DECODINGS = ("greedy", "sampled")
 TRAINED = {
     "few": "PPO",
+    "few-falling": "PPO, then a falling rate",
     "few-process": "PPO, process reward",
     "few-hardest": "PPO, curriculum `hardest`",
     "few-frontier": "PPO, curriculum `frontier`",
