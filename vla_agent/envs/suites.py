@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-import numpy as np
 from tqdm import tqdm
 
 from libero_gym.common.checks import did_you_mean
@@ -41,10 +40,11 @@ class SuiteDescription(NamedTuple):
 
     def fingerprint(self, task_ids: Sequence[int]) -> str:
         """Short hash of some tasks' definitions and official initial states: files of one name may change."""
+        from libero_gym.demonstrations.plan import describe_tasks
         from libero_gym.tasks import get_tasks
 
         tasks = get_tasks(self.name)
-        return fingerprint(part for task_id in task_ids for part in _content(tasks[task_id]))
+        return fingerprint(told.encode() for told in describe_tasks(tasks[task_id] for task_id in task_ids))
 
     def states_by_source(
         self, task_ids: Sequence[int] | None, init_state_ids: Sequence[int] | None
@@ -78,17 +78,6 @@ class SuiteDescription(NamedTuple):
             wanted, desc="Drawing fixtures", unit="task", disable=None if wanted else True, leave=False
         ):
             prepare(tasks[task_id], wanted[task_id], seed)
-
-
-def _content(task: Any) -> Iterator[bytes]:
-    """What makes a task: its BDDL file and its initial states, each behind its length."""
-    states = task.init_states
-    parts = [task.bddl_file.read_bytes()]
-    if states is not None:
-        parts.append(states.read_bytes() if isinstance(states, Path) else np.ascontiguousarray(states).tobytes())
-    for part in parts:
-        yield f"{len(part)}:".encode()
-        yield part
 
 
 # The suites that have demonstrations. LIBERO-PRO's variants are named after them, as libero_spatial_task.
