@@ -46,7 +46,7 @@ class Run:
         self, env: Any, *callbacks: BaseCallback, timesteps: int = TIMESTEPS, save: Path | None = None, **changes: Any
     ) -> None:
         self.curriculum = Curriculum("frontier")
-        self.model = VLAPPO("VLAPolicy", env, **(PPO | changes))
+        self.model = VLAPPO(env=env, **({"policy": "VLAPolicy"} | PPO | changes))
         self.model.learn(timesteps, callback=[self.curriculum, *callbacks])
         if save is not None:
             self.model.save(save)  # with the environments where they are

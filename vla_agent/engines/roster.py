@@ -18,6 +18,7 @@ from vla_agent.engines.merging import with_task_weights
 from vla_agent.engines.vec_env import Answer
 from vla_agent.engines.worker import Copied, MomentsOnHost
 from vla_agent.policy.averaging import own_weights
+from vla_agent.runs.serialization import is_given_again
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,16 @@ def saved(learner: Any) -> Iterator[Path]:
         with own_weights(learner.policy.optimizer):
             learner.save(path)
         yield path
+
+
+def beside_file(learner: Any) -> dict[str, Any]:
+    """Arguments for `load` that `saved` does not hold: classes, and modules, which other processes are sent as such."""
+    policy_kwargs = {key: value for key, value in learner.policy_kwargs.items() if is_given_again(value)}
+    if (named := learner.policy_kwargs.get("model")) is not None:
+        policy_kwargs["model"] = named
+    own = {key: value for key, value in learner.constructor_arguments().items() if is_given_again(value)}
+    given = own | {"policy_kwargs": policy_kwargs, "custom_objects": {"policy_class": type(learner.policy)}}
+    return given if learner.moments_device is None else given | {"engine": MomentsOnHost()}
 
 
 class Roster:
@@ -146,11 +157,7 @@ class Roster:
             return
         with saved(self.learner) as path:
             run = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        named = self.learner.policy_kwargs.get("model")  # no file holds a model that is an object
-        given: dict[str, Any] = {} if named is None else {"policy_kwargs": {"model": named}}
-        if self.learner.moments_device is not None:
-            given["engine"] = MomentsOnHost()
-        copied = self.cluster.put(Copied(type(self.learner), run, given))
+        copied = self.cluster.put(Copied(type(self.learner), run, beside_file(self.learner)))
         device = "cpu" if self.learner.device.type == "cpu" else "cuda:0"
         asked = {number: self.actor(number).load.remote(copied, device) for number in chosen}
         for number, reference in asked.items():

@@ -83,6 +83,11 @@ def class_name(value: Any) -> str | None:
     return str(value["class"]) if isinstance(value, dict) and set(value) == {"class"} else None
 
 
+def is_given_again(value: Any) -> bool:
+    """Whether a file holds a value by its class's name alone, so that whoever loads the file has to give it again."""
+    return isinstance(value, (type, th.nn.Module)) and class_name(to_json("it", value, 1.0)) is not None
+
+
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     """A `Dict` of `Box`es or a `MultiDiscrete` as JSON; a box has the same bounds everywhere."""
     if isinstance(space, spaces.Dict):

@@ -14,7 +14,8 @@ from engine_recipe import ENV, N_ENVS
 from engine_runs import PPO, Kill, Run, assert_same, one_cluster
 from stable_baselines3.common.callbacks import BaseCallback
 
-from vla_agent import VLAPPO, Curriculum, RunError, make_vec_env
+from vla_agent import VLAPPO, Curriculum, RunError, VLAPolicy, make_vec_env
+from vla_agent.algorithms.buffers import MixedRolloutBuffer
 from vla_agent.engines import EngineError, RayEngine, ranks, ray_engine
 from vla_agent.engines.errors import LostError
 from vla_agent.engines.ranks import weight_sums
@@ -55,6 +56,24 @@ class StopAfter(BaseCallback):
 
 def test_one_process_that_plays_and_one_that_learns_are_one_process_to_the_bit(local: Run, split: RayEngine) -> None:
     assert_same(local, Run(split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)))
+
+
+def test_classes_that_no_file_holds_reach_the_other_processes(split: RayEngine) -> None:
+    class OwnPolicy(VLAPolicy):
+        """Of a module that the other processes cannot import."""
+
+    class OwnOptimizer(th.optim.SGD):
+        """As above."""
+
+    changes: dict[str, Any] = {
+        "policy": OwnPolicy,
+        "ratio_level": "action",
+        "rollout_buffer_class": type("OwnBuffer", (MixedRolloutBuffer,), {}),
+        "policy_kwargs": PPO["policy_kwargs"] | {"optimizer_class": OwnOptimizer},
+    }
+    alone = Run(make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=32, **changes)
+    together = Run(split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=32, **changes)
+    assert_same(alone, together)
 
 
 def test_worlds_have_no_processes_of_environments(split: RayEngine) -> None:
