@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
+import time
 import zlib
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +17,9 @@ import platformdirs
 from libero_gym.common.warn import warn_once
 
 _SUFFIX = ".bin"
+# Keys are a word and hashes, see `compilation.records`: other files in a folder that somebody chose are not ours.
+_ENTRY = re.compile(r"[a-z]+(-[0-9a-f]{16}){2,}[a-z0-9-]*\.bin")
+_TEMPORARY, _TEMPORARY_S = re.compile(r"\.write-\w{8}"), 3600  # names, and age at which nobody writes any more
 # An entry of fewer bytes goes after all larger ones: tasks and placements are small and cost seconds each.
 _SMALL_BYTES = 16_000_000
 _CRC_BYTES = 4
@@ -129,7 +134,7 @@ def write(key: str, body: bytes) -> None:
     try:
         folder = cache_dir()
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".write-")
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".write-")  # as in _TEMPORARY
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(body)
             stream.write(zlib.crc32(body).to_bytes(_CRC_BYTES, "little"))
@@ -147,16 +152,22 @@ def write(key: str, body: bytes) -> None:
 
 
 def _evict(folder: Path, limit: int) -> None:
-    """Remove the least recently used entries, small ones last, until the folder is within its limit."""
+    """Remove the least recently used entries, small ones last, until the folder is within its limit.
+
+    What a process left that was killed while it wrote goes, too.
+    """
     entries = []
-    for path in folder.glob("*" + _SUFFIX):
+    for entry in os.scandir(folder):
         with contextlib.suppress(OSError):  # another process may have removed it
-            stat = path.stat()
-            entries.append((stat.st_mtime, stat.st_size, path))
+            if _ENTRY.fullmatch(entry.name):
+                stat = entry.stat()
+                entries.append((stat.st_mtime, stat.st_size, entry.path))
+            elif _TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _TEMPORARY_S:
+                os.unlink(entry)
     total = sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries, key=lambda entry: (entry[1] < _SMALL_BYTES, entry[0])):
         if total <= limit:
             return
         with contextlib.suppress(OSError):
-            path.unlink()
+            os.unlink(path)
             total -= size

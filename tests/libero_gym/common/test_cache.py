@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from libero_gym.common import cache
+from libero_gym.compilation import draws, placements, records
 from libero_gym.compilation.compile import compile_task
+from libero_gym.rendering import models
 from libero_gym.tasks import Task
 
 
@@ -75,15 +77,54 @@ def test_a_damaged_entry_is_not_mapped_but_removed(folder: Path) -> None:
     assert cache.map_entry("a") is None
 
 
+def key_of(name: str) -> str:
+    """A key of the form that tasks' and scenes' have."""
+    digests = [f"{word:0>16}" for word in (name.encode().hex()[-16:], "0")]
+    return "-".join(["task", *digests])
+
+
 def test_oldest_entries_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "250e-9")
-    for age, name in enumerate(("a", "b")):
-        cache.write(name, bytes(100))
-        os.utime(folder / f"{name}.bin", (age, age))
-    cache.read("a")  # now b is the one unused for longest
-    cache.write("c", bytes(100))
-    assert cache.read("b") is None
-    assert cache.read("a") == cache.read("c") == bytes(100)
+    first, second, third = map(key_of, "abc")
+    for age, key in enumerate((first, second)):
+        cache.write(key, bytes(100))
+        os.utime(folder / f"{key}.bin", (age, age))
+    cache.read(first)  # now the second is the one unused for longest
+    cache.write(third, bytes(100))
+    assert cache.read(second) is None
+    assert cache.read(first) == cache.read(third) == bytes(100)
+
+
+def test_every_key_has_the_form_of_what_may_be_evicted(spatial_task: Task) -> None:
+    task = records.task_key(spatial_task)
+    scene = records.scene_key("<mujoco/>")
+    keys = [task, records.visual_key(scene), models._packed_key(scene), draws._key(spatial_task, 3, resets_before=2)]
+    keys += [placements._key(spatial_task, 17), f"{task}-geom-groups"]
+    assert all(cache._ENTRY.fullmatch(f"{key}.bin") for key in keys)
+    assert not cache._ENTRY.fullmatch("pytorch_model-00001-of-00002.bin")
+
+
+def test_what_others_keep_in_the_folder_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody may name a folder that also has a model's weights."""
+    monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "250e-9")
+    folder.mkdir()
+    names = ("pytorch_model.bin", "optimizer.bin", ".write-up", ".write-abcd1234")
+    for name in names:
+        (folder / name).write_bytes(bytes(400))
+        os.utime(folder / name, (1, 1))
+    os.utime(folder / names[-1])  # another process writes it
+    for name in "abc":
+        cache.write(key_of(name), bytes(100))
+    assert all((folder / name).stat().st_size == 400 for name in names)
+    assert [cache.contains(key_of(name)) for name in "abc"] == [False, True, True]
+
+
+def test_what_a_killed_process_was_writing_goes(folder: Path) -> None:
+    folder.mkdir()
+    (folder / ".write-abcd1234").write_bytes(bytes(400))
+    os.utime(folder / ".write-abcd1234", (1, 1))
+    cache.write(key_of("a"), b"content")
+    assert [path.name for path in folder.iterdir()] == [f"{key_of('a')}.bin"]
 
 
 def test_small_entries_go_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,10 +132,11 @@ def test_small_entries_go_last(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cache, "_SMALL_BYTES", 100)
     monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "450e-9")
     for age, (name, size) in enumerate({"task": 50, "older": 150, "newer": 150}.items()):
-        cache.write(name, bytes(size))
-        os.utime(folder / f"{name}.bin", (age, age))
-    cache.write("last", bytes(150))
-    assert [name for name in ("task", "older", "newer", "last") if cache.contains(name)] == ["task", "newer", "last"]
+        cache.write(key_of(name), bytes(size))
+        os.utime(folder / f"{key_of(name)}.bin", (age, age))
+    cache.write(key_of("last"), bytes(150))
+    names = ("task", "older", "newer", "last")
+    assert [name for name in names if cache.contains(key_of(name))] == ["task", "newer", "last"]
 
 
 def test_a_cache_that_is_off_is_not_read_either(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
