@@ -27,8 +27,10 @@ from vla_agent.common.atomic import remove
 from vla_agent.runs.learner import Learner
 from vla_agent.runs.run_files import RUN, RunError
 from vla_agent.runs.run_folder import (
+    BEST,
     CHECKPOINTS,
     INTERRUPTED,
+    MODEL,
     Claim,
     Existing,
     checked,
@@ -45,8 +47,8 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # `timeout` sends its signal to the process and then to its group, so it comes twice. Ctrl-C comes once per key.
 SAME_SIGNAL_S = 1.0
-# Names that folders have while checkpoints are written or removed, see `atomic.writing`.
-_TEMPORARY = re.compile(r"\.\d+(\.old)?(\.\w+)?")
+# Names that folders have while saved runs are written or removed, see `atomic.writing`.
+_TEMPORARY = re.compile(rf"\.(\d+|{INTERRUPTED}|{MODEL}|{BEST})(\.old)?(\.\w+)?")
 
 
 class _RunCallback(BaseCallback):
@@ -67,6 +69,7 @@ class _RunCallback(BaseCallback):
         claim, is_new = enter(self.run_dir, learner, fresh=learner.run is None and learner.began_at_zero)
         claim.give(learner)
         self._own_claim = claim if is_new else self._own_claim
+        _remove_leftovers(self.run_dir)
 
     def _on_training_end(self) -> None:
         if self._own_claim is not None:
@@ -114,7 +117,7 @@ class RunCheckpoints(_RunCallback):
         except OSError as error:
             reason = f"{error.strerror}; no checkpoint could be written there, so give another folder"
             raise type(error)(error.errno, reason, str(self.folder)) from error
-        self._remove_leftovers()
+        _remove_leftovers(self.folder)
         assert self.learner.run is not None  # the claim gave it
         self._written = saved_by(self.folder, self.learner.run["id"])
 
@@ -142,13 +145,19 @@ class RunCheckpoints(_RunCallback):
             except OSError as error:
                 logger.warning("The old checkpoint '%s' was not removed: %s", path, error)
 
-    def _remove_leftovers(self) -> None:
-        """Remove what a process left that was killed while it wrote or removed a checkpoint."""
-        for path in self.folder.glob(".*"):
-            if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
-                continue
-            if all(entry.name in (*RUN.files, *RUN.optional, "run") for entry in path.rglob("*")):
-                shutil.rmtree(path, ignore_errors=True)
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote or removed a saved run of a claimed folder.
+
+    What lies beside no "interrupted", "model" or "best" stays: it may be the only one.
+    """
+    for path in folder.glob(".*"):
+        name = _TEMPORARY.fullmatch(path.name)
+        if name is None or path.is_symlink() or not path.is_dir():
+            continue
+        has_another = name[1].isdigit() or (folder / name[1]).is_dir()
+        if has_another and all(entry.name in (*RUN.files, *RUN.optional, "run") for entry in path.rglob("*")):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class StoppedBeforeStart(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import reprlib
 import warnings
@@ -260,11 +261,11 @@ def _way_back(algorithm: type[Learner], path: Path) -> str:
     """What else there is to go on from, as further sentences."""
     run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     found = {*run_dir.iterdir(), *run_dir.glob("checkpoints/*")} - {path}
-    whole = [other for other in found if is_run(other) and damage(other) is None]
-    whole.sort(key=lambda other: other.stat().st_mtime, reverse=True)
+    newest_first = sorted(filter(is_run, found), key=lambda other: other.stat().st_mtime, reverse=True)
+    whole = list(itertools.islice((other for other in newest_first if damage(other) is None), 3))  # it reads them whole
     if not whole:
         return ""
-    listed = ", ".join(f"'{other}'" for other in whole[:3])
+    listed = ", ".join(f"'{other}'" for other in whole)
     return (
         f" Beside it there are whole runs, newest first: {listed}. Go on from one of them: --resume '{whole[0]}', or "
         f"{algorithm.__name__}.load('{whole[0]}', env)."

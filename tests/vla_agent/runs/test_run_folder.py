@@ -157,6 +157,17 @@ def test_what_a_killed_process_left_of_a_checkpoint_is_removed(tmp_path: Path) -
     assert [path.name for path in folder.glob(".*")] == [".0000000064.with_not"]
 
 
+def test_what_a_killed_process_left_of_another_save_goes_if_there_is_one(tmp_path: Path) -> None:
+    """It may be the only one where a system cannot exchange two folders in one step."""
+    train(tmp_path)
+    left = (".model.ab_12cde", ".best.old.ab_12cde/run", ".other.ab_12cde")
+    for name in left:
+        shutil.copytree(tmp_path / "model", tmp_path / name)
+    train(tmp_path, 32, model=load(latest_run(tmp_path)), reset_num_timesteps=False)
+    assert not (tmp_path / "best").exists()
+    assert [(tmp_path / name).exists() for name in left] == [False, True, True]
+
+
 def test_from_another_folder_another_run_begins(tmp_path: Path) -> None:
     first = train(tmp_path / "a")
     claim = claim_run(tmp_path / "b", resume=tmp_path / "a")
