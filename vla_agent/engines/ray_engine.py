@@ -104,7 +104,8 @@ class RayEngine:
         self.n_learners = whole_number("n_learners", n_learners, 1)
         self.placement = cast(Placement, choice("placement", placement, ("colocated", "split")))
         together = placement == "colocated"
-        self.n_policies = whole_number("n_policies", n_policies or (n_learners if together else 1), 1)
+        n_players = (n_learners if together else 1) if n_policies is None else n_policies
+        self.n_policies = whole_number("n_policies", n_players, 1)
         if together and self.n_policies != n_learners:
             raise ValueError(
                 f"n_policies={n_policies} and n_learners={n_learners}: colocated learners play themselves, so these "

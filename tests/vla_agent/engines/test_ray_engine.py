@@ -194,6 +194,7 @@ def test_a_stale_run_is_weighed_and_the_same_each_time() -> None:
     [
         ({"n_learners": 0}, "n_learners"),
         ({"n_learners": 2, "n_policies": 3}, "colocated learners play themselves"),
+        ({"n_policies": 0, "placement": "split"}, "n_policies=0 is out of range"),
         ({"stale": True}, "placement='split'"),
         ({"placement": "everywhere"}, "everywhere"),
         ({"deadline_s": 0}, "deadline_s"),
