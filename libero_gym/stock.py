@@ -9,9 +9,11 @@ import contextlib
 import copy
 import functools
 import importlib.util
+import inspect
 import io
 import os
 import random
+import re
 import sys
 import threading
 import types
@@ -123,24 +125,69 @@ def generators_kept() -> Iterator[None]:
 
 
 @functools.cache
-def object_kinds() -> Mapping[str, frozenset[str]]:
-    """Kinds of objects and fixtures that LIBERO has, such as ``akita_black_bowl``.
-
-    Each has the words of goals that can be asked of it because it moves: ``open`` of a cabinet, ``turnon`` of a stove.
-    """
+def _registered() -> dict[str, Any]:
+    """LIBERO's own table of kinds, to which ``register_object`` adds."""
     import_stock()
     with as_libero():
         from libero.libero.envs.base_object import OBJECTS_DICT
+    kinds: dict[str, Any] = OBJECTS_DICT
+    return kinds
+
+
+def object_kinds() -> Mapping[str, frozenset[str]]:
+    """Kinds of objects and fixtures that LIBERO has the files of, such as ``akita_black_bowl``.
+
+    Each has the words of goals that can be asked of it because it moves: ``open`` of a cabinet, ``turnon`` of a stove.
+    """
+    return _kinds_that_load(tuple(_registered().items()))
+
+
+@functools.lru_cache(maxsize=1)
+def _kinds_that_load(registered: tuple[tuple[str, Any], ...]) -> Mapping[str, frozenset[str]]:
+    with as_libero():
         from libero.libero.envs.objects.articulated_objects import ArticulatedObject
     rules = {"open": "is_open", "close": "is_close", "turnon": "turn_on", "turnoff": "turn_off"}
     found = {}
-    for kind, made_by in OBJECTS_DICT.items():
+    for kind, made_by in registered:
+        try:
+            made = _example(kind, made_by)
+        except FileNotFoundError:  # LIBERO names some whose files it does not bring
+            continue
+        if "vis_site_names" not in made.object_properties:  # a site, which LIBERO cannot make an object of
+            continue
         # The base class has rules that raise an error.
         own = {name: getattr(made_by, name, None) for name in rules.values()}
         able = {word for word, rule in rules.items() if own[rule] not in (None, getattr(ArticulatedObject, rule, None))}
         moves = isinstance(made_by, type) and issubclass(made_by, ArticulatedObject)
         found[kind] = frozenset(able | ({"printjointstate"} if moves else set()))
     return types.MappingProxyType(found)
+
+
+def _example(kind: str, made_by: Any) -> Any:
+    """An object of a kind."""
+    with generators_kept(), quiet(), as_libero():
+        return made_by(name=kind)
+
+
+def own_files(definition: str) -> list[Path]:
+    """Files that objects of a definition are made from, of those that somebody registered with LIBERO in this process.
+
+    They are the classes' sources, and the models with their meshes and textures.
+
+    Args:
+        definition: Text of a BDDL file.
+    """
+    if not import_stock.cache_info().currsize and "libero.libero.envs.base_object" not in sys.modules:
+        return []  # nobody can have registered one
+    own = {kind: made_by for kind, made_by in _registered().items() if not made_by.__module__.startswith("libero.")}
+    words = set(re.findall(r"\w+", definition.lower())) if own else set()
+    files: set[str] = set()
+    for kind in words.intersection(own):
+        with contextlib.suppress(TypeError, OSError):  # a class that was typed into an interpreter
+            files.add(inspect.getfile(own[kind]))
+        made = _example(kind, own[kind])
+        files |= {made.file, *(element.get("file") for element in made.asset.iter() if element.get("file"))}
+    return sorted(map(Path, files))
 
 
 def make_stock_env(bddl_file: Path) -> Any:

@@ -9,6 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def allowed(mode: int) -> int:
+    """A new file's mode as the process's umask leaves it; for files of libraries that give their own."""
+    mask = os.umask(0o077)  # the only way to read it; private for that instant
+    os.umask(mask)
+    return mode & ~mask
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary file beside `path` to write into; it takes `path`'s place at the end, and vanishes after an error.

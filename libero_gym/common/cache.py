@@ -92,6 +92,8 @@ def map_entry(key: str) -> np.ndarray | None:
 
     Processes that map the same entry share its memory. An entry that is removed meanwhile stays as it was in memory.
     """
+    if not cache_limit_bytes():
+        return None
     try:
         path = cache_dir() / (key + _SUFFIX)
         with path.open("rb") as stream:

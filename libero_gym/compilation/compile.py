@@ -7,6 +7,7 @@ data, the fixture poses, and what the arm's controller remembers of that reset.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -68,6 +69,8 @@ def compile_task(task: Task) -> CompiledTask:
         logger.warning("Compiling %s: once, some 5 to 10 s.", what)
         with stock_env(task.bddl_file) as env:
             compiled = extract(task, env)
+            own = records.own_digest(task.bddl_file.read_bytes())
+            compiled = dataclasses.replace(compiled, visual_key=compiled.visual_key + own)
             visual = records.visual_key(compiled.visual_key)
             if not cache.contains(visual):  # 30-270 MB, the same for all tasks of a scene; kept while stock is there
                 cache.write(visual, records.model_to_bytes(full_model(env)))

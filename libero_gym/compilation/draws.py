@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import io
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -188,9 +189,12 @@ def _one_process(key: str) -> Iterator[None]:
     """Let one process at a time draw this; the others wait, and find it in the cache. Without a cache nobody waits."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, RuntimeError):
-            path = cache.cache_dir() / f".{key}.lock"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = stack.enter_context(path.open("w"))
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            stack.callback(path.unlink, missing_ok=True)
+            while cache.cache_limit_bytes():
+                path = cache.cache_dir() / f".{key}.lock"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stream = stack.enter_context(path.open("w"))
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                    stack.callback(path.unlink, missing_ok=True)
+                    break  # else its holder removed it while this process waited, and another may have made a new one
         yield

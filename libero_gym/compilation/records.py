@@ -1,8 +1,8 @@
 """Compiled tasks as bytes for the cache, and the keys that they are kept under.
 
 A key names everything that its content depends on, so an entry is never misread: another version of MuJoCo, of
-robosuite, of the benchmark or its assets, another layout of the bytes, or another reading of goals asks for another
-key.
+robosuite, of the benchmark or its assets, another layout of the bytes, another reading of goals, or other files of an
+object that is not LIBERO's asks for another key.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from libero_gym.common.version import BENCHMARK, BENCHMARK_ASSETS, installed_ver
 from libero_gym.equivalence.physics import REVISION
 from libero_gym.simulation import goals
 from libero_gym.simulation.compiled import Burner, CompiledTask, FixtureDraw, RobotIndices
+from libero_gym.stock import own_files
 from libero_gym.tasks import Task
 
 # The distributions whose versions decide what a task compiles to.
@@ -34,12 +35,19 @@ _SCHEMA = 5
 def task_key(task: Task) -> str:
     """The cache's key of a compiled task: its definition's content counts, wherever the file lies."""
     repair = f"-repair{REVISION}" if REVISION > 1 else ""
-    return f"task-{_versions_digest()}-{_tasks_digest()}-{_digest(task.bddl_file.read_bytes())}{repair}"
+    content = task.bddl_file.read_bytes()
+    return f"task-{_versions_digest()}-{_tasks_digest()}-{_digest(content)}{repair}{own_digest(content)}"
 
 
 def scene_key(xml: str) -> str:
     """The name of a scene, by its MJCF; tasks with the same scene share it. See `visual_key`."""
     return f"visual-{_versions_digest()}-{_digest(xml.encode())}"
+
+
+def own_digest(definition: bytes) -> str:
+    """A part of keys for the files of objects that are not LIBERO's, of those in a BDDL file; without any, nothing."""
+    files = own_files(definition.decode(errors="replace"))
+    return f"-own{_digest(b''.join(_digest(path.read_bytes()).encode() for path in files))}" if files else ""
 
 
 def visual_key(scene: str) -> str:

@@ -198,11 +198,11 @@ class Carrying:
         site[1] += 0.028 * self._shares_target(predicate)
         return np.array([*site[:2], rim - min(0.6 * (own.max() - own.min()), 0.05)])
 
-    def _shares_target(self, predicate: Placement) -> int:
-        """-1 for the first and +1 for the second of two objects that go to one site; else 0."""
+    def _shares_target(self, predicate: Placement) -> float:
+        """From -1 for the first to +1 for the last of several objects that go to one site; 0 for one alone."""
         site = getattr(predicate, "site", None)
         both = [p for p in self.goal if site and getattr(p, "site", None) == site]
-        return 0 if len(both) < 2 else 2 * both.index(predicate) - 1
+        return 0.0 if len(both) < 2 else 2 * both.index(predicate) / (len(both) - 1) - 1
 
     def _turn_to_fit(self, predicate: Placement) -> float | None:
         """Angle in rad that lays a long object along a narrow site; None if either is about as long as wide."""

@@ -21,15 +21,17 @@ class Joints:
         self.model, self.data = arm.simulator.model, arm.simulator.data
 
     def achieve(self, predicate: goals.JointThreshold) -> Actions:
-        """Move a joint past its threshold; without a skill for its kind, do nothing."""
-        joint = predicate.joints[0]
+        """Move the first joint that is not past its threshold there; without a skill for its kind, do nothing."""
+        sign = 1.0 if predicate.above else -1.0
+        lacking = [joint for joint in predicate.joints if sign * (self.position(joint) - predicate.threshold) <= 0]
+        joint = (lacking or predicate.joints)[0]
         if self.model.joint(joint).type[0] == mujoco.mjtJoint.mjJNT_SLIDE:
             yield from self.close_drawer(joint) if predicate.above else self.open_drawer(joint)
         elif "microwave" in joint:
             if predicate.above:
                 yield from self.close_door(joint)
         elif abs(self.data.joint(joint).xaxis[2]) > 0.9:
-            yield from self.turn_knob(joint, predicate.threshold, 1.0 if predicate.above else -1.0)
+            yield from self.turn_knob(joint, predicate.threshold, sign)
 
     def position(self, joint: str) -> float:
         """A joint's position in m or rad."""

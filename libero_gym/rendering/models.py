@@ -31,9 +31,11 @@ VERSION = 3
 # with all levels; with 1024 those of the wrist's camera, which comes near, are not from 224 pixels on.
 MAX_TEXTURE_SIDE = 2048
 
-# Packed scenes that a process keeps if they are mapped from files: their memory is shared, and the system's to take.
+# Packed scenes that a process keeps: those mapped from files, whose memory is shared and the system's to take, and, at
+# most `MAX_SCENES`, its own.
 MAX_MAPPED = 64
-_packed: OrderedDict[str, PackedScene] = OrderedDict()
+_mapped: OrderedDict[str, PackedScene] = OrderedDict()
+_own: OrderedDict[str, PackedScene] = OrderedDict()
 
 
 def packed_scene(compiled: CompiledTask) -> PackedScene:
@@ -44,8 +46,21 @@ def packed_scene(compiled: CompiledTask) -> PackedScene:
     Raises:
         NotDrawnError: If the scene has something that is not drawn.
     """
-    limit = MAX_MAPPED if cache.cache_limit_bytes() else MAX_SCENES
-    return kept(_packed, compiled.visual_key, lambda: _load_packed(compiled), limit)
+    from libero_gym.rendering import first_frame
+
+    key = compiled.visual_key
+    for scenes in (_mapped, _own):
+        if key in scenes:
+            scenes.move_to_end(key)
+            return scenes[key]
+    first_frame.compile_kernels()  # here and not at the first frame, so that a template's forks have it done
+    blob = cache.map_entry(_packed_key(key))
+    made = _pack(compiled) if blob is None else b""
+    if made:
+        blob = cache.map_entry(_packed_key(key))  # None if it could not be written
+    if blob is None:
+        return kept(_own, key, lambda: from_bytes(np.frombuffer(made, np.uint8)), MAX_SCENES)
+    return kept(_mapped, key, lambda: from_bytes(blob.view(np.ndarray)), MAX_MAPPED)
 
 
 def prepare(compiled: CompiledTask, renderer: str) -> None:
@@ -76,16 +91,6 @@ def is_prepared(task: Task, renderer: str | None) -> bool:
 
 def _packed_key(scene: str) -> str:
     return f"{scene}-packed{VERSION}"
-
-
-def _load_packed(compiled: CompiledTask) -> PackedScene:
-    from libero_gym.rendering import first_frame
-
-    first_frame.compile_kernels()  # here and not at the first frame, so that a template's forks have it done
-    blob = cache.map_entry(_packed_key(compiled.visual_key))
-    if blob is None:
-        blob = np.frombuffer(_pack(compiled), np.uint8)
-    return from_bytes(blob.view(np.ndarray))
 
 
 def _pack(compiled: CompiledTask) -> bytes:

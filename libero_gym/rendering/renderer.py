@@ -55,7 +55,7 @@ def check_image_size(image_size: int, name: str = "image_size") -> int:
     if not whole or not MIN_IMAGE_SIZE <= image_size <= MAX_IMAGE_SIZE:
         raise ValueError(
             f"{name}={image_size!r} cannot be rendered; expected an integer from {MIN_IMAGE_SIZE} to "
-            f"{MAX_IMAGE_SIZE} pixels, for a square image."
+            f"{MAX_IMAGE_SIZE} pixels{', for a square image' * (name == 'image_size')}."
         )
     return int(image_size)
 

@@ -102,6 +102,8 @@ class Simulator(Uncopyable):
         twin.set_state(self.get_state())
         # A state lacks the kinematics of the last substep's start, which the data has.
         twin.model, twin.data = self.model, copy.copy(self.data)
+        for name in ("kinematics_qpos", "sampled_qpos", "latest_qpos", "sampled_qvel"):  # nor what cameras show
+            getattr(twin, name)[:] = getattr(self, name)
         twin._bind_kernel()
         return twin
 

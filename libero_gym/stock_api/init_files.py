@@ -21,6 +21,7 @@ import numpy as np
 
 from libero_gym.benchmark import VERSION
 from libero_gym.common import cache
+from libero_gym.common.atomic import allowed
 
 _SUFFIX = ".pruned_init.npz"
 
@@ -45,7 +46,7 @@ def _fill(source: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".init-files-", dir=folder.parent))
     try:
-        made.chmod(0o755)
+        made.chmod(allowed(0o777))
         files = sorted(source.glob(f"*/*{_SUFFIX}"))
         if not files:
             raise FileNotFoundError(f"{source} holds no initial states.")

@@ -115,3 +115,14 @@ def test_problems_are_those_that_libero_reads() -> None:
         assert ours.draws_joints == bool(drawn)
         some.add(ours.draws_joints)
     assert some == {True, False}
+
+
+def test_kinds_whose_files_libero_lacks_are_none_of_its_kinds(tmp_path: Path) -> None:
+    kinds = object_kinds()
+    assert {"akita_black_bowl", "wooden_cabinet", "flat_stove"} <= set(kinds)
+    missing = {"cherries", "corn", "mayo", "red_sticker", "blue_red_sticker", "red_box", "libero_mug_green"}
+    assert not (missing | {"target_zone"}) & set(kinds)
+    path = tmp_path / "task.bddl"
+    path.write_text(GOOD.replace("- plate)", "- corn)"))
+    with pytest.raises(ValueError, match="line 9: found 'corn'; expected a kind"):
+        bddl.check(path, kinds)

@@ -196,3 +196,15 @@ def test_mujocos_warnings_are_logged_and_not_written_into_the_folder(
             simulator.step(np.zeros(7))
     assert any(record.message.startswith("MuJoCo: ") for record in caplog.records)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copied_simulator_shows_what_its_original_shows(env: LiberoEnv) -> None:
+    rng = np.random.default_rng(0)
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(rng.uniform(-1, 1, 7))
+    twin = copy.deepcopy(env.simulator)
+    for name in ("kinematics_qpos", "sampled_qpos", "latest_qpos", "sampled_qvel"):
+        np.testing.assert_array_equal(getattr(twin, name), getattr(env.simulator, name))
+        assert not np.shares_memory(getattr(twin, name), getattr(env.simulator, name))
+    assert np.abs(twin.sampled_qpos - twin.data.qpos).max() > 0  # the sample is of before the last substep

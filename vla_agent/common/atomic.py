@@ -19,7 +19,7 @@ import torch as th
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from libero_gym.common.atomic import replacing
+from libero_gym.common.atomic import allowed, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,10 @@ def writing(target: str | Path, kind: Kind) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
-            folder.chmod(0o755)
+            folder.chmod(allowed(0o777))
             yield folder
             for file in folder.iterdir():
-                file.chmod(0o644)  # safetensors leaves files readable by their owner alone
+                file.chmod(allowed(0o666))  # safetensors leaves files readable by their owner alone
                 _flush(file)
             destination(target, kind)
         except BaseException:
@@ -174,12 +174,18 @@ def zip_destination(target: str | Path, kind: Kind) -> Path:
 
 
 def save_tensors(tensors: Mapping[str, th.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors of any device to a safetensors file.
+    """Write tensors of any device to a safetensors file; what shares memory, as tied weights do, is written twice.
 
     Raises:
         OSError: If it cannot be written, as on a full disk.
     """
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content: dict[str, th.Tensor] = {}
+    written: set[int] = set()
+    for name, tensor in tensors.items():
+        held = tensor.detach().cpu().contiguous()
+        memory = held.untyped_storage().data_ptr()
+        content[name] = held.clone() if memory in written else held
+        written.add(memory)
     try:
         save_file(content, path, metadata=metadata)
     except SafetensorError as error:  # safetensors tells an operating system's error in words alone
@@ -239,11 +245,14 @@ def _exchange(first: Path, second: Path) -> bool:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Makes errors of the disk name `path` instead of a temporary file, with the way out."""
+    """Makes errors of the disk name `path` instead of a temporary file, with the way out.
+
+    An error of a file that lies elsewhere, such as one that could not be read, stays as it is.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # one of our own sentences
+        if error.errno is None or not _is_of(path, error.filename):  # or one of our own sentences
             raise
         reason = os.strerror(error.errno)
         raise type(error)(
@@ -252,6 +261,17 @@ def naming(path: Path) -> Iterator[None]:
             "be written",
             str(path),
         ) from error
+
+
+def _is_of(path: Path, name: object) -> bool:
+    """Whether a file is `path`, a folder on its way, or what is written beside it until the end, by its name."""
+    if not isinstance(name, (str, bytes)):  # not told, or a descriptor
+        return True
+    path, file = path.absolute(), Path(os.path.abspath(os.fsdecode(name)))
+    if path.is_relative_to(file):
+        return True
+    below = file.relative_to(path.parent).parts[0] if file.is_relative_to(path.parent) else ""
+    return below == path.name or below.startswith(f".{path.name}.")
 
 
 def _flush(path: Path) -> None:

@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 class StopRequest:
     """Notes Ctrl-C (SIGINT) or SIGTERM while it is entered, so that a step that is under way ends first.
 
-    The second signal has its usual effect. Only the main thread can set handlers; in another one nothing changes.
+    The second signal has its usual effect. Only the main thread can set handlers; in another one nothing changes. A
+    signal that is ignored stays so, as SIGINT of what a shell's script runs in the background.
 
     Attributes:
         received: The signal that came; None before one comes.
@@ -27,7 +28,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: a handler of C, not ours to put back
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

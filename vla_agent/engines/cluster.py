@@ -69,6 +69,27 @@ class Seat:
         return list(ray.get_gpu_ids())
 
 
+def place_of(gpu: str, visible: str | None) -> int:
+    """The number that this process knows a GPU by, of what Ray calls it: its id among all of the machine, or its UUID.
+
+    Args:
+        gpu: Ray's id.
+        visible: ``$CUDA_VISIBLE_DEVICES`` of this process.
+
+    Raises:
+        EngineError: If this process does not see it.
+    """
+    names = [name.strip() for name in visible.split(",")] if visible is not None else None
+    if names is None and gpu.isdecimal():
+        return int(gpu)
+    if names is None or gpu not in names:
+        raise EngineError(
+            f"Ray gave this process the GPU {gpu}, which it does not see: CUDA_VISIBLE_DEVICES is {visible!r}. Start "
+            "both with the same variable."
+        )
+    return names.index(gpu)
+
+
 class Cluster:
     """Processes on a Ray cluster.
 
@@ -221,7 +242,7 @@ class Cluster:
                 f"Ray did not give this process its own place within {self.start_deadline_s:g} s: {error}"
             ) from error
         if gpus and th.cuda.is_available():
-            th.cuda.set_device(int(gpus[0]))
+            th.cuda.set_device(place_of(str(gpus[0]), os.environ.get("CUDA_VISIBLE_DEVICES")))
 
     def _machines(self) -> str:
         count = sum(bool(node["Alive"]) for node in self.ray.nodes())

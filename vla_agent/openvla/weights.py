@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm import tqdm
 
+from libero_gym.common.atomic import allowed
 from libero_gym.common.checks import as_path
 from libero_gym.common.json_files import read_json
 from vla_agent.common.atomic import naming, save_tensors
@@ -262,7 +263,7 @@ def _write_weights(module: nn.Module, folder: Path, max_shard_size: int) -> None
     for i, shard in enumerate(shards):
         name = WEIGHTS_FILE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         save_tensors(shard, folder / name, metadata={"format": "pt"})
-        (folder / name).chmod(0o644)  # safetensors leaves it readable by its owner alone
+        (folder / name).chmod(allowed(0o666))  # safetensors leaves it readable by its owner alone
         weight_map.update(dict.fromkeys(shard, name))
     if len(shards) > 1:
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -282,7 +283,7 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
 
 def _publish(folder: Path, target: Path) -> None:
     """Renames a complete folder to `target`; if that exists, moves each file into it, config.json last."""
-    folder.chmod(0o755)
+    folder.chmod(allowed(0o777))
     if not target.exists():
         folder.rename(target)
         return

@@ -238,7 +238,7 @@ def _acquire(run_dir: Path) -> int | None:
     Raises:
         RunError: If another process holds the lock.
     """
-    descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

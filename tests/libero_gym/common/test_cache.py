@@ -143,7 +143,7 @@ def test_a_cache_that_is_off_is_not_read_either(folder: Path, monkeypatch: pytes
     cache.write("a", b"content")
     monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "0")
     cache.write("b", b"content")
-    assert (cache.read("a"), cache.contains("a")) == (None, False)
+    assert (cache.read("a"), cache.map_entry("a"), cache.contains("a")) == (None, None, False)
     monkeypatch.delenv("LIBERO_GYM_CACHE_GB")
     assert (cache.read("a"), cache.read("b")) == (b"content", None)
 

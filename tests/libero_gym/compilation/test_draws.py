@@ -156,3 +156,31 @@ def _draw_at(x: int) -> Draw:
 def _assert_equal(one: FixtureDraw, two: FixtureDraw) -> None:
     for name, values in vars(one).items():
         np.testing.assert_array_equal(values, getattr(two, name), err_msg=name)
+
+
+def test_nobody_waits_without_a_cache(spatial_task: Task, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBERO_GYM_CACHE_GB", "0")
+    with draws._one_process("key"), draws._one_process("key"):
+        pass
+    assert not any(empty_cache.iterdir())
+
+
+def test_a_lock_is_held_by_one_also_after_its_file_was_removed(empty_cache: Path) -> None:
+    """Who waited gets the lock of a file that is gone, and the next one to come makes another file."""
+    inside, most = [0], [0]
+
+    def hold(delay: float) -> None:
+        time.sleep(delay)
+        with draws._one_process("key"):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.3)
+            inside[0] -= 1
+
+    threads = [threading.Thread(target=hold, args=(delay,)) for delay in (0.0, 0.1, 0.4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert not any(empty_cache.iterdir())

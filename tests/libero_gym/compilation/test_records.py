@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation import records
 from libero_gym.compilation.compile import compile_task
 from libero_gym.simulation import goals
+from libero_gym.stock import as_libero, import_stock, object_kinds, quiet
 from libero_gym.tasks import Task, get_tasks
 
 
@@ -89,3 +91,39 @@ def test_another_reading_of_goals_is_another_key(
     records._tasks_digest.cache_clear()
     keys.add(records.task_key(spatial_task))
     assert len(keys) == 3
+
+
+CUBE = """<mujoco model="cube"><worldbody><body>
+<body name="object"><geom name="g0" type="box" size="0.02 0.02 0.02" density="400" group="0"/></body>
+<site name="bottom_site" pos="0 0 -0.02"/><site name="top_site" pos="0 0 0.02"/>
+<site name="horizontal_radius_site" pos="0.02 0.02 0"/>
+</body></worldbody></mujoco>
+"""
+
+
+def test_an_object_that_is_not_liberos_counts_by_its_files(
+    spatial_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_stock()
+    with quiet(), as_libero():
+        from libero.libero.envs.base_object import OBJECTS_DICT
+        from robosuite.models.objects import MujocoXMLObject
+    liberos = records.task_key(spatial_task)
+    model = tmp_path / "cube.xml"
+    model.write_text(CUBE)
+
+    class OwnCube(MujocoXMLObject):
+        def __init__(self, name: str = "own_cube") -> None:
+            super().__init__(str(model), name=name, joints=[{"type": "free"}], obj_type="all")
+            self.object_properties: dict[str, Any] = {"vis_site_names": {}}
+
+    definition = tmp_path / "cube.bddl"
+    definition.write_text("(:objects own_cube_1 - own_cube)")
+    assert "own_cube" not in object_kinds()
+    monkeypatch.setitem(OBJECTS_DICT, "own_cube", OwnCube)
+    assert "own_cube" in object_kinds()  # however late it comes
+    own = records.own_digest(definition.read_bytes())
+    assert own == records.own_digest(definition.read_bytes()) != ""
+    model.write_text(CUBE.replace("400", "800"))
+    assert records.own_digest(definition.read_bytes()) != own
+    assert records.task_key(spatial_task) == liberos

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from libero_gym.compilation.compile import compile_task
+from libero_gym.experts.arm import Arm
+from libero_gym.experts.carrying import Carrying
 from libero_gym.experts.expert import Expert, run_expert
 from libero_gym.experts.geometry import box_surface, long_axis, rotation_about_z, rotation_vector, tilted
 from libero_gym.experts.grasps import GraspOptions, plan_grasps
+from libero_gym.experts.joints import Joints
+from libero_gym.simulation import goals
 from libero_gym.simulation.simulator import SETTLE_ACTION, Simulator
 from libero_gym.tasks import SUITES, get_tasks, initial_states
 
@@ -102,3 +109,26 @@ def test_a_tilted_hand_is_a_rotation_that_points_against_the_pull() -> None:
     assert np.linalg.det(hand) == pytest.approx(1.0)
     np.testing.assert_allclose(hand[:, 2], [0, -1, 0], atol=1e-12)
     np.testing.assert_allclose(rotation_vector(hand @ hand.T), 0.0, atol=1e-7)
+
+
+def test_of_several_joints_the_first_that_is_not_there_yet_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator = settled("libero_goal", 0)
+    joints = Joints(Arm(simulator))
+    drawers = tuple(f"wooden_cabinet_1_{level}_level" for level in ("top", "middle", "bottom"))
+    closed = goals.JointThreshold(drawers, threshold=-0.005, above=True, inclusive=False, every=True)
+    asked: list[str] = []
+    monkeypatch.setattr(joints, "close_drawer", lambda joint: asked.append(joint) or ())
+    for position in (-0.1, 0.0):
+        simulator.data.joint(drawers[2]).qpos[:] = position
+        simulator.data.joint(drawers[1]).qpos[:] = 0.0
+        simulator.data.joint(drawers[0]).qpos[:] = 0.0
+        list(joints.achieve(closed))
+    assert asked == [drawers[2], drawers[0]]
+
+
+def test_objects_of_one_site_are_spread_within_it() -> None:
+    carrying = Carrying.__new__(Carrying)
+    for n, places in ((1, [0]), (2, [-1, 1]), (3, [-1, 0, 1])):
+        goal: list[Any] = [SimpleNamespace(site="region", number=i) for i in range(n)]
+        carrying.goal = [SimpleNamespace(site="another"), *goal]  # type: ignore[assignment, list-item]
+        assert [carrying._shares_target(predicate) for predicate in goal] == places

@@ -109,14 +109,15 @@ def test_a_signal_that_comes_twice_at_once_is_one(
         signal.signal(number, before)
 
 
-def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
-    """As ``nohup`` asks for."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path, number: signal.Signals) -> None:
+    """As ``nohup`` asks for, and a shell's script for what it runs in the background."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        assert safe_learn(fake_model(), 64, tmp_path, At(20, lambda: os.kill(os.getpid(), signal.SIGHUP)))
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert safe_learn(fake_model(), 64, tmp_path, At(20, lambda: os.kill(os.getpid(), number)))
+        assert signal.getsignal(number) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

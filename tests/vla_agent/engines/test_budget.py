@@ -15,7 +15,7 @@ from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.engines import EngineError
 from vla_agent.engines.activations import Growth
 from vla_agent.engines.budget import PROCESS_BYTES, Budget, Process, Run, Sizes, buffer_bytes, n_bytes, sizes_of
-from vla_agent.engines.cluster import Machine
+from vla_agent.engines.cluster import Machine, place_of
 from vla_agent.policy.critic import ValueHead
 from vla_agent.policy.lora import LoraSettings, add_lora
 
@@ -137,3 +137,17 @@ def test_activations_are_counted_by_turns_and_refused_with_a_cure_of_their_own()
         Budget(recorded, {"a": machine}).check()
     with pytest.raises(EngineError, match=r"12 GB\. Give adapters"):  # the weights alone are too much
         Budget(two_learners(sizes, gpu=12 * GB)._replace(micro_batch=4), {"a": machine}).check()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "visible", "place"),
+    [("3", None, 3), ("5", "5", 0), ("5", "4, 5", 1), ("0", "1,0", 1), ("GPU-ab", "GPU-cd,GPU-ab", 1)],
+)
+def test_a_gpu_is_found_among_those_that_the_process_sees(gpu: str, visible: str | None, place: int) -> None:
+    assert place_of(gpu, visible) == place
+
+
+@pytest.mark.parametrize(("gpu", "visible"), [("3", "0,1"), ("0", ""), ("GPU-ab", None)])
+def test_a_gpu_that_the_process_does_not_see_is_told(gpu: str, visible: str | None) -> None:
+    with pytest.raises(EngineError, match=f"the GPU {gpu}, which it does not see: CUDA_VISIBLE_DEVICES is {visible!r}"):
+        place_of(gpu, visible)

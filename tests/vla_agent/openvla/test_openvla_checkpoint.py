@@ -1,5 +1,6 @@
 """Checkpoints against the published layout: strict loading, round trips, and folders that lack something."""
 
+import errno
 import gzip
 import json
 import math
@@ -262,4 +263,11 @@ def test_unknown_names_are_told_in_one_sentence(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(CheckpointError, match=r"'openvla/none' is neither a folder here nor .* \(ConnectionError\)"):
+        OpenVLA.from_pretrained("openvla/none")
+
+    def full(repo_id: str, **kwargs: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", "/home/me/.cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(CheckpointError, match=r"could not be downloaded from the hub: .*No space left on device"):
         OpenVLA.from_pretrained("openvla/none")
