@@ -5,9 +5,9 @@
 
 For each number of worlds: LIBERO-Spatial's physics alone, with one camera and with two, at 128 pixels, and chunks of
 eight actions, by random actions. Then the share of a control step that its stages take, each captured alone, 25 times
-over, on the state that the worlds are in; what is left are launches between them. Last, the back end of worker
-processes on the same machine. A run ends with the case in which ``--minutes`` are over, and what was measured is kept
-if a case fails.
+over, on the state that the worlds are in; what is left are launches between them. Of the cases with cameras, what
+drawing the frames takes, and what it takes to hand out the whole step. Last, the back end of worker processes on the
+same machine. A run ends with the case in which ``--minutes`` are over, and what was measured is kept if a case fails.
 """
 
 from __future__ import annotations
@@ -81,6 +81,15 @@ def shares(batch: SceneBatch) -> dict[str, float]:
     return found
 
 
+def drawing(env: LiberoVectorEnv, cameras: tuple[str, ...]) -> dict[str, float]:
+    """Milliseconds that the frames of all worlds take on the device, and those of the step that hands them out."""
+    places = env.backend._places  # type: ignore[attr-defined]
+    drawn = [(scene, places.worlds(own)) for scene, own in places.by_group(range(env.num_envs))]
+    frames = _milliseconds(lambda: [scene.frames_on_device(worlds, cameras, IMAGE_SIZE) for scene, worlds in drawn])
+    actions = env.action_space.sample()
+    return {"frames": frames, "step that hands them out": _milliseconds(lambda: env.step(actions))}
+
+
 def _milliseconds(run: Callable[[], Any], repetitions: int = 3) -> float:
     times = []
     for _ in range(repetitions):
@@ -123,7 +132,9 @@ def main() -> None:
                 results["steps_per_second"].setdefault(str(n), {})[name] = steps_per_second(env, args.seconds)
                 if name == "physics":
                     ((scene, _),) = env.backend._places.by_group([0])  # type: ignore[attr-defined]
-                    results["shares_ms"][str(n)] = shares(scene.batch)
+                    results["shares_ms"].setdefault(str(n), {}).update(shares(scene.batch))
+                else:
+                    results["shares_ms"].setdefault(str(n), {})[name] = drawing(env, kwargs["cameras"])
                 results.setdefault("memory_MiB", {}).setdefault(str(n), {})[name] = memory(args.device)
                 env.close()
             except Exception as error:

@@ -12,6 +12,7 @@ what else the process simulates stays as it is.
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Put MuJoCo's own function back. The next simulator of this package installs ours again.
+    """Put MuJoCo's own function back. The next reset of a simulator of this package, or a new one, installs ours again;
+    until then its steps are MuJoCo's own.
 
     Raises:
         RuntimeError: If another library has put its function in the place of ours, and may call it.
@@ -120,6 +122,7 @@ def uninstall() -> None:
         table[_ENTRY] = _original_address
 
 
+@functools.cache
 def _table() -> Any:
     """MuJoCo's table of collision functions as addresses, by pairs of kinds of geoms."""
     (library,) = Path(mujoco.__file__).parent.glob("libmujoco*")

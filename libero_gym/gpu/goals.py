@@ -29,6 +29,7 @@ _KINDS: dict[type, int] = {
     goals.JointThreshold: JOINT,
     goals.Up: UP,
 }
+_WORDS = sorted(kind.__name__ for kind in _KINDS)
 _EMPTY = wp.constant(EMPTY)
 _ON_OBJECT = wp.constant(ON_OBJECT)
 _ON_SITE = wp.constant(ON_SITE)
@@ -107,6 +108,11 @@ def goal_table(tasks: Sequence[CompiledTask], device: Any) -> GoalTable:
     for place in np.ndindex(*shape):
         predicate = slots[place[0]][place[1]]
         if predicate is not None:
+            if type(predicate) not in _KINDS:
+                raise NotImplementedError(
+                    f"The goal {predicate.label} of '{tasks[place[0]].task.name}' cannot be judged in worlds on a "
+                    f"device, which know {', '.join(_WORDS)}; take backend='processes'."
+                )
             for name, value in _entries(predicate, model).items():
                 columns[name][(*place, slice(np.size(value))) if np.ndim(value) else place] = value
             _mark_groups(columns, place, predicate, model)
@@ -120,8 +126,6 @@ def goal_table(tasks: Sequence[CompiledTask], device: Any) -> GoalTable:
 
 def _entries(predicate: goals.Predicate, model: mujoco.MjModel) -> dict[str, Any]:
     """What the table's columns hold for a predicate, apart from its groups of geoms."""
-    if isinstance(predicate, goals.SiteUp):
-        raise NotImplementedError(f"{predicate.label}: worlds on a device judge no region's height.")
     entries: dict[str, Any] = {"kind": _KINDS[type(predicate)]}
     if isinstance(predicate, goals.JointThreshold):
         ids = [model.joint(name).id for name in predicate.joints]
@@ -144,6 +148,7 @@ def _entries(predicate: goals.Predicate, model: mujoco.MjModel) -> dict[str, Any
     entries["body"] = model.body(predicate.body).id
     if isinstance(predicate, goals.Up):
         return entries
+    assert isinstance(predicate, (goals.OnSite, goals.InSite))
     entries |= {"other": model.site(predicate.site).id, "size": predicate.size}
     return entries | {"touches": isinstance(predicate, goals.OnSite) and predicate.parent_geoms is not None}
 

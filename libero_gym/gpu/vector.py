@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 
-from libero_gym.common.checks import whole_number
+from libero_gym.common.checks import flag, whole_number
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.draws import fixture_draw
@@ -95,7 +95,7 @@ class Warp(Uncopyable):
         self.settings: dict[str, Any] = {"physics": PHYSICS}
         self.settings["mujoco"] = f"{PHYSICS} (MuJoCo Warp {version('mujoco-warp')})"
         self.settings |= {"output": output} if output != "numpy" else {}
-        self.settings |= {"deterministic": True} if deterministic else {}
+        self.settings |= {"deterministic": True} if flag("deterministic", deterministic) else {}
         n, example = plan.num_envs, plan.example
         self._example = example
         self._weights = np.full(len(plan.tasks), 1 / len(plan.tasks))

@@ -122,6 +122,7 @@ class Simulator(Uncopyable):
             ValueError: If the state has another length, or holds numbers at which MuJoCo would reset itself.
         """
         values = self._check_state(state)
+        equivalence.enable()  # somebody may have taken it out since
         mujoco.mj_resetData(self.model, self.data)
         self.data.qacc_warmstart[:] = self.fixtures.warmstart
         self._gripper[:] = 0.0

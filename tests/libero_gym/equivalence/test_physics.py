@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation.compile import compile_task, load_visual_model
@@ -10,7 +11,7 @@ from libero_gym.equivalence import box_contacts
 from libero_gym.equivalence.versions import traits
 from libero_gym.simulation import controller
 from libero_gym.simulation.simulator import Simulator
-from libero_gym.tasks import get_tasks, initial_states
+from libero_gym.tasks import Task, get_tasks, initial_states
 
 _TRAITS = traits(mujoco.__version__)
 
@@ -57,3 +58,12 @@ def test_each_solve_starts_where_the_one_before_ended() -> None:
     controller._solve(simulator.model._address, data._address, data.qacc, data.qacc_warmstart)
     assert np.abs(data.qacc).max() > 1.0
     np.testing.assert_array_equal(data.qacc_warmstart, data.qacc)
+
+
+@pytest.mark.skipif(not _TRAITS.whole_depths, reason="this MuJoCo halves by itself")
+def test_a_reset_takes_up_the_repair_that_somebody_took_out(spatial_task: Task) -> None:
+    """Its results go by the repaired version's name."""
+    simulator = Simulator(compile_task(spatial_task))
+    box_contacts.uninstall()
+    simulator.reset(initial_states(spatial_task)[0])
+    assert box_contacts.is_installed()

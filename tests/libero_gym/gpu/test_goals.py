@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import mujoco
@@ -135,7 +136,7 @@ def test_frames_show_the_burners_of_the_control_step_before(warp: Any, device: s
             assert flags.numpy()[0].tolist() == expected
 
 
-def test_true_and_false_are_judged_and_the_height_of_a_region_is_refused(warp: Any, device: str) -> None:
+def test_true_and_false_are_judged_and_what_worlds_do_not_know_is_refused(warp: Any, device: str) -> None:
     from libero_gym.gpu import goals as on_device
 
     task = compile_task(get_tasks("libero_goal")[8])  # the bowl on the plate
@@ -148,6 +149,13 @@ def test_true_and_false_are_judged_and_the_height_of_a_region_is_refused(warp: A
         assert (flags[:, 0] != 0).tolist() == [every] * 4
         expected = TaskProgress((constant,), task.physics)(states, hands.astype(np.float64))
         np.testing.assert_allclose(phi, expected, rtol=0, atol=1e-9)
-    goal = (goals.SiteUp("plate_1_main", "anything"),)
-    with pytest.raises(NotImplementedError, match=r"up\(anything\): worlds on a device judge no region's height"):
-        on_device.goal_table([dataclasses.replace(task, goal=goal)], device)
+    for unknown in (goals.SiteUp("plate_1_main", "anything"), LeftOf()):
+        told = rf"The goal {re.escape(unknown.label)} of '{task.task.name}' cannot be judged in worlds on a device"
+        with pytest.raises(NotImplementedError, match=rf"{told}, which know InSite, .*; take backend='processes'\."):
+            on_device.goal_table([dataclasses.replace(task, goal=(unknown,))], device)
+
+
+class LeftOf:
+    """A predicate of somebody's own."""
+
+    label = "left_of(bowl, plate)"
