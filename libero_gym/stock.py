@@ -29,6 +29,7 @@ from libero_gym.benchmark import as_libero, check_installed, pinned
 from libero_gym.common.environment_variables import restored
 from libero_gym.equivalence import versions
 
+_table: dict[str, Any] | None = None  # see `_registered`
 _ATTEMPTS = 5  # to construct an environment whose objects find no place; each takes a second
 
 
@@ -124,22 +125,15 @@ def generators_kept() -> Iterator[None]:
         random.setstate(python_state)
 
 
-@functools.cache
-def _registered() -> dict[str, Any]:
-    """LIBERO's own table of kinds, to which ``register_object`` adds."""
-    import_stock()
-    with as_libero():
-        from libero.libero.envs.base_object import OBJECTS_DICT
-    kinds: dict[str, Any] = OBJECTS_DICT
-    return kinds
-
-
 def object_kinds() -> Mapping[str, frozenset[str]]:
     """Kinds of objects and fixtures that LIBERO has the files of, such as ``akita_black_bowl``.
 
     Each has the words of goals that can be asked of it because it moves: ``open`` of a cabinet, ``turnon`` of a stove.
     """
-    return _kinds_that_load(tuple(_registered().items()))
+    import_stock()
+    with as_libero():
+        from libero.libero.envs.base_object import OBJECTS_DICT
+    return _kinds_that_load(tuple(OBJECTS_DICT.items()))  # `register_object` may have added to it
 
 
 @functools.lru_cache(maxsize=1)
@@ -169,6 +163,16 @@ def _example(kind: str, made_by: Any) -> Any:
         return made_by(name=kind)
 
 
+def _registered() -> dict[str, Any]:
+    """LIBERO's own table of kinds, to which ``register_object`` adds; empty before something has imported it."""
+    global _table
+    name = "libero.libero.envs.base_object"
+    if _table is None and (import_stock.cache_info().currsize or name in sys.modules):
+        with as_libero():  # which takes 3 ms; another LIBERO's may be there without
+            _table = getattr(sys.modules.get(name), "OBJECTS_DICT", None)
+    return _table or {}
+
+
 def own_files(definition: str) -> list[Path]:
     """Files that objects of a definition are made from, of those that somebody registered with LIBERO in this process.
 
@@ -177,8 +181,6 @@ def own_files(definition: str) -> list[Path]:
     Args:
         definition: Text of a BDDL file.
     """
-    if not import_stock.cache_info().currsize and "libero.libero.envs.base_object" not in sys.modules:
-        return []  # nobody can have registered one
     own = {kind: made_by for kind, made_by in _registered().items() if not made_by.__module__.startswith("libero.")}
     words = set(re.findall(r"\w+", definition.lower())) if own else set()
     files: set[str] = set()

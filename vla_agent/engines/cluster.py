@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch as th
 
 from vla_agent.engines.errors import EngineError, LostError
-from vla_agent.engines.worker import PACKAGES, Worker, code_fingerprint, package_versions
+from vla_agent.engines.worker import PACKAGES, Worker, code_fingerprint, package_versions, place_of
 from vla_agent.envs.vec_env import is_worker_error
 
 logger = logging.getLogger(__name__)
@@ -67,27 +67,6 @@ class Seat:
         import ray
 
         return list(ray.get_gpu_ids())
-
-
-def place_of(gpu: str, visible: str | None) -> int:
-    """The number that this process knows a GPU by, of what Ray calls it: its id among all of the machine, or its UUID.
-
-    Args:
-        gpu: Ray's id.
-        visible: ``$CUDA_VISIBLE_DEVICES`` of this process.
-
-    Raises:
-        EngineError: If this process does not see it.
-    """
-    names = [name.strip() for name in visible.split(",")] if visible is not None else None
-    if names is None and gpu.isdecimal():
-        return int(gpu)
-    if names is None or gpu not in names:
-        raise EngineError(
-            f"Ray gave this process the GPU {gpu}, which it does not see: CUDA_VISIBLE_DEVICES is {visible!r}. Start "
-            "both with the same variable."
-        )
-    return names.index(gpu)
 
 
 class Cluster:

@@ -25,7 +25,7 @@ from libero_gym.common.version import package_versions
 from vla_agent.algorithms.engine import LocalEngine
 from vla_agent.algorithms.rollout import Rollout
 from vla_agent.common.hashes import fingerprint
-from vla_agent.engines.errors import RanksError
+from vla_agent.engines.errors import EngineError, RanksError
 from vla_agent.engines.merging import told
 from vla_agent.engines.player import Player
 from vla_agent.engines.ranks import ProcessRanks
@@ -249,6 +249,27 @@ def on_host(rollout: Rollout) -> Rollout:
 def gpu_bytes(device: th.device | str) -> int:
     """Memory of a GPU."""
     return int(th.cuda.get_device_properties(device).total_memory)
+
+
+def place_of(gpu: str, visible: str | None) -> int:
+    """The number that this process knows a GPU by, of what Ray calls it: its id among all of the machine, or its UUID.
+
+    Args:
+        gpu: Ray's id.
+        visible: ``$CUDA_VISIBLE_DEVICES`` of this process.
+
+    Raises:
+        EngineError: If this process does not see it.
+    """
+    names = [name.strip() for name in visible.split(",")] if visible is not None else None
+    if names is None and gpu.isdecimal():
+        return int(gpu)
+    if names is None or gpu not in names:
+        raise EngineError(
+            f"Ray gave this process the GPU {gpu}, which it does not see: CUDA_VISIBLE_DEVICES is {visible!r}. Start "
+            "both with the same variable."
+        )
+    return names.index(gpu)
 
 
 @functools.cache

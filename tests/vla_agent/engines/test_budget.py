@@ -15,7 +15,8 @@ from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.engines import EngineError
 from vla_agent.engines.activations import Growth
 from vla_agent.engines.budget import PROCESS_BYTES, Budget, Process, Run, Sizes, buffer_bytes, n_bytes, sizes_of
-from vla_agent.engines.cluster import Machine, place_of
+from vla_agent.engines.cluster import Machine
+from vla_agent.engines.worker import place_of
 from vla_agent.policy.critic import ValueHead
 from vla_agent.policy.lora import LoraSettings, add_lora
 
