@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch as th
 
 from vla_agent.engines.errors import EngineError, LostError
+from vla_agent.engines.seat import Seat
 from vla_agent.engines.worker import PACKAGES, Worker, code_fingerprint, package_versions, place_of
 from vla_agent.envs.vec_env import is_worker_error
 
@@ -57,16 +58,6 @@ class Remote(NamedTuple):
         return (
             f"Worker {self.number} (process {self.pid} on {self.host})" if self.pid else f"Worker {self.number} (new)"
         )
-
-
-class Seat:
-    """Holds the room of the process that calls `learn`, which Ray does not count."""
-
-    def gpus(self) -> list[Any]:
-        """Ids of its GPUs."""
-        import ray
-
-        return list(ray.get_gpu_ids())
 
 
 class Cluster:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -152,3 +154,8 @@ def test_a_gpu_is_found_among_those_that_the_process_sees(gpu: str, visible: str
 def test_a_gpu_that_the_process_does_not_see_is_told(gpu: str, visible: str | None) -> None:
     with pytest.raises(EngineError, match=f"the GPU {gpu}, which it does not see: CUDA_VISIBLE_DEVICES is {visible!r}"):
         place_of(gpu, visible)
+
+
+def test_a_process_that_only_holds_room_imports_no_torch() -> None:
+    code = "import vla_agent.engines.seat, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
