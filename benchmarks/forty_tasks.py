@@ -79,6 +79,13 @@ GROUPS = {
     "short": Group("tiny-libero", {"10": (0,)}, STRONG, against="strong"),
     "few": Group("tiny-libero-few", {"spatial": (0, 1, 2), "object": (0, 1, 2)}, FEW),
     "few-falling": Group("tiny-libero-few", {"spatial": (1,)}, FALLING, against="few", continues="few"),
+    "few-falling-exact": Group(
+        "tiny-libero-few",
+        {"spatial": (1,)},
+        FALLING | {"physics": "exact"},
+        against="few-falling",
+        continues="few",
+    ),
     "few-process": Group("tiny-libero-few", {"spatial": (0,)}, FEW | {"reward": "process"}, against="few"),
     "few-hardest": Group("tiny-libero-few", {"spatial": (0,)}, FEW | HARDEST, against="few"),
     "few-frontier": Group("tiny-libero-few", {"spatial": (0,)}, FEW | FRONTIER, against="few"),

@@ -28,6 +28,7 @@ DECODINGS = ("greedy", "sampled")
 TRAINED = {
     "few": "PPO",
     "few-falling": "PPO, then a falling rate",
+    "few-falling-exact": "PPO, then a falling rate in exact physics",
     "few-process": "PPO, process reward",
     "few-hardest": "PPO, curriculum `hardest`",
     "few-frontier": "PPO, curriculum `frontier`",
