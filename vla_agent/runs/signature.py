@@ -56,10 +56,12 @@ def attribute_of(name: str) -> str:
 def argument_forms(cls: type) -> dict[str, Any]:
     """The form of each saved argument in JSON, by its annotation, see `documents.fault`; ``object`` if it is open."""
     forms: dict[str, Any] = {}
+    known: dict[str, Any] = {}  # SB3's alias of environments names a class that its base's module has and PPO's has not
     for owner in reversed(cls.__mro__):
         if "__init__" in vars(owner):
+            known |= getattr(owner.__init__, "__globals__", {})  # type: ignore[misc]
             try:
-                hints = typing.get_type_hints(owner.__init__)  # type: ignore[misc]
+                hints = typing.get_type_hints(owner.__init__, localns=known)  # type: ignore[misc]
             except NameError:  # a name that only type checkers import
                 continue
             forms |= {name: _form(hint) for name, hint in hints.items()}

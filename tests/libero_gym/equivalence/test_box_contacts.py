@@ -6,6 +6,7 @@ import copy
 import ctypes
 import multiprocessing
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,7 +134,8 @@ def _in_worker(install: bool, answers: object) -> None:
 
 @needs_newer
 @pytest.mark.parametrize(("method", "install"), [("fork", False), ("spawn", True)])
-def test_workers_halve_too(method: str, install: bool) -> None:
+def test_workers_halve_too(method: str, install: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[3])  # a spawned worker imports this file as `tests...`
     box_contacts.install()
     context = multiprocessing.get_context(method)
     answers = context.SimpleQueue()

@@ -15,6 +15,7 @@ from frames import levels_off, psnr
 from libero_gym.common import cache
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.draws import fixture_draw
+from libero_gym.equivalence.versions import fidelity
 from libero_gym.experts import Expert
 from libero_gym.rendering import models, software
 from libero_gym.rendering import renderer as rendering
@@ -69,7 +70,8 @@ def test_frames_are_close_to_exact_ones(suite: str, task_id: int) -> None:
             found.append(psnr(one, other))
             assert (levels_off(one, other) > 12).mean() < 0.001
     assert min(found) > 44
-    assert np.mean(found) > 50
+    # Newer versions lay 2D textures on walls otherwise, and Mesa 26 draws most pixels a level darker or brighter.
+    assert np.mean(found) > (50 if fidelity() == "exact" else 45)
 
 
 @pytest.mark.opengl

