@@ -14,8 +14,7 @@ logger = logging.getLogger(__name__)
 class StopRequest:
     """Notes Ctrl-C (SIGINT) or SIGTERM while it is entered, so that a step that is under way ends first.
 
-    The second signal has its usual effect. Only the main thread can set handlers; in another one nothing changes. A
-    signal that is ignored stays so, as SIGINT of what a shell's script runs in the background.
+    The second signal has its usual effect. Only the main thread can set handlers; in another one nothing changes.
 
     Attributes:
         received: The signal that came; None before one comes.
@@ -28,8 +27,7 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: a handler of C, not ours to put back
-                    self._before[number] = signal.signal(number, self._note)
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -44,5 +42,6 @@ class StopRequest:
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # else a handler of C, which Python cannot put back
+                signal.signal(number, handler)
         self._before.clear()

@@ -167,8 +167,9 @@ class StoppedBeforeStart(Exception):
 class SaveOnSignal(_RunCallback):
     """Ends training at the next step when SIGINT (Ctrl-C), SIGTERM or SIGHUP comes, and saves the run.
 
-    A second signal has its usual effect. The handlers are set during `learn`, in the main thread only. A signal that is
-    ignored stays so: SIGHUP under ``nohup``, SIGINT of what a shell's script runs in the background.
+    A second signal has its usual effect. The handlers are set during `learn`, in the main thread only. If SIGHUP is
+    ignored, as under ``nohup``, it stays so; SIGINT, which shells ignore for what a script runs in the background, is
+    heard all the same, so that ``kill -INT`` saves such a run.
 
     Args:
         run_dir: Folder of the run, see `claim_run`; the run is saved as ``<run_dir>/interrupted``.
@@ -199,7 +200,7 @@ class SaveOnSignal(_RunCallback):
         if threading.current_thread() is not threading.main_thread() or self._previous:
             return
         for number in SIGNALS:
-            if signal.getsignal(number) in (signal.SIG_IGN, None):  # None: a handler of C, not ours to put back
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._previous[number] = signal.signal(number, self._handle)
 

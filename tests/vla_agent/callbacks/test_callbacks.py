@@ -109,15 +109,25 @@ def test_a_signal_that_comes_twice_at_once_is_one(
         signal.signal(number, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path, number: signal.Signals) -> None:
-    """As ``nohup`` asks for, and a shell's script for what it runs in the background."""
-    before = signal.signal(number, signal.SIG_IGN)
+def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As ``nohup`` asks for."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert safe_learn(fake_model(), 64, tmp_path, At(20, lambda: os.kill(os.getpid(), number)))
-        assert signal.getsignal(number) == signal.SIG_IGN
+        assert safe_learn(fake_model(), 64, tmp_path, At(20, lambda: os.kill(os.getpid(), signal.SIGHUP)))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
-        signal.signal(number, before)
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_interrupt_is_heard_though_the_shell_had_it_ignored(tmp_path: Path) -> None:
+    """As of what a script runs in the background: ``kill -INT`` saves it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert not safe_learn(fake_model(), 10_000, tmp_path, At(20, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        assert (tmp_path / "interrupted").is_dir()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
