@@ -26,10 +26,21 @@ def keywords(function: Callable[..., Any]) -> list[str]:
     return [name for name, kind in inspect.signature(function).parameters.items() if kind.kind == kind.KEYWORD_ONLY]
 
 
-def refuse_misspelt_arguments(given: Iterable[str], own: Sequence[str], inner: Callable[..., Any]) -> None:
-    """Raise if a keyword that ``inner`` does not have is nearly one of ``own``; others are left to ``inner``."""
+def refuse_misspelt_arguments(
+    given: Iterable[str], own: Sequence[str], inner: Callable[..., Any], elsewhere: Mapping[str, str]
+) -> None:
+    """Raise if a keyword that ``inner`` does not have is nearly one of ``own``; others are left to ``inner``.
+
+    Args:
+        given: The keywords.
+        own: Those of the environments, and of their back end.
+        inner: What takes the others.
+        elsewhere: What takes keywords that have no place here, by the keyword.
+    """
     known = inspect.signature(inner).parameters
     for name in given:
+        if name not in known and name in elsewhere:
+            raise ValueError(f"Unknown argument {name!r}: {elsewhere[name]} takes it, not this back end.")
         if name not in known and (hint := did_you_mean(name, [*own, *known])) and did_you_mean(name, own) == hint:
             raise ValueError(f"Unknown argument {name!r}.{hint}")
 

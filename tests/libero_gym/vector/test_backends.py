@@ -122,7 +122,9 @@ def test_a_step_under_way_is_told_by_the_back_end() -> None:
         ({"backend": "processes", "backnd": 1}, r"Unknown argument 'backnd'. Did you mean 'backend'"),
         ({"backend": "processes", "n_worker": 1}, r"Unknown argument 'n_worker'. Did you mean 'n_workers'"),
         ({"backend": InProcess, "greting": 1}, r"Unknown argument 'greting'. Did you mean 'greeting'"),
-        ({"backend": InProcess, "n_workers": 1}, r"Unknown argument 'n_workers'"),
+        ({"backend": InProcess, "n_workers": 1}, r"Unknown argument 'n_workers': backend='processes' takes it"),
+        ({"backend": "warp", "restart": False}, r"Unknown argument 'restart': backend='processes' takes it"),
+        ({"nconmax": 32}, r"Unknown argument 'nconmax': backend='warp' takes it"),
     ],
 )
 @pytest.mark.usefixtures("no_processes")
