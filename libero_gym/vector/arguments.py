@@ -27,7 +27,7 @@ def keywords(function: Callable[..., Any]) -> list[str]:
 
 
 def refuse_misspelt_arguments(
-    given: Iterable[str], own: Sequence[str], inner: Callable[..., Any], elsewhere: Mapping[str, str]
+    given: Iterable[str], own: Sequence[str], inner: Callable[..., Any], backends: Mapping[str, Callable[..., Any]]
 ) -> None:
     """Raise if a keyword that ``inner`` does not have is nearly one of ``own``; others are left to ``inner``.
 
@@ -35,9 +35,10 @@ def refuse_misspelt_arguments(
         given: The keywords.
         own: Those of the environments, and of their back end.
         inner: What takes the others.
-        elsewhere: What takes keywords that have no place here, by the keyword.
+        backends: All back ends, whose keywords may have no place here.
     """
     known = inspect.signature(inner).parameters
+    elsewhere = {name: f"backend={key!r}" for key, backend in backends.items() for name in keywords(backend)}
     for name in given:
         if name not in known and name in elsewhere:
             raise ValueError(f"Unknown argument {name!r}: {elsewhere[name]} takes it, not this back end.")

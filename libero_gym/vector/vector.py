@@ -110,8 +110,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         options = {name: value for name, value in kwargs.items() if name in own}
         env_kwargs = {name: value for name, value in kwargs.items() if name not in own}
         names = ["num_envs", *vector_arguments.keywords(type(self).__init__), *own]
-        elsewhere = {name: f"backend={key!r}" for key, to in BACKENDS.items() for name in vector_arguments.keywords(to)}
-        vector_arguments.refuse_misspelt_arguments(env_kwargs, names, LiberoEnv.__init__, elsewhere)
+        vector_arguments.refuse_misspelt_arguments(env_kwargs, names, LiberoEnv.__init__, BACKENDS)
         if env_kwargs.get("reward") == "process":
             raise ValueError(
                 "reward='process' would put a reward model into every worker; vla_agent.make_vec_env(..., "
