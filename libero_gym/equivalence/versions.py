@@ -139,7 +139,8 @@ def advice(version: str) -> str | None:
             f"MuJoCo {version} is newer than {newest}, the newest that LIBERO was measured with; its results may be "
             f"those of another benchmark. {way_out}"
         )
+    hook = " A function of this process's MuJoCo is replaced for that, for models of this package alone."
     return (
         f"MuJoCo {version} is repaired to be equivalent to LIBERO's {EXACT}, and is not exact: do not compare its "
-        f"results with exact ones. {way_out}"
+        f"results with exact ones.{hook * traits(version).whole_depths} {way_out}"
     )

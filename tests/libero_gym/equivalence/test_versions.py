@@ -45,6 +45,8 @@ def test_the_installed_version_is_the_one_that_runs() -> None:
 def test_each_version_gets_one_sentence_of_advice() -> None:
     assert advice(EXACT) is None
     assert "repaired to be equivalent to LIBERO's 3.3.2, and is not exact" in str(advice("3.8.1"))
+    assert "A function of this process's MuJoCo is replaced" in str(advice("3.8.1"))
+    assert "is replaced" not in str(advice("3.3.7"))  # which halves depths by itself
     assert "newer than 4.0, the newest" in str(advice("4.1.0"))
     with pytest.raises(UnsupportedMujocoError, match=r"MuJoCo 3\.2\.7 is older than 3\.3\.2"):
         advice("3.2.7")
