@@ -6,7 +6,10 @@ import functools
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -304,3 +307,24 @@ print(image.std() > 10)
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
     )
     assert done.stdout.strip() == "True", done.stderr[-2000:]
+
+
+def test_scenes_that_no_file_holds_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the cache cannot be written, each takes 100 MB of a process's own."""
+    packed: list[str] = []
+
+    def pack(compiled: Any) -> bytes:
+        packed.append(compiled.visual_key)
+        return b"scene"
+
+    monkeypatch.setattr(models, "MAX_SCENES", 1)
+    monkeypatch.setattr(models, "_own", OrderedDict())
+    monkeypatch.setattr(models, "_mapped", OrderedDict())
+    monkeypatch.setattr(models, "_pack", pack)
+    monkeypatch.setattr(models, "from_bytes", lambda blob: blob.tobytes())
+    monkeypatch.setattr(models.cache, "map_entry", lambda key: None)
+    for key in ("a", "a", "b", "a"):
+        assert models.packed_scene(cast(Any, SimpleNamespace(visual_key=key))) == b"scene"
+    assert packed == ["a", "b", "a"]
+    assert list(models._own) == ["a"]
+    assert not models._mapped
