@@ -158,8 +158,10 @@ def _evict(folder: Path, limit: int) -> None:
 
     What a process left that was killed while it wrote goes, too.
     """
-    entries = []
-    for entry in os.scandir(folder):
+    entries, listed = [], []
+    with contextlib.suppress(OSError):  # another process may have removed the folder
+        listed = list(os.scandir(folder))
+    for entry in listed:
         with contextlib.suppress(OSError):  # another process may have removed it
             if _ENTRY.fullmatch(entry.name):
                 stat = entry.stat()

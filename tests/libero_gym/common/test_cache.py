@@ -119,6 +119,10 @@ def test_what_others_keep_in_the_folder_stays(folder: Path, monkeypatch: pytest.
     assert [cache.contains(key_of(name)) for name in "abc"] == [False, True, True]
 
 
+def test_a_folder_that_is_gone_has_nothing_to_evict(folder: Path) -> None:
+    cache._evict(folder, 0)
+
+
 def test_what_a_killed_process_was_writing_goes(folder: Path) -> None:
     folder.mkdir()
     (folder / ".write-abcd1234").write_bytes(bytes(400))
