@@ -132,7 +132,7 @@ def main() -> None:
                 results["steps_per_second"].setdefault(str(n), {})[name] = steps_per_second(env, args.seconds)
                 if name == "physics":
                     ((scene, _),) = env.backend._places.by_group([0])  # type: ignore[attr-defined]
-                    results["shares_ms"].setdefault(str(n), {}).update(shares(scene.batch))
+                    results["shares_ms"][str(n)] = shares(scene.batch)
                 else:
                     results["shares_ms"].setdefault(str(n), {})[name] = drawing(env, kwargs["cameras"])
                 results.setdefault("memory_MiB", {}).setdefault(str(n), {})[name] = memory(args.device)

@@ -131,9 +131,7 @@ def object_kinds() -> Mapping[str, frozenset[str]]:
     Each has the words of goals that can be asked of it because it moves: ``open`` of a cabinet, ``turnon`` of a stove.
     """
     import_stock()
-    with as_libero():
-        from libero.libero.envs.base_object import OBJECTS_DICT
-    return _kinds_that_load(tuple(OBJECTS_DICT.items()))  # `register_object` may have added to it
+    return _kinds_that_load(tuple(_registered().items()))
 
 
 @functools.lru_cache(maxsize=1)
@@ -142,12 +140,14 @@ def _kinds_that_load(registered: tuple[tuple[str, Any], ...]) -> Mapping[str, fr
         from libero.libero.envs.objects.articulated_objects import ArticulatedObject
     rules = {"open": "is_open", "close": "is_close", "turnon": "turn_on", "turnoff": "turn_off"}
     found = {}
+    examples = {}
+    with _making_objects():
+        for kind, made_by in registered:
+            with contextlib.suppress(FileNotFoundError):  # LIBERO names some whose files it does not bring
+                examples[kind] = made_by(name=kind)
     for kind, made_by in registered:
-        try:
-            made = _example(kind, made_by)
-        except FileNotFoundError:  # LIBERO names some whose files it does not bring
-            continue
-        if "vis_site_names" not in made.object_properties:  # a site, which LIBERO cannot make an object of
+        # A site has no such names; LIBERO cannot make an object of it.
+        if kind not in examples or "vis_site_names" not in examples[kind].object_properties:
             continue
         # The base class has rules that raise an error.
         own = {name: getattr(made_by, name, None) for name in rules.values()}
@@ -157,10 +157,11 @@ def _kinds_that_load(registered: tuple[tuple[str, Any], ...]) -> Mapping[str, fr
     return types.MappingProxyType(found)
 
 
-def _example(kind: str, made_by: Any) -> Any:
-    """An object of a kind."""
+@contextlib.contextmanager
+def _making_objects() -> Iterator[None]:
+    """Let LIBERO's classes make objects meanwhile, which leaves no trace."""
     with generators_kept(), quiet(), as_libero():
-        return made_by(name=kind)
+        yield
 
 
 def _registered() -> dict[str, Any]:
@@ -187,7 +188,8 @@ def own_files(definition: str) -> list[Path]:
     for kind in words.intersection(own):
         with contextlib.suppress(TypeError, OSError):  # a class that was typed into an interpreter
             files.add(inspect.getfile(own[kind]))
-        made = _example(kind, own[kind])
+        with _making_objects():
+            made = own[kind](name=kind)
         files |= {made.file, *(element.get("file") for element in made.asset.iter() if element.get("file"))}
     return sorted(map(Path, files))
 

@@ -55,11 +55,11 @@ def packed_scene(compiled: CompiledTask) -> PackedScene:
             return scenes[key]
     first_frame.compile_kernels()  # here and not at the first frame, so that a template's forks have it done
     blob = cache.map_entry(_packed_key(key))
-    made = _pack(compiled) if blob is None else b""
-    if made:
-        blob = cache.map_entry(_packed_key(key))  # None if it could not be written
     if blob is None:
-        return kept(_own, key, lambda: from_bytes(np.frombuffer(made, np.uint8)), MAX_SCENES)
+        made = _pack(compiled)
+        blob = cache.map_entry(_packed_key(key))
+        if blob is None:  # it could not be written
+            return kept(_own, key, lambda: from_bytes(np.frombuffer(made, np.uint8)), MAX_SCENES)
     return kept(_mapped, key, lambda: from_bytes(blob.view(np.ndarray)), MAX_MAPPED)
 
 

@@ -104,8 +104,8 @@ class RayEngine:
         self.n_learners = whole_number("n_learners", n_learners, 1)
         self.placement = cast(Placement, choice("placement", placement, ("colocated", "split")))
         together = placement == "colocated"
-        n_players = (n_learners if together else 1) if n_policies is None else n_policies
-        self.n_policies = whole_number("n_policies", n_players, 1)
+        by_default = n_learners if together else 1
+        self.n_policies = by_default if n_policies is None else whole_number("n_policies", n_policies, 1)
         if together and self.n_policies != n_learners:
             raise ValueError(
                 f"n_policies={n_policies} and n_learners={n_learners}: colocated learners play themselves, so these "
