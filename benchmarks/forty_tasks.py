@@ -53,6 +53,8 @@ FEW = RECIPE | {"total_timesteps": 49_152, "eval_freq": 12_288, "temperature": 0
 FEW |= {"n_steps": 128, "batch_size": 256, "critic_warmup_iterations": 2}
 # What `few` learned, a third as many decisions longer, while its rate falls from where it was to 0.
 FALLING = FEW | {"total_timesteps": 65_536, "learning_rate": 1.2e-4, "learning_rate_end": 0.0, "allow_changes": True}
+# The same, to 2.7 times as many decisions as `few`: at 49,152 the rate is where it was, at the end it is 0.
+LONGER = FALLING | {"total_timesteps": 131_072, "learning_rate": 4.8e-5, "eval_freq": 16_384}
 # LIBERO-10, at which the strong start is weak, too: as FEW, with a discount that reaches the beginning of an episode.
 LONG = FEW | {"temperature": 0.5, "gamma": 0.99}
 # The few-shot start without a critic: as many decisions, of whole episodes in groups from one state.
@@ -83,6 +85,13 @@ GROUPS = {
         "tiny-libero-few",
         {"spatial": (1,)},
         FALLING | {"physics": "exact"},
+        against="few-falling",
+        continues="few",
+    ),
+    "few-longer": Group(
+        "tiny-libero-few",
+        {"spatial": (1,)},
+        LONGER,
         against="few-falling",
         continues="few",
     ),

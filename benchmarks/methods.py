@@ -29,6 +29,7 @@ TRAINED = {
     "few": "PPO",
     "few-falling": "PPO, then a falling rate",
     "few-falling-exact": "PPO, then a falling rate in exact physics",
+    "few-longer": "PPO, 2.7 times as long, its rate falling",
     "few-process": "PPO, process reward",
     "few-hardest": "PPO, curriculum `hardest`",
     "few-frontier": "PPO, curriculum `frontier`",
