@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from libero_gym.common.checks import choice, did_you_mean
 from libero_gym.common.json_files import read_json
 from libero_gym.dimensions import ACTION_DIM, STATE_DIM
 from vla_agent.actors.interface import RENDER_SIZE, PolicyError
@@ -79,6 +80,7 @@ def read_folder(path: Path, cameras: Mapping[str, str] | None = None) -> PolicyF
 
     Raises:
         PolicyError: If the folder holds no policy of LeRobot, or one for another robot.
+        ValueError: If ``cameras`` names frames that the policy does not read, or no camera.
     """
     absent = [name for name in (CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR) if not (path / name).is_file()]
     if absent:
@@ -149,6 +151,14 @@ def _cameras(
     path: Path, shapes: Mapping[str, Any], renamed: Mapping[str, str], given: Mapping[str, str]
 ) -> dict[str, str]:
     usual = {name: camera for camera, names in _NAMES.items() for name in names}
+    read = {renamed.get(key, key).rpartition(".")[2] for key in shapes}
+    for name, camera in given.items():
+        choice(f"camera of the frames called {name!r}:", camera, _NAMES)
+        if name not in read:
+            raise ValueError(
+                f"cameras names {name!r}, and the policy in '{path}' reads {', '.join(map(repr, sorted(read)))}."
+                f"{did_you_mean(name, read)}"
+            )
     found: dict[str, str] = {}
     for key in shapes:
         before = renamed.get(key, key)

@@ -70,15 +70,14 @@ def _made_by(path: str) -> Any:
     if not module_name or not class_name:
         raise ValueError(f"'{PYTHON}{path}' names no class; expected python:module:Class, such as python:mine:Policy.")
     here = os.getcwd()
-    sys.path.insert(0, here)  # as `python -m` does
+    if here not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does; it stays, for what the class imports later
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # a package that the module itself lacks
         raise ValueError(f"There is no module {module_name!r} on Python's path or in '{here}'.") from error
-    finally:
-        sys.path.remove(here)
     if not hasattr(module, class_name):
         raise ValueError(f"The module {module_name!r} has no {class_name!r}.")
     actor = getattr(module, class_name)()

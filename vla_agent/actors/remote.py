@@ -149,6 +149,7 @@ class _Line:
         self._opened = contextlib.ExitStack()
         self._connection: Any = None
         self._request = b""
+        self._is_asked = False  # whether an answer may still come
 
     def open(self) -> None:
         """Connect, and hear what the server says of itself.
@@ -183,7 +184,9 @@ class _Line:
 
     def send(self, request: bytes) -> None:
         """Send a request. If the connection is broken, `receive` sends it again."""
-        self._request = request
+        if self._is_asked:  # by a call that was cut off: the answer to that would be taken for this one's
+            self.close()
+        self._request, self._is_asked = request, True
         try:
             if self._connection is None:
                 self.open()
@@ -221,6 +224,7 @@ class _Line:
                     ) from error
                 time.sleep(min(pause, max(0.0, until - time.monotonic())))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
+        self._is_asked = False
         if isinstance(answer, str):  # openpi's server sends its traceback as text, and hangs up
             self.close()
             raise PolicyError(f"The server at {self.address} failed: {_last_line(answer)}")
@@ -280,8 +284,14 @@ def checked_address(address: str) -> str:
     try:
         parts = urlsplit(address)
         is_one = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+        has_secret = parts.username is not None or parts.password is not None
     except ValueError:  # a port that is no number
-        is_one = False
+        is_one = has_secret = False
+    if has_secret:
+        raise ValueError(
+            f"The address of {parts.hostname} names a user or a password, which reports would show; leave them out, "
+            "and give the server's key in the environment variable LIBERO_VLA_API_KEY."
+        )
     if not is_one:
         raise ValueError(
             f"{address!r} is no address of a policy server; expected ws://host:port, such as ws://localhost:8000."

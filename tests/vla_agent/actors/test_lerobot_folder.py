@@ -63,6 +63,21 @@ def test_an_empty_camera_is_left_to_the_policy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cameras", "message"),
+    [
+        ({"image": "agentveiw"}, "camera of the frames called 'image': 'agentveiw'. Did you mean 'agentview'"),
+        (
+            {"imge": "agentview"},
+            "cameras names 'imge', and the policy in .* reads 'image', 'image2'. Did you",
+        ),
+    ],
+)
+def test_cameras_that_are_none(tmp_path: Path, cameras: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_folder(folder_of(tmp_path), cameras)
+
+
+@pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"model_type": "openvla"}, "is no LeRobot policy's: expected type, input_features, output_features"),

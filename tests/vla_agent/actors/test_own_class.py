@@ -124,6 +124,17 @@ def test_a_class_is_found_by_its_name(module: None, capsys: pytest.CaptureFixtur
     assert "0/1" in capsys.readouterr().out
 
 
+def test_a_class_may_import_its_neighbours_when_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "neighbour_of_mine.py").write_text("CHUNK = 3\n")
+    (tmp_path / "lazy_policies.py").write_text(
+        "class Policy:\n    def __init__(self):\n        import neighbour_of_mine\n"
+        "        self.chunk_size = neighbour_of_mine.CHUNK\n    def act(self, observations, env_ids):\n        ...\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # as an installed command has it
+    assert load_actor("python:lazy_policies:Policy").chunk_size == 3
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -6,6 +6,7 @@ import json
 import math
 import socket
 import threading
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from libero_gym.stock import import_stock
 from libero_gym.tasks import get_tasks, initial_states
 from vla_agent import EvaluationReport, Evaluator, compare_reports, evaluate_policy
-from vla_agent.actors import PolicyError, RemotePolicy
+from vla_agent.actors import PolicyError, RemotePolicy, remote
 from vla_agent.actors.messages import packed, unpacked
 from vla_agent.actors.remote import resized
 from vla_agent.commands import cli
@@ -299,6 +300,36 @@ def test_a_server_that_is_slow_is_told_from_one_that_is_gone() -> None:
         with pytest.raises(PolicyError, match=r"did not answer within 0\.2 s"):
             policy.act(OBSERVED, [0])
         waiting.set()
+
+
+def test_an_answer_is_never_taken_for_another_requests() -> None:
+    """A call may be cut off between its requests and their answers."""
+
+    def echo(observation: dict[str, Any]) -> dict[str, Any]:
+        state = observation["observation/state"]
+        return {"actions": np.full((1 if state[0] == 1 else 5, 7), state[0])}
+
+    def observed(*numbers: int) -> dict[str, Any]:
+        rows = {key: np.repeat(value, 2, axis=0) for key, value in OBSERVED.items() if key != "instruction"}
+        return rows | {"state": np.array([[number] * 8 for number in numbers]), "instruction": ["close it"] * 2}
+
+    with PolicyServer(echo) as server:
+        policy = RemotePolicy(server.address)
+        with pytest.raises(PolicyError, match="answered 1 actions"):
+            policy.act(observed(1, 2), [0, 1])
+        assert policy.act(observed(4, 5), [0, 1])[:, 0, 0].tolist() == [4, 5]
+        cut_off = unittest.mock.patch.object(remote._Line, "receive", side_effect=KeyboardInterrupt)
+        with cut_off, pytest.raises(KeyboardInterrupt):
+            policy.act(observed(6, 7), [0, 1])
+        assert policy.act(observed(8, 9), [0, 1])[:, 0, 0].tolist() == [8, 9]
+        assert policy.act(observed(3, 2), [0, 1])[:, 0, 0].tolist() == [3, 2]
+        policy.close()
+
+
+def test_a_password_in_an_address_would_be_in_reports() -> None:
+    with pytest.raises(ValueError, match="LIBERO_VLA_API_KEY") as told:
+        RemotePolicy("ws://user:secret@host:8000")
+    assert "secret" not in str(told.value)
 
 
 def test_a_key_goes_with_the_handshake_and_not_into_the_report() -> None:
