@@ -14,6 +14,7 @@ from libero_gym.common.atomic import write_bytes
 DATASET_CRF, FILM_CRF, MAX_CRF = 18, 23, 51
 # LeRobot's choice for datasets: every second frame is a key frame, so that single frames are read quickly.
 _DATASET_KEY_FRAMES = 2
+_CONTAINERS = "mov,matroska"  # MP4 is the former's
 _FILM_KEY_FRAMES = 250  # x264's default
 
 
@@ -79,11 +80,12 @@ def decode(path: Path, shape: tuple[int, int, int], n_frames: int, start_s: floa
     """
     # Seeking discards frames before the time asked for; half a frame earlier is safe from rounding.
     seek = ["-ss", f"{max(0.0, start_s - 0.5 / fps):.6f}"]
-    strict = ["-xerror", "-err_detect", "explode"]
+    # A file that somebody sent may hold a playlist, whose addresses would be fetched.
+    strict = ["-xerror", "-err_detect", "explode", "-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS]
     expected = n_frames * int(np.prod(shape))
     target = ["-frames:v", str(n_frames), "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24"]
     target += ["-fs", str(expected + 1)]  # a video of larger frames than stated does not fill the memory
-    raw = _ffmpeg([*strict, *seek, "-i", str(path), "-map", "0:v:0", *target, "-"])
+    raw = _ffmpeg([*strict, *seek, "-i", f"file:{path}", "-map", "0:v:0", *target, "-"])
     if len(raw) != expected:
         raise RuntimeError(f"it holds {len(raw)} bytes of pixels where {n_frames} frames of {shape} are {expected}")
     return np.frombuffer(raw, np.uint8).reshape(n_frames, *shape)

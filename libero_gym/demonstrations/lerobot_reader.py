@@ -78,7 +78,7 @@ class LeRobotReader:
         self, root: str | Path, *, cameras: Sequence[str] | None = None, fps: float | None = CONTROL_FREQ
     ) -> None:
         require_pyarrow()
-        self.root = as_path("root", root)
+        self.root = as_path("root", root).absolute()  # a relative one with a colon would be taken for an address
         if fps is not None:
             real_number("fps", fps, above=0)
         if not (self.root / INFO_PATH).is_file():
@@ -182,7 +182,8 @@ class LeRobotReader:
         for name, feature in self.info["features"].items():
             kind = feature.get("dtype")
             if kind in ("video", "image"):
-                features[camera_key(name)] = camera_feature(name, feature, self.root)
+                key = camera_key(name)  # of two that shorten alike, the second keeps its whole name
+                features[name if key in features else key] = camera_feature(name, feature, self.root)
             elif name.startswith(IMAGE_PREFIX) and all_of_them:
                 warnings.warn(
                     f"{self.root} keeps {name!r} as {kind!r}, which is not read; 'video' and 'image' are.", stacklevel=3

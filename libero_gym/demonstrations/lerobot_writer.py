@@ -78,7 +78,7 @@ class LeRobotWriter:
         overwrite: bool = False,
     ) -> None:
         require_pyarrow()
-        self.root = as_path("root", root)
+        self.root = as_path("root", root).absolute()
         self.cameras = tuple(sequence("cameras", cameras))
         self.fps = whole_number("fps", fps, 1, MAX_FPS)
         self.crf = whole_number("crf", crf, 0, videos.MAX_CRF)
@@ -131,12 +131,17 @@ class LeRobotWriter:
         """
         index = len(self._rows)
         self._check_fits(f"Episode {index} ({episode.task_name or episode.instruction})", episode.fps, shapes)
+        row_of_task = self._tasks.get(episode.instruction, len(self._tasks))
         chunk, file = divmod(index, CHUNK_SIZE)
-        columns = self._frame_columns(episode, index)
+        columns = self._frame_columns(episode, index, row_of_task)
         self._write(DATA_PATH.format(chunk_index=chunk, file_index=file), _data_parquet(columns))
         for key in self.cameras:
             path = VIDEO_PATH.format(video_key=IMAGE_PREFIX + key, chunk_index=chunk, file_index=file)
             self._write(path, encoded[key])
+        # All is written: only now does the dataset have the episode.
+        self._tasks[episode.instruction] = row_of_task
+        self._shapes = self._shapes or dict(shapes)
+        for key in self.cameras:
             self._image_stats[key].append(stats[key])
         self._rows.append(self._episode_row(episode, index, columns, stats))
         self._columns.append(columns)
@@ -174,12 +179,11 @@ class LeRobotWriter:
             raise ValueError(f"{name} has {fps} frames per second; this dataset has {self.fps}.")
         if set(shapes) != set(self.cameras):
             raise ValueError(f"{name} has cameras {sorted(shapes)}; this dataset has {sorted(self.cameras)}.")
-        self._shapes = self._shapes or dict(shapes)
         for key, shape in shapes.items():
-            if tuple(shape) != tuple(self._shapes[key]):
+            if tuple(shape) != tuple(self._shapes.get(key, shape)):
                 raise ValueError(f"{name} has frames {tuple(shape)} of {key!r}; this dataset has {self._shapes[key]}.")
 
-    def _frame_columns(self, episode: Episode, index: int) -> dict[str, np.ndarray]:
+    def _frame_columns(self, episode: Episode, index: int, row_of_task: int) -> dict[str, np.ndarray]:
         """The data file's columns in the order of the features; each frame has a row."""
         n_frames = len(episode)
         last = np.arange(n_frames) == n_frames - 1
@@ -194,7 +198,7 @@ class LeRobotWriter:
             "frame_index": np.arange(n_frames),
             "episode_index": np.full(n_frames, index),
             "index": np.arange(n_frames) + self._n_frames,
-            "task_index": np.full(n_frames, self._tasks.setdefault(episode.instruction, len(self._tasks))),
+            "task_index": np.full(n_frames, row_of_task),
         }
 
     def _episode_row(

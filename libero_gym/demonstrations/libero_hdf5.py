@@ -2,8 +2,9 @@
 
 A file holds ``data/demo_i`` with ``actions`` (T, 7), ``states`` and ``obs``: ``agentview_rgb``, ``eye_in_hand_rgb``,
 ``ee_pos``, ``ee_ori`` (axis-angle), ``gripper_states``. Its frames have OpenGL's rows, bottom first; the
-reader turns them by 180 degrees, like the environment's, and keeps their size. It follows a description of the layout,
-and has not read a published file yet.
+reader turns them by 180 degrees, like the environment's, and keeps their size. It follows LIBERO's script
+(scripts/create_dataset.py), which notes what was seen *after* each action, and has not read a published file yet. Files
+that OpenVLA's script made of them note what was seen before it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from libero_gym.tasks import file_name_instruction, get_suite, get_tasks
 HDF5_KEYS = {"image": "agentview_rgb", "wrist_image": "eye_in_hand_rgb"}
 _STATE_WIDTHS = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
 # The errors that h5py raises for damaged files.
+_SEEN_AFTER = ("init_state", "model_file")  # attributes that LIBERO's script gives each episode, and OpenVLA's does not
 _DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 _MAX_RATIO = 1100  # no compressed data expand further: deflate's limit is 1032
 
@@ -49,7 +51,9 @@ def read_libero_hdf5(
         cameras: The observation keys of the frames to read; ``()`` for none.
 
     Yields:
-        Episodes with frames turned like the environment's. Their instruction is the suite's, else the file's.
+        Episodes with frames turned like the environment's, each of which was seen before its action; LIBERO's own files
+        lack what was seen before their first one, so that is left out. Their instruction is the suite's, else the
+        file's.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -104,10 +108,12 @@ def _read_demo(demo: Any, about: dict[str, Any], cameras: tuple[str, ...]) -> Ep
     actions = _array(demo, "actions", (None, ACTION_DIM))
     n_frames = len(actions)
     state = [_array(obs, key, (n_frames, width)) for key, width in _STATE_WIDTHS.items()]
+    late = int(any(name in demo.attrs for name in _SEEN_AFTER))  # by how many actions observations come too late
+    seen = slice(n_frames - late)
     return Episode(
-        state=np.concatenate(state, axis=1).astype(np.float32),
-        actions=actions.astype(np.float32),
-        images={key: _frames(obs, HDF5_KEYS[key], n_frames) for key in cameras},
+        state=np.concatenate(state, axis=1)[seen].astype(np.float32),
+        actions=actions[late:].astype(np.float32),
+        images={key: _frames(obs, HDF5_KEYS[key], n_frames)[seen] for key in cameras},
         # Whether there is such a link, for `in` also looks whether it leads anywhere.
         success=demo.get("dones", getlink=True) is None or bool(_array(demo, "dones", (n_frames,))[-1]),
         **about,

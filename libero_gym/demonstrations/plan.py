@@ -99,6 +99,8 @@ class RecordingOptions:
             flag(name, getattr(self, name))
         for camera in self.cameras:
             choice("camera", camera, IMAGE_KEYS)
+        if len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(f"cameras={self.cameras!r} names one of them twice.")
 
 
 def describe_tasks(tasks: Iterable[Task]) -> tuple[str, ...]:

@@ -189,8 +189,12 @@ def _record(
     _check_folder(root)
     job.staging.mkdir(parents=True, exist_ok=True)
     with _lock(job.staging):
-        _check_same_options(job.staging / "options.json", job.options)
-        keys = sorted({*keys, *filter(None, (EpisodeKey.of_file(path.name) for path in job.staging.iterdir()))})
+        staged = set(filter(None, (EpisodeKey.of_file(path.name) for path in job.staging.iterdir())))
+        options = job.staging / "options.json"
+        if not staged and not (root / INFO_PATH).is_file():  # a first attempt failed, and left nothing but its options
+            options.unlink(missing_ok=True)
+        _check_same_options(options, job.options)
+        keys = sorted({*keys, *staged})
         missing = [key for key in keys if not _is_recorded(job.staging / key.file_name)]
         n_resumed = len(keys) - len(missing)
         with tqdm(

@@ -35,6 +35,15 @@ def test_a_film_of_odd_size_is_told_and_leaves_the_old_one(tmp_path: Path) -> No
     assert path.read_bytes() == b"old"
 
 
+def test_a_playlist_in_a_videos_place_is_not_followed(tmp_path: Path) -> None:
+    write_film(tmp_path / "secret.mp4", np.zeros((4, 32, 32, 3), np.uint8), 20)
+    (tmp_path / "file.mp4").write_text("#EXTM3U\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n")
+    (tmp_path / "other.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    for name in ("file.mp4", "other.mp4"):
+        with pytest.raises(RuntimeError, match=r"whitelist|Invalid data"):
+            decode(tmp_path / name, (32, 32, 3), 4, 0.0, 20)
+
+
 def test_a_part_of_a_video_is_read_from_its_time_on(tmp_path: Path) -> None:
     video = frames(9, 32, 32)
     (tmp_path / "video.mp4").write_bytes(encode(video, 20))

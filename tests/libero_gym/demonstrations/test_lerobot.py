@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 from recordings import synthetic, write_dataset
 
-from libero_gym.demonstrations import LeRobotReader, LeRobotWriter
+from libero_gym.demonstrations import LeRobotReader, LeRobotWriter, lerobot_writer
 from libero_gym.demonstrations.episodes import DamagedEpisodeError
+from libero_gym.demonstrations.lerobot_layout import INFO_PATH
 from libero_gym.demonstrations.lerobot_stats import image_stats, pooled_stats, vector_stats
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
@@ -228,6 +231,57 @@ def test_where_an_episode_began_is_told_without_reading_it(tmp_path: Path) -> No
     assert reader.origin(-1) == ("do thing 1", "", -1, -1, 8)
     with pytest.raises(IndexError, match="no episode 2"):
         reader.origin(2)
+
+
+def test_an_episode_that_could_not_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("image", "wrist_image")
+    white, black = (
+        replace(synthetic(5, seed=seed), images={key: np.full((5, 32, 32, 3), level, np.uint8) for key in keys})
+        for seed, level in ((0, 255), (1, 0))
+    )
+    writer = LeRobotWriter(tmp_path, cameras=keys)
+    write = lerobot_writer.write_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        if "wrist_image" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(lerobot_writer, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        writer.add(white)
+    monkeypatch.undo()
+    writer.add(black)
+    writer.finish()
+    stats = json.loads((tmp_path / "meta/stats.json").read_text())
+    for key in keys:
+        assert np.max(stats[f"observation.images.{key}"]["max"]) < 0.05
+        assert stats[f"observation.images.{key}"]["count"] == [5]
+    assert [episode.instruction for episode in LeRobotReader(tmp_path)] == ["do thing 1"]
+
+
+def test_a_folder_by_a_relative_name_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a name with a colon nor a path in the data set is taken for an address."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(Path("demo:1"))
+    assert len(list(LeRobotReader("demo:1"))) == 3
+    monkeypatch.chdir("demo:1")
+    info = json.loads(Path(INFO_PATH).read_text())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        address = f"http:/127.0.0.1:{server.getsockname()[1]}/stolen"
+        Path(INFO_PATH).write_text(json.dumps(info | {"video_path": address}))
+        with pytest.raises(DamagedEpisodeError, match="No such file"):
+            LeRobotReader(".")[0]
+        with pytest.raises(BlockingIOError):
+            server.accept()  # nobody has called
+
+
+def test_two_cameras_of_one_short_name_are_both_read(dataset: Path) -> None:
+    info = json.loads((dataset / INFO_PATH).read_text())
+    info["features"]["observation.image"] = info["features"]["observation.images.image"]
+    (dataset / INFO_PATH).write_text(json.dumps(info))
+    assert list(LeRobotReader(dataset)._features) == ["image", "observation.image"]
 
 
 def test_a_copy_has_the_same_fingerprint_and_a_changed_byte_another(dataset: Path, tmp_path: Path) -> None:

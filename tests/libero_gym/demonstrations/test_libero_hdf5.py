@@ -46,6 +46,19 @@ def test_liberos_hdf5_is_read_turned_as_ours(libero_file: Path) -> None:
     assert next(read_libero_hdf5(libero_file, cameras=())).instruction == "push"
 
 
+def test_what_liberos_own_script_noted_after_an_action_belongs_to_the_next(libero_file: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="needs h5py")
+    with h5py.File(libero_file, "a") as archive:
+        archive["data/demo_1"].attrs["model_file"] = "<mujoco/>"
+    regenerated, published = list(read_libero_hdf5(libero_file, cameras=("image",)))[:2]
+    assert len(regenerated) == 4
+    original = synthetic(5, seed=1)
+    np.testing.assert_array_equal(published.actions, original.actions[1:])
+    np.testing.assert_array_equal(published.state, original.state[:-1])
+    np.testing.assert_array_equal(published.images["image"], original.images["image"][:-1])
+    assert published.success
+
+
 def test_damaged_hdf5_demonstrations_are_named_and_skipped(libero_file: Path) -> None:
     h5py = pytest.importorskip("h5py", reason="needs h5py")
     with h5py.File(libero_file, "a") as archive:

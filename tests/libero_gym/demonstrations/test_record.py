@@ -239,6 +239,16 @@ def test_a_plan_can_be_extended_but_options_stay(tmp_path: Path) -> None:
         record_pushes(tmp_path, action_noise=0.5)
 
 
+def test_a_first_attempt_that_recorded_nothing_binds_nobody(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be imported"):
+        record_pushes(tmp_path, policy="recorded_policies:posh")
+    with pytest.raises(ValueError, match=r"cameras=\('agentview', 'agentview'\) names one of them twice"):
+        record_pushes(tmp_path, cameras=("agentview", "agentview"))
+    assert record_pushes(tmp_path, init_state_ids=[0], policy="recorded_policies:push").n_recorded == 1
+    with pytest.raises(ValueError, match="begun with other options"):
+        record_pushes(tmp_path, init_state_ids=[0], policy="recorded_policies:posh")
+
+
 def pretend(job: RecordingJob, keys: list[EpisodeKey]) -> Iterator[bool]:
     """Files episodes that nobody played; the one from initial state 0 succeeds."""
     for key in keys:
