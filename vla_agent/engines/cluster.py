@@ -237,14 +237,16 @@ class Cluster:
 
     def _start_once(self, numbers: list[int], place: Place, threads: int, begun: float) -> dict[int, Remote]:
         strategies = self.ray.util.scheduling_strategies
-        variables = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        folder = os.getcwd()
+        sources = [os.path.join(folder, part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+        variables = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(sources)}
         options = {"num_cpus": place.cpus, "num_gpus": place.gpus, "max_restarts": 0}
         kind = self.ray.remote(Worker)
         found = {}
         for number in numbers:
             where = strategies.PlacementGroupSchedulingStrategy(self._group, number + 1)
             given = options | {"scheduling_strategy": where, "runtime_env": {"env_vars": variables}}
-            actor = kind.options(**given).remote(number, threads)
+            actor = kind.options(**given).remote(number, threads, folder)
             found[number] = Remote(number, actor, "", 0)
         asked = {number: remote.actor.describe.remote() for number, remote in found.items()}
         try:

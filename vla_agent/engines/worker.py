@@ -59,9 +59,12 @@ class Worker:
     Args:
         number: Its number in the engine, for messages.
         threads: Threads that torch computes with.
+        folder: The folder that the program runs in, by which its relative paths go here, too, if this machine has it.
     """
 
-    def __init__(self, number: int, threads: int) -> None:
+    def __init__(self, number: int, threads: int, folder: str) -> None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
         th.set_num_threads(threads)
         self.number = number
         self.player: Player | None = None

@@ -326,7 +326,7 @@ class Evaluator:
         ):
             report.episodes = [results[trial] for trial in self.trials if trial in results]
             told = time.monotonic() - _SECONDS_BETWEEN_LINES
-            for _, episode in self._episodes(trials, report.settings, filmer, clock):
+            for _, episode in self._episodes(trials, report, filmer, clock):
                 results[Trial(*episode[:2])] = episode
                 if journal is not None:
                     journal.write(episode)
@@ -339,15 +339,15 @@ class Evaluator:
                     told = time.monotonic()
 
     def _episodes(
-        self, trials: Sequence[Trial], settings: dict[str, Any], filmer: Filmer | None, clock: Clock
+        self, trials: Sequence[Trial], report: EvaluationReport, filmer: Filmer | None, clock: Clock
     ) -> Iterator[tuple[int, EpisodeResult]]:
         """Episodes as they end, from this process or from all of an engine."""
-        deterministic = settings["deterministic"]
+        deterministic = report.settings["deterministic"]
         here = functools.partial(self.play, deterministic=deterministic, clock=clock, filmer=filmer)
         if self.engine is None:
             return here(trials)
         make = functools.partial(type(self), **(self._given | {"n_envs": self.env.num_envs}))
-        return share_episodes(self.engine, self.subject, make, settings, trials, here)
+        return share_episodes(self.engine, self.subject, make, report, trials, here)
 
     def play(
         self, trials: Sequence[Trial], deterministic: bool, clock: Clock, filmer: Filmer | None = None

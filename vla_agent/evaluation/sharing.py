@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from vla_agent.algorithms.engine import engine_of
 from vla_agent.common.randomness import own_randomness
 from vla_agent.evaluation.decoding import drawing_at
 from vla_agent.evaluation.policies import Subject
+from vla_agent.evaluation.provenance import describe_model
+from vla_agent.evaluation.reports import EvaluationReport
 from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.timing import Clock
 from vla_agent.evaluation.trials import Trial
@@ -64,7 +67,7 @@ def share_episodes(
     engine: RayEngine,
     subject: Subject,
     make: Callable[..., Any],
-    settings: dict[str, Any],
+    report: EvaluationReport,
     trials: Sequence[Trial],
     here: Callable[[Sequence[Trial]], Iterator[tuple[int, EpisodeResult]]],
 ) -> Iterator[tuple[int, EpisodeResult]]:
@@ -74,14 +77,43 @@ def share_episodes(
         engine: The engine.
         subject: What is evaluated.
         make: Makes the `Evaluator` of another process.
-        settings: Settings of the report.
+        report: The report, which says how to play what.
         trials: The trials.
         here: Plays this process's.
     """
-    how = settings["deterministic"], settings["temperature"], settings["seed"]
+    how = tuple(report.settings[name] for name in ("deterministic", "temperature", "seed"))
     if subject.name is None:
         return engine.map_learner(subject.model, functools.partial(play_share_with, make, *how), trials, here)
-    return engine.map(functools.partial(play_share, make, *how), trials, here)
+    return engine.map(functools.partial(play_share_of, report.manifest["model"]["sha256"], make, *how), trials, here)
+
+
+def play_share_of(
+    hashes: dict[str, str],
+    make: Callable[[], Any],
+    deterministic: bool,
+    temperature: float | None,
+    seed: int,
+    trials: Sequence[Trial],
+) -> Iterator[tuple[int, EpisodeResult]]:
+    """`play_share` with the model that this process finds by its name.
+
+    Raises:
+        ValueError: If that model has other ``hashes`` (see `describe_model`).
+    """
+
+    def checked() -> Any:
+        evaluator = make()
+        found = describe_model(*evaluator.subject[:3])["sha256"]
+        if found == hashes:
+            return evaluator
+        evaluator.close()
+        other = sorted(name for name in hashes.keys() | found.keys() if hashes.get(name) != found.get(name))
+        raise ValueError(
+            f"The model {evaluator.subject.name!r} on {socket.gethostname()} is another than the one evaluated: "
+            f"{', '.join(other)} {'differs' if len(other) == 1 else 'differ'}. Give it the same files on all machines."
+        )
+
+    return play_share(checked, deterministic, temperature, seed, trials)
 
 
 def play_share_with(

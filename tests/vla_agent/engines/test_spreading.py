@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,11 @@ from vla_agent.commands import record as recording_command
 from vla_agent.commands.record import share_episodes
 from vla_agent.engines import EngineError, RayEngine
 from vla_agent.engines.cluster import Cluster
+from vla_agent.engines.worker import Worker
+from vla_agent.evaluation.policies import Subject
+from vla_agent.evaluation.provenance import describe_model
+from vla_agent.evaluation.sharing import play_share_of
+from vla_agent.evaluation.trials import Trial
 from vla_agent.policy.loading import load_backbone
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -130,6 +136,29 @@ def test_what_other_processes_cannot_have_is_told(
         evaluate_policy(load_backbone("tiny-libero"), **evaluation, engine=engine)
     with pytest.raises(ValueError, match="film_failures needs an evaluation without an engine"):
         evaluate_policy("tiny-libero", **evaluation, engine=engine, out=tmp_path, film_failures=1)
+
+
+def test_a_process_that_finds_another_model_by_the_name_does_not_play() -> None:
+    class Evaluator:
+        subject = Subject(load_backbone("tiny"), "runs/tiny")
+
+        def close(self) -> None:
+            closed.append(self)
+
+    closed: list[Evaluator] = []
+    weights = describe_model(*Evaluator.subject[:3])["sha256"]["weights"]
+    told = rf"'runs/tiny' on {socket.gethostname()} is another than the one evaluated: training.json, weights differ"
+    with pytest.raises(ValueError, match=told):
+        next(play_share_of({"weights": weights[::-1], "training.json": "0"}, Evaluator, True, None, 0, [Trial(0, 0)]))
+    assert len(closed) == 1
+
+
+def test_relative_paths_go_by_the_folder_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")  # where Ray was started, say
+    Worker(0, th.get_num_threads(), str(tmp_path))
+    assert Path.cwd() == tmp_path
+    Worker(0, th.get_num_threads(), str(tmp_path / "on another machine"))
+    assert Path.cwd() == tmp_path
 
 
 def test_demonstrations_of_two_processes_are_those_of_one(engine: RayEngine, tmp_path: Path) -> None:
