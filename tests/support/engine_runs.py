@@ -22,8 +22,12 @@ PPO = engine_recipe.PPO | {
     "n_value_epochs": 2,
     "ratio_level": "token",
     "critic_warmup_iterations": 1,
+    "batch_size": 4,
 }
-TIMESTEPS = 64  # four iterations
+ENV = engine_recipe.ENV | {"physics": "coarse"}  # what these tests compare does not depend on it
+N_ENVS = 2
+ITERATION = N_ENVS * PPO["n_steps"]  # timesteps
+TIMESTEPS = 3 * ITERATION
 
 
 def one_cluster() -> Iterator[None]:

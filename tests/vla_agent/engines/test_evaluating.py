@@ -23,12 +23,12 @@ from vla_agent.evaluation.evaluator import Evaluator
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
-ENV_ID, N_ENVS, TIMESTEPS = "LIBERO-Spatial-v0", 4, 32  # two iterations
+ENV_ID, N_ENVS, TIMESTEPS = "LIBERO-Spatial-v0", 2, 16  # two iterations
 ENV: dict[str, Any] = {
     "model": "tiny-libero",
     "task_id": [0, 1],
     "renderer": "fast",
-    "physics": "fast",
+    "physics": "coarse",
     "placement_seeds": range(4),
     "reward": "progress",  # no episode succeeds in so few steps
     "max_episode_steps": 40,  # so that episodes end within a rollout
@@ -36,7 +36,7 @@ ENV: dict[str, Any] = {
 }
 PPO: dict[str, Any] = {
     "n_steps": 4,
-    "batch_size": 8,
+    "batch_size": 4,
     "n_epochs": 2,
     "critic_warmup_iterations": 0,
     "learning_rate": 1e-4,
@@ -200,7 +200,7 @@ def test_learners_evaluate_together_what_one_of_them_does_alone(pair: RayEngine)
 
     pair.map_learner = counting  # type: ignore[method-assign]
     try:
-        assert_same(train(pair, timesteps=16), train(pair, shared, timesteps=16))
+        assert_same(train(pair, timesteps=8), train(pair, shared, timesteps=8))
     finally:
         del pair.map_learner  # type: ignore[method-assign]
     assert [len(trials) for trials in calls] == [6]

@@ -28,7 +28,7 @@ ENV: dict[str, Any] = {
     "model": "tiny-libero",
     "task_id": 0,
     "renderer": "fast",
-    "physics": "fast",
+    "physics": "coarse",
     "placement_seeds": range(2),
     "reward": "progress",  # no episode succeeds in so few steps
     "seed": 0,

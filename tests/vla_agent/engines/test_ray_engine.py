@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch as th
-from engine_recipe import ENV, N_ENVS
-from engine_runs import PPO, Kill, Run, assert_same, one_cluster
+from engine_runs import ENV, ITERATION, N_ENVS, PPO, Kill, Run, assert_same, one_cluster
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, Curriculum, RunError, VLAPolicy, make_vec_env
@@ -43,6 +42,11 @@ def pair() -> Iterator[RayEngine]:
         yield engine
 
 
+@pytest.fixture(scope="module")
+def paired(pair: RayEngine) -> Run:
+    return Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV))
+
+
 class StopAfter(BaseCallback):
     """Ends `learn` after some steps."""
 
@@ -71,8 +75,8 @@ def test_classes_that_no_file_holds_reach_the_other_processes(split: RayEngine) 
         "rollout_buffer_class": type("OwnBuffer", (MixedRolloutBuffer,), {}),
         "policy_kwargs": PPO["policy_kwargs"] | {"optimizer_class": OwnOptimizer},
     }
-    alone = Run(make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=32, **changes)
-    together = Run(split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=32, **changes)
+    alone = Run(make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=2 * ITERATION, **changes)
+    together = Run(split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=2 * ITERATION, **changes)
     assert_same(alone, together)
 
 
@@ -90,8 +94,8 @@ def test_colocated_with_one_learner_is_one_process_to_the_bit(local: Run) -> Non
 
 def test_two_learners_are_one_with_twice_the_accumulation_within_rounding(local: Run, pair: RayEngine) -> None:
     env = make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
-    accumulated = Run(env, gradient_accumulation_steps=2, timesteps=32)
-    together = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=32)
+    accumulated = Run(env, gradient_accumulation_steps=2, timesteps=2 * ITERATION)
+    together = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=2 * ITERATION)
     assert_same(accumulated, together, atol=2e-6)
     assert any(not th.equal(together.weights[name], weights) for name, weights in local.weights.items())
 
@@ -103,19 +107,17 @@ def test_a_rollout_whose_process_dies_is_played_again_to_the_bit(local: Run, spl
     assert split.n_replaced == before + 1
 
 
-def test_an_update_whose_learner_dies_is_repeated_to_the_bit(pair: RayEngine) -> None:
-    whole = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV))
+def test_an_update_whose_learner_dies_is_repeated_to_the_bit(pair: RayEngine, paired: Run) -> None:
     before = pair.n_replaced
     cut = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), Kill(pair, 1, rollout=3))
     assert pair.n_replaced == before + 1
-    assert_same(whole, cut)
+    assert_same(paired, cut)
 
 
 def test_a_learner_that_dies_once_the_update_is_done_is_not_waited_for_with_another_update(
-    pair: RayEngine, monkeypatch: pytest.MonkeyPatch
+    pair: RayEngine, paired: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first learner has stepped already: going back would repeat the update from the weights after it."""
-    whole = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV))
     before, sums, answer = pair.n_replaced, [0], pair.roster.answer
 
     def counting(learner: Any) -> list[float]:
@@ -133,7 +135,7 @@ def test_a_learner_that_dies_once_the_update_is_done_is_not_waited_for_with_anot
     monkeypatch.setattr(pair.roster, "answer", losing)
     cut = Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV))
     assert pair.n_replaced == before + 1
-    assert_same(whole, cut)
+    assert_same(paired, cut)
 
 
 def test_colocated_learners_draw_on_their_own_and_learn_the_same(tmp_path: Path) -> None:
@@ -150,17 +152,17 @@ def test_a_run_goes_on_with_or_without_an_engine_as_if_it_had_not_stopped(
     makers: list[Any] = [make_vec_env, split.make_vec_env]
     for make, make_again in (makers, makers[::-1]):
         path = tmp_path / make.__qualname__
-        Run(make("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=32, save=path)
+        Run(make("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=2 * ITERATION, save=path)
         env = make_again("LIBERO-Spatial-v0", N_ENVS, **ENV)
         model = VLAPPO.load(path, env, "cpu")
-        model.learn(32, callback=Curriculum("frontier"), reset_num_timesteps=False)
+        model.learn(ITERATION, callback=Curriculum("frontier"), reset_num_timesteps=False)
         env.close()
         for name, weights in local.weights.items():
             th.testing.assert_close(model.policy.state_dict()[name], weights, rtol=0, atol=0)
 
 
 def test_a_run_of_two_learners_is_not_gone_on_with_by_one_in_silence(pair: RayEngine, tmp_path: Path) -> None:
-    Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=16, save=tmp_path / "run")
+    Run(pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), timesteps=ITERATION, save=tmp_path / "run")
     env = make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
     with pytest.raises(RunError, match=r"engine: \{'learners': 2\}, not \{\}"):
         VLAPPO.load(tmp_path / "run", env, "cpu")
@@ -182,7 +184,9 @@ def test_a_stale_run_is_weighed_and_the_same_each_time() -> None:
 
     first, second = Gap(), Gap()
     with RayEngine(1, 1, placement="split", stale=True, cpus_per_worker=1, deadline_s=60) as engine:
-        runs = [Run(engine.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), gap) for gap in (first, second)]
+        # The first update is the critic's alone, the third the first with a gap, which the fourth rollout's end tells.
+        envs = (engine.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV) for _ in range(2))
+        runs = [Run(env, gap, timesteps=4 * ITERATION) for env, gap in zip(envs, (first, second), strict=True)]
     assert_same(*runs)
     assert first.gaps == second.gaps
     assert first.gaps[-1] > 0  # what it learned from, an earlier policy drew
@@ -233,12 +237,12 @@ def test_a_run_tells_its_memory_once_and_is_refused_where_it_cannot_fit(
 ) -> None:
     env = split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
     model = VLAPPO("VLAPolicy", env, **PPO, verbose=1)
-    model.learn(16)
-    model.learn(16)
+    model.learn(ITERATION)
+    model.learn(ITERATION)
     told = capsys.readouterr().out
     assert told.count("Memory by shapes and types") == 1
     assert "process 0, plays: host memory" in told
-    assert "4 environments in 1 processes" in told
+    assert f"{N_ENVS} environments in 1 processes" in told
     assert ": activations 0." in told or ", activations 0." in told
     assert split.budget is not None
     machine = split.cluster.node
@@ -247,7 +251,7 @@ def test_a_run_tells_its_memory_once_and_is_refused_where_it_cannot_fit(
     small = {machine: split.cluster.machines()[machine]._replace(object_store=10**6)}
     monkeypatch.setattr(split.cluster, "machines", lambda: small)
     with pytest.raises(EngineError, match="GB of Ray's object store"):
-        VLAPPO("VLAPolicy", env, **PPO).learn(16)
+        VLAPPO("VLAPolicy", env, **PPO).learn(ITERATION)
     env.close()
 
 
@@ -268,9 +272,9 @@ def test_a_rollout_that_a_callback_ends_leaves_the_environments_where_the_next_b
     """The other process plays on to the rollout's end, so that it alone knows where episodes begin then."""
     env = split.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
     model = VLAPPO("VLAPolicy", env, **(PPO | {"n_steps": 5, "batch_size": 10}))
-    model.learn(64, callback=StopAfter(3))
+    model.learn(30, callback=StopAfter(3))
     assert model.num_timesteps == 3 * N_ENVS
-    model.learn(20, reset_num_timesteps=False)
+    model.learn(10, reset_num_timesteps=False)
     assert model.rollout_buffer.episode_starts[0].all()  # episodes take five decisions
     assert not model.rollout_buffer.episode_starts[1:].any()
     env.close()

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch as th
 import torch.distributed as dist
-from engine_recipe import ENV, N_ENVS
-from engine_runs import PPO, Kill, Run, assert_same, one_cluster
+from engine_runs import ENV, ITERATION, N_ENVS, PPO, Kill, Run, assert_same, one_cluster
 from torch.distributed.tensor import DTensor
 
 from vla_agent import VLAPPO, Curriculum, RunError
@@ -32,6 +31,12 @@ def engine() -> Iterator[RayEngine]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def whole() -> Iterator[RayEngine]:
+    with RayEngine(2, 1, placement="split", cpus_per_worker=1, deadline_s=60) as made:
+        yield made
+
+
 def train(engine: RayEngine, *callbacks: Any, **kwargs: Any) -> Run:
     env = engine.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
     return Run(env, *callbacks, policy_kwargs=POLICY, **kwargs)
@@ -48,10 +53,9 @@ def optimizer_of(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def test_weights_moments_and_averages_are_those_of_whole_learners_within_rounding(
-    shared: Run, engine: RayEngine
+    shared: Run, whole: RayEngine
 ) -> None:
-    with RayEngine(2, 1, placement="split", cpus_per_worker=1, deadline_s=60) as whole:
-        run = train(whole)
+    run = train(whole)
     assert_same(run, shared, atol=2e-6)
     first, second = optimizer_of(run), optimizer_of(shared)
     assert first.keys() == second.keys()
@@ -103,10 +107,10 @@ def test_a_learner_that_dies_while_weights_are_gathered_changes_nothing(
 
 
 def test_a_resumed_run_is_the_one_that_never_stopped(shared: Run, engine: RayEngine, tmp_path: Path) -> None:
-    train(engine, timesteps=32, save=tmp_path / "run")
+    train(engine, timesteps=2 * ITERATION, save=tmp_path / "run")
     env = engine.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
     model = VLAPPO.load(tmp_path / "run", env, "cpu")
-    model.learn(32, callback=Curriculum("frontier"), reset_num_timesteps=False)
+    model.learn(ITERATION, callback=Curriculum("frontier"), reset_num_timesteps=False)
     env.close()
     for name, weights in shared.weights.items():
         th.testing.assert_close(model.policy.state_dict()[name], weights, rtol=0, atol=0)
@@ -117,23 +121,22 @@ def test_learners_that_play_have_the_whole_policy_between_updates(engine: RayEng
     runs = []
     for shard in (False, True):
         with RayEngine(2, shard=shard, cpus_per_worker=1, deadline_s=60) as engine:
-            runs.append(train(engine, timesteps=32))
+            runs.append(train(engine, timesteps=2 * ITERATION))
     assert_same(*runs, atol=2e-6)
 
 
-def test_what_cannot_be_shared_is_told(engine: RayEngine, tmp_path: Path) -> None:
+def test_what_cannot_be_shared_is_told(engine: RayEngine, whole: RayEngine, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="n_learners of at least 2"):
         RayEngine(1, shard=True)
     env = engine.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
     with pytest.raises(ValueError, match="leave shard out"):
         VLAPPO("VLAPolicy", env, **(PPO | {"policy_kwargs": {"model": "tiny-libero", "lora": {}}}))
     env.close()
-    train(engine, timesteps=16, save=tmp_path / "run")
-    with RayEngine(2, 1, placement="split", cpus_per_worker=1) as whole:
-        env = whole.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
-        with pytest.raises(RunError, match="'shard': True"):
-            VLAPPO.load(tmp_path / "run", env, "cpu")
-        env.close()
+    train(engine, timesteps=ITERATION, save=tmp_path / "run")
+    env = whole.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
+    with pytest.raises(RunError, match="'shard': True"):
+        VLAPPO.load(tmp_path / "run", env, "cpu")
+    env.close()
 
 
 def test_a_program_with_a_process_group_of_its_own_is_told(engine: RayEngine, tmp_path: Path) -> None:
@@ -141,6 +144,6 @@ def test_a_program_with_a_process_group_of_its_own_is_told(engine: RayEngine, tm
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         with pytest.raises(EngineError, match="has one already"):
-            train(engine, timesteps=16)
+            train(engine, timesteps=ITERATION)
     finally:
         dist.destroy_process_group()
