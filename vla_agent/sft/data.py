@@ -22,6 +22,7 @@ from vla_agent.sft.tags import Tags, check_tags
 # The distributions whose versions decide the pixels of a decoded and resized frame.
 _DECODERS = ("imageio-ffmpeg", "numpy", "pillow", "simplejpeg")
 MAX_IMAGE_SIZE, MAX_CHUNK_SIZE = 4096, 1024
+_HASHED_FRAMES = 256  # at least, of more: all of them may be gigabytes
 
 
 class Demonstration(Protocol):
@@ -250,11 +251,15 @@ class ActionChunks:
         self.tags = tags
 
     def fingerprint(self) -> str:
-        """SHA-256 of what is learned, images left out, in hexadecimal: states, actions, rewards, ends and words."""
+        """SHA-256 of what is learned, in hexadecimal: all but the images, and of these some hundred frames."""
         digest = hashlib.sha256()
-        for values in (self.state, self.actions, *(self.outcomes or ())):
+        for values in (self.state, self.actions, self._keyframes, self.episode_ids, *(self.outcomes or ())):
             digest.update(np.ascontiguousarray(values).tobytes())
-        digest.update(json.dumps(self.instructions).encode())
+        told = [self._instructions, self.cameras, self.image_size, self.chunk_size, self.pad_chunks]
+        digest.update(json.dumps(told).encode())
+        for frame in range(0, len(self), max(1, len(self) // _HASHED_FRAMES)):
+            for image in self._frames[np.array([frame])]:
+                digest.update(image.tobytes())
         return digest.hexdigest()
 
     def statistics(self) -> dict[str, Any]:
@@ -382,7 +387,8 @@ def _check_cameras(cameras: Sequence[str]) -> tuple[str, ...]:
 def _check(episode: Demonstration, cameras: Sequence[str], name: str) -> None:
     for array, width, what in ((episode.actions, ACTION_DIM, "actions"), (episode.state, STATE_DIM, "states")):
         if array.ndim != 2 or array.shape[1] != width or len(array) != len(episode.actions) or not len(array):
-            raise ValueError(f"{name} has {what} of shape {array.shape}; the model takes {width} dimensions.")
+            expected = f"({len(episode.actions) or 'at least 1'}, {width})"
+            raise ValueError(f"{name} has {what} of shape {array.shape}; expected {expected}, a row for each action.")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds NaN or infinity in its {what}; repair or remove it.")
     for key in cameras:

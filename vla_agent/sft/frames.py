@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -20,6 +21,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from libero_gym.common.array_files import pack, unpack
+from libero_gym.common.uncopyable import Uncopyable
 from vla_agent.common.atomic import Kind, destination, remove, writing
 
 FRAMES_FILE, TABLE_FILE = "frames.bin", "examples.npz"
@@ -28,7 +30,7 @@ _VERSION = 3  # of the files; another one is decoded anew
 _STALE_S = 60  # a writer locks its file at once; one that is unlocked and older than this has lost its writer
 
 
-class FrameFile:
+class FrameFile(Uncopyable):
     """Frames of N examples, read from a file when they are asked for.
 
     Args:
@@ -36,6 +38,8 @@ class FrameFile:
         n_cameras: Images per frame.
         image_size: Side S of an image in pixels.
     """
+
+    copy_instead = "its file belongs to this process; make the ActionChunks in the other one."
 
     def __init__(self, stream: IO[bytes], n_cameras: int, image_size: int) -> None:
         self.n_cameras, self._shape = n_cameras, (image_size, image_size, 3)
@@ -48,6 +52,13 @@ class FrameFile:
 
     def __len__(self) -> int:
         return self._n_frames
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrameFile:
+        with os.fdopen(os.dup(self._descriptor), "rb") as stream:
+            return FrameFile(stream, self.n_cameras, self._shape[0])
+
+    def __copy__(self) -> FrameFile:
+        return self.__deepcopy__({})
 
     def __getitem__(self, frames: np.ndarray) -> tuple[np.ndarray, ...]:
         """Images of frames, int64 (B,); one array uint8 (B, S, S, 3) per camera.
@@ -182,8 +193,12 @@ def remove_frames(cache: Path) -> None:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what writers of this cache left that were killed."""
-    for folder in path.parent.glob(f".{path.name}.*"):
+    named = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")  # as `writing` names its folders
+    for folder in path.parent.iterdir():
+        if not named.fullmatch(folder.name):
+            continue
         with contextlib.suppress(OSError), (folder / FRAMES_FILE).open("rb") as stream:
             if time.time() - os.fstat(stream.fileno()).st_mtime > _STALE_S:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError while its writer lives
-                shutil.rmtree(folder, ignore_errors=True)
+                if {file.name for file in folder.iterdir()} <= {FRAMES_FILE, TABLE_FILE}:
+                    shutil.rmtree(folder, ignore_errors=True)

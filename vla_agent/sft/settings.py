@@ -57,8 +57,8 @@ class SFTSettings:
     def __post_init__(self) -> None:
         for name in ("n_steps", "batch_size"):
             whole_number(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "seed"):
-            whole_number(name, getattr(self, name), 0)
+        whole_number("warmup_steps", self.warmup_steps, 0)
+        whole_number("seed", self.seed, 0, 2**32 - 1)
         for name in ("learning_rate", "max_grad_norm"):
             real_number(name, getattr(self, name), above=0)
         for name in ("weight_decay", "bin_sigma", "keyframe_coef"):

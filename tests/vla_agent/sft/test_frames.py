@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import gc
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -260,3 +264,61 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_one_spared(tmp_path: 
         writer.add([np.zeros((1, SIZE, SIZE, 3), np.uint8)])
         writer.finish({}, {"state": np.zeros((1, 8))})
     assert list(tmp_path.iterdir()) == [cache]
+
+
+def test_folders_that_only_look_like_leftovers_stay(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in (".frames.backup", ".frames.abcd1234", ".ab.abcd1234")]
+    for folder in kept:
+        folder.mkdir()
+        (folder / FRAMES_FILE).write_bytes(b"half")
+        os.utime(folder / FRAMES_FILE, (0, 0))
+    (kept[1] / "thesis.tex").write_text("mine")
+    for name in ("frames", "a[b]"):
+        read(demonstrations(), cache=tmp_path / name, cache_key="mine")
+    assert all((folder / FRAMES_FILE).exists() for folder in kept)
+
+
+def test_a_copy_reads_frames_of_its_own_when_the_original_is_gone(tmp_path: Path) -> None:
+    data = read(demonstrations())
+    expected, copies = data[np.array([3])].images[0], [copy.deepcopy(data), copy.copy(data._frames)]
+    del data
+    gc.collect()
+    with contextlib.ExitStack() as stack:
+        for number in range(8):  # they take the free descriptors
+            other = stack.enter_context(open(tmp_path / f"{number}", "w+b"))
+            other.write(b"7" * 100_000)
+            other.flush()
+        np.testing.assert_array_equal(copies[0][np.array([3])].images[0], expected)  # type: ignore[index]
+        np.testing.assert_array_equal(copies[1][np.array([3])][0], expected)  # type: ignore[index]
+    with pytest.raises(TypeError, match="A FrameFile cannot be copied or pickled: its file belongs to this process"):
+        pickle.dumps(copies[0])
+
+
+def test_a_fingerprint_tells_all_that_is_learned_apart() -> None:
+    cameras = ("image", "wrist_image")
+    episodes = [noisy(seed, 6, cameras=cameras) for seed in range(2)]
+    black = dataclasses.replace(episodes[0], images={key: np.zeros_like(episodes[0].images[key]) for key in cameras})
+    swapped = [dataclasses.replace(a, instruction=b.instruction) for a, b in zip(episodes, episodes[::-1], strict=True)]
+    whole = dataclasses.replace(
+        episodes[0],
+        state=np.concatenate([each.state for each in episodes]),
+        actions=np.concatenate([each.actions for each in episodes]),
+        images={key: np.concatenate([each.images[key] for each in episodes]) for key in cameras},
+    )
+    others = [
+        read(episodes, cameras=cameras[1:]),
+        read([black, episodes[1]]),
+        read(episodes, pad_chunks=False),
+        read(swapped),
+        read([whole]),
+        read(episodes, chunk_size=1),
+    ]
+    first = read(episodes).fingerprint()
+    assert read(episodes).fingerprint() == first
+    assert len({first, *(data.fingerprint() for data in others)}) == 1 + len(others)
+
+
+def test_arrays_of_other_lengths_than_the_actions_are_told() -> None:
+    made = noisy(0, 6)
+    with pytest.raises(ValueError, match=r"has states of shape \(5, 8\); expected \(6, 8\), a row for each action"):
+        read([dataclasses.replace(made, state=made.state[:5])])
