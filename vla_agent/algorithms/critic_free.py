@@ -41,12 +41,12 @@ class CriticFree(VLALearner):
             log: Log of the update.
         """
         for epoch in range(self.n_epochs):
+            self._n_updates += 1  # one that is cut short counts, as SB3 counts
             log.restart("approx_kl")  # as SB3 logs the last epoch's
             for number, batch in enumerate(batches()):
                 with health.advice_on_memory():
                     if not step_on(self, batch, losses_of, epoch == 0 and number == 0, log):
                         return
-            self._n_updates += 1
 
     def _log_update(self, metrics: dict[str, float], seconds: float) -> None:
         """Logs the means of an update and its seconds."""

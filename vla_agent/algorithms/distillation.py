@@ -154,14 +154,29 @@ class VLADistillation(CriticFree):
         self.rollout_buffer_class = TokenRolloutBuffer
         self.scoring.check_batches(self.n_steps, self.n_envs, self.batch_size)
         super()._setup_model()
-        if self.env is None:  # to act, a student needs no teacher
-            return
+        if self.env is not None:  # to act, a student needs no teacher
+            self._meet_teacher()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As SB3's.
+
+        Raises:
+            ValueError: If the environments are others than the policy is for, or there is no teacher.
+        """
+        if self._teacher is None:
+            self._meet_teacher()
+        super().set_env(env, force_reset)
+
+    def _meet_teacher(self) -> None:
         if self.teacher is None:
             raise ValueError("VLADistillation needs teacher=: a run's folder, a checkpoint, or a backbone.")
-        self._teacher = load_teacher(self.teacher, self.device)
-        self._check_teacher(cast(VLAPolicy, self.policy).backbone, self._teacher)
+        teacher = load_teacher(self.teacher, self.device)
+        self._check_teacher(cast(VLAPolicy, self.policy).backbone, teacher)
+        self._teacher = teacher
 
     def _check_teacher(self, student: VLABackbone, teacher: VLABackbone) -> None:
+        if teacher is student:
+            raise ValueError("teacher= is the student's own backbone; give another, such as a run's folder.")
         try:
             check_fit(teacher, cast(spaces.Dict, self.observation_space), cast(spaces.MultiDiscrete, self.action_space))
         except ValueError as error:
@@ -187,7 +202,7 @@ class VLADistillation(CriticFree):
 
 
 def load_teacher(teacher: str | Path | VLABackbone, device: th.device) -> VLABackbone:
-    """A teacher's backbone, frozen.
+    """A teacher's backbone, to be asked without gradients.
 
     Args:
         teacher: See `VLADistillation`.
@@ -204,7 +219,4 @@ def load_teacher(teacher: str | Path | VLABackbone, device: th.device) -> VLABac
         found = teacher
     else:
         raise ValueError(f"teacher={teacher!r:.80}; expected a run's folder, a checkpoint, or a backbone.")
-    module = cast(th.nn.Module, found)
-    module.requires_grad_(False)
-    module.eval()
-    return cast(VLABackbone, module)
+    return cast(VLABackbone, cast(th.nn.Module, found).eval())  # the caller may train it elsewhere: nothing is frozen

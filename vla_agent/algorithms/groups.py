@@ -10,6 +10,7 @@ import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from vla_agent.algorithms.finite import check_observations
 from vla_agent.algorithms.health import Stopwatch
 from vla_agent.envs.episodes import EpisodeStart, FinishedEpisode
 from vla_agent.envs.starts import draw_start
@@ -215,15 +216,21 @@ class Drawer:
     Args:
         policy: The policy.
         stopwatch: Counts its seconds as "decode".
+        num_timesteps: Environment steps of the run so far, for messages.
     """
 
-    def __init__(self, policy: VLAPolicy, stopwatch: Stopwatch) -> None:
-        self.policy, self.stopwatch = policy, stopwatch
+    def __init__(self, policy: VLAPolicy, stopwatch: Stopwatch, num_timesteps: int = 0) -> None:
+        self.policy, self.stopwatch, self.num_timesteps = policy, stopwatch, num_timesteps
         self._log_probs = np.zeros((0, 0), dtype=np.float32)
 
     def predict(self, obs: dict[str, Any], playing: list[int], deterministic: bool = False) -> tuple[np.ndarray, None]:
-        """Bins (n_envs, N); those of environments that rest are 0, and cost nothing."""
+        """Bins (n_envs, N); those of environments that rest are 0, and cost nothing.
+
+        Raises:
+            NonFiniteError: If an observation is not finite, as an episode's first may be.
+        """
         n_envs = len(obs["input_ids"])
+        check_observations(obs, None, self.num_timesteps)
         with self.stopwatch("decode"), th.no_grad():
             rows = {key: values[playing] for key, values in obs.items()}
             decision = self.policy.act(obs_as_tensor(rows, self.policy.device), deterministic)

@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.common.checks import real_number, whole_number
-from vla_agent.algorithms import health, losses
+from vla_agent.algorithms import arguments, health, losses
 from vla_agent.algorithms.arguments import check_reference
 from vla_agent.algorithms.critic_free import NO_CRITIC, CriticFree
 from vla_agent.algorithms.engine import LOCAL
@@ -174,7 +174,7 @@ class VLAGRPO(CriticFree):
             self.drop_uninformative,
             self._returns,
         )
-        drawer, before = Drawer(policy, stopwatch), self.num_timesteps
+        drawer, before = Drawer(policy, stopwatch, self.num_timesteps), self.num_timesteps
         self._go_on, self._reward_terms = True, Counter[str]()
         for episode in play_episodes(
             cast(Any, env),
@@ -322,21 +322,47 @@ class VLAGRPO(CriticFree):
         super()._setup_model()
         if self._engine is not LOCAL:
             raise ValueError("VLAGRPO plays in this process; make the environments with vla_agent.make_vec_env.")
-        if self.env is None:
-            return
-        if not names_starts(self.env):
+        if self.env is not None:  # to act, a run that was loaded needs no scorer
+            self._scorer = self._scorer_for(self.env)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As SB3's.
+
+        Raises:
+            ValueError: If the environments are others than the policy is for, or cannot begin groups.
+        """
+        arguments.check_env(env, needed=True)
+        scorer = self._scorer_for(self._wrap_env(env, self.verbose))
+        super().set_env(env, force_reset)
+        self._scorer = scorer
+
+    def _scorer_for(self, env: VecEnv) -> RewardModel | None:
+        """What scores failures in some environments, if anything does.
+
+        Raises:
+            ValueError: If they cannot begin groups, or the scorer is for others.
+        """
+        if not names_starts(env):
             raise ValueError(
                 "VLAGRPO begins groups of episodes from one initial state, and these environments do not say where "
                 "they can begin; give what vla_agent.make_vec_env makes."
             )
-        if getattr(self.env, "settings", {}).get("output") == "torch":
+        if getattr(env, "settings", {}).get("output") == "torch":
             raise ValueError(
                 "VLAGRPO keeps episodes in the host's memory; make the environments without output='torch'."
             )
-        if self.failure_scorer is not None:  # only now: to act, a run that was loaded needs none
-            self._scorer = load_reward_model(self.failure_scorer)
-            parts = cast(spaces.Dict, self.env.observation_space).spaces
-            check_camera(self._scorer, {key: tuple(space.shape or ()) for key, space in parts.items()})
+        if self.failure_scorer is None:
+            return None
+        scorer = load_reward_model(self.failure_scorer)
+        parts = cast(spaces.Dict, env.observation_space).spaces
+        check_camera(scorer, {key: tuple(space.shape or ()) for key, space in parts.items()})
+        return scorer
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """The weights of what scores failures: its folder may hold others by now."""
+        fingerprint = getattr(self._scorer, "fingerprint", None)
+        return {"failure_scorer": str(fingerprint())} if callable(fingerprint) else {}
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_samples", "_scorer", "_reward_terms"]

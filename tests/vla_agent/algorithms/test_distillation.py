@@ -53,7 +53,8 @@ def test_the_student_approaches_its_teacher(estimator: Any) -> None:
     model.learn(4000)
     assert before > 1
     assert divergence(model) < 0.6 * before
-    assert all(not parameter.requires_grad for parameter in model._teacher.parameters())  # type: ignore[union-attr]
+    for parameter, own in zip(model._teacher.parameters(), teacher().parameters(), strict=True):  # type: ignore[union-attr]
+        assert th.equal(parameter, own)
 
 
 def test_both_estimates_have_the_gradient_of_the_reverse_kl() -> None:
@@ -119,6 +120,22 @@ def test_a_teacher_is_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     finally:
         env.close()
     assert load_teacher("tiny-libero-few", CPU).n_action_tokens == 56
+
+
+def test_a_loaded_student_meets_its_teacher_with_its_environments(tmp_path: Path) -> None:
+    make().save(tmp_path / "a")
+    student = VLADistillation.load(tmp_path / "a", policy_kwargs={"model": FakeBackbone(seed=1)}, teacher=teacher())
+    student.set_env(fake_env(4))
+    student.learn(32)
+    assert student.depends_on.keys() == {"teacher"}
+
+
+def test_a_backbone_that_is_taught_elsewhere_stays_as_it_is() -> None:
+    elsewhere = teacher()
+    make(taught_by=elsewhere).learn(32)
+    assert all(parameter.requires_grad for parameter in elsewhere.parameters())
+    with pytest.raises(ValueError, match="the student's own backbone"):
+        make(taught_by=elsewhere, policy_kwargs={"model": elsewhere})
 
 
 def test_teachers_that_see_or_say_otherwise_are_refused() -> None:

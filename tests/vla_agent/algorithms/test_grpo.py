@@ -13,8 +13,8 @@ from resuming import StopAt, assert_equal_runs, callbacks
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from vla_agent import VLAGRPO, RunCheckpoints, make_vec_env, safe_learn
-from vla_agent.algorithms import losses
+from vla_agent import VLAGRPO, RunCheckpoints, RunError, make_vec_env, safe_learn
+from vla_agent.algorithms import grpo, losses
 from vla_agent.algorithms.groups import (
     Drawer,
     Group,
@@ -24,6 +24,7 @@ from vla_agent.algorithms.groups import (
     group_samples,
 )
 from vla_agent.algorithms.health import Stopwatch
+from vla_agent.common.errors import NonFiniteError
 from vla_agent.envs.episodes import EpisodeStart, FinishedEpisode, play_episodes
 from vla_agent.envs.starts import draw_start
 from vla_agent.process_reward import RewardModelError
@@ -277,6 +278,60 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_wrong_arguments_are_refused(given: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         make(**given)
+
+
+class Scorer:
+    """Likes every last frame alike."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def score(self, images: np.ndarray, instructions: list[str]) -> np.ndarray:
+        return np.full(len(images), 0.5)
+
+    def fingerprint(self) -> str:
+        return self.name
+
+
+def test_what_scores_failures_comes_with_the_environments_and_may_not_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpo, "load_reward_model", Scorer)
+    monkeypatch.setattr(grpo, "check_camera", lambda *args: None)
+    make(failure_scorer="first").save(tmp_path / "a")
+    failures = [episode(0, 3)]
+    for given in (fake_env(4), None):
+        model = VLAGRPO.load(tmp_path / "a", given, device="cpu", policy_kwargs={"model": FakeBackbone(seed=1)})
+        if given is None:
+            with monkeypatch.context() as patch:
+                env = fake_env(4)
+                patch.delattr(type(env.venv), "episode_starts")
+                with pytest.raises(ValueError, match="do not say where they can begin"):
+                    model.set_env(env)
+            model.set_env(fake_env(4))
+        assert model._returns(failures).tolist() == [0.25]
+    monkeypatch.setattr(Scorer, "fingerprint", lambda self: "overwritten")
+    with pytest.raises(RunError, match=r"failure_scorer's weights: 'first', not 'overwritten'"):
+        load(tmp_path / "a")
+
+
+def test_an_update_that_is_cut_short_counts() -> None:
+    model = make(target_kl=1e-12, n_epochs=3)
+    model.learn(1)
+    assert model._n_updates == 1
+
+
+def test_a_first_observation_that_is_no_number_is_told_by_its_key() -> None:
+    env = fake_env(4)
+    begin = env.begin_episodes
+
+    def broken(options: Any) -> Any:
+        obs = begin(options)
+        return obs | {"state": np.full_like(obs["state"], np.nan)}
+
+    env.begin_episodes = broken  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteError, match="'state'"):
+        make(env=env).learn(1)
 
 
 def test_environments_and_policies_it_cannot_serve_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
