@@ -150,25 +150,20 @@ def _is_filled(key: str) -> bool:
 def _cameras(
     path: Path, shapes: Mapping[str, Any], renamed: Mapping[str, str], given: Mapping[str, str]
 ) -> dict[str, str]:
-    usual = {name: camera for camera, names in _NAMES.items() for name in names}
-    read = {renamed.get(key, key).rpartition(".")[2] for key in shapes}
+    known: dict[str, str] = {name: camera for camera, names in _NAMES.items() for name in names} | dict(given)
+    read = {key: renamed.get(key, key) for key in shapes}
+    names = {key: before.rpartition(".")[2] for key, before in read.items()}
     for name, camera in given.items():
         choice(f"camera of the frames called {name!r}:", camera, _NAMES)
-        if name not in read:
+        if name not in names.values():
             raise ValueError(
-                f"cameras names {name!r}, and the policy in '{path}' reads {', '.join(map(repr, sorted(read)))}."
-                f"{did_you_mean(name, read)}"
+                f"cameras names {name!r}, and the policy in '{path}' reads "
+                f"{', '.join(map(repr, sorted(names.values())))}.{did_you_mean(name, names.values())}"
             )
-    found: dict[str, str] = {}
-    for key in shapes:
-        before = renamed.get(key, key)
-        name = before.rpartition(".")[2]
-        camera = given.get(name, usual.get(name))
-        if camera is None and not _is_filled(key):
+    for key, name in names.items():
+        if name not in known and not _is_filled(key):
             raise PolicyError(
                 f"The policy in '{path}' reads frames called '{name}', which may be any camera; say which, as in "
                 f"LeRobotPolicy.from_pretrained(folder, cameras={{'{name}': 'agentview'}})."
             )
-        if camera is not None:
-            found[before] = camera
-    return found
+    return {before: known[names[key]] for key, before in read.items() if names[key] in known}

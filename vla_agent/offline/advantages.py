@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
-from vla_agent.common.atomic import Kind, save_tensors, writing
+from vla_agent.common.atomic import Kind, destination, save_tensors, writing
 from vla_agent.common.hashes import hash_weights
 from vla_agent.offline.checks import outcomes_of
 from vla_agent.offline.returns import lambda_returns, rewards_between
@@ -77,8 +77,10 @@ def estimate_advantages(
     settings = settings or ValueSettings()
     outcomes = outcomes_of(data, needs_failures=True)
     identity = None if keep is None else _identity(model, data, settings)
-    if keep is not None and (found := _read(Path(keep), identity, len(data))) is not None:
-        return found
+    if keep is not None:
+        if (found := _read(Path(keep), identity, len(data))) is not None:
+            return found
+        destination(keep, ESTIMATED)  # complains now, and not when all is done
     hidden = encode_frames(model, data, progress_bar=progress_bar)
     rewards, discounts = rewards_between(outcomes, settings.gamma)
     returns = lambda_returns(rewards, discounts)

@@ -51,21 +51,23 @@ class TaggedCloning:
         outcomes_of(data, needs_failures=True)
         if estimate is None:
             raise ValueError("Tags follow advantages; give what estimate_advantages(model, data) gives.")
-        tagged = above_quantile(estimate.advantages, data.instruction_ids, 1 - self.share)
+        tagged = best_share(estimate.advantages, data.instruction_ids, self.share)
         data.tag(Tags(self.word, tagged, self.dropout))
         return {"tagged": float(tagged.mean())}
 
 
-def above_quantile(values: np.ndarray, groups: np.ndarray, quantile: float) -> np.ndarray:
-    """Which values are above the quantile of their group, bool (n,).
+def best_share(values: np.ndarray, groups: np.ndarray, share: float) -> np.ndarray:
+    """Which values are the best of their group, bool (n,).
 
     Args:
         values: Shape (n,).
         groups: Number of each value's group, (n,).
-        quantile: From 0 to 1.
+        share: Share of each group, from 0 to 1, that is best at most; more are if the very best of a group are equal.
     """
-    above = np.zeros(len(values), bool)
+    best = np.zeros(len(values), bool)
     for group in np.unique(groups):
         members = groups == group
-        above[members] = values[members] > np.quantile(values[members], quantile)
-    return above
+        own = values[members]
+        least = np.quantile(own, 1 - share)
+        best[members] = own > least if least < own.max() else own == least
+    return best

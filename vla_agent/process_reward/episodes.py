@@ -45,7 +45,7 @@ def save_episodes(path: Path, episodes: Sequence[PolicyEpisode], about: dict[str
     arrays = {"state": np.concatenate([episode.state for episode in episodes])}
     for camera in episodes[0].images:
         arrays[camera] = np.concatenate([episode.images[camera] for episode in episodes])
-    rows = [[e.instruction, e.success, e.task_id, e.init_state_id, e.fps, len(e.state)] for e in episodes]
+    rows = [[e.instruction, bool(e.success), e.task_id, e.init_state_id, e.fps, len(e.state)] for e in episodes]
     write_bytes(path, pack({"about": about, "episodes": rows}, arrays))
 
 
@@ -58,6 +58,8 @@ def load_episodes(path: Path, about: dict[str, Any]) -> list[PolicyEpisode] | No
     if not path.is_file():
         return None
     description, arrays = unpack(path)
+    if not isinstance(description, dict) or not {"about", "episodes"} <= description.keys():
+        raise ValueError(f"'{path}' holds no episodes; give another folder, or remove it.")
     if description["about"] != about:
         return None
     ends = np.cumsum([row[-1] for row in description["episodes"]])[:-1]

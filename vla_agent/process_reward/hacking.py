@@ -54,7 +54,8 @@ def check_hacking(run: str | Path, evaluated: tuple[float, float] | None = None)
     for path in Path(run).glob("progress*.csv"):
         with path.open(newline="", encoding="utf-8") as file:
             found = [[row.get(name) for name in names] for row in csv.DictReader(file)]
-        rows += [tuple(map(float, row)) for row in found if all(row)]  # type: ignore[arg-type, misc]
+        told = [tuple(map(float, row)) for row in found if all(row)]  # type: ignore[arg-type]
+        rows += [row for row in told if np.isfinite(row).all()]  # type: ignore[misc]
     if len(rows) < 8:
         raise ValueError(f"'{run}' logs {len(rows)} iterations with a score and successes; at least 8 are needed.")
     values = np.array(sorted(rows))[:, 1:]

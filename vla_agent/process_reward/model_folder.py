@@ -34,14 +34,15 @@ def check_model_folder(path_or_id: str | Path) -> None:
                     f"'{path}' asks for code that is not part of transformers ({key!r}), which is never run here. Take "
                     "a model that transformers has itself."
                 )
-            if path.name == "config.json" and isinstance(value, int) and value > _maximum(key):
-                raise RewardModelError(f"'{path}' says {key}={value}; no model has more than {_maximum(key)}.")
+            numbers = value if isinstance(value, list) else [value]
+            if path.name == "config.json" and any(isinstance(n, int) and n > _maximum(key) for n in numbers):
+                raise RewardModelError(f"'{path}' says {key}={value!r:.80}; no model has more than {_maximum(key)}.")
 
 
 def _maximum(key: str) -> float:
-    if key.endswith(("layers", "depth", "blocks")):
+    if key.endswith(("layers", "layer", "depth", "depths", "blocks")):
         return _MAX_LAYERS
-    return _MAX_WIDTH if key.endswith(("size", "dim", "heads")) else float("inf")
+    return _MAX_WIDTH if key.endswith(("size", "sizes", "dim", "dims", "heads", "head", "embd")) else float("inf")
 
 
 def _settings(content: Any) -> list[tuple[str, Any]]:

@@ -70,7 +70,8 @@ def draw_quality(result: RewardReport, examples: LabelledFrames, path: str | Pat
         roc.plot(*share, label=f"{called(kind)}: {auc:.3f}", linestyle=":" if kind == HOLDING else "-")
     roc.plot([0, 1], [0, 1], color="0.7", linestyle=":")
     roc.set(xlabel="negatives above threshold", ylabel="keyframes above threshold", title=f"ROC, all: {result.auc:.3f}")
-    roc.legend(loc="lower right")
+    if result.auc_by_kind:
+        roc.legend(loc="lower right")
     means = np.array([row[:2] for row in result.calibration])
     calibration.plot([0, 1], [0, 1], color="0.7", linestyle=":")
     calibration.plot(means[:, 0], means[:, 1], marker="o")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from scipy import stats
@@ -58,9 +59,10 @@ class RewardReport:
     scores: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """As JSON holds it; None stands for what cannot be told, as for want of negatives."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "scores"}
-        return {key: value._asdict() if isinstance(value, Interval) else value for key, value in values.items()}
+        held = {key: value._asdict() if isinstance(value, Interval) else value for key, value in values.items()}
+        return cast(dict[str, Any], _finite(held))
 
     def markdown(self) -> str:
         """The numbers as a table."""
@@ -75,6 +77,15 @@ class RewardReport:
         rows += [("AUC, policy's successes against failures", separation)]
         rows += [("examples", ", ".join(f"{n} {kind}" for kind, n in self.n_examples.items()))]
         return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The value, at any depth, with None for each number that JSON has no name for."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def roc_auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -151,7 +162,7 @@ def auc_interval(scores: np.ndarray, examples: LabelledFrames, rng: np.random.Ge
 
     n = len(of_episode)
     drawn = [auc(np.concatenate([of_episode[i] for i in rng.integers(0, n, n)])) for _ in range(_N_BOOTSTRAP)]
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    low, high = np.nanquantile(drawn, (0.025, 0.975)) if np.isfinite(drawn).any() else (math.nan, math.nan)
     return Interval(auc(np.arange(len(scores))), float(low), float(high), n)
 
 
@@ -165,6 +176,8 @@ def time_correlation(scores: np.ndarray) -> float:
 def bootstrap(values: Sequence[float] | np.ndarray, rng: np.random.Generator) -> Interval:
     """The mean of some values and its 95 % percentile interval, which is a point for a single value."""
     array = np.asarray(values, dtype=np.float64)
+    if not len(array):
+        return Interval(math.nan, math.nan, math.nan, 0)
     mean = low = high = float(array.mean())
     if len(array) > 1:
         # `random_state` is what scipy before 1.15 calls its `rng`.
@@ -192,4 +205,6 @@ def called(kind: str) -> str:
 def _describe(interval: Interval | None) -> str:
     if interval is None:
         return ""
+    if not interval.n or math.isnan(interval.mean):
+        return "unknown: there is nothing to tell it by"
     return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f}), {interval.n} episodes"

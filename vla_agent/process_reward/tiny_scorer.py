@@ -43,6 +43,8 @@ class ScorerConfig:
         for instruction in sequence("instructions", self.instructions):
             if not isinstance(instruction, str):
                 raise ValueError(f"instructions must be strings, got {instruction!r:.80}.")
+            if not split_words(instruction):
+                raise ValueError(f"The instruction {instruction!r:.80} has no words, so it is told from no other.")
         whole_number("image_size", self.image_size, 1, 4096)
         if not isinstance(self.camera, str):
             raise ValueError(f"camera={self.camera!r:.80}; expected the name of an observation.")
@@ -180,7 +182,7 @@ class _Stage(nn.Module):
 
 def split_words(instruction: str) -> list[str]:
     """An instruction's words in lower case."""
-    return re.findall(r"[a-z0-9]+", instruction.lower())
+    return re.findall(r"[^\W_]+", instruction.lower())
 
 
 def _tokens(instruction: str) -> list[str]:

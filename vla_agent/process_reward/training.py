@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from libero_gym.common.checks import flag, real_number, whole_number
 from vla_agent.augmentation import Augmentation
+from vla_agent.common.errors import finite_loss
 from vla_agent.process_reward.labels import LabelledFrames
 from vla_agent.process_reward.tiny_scorer import TinyScorer
 from vla_agent.process_reward.vlm_scorer import VLMScorer
@@ -89,18 +90,19 @@ def train_tiny_scorer(
     optimizer = th.optim.AdamW(scorer.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     n_batches = -(-len(examples) // settings.batch_size)
     n_steps = n_batches * settings.n_epochs
-    schedule = th.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=n_steps, pct_start=0.1)
+    rising = 0.15 if n_steps == 10 else 0.1  # of 10 steps, the schedule would divide by 0.1 * 10 - 1
+    schedule = th.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, n_steps, pct_start=rising)
     scorer.train()
     with tqdm(total=n_steps, desc="training", unit="batch", disable=None if progress_bar else True) as bar:
         for epoch in range(settings.n_epochs):
             total = 0.0
             for rows in np.array_split(order.permutation(len(examples)), n_batches):
                 loss = loss_of(rows)
+                total += finite_loss(loss.item(), bar.n + 1) * len(rows)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                total += loss.item() * len(rows)
                 bar.update()
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             if after_epoch is not None:
@@ -186,14 +188,14 @@ def train_vlm_scorer(
     order = np.random.default_rng(seed)
     n_batches = -(-len(examples) // batch_size)
     batches = [rows for _ in range(n_epochs) for rows in np.array_split(order.permutation(len(examples)), n_batches)]
-    found = []
+    found: list[float] = []
     for rows in (bar := tqdm(batches, desc="training", unit="batch", disable=None if progress_bar else True)):
         part = examples.take(rows)
         loss = scorer.loss(part.images, part.instructions, part.targets)
+        found.append(finite_loss(loss.item(), len(found) + 1))
         optimizer.zero_grad()
         loss.backward()
         th.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        found.append(loss.item())
         bar.set_postfix(loss=f"{found[-1]:.3f}")
     return found

@@ -14,6 +14,7 @@ import torch as th
 from torch.nn import functional as F
 
 from libero_gym.common.checks import sequence
+from vla_agent.common.hashes import fingerprint, hash_weights
 from vla_agent.policy.lora import LoraSettings, add_lora
 from vla_agent.process_reward.interface import CAMERA, RewardModelError, check_frames, warn_of_unseen
 from vla_agent.process_reward.model_folder import check_model_folder
@@ -59,6 +60,7 @@ class VLMScorer:
         self.question, self.camera, self.name, self.lora = question, camera, name, lora
         self.instructions = None if instructions is None else tuple(instructions)
         self._warned: set[str] = set()
+        self._frozen: str | None = None
         processor.tokenizer.padding_side = "left"  # so that every row's answer follows its last position
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -137,8 +139,12 @@ class VLMScorer:
         return -(yes * log_probs[:, 1] + (1 - yes) * log_probs[:, 0]).mean()
 
     def fingerprint(self) -> str:
-        """Short hash of its name, its question and its adapters."""
-        return digest(self._adapters(), f"{self.name}|{self.question}")
+        """Short hash of its weights, adapters among them, of its name and its question."""
+        if self._frozen is None:  # gigabytes, which stay as they are
+            adapters = self._adapters()
+            own = ((name, tensor) for name, tensor in sorted(self.model.state_dict().items()) if name not in adapters)
+            self._frozen = fingerprint(hash_weights({name: tensor}).encode() for name, tensor in own)
+        return digest(self._adapters(), f"{self.name}|{self.question}|{self._frozen}")
 
     def save(self, folder: str | Path) -> None:
         """Write the adapters and a reference to the model to a folder.

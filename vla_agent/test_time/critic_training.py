@@ -13,6 +13,7 @@ import torch as th
 from torch.nn import functional as F
 
 from libero_gym.common.checks import real_number, whole_number
+from vla_agent.common.errors import finite_loss
 from vla_agent.common.hashes import fingerprint
 from vla_agent.sft.checkpoint import check_tensors, pack_tensors, read_checkpoint, restore_tensors, write_checkpoint
 from vla_agent.test_time.critic import ChunkCritic, CriticConfig, normalized
@@ -126,8 +127,10 @@ class CriticTrainer:
         order = np.random.default_rng(seed).permutation(len(self._returns))
         noise = th.Generator().manual_seed(int(seed.generate_state(1, np.uint32)[0]))
         values, ranks, n_right, n_successes = 0.0, 0.0, 0.0, 0.0
-        for rows in np.array_split(order, self._n_batches):
+        first = self.epoch * self._n_batches + 1
+        for step, rows in enumerate(np.array_split(order, self._n_batches), start=first):
             value, rank, right, successes = self._losses(th.from_numpy(rows), noise)
+            finite_loss((value + rank).item(), step)
             self._optimizer.zero_grad()
             (value + self.settings.rank_coef * rank).backward()
             self._optimizer.step()

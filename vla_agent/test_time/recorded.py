@@ -27,7 +27,7 @@ def recorded_decisions(policy: CandidatePolicy, data: ActionChunks, *, progress_
         progress_bar: Whether to show a bar on a terminal.
 
     Raises:
-        ValueError: If the episodes record no rewards.
+        ValueError: If the episodes record no rewards, or frames of them were left out.
     """
     outcomes, backbone = data.outcomes, policy.backbone
     if outcomes is None:
@@ -35,6 +35,8 @@ def recorded_decisions(policy: CandidatePolicy, data: ActionChunks, *, progress_
             "A critic learns what actions earned, and these episodes record no rewards; record them anew, with "
             "libero-vla record --policy."
         )
+    if data.cut_waiting:
+        raise ValueError("A critic learns of chunks as they were executed; read the episodes with cut_waiting=False.")
     frames = np.flatnonzero(outcomes.times % backbone.config.action_chunk_size == 0)
     codec, stats = backbone.processor.codec(policy.unnorm_key), backbone.processor.action_stats(policy.unnorm_key)
     hidden, bins = [], []

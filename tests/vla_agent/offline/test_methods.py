@@ -150,7 +150,24 @@ def test_effective_sample_size_by_hand() -> None:
     assert effective_sample_size(np.array([1.0, 3.0])) == pytest.approx(16 / 10 / 2)
 
 
+def test_a_folder_of_something_else_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keep").mkdir()
+    (tmp_path / "keep" / "notes.txt").write_text("mine")
+    data = recorded()
+    monkeypatch.setattr(advantages, "encode_frames", None)
+    with pytest.raises(FileExistsError, match=r"holds 'notes\.txt'"):
+        estimate_advantages(trained_model(tmp_path / "m", data), data, keep=tmp_path / "keep")
+
+
 # ------------------------------------------------------------------------------------------------------------ tags
+
+
+def test_frames_are_tagged_though_more_than_the_share_are_the_best() -> None:
+    data = recorded()
+    values = np.repeat([0.6, 0.5, -0.5, -0.6], [40, 8, 24, 24])
+    assert TaggedCloning(share=0.3).prepare(data, estimate_of(values)) == {"tagged": 40 / 96}
+    assert data.tags is not None
+    assert data.tags.tagged[:40].all()
 
 
 def test_the_better_share_of_each_task_is_tagged() -> None:

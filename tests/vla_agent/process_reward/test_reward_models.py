@@ -14,9 +14,12 @@ import pytest
 import torch as th
 from safetensors.torch import save_file
 
+from libero_gym.common.array_files import pack
+from vla_agent.common.errors import NonFiniteError
 from vla_agent.common.shipped import SHIPPED_FOLDER
 from vla_agent.policy.lora import LoraSettings, target_modules
 from vla_agent.process_reward import RewardModelError, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
+from vla_agent.process_reward.episodes import PolicyEpisode, load_episodes, save_episodes
 from vla_agent.process_reward.hacking import check_hacking
 from vla_agent.process_reward.labels import (
     HOLDING,
@@ -30,6 +33,7 @@ from vla_agent.process_reward.labels import (
 )
 from vla_agent.process_reward.pages import write_report
 from vla_agent.process_reward.reports import auc_interval, bootstrap, report, roc_auc, time_correlation
+from vla_agent.process_reward.tiny_scorer import split_words
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
 
 SIZE = 32
@@ -254,6 +258,53 @@ def test_scorer_learns_progress_and_tells_instructions_apart(scorer: TinyScorer)
         assert scorer.score(episode.images["image"][-1:], [other])[0] < scores[-1] - 0.3
 
 
+@pytest.mark.parametrize("n_epochs", [1, 2, 5, 10])
+def test_a_training_may_have_any_number_of_steps(examples: LabelledFrames, n_epochs: int) -> None:
+    model = TinyScorer(ScorerConfig((GREEN, RED), SIZE, channels=(8, 16)))
+    some = examples.take(np.arange(20))
+    train_tiny_scorer(model, some, TrainingSettings(n_epochs=n_epochs, batch_size=10 if n_epochs == 5 else 20))
+
+
+def test_a_training_that_diverges_stops_with_the_weights_before(examples: LabelledFrames) -> None:
+    model = TinyScorer(ScorerConfig((GREEN, RED), SIZE, channels=(8, 16)))
+    with th.no_grad():
+        model.head[-1].bias.fill_(th.nan)  # type: ignore[union-attr]
+    with pytest.raises(NonFiniteError, match="The loss is nan at step 1; the weights are those before it"):
+        train_tiny_scorer(model, examples, TrainingSettings(n_epochs=1))
+
+
+def test_instructions_of_any_alphabet_are_told_apart() -> None:
+    assert split_words("打开 抽屉!") == ["打开", "抽屉"]
+    model = TinyScorer(ScorerConfig(("打开抽屉", "关上抽屉"), 16))
+    assert len(model.embedding) == 2
+    with pytest.raises(ValueError, match="has no words"):
+        ScorerConfig(("!?",), 16)
+
+
+def test_a_report_of_what_cannot_be_told_is_json_all_the_same(scorer: TinyScorer, tmp_path: Path) -> None:
+    successes = [each for each in (make_episode(seed) for seed in range(12)) if each.instruction == RED][:2]
+    alone = label_episodes(successes, middle_and_late)
+    positive = alone.take(np.flatnonzero(alone.positive))
+    found = report(scorer, positive, [make_episode(1, success=False)])
+    write_report(tmp_path / "report", found, scorer, positive, successes)
+    strict = json.loads((tmp_path / "report" / "report.json").read_text(), parse_constant=pytest.fail)
+    assert strict["auc"] is None
+    assert strict["spearman"] == {"mean": None, "low": None, "high": None, "n": 0}
+    assert "unknown" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_kept_episodes_are_read_back_and_another_file_is_told(tmp_path: Path) -> None:
+    made = make_episode(0)
+    one = PolicyEpisode(made.instruction, made.state, made.images, np.bool_(True), 0, 1, 20.0)  # type: ignore[arg-type]
+    save_episodes(tmp_path / "e.npz", [one], {"seed": 0})
+    found = load_episodes(tmp_path / "e.npz", {"seed": 0})
+    assert found is not None
+    assert found[0].success is True
+    (tmp_path / "e.npz").write_bytes(pack({"about": {"seed": 0}}, {}))
+    with pytest.raises(ValueError, match=r"e\.npz' holds no episodes"):
+        load_episodes(tmp_path / "e.npz", {"seed": 0})
+
+
 def test_report_measures_it(scorer: TinyScorer, tmp_path: Path) -> None:
     unseen = [make_episode(seed, success=seed % 2 > 0) for seed in range(200, 220)]
     for episode in unseen[::4]:  # these failures hold something for a while
@@ -296,6 +347,13 @@ def test_a_score_that_rises_without_success_is_suspicious(tmp_path: Path, gain: 
     (tmp_path / "progress_from_800.csv").write_text("\n".join([names, *lines[:3]]))
     with pytest.raises(ValueError, match="logs 3 iterations"):
         check_hacking(tmp_path)
+
+
+def test_scores_that_are_no_numbers_are_left_out_of_the_comparison(tmp_path: Path) -> None:
+    names = "time/total_timesteps,rollout/reward_score,rollout/success_rate"
+    rows = ["0,nan,0.1", *(f"{step},{0.1 * step},0.1" for step in range(1, 10))]
+    (tmp_path / "progress.csv").write_text("\n".join([names, *rows]))
+    assert check_hacking(tmp_path).suspicious
 
 
 def test_auc_counts_pairs() -> None:
@@ -413,6 +471,13 @@ def load_vlm(folder: Path, **kwargs: Any) -> VLMScorer:
     return VLMScorer.from_pretrained(folder, dtype=th.float32, **kwargs)
 
 
+def test_a_vlm_of_other_weights_has_another_fingerprint(vlm_folder: Path) -> None:
+    first, same, other = (load_vlm(vlm_folder) for _ in range(3))
+    with th.no_grad():
+        next(other.model.parameters()).add_(1)
+    assert first.fingerprint() == same.fingerprint() != other.fingerprint()
+
+
 def test_vlm_scores_do_not_depend_on_the_batch(vlm_folder: Path, examples: LabelledFrames) -> None:
     scorer = load_vlm(vlm_folder)
     instructions = [RED, "take the red green red green cup", GREEN]
@@ -519,6 +584,16 @@ class Model(PreTrainedModel):
     with pytest.raises(RewardModelError, match="never run here" if checked else "no vision-language model"):
         load_reward_model(tmp_path / "scorer")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"text_config": {"n_layer": 10**7}}, {"vision_config": {"depths": [2, 10**7]}}, {"hidden_sizes": [10**9]}],
+)
+def test_a_model_without_end_is_not_built(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"} | config))
+    with pytest.raises(RewardModelError, match="no model has more than"):
+        VLMScorer.from_pretrained(tmp_path)
 
 
 def test_no_vlm_is_told_so(tmp_path: Path) -> None:

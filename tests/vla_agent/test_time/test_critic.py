@@ -12,6 +12,7 @@ import torch as th
 from evaluations import fake_model
 from fakes import FakeConfig, fake_env
 
+from vla_agent.common.errors import NonFiniteError
 from vla_agent.envs.episodes import EpisodeStart
 from vla_agent.test_time import BestOfN, ChunkCritic, ScorerError, scorer_by_name
 from vla_agent.test_time.calibration import success_auc
@@ -120,6 +121,15 @@ def test_ranks_are_of_all_successes_however_few_a_batch_holds(batch_size: int) -
     metrics = trainer.train_epoch()  # near misses that miss by nothing rank below by chance, all weights stay
     assert metrics.rank_accuracy * 6 == pytest.approx(round(metrics.rank_accuracy * 6))
     assert metrics.rank_loss > 0.5, "softplus(0) is 0.69; batches without a success said 0"
+
+
+def test_decisions_that_are_no_numbers_stop_the_training_and_leave_the_weights() -> None:
+    broken = decisions()
+    trainer = CriticTrainer(CONFIG, broken, FAST)
+    trainer._hidden[3, 0] = np.nan
+    with pytest.raises(NonFiniteError, match=r"The loss is nan at step \d"):
+        trainer.train_epoch()
+    assert all(parameter.isfinite().all() for parameter in trainer.critic.parameters())
 
 
 def test_a_seed_decides_the_critic() -> None:

@@ -50,3 +50,9 @@ def test_episodes_without_rewards_are_refused() -> None:
     data = SimpleNamespace(outcomes=None)
     with pytest.raises(ValueError, match="these episodes record no rewards; record them anew"):
         recorded_decisions(SimpleNamespace(backbone=None, unnorm_key=None), data)  # type: ignore[arg-type]
+
+
+def test_episodes_with_frames_left_out_are_refused() -> None:
+    data = SimpleNamespace(outcomes=object(), cut_waiting=True)
+    with pytest.raises(ValueError, match="as they were executed; read the episodes with cut_waiting=False"):
+        recorded_decisions(SimpleNamespace(backbone=None, unnorm_key=None), data)  # type: ignore[arg-type]
