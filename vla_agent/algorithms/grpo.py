@@ -323,7 +323,7 @@ class VLAGRPO(CriticFree):
         if self._engine is not LOCAL:
             raise ValueError("VLAGRPO plays in this process; make the environments with vla_agent.make_vec_env.")
         if self.env is not None:  # to act, a run that was loaded needs no scorer
-            self._scorer = self._scorer_for(self.env)
+            self._scorer = _scorer_for(self.env, self.failure_scorer)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """As SB3's.
@@ -332,31 +332,9 @@ class VLAGRPO(CriticFree):
             ValueError: If the environments are others than the policy is for, or cannot begin groups.
         """
         arguments.check_env(env, needed=True)
-        scorer = self._scorer_for(self._wrap_env(env, self.verbose))
+        scorer = _scorer_for(self._wrap_env(env, self.verbose), self.failure_scorer)
         super().set_env(env, force_reset)
         self._scorer = scorer
-
-    def _scorer_for(self, env: VecEnv) -> RewardModel | None:
-        """What scores failures in some environments, if anything does.
-
-        Raises:
-            ValueError: If they cannot begin groups, or the scorer is for others.
-        """
-        if not names_starts(env):
-            raise ValueError(
-                "VLAGRPO begins groups of episodes from one initial state, and these environments do not say where "
-                "they can begin; give what vla_agent.make_vec_env makes."
-            )
-        if getattr(env, "settings", {}).get("output") == "torch":
-            raise ValueError(
-                "VLAGRPO keeps episodes in the host's memory; make the environments without output='torch'."
-            )
-        if self.failure_scorer is None:
-            return None
-        scorer = load_reward_model(self.failure_scorer)
-        parts = cast(spaces.Dict, env.observation_space).spaces
-        check_camera(scorer, {key: tuple(space.shape or ()) for key, space in parts.items()})
-        return scorer
 
     @property
     def depends_on(self) -> dict[str, str]:
@@ -366,3 +344,24 @@ class VLAGRPO(CriticFree):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_samples", "_scorer", "_reward_terms"]
+
+
+def _scorer_for(env: VecEnv, failure_scorer: str | None) -> RewardModel | None:
+    """What scores failures in some environments, if anything does.
+
+    Raises:
+        ValueError: If they cannot begin groups, or the scorer is for others.
+    """
+    if not names_starts(env):
+        raise ValueError(
+            "VLAGRPO begins groups of episodes from one initial state, and these environments do not say where "
+            "they can begin; give what vla_agent.make_vec_env makes."
+        )
+    if getattr(env, "settings", {}).get("output") == "torch":
+        raise ValueError("VLAGRPO keeps episodes in the host's memory; make the environments without output='torch'.")
+    if failure_scorer is None:
+        return None
+    scorer = load_reward_model(failure_scorer)
+    parts = cast(spaces.Dict, env.observation_space).spaces
+    check_camera(scorer, {key: tuple(space.shape or ()) for key, space in parts.items()})
+    return scorer
