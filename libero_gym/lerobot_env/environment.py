@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from libero_gym.common.checks import choice, flag, whole_number
+from libero_gym.compilation.placements import has_place
 from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, IMAGE_KEYS, STATE_DIM
 from libero_gym.env import LiberoEnv
 from libero_gym.tasks import initial_states
@@ -26,6 +27,7 @@ LEROBOT_STEPS = {
     "libero_10": 520,
     "libero_90": 400,
 }
+MAX_DRAWS = 20  # placement seeds that a reset tries; narrow regions find no place with some
 
 
 class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
@@ -81,7 +83,7 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
         self.fixtures, self.init_states = choice("fixtures", fixtures, FIXTURES), flag("init_states", init_states)
         self._keys = {names[camera]: IMAGE_KEYS[camera] for camera in names}
         self._env = LiberoEnv(suite, task_id=task_id, cameras=tuple(names), render_mode="rgb_array", **kwargs)
-        own = self._env.tasks[task_id]
+        self._task = own = self._env.tasks[task_id]
         limit = LEROBOT_STEPS.get(self._env.suite.name, own.max_steps)
         self._max_episode_steps = limit if episode_length is None else whole_number("episode_length", episode_length, 1)
         self.task, self.task_description = own.name, own.instruction
@@ -97,7 +99,11 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Begin the next episode. Options are LeRobot's, and mean nothing here."""
+        """Begin the next episode. Options are LeRobot's, and mean nothing here.
+
+        Raises:
+            NoPlaceError: If `MAX_DRAWS` placements in a row find no place for all objects.
+        """
         super().reset(seed=seed)
         chosen: dict[str, int] = {}
         if self.init_states and self._n_states:
@@ -106,7 +112,7 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
             if seed is not None and self.fixtures == "seed":
                 chosen |= {"fixture_seed": seed, "fixture_draw": 1}
         else:
-            chosen["placement_seed"] = int(self.np_random.integers(2**31))
+            chosen["placement_seed"] = self._drawn_placement()
         obs, _ = self._env.reset(seed=seed, options=chosen)
         return self._observation(obs), self._info(False)
 
@@ -122,6 +128,14 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
     def close(self) -> None:
         """Free the simulator."""
         self._env.close()
+
+    def _drawn_placement(self) -> int:
+        """A placement seed that finds a place for all objects; one that finds none, if `MAX_DRAWS` in a row do not."""
+        for _ in range(MAX_DRAWS):
+            seed = int(self.np_random.integers(2**31))
+            if has_place(self._task, seed):
+                break
+        return seed
 
     def _observation(self, obs: Mapping[str, Any]) -> dict[str, Any]:
         return {"pixels": {name: obs[key] for name, key in self._keys.items()}, "agent_pos": obs["state"]}

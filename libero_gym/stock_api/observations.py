@@ -131,6 +131,10 @@ class Observation(dict[str, Any]):
     def __ror__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
         return dict(other) | dict(self)
 
+    def __ior__(self, other: Any) -> Observation:  # type: ignore[override]
+        self.update(other)
+        return self
+
     def __repr__(self) -> str:
         return repr(dict(self))
 

@@ -68,7 +68,13 @@ class Names:
         # mujoco-py's names of arrays, which robosuite keeps.
         if name in ("body_xpos", "body_xquat", "body_xmat"):
             name = name.removeprefix("body_")
-        return getattr(self._inner, name)
+        try:
+            return getattr(self._inner, name)
+        except AttributeError:
+            part = "model" if self._inner is self._model else "data"
+            raise AttributeError(
+                f"libero_gym's stand-in has no sim.{part}.{name}; LIBERO's own environment has."
+            ) from None
 
     def _id(self, kind: str, name: str) -> int:
         index = mujoco.mj_name2id(self._model, _KINDS[kind], name)

@@ -13,13 +13,14 @@ import numpy as np
 import tyro
 
 from libero_gym.common.atomic import write_text
-from libero_gym.common.checks import whole_number
+from libero_gym.common.checks import choice, whole_number
 from libero_gym.dimensions import Renderer
 from vla_agent.commands.options import parse_options
 from vla_agent.envs.episodes import EpisodeStart, play_episodes
 from vla_agent.envs.watching import Act, WatchedEpisode, again, at_random, expert, watch, watch_recorded
-from vla_agent.evaluation import EvaluationReport, Evaluator
+from vla_agent.evaluation import EvaluationReport, Evaluator, Trial
 from vla_agent.evaluation.policies import RegressionPolicy
+from vla_agent.evaluation.protocols import PROTOCOLS
 from vla_agent.evaluation.reports import REPORT_FILE
 from vla_agent.process_reward import load_reward_model
 from vla_agent.viewing.page import episode_page
@@ -70,11 +71,13 @@ def look(options: Options) -> WatchedEpisode:
 
 def played(options: Options, **how: Any) -> WatchedEpisode:
     """An episode that is played now; ``how`` are further arguments of the policy's `Evaluator`."""
-    drawn = options.placement_seed >= 0
-    where = {"placement_seed": options.placement_seed} if drawn else {"init_state_id": options.init_state}
-    start = EpisodeStart(whole_number("--task-id", options.task_id, 0), **where)
     if options.policy in _PLAYERS:
-        return _watch(options, start, _PLAYERS[options.policy], options.policy)
+        protocol = PROTOCOLS[choice("--protocol", options.protocol, PROTOCOLS)]
+        drawn = options.placement_seed >= 0
+        state = -1 - options.placement_seed if drawn else whole_number("--init-state", options.init_state, 0)
+        start = protocol.start(Trial(whole_number("--task-id", options.task_id, 0), state))
+        settle_steps = how.get("settle_steps", protocol.settle_steps)
+        return _watch(options, start, _PLAYERS[options.policy], options.policy, settle_steps)
     start, settle_steps, actions = _decided(options, **how)
     return _watch(options, start, again(actions), options.policy, settle_steps)
 
@@ -119,7 +122,7 @@ def _ended(success: bool) -> str:
 
 
 def _watch(
-    options: Options, start: EpisodeStart, choose: Callable[[Any], Act], who: str, settle_steps: int = 10
+    options: Options, start: EpisodeStart, choose: Callable[[Any], Act], who: str, settle_steps: int
 ) -> WatchedEpisode:
     scorer = load_reward_model(options.reward_model) if options.reward_model else None
     episode = watch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -13,6 +13,8 @@ import numpy as np
 
 from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.process_reward import VecProcessReward
+
+_MAX_ATTEMPTS = 3  # to play an episode whose worker dies
 
 
 class EpisodeStart(NamedTuple):
@@ -110,9 +112,9 @@ def play_episodes(
     """Play an episode from every start, several side by side.
 
     Each start is played exactly once, whatever the number of environments: an environment whose episode has ended
-    takes the next start, and an episode that a failing worker cut short is played again. For a group-relative learner,
-    give each start as often as the group is large; ``number // size`` is then the group's. Starts are taken when an
-    environment is free, so an iterator may decide late what comes next.
+    takes the next start, and an episode that a failing worker cut short is played again, twice at most. For a
+    group-relative learner, give each start as often as the group is large; ``number // size`` is then the group's.
+    Starts are taken when an environment is free, so an iterator may decide late what comes next.
 
     While the episodes are played, environments without one rest. Abandon the iterator, or let it end, before you step
     the environments otherwise.
@@ -138,6 +140,9 @@ def play_episodes(
 
     Yields:
         Episodes as they end; those that end in the same step in the order of environments.
+
+    Raises:
+        WorkerError: If workers cut an episode short in each of three attempts.
     """
     player = _Player(env, policy, deterministic, continuous, record, watch, note)
     player.line_up(starts, in_turn)
@@ -234,6 +239,7 @@ class _Player:
         self.asks_who_plays = "playing" in accepted
         self.state: Any = None
         self.playing: dict[int, _Playing] = {}
+        self.cut_short: Counter[int] = Counter()  # attempts, by the episode's number
         self.began = np.zeros(env.num_envs, dtype=bool)
         self.obs: dict[str, np.ndarray] = {}
         self.frames: Sequence[Any] = ()
@@ -310,12 +316,24 @@ class _Player:
             del self.playing[i]
             if infos[i].get("worker_restarted", False) and not infos[i]["is_success"]:
                 # A worker that had to be replaced cut the episode short.
+                self._count_attempt(episode)
                 self.queues[i].again.appendleft((episode.number, episode.start))
                 continue
             episode.see(infos[i]["terminal_observation"])
             episode.frames += [self.frames[i]] if self.watch is not None else []
             ended.append(episode.finish())
         return step, ended
+
+    def _count_attempt(self, episode: _Playing) -> None:
+        from libero_gym.vector.pool import WorkerError
+
+        self.cut_short[episode.number] += 1
+        if self.cut_short[episode.number] >= _MAX_ATTEMPTS:
+            where = ", ".join(f"{name}={value}" for name, value in episode.start.options.items()) or "a drawn start"
+            raise WorkerError(
+                f"The worker of the episode from {where} died in each of {_MAX_ATTEMPTS} attempts; leave the episode "
+                "out, or look for the cause in the warnings about workers."
+            )
 
     def _decide(self) -> np.ndarray:
         further: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,29 +78,30 @@ def watch(
         ValueError: If an argument is out of range, or the id is unknown.
     """
     from libero_gym.env import LiberoEnv
+    from libero_gym.rendering import check_image_size
 
+    image_size = check_image_size(image_size)
     suite = describe_suite(env_id)
     limit = whole_number("max_steps", MAX_STEPS if max_steps is None else max_steps, 1, MAX_STEPS)
     if not cameras or image_size % 2:
         raise ValueError(f"cameras={tuple(cameras)}, image_size={image_size}; expected a camera and an even size.")
     options: dict[str, Any] = {"cameras": tuple(cameras), "image_size": image_size, "renderer": renderer}
-    env = LiberoEnv(suite.name, reward="progress", settle_steps=settle_steps, **options)
-    obs, info = env.reset(seed=seed, options=start.options)
-    if max_steps is None:
-        limit = min(limit, env.step_limits[info["task_id"]])
-    act, eye = choose(env), None if scorer is None else _Eye(scorer, env)
-    seen, infos = [obs], []
-    actions: list[np.ndarray] = []
-    while len(actions) < limit and (action := act()) is not None:
-        obs, _, terminated, _, info = env.step(action)
-        seen.append(obs)
-        actions.append(action)
-        infos.append(info)
-        if eye is not None:
-            eye.look()
-        if terminated:
-            break
-    env.close()
+    with contextlib.closing(LiberoEnv(suite.name, reward="progress", settle_steps=settle_steps, **options)) as env:
+        obs, info = env.reset(seed=seed, options=start.options)
+        if max_steps is None:
+            limit = min(limit, env.step_limits[info["task_id"]])
+        act, eye = choose(env), None if scorer is None else _Eye(scorer, env)
+        seen, infos = [obs], []
+        actions: list[np.ndarray] = []
+        while len(actions) < limit and (action := act()) is not None:
+            obs, _, terminated, _, info = env.step(action)
+            seen.append(obs)
+            actions.append(action)
+            infos.append(info)
+            if eye is not None:
+                eye.look()
+            if terminated:
+                break
     frames = {IMAGE_KEYS[name]: np.stack([each[IMAGE_KEYS[name]] for each in seen]) for name in env.cameras}
     plots = _motion(np.array(actions).reshape(-1, ACTION_DIM), len(seen))
     plots |= _states(np.stack([each["state"] for each in seen]))

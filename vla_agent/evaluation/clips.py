@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vla_agent.evaluation.journal import unfilmed
 from vla_agent.evaluation.results import EpisodeResult
 
 FAILURES = "failures"  # folder of the films, beside the report
@@ -48,6 +49,18 @@ def clip_path(folder: Path, episode: EpisodeResult) -> Path:
     return folder / FAILURES / f"task{episode.task_id:02d}_init{episode.init_state_id:02d}.mp4"
 
 
+def filmed_failures(folder: Path, episodes: Sequence[EpisodeResult]) -> list[EpisodeResult]:
+    """Failed episodes with a film, but for films that another evaluation left, by the folder's journal.
+
+    Args:
+        folder: Folder of the evaluation.
+        episodes: Its episodes.
+    """
+    foreign = unfilmed(folder)
+    failures = [episode for episode in episodes if not episode.success and episode[:2] not in foreign]
+    return [episode for episode in failures if clip_path(folder, episode).is_file()]
+
+
 def read_clips(folder: Path, episodes: Sequence[EpisodeResult], max_bytes: int = MAX_BYTES) -> Clips:
     """The films of failed episodes, every task's first one before any task's second, until the page is full.
 
@@ -56,7 +69,7 @@ def read_clips(folder: Path, episodes: Sequence[EpisodeResult], max_bytes: int =
         episodes: Its episodes.
         max_bytes: Bytes that the films may take in the page.
     """
-    filmed = [episode for episode in episodes if not episode.success and clip_path(folder, episode).is_file()]
+    filmed = filmed_failures(folder, episodes)
     seen: Counter[int] = Counter()
     turns = {}
     for episode in filmed:

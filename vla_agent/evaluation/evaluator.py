@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -260,6 +261,7 @@ class Evaluator:
             ValueError: If an argument is out of range, failures are to be filmed without a folder or a camera, or a
                 temperature is given where nothing is drawn.
             ReportError: If ``out`` holds an evaluation of another model, or with other settings, or is no folder.
+            BlockingIOError: If another evaluation writes into ``out``.
         """
         deterministic, seed = flag("deterministic", deterministic), whole_number("seed", seed, 0, MAX_SEED)
         progress_bar = flag("progress_bar", progress_bar)
@@ -287,19 +289,16 @@ class Evaluator:
         )
         evaluated = evaluated_states(self.suite, self.trials)
         warn_of_unfamiliar(self.training_states, self.settings["unnorm_key"], self.env.processor, evaluated)
-        journal = None
-        if out is not None:
-            parallel = ("n_envs",)  # does not decide the episodes
-            identity = self.conditions | {name: settings[name] for name in settings if name not in parallel}
-            journal = Journal(out, identity | {"model": description})
         clock = Clock()
-        try:
-            self._run(report, journal, filmer, clock, progress_bar)
-            report.complete = True
-        finally:
-            report.timing = (not clock.decisions and finished_timing(out)) or clock.summary(self.env.num_envs)
-            if out is not None and report.episodes:
-                report.save(out)
+        with _journal(out, report) as journal:
+            try:
+                self._run(report, journal, filmer, clock, progress_bar)
+                report.complete = True
+            finally:
+                measured = clock.summary(self.env.num_envs, report.complete)
+                report.timing = (not clock.decisions and finished_timing(out)) or measured
+                if out is not None and report.episodes:
+                    report.save(out)
         return report
 
     def _run(
@@ -313,6 +312,8 @@ class Evaluator:
         """Run the trials that the journal lacks, and keep the report's episodes up to date."""
         results = {Trial(*episode[:2]): episode for episode in (journal.episodes if journal else [])}
         trials = [trial for trial in self.trials if trial not in results]
+        if filmer is not None:
+            filmer.count(list(results.values()))
         with (
             own_randomness(report.settings["seed"]),
             drawing_at(self.policy, report.settings["temperature"]),
@@ -329,7 +330,7 @@ class Evaluator:
             for _, episode in self._episodes(trials, report, filmer, clock):
                 results[Trial(*episode[:2])] = episode
                 if journal is not None:
-                    journal.write(episode)
+                    journal.write(episode, filmed=filmer is not None and episode[:2] in filmer.written)
                 report.episodes = [results[trial] for trial in self.trials if trial in results]
                 bar.set_postfix_str(f"success {report.success_rate:.1%}", refresh=False)
                 bar.update()
@@ -384,6 +385,14 @@ def _image_options(
     if isinstance(processor, ActorProcessor):
         return processor.image_options(center_crop, env_kwargs)
     return protocol.image_options(processor.image_size, center_crop, env_kwargs.get("image_size"))
+
+
+def _journal(out: Path | None, report: EvaluationReport) -> contextlib.AbstractContextManager[Journal | None]:
+    """The journal of a report's evaluation; None without a folder."""
+    if out is None:
+        return contextlib.nullcontext()
+    decisive = {name: value for name, value in report.settings.items() if name != "n_envs"}
+    return Journal(out, report.conditions | decisive | {"model": report.manifest["model"]})
 
 
 def _filmer(film_failures: int, out: Path | None, settings: dict[str, Any]) -> Filmer | None:

@@ -44,8 +44,8 @@ def markdown(report: EvaluationResults) -> str:
     lines += [_task_line(task_id, report.task_names[task_id], row) for task_id, row in report.tasks.items()]
     lines += ["", "| | |", "| --- | --- |"]
     for name, value in facts(report).items():
-        cell = value.replace("|", r"\|")  # a command may hold one, which would end the cell
-        lines.append(f"| {name} | {f'`{cell}`' if name.startswith(_HASH) else cell} |")
+        cell = _in_table(value)
+        lines.append(f"| {_in_table(name)} | {f'`{cell}`' if name.startswith(_HASH) else cell} |")
     return "\n".join(lines) + "\n"
 
 
@@ -144,18 +144,23 @@ def _states_of(report: EvaluationResults, suite: str) -> set[int]:
     return own if report.complete and own else own | set(report.conditions["init_state_ids"])
 
 
+def _in_table(text: str) -> str:
+    """A text as a cell of a Markdown table, which a bar or the end of a line would end."""
+    return " ".join(text.splitlines()).replace("|", r"\|")
+
+
 def _suite_line(name: str, row: SuccessRow) -> str:
     successes = "" if row.mean_success_steps is None else f"{row.mean_success_steps:.1f}"
     return (
-        f"| {name} | {100 * row.rate:.1f} % | {row.successes}/{row.n} | {100 * row.low:.1f} to {100 * row.high:.1f} % "
-        f"| {row.mean_steps:.1f} | {successes} |"
+        f"| {_in_table(name)} | {100 * row.rate:.1f} % | {row.successes}/{row.n} | {100 * row.low:.1f} to "
+        f"{100 * row.high:.1f} % | {row.mean_steps:.1f} | {successes} |"
     )
 
 
 def _task_line(task_id: int, name: str, row: SuccessRow) -> str:
     successes = "" if row.mean_success_steps is None else f"{row.mean_success_steps:.1f}"
     return (
-        f"| {task_id} | {name.replace('_', ' ')} | {row.successes}/{row.n} | {100 * row.low:.1f} to "
+        f"| {task_id} | {_in_table(name.replace('_', ' '))} | {row.successes}/{row.n} | {100 * row.low:.1f} to "
         f"{100 * row.high:.1f} % | {row.mean_steps:.1f} | {successes} |"
     )
 

@@ -41,15 +41,19 @@ class Clock:
 
         return SimpleNamespace(predict=predict)
 
-    def summary(self, n_envs: int) -> dict[str, float]:
-        """Seconds in all, and milliseconds of a `predict` call for all environments, per control step and decision."""
+    def summary(self, n_envs: int, complete: bool) -> dict[str, float]:
+        """Seconds in all, and milliseconds of a `predict` call for all environments, per control step and decision.
+
+        The last two are left out if the evaluation is not complete: decisions of episodes under way took time, but
+        are not counted.
+        """
         summary = {"wall_s": time.perf_counter() - self.start}
         if self.seconds:
             summary["predict_ms_median"] = float(np.median(self.seconds)) * 1e3
             summary["predict_ms_p95"] = float(np.quantile(self.seconds, 0.95)) * 1e3
             summary["predict_batch"] = n_envs
-        if self.control_steps:
+        if complete and self.control_steps:
             summary["ms_per_action"] = sum(self.seconds) * 1e3 / self.control_steps
-        if self.decisions:
+        if complete and self.decisions:
             summary["ms_per_decision"] = sum(self.seconds) * 1e3 / self.decisions
         return summary

@@ -59,7 +59,7 @@ def episode_page(
         title: The instruction.
         success: Whether the goal held at the end.
         fps: Frames per second.
-        frames: By name, uint8 (n, H, W, 3) with even sides; lower ones stand above black.
+        frames: By name, uint8 (n, H, W, 3); lower ones stand above black.
         plots: By name, lines by name, (n,) each; NaN where there is no value.
         facts: Further words by what they are.
 
@@ -116,9 +116,11 @@ def plot(name: str, lines: Mapping[str, np.ndarray]) -> Plot:
 
 
 def _side_by_side(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """All cameras in one film, with black below and at the right up to even sides, which H.264 wants."""
     height = max(each.shape[1] for each in frames)
     padded = [np.pad(each, ((0, 0), (0, height - each.shape[1]), (0, 0), (0, 0))) for each in frames]
-    return np.concatenate(padded, axis=2)
+    film = np.concatenate(padded, axis=2)
+    return np.pad(film, ((0, 0), (0, film.shape[1] % 2), (0, film.shape[2] % 2), (0, 0)))
 
 
 def _numbers(row: np.ndarray) -> list[float | None]:

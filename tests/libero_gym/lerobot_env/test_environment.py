@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from gymnasium.utils.env_checker import check_env
 
+from libero_gym.compilation import placements
 from libero_gym.env import LiberoEnv
 from libero_gym.lerobot_env import LeRobotLiberoEnv
 from libero_gym.tasks import Suite, get_tasks
@@ -27,6 +29,26 @@ def test_episodes_begin_from_the_next_initial_states() -> None:
     check_env(placed, skip_render_check=True)
     assert set(placed.reset(seed=0)[0]["pixels"]) == {"hand"}
     placed.close()
+
+
+def test_a_placement_without_a_place_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = LeRobotLiberoEnv("libero_goal", 3, init_states=False, renderer="fast", image_size=32)
+    state, tried = placements._state, list[int]()
+
+    def narrow(task: Any, seed: int) -> np.ndarray:
+        tried.append(seed)
+        return np.full(3, np.nan) if len(tried) <= n_without else state(task, 0)
+
+    monkeypatch.setattr(placements, "_state", narrow)
+    n_without = 2
+    env.reset(seed=1)
+    assert len(set(tried)) == 3
+    tried.clear()
+    n_without = 10**6
+    with pytest.raises(placements.NoPlaceError, match="find no place for all objects"):
+        env.reset()
+    assert len(set(tried)) == 20
+    env.close()
 
 
 def test_lerobots_table_of_steps_wins_for_suites_that_it_names() -> None:

@@ -25,6 +25,8 @@ READERS: dict[str, Callable[[Observation], Any]] = {
     "call": lambda o: (lambda a, b: b)(**o),
     "or": lambda o: (o | {"c": 3})["b"],
     "or from the left": lambda o: ({"c": 3} | o)["b"],
+    "or in place": lambda o: _joined(o, {"c": 3})["b"],
+    "or in place from the left": lambda o: _joined({"c": 3}, o)["b"],
     "update": lambda o: _updated({}, o)["b"],
     "copy": lambda o: o.copy()["b"],
     "copy.copy": lambda o: copy.copy(o)["b"],
@@ -37,6 +39,11 @@ READERS: dict[str, Callable[[Observation], Any]] = {
 
 def _updated(target: dict[str, Any], other: Any) -> dict[str, Any]:
     target.update(other)
+    return target
+
+
+def _joined(target: dict[str, Any], other: Any) -> dict[str, Any]:
+    target |= other
     return target
 
 
@@ -79,6 +86,15 @@ def test_what_is_written_replaces_what_would_be_computed() -> None:
     with pytest.raises(KeyError):
         observation["d"]
     assert observation.pop("d", 6) == 6
+
+
+def test_what_is_joined_in_place_replaces_what_would_be_computed() -> None:
+    calls: list[str] = []
+    observation = _observation(calls)
+    observation |= {"a": 6}
+    assert isinstance(observation, Observation)
+    assert calls == []
+    assert dict(observation) == {"a": 6, "b": 2}
 
 
 def test_values_may_be_arrays() -> None:

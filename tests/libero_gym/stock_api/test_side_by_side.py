@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from comparing import random_actions
 
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.stock import generators_kept, import_stock, quiet
 from libero_gym.stock_api.environment import OffScreenRenderEnv, SegmentationRenderEnv
+from libero_gym.stock_api.sim import Names
 from libero_gym.tasks import Task, get_tasks, initial_states
 
 pytestmark = pytest.mark.opengl
@@ -208,3 +210,13 @@ def test_the_horizon_ends_an_episode_and_close_ends_all(spatial_task: Task) -> N
         env.reset()
     with pytest.raises(AttributeError):
         env.env  # noqa: B018
+
+
+def test_arrays_that_the_stand_in_lacks_are_told() -> None:
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    for names, message in (
+        (Names(model, model), "stand-in has no sim.model.body_names; LIBERO's own environment has."),
+        (Names(mujoco.MjData(model), model), "stand-in has no sim.data.body_names"),
+    ):
+        with pytest.raises(AttributeError, match=message):
+            names.body_names  # noqa: B018

@@ -16,7 +16,7 @@ from libero_gym.env import LiberoEnv
 from vla_agent import EvaluationReport, evaluate_policy
 from vla_agent.commands import cli, view
 from vla_agent.envs.episodes import EpisodeStart
-from vla_agent.envs.watching import again, at_random, watch, watch_recorded
+from vla_agent.envs.watching import WatchedEpisode, again, at_random, watch, watch_recorded
 
 FAST: dict[str, Any] = {"renderer": "fast", "image_size": 32}
 
@@ -70,6 +70,33 @@ def test_the_expert_on_a_task_of_ones_own_is_a_page(tmp_path: Path, capsys: pyte
     assert 'data-plot="score"' in text
 
 
+def test_the_expert_is_shown_on_the_protocols_fixtures(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def noting(_env_id: str, start: EpisodeStart, _choose: Any, **options: Any) -> WatchedEpisode:
+        seen.append((start, options["settle_steps"]))
+        return WatchedEpisode("", False, 20, {}, {})
+
+    monkeypatch.setattr(view, "watch", noting)
+    options = view.Options(task_id=3, init_state=4, protocol="openpi")
+    view.played(options)
+    view.played(dataclasses.replace(options, placement_seed=6, protocol="fixed"), settle_steps=2)
+    official = EpisodeStart(3, init_state_id=4, fixture_seed=7, fixture_draw=5)
+    assert seen == [(official, 10), (EpisodeStart(3, placement_seed=6, fixture_seed=0, fixture_draw=1), 2)]
+
+
+def test_the_environment_is_closed_when_a_policy_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def clueless(_env: Any) -> Any:
+        raise RuntimeError("no idea")
+
+    closed: list[LiberoEnv] = []
+    close = LiberoEnv.close
+    monkeypatch.setattr(LiberoEnv, "close", lambda env: (closed.append(env), close(env))[1])
+    with pytest.raises(RuntimeError, match="no idea"):
+        watch("LIBERO-Spatial-v0", EpisodeStart(0, init_state_id=0), clueless, **FAST)
+    assert closed
+
+
 def test_an_episode_of_a_data_set_is_what_was_recorded(tmp_path: Path) -> None:
     root = write_dataset(tmp_path)
     recorded, shown = LeRobotReader(root)[1], watch_recorded(str(root), 1)
@@ -108,6 +135,9 @@ def test_an_evaluations_episode_is_played_again(tmp_path: Path, monkeypatch: pyt
         ({"cameras": "front"}, r"Unknown camera 'front'\. Did you mean 'frontview'\?"),
         ({"cameras": ""}, r"cameras=\(\), image_size=256; expected a camera and an even size"),
         ({"image_size": 33}, "image_size=33; expected a camera and an even size"),
+        ({"image_size": "256"}, "image_size='256' cannot be rendered; expected an integer"),
+        ({"init_state": -2}, "--init-state=-2 is out of range"),
+        ({"protocol": "opnvla"}, "Did you mean 'openvla'"),
         ({"task_id": 10}, "task_id=10 is out of range"),
         ({"policy": "expret"}, "expret"),
         ({"episode": -1}, "--episode=-1"),

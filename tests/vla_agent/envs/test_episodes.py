@@ -10,6 +10,7 @@ import pytest
 from evaluations import SimProcessor
 from fakes import INSTRUCTIONS, fake_env
 
+from libero_gym.vector import WorkerError
 from vla_agent import VLAVecEnv, make_vec_env
 from vla_agent.envs.episodes import EpisodeStart, PlayedStep, play_episodes
 from vla_agent.process_reward import VecProcessReward
@@ -97,6 +98,25 @@ def test_returns_are_those_of_the_reward_that_the_learner_sees() -> None:
     episodes = list(play_episodes(env, Patient(), [BRIGHT, DARK, DARK]))
     assert [episode.number for episode in episodes] == [0, 1, 2]
     assert [episode.episode_return for episode in episodes] == pytest.approx([1 + 3 * 0.0005, 0.002, 0.002])
+
+
+def test_an_episode_whose_worker_always_dies_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = fake_env(1, max_episode_steps=1)
+    step_wait, ends = env.step_wait, []
+
+    def dying() -> Any:
+        obs, rewards, dones, infos = step_wait()
+        ends.append(infos[0]["init_state_id"])
+        for info in infos:
+            info["worker_restarted"] = info["init_state_id"] == 2 or len(ends) < 3
+        return obs, rewards, dones, infos
+
+    monkeypatch.setattr(env, "step_wait", dying)
+    played = play_episodes(env, Patient(), [BRIGHT, DARK])
+    assert next(played).start == BRIGHT  # in its third attempt
+    with pytest.raises(WorkerError, match=r"from task_id=0, init_state_id=2 died in each of 3 attempts"):
+        next(played)
+    assert ends == [4, 4, 4, 2, 2, 2]
 
 
 def _simulated(n_envs: int) -> VLAVecEnv:

@@ -165,6 +165,8 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
     partial = EvaluationReport.load(tmp_path)
     assert not partial.complete
     assert [episode.init_state_id for episode in partial.episodes] == [0, 1]
+    # The third episode's decisions took time, too.
+    assert not {"ms_per_action", "ms_per_decision"} & set(partial.timing)
 
     with (tmp_path / "episodes.jsonl").open("a") as journal:
         journal.write('{"task_id": 0, "init_')  # as a kill leaves it
@@ -172,6 +174,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
     report = evaluate_policy(policy, **options | {"n_envs": 2})
     assert len(policy.seen) == 3  # two environments, one episode each
     assert report.complete
+    assert report.timing["ms_per_action"] > 0
     assert [episode.init_state_id for episode in report.episodes] == [0, 1, 2, 3]
     assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 5
     fast = evaluate_policy(Noise(), **options | {"out": None, "physics": "fast"})
@@ -214,6 +217,26 @@ def test_failures_are_filmed_as_the_model_saw_them(small: Evaluator, tmp_path: P
         ValueError, match=r"film_failures needs an out folder, and environments with the agentview camera\.$"
     ):
         small.run(film_failures=1)
+
+
+def test_films_of_before_count_when_an_evaluation_goes_on(small: Evaluator, tmp_path: Path) -> None:
+    small.run(progress_bar=False, out=tmp_path, film_failures=1)
+    journal, films = tmp_path / "episodes.jsonl", tmp_path / "failures"
+    lines = journal.read_text().splitlines()
+    first = next(line for line in lines if '"task_id": 0, "init_state_id": 0' in line)
+    journal.write_text(lines[0] + "\n" + first + "\n")
+    (films / "task01_init00.mp4").rename(films / "task01_init01.mp4")  # as one of another evaluation
+    small.run(progress_bar=False, out=tmp_path, film_failures=1)
+    names = sorted(path.name for path in films.iterdir())
+    assert names == ["task00_init00.mp4", "task01_init00.mp4", "task01_init01.mp4"]
+    assert (tmp_path / "report.html").read_text().count("<video ") == 2
+    journal.unlink()
+    (films / "task01_init00.mp4").write_bytes(b"another evaluation's")
+    small.run(progress_bar=False, out=tmp_path)
+    assert "<video " not in (tmp_path / "report.html").read_text()
+    journal.unlink()
+    small.run(progress_bar=False, out=tmp_path, film_failures=1)
+    assert (films / "task01_init00.mp4").read_bytes() != b"another evaluation's"
 
 
 def test_learning_is_the_same_with_an_evaluation_beside_it(tmp_path: Path) -> None:

@@ -143,12 +143,12 @@ def test_the_page_says_in_words_where_fixtures_stood() -> None:
 
 def test_a_journal_of_other_draws_is_not_continued(tmp_path: Path) -> None:
     old, new = _without_draws(report_of("++")), report_of("++")
-    Journal(tmp_path, old.conditions)
+    Journal(tmp_path, old.conditions).close()
     with pytest.raises(
         ReportError, match=r"protocol is 'fixed' and not 'openvla'.*fixture_draw is 'first' and not 'trial'"
     ):
         Journal(tmp_path, new.conditions)
-    Journal(tmp_path, report_of("++", protocol="fixed", fixture_draw="first").conditions)
+    Journal(tmp_path, report_of("++", protocol="fixed", fixture_draw="first").conditions).close()
 
 
 def _without_draws(report: EvaluationReport) -> EvaluationReport:

@@ -55,6 +55,17 @@ def test_a_report_comes_back_from_its_files(tmp_path: Path) -> None:
     assert content["tasks"]["0"]["wilson_95"] == [0.300642, 0.954413]
 
 
+def test_names_and_facts_do_not_end_a_cell_of_the_page() -> None:
+    report = report_of("+-" + "--")
+    report.task_names[0] = "open_the|drawer\nslowly"
+    report.task_suites[1] = "mine|too"
+    report.manifest["command"] = "python a.py |\n  tee log"
+    page = markdown(report)
+    assert r"| 0 | open the\|drawer slowly | 1/2 |" in page
+    assert r"| mine\|too | 0.0 % | 0/2 |" in page
+    assert r"| command | python a.py \|   tee log |" in page
+
+
 def test_the_chart_shows_successes_in_colour_beside_wide_intervals(tmp_path: Path) -> None:
     draw_chart(report_of("+-" + "--"), tmp_path / "success.png")
     pixels = np.asarray(Image.open(tmp_path / "success.png").convert("RGB"))

@@ -23,6 +23,7 @@ from vla_agent.evaluation.charts import plot, summarize, whole_ticks
 from vla_agent.evaluation.clips import clip_path, read_clips
 from vla_agent.evaluation.html import report_page
 from vla_agent.evaluation.html_comparison import changes_by_suite, comparison_page
+from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.learning import RunCurve, read_curve
 from vla_agent.evaluation.results import EpisodeResult, describe_row
 
@@ -238,6 +239,21 @@ def test_films_are_in_the_page_until_it_is_full(tmp_path: Path) -> None:
         assert sum(len(clip.uri.split(",")[1]) for clip in found.shown) <= room
         assert len(found.shown) + len(found.left_out) == 4
     assert read_clips(tmp_path, report.episodes, 124).left_out == ["failures/task00_init01.mp4"]
+
+
+def test_films_of_another_evaluation_are_in_no_page(tmp_path: Path) -> None:
+    report = report_of("--" + "+-")
+    film(tmp_path, report, {(0, 0): 3, (0, 1): 3, (1, 0): 3, (1, 1): 3})
+    with Journal(tmp_path, report.conditions) as journal:
+        for episode in report.episodes:
+            journal.write(episode, filmed=episode.init_state_id == 1)
+    for text in pages(tmp_path, report):
+        assert Page(text).tags.count("video") == 2
+    assert [clip.episode[:2] for clip in read_clips(tmp_path, report.episodes).shown] == [(0, 1), (1, 1)]
+    assert len(list((tmp_path / "failures").iterdir())) == 4
+    path = tmp_path / "episodes.jsonl"
+    path.write_text(re.sub(', "filmed": [a-z]+', "", path.read_text()))  # older ones do not tell
+    assert len(read_clips(tmp_path, report.episodes).shown) == 3
 
 
 def test_the_page_names_films_that_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

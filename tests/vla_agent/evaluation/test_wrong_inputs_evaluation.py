@@ -221,13 +221,24 @@ def test_what_is_no_path_is_no_report(path: Any) -> None:
     ],
 )
 def test_a_damaged_line_of_a_journal(tmp_path: Path, line: str, message: str) -> None:
-    Journal(tmp_path, {"suite": "libero_goal"})
+    Journal(tmp_path, {"suite": "libero_goal"}).close()
     path = tmp_path / "episodes.jsonl"
     before = path.read_text() + line + "\n"
     path.write_text(before)
     with pytest.raises(ReportError, match=message):
         Journal(tmp_path, {"suite": "libero_goal"})
     assert path.read_text() == before  # for whoever wants to mend it
+
+
+def test_two_evaluations_at_once_need_two_folders(tmp_path: Path) -> None:
+    with Journal(tmp_path / "new", {}):
+        with pytest.raises(BlockingIOError, match=r"Another evaluation writes into '.*new'; wait for it, end it"):
+            Journal(tmp_path / "new", {})
+        Journal(tmp_path / "other", {}).close()
+    for suite in ("libero_goal", "libero_spatial"):  # and whoever is refused keeps no lock
+        with pytest.raises(ReportError, match="of another evaluation"):
+            Journal(tmp_path / "new", {"suite": suite})
+    Journal(tmp_path / "new", {}).close()
 
 
 def test_a_folder_where_a_file_should_be(tmp_path: Path) -> None:

@@ -77,3 +77,11 @@ def test_cameras_of_different_sizes_stand_side_by_side(tmp_path: Path) -> None:
     assert frames[:, 2:14, 2 * SIDE + 2 : -2].min() > 190
     assert frames[:, 18:, 2 * SIDE + 2 :].max() < 10
     assert re.findall(r"flex-grow: (\d+)", text) == ["32", "32", "24"]
+
+
+def test_frames_of_odd_sides_get_a_black_edge(tmp_path: Path) -> None:
+    text = made(frames={"odd": np.full((N, 31, 33, 3), 200, np.uint8)})
+    (tmp_path / "film.mp4").write_bytes(base64.b64decode(re.findall(r'base64,([^"]+)"', text)[0]))
+    frames = decode(tmp_path / "film.mp4", (32, 34, 3), N, 0.0, 20)
+    assert frames[:, :31, :33].mean() > 190
+    assert max(frames[:, 31].mean(), frames[:, :, 33].mean()) < 40
