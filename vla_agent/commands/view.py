@@ -104,7 +104,7 @@ def played_again(options: Options, report: EvaluationReport) -> WatchedEpisode:
         placement_seed=-1 - result.init_state_id,  # below 0 for an official state
         protocol=report.conditions["protocol"],
         renderer=report.conditions["renderer"],
-        max_steps=options.max_steps or report.conditions["max_steps"],
+        max_steps=options.max_steps or _limit(report, result.task_id),
     )
     how = {"unnorm_key": report.settings.get("unnorm_key"), "settle_steps": report.conditions["settle_steps"]}
     episode = played(options, **how)
@@ -115,6 +115,12 @@ def played_again(options: Options, report: EvaluationReport) -> WatchedEpisode:
     else:
         again_told = "the same again" if same else f"played again, it is another: {n_steps} steps"
     return dataclasses.replace(episode, facts={"evaluation": f"{told}; {again_told}"} | episode.facts)
+
+
+def _limit(report: EvaluationReport, task_id: int) -> int:
+    """Control steps that an episode of a task was allowed."""
+    limits = report.conditions["max_steps"]  # one number, or one for each task
+    return int(limits[report.conditions["task_ids"].index(task_id)] if isinstance(limits, list) else limits)
 
 
 def _ended(success: bool) -> str:

@@ -120,6 +120,11 @@ def test_an_evaluations_episode_is_played_again(tmp_path: Path, monkeypatch: pyt
         patch.setattr(EvaluationReport, "load", lambda _folder: drawn)
         told = view.look(options).facts["evaluation"]
     assert told.endswith("its actions were drawn; the likeliest ones: failure after 24 steps")
+    each = {"task_ids": [5, 6], "max_steps": [99, 16]}  # tasks with limits of their own
+    with monkeypatch.context() as patch:
+        shorter = dataclasses.replace(report, conditions=report.conditions | each)
+        patch.setattr(EvaluationReport, "load", lambda _folder: shorter)
+        assert view.look(options).n_frames == 17
     with pytest.raises(ValueError, match="--episode 1: the evaluation has episodes 0 to 0"):
         view.look(view.Options(source=str(tmp_path), episode=1))
     report.manifest["model"]["name"] = "python:os:abort"  # a file from elsewhere says that
