@@ -138,7 +138,7 @@ def _record(
         options.suite,
         policy,
         task_ids=ids_or_none("--task-ids", options.task_ids),
-        init_state_ids=ids_or_none("--init-states", options.init_states),
+        init_state_ids=ids_or_none("--init-states", options.init_states) or (),
         placement_seeds=range(options.n_placements),
         episodes_per_state=options.episodes_per_state,
         cameras=cameras,

@@ -54,9 +54,14 @@ class SuiteDescription(NamedTuple):
         Args:
             task_ids: The tasks; None for all.
             init_state_ids: The states; None for all that there are.
+
+        Raises:
+            ValueError: If there is no such task.
         """
         states: dict[str, set[int]] = {}
         for task_id in range(len(self.task_names)) if task_ids is None else task_ids:
+            if not 0 <= task_id < len(self.task_names):
+                raise ValueError(f"task_ids has {task_id!r}; {self.name} has tasks 0 to {len(self.task_names) - 1}.")
             own = range(self.n_initial_states(task_id)) if init_state_ids is None else init_state_ids
             states.setdefault(self.sources[task_id], set()).update(own)
         return {source: sorted(ids) for source, ids in states.items()}

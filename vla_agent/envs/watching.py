@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from libero_gym.common.checks import whole_number
-from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, IMAGE_KEYS, Renderer
+from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, IMAGE_KEYS, Physics, Renderer
 from vla_agent.envs.episodes import EpisodeStart
 from vla_agent.envs.suites import describe_suite
 
@@ -55,6 +55,7 @@ def watch(
     cameras: Sequence[str] = ("agentview", "wrist"),
     image_size: int = 256,
     renderer: Renderer = "exact",
+    physics: Physics = "exact",
     settle_steps: int = 10,
     max_steps: int | None = None,
     scorer: Any = None,
@@ -69,6 +70,7 @@ def watch(
         cameras: Names of the cameras; at least one.
         image_size: Side of the frames in pixels, even.
         renderer: "exact" or "fast".
+        physics: "exact", or the one that an evaluation was run in.
         settle_steps: Control steps before the first frame.
         max_steps: Control steps at which the episode ends; None for the task's limit.
         scorer: A process reward model, whose scores of its camera's frames are shown; None for none.
@@ -86,6 +88,7 @@ def watch(
     if not cameras or image_size % 2:
         raise ValueError(f"cameras={tuple(cameras)}, image_size={image_size}; expected a camera and an even size.")
     options: dict[str, Any] = {"cameras": tuple(cameras), "image_size": image_size, "renderer": renderer}
+    options["physics"] = physics
     with contextlib.closing(LiberoEnv(suite.name, reward="progress", settle_steps=settle_steps, **options)) as env:
         obs, info = env.reset(seed=seed, options=start.options)
         if max_steps is None:

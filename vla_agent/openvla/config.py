@@ -38,6 +38,7 @@ _OWN_KEYS = (
     "learned_placeholders",
     "empty_piece_id",
     "prompt_word",
+    "prompt_style",
 )
 
 
@@ -122,6 +123,8 @@ class OpenVLAConfig:
         empty_piece_id: Token that must end every prompt.
         prompt_word: Word behind the instruction of every prompt, for a model that was taught what well done means by
             advantage-tagged cloning.
+        prompt_style: "v01" for the prompt of the v0.1 checkpoints, "plain" for that of all later ones, or "" where the
+            checkpoint's name tells it, as in the published code.
     """
 
     timm_model_ids: list[str]
@@ -141,6 +144,7 @@ class OpenVLAConfig:
     learned_placeholders: bool = False
     empty_piece_id: int = EMPTY_PIECE_ID
     prompt_word: str = ""
+    prompt_style: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

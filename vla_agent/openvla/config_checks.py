@@ -60,6 +60,8 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     for name in ("use_fused_vision_backbone", "use_state", "learned_placeholders"):
         flag(name, fields[name])
     check_prompt_word(fields["prompt_word"])
+    if fields["prompt_style"] not in ("", "v01", "plain"):
+        raise ValueError(f"prompt_style is {fields['prompt_style']!r:.80}; expected 'v01', 'plain' or ''.")
 
 
 def check_prompt_word(word: Any) -> None:

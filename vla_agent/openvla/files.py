@@ -34,7 +34,7 @@ EXTRA_MODULES = ("proprio_projector", "action_head")
 _OFT_CHUNK_SIZE, _OFT_NUM_IMAGES = 8, 2
 
 # What a download is restricted to. Nothing in these is ever run: OFT's files are read by `torch_file`.
-_METADATA_PATTERNS = [CONFIG_FILE, PREPROCESSOR_FILE, STATISTICS_FILE, *TOKENIZER_FILES]
+_METADATA_PATTERNS = [CONFIG_FILE, PREPROCESSOR_FILE, STATISTICS_FILE, *TOKENIZER_FILES, "training.json"]
 _WEIGHTS_PATTERNS = ["*.safetensors", INDEX_FILE, *(f"{module}--*" for module in EXTRA_MODULES)]
 
 

@@ -16,7 +16,6 @@ from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.config_checks import check_numbers, finite
 from vla_agent.openvla.files import (
     PREPROCESSOR_FILE,
-    STATISTICS_FILE,
     TOKENIZER_FILES,
     CheckpointError,
     read_config,
@@ -33,6 +32,8 @@ PROMPT_V01 = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions. USER: What action should the robot take to {}? ASSISTANT:"
 )
+
+PROMPTS = {"v01": PROMPT_V01, "plain": PROMPT, "": PROMPT}  # by `OpenVLAConfig.prompt_style`
 
 # Prompts whose token ids are kept; training asks for few of them again and again.
 MAX_PROMPTS = 4096
@@ -226,15 +227,17 @@ def read_processor(folder: Path, config: OpenVLAConfig, name: str = "") -> Proce
     Args:
         folder: Checkpoint folder.
         config: Its configuration.
-        name: Name that the user gave; "v01" in it selects the prompt of those checkpoints, as in the published code.
+        name: Name that the user gave. "v01" in its last part selects the prompt of those checkpoints, as in the
+            published code, unless the configuration says which it is; it does from then on.
 
     Raises:
         CheckpointError: If the folder has no tokenizer, or a file is damaged or belongs to another model.
     """
-    names = [*TOKENIZER_FILES, PREPROCESSOR_FILE, STATISTICS_FILE]
+    names = [*TOKENIZER_FILES, PREPROCESSOR_FILE]
+    config.prompt_style = config.prompt_style or ("v01" if "v01" in Path(name).name else "")
     files = {file: _read_bytes(folder / file) for file in names if (folder / file).is_file()}
     try:
-        return Processor(config, _read_encoder(files, config), files, PROMPT_V01 if "v01" in name else PROMPT)
+        return Processor(config, _read_encoder(files, config), files, PROMPTS[config.prompt_style])
     except CheckpointError as error:
         raise CheckpointError(f"Checkpoint folder '{folder}': {error}") from error
 

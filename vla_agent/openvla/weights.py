@@ -28,6 +28,7 @@ from vla_agent.openvla.config import OpenVLAConfig
 from vla_agent.openvla.files import (
     CONFIG_FILE,
     INDEX_FILE,
+    STATISTICS_FILE,
     WEIGHTS_FILE,
     CheckpointError,
     extra_files,
@@ -71,8 +72,9 @@ def load_module(
     folder = resolve_folder(path_or_id, weights=True)
     shards = _find_shards(folder)  # before the config, so that an empty folder is told what it lacks
     config = read_config(folder)
-    extras = _read_extras(folder)
-    found = _read_shapes(shards) | {name: tuple(tensor.shape) for name, tensor in extras.items()}
+    found = _read_shapes(shards)
+    extras = {name: tensor for name, tensor in _read_extras(folder).items() if name not in found}  # else saved anew
+    found |= {name: tuple(tensor.shape) for name, tensor in extras.items()}
     _complete_tower_sizes(config, found)
     processor = read_processor(folder, config, str(path_or_id))
     module = _build(build, config, processor, folder)
@@ -108,7 +110,11 @@ def save_module(
         _write_weights(module, folder, max_shard_size)
         for name, content in files.items():
             (folder / name).write_bytes(content)
+        if (target / STATISTICS_FILE).is_file():  # it would hide those of the configuration
+            (folder / STATISTICS_FILE).write_text(json.dumps(config.norm_stats, indent=2) + "\n", encoding="utf-8")
         fields = {**published_fields(config), **config.to_dict()}
+        if not config.prompt_style and "v01" in target.name:  # which would choose another prompt
+            fields["prompt_style"] = "plain"
         text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         _publish(folder, target)
@@ -289,11 +295,20 @@ def _publish(folder: Path, target: Path) -> None:
         return
     written = sorted((path.name for path in folder.iterdir()), key=lambda name: name == CONFIG_FILE)
     _check_free(target, set(written))
-    stale = _weights_files(target)
-    for name in written:
-        os.replace(folder / name, target / name)
-    for name in stale - set(written):
-        (target / name).unlink(missing_ok=True)
+    before = folder / "before"
+    before.mkdir()
+    try:
+        for name in sorted(_weights_files(target).union(written)):
+            if (target / name).exists():
+                os.replace(target / name, before / name)
+        for name in written:
+            os.replace(folder / name, target / name)
+    except BaseException:  # all is as it was
+        for name in written:
+            (target / name).unlink(missing_ok=True)
+        for path in before.iterdir():
+            os.replace(path, target / path.name)
+        raise
 
 
 def _check_free(target: Path, names: set[str]) -> None:

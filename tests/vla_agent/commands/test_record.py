@@ -120,3 +120,15 @@ def test_wrong_options_are_told(tmp_path: Path, arguments: str, sentence: str) -
     with pytest.raises((ValueError, OSError), match=sentence):
         command.command([*arguments.split(), f"--out={tmp_path}"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("states", "expected"), [("", []), ("20,21", [20, 21])])
+def test_without_official_states_only_placements_are_recorded(
+    states: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(command, "record", lambda *args, **kwargs: asked.update(kwargs))
+    options = command.Options(init_states=states, n_placements=2)
+    command._record(options, "libero_gym.demonstrations:expert_policy", None)
+    assert list(asked["init_state_ids"]) == expected
+    assert list(asked["placement_seeds"]) == [0, 1]

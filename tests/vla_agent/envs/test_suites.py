@@ -60,3 +60,8 @@ def test_a_registered_suite_is_described_and_evaluated_where_it_has_states() -> 
     with pytest.raises(ValueError, match="Task 1 of described has no official initial states"):
         plan_trials("Described-v0", None, range(3))
     assert len(plan_trials("Described-v0", None, (), placement_seeds=[4])) == 2
+
+
+def test_a_task_that_there_is_not_is_told() -> None:
+    with pytest.raises(ValueError, match="task_ids has 12; libero_spatial has tasks 0 to 9"):
+        describe_suite("LIBERO-Spatial-v0").states_by_source([0, 12], None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,16 @@ def test_saved_anew_everything_is_in_one_layout(oft: Path, tmp_path: Path, obser
     again = OpenVLA.from_pretrained(tmp_path / "converted")
     arguments = {"instructions": "push the plate", **observation}
     np.testing.assert_array_equal(model.predict_action(**arguments), again.predict_action(**arguments))
+
+
+def test_what_is_saved_over_it_is_not_hidden_by_its_extra_files(oft: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(oft, tmp_path / "own")
+    model = OpenVLA.from_pretrained(own)
+    with th.no_grad():
+        model.proprio_projector.fc1.weight.fill_(3.0)
+    model.save_pretrained(own)
+    assert extra_files(own)  # which nobody deletes
+    assert OpenVLA.from_pretrained(own).proprio_projector.fc1.weight.unique().tolist() == [3.0]
 
 
 def test_a_continuous_head_is_for_evaluation(oft: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import math
+import os
 import shutil
 import sys
 
@@ -167,6 +168,56 @@ def test_dataset_statistics_replace_those_of_the_config(tmp_path):
     assert load_processor(folder).unnorm_keys == ["mine"]
     OpenVLA.from_pretrained(folder).save_pretrained(tmp_path / "saved")
     assert load_processor(tmp_path / "saved").unnorm_keys == ["mine"]
+
+
+def test_statistics_that_a_model_was_given_since_are_saved(tmp_path):
+    folder = shutil.copytree(TINY_FOLDER, tmp_path / "tuned")
+    statistics = {"mine": {"action": {"q01": [0.0] * 7, "q99": [2.0] * 7}}}
+    (folder / "dataset_statistics.json").write_text(json.dumps(statistics))
+    model = OpenVLA.from_pretrained(folder)
+    model.config.norm_stats = {"taught": {"action": {"q01": [0.0] * 7, "q99": [0.5] * 7}}}
+    for target in (tmp_path / "saved", folder):
+        model.save_pretrained(target)
+        for read in (load_processor(target), OpenVLA.from_pretrained(target).processor):
+            assert read.unnorm_keys == ["taught"]
+            assert read.action_stats(None)["q99"] == [0.5] * 7
+
+
+def test_a_prompt_belongs_to_the_checkpoint_and_not_to_its_folder(tmp_path):
+    plain, old = load_processor("tiny").prompt, "USER: What action should the robot take to"
+    (tmp_path / "run_v01").mkdir()
+    inside = shutil.copytree(TINY_FOLDER, tmp_path / "run_v01" / "tiny")
+    assert load_processor(inside).prompt == plain
+    published = shutil.copytree(TINY_FOLDER, tmp_path / "openvla-v01-7b")
+    model = OpenVLA.from_pretrained(published)
+    assert old in model.processor.prompt
+    model.save_pretrained(tmp_path / "saved")
+    assert load_processor(tmp_path / "saved").prompt == model.processor.prompt
+    OpenVLA.from_pretrained(inside).save_pretrained(tmp_path / "mine-v01")
+    assert load_processor(tmp_path / "mine-v01").prompt == plain
+    with pytest.raises(ValueError, match="prompt_style is 'v2'"):
+        OpenVLAConfig.from_dict({**tiny_config().to_dict(), "prompt_style": "v2"})
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_an_interruption_while_a_checkpoint_is_replaced_leaves_the_old_one(model, tmp_path, monkeypatch, number):
+    OpenVLA.from_pretrained("tiny").save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    moves, replace = [], os.replace
+
+    def interrupted(source, target):
+        if str(target).startswith(str(tmp_path / "run")):
+            moves.append(target)
+            if len(moves) == number + 1:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.save_pretrained(tmp_path / "run", max_shard_size=10**6)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_loading_is_strict_and_lists_the_tensors(tmp_path):
