@@ -13,6 +13,7 @@ from pathlib import Path
 
 from libero_gym import benchmark
 from libero_gym.common import cache
+from libero_gym.common.interpreters import module_environment
 from libero_gym.common.version import BENCHMARK, installed_version
 from libero_gym.equivalence.versions import DISTRIBUTION, UnsupportedMujocoError, advice, fidelity
 
@@ -262,8 +263,8 @@ def _try_code(code: str, environment: dict[str, str]) -> tuple[str, str | None]:
     """Run code in a process of its own; return what it printed, and what went wrong or None."""
     try:
         result = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, **environment},
+            [sys.executable, "-P", "-c", code],
+            env=module_environment(**environment),
             capture_output=True,
             text=True,
             timeout=_TRY_TIMEOUT,

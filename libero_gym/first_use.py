@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -15,12 +16,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from libero_gym.bddl import read_text
 from libero_gym.common import cache
+from libero_gym.common.cores import available_cores
+from libero_gym.common.interpreters import module_command, module_environment
 from libero_gym.common.memory import available_memory
 from libero_gym.common.numba_cache import is_writable
 from libero_gym.compilation import placements
 from libero_gym.compilation.compile import compile_task
 from libero_gym.rendering import models
+from libero_gym.stock import own_modules
 from libero_gym.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -52,12 +57,13 @@ def compile_tasks(
         max_processes: Largest number of processes; None for as many as cores and memory allow.
     """
     seeds = sorted(set(placement_seeds))
-    missing = [task for task in tasks if not _is_ready(task, renderer, seeds)]
+    # A process of its own cannot have what the program itself registers with LIBERO.
+    missing = [task for task in tasks if not _is_ready(task, renderer, seeds) and _modules(task) is not None]
     if not missing or not _can_cache():
         return
     jobs: _Jobs = queue.SimpleQueue()
     for task in missing:
-        jobs.put({"task": _task_to_json(task), "renderer": renderer, "seeds": seeds})
+        jobs.put({"task": _task_to_json(task), "renderer": renderer, "seeds": seeds, "modules": _modules(task)})
     n_processes = min(len(missing), max_processes or _processes_that_fit())
     if progress and not sys.stderr.isatty():
         logger.warning(
@@ -110,7 +116,8 @@ def _do_jobs(
         answer = json.dumps(f"{_label(job['task'])}: the process that compiled it ended.")
         try:
             if process is None or process.poll() is not None:
-                process = subprocess.Popen(_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+                process = subprocess.Popen(_command(), env=module_environment(), **pipes)
                 processes.append(process)
             assert process.stdin is not None
             assert process.stdout is not None
@@ -126,13 +133,21 @@ def _do_jobs(
 
 
 def _command() -> list[str]:
-    return [sys.executable, "-m", "libero_gym.first_use"]
+    return module_command("libero_gym.first_use")
 
 
 def _task_to_json(task: Task) -> dict[str, Any]:
     """The arguments of `Task` that compiling needs, all but the initial states."""
     values = {name: value for name, value in vars(task).items() if name != "init_states"}
     return values | {"bddl_file": str(task.bddl_file)}
+
+
+def _modules(task: Task) -> list[str] | None:
+    """Modules to import before a task is compiled; None if that does not help."""
+    try:
+        return own_modules(read_text(task.bddl_file))
+    except (OSError, ValueError):
+        return None
 
 
 def _label(task: dict[str, Any]) -> str:
@@ -152,8 +167,7 @@ def _can_cache() -> bool:
 
 def _processes_that_fit() -> int:
     """The number of processes that this process's cores and the free memory allow; at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = available_memory()
+    cores, memory = available_cores(), available_memory()
     if memory is not None:
         cores = min(cores, int(memory / _PROCESS_BYTES))
     return max(cores, 1)
@@ -168,6 +182,8 @@ def _serve() -> None:
         job = json.loads(line)
         problem = None
         try:
+            for name in job["modules"]:
+                importlib.import_module(name)
             task = Task(**job["task"])
             compiled = compile_task(task)
             if job["renderer"] is not None:

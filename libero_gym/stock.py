@@ -174,6 +174,32 @@ def _registered() -> dict[str, Any]:
     return _table or {}
 
 
+def _own_kinds(definition: str) -> dict[str, Any]:
+    """Classes by kind, of the objects of a definition that somebody registered with LIBERO in this process."""
+    own = {kind: made_by for kind, made_by in _registered().items() if not made_by.__module__.startswith("libero.")}
+    words = set(re.findall(r"\w+", definition.lower())) if own else set()
+    return {kind: own[kind] for kind in words.intersection(own)}
+
+
+def own_modules(definition: str) -> list[str]:
+    """Names of the modules that register such objects; another process imports them before it makes the objects.
+
+    Args:
+        definition: Text of a BDDL file.
+
+    Raises:
+        ValueError: If one is registered by the program itself, which no other process can import.
+    """
+    own = _own_kinds(definition)
+    here = sorted(kind for kind, made_by in own.items() if made_by.__module__ == "__main__")
+    if here:
+        raise ValueError(
+            f"{', '.join(map(repr, here))}: registered by the program itself, which worker processes cannot import; "
+            "register such objects in a module of their own, and import that."
+        )
+    return sorted({made_by.__module__ for made_by in own.values()})
+
+
 def own_files(definition: str) -> list[Path]:
     """Files that objects of a definition are made from, of those that somebody registered with LIBERO in this process.
 
@@ -182,14 +208,12 @@ def own_files(definition: str) -> list[Path]:
     Args:
         definition: Text of a BDDL file.
     """
-    own = {kind: made_by for kind, made_by in _registered().items() if not made_by.__module__.startswith("libero.")}
-    words = set(re.findall(r"\w+", definition.lower())) if own else set()
     files: set[str] = set()
-    for kind in words.intersection(own):
+    for kind, made_by in _own_kinds(definition).items():
         with contextlib.suppress(TypeError, OSError):  # a class that was typed into an interpreter
-            files.add(inspect.getfile(own[kind]))
+            files.add(inspect.getfile(made_by))
         with _making_objects():
-            made = own[kind](name=kind)
+            made = made_by(name=kind)
         files |= {made.file, *(element.get("file") for element in made.asset.iter() if element.get("file"))}
     return sorted(map(Path, files))
 
@@ -334,8 +358,28 @@ def _reset_as_with_renderer(domain: Any) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence prints and warnings of the stock code, and undo what its import writes to environment variables."""
+    """Silence prints and warnings of the stock code, and undo what its import writes to environment variables.
+
+    Other threads print as ever; warnings are the process's, so theirs are silenced, too.
+    """
     names = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID")
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), restored(*names):
+    stdout: Any = _SilencedHere(sys.stdout or io.StringIO())
+    with warnings.catch_warnings(), contextlib.redirect_stdout(stdout), restored(*names):
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            stdout.thread = None  # another thread may have kept it, as a handler of logging's does
+
+
+class _SilencedHere:
+    """A stream without what one thread writes, the one that makes this."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.thread else self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

@@ -13,13 +13,13 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import uuid
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
+from libero_gym.common.interpreters import module_command, module_environment
 from libero_gym.rendering.egl import DEVICE_VARIABLE, Egl, load
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ def egl_devices() -> tuple[EglDevice, ...]:
     """All devices that EGL lists, in its order; empty if there is no EGL. EGL is asked once per process."""
     # The driver counts CUDA_VISIBLE_DEVICES out of the numbers that it reports, some versions wrongly; without it they
     # are CUDA's own. `visible_gpus` applies it afterwards.
-    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    command = [sys.executable, "-m", "libero_gym.rendering.devices"]
+    environment = {name: value for name, value in module_environment().items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = module_command("libero_gym.rendering.devices")
     try:
         answer = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=True, timeout=_QUERY_TIMEOUT

@@ -7,14 +7,16 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
+from libero_gym.bddl import read_text
+from libero_gym.common.interpreters import module_command, module_environment
 from libero_gym.common.uncopyable import Uncopyable
+from libero_gym.stock import own_modules
 from libero_gym.tasks import Task
 from libero_gym.vector import messages, protocol
 from libero_gym.vector.shared_arrays import Layout, anonymous_file
@@ -71,9 +73,9 @@ class WorkerPool(Uncopyable):
         self._owner = os.getpid()
         self._template_is_busy = False
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "libero_gym.vector.worker", str(theirs.fileno())]
+        command = module_command("libero_gym.vector.worker", str(theirs.fileno()))
         # One thread each: the workers are as many as the cores.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = module_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
         with theirs, _blocked(protocol.IGNORED_SIGNALS):  # the template inherits that: no signal comes too early for it
             self._template = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
         self._control_socket = ours
@@ -91,7 +93,8 @@ class WorkerPool(Uncopyable):
 
     def compile(self, task: Task, renderer: str | None, placement_seeds: Sequence[int] = ()) -> None:
         """Have the template compile a task, its visual model if a renderer is named, and draw these placements."""
-        self._ask_template(protocol.COMPILE, task, renderer, placement_seeds)
+        modules = own_modules(read_text(task.bddl_file))
+        self._ask_template(protocol.COMPILE, task, renderer, placement_seeds, modules)
 
     def fork(self, first: int, last: int) -> None:
         """Start a worker for the environments ``[first, last)``."""

@@ -9,6 +9,7 @@ frame.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import os
 import signal
 import socket
@@ -141,7 +142,9 @@ def _run_template(control: socket.socket) -> None:
     connection = Connection(os.dup(control.fileno()))
     children: list[int] = []
 
-    def compile_(task: Task, renderer: str | None, placement_seeds: list[int]) -> None:
+    def compile_(task: Task, renderer: str | None, placement_seeds: list[int], modules: list[str]) -> None:
+        for name in modules:  # which register objects of the user's own with LIBERO
+            importlib.import_module(name)
         compiled = compile_task(task)
         placements.prepare(task, placement_seeds)
         if renderer is not None:

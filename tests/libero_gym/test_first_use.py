@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_tasks import DEFINITION, write_task
 
 from libero_gym import first_use
 from libero_gym.common import cache
@@ -18,7 +20,9 @@ from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.placements import sampled_state
 from libero_gym.first_use import compile_tasks
 from libero_gym.rendering.models import is_prepared
-from libero_gym.tasks import get_tasks
+from libero_gym.stock import _registered as own_table
+from libero_gym.tasks import Suite, Task, get_tasks
+from libero_gym.vector import LiberoVectorEnv
 
 TASKS = get_tasks("libero_spatial")[:2]
 
@@ -104,3 +108,52 @@ def test_an_uncached_task_is_announced_before_it_is_prepared(
     with caplog.at_level(logging.WARNING), pytest.raises(Stop):
         compile_task.__wrapped__(TASKS[0])
     assert caplog.messages == ["Compiling task 0 of libero_spatial: once, some 5 to 10 s."]
+
+
+OWN_CUBE = '''
+from pathlib import Path
+
+from libero_gym.stock import as_libero, import_stock, quiet
+
+import_stock()
+with quiet(), as_libero():
+    from libero.libero.envs.base_object import register_object
+    from robosuite.models.objects import MujocoXMLObject
+
+MODEL = """<mujoco model="cube"><worldbody><body>
+<body name="object"><geom name="g0" type="box" size="0.02 0.02 0.02" density="400" group="0"/></body>
+<site name="bottom_site" pos="0 0 -0.02"/><site name="top_site" pos="0 0 0.02"/>
+<site name="horizontal_radius_site" pos="0.02 0.02 0"/>
+</body></worldbody></mujoco>
+"""
+
+
+@register_object
+class OwnCube(MujocoXMLObject):
+    def __init__(self, name="own_cube", obj_name="own_cube", joints=None):
+        path = Path(__file__).with_suffix(".xml")
+        path.write_text(MODEL)
+        super().__init__(str(path), name=name, joints=[{"type": "free"}], obj_type="all")
+        self.category_name = "own_cube"
+        self.rotation, self.rotation_axis = (0, 0), "z"
+        self.object_properties = {"vis_site_names": {}}
+'''
+
+
+def test_objects_that_a_module_registers_with_libero_reach_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cubes_of_mine.py").write_text(OWN_CUBE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = importlib.import_module("cubes_of_mine")
+    definition = DEFINITION.replace("plate_1 - plate", "plate_1 - own_cube").replace("plate_1", "own_cube_1")
+    task = Task.from_bddl(write_task(tmp_path, definition=definition))
+    try:
+        env = LiberoVectorEnv(1, suite=Suite("cubes", "Cubes-v0", 40, (task,)), cameras=())
+        env.reset(seed=0)
+        env.close()
+        monkeypatch.setattr(mine.OwnCube, "__module__", "__main__")
+        with pytest.raises(ValueError, match="'own_cube': registered by the program itself"):
+            LiberoVectorEnv(1, suite=Suite("cubes", "Cubes-v0", 40, (task,)), cameras=())
+    finally:
+        del own_table()["own_cube"]

@@ -7,9 +7,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
 from libero_gym.compilation.compile import compile_task
-from libero_gym.stock import stock_env
+from libero_gym.stock import quiet, stock_env
 from libero_gym.tasks import get_tasks
 
 
@@ -30,3 +31,13 @@ def test_tasks_compiled_in_two_threads_are_those_of_one() -> None:
     np.testing.assert_array_equal(np.random.get_state()[1], random_state)  # noqa: NPY002
     for positions, draw in zip(drawn, expected, strict=True):
         np.testing.assert_array_equal(positions, draw.pos)
+
+
+def test_what_other_threads_print_meanwhile_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with quiet():
+            kept = sys.stdout
+            print("of the stock code", flush=True)
+            pool.submit(print, "of another thread", flush=True).result()
+        print("afterwards", file=kept)
+    assert capsys.readouterr().out == "of another thread\nafterwards\n"
