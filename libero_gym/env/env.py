@@ -232,9 +232,9 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.action_space = _action_space(self.chunk_size)
         self.task: Task | None = None
         self._potential = make_potential(self.reward, self.reward_model, self.cameras)
+        self._closed = False
         self.set_task_weights(np.ones(len(self.task_ids)))
         self._simulators = Simulators(self.physics)
-        self._closed = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LiberoEnv:
         """An environment of its own at the same moment; the reward model, which can be large, is shared."""
@@ -306,6 +306,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     def render(self) -> np.ndarray | None:
         """The agentview frame of the last observation, uint8 (render_size, render_size, 3), with ``rgb_array``."""
+        self._check_open()
         return None if self.render_mode is None else self._observe.frames(self.simulator, self.render_size)[0]
 
     def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:
@@ -313,7 +314,9 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
         Raises:
             ValueError: If there is not one finite, non-negative weight per task, or all are zero.
+            gym.error.ClosedEnvironmentError: After `close`.
         """
+        self._check_open()
         self._task_weights = check_task_weights(weights, len(self.task_ids))
 
     def get_state(self) -> SimState:
@@ -324,7 +327,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         """Return to a state of `get_state`, or start from a plain LIBERO state; gives the observation there.
 
         Raises:
-            ValueError: If the state is of another task, or not finite.
+            ValueError: If the state has another shape than the task's, or is not finite.
 
         Warns:
             UserWarning: If the state is of mid-episode and has lost the controller's memory.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from libero_gym.tasks import Task, initial_states, placement_seeds_of
 
 # What `info["init_state_id"]` is in an episode that starts from a placement.
 PLACED = -1
+_Options = TypeVar("_Options", bound=Mapping[str, Any])
 
 
 class Choices(NamedTuple):
@@ -50,6 +51,23 @@ def choose_episode(
     state, init_state_id = choose_start(task, options, choices.init_state_ids, choices.placement_seeds, generator)
     draw, seed = options.get("fixture_draw", 1), options.get("fixture_seed", 0)
     return EpisodeState(task, init_state_id, draw, seed), state
+
+
+def check_place(options: _Options, task_ids: Sequence[int], tasks: Sequence[Task]) -> _Options:
+    """The options of a reset themselves, if the placement that they ask for has a place; see the error.
+
+    Args:
+        options: Checked options of the reset.
+        task_ids: Ids of the tasks to draw.
+        tasks: All tasks of the suite.
+
+    Raises:
+        NoPlaceError: If the ``placement_seed`` of the options places no objects of the only task that there can be.
+    """
+    task_id = options.get("task_id", task_ids[0] if len(task_ids) == 1 else None)
+    if task_id is not None and options.get("placement_seed") is not None:
+        sampled_state(tasks[task_id], options["placement_seed"])
+    return options
 
 
 def choose_start(

@@ -73,15 +73,23 @@ def snapshot_to_json(
         "suite": suite,
         "reward": reward,
         "task_id": episode.task.task_id,
+        "task_name": episode.task.name,
         "fixture_draw": episode.fixture_draw,
         "fixture_seed": episode.fixture_seed,
         "init_state_id": episode.init_state_id,
         "elapsed_steps": episode.elapsed_steps,
         "phi": episode.phi,
         "privileged": None if episode.privileged is None else episode.privileged.tolist(),
-        "generator": generator.bit_generator.state,
+        "generator": _as_lists(generator.bit_generator.state),
         "simulator": state_to_json(state),
     }
+
+
+def _as_lists(value: Any) -> Any:
+    """A generator's state with lists for arrays."""
+    if isinstance(value, dict):
+        return {key: _as_lists(each) for key, each in value.items()}
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def snapshot_from_json(
@@ -102,6 +110,10 @@ def snapshot_from_json(
     """
     _check_snapshot(snapshot, suite, privileged, reward)
     task = tasks[check_own_task(snapshot["task_id"], task_ids, tasks)]
+    if (told := snapshot.get("task_name", task.name)) != task.name:  # earlier versions do not name it
+        raise ValueError(
+            f"The snapshot is of task {told!r}, and this environment's task {task.task_id} is {task.name!r}."
+        )
     generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
     episode = EpisodeState(
         task,

@@ -265,7 +265,7 @@ class Simulator(Uncopyable):
         """Return to a state of `get_state`; a plain array is taken as an initial state (see `reset`).
 
         Raises:
-            ValueError: If the state is of another task, or not finite.
+            ValueError: If the state has another shape than the task's, or is not finite.
 
         Warns:
             UserWarning: If the state is of mid-episode and has lost the controller's memory.

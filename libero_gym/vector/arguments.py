@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from libero_gym.common.checks import choice, did_you_mean, sequence, whole_number
+from libero_gym.common.checks import choice, did_you_mean, flag, sequence, whole_number
 from libero_gym.common.memory import available_memory
 
 # What an environment takes beside its observations: measured, 1.2 MB for Spatial's task 0 without cameras.
@@ -143,6 +143,17 @@ def check_indices(indices: Any, n: int) -> list[int]:
     return [whole_number("indices", index, 0, n - 1) for index in sequence("indices", indices)]
 
 
+def check_call(name: str) -> str:
+    """The name itself, of what `LiberoVectorEnv.call` asks each environment for.
+
+    Raises:
+        ValueError: If it is of what all environments have in common, which the next reset would undo.
+    """
+    if name == "set_task_weights":
+        raise ValueError("All environments draw by the same weights; call LiberoVectorEnv.set_task_weights itself.")
+    return name
+
+
 def check_snapshot(snapshot: Any, lengths: Mapping[str, int]) -> dict[str, Any]:
     """A snapshot of `LiberoVectorEnv`.
 
@@ -161,3 +172,19 @@ def check_snapshot(snapshot: Any, lengths: Mapping[str, int]) -> dict[str, Any]:
             what = "tasks" if name == "task_weights" else "environments"
             raise ValueError(f"The snapshot is of {len(snapshot[name])} {what}; here are {length}.")
     return dict(snapshot)
+
+
+def check_snapshot_of_workers(snapshot: Any, n: int) -> dict[str, Any]:
+    """A snapshot of n environments in worker processes.
+
+    Raises:
+        ValueError: If the value is none, or damaged.
+    """
+    known = {"ended": [False] * n} | snapshot if isinstance(snapshot, dict) else snapshot  # older ones do not say
+    saved = check_snapshot(known, {"environments": n, "seeds": n, "restarts": n, "ended": n})
+    for seed, restarts, ended in zip(saved["seeds"], saved["restarts"], saved["ended"], strict=True):
+        if seed is not None:
+            whole_number("The snapshot's seeds", seed, 0)
+        whole_number("The snapshot's restarts", restarts, 0)
+        flag("The snapshot's ended", ended)
+    return saved

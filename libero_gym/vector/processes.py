@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,12 +13,13 @@ from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
 from libero_gym.common.checks import flag, real_number, whole_number
+from libero_gym.common.cores import available_cores
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.first_use import compile_tasks
 from libero_gym.rendering import devices
 from libero_gym.tasks import placement_seeds_of
 from libero_gym.vector import protocol
-from libero_gym.vector.arguments import MAX_TIMEOUT, check_snapshot
+from libero_gym.vector.arguments import MAX_TIMEOUT, check_snapshot_of_workers
 from libero_gym.vector.backend import Plan
 from libero_gym.vector.pool import WorkerError, WorkerPool
 from libero_gym.vector.protocol import FINAL, ResetRequests
@@ -223,7 +223,7 @@ class Processes(Uncopyable):
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on where `snapshot` was taken."""
         n = len(self.restarted)
-        saved = check_snapshot(snapshot, {"environments": n, "seeds": n, "restarts": n})
+        saved = check_snapshot_of_workers(snapshot, n)
         self._abandon_step()
         self.restarted[:] = False
         per_worker = {
@@ -234,8 +234,8 @@ class Processes(Uncopyable):
         if self.pool.failures:
             raise self._error()
         self._seeds[:], self._restarts_since[:] = saved["seeds"], saved["restarts"]
-        for index in np.flatnonzero(saved.get("ended", [False] * n)):
-            self._end_episode(int(index))
+        for ended in np.flatnonzero(saved["ended"]):
+            self._end_episode(int(ended))
 
     def render(self) -> tuple[np.ndarray, ...]:
         """One frame per environment."""
@@ -375,7 +375,7 @@ def shares(num_envs: int, n_workers: int | None, n_gpus: int) -> list[tuple[int,
         n_gpus: Number of GPUs that draw.
     """
     if n_workers is None:
-        n_workers = os.cpu_count() or 1
+        n_workers = available_cores()
         n_workers += -n_workers % max(n_gpus, 1)  # as many on each GPU
     bounds = np.linspace(0, num_envs, min(num_envs, n_workers) + 1).round().astype(int)
     return [(int(first), int(last)) for first, last in itertools.pairwise(bounds)]

@@ -17,7 +17,7 @@ from libero_gym.common.checks import choice, flag
 from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.env import LiberoEnv
 from libero_gym.env.arguments import check_actions, check_options, check_task_weights, one_or_all
-from libero_gym.env.starts import existing_starts
+from libero_gym.env.starts import check_place, existing_starts
 from libero_gym.rewards import TERMS
 from libero_gym.vector import arguments as vector_arguments
 from libero_gym.vector.backend import ENDED, FINAL, IDLE, INFO_KEYS, Backend, BackendFactory, Plan, ResetRequests
@@ -164,7 +164,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
 
         Raises:
             ValueError: If the seed or an option is unknown, out of range, or for another number of environments; all
-                environments are as before then.
+                environments are as before then. But a ``placement_seed`` for a task that is yet to be drawn may find no
+                place when others have begun.
             WorkerError: If a worker fails.
             gym.error.ClosedEnvironmentError: After `close`.
         """
@@ -175,7 +176,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         for index in map(int, np.flatnonzero(mask)):
             own = {name: values[index] for name, values in per_env.items()}
             # As the environment would, but before any of them is reset.
-            requests[index] = (seeds[index], check_options(own, self.task_ids, self._tasks))
+            checked = check_place(check_options(own, self.task_ids, self._tasks), self.task_ids, self._tasks)
+            requests[index] = (seeds[index], checked)
         self.backend.reset(requests)
         return self._observations(""), self._infos("", np.ones(self.num_envs, dtype=bool))
 
@@ -303,11 +305,12 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         Raises:
             Exception: As the environment raises it: AttributeError where it has no such attribute.
             TypeError: If the arguments or the results cannot be pickled.
-            ValueError: If ``indices`` names an environment that does not exist.
+            ValueError: If ``indices`` names an environment that does not exist, or ``name`` is "set_task_weights".
             WorkerError: If a worker has failed.
         """
         self._check_open()
-        return self.backend.call(name, vector_arguments.check_indices(indices, self.num_envs), args, kwargs)
+        chosen = vector_arguments.check_indices(indices, self.num_envs)
+        return self.backend.call(vector_arguments.check_call(name), chosen, args, kwargs)
 
     # -------------------------------------------------------------------------------------------- private
 

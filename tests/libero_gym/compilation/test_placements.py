@@ -136,6 +136,18 @@ def test_a_seed_without_a_place_spoils_no_other_one(tight: Task) -> None:
     np.testing.assert_array_equal([sampled_state(tight, seed) for seed in (0, 13, 24, 49)], alone)
 
 
+def test_a_vectors_reset_looks_for_a_place_before_any_environment_begins(tight: Task) -> None:
+    env = LiberoVectorEnv(2, suite=Suite("tight", "Tight-v0", 40, (tight,)), cameras=())
+    env.reset(seed=0, options={"placement_seed": [1, 2]})
+    for _ in range(3):
+        env.step(np.zeros((2, 7)))
+    before = env.snapshot()
+    with pytest.raises(NoPlaceError, match="placement_seed=12"):
+        env.reset(seed=7, options={"placement_seed": [1, 12]})
+    assert env.snapshot() == before
+    env.close()
+
+
 def test_resets_draw_again_where_a_seed_finds_no_place(tight: Task) -> None:
     def states(seeds: list[int]) -> np.ndarray:
         env = LiberoEnv(Suite("tight", "Tight-v0", 100, [tight]), cameras=(), settle_steps=0, placement_seeds=seeds)

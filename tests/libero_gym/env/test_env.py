@@ -109,6 +109,17 @@ def test_the_expert_succeeds_with_coarse_physics() -> None:
     assert run_expert(simulator, initial_states(simulator.compiled.task)[0], 280).success
 
 
+@pytest.mark.parametrize("kind", [np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64])
+def test_a_snapshot_of_any_generator_is_json(kind: Any, state_env: LiberoEnv) -> None:
+    state_env.reset(seed=0)
+    state_env.np_random = np.random.Generator(kind(3))
+    state_env.np_random.random(5, dtype=np.float32)
+    snapshot = json.loads(json.dumps(state_env.snapshot()))
+    expected = state_env.np_random.random(9)
+    state_env.restore(snapshot)
+    np.testing.assert_array_equal(state_env.np_random.random(9), expected)
+
+
 @pytest.mark.parametrize("reward", ["sparse", "progress"])
 def test_a_restored_snapshot_goes_on_to_the_bit(reward: str) -> None:
     """Through JSON, in another environment that was doing something else: the rest of the episode, and the next."""

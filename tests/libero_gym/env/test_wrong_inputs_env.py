@@ -182,6 +182,10 @@ SNAPSHOTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         _edited("suite", "libero_goal"),
         "The snapshot is of suite 'libero_goal', and this environment of 'libero_spatial'",
     ),
+    (
+        _edited("task_name", "stack_the_bowls"),
+        "is of task 'stack_the_bowls', and this environment's task 0 is 'pick_up",
+    ),
     (lambda snapshot: [snapshot], "The snapshot is a list"),
     (lambda snapshot: {key: value for key, value in snapshot.items() if key != "phi"}, "The snapshot lacks 'phi'"),
     (_edited("task_id", 99), "task_id=99 is out of range"),
@@ -309,6 +313,15 @@ def test_after_close_every_question_is_refused(ask: Callable[[LiberoEnv], Any]) 
     closed.close()  # twice is fine
     with pytest.raises(gym.error.ClosedEnvironmentError, match=r"The environment is closed; make another one"):
         ask(closed)
+
+
+def test_after_close_nothing_is_rendered_without_a_mode_nor_weighted() -> None:
+    closed = LiberoEnv("libero_spatial", task_id=0, cameras=())
+    assert closed.render() is None
+    closed.close()
+    for ask in (closed.render, lambda: closed.set_task_weights([1.0])):
+        with pytest.raises(gym.error.ClosedEnvironmentError, match=r"The environment is closed; make another one"):
+            ask()
 
 
 def test_options_that_are_none_are_left_to_the_environment(env: LiberoEnv) -> None:

@@ -18,6 +18,7 @@ from workers import worker_pids
 
 from libero_gym.env import LiberoEnv
 from libero_gym.vector import arguments as vector_arguments
+from libero_gym.vector.processes import shares
 from libero_gym.vector.shared_arrays import SharedArrays
 from libero_gym.vector.vector import LiberoVectorEnv, WorkerError
 
@@ -86,11 +87,14 @@ CALLS: list[tuple[Act, type[Exception], str]] = [
     (lambda env: env.call("settings", indices=["a"]), ValueError, r"indices='a'; expected a whole number"),
     (lambda env: env.call("set_state", lambda: 0), TypeError, r"cannot be sent to the worker processes"),
     (lambda env: env.call("simulator"), TypeError, r"cannot be|cannot pickle"),
-    (lambda env: env.call("set_task_weights", [1.0]), ValueError, r"task weights \[1.0\]: expected 2"),
     (lambda env: env.set_task_weights([1.0]), ValueError, r"task weights \[1.0\]: expected 2"),
     (lambda env: env.set_task_weights("ab"), ValueError, r"task weights 'ab': expected 2"),
     (lambda env: env.set_autoreset("no"), ValueError, r"enabled='no'; expected True or False"),
     (lambda env: env.restore({}), ValueError, r"no snapshot of a LiberoVectorEnv: it lacks environments"),
+    (lambda env: env.restore(env.snapshot() | {"seeds": ["x", None]}), ValueError, "snapshot's seeds='x'"),
+    (lambda env: env.restore(env.snapshot() | {"restarts": [None, 0]}), ValueError, "snapshot's restarts=None"),
+    (lambda env: env.restore(env.snapshot() | {"ended": [True] * 5}), ValueError, "The snapshot is of 5 environments"),
+    (lambda env: env.call("set_task_weights", [1.0]), ValueError, r"call LiberoVectorEnv\.set_task_weights itself"),
     (lambda env: env.restore([1]), ValueError, r"no snapshot of a LiberoVectorEnv"),
 ]
 
@@ -206,7 +210,7 @@ def test_a_class_that_workers_cannot_import_is_told(env: LiberoVectorEnv) -> Non
     sys.modules["only_here"] = module
     workers = worker_pids(env)
     with pytest.raises(ModuleNotFoundError, match="only_here"):
-        env.call("set_task_weights", module.Weights())
+        env.call("set_state", module.Weights())
     del sys.modules["only_here"]
     assert worker_pids(env) == workers
 
@@ -250,6 +254,12 @@ def test_memory_that_the_system_refuses_is_told_with_the_way_out(monkeypatch: py
         SharedArrays({"image": ((1024, 1024), "uint8")})
     assert caught.value.errno == errno.ENOSPC
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_there_are_as_many_workers_as_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {4, 6})
+    assert shares(5, None, 0) == [(0, 2), (2, 5)]
 
 
 def test_as_many_as_memory_holds_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
