@@ -100,6 +100,34 @@ def read_text(path: Path) -> str:
     return content.decode("utf-8", errors="replace")
 
 
+def _tokens(text: str) -> Iterator[tuple[int, str]]:
+    """The parentheses and words of a file's text, without comments, each with its line from 1."""
+    for number, line in enumerate(text.split("\n"), 1):  # as LIBERO ends comments
+        for token in re.findall(r"[()]|[^\s()]+", line.partition(";")[0]):
+            yield number, token
+
+
+def read_instruction(path: Path) -> str:
+    """The words of a file's ``(:language ...)``, as they are written.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it states none; the message says where.
+    """
+    before, begun, words = "", 0, list[str]()
+    for number, token in _tokens(read_text(path)):
+        if begun and token == ")" and words:
+            return " ".join(words)
+        if begun and token in "()":
+            raise ValueError(f"{path}, line {number}: found {token!r}; expected the words of the instruction.")
+        if begun:
+            words.append(token)
+        elif before == "(" and token.lower() == ":language":
+            begun = number
+        before = token
+    raise ValueError(f"{path} states no (:language ...) instruction.")
+
+
 def read_problem(path: Path) -> Problem:
     """The problem that a BDDL file states.
 
@@ -172,20 +200,19 @@ class _Reader:
 
     def _parse(self, text: str) -> Group:
         stack = [Group()]
-        for number, line in enumerate(text.lower().split("\n"), 1):  # as LIBERO ends comments
-            for token in re.findall(r"[()]|[^\s()]+", line.partition(";")[0]):
-                if token == "(":
-                    stack.append(Group())
-                    stack[-1].line = number
-                elif token != ")":
-                    word = Word(token)
-                    word.line = number
-                    stack[-1].append(word)
-                elif len(stack) == 1:
-                    self.fail(number, ")", "nothing, for nothing is open here")
-                else:
-                    closed = stack.pop()
-                    stack[-1].append(closed)
+        for number, token in _tokens(text.lower()):
+            if token == "(":
+                stack.append(Group())
+                stack[-1].line = number
+            elif token != ")":
+                word = Word(token)
+                word.line = number
+                stack[-1].append(word)
+            elif len(stack) == 1:
+                self.fail(number, ")", "nothing, for nothing is open here")
+            else:
+                closed = stack.pop()
+                stack[-1].append(closed)
         if len(stack) > 1:
             self.fail(stack[-1].line, "(", "a ) that closes it")
         whole = stack[0]

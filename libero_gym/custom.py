@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def suite_of(
         **others: Further arguments of the environment.
 
     Raises:
-        ValueError: If there is no BDDL file, or not one value for each.
+        ValueError: If there is no BDDL file, or not one value for each, or an instruction is no text.
     """
     from libero_gym.observations import INSTRUCTION_KINDS  # slow to import
 
@@ -71,6 +71,9 @@ def suite_of(
     shown_as = instruction if isinstance(instruction, str) and instruction in INSTRUCTION_KINDS else "text"
     if isinstance(instruction, str):
         told: list[str | None] = [None if instruction in INSTRUCTION_KINDS else instruction] * len(files)
+    elif isinstance(instruction, (bytes, dict)) or not isinstance(instruction, Iterable):
+        kinds = ", ".join(map(repr, INSTRUCTION_KINDS))
+        raise ValueError(f"instruction={instruction!r}; expected a text, one for each BDDL file, or one of {kinds}.")
     else:
         told = list(instruction)
     for name, values in (("init_states", states), ("instruction", told)):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from libero_gym.bddl import read_text
+from libero_gym.bddl import read_instruction
 from libero_gym.common.checks import as_path, did_you_mean, whole_number
 from libero_gym.common.initial_states import NO_STATES, checked_states, read_states
 
@@ -228,7 +228,8 @@ def task_of_file(file: Path) -> Task:
 
 def names_files(text: str) -> bool:
     """Whether a text that is no name of a suite and no id stands for a BDDL file, or for a folder of such."""
-    return text.endswith((".bddl", "/")) or text.startswith((".", "/", "~")) or Path(text).is_dir()
+    is_path = text.endswith((".bddl", "/")) or text.startswith((".", "/", "~"))
+    return is_path or (bool(text) and Path(text).is_dir())  # no text is the current folder to `Path`
 
 
 def register_files(path: str | Path) -> Suite:
@@ -387,10 +388,7 @@ def bddl_instruction(bddl_file: Path) -> str:
         OSError: If the file cannot be read.
         ValueError: If it states none, or is too large.
     """
-    found = re.search(r"\(:language\s+([^)]*)\)", read_text(bddl_file))
-    if found is None:
-        raise ValueError(f"{bddl_file} states no (:language ...) instruction.")
-    return " ".join(found.group(1).split())
+    return read_instruction(bddl_file)
 
 
 def _check_name(suite: Suite) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from libero_gym.common.json_files import parse_json
+
+_OF_NUMPY = (MemoryError, ValueError, TypeError, EOFError, tokenize.TokenError)
+_OF_ARCHIVES = (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError)  # the last for an unknown compression
+DAMAGE = (*_OF_NUMPY, *_OF_ARCHIVES)
+"""What reading a damaged NPZ or NPY raises, besides an OSError."""
 
 
 def pack(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
@@ -32,9 +39,13 @@ def unpack(path: Path, error: type[ValueError] = ValueError) -> tuple[dict[str, 
         ValueError: (``error``) If the file is damaged or missing.
     """
     try:
+        with zipfile.ZipFile(path) as zipped:
+            size, limit = sum(entry.file_size for entry in zipped.infolist()), path.stat().st_size
+        if size > limit:  # `pack` does not compress
+            raise ValueError(f"it has {limit} bytes and says to hold {size}")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         description = parse_json(arrays.pop("description").tobytes(), "its description")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as damage:
+    except (OSError, *DAMAGE) as damage:
         raise error(f"{path} is damaged ({damage}).") from damage
     return description, arrays

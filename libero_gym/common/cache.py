@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
+import secrets
 import time
 import zlib
 from pathlib import Path
@@ -120,9 +120,10 @@ def _is_whole(stream: BinaryIO) -> bool:
 
 
 def contains(key: str) -> bool:
-    """Whether there is an entry under a key, and the cache is on. It may be damaged; `read` checks that."""
+    """Whether this user can read an entry under a key, and the cache is on. It may be damaged; `read` checks that."""
     try:
-        return cache_limit_bytes() > 0 and (cache_dir() / (key + _SUFFIX)).is_file()
+        path = cache_dir() / (key + _SUFFIX)
+        return cache_limit_bytes() > 0 and path.is_file() and os.access(path, os.R_OK)
     except OSError:
         return False
 
@@ -136,7 +137,10 @@ def write(key: str, body: bytes) -> None:
     try:
         folder = cache_dir()
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".write-")  # as in _TEMPORARY
+        name = folder / f".write-{secrets.token_hex(4)}"  # as in _TEMPORARY
+        # The umask says who may read it; `mkstemp` would let nobody else.
+        descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        temporary = name
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(body)
             stream.write(zlib.crc32(body).to_bytes(_CRC_BYTES, "little"))

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from libero_gym.common.array_files import DAMAGE
+
 # Of a file, unpacked: states of some hundred numbers are a thousand times less.
 MAX_BYTES = 200_000_000
 NO_STATES = np.zeros((0, 0))
@@ -28,12 +30,15 @@ def read_states(path: Path) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _read_states(path: Path, version: tuple[int, int]) -> np.ndarray:
-    with path.open("rb") as file:
-        is_zip = zipfile.is_zipfile(file)
-        size = path.stat().st_size
-        if is_zip:
-            with zipfile.ZipFile(file) as zipped:
-                size = sum(entry.file_size for entry in zipped.infolist())
+    try:
+        with path.open("rb") as file:
+            is_zip = zipfile.is_zipfile(file)
+            size = path.stat().st_size
+            if is_zip:
+                with zipfile.ZipFile(file) as zipped:
+                    size = sum(entry.file_size for entry in zipped.infolist())
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
     if size > MAX_BYTES:
         raise ValueError(f"{path} has {size} bytes, unpacked; expected initial states of at most {MAX_BYTES}.")
     try:  # an NPY is mapped, so that one that says to be longer than it is takes no memory
@@ -42,11 +47,15 @@ def _read_states(path: Path, version: tuple[int, int]) -> np.ndarray:
             with loaded as archive:
                 names = list(archive)
                 loaded = archive["states"] if "states" in names else None
-    except (MemoryError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); expected initial states.") from error
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
     if loaded is None:
         raise ValueError(f"{path} holds {', '.join(names) or 'nothing'}; expected an array 'states'.")
     return checked_states(loaded, str(path))
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged ({error}); expected initial states.")
 
 
 def checked_states(states: Any, name: str) -> np.ndarray:

@@ -152,9 +152,9 @@ def render(
     Raises:
         NotDrawnError: If the scene has something that only exact frames show.
         RenderingError: If frames are exact and no OpenGL back end works; the message says what cures it.
-        ValueError: If the scene has no such camera.
+        ValueError: If there is no such renderer, or the scene has no such camera.
     """
-    _check_cameras(pose, cameras)
+    _check_names(pose, cameras, renderer)
     if renderer == "fast":
         with _lock:
             painted = _software_scene(pose.compiled)
@@ -192,7 +192,7 @@ def render_rows(
     Raises:
         NotDrawnError, RenderingError, ValueError: As `render`.
     """
-    _check_cameras(pose, (camera,))
+    _check_names(pose, (camera,), renderer)
     if renderer == "fast":
         with _lock:
             painted = _software_scene(pose.compiled)
@@ -209,7 +209,7 @@ def segment_rows(pose: Pose, camera: str, height: int, width: int) -> np.ndarray
     Returns:
         int32 (height, width): ids in `compile.visual_model`; -1 where nothing is.
     """
-    _check_cameras(pose, (camera,))
+    _check_names(pose, (camera,))
     with _posed(pose, max(height, width)) as scene:
         return scene.segment(camera, height, width)
 
@@ -263,9 +263,9 @@ def render_frame(
 
     Raises:
         NotDrawnError, RenderingError: As `render`.
-        ValueError: If the camera is unknown or the size out of range.
+        ValueError: If the camera or the renderer is unknown, or the size out of range.
     """
-    _check_cameras(pose, (camera,))
+    _check_names(pose, (camera,), renderer)
     height, width = check_image_size(height, "height"), check_image_size(width, "width")
     seen = pose, camera, height, width
     drawn = _exact_rows(*seen, device) if renderer == "exact" else _fast_rows(*seen, n_threads)
@@ -289,7 +289,8 @@ def _fast_rows(pose: Pose, camera: str, height: int, width: int, n_threads: int)
             return frame.image, 1 / frame.depth[..., 0], *scene.named(frame.ids[..., 0])
 
 
-def _check_cameras(pose: Pose, cameras: tuple[str, ...]) -> None:
+def _check_names(pose: Pose, cameras: tuple[str, ...], renderer: str = "exact") -> None:
+    choice("renderer", renderer, RENDERERS)
     for camera in cameras:
         if camera not in CAMERAS:
             choice("camera", camera, tuple(camera_ids(pose.compiled.physics)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from own_tasks import DEFINITION, write_task
 
 from libero_gym import bddl
 from libero_gym.bddl import read_problem
@@ -126,3 +127,24 @@ def test_kinds_whose_files_libero_lacks_are_none_of_its_kinds(tmp_path: Path) ->
     path.write_text(GOOD.replace("- plate)", "- corn)"))
     with pytest.raises(ValueError, match="line 9: found 'corn'; expected a kind"):
         bddl.check(path, kinds)
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ("(:language Open the drawer ; a note\n slowly)", "Open the drawer slowly"),
+        ("; (:language old words)\n(:LANGUAGE Open it)", "Open it"),
+        ("( :language\n\tOpen  it )", "Open it"),
+    ],
+)
+def test_an_instruction_is_read_as_the_rest_of_the_file_is(tmp_path: Path, part: str, told: str) -> None:
+    path = write_task(tmp_path, definition=DEFINITION.replace("(:language Put the bowl on the plate)", part))
+    assert bddl.read_instruction(path) == told
+    assert bddl.read_problem(path).language == told.lower()
+
+
+@pytest.mark.parametrize("part", ["(:language open (the) drawer)", "(:language  )", "(:language"])
+def test_what_is_no_instruction_is_told(tmp_path: Path, part: str) -> None:
+    path = write_task(tmp_path, definition=DEFINITION.replace("(:language Put the bowl on the plate)", part))
+    with pytest.raises(ValueError, match=r"line \d: found '[()]'; expected the words of the instruction"):
+        bddl.read_instruction(path)

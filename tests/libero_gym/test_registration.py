@@ -97,6 +97,13 @@ def test_unknown_suite_names_the_nearest() -> None:
         get_suite("libero_spatail")
 
 
+def test_no_text_is_no_suite_and_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.bddl").write_text(get_tasks("libero_spatial")[0].bddl_file.read_text())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"Unknown suite ''. Suites: "):
+        get_suite("")
+
+
 def test_doctor_knows_the_versions_that_are_tested_here_and_those_that_are_required() -> None:
     """What `pip` has installed is what these tests run; CI installs what constraints.txt names."""
     installed = {name: str(installed_version(name)).split("+")[0] for name in doctor.TESTED}

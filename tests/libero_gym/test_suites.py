@@ -133,6 +133,11 @@ def test_a_file_makes_an_environment_and_a_vector_environment(tmp_path: Path) ->
         ({"bddl_file": "nothing.bddl"}, "nothing.bddl"),
         ({"bddl_file": "{file}", "instruction": ["a", "b"]}, "instruction has 2 values for 1 BDDL files"),
         ({"bddl_file": ["{file}", "{file}"], "init_states": [None]}, "init_states has 1 values for 2 BDDL files"),
+        ({"bddl_file": "{file}", "instruction": None}, "instruction=None; expected a text, one for each BDDL file, or"),
+        (
+            {"bddl_file": "{file}", "instruction": 5},
+            "instruction=5; expected a text, .* or one of 'text', 'id', 'none'",
+        ),
         ({"bddl_file": "{file}", "camera": ()}, "Unknown argument 'camera'"),
     ],
 )

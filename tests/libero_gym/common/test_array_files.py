@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,9 @@ def test_what_is_packed_is_unpacked_and_equal_content_gives_equal_bytes(tmp_path
         assert arrays[name].dtype == array.dtype
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "pickled", "nameless"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", "cut", "missing", "pickled", "nameless", "compressed", "endless", "inflated", "npy"]
+)
 def test_damage_is_told_by_the_callers_error(tmp_path: Path, damage: str) -> None:
     class DamagedError(ValueError):
         pass
@@ -38,5 +42,20 @@ def test_damage_is_told_by_the_callers_error(tmp_path: Path, damage: str) -> Non
         np.savez(path, a=np.array([{}], dtype=object), description=np.zeros(2, np.uint8))
     elif damage == "nameless":
         np.savez(path, **ARRAYS)
+    elif damage == "compressed":
+        np.savez_compressed(path, a=np.random.default_rng(0).normal(size=1000))
+        body = bytearray(path.read_bytes())
+        body[100:200] = bytes(100)
+        path.write_bytes(body)
+    elif damage == "endless":
+        stream = io.BytesIO()
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.npy", stream.getvalue())
+    elif damage == "inflated":
+        np.savez_compressed(path, a=np.zeros(10**6), description=np.frombuffer(b"{}", np.uint8))
+    elif damage == "npy":
+        np.save(tmp_path / "file.npy", ARRAYS["a"])
+        (tmp_path / "file.npy").rename(path)
     with pytest.raises(DamagedError, match=r"file\.npz is damaged \("):
         unpack(path, DamagedError)

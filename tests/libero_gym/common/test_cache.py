@@ -48,6 +48,22 @@ def test_round_trip(folder: Path) -> None:
     assert cache.read("b") is None
 
 
+def test_the_umask_says_who_may_read_an_entry(folder: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        cache.write("a", b"content")
+    finally:
+        os.umask(before)
+    assert (folder / "a.bin").stat().st_mode & 0o777 == 0o640
+
+
+def test_an_entry_that_this_user_cannot_read_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.write("a", b"content")
+    assert cache.contains("a")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # root, which runs tests, reads everything
+    assert not cache.contains("a")
+
+
 def test_damaged_entry_is_removed(folder: Path) -> None:
     cache.write("a", b"content")
     path = folder / "a.bin"

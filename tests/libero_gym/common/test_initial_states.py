@@ -59,3 +59,15 @@ def test_a_file_that_says_more_than_it_holds_takes_no_memory(
             archive.writestr("states.npy", content)
     with pytest.raises(ValueError, match=rf"{path.name} is damaged \(.+\); expected initial states"):
         read_states(path)
+
+
+@pytest.mark.parametrize("place", ["numbers", "directory"])
+def test_a_damaged_compressed_file_is_named(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "states.npz"
+    np.savez_compressed(path, states=np.random.default_rng(0).normal(size=(50, 40)))
+    body = bytearray(path.read_bytes())
+    first = 100 if place == "numbers" else body.index(b"PK\x01\x02")
+    body[first : first + 4] = bytes(4)
+    path.write_bytes(body)
+    with pytest.raises(ValueError, match=r"states\.npz is damaged \(.+\); expected initial states"):
+        read_states(path)

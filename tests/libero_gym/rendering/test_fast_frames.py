@@ -282,6 +282,16 @@ def test_wrong_frames_are_told(camera: str, height: int, width: int, message: st
         rendering.render_frame(started("libero_spatial", 0), camera, height, width)
 
 
+def test_a_mistyped_renderer_is_refused_with_the_choices() -> None:
+    simulator, sentence = started("libero_spatial", 0), r"Unknown renderer 'Exact'. Did you mean 'exact'\?.*'fast'"
+    with pytest.raises(ValueError, match=sentence):
+        rendering.render(simulator, ("wrist",), 32, renderer="Exact")
+    with pytest.raises(ValueError, match=sentence):
+        rendering.render_rows(simulator, "wrist", 32, 32, "Exact")
+    with pytest.raises(ValueError, match=sentence):
+        rendering.render_frame(simulator, "wrist", 32, 32, "Exact")
+
+
 def test_fast_frames_load_no_opengl_and_a_fork_goes_on_drawing(tmp_path: Path) -> None:
     code = """
 import os
