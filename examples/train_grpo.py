@@ -22,6 +22,7 @@ from typing import Literal
 
 from vla_agent import VLAGRPO, Curriculum, LearningCurve, RunCheckpoints, claim_run, make_vec_env
 from vla_agent.algorithms.groups import Advantage, Baseline
+from vla_agent.commands.checks import check_numbers
 from vla_agent.commands.options import ids_or_none, parse_options, run_command
 from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, make_logger, note_training_states
 from vla_agent.commands.unseen_states import check_evaluated
@@ -71,6 +72,7 @@ class Options:
 
 def check(options: Options) -> None:
     """Refuse options that mean nothing, or that would tell of success where nothing may."""
+    check_numbers(options)
     if options.reward_model != Options.reward_model and options.reward != "gain":
         raise ValueError(f"--reward-model {options.reward_model} scores for --reward gain; add that, or leave it out.")
     if options.reward == "success":

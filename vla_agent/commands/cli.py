@@ -55,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"Unknown command {name!r}.{did_you_mean(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
         raise SystemExit(2)
-    module = importlib.import_module(COMMANDS[name][0])
     sys.argv = [f"libero-vla {name}", *rest]  # what a command's own help calls it
-    run_command(lambda: module.command(rest))
+    run_command(lambda: importlib.import_module(COMMANDS[name][0]).command(rest))
 
 
 def _version() -> str:

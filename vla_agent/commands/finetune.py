@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.utils import get_device
 from tqdm import tqdm
 
 from libero_gym.common.atomic import write_text
@@ -21,6 +22,7 @@ from libero_gym.demonstrations.lerobot_layout import INFO_PATH
 from libero_gym.dimensions import CAMERA_KEYS, Renderer
 from libero_gym.tasks import get_suite
 from vla_agent.augmentation import Augmentation
+from vla_agent.commands.checks import check_start, check_there
 from vla_agent.commands.chosen_episodes import commonest_grasps, first_of_each_task, of_tasks, states_of
 from vla_agent.commands.offline import (
     VALUES_FOLDER,
@@ -45,6 +47,7 @@ from vla_agent.evaluation.provenance import (
 from vla_agent.openvla import OpenVLA
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.openvla.tiny import chunked_config, write_tiny
+from vla_agent.policy.arguments import check_device
 from vla_agent.sft.checkpoint import STATE_FILE
 from vla_agent.sft.data import ActionChunks
 from vla_agent.sft.frames import remove_frames
@@ -97,7 +100,7 @@ class Options:
     evaluate_states: str = "0-19"  # official initial states to run at the end; empty for none
     eval_renderer: Renderer = "fast"  # of that evaluation; "exact" draws stock LIBERO's pixels
     seed: int = 0  # seed for everything that is drawn
-    device: str = "cuda" if th.cuda.is_available() else "cpu"  # torch's name
+    device: str = "auto"  # torch's name, such as "cuda:0"
     out: Path = Path("runs/finetune")  # folder of all that is written
 
 
@@ -107,20 +110,13 @@ def check_options(options: Options) -> None:
     Raises:
         ValueError: If one is out of range.
     """
-    n_tasks = get_suite(options.suite).n_tasks
-    for index in ids_or_none("--task-ids", options.task_ids) or ():
-        whole_number("--task-ids", index, 0, n_tasks - 1)
-    for name in ("init_states", "evaluate_states"):
-        ids_or_none(option_name(name), getattr(options, name))
-    for name in (
-        "demonstrations_per_task",
-        "fps",
-        "n_placements",
-        "n_workers",
-        "micro_batch_size",
-        "lora_rank",
-        "seed",
-    ):
+    check_device("--device", options.device)
+    if options.model:
+        check_start(options.model)
+    ids_or_none("--init-states", options.init_states)
+    check_there("--evaluate-states", options.evaluate_states, get_suite(options.suite).env_id, options.task_ids)
+    counts = ("demonstrations_per_task", "fps", "n_placements", "n_workers", "micro_batch_size", "lora_rank", "seed")
+    for name in counts:
         whole_number(option_name(name), getattr(options, name), 0)
     real_number("--grasp-radius", grasp_radius(options), 0)
     check_offline(options, Options)
@@ -134,7 +130,6 @@ def check_options(options: Options) -> None:
         check_evaluation(options, suite.states_by_source(ids_or_none("--task-ids", options.task_ids), recorded))
     sft_settings(options)
     augmentation(options)
-    th.device(options.device)
 
 
 def grasp_radius(options: Options) -> float:
@@ -221,10 +216,10 @@ def load_model(options: Options) -> OpenVLA:
     """Load the checkpoint that was asked for, or make a new tiny one."""
     if options.model:
         dtype = None if options.lora_rank else th.float32  # bfloat16, the default on a GPU, would lose small steps
-        return OpenVLA.from_pretrained(options.model, dtype=dtype, device=options.device)
+        return OpenVLA.from_pretrained(options.model, dtype=dtype, device=get_device(options.device))
     words = vocabulary() if options.paraphrase else []  # each a token of its own, or else cut into pieces
     write_tiny(options.out / "initial", options.seed, chunked_config(words), words)
-    return OpenVLA.from_pretrained(options.out / "initial", dtype=th.float32, device=options.device)
+    return OpenVLA.from_pretrained(options.out / "initial", dtype=th.float32, device=get_device(options.device))
 
 
 def choose_episodes(options: Options, reader: LeRobotReader) -> tuple[list[int], TrainingStates | None]:

@@ -24,7 +24,7 @@ from libero_gym.common.json_files import read_json
 from libero_gym.demonstrations import LeRobotReader
 from libero_gym.dimensions import CAMERA_KEYS, Renderer
 from vla_agent.commands.chosen_episodes import states_of
-from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
+from vla_agent.commands.options import ids_or_none, option_name, parse_ids, parse_options
 from vla_agent.common.randomness import own_randomness
 from vla_agent.envs.episodes import EpisodeStart
 from vla_agent.envs.make import make_vec_env
@@ -228,7 +228,17 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
 
 
 def main(options: Options) -> None:
-    """Play or read episodes, and fit."""
+    """Play or read episodes, and fit.
+
+    Raises:
+        ValueError: If tasks or states are named, and recordings are given, which are read as they are.
+    """
+    for name in ("task_ids", "init_states") if options.recordings else ():
+        if (asked := getattr(options, name)) != getattr(Options, name):
+            raise ValueError(
+                f"{option_name(name)} {asked} is for episodes that are played, and --recordings are all read; leave "
+                "one of them out."
+            )
     report = fit(options, *(read(options) if options.recordings else play(options)))
     for name in ("trained", "held_out"):
         print(f"{name.replace('_', ' ')}: {report[name]['successes']} of {report[name]['episodes']} episodes succeed")

@@ -8,16 +8,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch as th
 
-from libero_gym.demonstrations import LeRobotReader, record, segment_episode
+from libero_gym.demonstrations import DamagedEpisodeError, LeRobotReader, record, segment_episode
+from libero_gym.tasks import get_suite
 from vla_agent import VLAPPO, make_vec_env
-from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
+from vla_agent.commands.checks import check_there
+from vla_agent.commands.chosen_episodes import of_tasks
+from vla_agent.commands.options import ids_or_none, option_name, parse_ids, parse_options
+from vla_agent.common.hashes import hash_files
 from vla_agent.envs.recordings import policy_episodes
+from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.provenance import provenance
+from vla_agent.evaluation.results import describe_ids
+from vla_agent.openvla.files import resolve_folder
 from vla_agent.policy.lora import LoraSettings
 from vla_agent.process_reward import RewardModel, ScorerConfig, TinyScorer, VLMScorer, load_reward_model
 from vla_agent.process_reward.episodes import PolicyEpisode, load_episodes, save_episodes
@@ -34,7 +41,7 @@ class Options:
 
     evaluate: str = ""  # a scorer to judge, such as tiny-scorer or runs/process_reward/scorer; none is trained then
     scorer: str = "tiny"  # what to train; or the folder or hub id of a vision-language model
-    demonstrations: str = ""  # a LeRobot dataset of the suite; empty to record the expert
+    demonstrations: str = ""  # a LeRobot dataset of the suite, less its judged states; empty to record the expert
     env_id: str = "LIBERO-Spatial-v0"  # environments of the policy's episodes: an id, a BDDL file, or a folder of such
     suite: str = "libero_spatial"  # LIBERO's name of the suite, a BDDL file, or a folder of such
     task_ids: str = ""  # such as "0,3-5"; all tasks of the suite if empty
@@ -59,23 +66,56 @@ class Options:
     out: Path = Path("runs/process_reward")  # folder of all that is written
 
 
-def expert_episodes(options: Options, name: str, states: str, root: str = "") -> list[Any]:
-    """The expert's episodes from some initial states, which are recorded unless a dataset is given.
+States = Literal["init_states", "evaluate_states"]  # the option that names initial states
+
+
+def check(options: Options) -> None:
+    """Refuse options that mean nothing, before anything slow begins.
+
+    Raises:
+        ValueError: If there are no such tasks or states, a state is to be learned from and judged on, or the expert and
+            the policy would play other tasks.
+    """
+    suite, played = get_suite(options.suite), describe_suite(options.env_id)
+    if suite.name != played.name:
+        raise ValueError(
+            f"--suite {options.suite} and --env-id {options.env_id} are of different tasks: the expert would play "
+            f"{suite.name}, and the policy {played.name}. Give --env-id {suite.env_id}, or --suite {played.name}."
+        )
+    judged = set(states_of(options, "evaluate_states"))
+    check_there("--evaluate-states", options.evaluate_states, options.env_id, options.task_ids)
+    if options.evaluate:
+        return
+    check_there("--init-states", options.init_states, options.env_id, options.task_ids)
+    if both := sorted(judged & set(states_of(options, "init_states"))):
+        raise ValueError(
+            f"--init-states and --evaluate-states share {describe_ids(both)}: a scorer that learned from a state is "
+            "not judged on it. Keep them apart."
+        )
+
+
+def states_of(options: Options, which: States) -> list[int]:
+    """The official initial states that an option names."""
+    return parse_ids(option_name(which), getattr(options, which))
+
+
+def expert_episodes(options: Options, name: str, which: States) -> list[Any]:
+    """The expert's episodes from some initial states, which are recorded unless a dataset to learn from is given.
 
     Args:
         options: The options.
         name: Folder of the recording, in ``out``.
-        states: Official initial states, such as "20-49".
-        root: A LeRobot dataset to read instead.
+        which: Option that names the states.
     """
-    if not root:
-        root = str(options.out / name)
+    given = options.demonstrations if which == "init_states" else ""
+    root = given or str(options.out / name)
+    if not given:
         record(
             root,
             options.suite,
             "libero_gym.demonstrations:expert_policy",
             task_ids=ids_or_none("--task-ids", options.task_ids),
-            init_state_ids=parse_ids("initial states", states),
+            init_state_ids=states_of(options, which),
             cameras=("agentview",),
             image_size=options.image_size,
             renderer="fast",
@@ -87,10 +127,38 @@ def expert_episodes(options: Options, name: str, states: str, root: str = "") ->
             n_workers=2,
         )
     reader = LeRobotReader(root, cameras=("image",))
-    return [episode for _, episode in reader.enumerate()]  # damaged ones are named and skipped
+    indices = learned_from(options, reader) if given else None
+    return [episode for _, episode in reader.enumerate(indices)]  # damaged ones are named and skipped
 
 
-def rollouts(options: Options, name: str, states: str, n_episodes: int, drop_prob: float = 0.0) -> list[PolicyEpisode]:
+def learned_from(options: Options, reader: LeRobotReader) -> list[int]:
+    """Indices of given demonstrations that are of the tasks asked for, and from no state that is judged.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    tasks, judged = ids_or_none("--task-ids", options.task_ids), states_of(options, "evaluate_states")
+    indices = list(range(len(reader)))
+    if tasks is not None:
+        indices = of_tasks(reader, indices, get_suite(options.suite).name, tasks)
+    kept = []
+    for index in indices:
+        try:
+            if reader.origin(index).init_state_id not in judged:
+                kept.append(index)
+        except DamagedEpisodeError:
+            kept.append(index)  # whoever reads it says so
+    if not kept:
+        raise ValueError(
+            f"All {len(indices)} episodes of {reader.root} are from states that are judged, --evaluate-states "
+            f"{options.evaluate_states}; give others, or other --demonstrations."
+        )
+    return kept
+
+
+def rollouts(
+    options: Options, name: str, which: States, n_episodes: int, drop_prob: float = 0.0
+) -> list[PolicyEpisode]:
     """The policy's episodes from some initial states, sampled as PPO samples them; those of an earlier run are read.
 
     Episodes to learn from start where the demonstrations do. A scorer could otherwise tell a failure by a layout of
@@ -99,11 +167,12 @@ def rollouts(options: Options, name: str, states: str, n_episodes: int, drop_pro
     Args:
         options: The options.
         name: Name of the file that keeps them, in ``out``.
-        states: Official initial states, such as "20-49".
+        which: Option that names the initial states.
         n_episodes: How many.
         drop_prob: Probability that a decision opens the hand.
     """
-    about = {"states": states, "n_episodes": n_episodes, "drop_prob": drop_prob}
+    about: dict[str, Any] = {"states": getattr(options, which), "n_episodes": n_episodes, "drop_prob": drop_prob}
+    about["sha256"] = hash_files(resolve_folder(options.policy, weights=True))  # another model may come by this name
     made_by = ("env_id", "task_ids", "policy", "temperature", "max_episode_steps", "seed")
     about |= {key: getattr(options, key) for key in made_by}
     path = options.out / f"{name}.npz"
@@ -113,7 +182,7 @@ def rollouts(options: Options, name: str, states: str, n_episodes: int, drop_pro
         options.env_id,
         8,
         task_id=ids_or_none("--task-ids", options.task_ids),
-        init_state_ids=parse_ids("initial states", states),
+        init_state_ids=states_of(options, which),
         model=options.policy,
         renderer="fast",
         physics="fast",
@@ -159,10 +228,10 @@ def train(options: Options, examples: LabelledFrames) -> TinyScorer | VLMScorer:
 
 def learn(options: Options) -> RewardModel:
     """Label episodes, draw some of the examples, and fit a scorer to them."""
-    demonstrations = expert_episodes(options, "demonstrations", options.init_states, options.demonstrations)
-    own = rollouts(options, "rollouts", options.init_states, options.n_rollouts)
+    demonstrations = expert_episodes(options, "demonstrations", "init_states")
+    own = rollouts(options, "rollouts", "init_states", options.n_rollouts)
     others = dataclasses.replace(options, seed=options.seed + 1)  # so that other episodes are played
-    found = rollouts(others, "dropped", options.init_states, options.n_dropped, options.drop_prob)
+    found = rollouts(others, "dropped", "init_states", options.n_dropped, options.drop_prob)
     dropped = [episode for episode in found if not episode.success]
     examples = label_episodes(
         [*demonstrations, *own, *dropped],
@@ -183,10 +252,10 @@ def learn(options: Options) -> RewardModel:
 
 def judge(options: Options, scorer: RewardModel) -> None:
     """Report how good a scorer is on episodes from initial states that it never saw."""
-    heldout = expert_episodes(options, "heldout", options.evaluate_states)
+    heldout = expert_episodes(options, "heldout", "evaluate_states")
     shapes = {camera: frames.shape[1:] for camera, frames in heldout[0].images.items()}
     check_camera(scorer, shapes)
-    met = rollouts(options, "heldout_rollouts", options.evaluate_states, options.n_heldout_rollouts)
+    met = rollouts(options, "heldout_rollouts", "evaluate_states", options.n_heldout_rollouts)
     judged = [*heldout, *(episode for episode in met if not episode.success)]
     unseen = label_episodes(judged, keyframes, n_holding=1, seed=options.seed)
     result = report(scorer, unseen, heldout, met, seed=options.seed)
@@ -198,6 +267,7 @@ def judge(options: Options, scorer: RewardModel) -> None:
 
 def main(options: Options) -> None:
     """Learn and judge a scorer, or only judge one."""
+    check(options)
     options.out.mkdir(parents=True, exist_ok=True)
     judge(options, load_reward_model(options.evaluate, options.device) if options.evaluate else learn(options))
     print(f"Wrote into {options.out}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 from vla_agent.commands.options import ids_or_none
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.familiarity import describe_trained
-from vla_agent.evaluation.provenance import TrainingStates, read_training_states
+from vla_agent.evaluation.provenance import TrainingStates, read_training_placements, read_training_states
 from vla_agent.evaluation.results import describe_ids
 from vla_agent.openvla.files import CheckpointError, resolve_folder
 
@@ -54,6 +55,46 @@ def check_evaluated(options: EvaluatedOptions, otherwise: str, fewer: str = "") 
         )
     base = trained_before(options.model)
     check_unseen("--eval-states", options.eval_states, options.env_id, options.task_ids, base, fewer or otherwise)
+    if options.n_eval_placements:
+        check_undrawn(options)
+
+
+def check_undrawn(options: EvaluatedOptions) -> None:
+    """Refuse evaluations on drawn states that the model was trained on before; a training keeps its own apart.
+
+    Raises:
+        ValueError: If the model drew one of their placement seeds, which follow those of the training.
+    """
+    try:
+        before = placements_drawn(options, options.resume)
+    except CheckpointError:  # whoever loads the model says so
+        return
+    tasks = ids_or_none("--task-ids", options.task_ids)
+    for suite in describe_suite(options.env_id).states_by_source(tasks, ()):
+        if before.get(suite, 0) > options.n_placements:
+            raise ValueError(
+                f"--n-eval-placements {options.n_eval_placements} are drawn by the placement seeds from "
+                f"{options.n_placements}, and --model {options.model} was trained on those of {suite} below "
+                f"{before[suite]}: success there says little. Give --n-placements {before[suite]}, or "
+                "--n-eval-placements 0."
+            )
+
+
+def placements_drawn(options: TrainingOptions, resumed_from: Path | None, suites: Iterable[str] = ()) -> dict[str, int]:
+    """By suite, the number that the placement seeds are below which a model was trained on, or is about to be.
+
+    Args:
+        options: The options, which name the model that the training starts from.
+        resumed_from: The run or save that goes on; None if none does.
+        suites: Those that the training is about to draw from; () tells what was before.
+
+    Raises:
+        CheckpointError: If there is no such model.
+    """
+    before = read_training_placements(resolve_folder(options.model, weights=False))
+    before |= read_training_placements(resumed_from)
+    drawn = {suite: max(options.n_placements, before.get(suite, 0)) for suite in suites}
+    return before | {suite: number for suite, number in drawn.items() if number}
 
 
 def check_unseen(

@@ -14,7 +14,8 @@ import tyro
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import choice, whole_number
-from libero_gym.dimensions import Renderer
+from libero_gym.dimensions import Physics, Renderer
+from vla_agent.actors.loading import LEROBOT, names_actor
 from vla_agent.commands.options import parse_options
 from vla_agent.envs.episodes import EpisodeStart, play_episodes
 from vla_agent.envs.watching import Act, WatchedEpisode, again, at_random, expert, watch, watch_recorded
@@ -77,9 +78,9 @@ def played(options: Options, **how: Any) -> WatchedEpisode:
         state = -1 - options.placement_seed if drawn else whole_number("--init-state", options.init_state, 0)
         start = protocol.start(Trial(whole_number("--task-id", options.task_id, 0), state))
         settle_steps = how.get("settle_steps", protocol.settle_steps)
-        return _watch(options, start, _PLAYERS[options.policy], options.policy, settle_steps)
+        return _watch(options, start, _PLAYERS[options.policy], settle_steps, how.get("physics", "exact"))
     start, settle_steps, actions = _decided(options, **how)
-    return _watch(options, start, again(actions), options.policy, settle_steps)
+    return _watch(options, start, again(actions), settle_steps, how.get("physics", "exact"))
 
 
 def played_again(options: Options, report: EvaluationReport) -> WatchedEpisode:
@@ -106,8 +107,7 @@ def played_again(options: Options, report: EvaluationReport) -> WatchedEpisode:
         renderer=report.conditions["renderer"],
         max_steps=options.max_steps or _limit(report, result.task_id),
     )
-    how = {"unnorm_key": report.settings.get("unnorm_key"), "settle_steps": report.conditions["settle_steps"]}
-    episode = played(options, **how)
+    episode = played(options, **_how(report, name, options.policy))
     n_steps, same = episode.n_frames - 1, episode.success == result.success and episode.n_frames - 1 == result.steps
     told = f"episode {options.episode}: {_ended(result.success)} after {result.steps} steps"
     if not report.settings.get("deterministic", True) or report.settings.get("best_of_n", 1) > 1:
@@ -115,6 +115,27 @@ def played_again(options: Options, report: EvaluationReport) -> WatchedEpisode:
     else:
         again_told = "the same again" if same else f"played again, it is another: {n_steps} steps"
     return dataclasses.replace(episode, facts={"evaluation": f"{told}; {again_told}"} | episode.facts)
+
+
+def _how(report: EvaluationReport, name: str, policy: str) -> dict[str, Any]:
+    """Further arguments of the `Evaluator` that has a policy play as an evaluation's did.
+
+    Args:
+        report: The evaluation.
+        name: Name of what played in it.
+        policy: Name of what plays now; if it is of another kind, a checkpoint or not, it has its own crop and steps.
+    """
+    settings, conditions = report.settings, report.conditions
+    how = {"unnorm_key": settings.get("unnorm_key"), "settle_steps": conditions["settle_steps"]}
+    if "physics" in conditions:
+        how["physics"] = conditions["physics"]
+    steps = settings.get("replan_steps")
+    if names_actor(policy) != names_actor(name):
+        return how
+    if not names_actor(policy):
+        return how | {"center_crop": settings.get("center_crop")}
+    # LeRobot's policies without chunks state 1, and refuse to be told a number.
+    return how if steps is None or (policy.startswith(LEROBOT) and steps == 1) else how | {"replan_steps": steps}
 
 
 def _limit(report: EvaluationReport, task_id: int) -> int:
@@ -128,7 +149,7 @@ def _ended(success: bool) -> str:
 
 
 def _watch(
-    options: Options, start: EpisodeStart, choose: Callable[[Any], Act], who: str, settle_steps: int
+    options: Options, start: EpisodeStart, choose: Callable[[Any], Act], settle_steps: int, physics: Physics
 ) -> WatchedEpisode:
     scorer = load_reward_model(options.reward_model) if options.reward_model else None
     episode = watch(
@@ -138,12 +159,13 @@ def _watch(
         cameras=tuple(filter(None, options.cameras.split(","))),
         image_size=options.image_size,
         renderer=options.renderer,
+        physics=physics,
         settle_steps=settle_steps,
         max_steps=whole_number("--max-steps", options.max_steps, 0) or None,
         scorer=scorer,
         seed=options.seed,
     )
-    return dataclasses.replace(episode, facts={"policy": who} | episode.facts)
+    return dataclasses.replace(episode, facts={"policy": options.policy} | episode.facts)
 
 
 def _decided(options: Options, **how: Any) -> tuple[EpisodeStart, int, np.ndarray]:

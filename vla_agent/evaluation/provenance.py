@@ -38,7 +38,8 @@ PACKAGES = (
 )
 # What simulates worlds on a device; most installations have none of it.
 DEVICE_PACKAGES = ("mujoco-warp", "warp-lang")
-# Training writes this file into the checkpoint: {"training": {"libero_spatial": [0, 1, ...]}}, states by suite.
+# Training writes this file into the checkpoint: {"training": {"libero_spatial": [0, 1, ...]}}, states by suite; and
+# "placements": {"libero_spatial": 300} beside it, if it also drew states, by the placement seeds below that number.
 TRAINING_FILE = "training.json"
 
 TrainingStates = dict[str, list[int]]
@@ -124,13 +125,7 @@ def read_training_states(folder: Path | None) -> TrainingStates | None:
     Raises:
         ValueError: If the `TRAINING_FILE` is damaged.
     """
-    if folder is None:
-        return None
-    run_dir = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder.parent
-    of_its_run = [run_dir] if (folder / STATE).is_file() and (run_dir / RUN).is_file() else []
-    files = [place / TRAINING_FILE for place in (folder, *of_its_run)]
-    path = next((path for path in files if path.is_file()), None)
-    if path is None:
+    if (path := _training_file(folder)) is None:
         return None
     states = read_json(path).get("training")
     if not isinstance(states, dict) or not all(map(_are_ids, states.values())):
@@ -138,8 +133,37 @@ def read_training_states(folder: Path | None) -> TrainingStates | None:
     return {suite: sorted(set(ids)) for suite, ids in states.items()}
 
 
+def read_training_placements(folder: Path | None) -> dict[str, int]:
+    """By suite, the number that the placement seeds are below which a model was trained on; none if unknown.
+
+    Args:
+        folder: As `read_training_states` takes it.
+
+    Raises:
+        ValueError: If the `TRAINING_FILE` is damaged.
+    """
+    path = _training_file(folder)
+    numbers = {} if path is None else read_json(path).get("placements", {})
+    if not isinstance(numbers, dict) or not _are_ids(list(numbers.values())):
+        raise ValueError(f'\'{path}\' is damaged; expected "placements" as {{"libero_spatial": 300}}.')
+    return numbers
+
+
+def _training_file(folder: Path | None) -> Path | None:
+    """The `TRAINING_FILE` of a checkpoint, of a save of a run, or of that run; None if there is none."""
+    if folder is None:
+        return None
+    run_dir = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder.parent
+    of_its_run = [run_dir] if (folder / STATE).is_file() and (run_dir / RUN).is_file() else []
+    files = [place / TRAINING_FILE for place in (folder, *of_its_run)]
+    return next((path for path in files if path.is_file()), None)
+
+
 def write_training_states(
-    folder: Path, trained: Mapping[str, Iterable[int]], base: TrainingStates | None = None
+    folder: Path,
+    trained: Mapping[str, Iterable[int]],
+    base: TrainingStates | None = None,
+    placements: Mapping[str, int] | None = None,
 ) -> None:
     """Write into a checkpoint which official initial states it was trained on.
 
@@ -147,8 +171,11 @@ def write_training_states(
         folder: Folder of the checkpoint or of a saved run.
         trained: Official initial states, by LIBERO's name of the suite that the tasks come from.
         base: States that the model was trained on before, if it started from a trained one.
+        placements: By suite, the number that the placement seeds are below which it was trained on, before or now.
     """
-    write_text(folder / TRAINING_FILE, json.dumps({"training": united(base or {}, trained)}) + "\n")
+    content: dict[str, Any] = {"training": united(base or {}, trained)}
+    content |= {"placements": dict(placements)} if placements else {}  # a key that older versions do not read
+    write_text(folder / TRAINING_FILE, json.dumps(content) + "\n")
 
 
 def united(first: Mapping[str, Iterable[int]], second: Mapping[str, Iterable[int]]) -> TrainingStates:

@@ -95,6 +95,19 @@ def test_the_installed_program_starts_without_torch() -> None:
     assert result.stdout.splitlines()[-1] == "False"
 
 
+def test_ctrl_c_while_a_command_is_imported_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_name: str) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.importlib, "import_module", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
 def test_train_checks_its_options_before_anything_slow(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +121,12 @@ def test_train_checks_its_options_before_anything_slow(
         ("--max-episode-steps", "-4"): "--max-episode-steps=-4 is out of range",
         ("--n-envs", "0"): "--n-envs=0 is out of range",
         ("--eval-states", "15-25"): "--init-states and --eval-states share 20-25",
+        ("--temperature", "-1"): "--temperature=-1.0 is out of range",
+        ("--gamma", "2"): "--gamma=2.0 is out of range",
+        ("--learning-rate", "-1"): "--learning-rate=-1.0 is out of range",
+        ("--reward-mode", "gain"): "--reward-mode gain is for --reward process; add that, or leave it out.",
+        ("--reward-model", "x"): "--reward-model x is for --reward process; add that, or leave it out.",
+        ("--lora-target", "language"): "--lora-target language is for --lora-rank 32; add that, or leave it out.",
         ("--eval-states", ""): "There is nothing to evaluate on: give --eval-states or --n-eval-placements",
     }
     for given, message in rows.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,42 @@ def test_unknown_states_are_told_and_leave_no_file(
 def test_a_negative_number_of_demonstrations_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--demonstrations-per-task"):
         main(Options(demonstrations_per_task=-1, out=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": "cdua"}, "--device='cdua' is no device that torch can use here; expected 'auto', 'cpu'"),
+        ({"model": "nonexistent/x/y"}, "--model nonexistent/x/y: There is no checkpoint folder"),
+        ({"model": "RUN"}, "RUN' has no config.json. A run's saves are no checkpoints: load one, and write its"),
+        ({"evaluate_states": "60"}, "--evaluate-states 60: there is no state 60. Task 0 of libero_spatial has"),
+        ({"task_ids": "10"}, "--task-ids=10 is out of range"),
+    ],
+)
+def test_what_cannot_be_fine_tuned_is_refused_before_the_recording(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was recorded")
+
+    monkeypatch.setattr(finetune, "record", fail)
+    monkeypatch.chdir(tmp_path)
+    Path("RUN").mkdir()
+    Path("RUN", "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        main(Options(**{"device": "cpu", "out": tmp_path / "out"} | change))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_device_may_be_left_to_torch_and_one_that_is_missing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    finetune.check_options(Options(device="auto"))
+    assert finetune.load_model(Options(device="auto", out=tmp_path)).device.type == "cpu"
+    with pytest.warns(UserWarning, match="--device='cuda', but torch finds no GPU: going on with the CPU"):
+        finetune.check_options(Options(device="cuda"))
+    assert finetune.load_model(Options(device="cuda", out=tmp_path)).device.type == "cpu"
 
 
 def test_a_complete_recording_is_not_recorded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from vla_agent import RunError
 from vla_agent.commands import distill, evaluate
 from vla_agent.commands.options import parse_options
 from vla_agent.commands.train import note_training_states
-from vla_agent.evaluation.provenance import read_training_states
+from vla_agent.common.shipped import SHIPPED_FOLDER
+from vla_agent.evaluation.provenance import read_training_placements, read_training_states
 
 train_grpo = example("train_grpo.py")
 SMALL: dict[str, Any] = {
@@ -62,6 +63,23 @@ def test_evaluations_on_states_of_the_training_are_refused_where_success_is_told
     assert not (tmp_path / "run").exists(), "nothing has begun"
 
 
+def test_drawn_states_of_an_earlier_training_are_not_evaluated(tmp_path: Path) -> None:
+    options: Any = train_grpo.Options(model="tiny", n_placements=300, out=tmp_path)
+    note_training_states(options, taught={"libero_goal": [1]})
+    assert read_training_placements(tmp_path) == {"libero_spatial": 300}
+    assert read_training_states(tmp_path) == {"libero_spatial": list(range(20, 50)), "libero_goal": [1]}
+    shutil.copytree(SHIPPED_FOLDER / "tiny", tmp_path / "model")
+    shutil.copy(tmp_path / "training.json", tmp_path / "model")
+    further: dict[str, Any] = {"model": str(tmp_path / "model"), "eval_states": "", "n_eval_placements": 20}
+    with pytest.raises(ValueError, match=r"those of libero_spatial below 300: success there says little\. Give --n-pl"):
+        train_grpo.check(train_grpo.Options(**further, n_placements=100))
+    train_grpo.check(train_grpo.Options(**further, n_placements=300))
+    options = train_grpo.Options(model=further["model"], n_placements=100, out=tmp_path / "second")
+    options.out.mkdir()
+    note_training_states(options)
+    assert read_training_placements(tmp_path / "second") == {"libero_spatial": 300}, "it was trained on more before"
+
+
 def test_a_student_is_not_evaluated_on_its_teachers_states(grpo_run: Path, tmp_path: Path) -> None:
     options = distill.Options(teacher=str(grpo_run), init_states="30", eval_states="20", out=tmp_path / "run")
     with pytest.raises(ValueError, match=r"--eval-states 20 are not all new: --(teacher .*|model tiny-libero-few) was"):
@@ -85,6 +103,8 @@ def test_a_student_is_not_evaluated_on_its_teachers_states(grpo_run: Path, tmp_p
             {"reward": "confidence", "curriculum": "hardest"},
             "--curriculum hardest reads success, and --reward con",
         ),
+        ({"n_placements": -1}, "--n-placements=-1 is out of range"),
+        ({"n_envs": 0}, "--n-envs=0 is out of range"),
         ({"reward_model": "runs/scorer"}, "--reward-model runs/scorer scores for --reward gain; add that, or leave"),
     ],
 )

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -12,16 +13,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import imageio.v3 as iio
 import numpy as np
 import pytest
 from paths import EXAMPLES, without_opengl
+from recordings import synthetic
 from stable_baselines3 import PPO
 
 import libero_gym
 from libero_gym import Task, get_tasks, register_suite
+from libero_gym.demonstrations import LeRobotWriter
 from vla_agent import VLAPPO, Curriculum, EvaluationReport, VLAVecEnv, make_vec_env
 from vla_agent.commands import render, train, train_scorer
 from vla_agent.commands.train import check, parse_arguments
@@ -182,6 +186,14 @@ def test_shaping_for_another_learner_is_refused(given: list[str]) -> None:
         check(parse_arguments(["--reward", "progress", *given]))
 
 
+def test_adapters_of_rank_one_have_an_effect(monkeypatch: pytest.MonkeyPatch, env: VLAVecEnv) -> None:
+    """An alpha of 0 would scale them to nothing."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(train, "VLAPPO", lambda *_, policy_kwargs, **__: seen.append(policy_kwargs["lora"]))
+    train.make_learner(parse_arguments(["--lora-rank", "1"]), env, None)
+    assert seen == [{"r": 1, "alpha": 1, "target": "all-linear"}]
+
+
 def test_long_changes_defaults_and_what_is_given_wins() -> None:
     assert parse_arguments(["--long"]).total_timesteps == 12288
     assert parse_arguments(["--long"]).env_id == "LIBERO-Spatial-v0"
@@ -271,6 +283,60 @@ def test_a_model_for_other_environments_is_refused(env: VLAVecEnv) -> None:
         make_vec_env("LIBERO-Spatial-v0", 1, reward="process")
     with pytest.raises(ValueError, match="chunk_size=8"):
         make_vec_env("LIBERO-Spatial-v0", 1, chunk_size=8)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--evaluate-states", "oops"], "--evaluate-states 'oops': 'oops' is no id"),
+        (["--evaluate-states", "60"], "--evaluate-states 60: there is no state 60. Task 0 of libero_spatial has"),
+        (["--task-ids", "10"], "--task-ids=10 is out of range"),
+        (["--init-states", "0-9"], "--init-states and --evaluate-states share 0-7"),
+        (
+            ["--suite", "libero_goal"],
+            "libero_goal, and the policy libero_spatial. Give --env-id LIBERO-Goal-v0",
+        ),
+    ],
+)
+def test_a_scorers_training_checks_its_options_first(given: list[str], message: str, tmp_path: Path) -> None:
+    options = train_scorer.parse_arguments([*given, "--out", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_scorer.main(options)
+    assert not (tmp_path / "out").exists(), "nothing has begun"
+
+
+def test_given_demonstrations_teach_no_scorer_a_judged_state_or_another_task(tmp_path: Path) -> None:
+    writer = LeRobotWriter(tmp_path, cameras=("image",))
+    for task_id, state in ((0, 3), (0, 20), (1, 20), (1, 3)):
+        origin = {"suite": "libero_spatial", "task_id": task_id, "init_state_id": state}
+        writer.add(dataclasses.replace(synthetic(4), **origin))
+    writer.finish()
+    options = train_scorer.Options(demonstrations=str(tmp_path))
+    learned = train_scorer.expert_episodes(options, "demonstrations", "init_states")
+    assert [(episode.task_id, episode.init_state_id) for episode in learned] == [(0, 20), (1, 20)]
+    options.task_ids = "1"
+    learned = train_scorer.expert_episodes(options, "demonstrations", "init_states")
+    assert [(episode.task_id, episode.init_state_id) for episode in learned] == [(1, 20)]
+    options.evaluate_states = "0-49"
+    with pytest.raises(ValueError, match=r"All 2 episodes of .* are from states that are judged"):
+        train_scorer.expert_episodes(options, "demonstrations", "init_states")
+
+
+def test_kept_episodes_of_a_model_that_was_trained_again_are_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def kept(_path: Path, about: dict[str, Any]) -> list[Any]:
+        asked.append(about)
+        return []
+
+    monkeypatch.setattr(train_scorer, "load_episodes", kept)
+    options = train_scorer.Options(policy=str(tmp_path))
+    for weights in (b"first", b"first", b"second"):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        train_scorer.rollouts(options, "rollouts", "init_states", 4)
+    assert asked[0] == asked[1] != asked[2]
 
 
 def test_process_reward_example_trains_and_judges_a_scorer(tmp_path: Path) -> None:

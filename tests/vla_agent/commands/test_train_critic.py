@@ -131,6 +131,13 @@ def test_wrong_options_are_named(change: dict[str, object], message: str, tmp_pa
         train_critic.play(dataclasses.replace(SHORT, out=tmp_path, **change))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("change", [{"task_ids": "0"}, {"init_states": "0-1"}])
+def test_recordings_are_read_whole_and_no_option_chooses_among_them(change: dict[str, Any], tmp_path: Path) -> None:
+    options = Options(recordings=str(tmp_path), out=tmp_path / "out", **change)
+    with pytest.raises(ValueError, match=r"--(task-ids 0|init-states 0-1) is for episodes that are played, and --reco"):
+        train_critic.main(options)
+
+
 def test_a_folder_without_recordings_is_named(tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError), match=re.escape(str(tmp_path))):
-        train_critic.main(dataclasses.replace(SHORT, recordings=str(tmp_path), out=tmp_path / "out"))
+        train_critic.main(Options(recordings=str(tmp_path), out=tmp_path / "out"))

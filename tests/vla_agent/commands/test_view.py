@@ -17,6 +17,7 @@ from vla_agent import EvaluationReport, evaluate_policy
 from vla_agent.commands import cli, view
 from vla_agent.envs.episodes import EpisodeStart
 from vla_agent.envs.watching import WatchedEpisode, again, at_random, watch, watch_recorded
+from vla_agent.evaluation.results import EpisodeResult
 
 FAST: dict[str, Any] = {"renderer": "fast", "image_size": 32}
 
@@ -131,6 +132,41 @@ def test_an_evaluations_episode_is_played_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(EvaluationReport, "load", lambda _folder: report)
     with pytest.raises(ValueError, match="is of python:os:abort; say what plays: --policy"):
         view.look(options)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "passed"),
+    [
+        ("tiny-libero", "tiny-libero", {"center_crop": False}),
+        ("tiny-libero", "ws://localhost:8000", {}),
+        ("ws://gone:1", "ws://localhost:8000", {"replan_steps": 5}),
+        ("ws://gone:1", "tiny-libero", {}),
+    ],
+)
+def test_an_evaluation_is_played_again_with_its_crop_its_physics_and_its_steps(
+    name: str, policy: str, passed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def noted(_options: view.Options, **how: Any) -> WatchedEpisode:
+        seen.append(how)
+        return WatchedEpisode("", False, 20, {"image": np.zeros((9, 2, 2, 3))}, {})
+
+    conditions = {"protocol": "openvla", "renderer": "fast", "settle_steps": 10, "max_steps": 8, "physics": "fast"}
+    settings = {"env_id": "LIBERO-Spatial-v0", "center_crop": False, "replan_steps": 5}
+    manifest = {"model": {"name": name}}
+    report = EvaluationReport(conditions, settings, [EpisodeResult(6, 3, False, 8, 0.0)], {}, {}, manifest, True)
+    monkeypatch.setattr(view, "played", noted)
+    view.played_again(view.Options(policy=policy), report)
+    assert seen == [{"unnorm_key": None, "settle_steps": 10, "physics": "fast", **passed}]
+
+
+def test_an_episode_is_watched_in_the_physics_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(LiberoEnv, "__init__", lambda _env, _suite, **given: (seen.append(given["physics"]), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        view.played(view.Options(renderer="fast"), physics="fast")
+    assert seen == ["fast"]
 
 
 @pytest.mark.parametrize(
