@@ -18,7 +18,7 @@ from libero_gym.compilation.placements import check_placement_seed
 from libero_gym.dimensions import LAYERS
 from libero_gym.rendering.posing import CAMERAS
 from libero_gym.reward_model import RewardModel, find_reward_model
-from libero_gym.tasks import Suite, Task, initial_states
+from libero_gym.tasks import Task, initial_states
 
 RESET_OPTIONS = ("task_id", "init_state_id", "placement_seed", "fixture_seed", "fixture_draw")
 # What LIBERO, robosuite and evaluations of published models call it, and we otherwise.
@@ -340,16 +340,14 @@ def limit_of_gym_make(env: gym.Env[Any, Any]) -> int | None:
 
 
 def check_limits(
-    max_episode_steps: Any, chunk_size: int, suite: Suite, tasks: Sequence[Task], env: gym.Env[Any, Any]
+    max_episode_steps: Any, tasks: Sequence[Task], env: Any
 ) -> tuple[int | tuple[int, ...] | None, dict[int, int]]:
     """The limits at which the environment itself truncates episodes, and those that its episodes have.
 
     Args:
         max_episode_steps: The value to check.
-        chunk_size: Control steps per `step`.
-        suite: The suite.
         tasks: The environment's tasks.
-        env: The environment, which is being constructed.
+        env: The `LiberoEnv`, which is being constructed; it has its suite and its chunk size.
 
     Returns:
         Control steps, as `one_or_all` states them, or None if the environment truncates none; and by task id.
@@ -357,8 +355,8 @@ def check_limits(
     Raises:
         ValueError: If a limit is no whole number of at least 1, there are others than tasks, or a task has two.
     """
-    limits = tuple(task.max_steps or suite.max_steps for task in tasks)
-    truncates = chunk_size > 1 or suite.time_limit is None
+    limits = tuple(task.max_steps or env.suite.max_steps for task in tasks)
+    truncates = env.chunk_size > 1 or env.suite.time_limit is None
     if max_episode_steps is not None:
         limits, truncates = check_max_episode_steps(max_episode_steps, len(tasks)), True
     elif (given := limit_of_gym_make(env)) == -1:

@@ -221,10 +221,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         self.render_device = None if render_device is None else whole_number("render_device", render_device, minimum=0)
         self.n_render_threads = check_render_threads(n_render_threads, self.renderer)
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
-        render_size = self.image_size if render_size is None else render_size
-        self.render_size = rendering.check_image_size(render_size, "render_size")
-        limits = check_limits(max_episode_steps, self.chunk_size, self.suite, chosen, self)
-        self.max_episode_steps, self.step_limits = limits
+        self.render_size = rendering.check_image_size(image_size if render_size is None else render_size, "render_size")
+        self.max_episode_steps, self.step_limits = check_limits(max_episode_steps, chosen, self)
         sight = self.cameras, self.image_size, self.renderer, self.render_device, self.n_render_threads, self.layers
         self._observe = Observer(*sight, self.privileged, self.instruction_kind, self.step_limits)
         self.observation_space = self._observe.space(self.suite.n_tasks)
@@ -314,7 +312,6 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
         Raises:
             ValueError: If there is not one finite, non-negative weight per task, or all are zero.
-            gym.error.ClosedEnvironmentError: After `close`.
         """
         self._check_open()
         self._task_weights = check_task_weights(weights, len(self.task_ids))
