@@ -143,15 +143,16 @@ def check_indices(indices: Any, n: int) -> list[int]:
     return [whole_number("indices", index, 0, n - 1) for index in sequence("indices", indices)]
 
 
-def check_call(name: str) -> str:
-    """The name itself, of what `LiberoVectorEnv.call` asks each environment for.
+def check_call(name: str, indices: Any, num_envs: int) -> list[int]:
+    """The environments that `LiberoVectorEnv.call` asks for something.
 
     Raises:
-        ValueError: If it is of what all environments have in common, which the next reset would undo.
+        ValueError: If there is no such environment, or all have in common what is asked for: the next reset would undo
+            it.
     """
     if name == "set_task_weights":
         raise ValueError("All environments draw by the same weights; call LiberoVectorEnv.set_task_weights itself.")
-    return name
+    return check_indices(indices, num_envs)
 
 
 def check_snapshot(snapshot: Any, lengths: Mapping[str, int]) -> dict[str, Any]:

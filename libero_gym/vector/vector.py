@@ -163,9 +163,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
                 ``reset_mask``, bool (num_envs,).
 
         Raises:
-            ValueError: If the seed or an option is unknown, out of range, or for another number of environments; all
-                environments are as before then. But a ``placement_seed`` for a task that is yet to be drawn may find no
-                place when others have begun.
+            ValueError: If the seed or an option is unknown, out of range, or for another number of environments. All
+                are as before then, unless a ``placement_seed`` finds no place for a task that a reset drew.
             WorkerError: If a worker fails.
             gym.error.ClosedEnvironmentError: After `close`.
         """
@@ -175,9 +174,8 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
         requests: ResetRequests = {}
         for index in map(int, np.flatnonzero(mask)):
             own = {name: values[index] for name, values in per_env.items()}
-            # As the environment would, but before any of them is reset.
-            checked = check_place(check_options(own, self.task_ids, self._tasks), self.task_ids, self._tasks)
-            requests[index] = (seeds[index], checked)
+            checked = check_options(own, self.task_ids, self._tasks)  # before any is reset
+            requests[index] = (seeds[index], check_place(checked, self.task_ids, self._tasks))
         self.backend.reset(requests)
         return self._observations(""), self._infos("", np.ones(self.num_envs, dtype=bool))
 
@@ -309,8 +307,7 @@ class LiberoVectorEnv(Uncopyable, gym.vector.VectorEnv[dict[str, Any], np.ndarra
             WorkerError: If a worker has failed.
         """
         self._check_open()
-        chosen = vector_arguments.check_indices(indices, self.num_envs)
-        return self.backend.call(vector_arguments.check_call(name), chosen, args, kwargs)
+        return self.backend.call(name, vector_arguments.check_call(name, indices, self.num_envs), args, kwargs)
 
     # -------------------------------------------------------------------------------------------- private
 
