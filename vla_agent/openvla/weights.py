@@ -295,16 +295,17 @@ def _publish(folder: Path, target: Path) -> None:
         return
     written = sorted((path.name for path in folder.iterdir()), key=lambda name: name == CONFIG_FILE)
     _check_free(target, set(written))
-    before = folder / "before"
+    before, moved = folder / "before", list[str]()
     before.mkdir()
     try:
         for name in sorted(_weights_files(target).union(written)):
             if (target / name).exists():
                 os.replace(target / name, before / name)
         for name in written:
+            moved.append(name)
             os.replace(folder / name, target / name)
     except BaseException:  # all is as it was
-        for name in written:
+        for name in moved:
             (target / name).unlink(missing_ok=True)
         for path in before.iterdir():
             os.replace(path, target / path.name)
