@@ -299,7 +299,7 @@ def test_a_hung_worker_is_reported_in_time_with_its_stack() -> None:
     with pytest.raises(WorkerError, match=r"(?s)Worker 0 hung: no answer within 5 s.*in serve"):
         env.step(np.zeros((2, 7)))
     with pytest.raises(WorkerError, match=r"(?s)Worker 1 hung: .*messages.py.*in serve"):
-        env.call("set_task_weights", Sleep(), indices=[1])
+        env.call("set_state", Sleep(), indices=[1])
     assert time.monotonic() - start < 2 * 5 + 8
     assert not any(map(is_alive, pids))
     start = time.monotonic()
@@ -373,7 +373,7 @@ def test_task_weights_hold_in_a_new_worker(restarting: LiberoVectorEnv) -> None:
 def test_call_cannot_answer_for_a_dead_worker_but_the_next_step_replaces_it(restarting: LiberoVectorEnv) -> None:
     restarting.reset(seed=0)
     with pytest.raises(WorkerError, match=r"(?s)Worker 1 died \(SIGABRT\).*Aborted"):
-        restarting.call("set_task_weights", Abort(), indices=[2])
+        restarting.call("set_state", Abort(), indices=[2])
     with pytest.warns(UserWarning, match="Worker 1 died"):
         _, _, _, truncated, _ = restarting.step(np.zeros((3, 7)))
     assert truncated.tolist() == [False, False, True]
@@ -382,10 +382,10 @@ def test_call_cannot_answer_for_a_dead_worker_but_the_next_step_replaces_it(rest
 def test_an_exception_in_a_worker_is_raised_and_replaces_nothing(restarting: LiberoVectorEnv) -> None:
     restarting.reset(seed=0)
     before = worker_pids(restarting), restarting.n_restarts
-    with pytest.raises(ValueError, match="expected 2 finite weights") as caught:
-        restarting.call("set_task_weights", [1.0])
+    with pytest.raises(ValueError, match="state") as caught:
+        restarting.call("set_state", np.zeros(1))
     assert isinstance(caught.value.__cause__, WorkerError)
-    assert "in check_task_weights" in str(caught.value.__cause__)
+    assert "in set_state" in str(caught.value.__cause__)
     assert (worker_pids(restarting), restarting.n_restarts) == before
 
 

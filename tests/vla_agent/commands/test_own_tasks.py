@@ -26,7 +26,7 @@ FAST: dict[str, Any] = {"renderer": "fast", "image_size": 32}
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder of one task; what it registers goes with it."""
     suites, ids = dict(libero_gym.tasks._registered), set(gym.registry)
-    yield write_task(tmp_path / "my kitchen").parent
+    yield write_task(tmp_path / "my kitchen", "bowl_of_mine").parent
     for name in set(libero_gym.tasks._registered) - set(suites):
         del libero_gym.tasks._registered[name]
     for env_id in set(gym.registry) - ids:
@@ -36,8 +36,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_file_and_a_folder_name_suites(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert id_of(str(folder)) == id_of(str(folder)) == "my_kitchen-v0"
-    assert id_of(f"{folder}/bowl_on_plate.bddl") == "bowl_on_plate-v0"
-    assert describe_suite(str(folder)).task_names == ("bowl_on_plate",)
+    assert id_of(f"{folder}/bowl_of_mine.bddl") == "bowl_of_mine-v0"
+    assert describe_suite(str(folder)).task_names == ("bowl_of_mine",)
     assert get_suite(str(folder)).max_steps == 600
     monkeypatch.chdir(folder.parent)
     assert get_suite("my kitchen") is libero_gym.SUITES["my_kitchen"]
@@ -84,10 +84,10 @@ def test_a_file_too_large_for_a_definition_is_not_read(tmp_path: Path) -> None:
 def test_every_vector_environment_takes_a_file(folder: Path, mode: str) -> None:
     """Those of Gymnasium's own, whose processes make the environment from its arguments, too."""
     own: dict[str, Any] = {"n_workers": 1} if mode == "vector_entry_point" else {"instruction": "none"}
-    file = folder / "bowl_on_plate.bddl"
+    file = folder / "bowl_of_mine.bddl"
     envs = gym.make_vec("LIBERO-v0", 2, vectorization_mode=mode, bddl_file=file, cameras=(), privileged=True, **own)
     obs, infos = envs.reset(seed=0)
-    assert list(infos["task_name"]) == ["bowl_on_plate"] * 2
+    assert list(infos["task_name"]) == ["bowl_of_mine"] * 2
     assert not np.array_equal(obs["privileged"][0], obs["privileged"][1])
     assert not envs.step(envs.action_space.sample())[2].any()
     envs.close()
@@ -95,7 +95,7 @@ def test_every_vector_environment_takes_a_file(folder: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("by", ["path", "argument"])
 def test_ppo_learns_on_a_file(folder: Path, by: str) -> None:
-    file = str(folder / "bowl_on_plate.bddl")
+    file = str(folder / "bowl_of_mine.bddl")
     where: dict[str, Any] = {"env_id": file} if by == "path" else {"env_id": "LIBERO-v0", "bddl_file": file}
     own = {"model": "tiny", "reward": "progress", "renderer": "fast", "max_episode_steps": 4}
     env = make_vec_env(**where, n_envs=1, n_workers=1, **own)
