@@ -93,7 +93,10 @@ def test_statistics_leave_the_gripper_as_it_is(data: ActionChunks) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"actions": np.zeros((20, 6), np.float32)}, "actions of shape .20, 6.; expected .20, 7., a row for each action"),
+        (
+            {"actions": np.zeros((20, 6), np.float32)},
+            "actions of shape .20, 6.; expected .20, 7., a row for each action",
+        ),
         ({"state": np.full((20, 8), np.nan, np.float32)}, "NaN or infinity in its states"),
         ({"images": {"wrist_image": np.zeros((20, SIZE, SIZE, 3), np.uint8)}}, "no frames of 'image'.*'wrist_image'"),
         ({"fps": 10}, "mix frame rates .*has 20.*has 10"),
