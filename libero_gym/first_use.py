@@ -57,13 +57,14 @@ def compile_tasks(
         max_processes: Largest number of processes; None for as many as cores and memory allow.
     """
     seeds = sorted(set(placement_seeds))
+    waiting = [(task, _modules(task)) for task in tasks if not _is_ready(task, renderer, seeds)]
     # A process of its own cannot have what the program itself registers with LIBERO.
-    missing = [task for task in tasks if not _is_ready(task, renderer, seeds) and _modules(task) is not None]
+    missing = [(task, modules) for task, modules in waiting if modules is not None]
     if not missing or not _can_cache():
         return
     jobs: _Jobs = queue.SimpleQueue()
-    for task in missing:
-        jobs.put({"task": _task_to_json(task), "renderer": renderer, "seeds": seeds, "modules": _modules(task)})
+    for task, modules in missing:
+        jobs.put({"task": _task_to_json(task), "renderer": renderer, "seeds": seeds, "modules": modules})
     n_processes = min(len(missing), max_processes or _processes_that_fit())
     if progress and not sys.stderr.isatty():
         logger.warning(
