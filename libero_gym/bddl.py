@@ -6,6 +6,7 @@ LIBERO reads such files without looking: a misspelt name ends in a ``KeyError`` 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,10 @@ _OR_ONE_MORE = ("true", "false")
 _CONNECTIVES = ("and", "or", "not", "imply", "forall", "exists")
 _PARTS = ("problem", ":domain", ":language", ":regions", ":fixtures", ":objects", ":obj_of_interest", ":init", ":goal")
 _OPTIONAL = (":requirements", ":obj_of_interest")
-# Of a region, and how many numbers stand together in each; a name stands in the target.
-_ATTRIBUTES = {":target": 0, ":ranges": 4, ":yaw_rotation": 2, ":rgba": 4}
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
+# Of a region, and what stands after each: as many numbers together, in rows or not; a name is the target.
+_ATTRIBUTES = {":target": "", ":ranges": "((x x y y))", ":yaw_rotation": "((a b))", ":rgba": "(r g b a)"}
+# What ``eval`` takes for a number, as ``float`` does.
+_NUMBER = re.compile(r"[+-]?((0+|[1-9]\d*)(e[+-]?\d+)?|(\d+\.\d*|\.\d+)(e[+-]?\d+)?)", re.ASCII)
 
 
 class Word(str):
@@ -97,12 +99,13 @@ def read_text(path: Path) -> str:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES} bytes; expected a BDDL file.")
-    return content.decode("utf-8", errors="replace")
+    text = content.decode("utf-8", errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # LIBERO's lines, which end comments
 
 
 def _tokens(text: str) -> Iterator[tuple[int, str]]:
     """The parentheses and words of a file's text, without comments, each with its line from 1."""
-    for number, line in enumerate(text.split("\n"), 1):  # as LIBERO ends comments
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines, which ends them at more characters
         for token in re.findall(r"[()]|[^\s()]+", line.partition(";")[0]):
             yield number, token
 
@@ -255,6 +258,12 @@ class _Reader:
             self.fail(group.line, "(" if group else "()", what)
         return group[0]
 
+    def groups(self, part: Group) -> list[Group]:
+        """What a part holds, of which LIBERO reads all as groups."""
+        for word in part.words():
+            self.fail(word.line, word, f"only what stands in parentheses, in ({part[0]} ...)")
+        return part.groups()
+
     def instances(self, part: Group) -> Names:
         """By name, the kind, of ``a_1 a_2 - a b_1 - b``."""
         found: Names = {}
@@ -298,7 +307,7 @@ class _Reader:
         names = {*map(str, fixtures), *map(str, objects), *regions}
         for word in parts[":obj_of_interest"].words():
             self.known(word, names, "an object, a fixture or a region of this file")
-        for state in parts[":init"].groups():
+        for state in self.groups(parts[":init"]):
             for argument in self.predicate(state, _STATES, "a state", names):
                 if str(argument) in regions and regions[str(argument)].is_placed is False:
                     self.fail(argument.line, argument, "a region with (:ranges ((x x y y))), for it lies on the table")
@@ -347,10 +356,10 @@ class _Reader:
     def regions(self, part: Group, tables: Collection[str]) -> dict[str, _Region]:
         """The regions by their full names."""
         found: dict[str, _Region] = {}
-        for region in part.groups():
+        for region in self.groups(part):
             name = self.first(region, "the name of a region")
             attributes: dict[str, Group] = {}
-            for each in region.groups():  # LIBERO reads also those that a later one replaces
+            for each in self.groups(region):  # LIBERO reads also those that a later one replaces
                 attribute = self.first(each, "an attribute of a region")
                 self.known(attribute, _ATTRIBUTES, "an attribute of a region")
                 self.numbers(attribute, each)
@@ -366,23 +375,30 @@ class _Reader:
         """Check an attribute's numbers, which LIBERO takes through ``eval`` in places."""
         if attribute == ":target":
             return
-        count = _ATTRIBUTES[attribute]
-        for numbers in [row for group in values.groups() for row in (group.groups() or [group])]:
-            for number in numbers:
-                if not isinstance(number, Word) or not _NUMBER.fullmatch(number):
-                    self.fail(getattr(number, "line", numbers.line), number, f"a number, in {attribute}")
-            if len(numbers) != count:
-                self.fail(numbers.line, " ".join(map(str, numbers)), f"{count} numbers, in {attribute}")
+        shape = _ATTRIBUTES[attribute]
+        count, in_rows = len(shape.split()), shape.startswith("((")
+        whole = values.groups()
+        rows: list[Word | Group] = (list(whole[0]) if in_rows else list(whole)) if whole else []
+        if len(values) != 2 or not rows or not all(isinstance(row, Group) for row in rows):
+            self.fail(attribute.line, attribute, f"numbers in parentheses after it, as in ({attribute} {shape})")
+        for row in rows:
+            assert isinstance(row, Group)
+            for number in row:
+                is_number = isinstance(number, Word) and _NUMBER.fullmatch(number) and math.isfinite(float(number))
+                if not is_number:
+                    self.fail(number.line, "(" if isinstance(number, Group) else number, f"a number, in {attribute}")
+            if len(row) != count:
+                self.fail(row.line, " ".join(map(str, row)), f"{count} numbers, in {attribute}")
 
     def goals(self, part: Group) -> Iterator[Group]:
         """The predicates of a goal: one, or several joined by ``And``."""
-        (stated, *others) = part.groups() or [Group()]
+        (stated, *others) = self.groups(part) or [Group()]
         if others or not stated:
             self.fail(part.line, ":goal", "one expression after it, such as (And (On a_1 b_1) (Open c_1))")
         if stated[0] != "and":
             yield stated
             return
-        if not stated.groups():
+        if not self.groups(stated):
             self.fail(stated.line, "and", "predicates after it")
         yield from stated.groups()
 

@@ -45,6 +45,19 @@ MISTAKES = [
     ("(-0.1 -0.1 .1 1e-1)", "(-0.1 -0.1 .1)", "line 6: found '-0.1 -0.1 .1'; expected 4 numbers, in :ranges"),
     ("(0.0 -1.57)", "(0.0 9**9**9)", r"line 6: found '9\*\*9\*\*9'; expected a number, in :yaw_rotation"),
     ("(:yaw_rotation", "(:yaw_rotation ((0 a))) (:yaw_rotation", "line 6: found 'a'; expected a number"),
+    ("((-0.1 -0.1 .1 1e-1))", "(-0.1 -0.1 .1 1e-1)", r"line 6: found ':ranges'; .*, as in \(:ranges \(\(x x y y\)\)\)"),
+    ("((-0.1 -0.1 .1 1e-1))", "-0.1 -0.1 .1 1e-1", "line 6: found ':ranges'; expected numbers in parentheses after it"),
+    ("((-0.1 -0.1 .1 1e-1))", "", "line 6: found ':ranges'; expected numbers in parentheses after it"),
+    ("((-0.1 -0.1 .1 1e-1))", "((-0.1 -0.1 .1 1e-1)) ((0 0 1 1))", "line 6: found ':ranges'; expected numbers"),
+    ("((-0.1 -0.1 .1 1e-1))", "((-0.1 -0.1 .1 1e-1) 0)", "line 6: found ':ranges'; expected numbers"),
+    ("((-0.1 -0.1 .1 1e-1))", "((-0.1 -0.1 .1 1e400))", "line 6: found '1e400'; expected a number, in :ranges"),
+    ("((0.0 -1.57))", "(0.0 -1.57)", r"line 6: found ':yaw_rotation'; .*, as in \(:yaw_rotation \(\(a b\)\)\)"),
+    ("(0.0 -1.57)", "(0.0 01)", "line 6: found '01'; expected a number, in :yaw_rotation"),
+    ("(0.0 -1.57)", "(0.0 \u0663)", "line 6: found '\u0663'; expected a number, in :yaw_rotation"),
+    ("(:yaw_rotation", "(:rgba ((0 0 1 0))) (:yaw_rotation", r"line 6: found '\('; expected a number, in :rgba"),
+    ("(:yaw_rotation", "(:rgba (0 0 1)) (:yaw_rotation", "line 6: found '0 0 1'; expected 4 numbers, in :rgba"),
+    ("(here (:target", "(here there (:target", r"line 6: found 'there'; expected only what .*\(here ...\)"),
+    ("(:init (On", "(:init On (On", r"line 11: found 'on'; expected only what stands in parentheses, in \(:init ...\)"),
     ("(:ranges ((-0.1 -0.1 .1 1e-1)))", "", r"line 11: found 'main_table_here'; expected a region with \(:ranges"),
     ("interest akita_black_bowl_1", "interest bowl_1", "line 10: found 'bowl_1'; expected an object"),
     ("(:init (On", "(:init (Onto", "line 11: found 'onto'; expected a state: close, in, on, open"),
@@ -74,6 +87,22 @@ def test_comments_end_where_they_do_for_libero(tmp_path: Path) -> None:
     path = tmp_path / "task.bddl"
     path.write_text(GOOD.replace("opens nothing", "opens nothing \x0c ) \x85 ("))
     bddl.check(path, object_kinds())
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_lines_end_where_they_do_for_libero(end: str, tmp_path: Path) -> None:
+    """A comment that ends there hides nothing: what follows is looked at, and LIBERO takes angles through ``eval``."""
+    import_stock()
+    from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+    path = tmp_path / "task.bddl"
+    turned = f"(:target main_table) ; turned{end}(:yaw_rotation ((0.5 1)))"
+    path.write_bytes(GOOD.replace("(:target main_table)", turned).encode())
+    bddl.check(path, object_kinds())
+    assert robosuite_parse_problem(str(path))["regions"]["main_table_here"]["yaw_rotation"] == [0.0, -1.57]
+    path.write_bytes(GOOD.replace("(:target main_table)", turned.replace("0.5", "print")).encode())
+    with pytest.raises(ValueError, match="line 7: found 'print'; expected a number, in :yaw_rotation"):
+        bddl.check(path, object_kinds())
 
 
 def test_compiling_looks_first(tmp_path: Path) -> None:
