@@ -95,7 +95,7 @@ def _achieve(predicate: goals.Predicate, joints: Joints, carrying: Carrying) -> 
     if isinstance(predicate, (goals.Up, goals.SiteUp)):  # no task of the suites asks for it
         return
     drawer = joints.drawer_of(predicate)
-    if drawer is not None and joints.position(drawer) > DRAWER_USABLE:
+    if drawer is not None and joints.opened(drawer) < DRAWER_USABLE:
         yield from carrying.make_room(moved_body(predicate), drawer)
         yield from joints.open_drawer(drawer)
     else:

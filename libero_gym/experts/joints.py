@@ -9,8 +9,8 @@ from libero_gym.experts.arm import CLOSED, OPEN, START_HAND, Actions, Arm
 from libero_gym.experts.geometry import UP, down, rotation_about_z, tilted, unit
 from libero_gym.simulation import goals
 
-DRAWER_OPEN = -0.155  # m; the joint of a drawer ends at -0.16
-DRAWER_USABLE = -0.12  # m; a drawer that is open this far takes objects
+DRAWER_OPEN = 0.155  # m; a drawer ends at 0.16
+DRAWER_USABLE = 0.12  # m; a drawer that is open this far takes objects
 
 
 class Joints:
@@ -26,7 +26,8 @@ class Joints:
         lacking = [joint for joint in predicate.joints if sign * (self.position(joint) - predicate.threshold) <= 0]
         joint = (lacking or predicate.joints)[0]
         if self.model.joint(joint).type[0] == mujoco.mjtJoint.mjJNT_SLIDE:
-            yield from self.close_drawer(joint) if predicate.above else self.open_drawer(joint)
+            opens = sign == self.opening_sign(joint)
+            yield from self.open_drawer(joint) if opens else self.close_drawer(joint)
         elif "microwave" in joint:
             if predicate.above:
                 yield from self.close_door(joint)
@@ -48,14 +49,23 @@ class Joints:
             return None
         return str(self.model.joint(joint).name)
 
+    def opening_sign(self, joint: str) -> float:
+        """The sign of an open drawer's positions: those of the short cabinet are positive, others negative."""
+        low, high = self.model.joint(joint).range
+        return 1.0 if high > -low else -1.0
+
+    def opened(self, joint: str) -> float:
+        """How far a drawer is open, in m."""
+        return self.opening_sign(joint) * self.position(joint)
+
     def pull(self, joint: str) -> np.ndarray:
-        """Direction in which the drawer opens, a unit vector: open drawers of LIBERO have negative positions."""
-        return np.array(-self.data.joint(joint).xaxis)
+        """Direction in which the drawer opens, a unit vector."""
+        return np.array(self.opening_sign(joint) * self.data.joint(joint).xaxis)
 
     def opened_points(self, joint: str) -> np.ndarray:
         """Surface points of the drawer as they will be when it is open, (n, 3) in m."""
         points = self.arm.part_points(int(self.model.joint(joint).bodyid[0]))
-        return points + (self.position(joint) - DRAWER_OPEN) * self.pull(joint)
+        return points + (DRAWER_OPEN - self.opened(joint)) * self.pull(joint)
 
     def _handle(self, joint: str) -> np.ndarray:
         """Centre of the drawer's box that is farthest along the pull, (3,) in m."""
@@ -73,7 +83,7 @@ class Joints:
         yield from arm.move(handle, hand, OPEN, tol=0.012, max_steps=35)
         yield from arm.squeeze()
         for _ in range(60):
-            if self.position(joint) < DRAWER_OPEN:
+            if self.opened(joint) > DRAWER_OPEN:
                 break
             yield arm.towards(self._handle(joint) + 0.05 * pull, hand, CLOSED)
         yield from arm.stay(OPEN, 5)
@@ -89,7 +99,7 @@ class Joints:
         yield from arm.move(handle + 0.12 * pull + 0.15 * UP, hand, CLOSED, tol=0.03, max_steps=60)
         yield from arm.move(handle + 0.07 * pull, hand, CLOSED, tol=0.015, angle_tol=0.15, max_steps=50)
         for _ in range(70):
-            if self.position(joint) > 0.002:
+            if self.opened(joint) < -0.002:
                 break
             yield arm.towards(self._handle(joint) + 0.012 * UP - 0.04 * pull, hand, CLOSED)
         yield from arm.move(arm.pos() + 0.08 * pull + 0.03 * UP, hand, CLOSED, tol=0.03, max_steps=12)

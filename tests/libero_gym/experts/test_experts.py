@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation.compile import compile_task
 from libero_gym.experts.arm import Arm
 from libero_gym.experts.carrying import Carrying
@@ -124,6 +125,28 @@ def test_of_several_joints_the_first_that_is_not_there_yet_is_moved(monkeypatch:
         simulator.data.joint(drawers[0]).qpos[:] = 0.0
         list(joints.achieve(closed))
     assert asked == [drawers[2], drawers[0]]
+
+
+@pytest.mark.parametrize(("limits", "sign"), [("-0.16 0.01", -1.0), ("0 0.16", 1.0)])
+def test_a_drawer_opens_towards_the_far_end_of_its_joint(
+    limits: str, sign: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f'<body><joint name="d" type="slide" axis="0 1 0" range="{limits}"/><geom size="0.1" mass="1"/></body>'
+    model = mujoco.MjModel.from_xml_string(
+        f'<mujoco><compiler autolimits="true"/><worldbody>{body}</worldbody></mujoco>'
+    )
+    data = mujoco.MjData(model)
+    data.joint("d").qpos[:] = sign * 0.05
+    mujoco.mj_forward(model, data)
+    joints = Joints(SimpleNamespace(simulator=SimpleNamespace(model=model, data=data)))
+    assert joints.opened("d") == 0.05
+    np.testing.assert_array_equal(joints.pull("d"), [0, sign, 0])
+    asked: list[str] = []
+    monkeypatch.setattr(joints, "close_drawer", lambda joint: asked.append("close") or ())
+    monkeypatch.setattr(joints, "open_drawer", lambda joint: asked.append("open") or ())
+    for threshold, above in ((0.1 * sign, sign > 0), (0.005 * sign, sign < 0)):
+        list(joints.achieve(goals.JointThreshold(("d",), threshold, above=above, inclusive=False, every=False)))
+    assert asked == ["open", "close"]
 
 
 def test_objects_of_one_site_are_spread_within_it() -> None:
