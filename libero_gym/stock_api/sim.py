@@ -166,9 +166,12 @@ class Sim:
 
         Raises:
             NotImplementedError: If a segmentation is asked for.
+            ValueError: If a depth buffer is asked for and frames are fast, or there is no such frame or camera.
         """
         if segmentation:
             raise NotImplementedError("libero_gym's stand-in draws no segmentation.")
+        if depth and self._renderer == "fast":
+            raise ValueError("depth=True needs renderer='exact'; fast frames come without.")
         simulator = self._simulator
         pose = _Now(simulator.compiled, simulator.fixtures, simulator.latest_qpos, simulator.burners_on)
         image, depths = render_rows(pose, camera_name, height, width, self._renderer, with_depth=depth)

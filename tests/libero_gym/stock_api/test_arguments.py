@@ -68,3 +68,21 @@ def test_what_is_not_offered_is_named(given: dict[str, Any], message: str, spati
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.bddl' is no file"):
         OffScreenRenderEnv(tmp_path / "nothing.bddl")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"depth": True}, "depth=True needs renderer='exact'; fast frames come without"),
+        ({"width": 4200}, "width=4200 cannot be rendered; expected an integer from 8 to 2048 pixels"),
+        ({"height": 0}, "height=0 cannot be rendered"),
+    ],
+)
+def test_a_fast_frame_that_cannot_be_drawn_is_refused(given: dict[str, Any], sentence: str, spatial_task: Task) -> None:
+    env = OffScreenRenderEnv(bddl_file_name=spatial_task.bddl_file, use_camera_obs=False, renderer="fast")
+    try:
+        env.reset()
+        with pytest.raises(ValueError, match=sentence):
+            env.sim.render(**({"width": 16, "height": 16, "camera_name": "agentview"} | given))
+    finally:
+        env.close()
