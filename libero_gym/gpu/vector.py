@@ -130,15 +130,17 @@ class Warp(Uncopyable):
             self._example.init_state_ids,
             self._example.placement_seeds,
         )
-        states: dict[int, np.ndarray] = {}
+        chosen: dict[int, tuple[EpisodeState, np.ndarray]] = {}
         for index, (seed, options) in requests.items():
             if seed is not None or self._generators[index] is None:
                 self._generators[index] = seeding.np_random(seed)[0]
             generator = self._generators[index]
             assert generator is not None
-            self._episodes[index], states[index] = choose_episode(choices, options, generator)
+            chosen[index] = choose_episode(choices, options, generator)
+        for index, (episode, _) in chosen.items():  # only now: one of them may have had no place
+            self._episodes[index] = episode
         rows = self._places.move({index: self._episode(index).task for index in requests})
-        starts = {index: Start(rows[index], state, _fixtures(self._episode(index))) for index, state in states.items()}
+        starts = {index: Start(rows[index], state, _fixtures(episode)) for index, (episode, state) in chosen.items()}
         for group, indices in self._places.by_group(starts):
             worlds = self._places.worlds(indices)
             with self._lost_if_it_overflows():

@@ -19,7 +19,9 @@ from frames import psnr
 from vector_backends import asked_for
 
 from libero_gym.compilation.compile import compile_task
+from libero_gym.compilation.placements import NoPlaceError
 from libero_gym.env import LiberoEnv
+from libero_gym.gpu import vector
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.tasks import get_tasks, initial_states
 from libero_gym.vector import LiberoVectorEnv
@@ -54,6 +56,26 @@ def test_equal_starts_are_equal_whether_settled_now_or_before(chunked: LiberoVec
     for key, values in first.items():
         np.testing.assert_array_equal(values[0], values[3], err_msg=key)
         np.testing.assert_array_equal(np.asarray(again[key]), np.asarray(values)[[2, 0, 0, 1]], err_msg=key)
+
+
+def test_a_reset_that_fails_for_one_environment_begins_no_episode(
+    chunked: LiberoVectorEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunked.reset(seed=0, options={"init_state_id": [1, 2, 3, 1]})
+    choose, asked = vector.choose_episode, []
+
+    def choose_once(*arguments: Any) -> Any:
+        asked.append(arguments)
+        if len(asked) == 2:
+            raise NoPlaceError("no place for the bowl")
+        return choose(*arguments)
+
+    monkeypatch.setattr(vector, "choose_episode", choose_once)
+    with pytest.raises(NoPlaceError, match="no place for the bowl"):
+        chunked.reset(options={"init_state_id": [4, 5, 6, 7]})
+    assert len(asked) == 2
+    infos = chunked.step(np.zeros((4, 3, 7)))[-1]
+    assert infos["init_state_id"].tolist() == [1, 2, 3, 1]
 
 
 def test_progress_telescopes_over_chunks_and_the_limit_cuts_one(chunked: LiberoVectorEnv) -> None:
