@@ -100,7 +100,7 @@ def task_files(suite_name: str) -> list[tuple[str, Path, Path]]:
 def as_libero() -> Iterator[None]:
     """Let imports of ``libero`` find the benchmark's modules meanwhile, and these their own files; see `pinned`."""
     with STOCK_API.aside(), contextlib.ExitStack() as stack:
-        if shadow() is not None or other_distributions():
+        if not _own_modules().is_placed and (shadow() is not None or other_distributions()):
             stack.enter_context(_own_modules().present())
         stack.enter_context(pinned())
         yield

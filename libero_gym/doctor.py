@@ -40,6 +40,8 @@ with context.current():
     print(context.renderer())
 context.free()
 """
+_EGL_DEVICE = "MUJOCO_EGL_DEVICE_ID"
+_ANY_DEVICE_CODE = f"import os\ndel os.environ[{_EGL_DEVICE!r}]\n{_GL_CODE.format(backend='egl')}"
 _FRAME_CODE = """
 import json, statistics, time
 import gymnasium as gym
@@ -185,6 +187,10 @@ def check_exact() -> list[Finding]:
             working.append(backend)
             findings.append(judge_renderer(backend, name, has_gpu()))
     chosen = os.environ.get("MUJOCO_GL", "").lower()
+    device = os.environ.get(_EGL_DEVICE)
+    if not working and device is not None and _try_code(_ANY_DEVICE_CODE, {"PYOPENGL_PLATFORM": "egl"})[1] is None:
+        found = f"{_EGL_DEVICE}={device} does not work here, and EGL works without it"
+        return [*findings, Finding("note", _named("exact"), found, f"unset {_EGL_DEVICE}")]
     if not working:
         cure = f"{_install_opengl()}; until then, {_named('fast')}"
         return [*findings, Finding("note", _named("exact"), "needs OpenGL, which does not work here", cure)]

@@ -256,11 +256,14 @@ import sys
 import libero.libero.envs as theirs
 import gymnasium as gym
 from libero_gym import doctor, get_tasks, install_stock_api, uninstall_stock_api
+from libero_gym.benchmark import as_libero
 from libero_gym.stock import stock_env
 env = gym.make("LIBERO-Spatial-v0", task_id=0, cameras=())
 env.reset(seed=0)
 with stock_env(get_tasks("libero_spatial")[0].bddl_file) as stock:  # what compiles a task
     print(type(stock.env).__module__)
+with as_libero(), as_libero():  # as objects of one's own may do that are asked while LIBERO builds them
+    import libero.libero.envs
 import libero.libero.envs
 print(libero.libero.envs is theirs, sys.modules["libero.libero.envs"] is theirs)
 print([(finding.level, finding.what) for finding in doctor.check_benchmark()])
@@ -397,6 +400,19 @@ def test_doctor_says_that_a_chosen_back_end_rules_out_the_one_that_works(monkeyp
     exact = doctor.check_exact()[-1]
     assert (exact.level, exact.found) == ("note", "MUJOCO_GL=osmesa does not work here")
     assert exact.cure == "set MUJOCO_GL=egl, or leave it unset"
+
+
+@pytest.mark.opengl
+def test_doctor_says_that_a_chosen_device_is_what_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "77")
+    attempt = doctor._try_code
+    monkeypatch.setattr(
+        doctor, "_try_code", lambda code, variables: ("", "no") if "osmesa" in code else attempt(code, variables)
+    )
+    exact = doctor.check_exact()[-1]
+    assert (exact.level, exact.cure) == ("note", "unset MUJOCO_EGL_DEVICE_ID")
+    assert exact.found == "MUJOCO_EGL_DEVICE_ID=77 does not work here, and EGL works without it"
 
 
 def test_doctor_warns_of_drawing_on_the_cpu_beside_a_gpu() -> None:
