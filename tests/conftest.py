@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from vla_agent.openvla import OpenVLA
 
+
+# Ray starts its processes at niceness 15, behind the tests that run beside.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 _NO_OPENGL = f"no OpenGL library is installed (Debian: apt-get install {DEBIAN_PACKAGES})"
 
