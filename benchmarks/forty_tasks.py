@@ -105,6 +105,13 @@ GROUPS = {
         against="few-falling",
         continues="few",
     ),
+    "few-cooler": Group(
+        "tiny-libero-few",
+        {"spatial": (1,)},
+        LONGER | {"temperature": 0.4},
+        against="few-longer",
+        continues="few",
+    ),
     "few-process": Group("tiny-libero-few", {"spatial": (0,)}, FEW | {"reward": "process"}, against="few"),
     "few-hardest": Group("tiny-libero-few", {"spatial": (0,)}, FEW | HARDEST, against="few"),
     "few-frontier": Group("tiny-libero-few", {"spatial": (0,)}, FEW | FRONTIER, against="few"),

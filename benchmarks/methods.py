@@ -30,6 +30,7 @@ TRAINED = {
     "few-falling": "PPO, then a falling rate",
     "few-falling-exact": "PPO, then a falling rate in exact physics",
     "few-longer": "PPO, 2.7 times as long, its rate falling",
+    "few-cooler": "PPO, as long, at a lower temperature at the end",
     "few-process": "PPO, process reward",
     "few-hardest": "PPO, curriculum `hardest`",
     "few-frontier": "PPO, curriculum `frontier`",

@@ -41,7 +41,7 @@ GROUPS = {
 
 def test_first_seeds_of_every_group_come_before_second_seeds() -> None:
     names = [cell.name for cell in planned(forty_tasks.GROUPS)]
-    assert len(names) == len(set(names)) == 32
+    assert len(names) == len(set(names)) == 33
     assert names[:7] == [
         *("strong/spatial/0", "strong/object/0", "strong/goal/0", "strong/10/0"),
         *("short/10/0", "few/spatial/0", "few/object/0"),
