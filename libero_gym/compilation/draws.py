@@ -1,7 +1,8 @@
 """Where stock LIBERO puts fixtures and objects at its n-th reset after ``seed(s)``.
 
 LIBERO draws the poses of cabinets, stoves and racks at every reset, from one generator that is seeded once. Draw n
-therefore takes n resets, so they are drawn, and kept, in blocks. A compiled task has the fixtures of draw 1 of seed 0.
+therefore takes n resets, so all draws but the first are made, and kept, in blocks. A compiled task has the fixtures of
+draw 1 of seed 0.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from libero_gym.bddl import read_problem
 from libero_gym.common import cache
 from libero_gym.common.checks import whole_number
 from libero_gym.compilation.compile import compile_task
@@ -29,6 +29,7 @@ from libero_gym.tasks import Task
 BLOCK = 50  # the evaluation protocol has so many trials per task
 MAX_DRAW = 1000
 MAX_SEED = 2**32 - 1  # of NumPy's global generator
+MAX_RESETS = 10**6  # before seeding; each makes the next one slower
 
 logger = logging.getLogger(__name__)
 
@@ -48,21 +49,28 @@ class Draw(NamedTuple):
 _kept: dict[str, list[Draw]] = {}
 
 
-def fixture_draw(task: Task, draw: int = 1, seed: int = 0) -> FixtureDraw:
+def fixture_draw(task: Task, draw: int = 1, seed: int = 0, resets_before: int = 0) -> FixtureDraw:
     """The fixtures that stock LIBERO's ``draw``-th reset after ``seed(seed)`` leaves, counted from 1.
 
     The evaluation protocol seeds once per task and resets before every trial, so trial k runs on draw k.
 
+    Args:
+        task: The task.
+        draw: Counted from 1.
+        seed: Seed of LIBERO's generator.
+        resets_before: As for `stock_draw`.
+
     Raises:
-        ValueError: If ``draw`` is no whole number from 1 to 1000, or ``seed`` none from 0 to 2**32 - 1.
+        ValueError: If ``draw`` is no whole number from 1 to 1000, ``seed`` none from 0 to 2**32 - 1, or
+            ``resets_before`` none from 0 to 10**6.
     """
-    draw, seed = check_draw(draw), check_seed(seed)
-    if (draw, seed) == (1, 0):
+    draw, seed, resets_before = check_draw(draw), check_seed(seed), check_resets(resets_before)
+    if (draw, seed, resets_before) == (1, 0, 0):
         return compile_task(task).fixtures
-    return stock_draw(task, draw, seed).fixtures
+    return stock_draw(task, draw, seed, resets_before).fixtures
 
 
-def stock_draw(task: Task, draw: int = 1, seed: int = 0, resets_before: int = 0, block: int = BLOCK) -> Draw:
+def stock_draw(task: Task, draw: int = 1, seed: int = 0, resets_before: int = 0, block: int | None = None) -> Draw:
     """What stock LIBERO's ``draw``-th reset after ``seed(seed)`` leaves.
 
     Args:
@@ -71,12 +79,12 @@ def stock_draw(task: Task, draw: int = 1, seed: int = 0, resets_before: int = 0,
         seed: Seed of LIBERO's generator.
         resets_before: Resets between the environment's making and its seeding. They matter where
             `bddl.Problem.draws_joints`.
-        block: How many are drawn at a time.
+        block: How many are drawn at a time; by default the first one alone, and others by `BLOCK`.
 
     Raises:
         ValueError: As `fixture_draw`.
     """
-    draw, seed = check_draw(draw), check_seed(seed)
+    draw, seed, resets_before = check_draw(draw), check_seed(seed), check_resets(resets_before)
     prepare(task, draw, seed, resets_before, block)
     return _kept[_key(task, seed, resets_before)][draw - 1]
 
@@ -99,11 +107,21 @@ def check_seed(seed: int) -> int:
     return whole_number("fixture_seed", seed, 0, MAX_SEED)
 
 
-def prepare(task: Task, draws: int, seed: int = 0, resets_before: int = 0, block: int = BLOCK) -> None:
+def check_resets(resets_before: int) -> int:
+    """The number of resets before seeding as an int.
+
+    Raises:
+        ValueError: If it is no whole number from 0 to `MAX_RESETS`.
+    """
+    return whole_number("fixture_resets", resets_before, 0, MAX_RESETS)
+
+
+def prepare(task: Task, draws: int, seed: int = 0, resets_before: int = 0, block: int | None = None) -> None:
     """Make the first ``draws`` draws of a seed now, or read them from the cache, and keep them for `stock_draw`.
 
-    A block of 50 draws takes 3-8 s if nothing is cached.
+    If nothing is cached, a block of 50 draws takes 3-8 s. A task's first block takes seconds more, whatever its size.
     """
+    block = block or (1 if draws == 1 else BLOCK)  # many ask for draw 1 alone, of seed after seed
     key = _key(task, seed, resets_before)
     if len(_kept.get(key, [])) >= draws:
         return
@@ -124,24 +142,20 @@ class _Drawer:
 
     def __init__(self, task: Task) -> None:
         self.key = task_key(task)
-        self.resets = 0
         self._env = make_stock_env(task.bddl_file)
+        self._joint_samplers = list(self._env.env.object_property_initializers)
         reset_without_visuals(self._env)
 
     def draw(self, draws: int, seed: int, resets_before: int) -> list[Draw]:
         """The first draws of a seed: samplers use more of the generator at each reset, so nothing can be skipped."""
-        found = []
-        while self.resets < resets_before:
-            self._reset()
+        # All that earlier resets leave: each adds the samplers of drawers and knobs to the list once more.
+        self._env.env.object_property_initializers = self._joint_samplers * (1 + resets_before)
         self._env.seed(seed)
+        found = []
         for _ in range(draws):
-            self._reset()
+            stock_reset(self._env)
             found.append(Draw(read_draw(self._env), self._env.get_sim_state()))
         return found
-
-    def _reset(self) -> None:
-        stock_reset(self._env)
-        self.resets += 1
 
 
 _drawer: _Drawer | None = None  # the latest; making one takes seconds
@@ -151,11 +165,10 @@ def _draw(task: Task, draws: int, seed: int, resets_before: int = 0) -> list[Dra
     """The first draws of a seed; see `stock_draw`."""
     global _drawer
     logger.info("Drawing fixtures of %s, %d times after seed %d", task.name, draws, seed)
-    counts = read_problem(task.bddl_file).draws_joints
     with generators_kept():
-        if _drawer is None or _drawer.key != task_key(task) or (counts and _drawer.resets > resets_before):
+        if _drawer is None or _drawer.key != task_key(task):
             _drawer = _Drawer(task)
-        return _drawer.draw(draws, seed, resets_before if counts else 0)
+        return _drawer.draw(draws, seed, resets_before)
 
 
 def _key(task: Task, seed: int, resets_before: int = 0) -> str:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from libero_gym.common.checks import choice, flag, whole_number
 from libero_gym.common.uncopyable import Uncopyable, deep_copy
-from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, PRIVILEGED_KEY
+from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ
 from libero_gym.env.arguments import (
     check_action,
     check_cameras,
@@ -30,7 +30,7 @@ from libero_gym.env.arguments import (
     refuse_unknown_arguments,
 )
 from libero_gym.env.observer import Observer
-from libero_gym.env.shaping import make_potential, reward_terms
+from libero_gym.env.shaping import make_potential, reward_terms, total_reward
 from libero_gym.env.simulators import Simulators
 from libero_gym.env.starts import Choices, choose_episode
 from libero_gym.env.state import EpisodeState, snapshot_from_json, snapshot_to_json
@@ -41,7 +41,7 @@ from libero_gym.observations import (
 )
 from libero_gym.rendering import renderer as rendering
 from libero_gym.reward_model import RewardModel
-from libero_gym.rewards import SCORE, TERMS
+from libero_gym.rewards import TERMS
 from libero_gym.simulation.simulator import Physics, Simulator
 from libero_gym.simulation.states import SimState
 from libero_gym.tasks import Suite, Task, get_suite, get_tasks
@@ -273,7 +273,11 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         options = check_options(options, self.task_ids, self.tasks)
         super().reset(seed=None if seed is None else whole_number("seed", seed, minimum=0))
         choices = Choices(self.tasks, self.task_ids, self._task_weights, self.init_state_ids, self.placement_seeds)
-        episode, state = choose_episode(choices, options, self.np_random)
+        return self.start(*choose_episode(choices, options, self.np_random))
+
+    def start(self, episode: EpisodeState, state: np.ndarray) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode at a state (1 + nq + nv,), as `reset` does; the episode is the environment's own then."""
+        self._check_open()
         self._begin(episode)
         self._simulator.reset(state)
         self._simulator.settle(self.settle_steps)
@@ -298,9 +302,8 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         observation = self._observe(episode.elapsed_steps)
         phi = self._potential(observation)
         terms = reward_terms(self.reward, episode.phi, phi, simulator.success)
-        episode.phi, episode.privileged = phi, observation.get(PRIVILEGED_KEY)
-        reward = sum(term for name, term in terms.items() if name != SCORE)
-        return observation, reward, simulator.success, truncated, self._info(terms)
+        episode.note(phi, observation)
+        return observation, total_reward(terms), simulator.success, truncated, self._info(terms)
 
     def render(self) -> np.ndarray | None:
         """The agentview frame of the last observation, uint8 (render_size, render_size, 3), with ``rgb_array``."""
@@ -349,14 +352,12 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
         """
         self._check_open()
         own = self.suite.name, self.task_ids, self.tasks, self.privileged, self.reward
-        episode, state, generator = snapshot_from_json(snapshot, *own)
-        self.place(episode, state, generator)
-        shown = {} if episode.privileged is None else {PRIVILEGED_KEY: episode.privileged}
-        return self._observe(episode.elapsed_steps) | shown, self._info({"success": 0.0})
+        self.place(*snapshot_from_json(snapshot, *own))
+        return self._observe(self._episode.elapsed_steps) | self._episode.noted(), self._info({"success": 0.0})
 
     def place(self, episode: EpisodeState, state: SimState, generator: np.random.Generator) -> None:
         """Turn to a moment of an episode, as `restore` does, but look at nothing; all three are its own from now on."""
-        self._simulators.get(episode.task, episode.fixture_draw, episode.fixture_seed).set_state(state)
+        self._simulators.get(episode.task, *episode.fixtures).set_state(state)
         self._begin(episode)
         self.np_random = generator
 
@@ -371,7 +372,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
 
     def _begin(self, episode: EpisodeState) -> None:
         """Turn to an episode; what is left is to give its simulator a state."""
-        self._simulator = self._simulators.get(episode.task, episode.fixture_draw, episode.fixture_seed)
+        self._simulator = self._simulators.get(episode.task, *episode.fixtures)
         self.task, self._episode = episode.task, episode
         self._potential.begin(self._simulator, episode.task)
         self._observe.begin(self._simulator, episode.task)
@@ -379,8 +380,7 @@ class LiberoEnv(Uncopyable, gym.Env[Observation, np.ndarray]):
     def _observe_start(self) -> Observation:
         """The observation of a state that no step led to, from which the next step's reward counts."""
         observation = self._observe(self._episode.elapsed_steps)
-        self._episode.phi = self._potential(observation)
-        self._episode.privileged = observation.get(PRIVILEGED_KEY)
+        self._episode.note(self._potential(observation), observation)
         return observation
 
     def _info(self, terms: dict[str, float]) -> dict[str, Any]:

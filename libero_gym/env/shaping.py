@@ -100,3 +100,8 @@ def reward_terms(reward: str, phi: float, next_phi: float, success: bool) -> dic
     if reward == "process":
         terms[SCORE] = next_phi
     return terms
+
+
+def total_reward(terms: dict[str, float]) -> float:
+    """The sum of a step's `reward_terms`, but for the reward model's score itself."""
+    return sum(term for name, term in terms.items() if name != SCORE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from libero_gym.compilation.compile import compile_task
-from libero_gym.compilation.draws import check_draw, check_seed, fixture_draw
+from libero_gym.compilation.draws import check_draw, check_resets, check_seed, fixture_draw
 from libero_gym.simulation.simulator import Physics, Simulator
 from libero_gym.tasks import Task
 
@@ -21,23 +21,23 @@ class Simulators:
     def __init__(self, physics: Physics) -> None:
         self.physics = physics
         self._first: dict[int, Simulator] = {}
-        self._drawn: dict[tuple[int, int, int], Simulator] = {}
+        self._drawn: dict[tuple[int, ...], Simulator] = {}
 
-    def get(self, task: Task, draw: int = 1, seed: int = 0) -> Simulator:
+    def get(self, task: Task, draw: int = 1, seed: int = 0, resets_before: int = 0) -> Simulator:
         """The simulator of a task with the fixtures of a draw; see `compilation.draws.fixture_draw`.
 
         Raises:
             ValueError: If there is no such draw.
         """
-        draw, seed = check_draw(draw), check_seed(seed)
-        if (draw, seed) == (1, 0):
+        drawn = check_draw(draw), check_seed(seed), check_resets(resets_before)
+        if drawn == (1, 0, 0):
             if task.task_id not in self._first:
                 self._first[task.task_id] = Simulator(compile_task(task), physics=self.physics)
             return self._first[task.task_id]
-        key = (task.task_id, seed, draw)
+        key = (task.task_id, *drawn)
         simulator = self._drawn.pop(key, None)
         if simulator is None:
-            simulator = Simulator(compile_task(task), fixture_draw(task, draw, seed), self.physics)
+            simulator = Simulator(compile_task(task), fixture_draw(task, *drawn), self.physics)
             while len(self._drawn) >= MAX_DRAWN:
                 del self._drawn[next(iter(self._drawn))]
         self._drawn[key] = simulator  # the dict's last one is the latest used

@@ -8,11 +8,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from libero_gym.compilation.placements import NoPlaceError, has_place, sampled_state
-from libero_gym.env.state import EpisodeState
+from libero_gym.env.state import PLACED, EpisodeState
 from libero_gym.tasks import Task, initial_states, placement_seeds_of
 
-# What `info["init_state_id"]` is in an episode that starts from a placement.
-PLACED = -1
 _Options = TypeVar("_Options", bound=Mapping[str, Any])
 
 

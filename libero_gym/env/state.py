@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 
 from libero_gym.common.checks import real_number, whole_number
-from libero_gym.env.arguments import check_own_task
+from libero_gym.dimensions import PRIVILEGED_KEY
+from libero_gym.env.arguments import check_init_state_id, check_own_task
 from libero_gym.equivalence.versions import fidelity
+from libero_gym.observations import Observation
 from libero_gym.privileged import SIZE as PRIVILEGED_SIZE
 from libero_gym.simulation.snapshots import generator_from_json, state_from_json, state_to_json
 from libero_gym.simulation.states import SimState
 from libero_gym.tasks import Task
 
+# What `info["init_state_id"]` is in an episode that starts from a placement.
+PLACED = -1
 _SNAPSHOT_KEYS = (
     "task_id",
     "fixture_draw",
@@ -34,9 +38,10 @@ class EpisodeState:
 
     Attributes:
         task: Its task.
-        init_state_id: The official initial state that it started from; -1 if it started from a placement.
+        init_state_id: The official initial state that it started from; `PLACED` if it started from a placement.
         fixture_draw: Which draw of the fixtures it stands on, counted from 1.
         fixture_seed: Seed of those draws.
+        fixture_resets: Resets before that seeding; see `compilation.draws.stock_draw`.
         elapsed_steps: Control steps so far.
         phi: Potential at the latest observation.
         privileged: The latest privileged observation; None if the environment shows none. It cannot be read from the
@@ -47,9 +52,24 @@ class EpisodeState:
     init_state_id: int
     fixture_draw: int
     fixture_seed: int
+    fixture_resets: int = 0
     elapsed_steps: int = 0
     phi: float = 0.0
     privileged: np.ndarray | None = None
+
+    @property
+    def fixtures(self) -> tuple[int, int, int]:
+        """Arguments of `compilation.draws.fixture_draw` behind the task."""
+        return self.fixture_draw, self.fixture_seed, self.fixture_resets
+
+    def note(self, phi: float, observation: Observation) -> None:
+        """Take down what an observation has shown; the arrays in it are the caller's, to be changed at will."""
+        self.phi, self.privileged = phi, _copy(observation.get(PRIVILEGED_KEY))
+
+    def noted(self) -> Observation:
+        """The part of the latest observation that cannot be observed again, as arrays of the caller's own."""
+        privileged = _copy(self.privileged)
+        return {} if privileged is None else {PRIVILEGED_KEY: privileged}
 
     def info(self, success: bool, reward_terms: dict[str, float]) -> dict[str, Any]:
         """What `LiberoEnv` tells of a step, or of a reset."""
@@ -65,6 +85,10 @@ class EpisodeState:
         }
 
 
+def _copy(values: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None else values.copy()
+
+
 def snapshot_to_json(
     suite: str, reward: str, episode: EpisodeState, generator: np.random.Generator, state: SimState
 ) -> dict[str, Any]:
@@ -76,6 +100,7 @@ def snapshot_to_json(
         "task_name": episode.task.name,
         "fixture_draw": episode.fixture_draw,
         "fixture_seed": episode.fixture_seed,
+        "fixture_resets": episode.fixture_resets,
         "init_state_id": episode.init_state_id,
         "elapsed_steps": episode.elapsed_steps,
         "phi": episode.phi,
@@ -114,12 +139,15 @@ def snapshot_from_json(
         raise ValueError(
             f"The snapshot is of task {told!r}, and this environment's task {task.task_id} is {task.name!r}."
         )
+    if snapshot["init_state_id"] != PLACED:
+        check_init_state_id(snapshot["init_state_id"], task)
     generator, state = generator_from_json(snapshot["generator"]), state_from_json(snapshot["simulator"])
     episode = EpisodeState(
         task,
         snapshot["init_state_id"],
         snapshot["fixture_draw"],
-        snapshot.get("fixture_seed", 0),  # snapshots of earlier versions know seed 0 only
+        snapshot.get("fixture_seed", 0),  # snapshots of earlier versions know seed 0 only,
+        snapshot.get("fixture_resets", 0),  # and no resets before it
         snapshot["elapsed_steps"],
         snapshot["phi"],
         np.array(snapshot["privileged"], dtype=np.float32) if privileged else None,
@@ -146,7 +174,7 @@ def _check_snapshot(snapshot: Any, suite: str, privileged: bool, reward: str) ->
         raise ValueError(f"The snapshot lacks {', '.join(map(repr, missing))}; expected the dict that snapshot() gave.")
     if snapshot.get("suite", suite) != suite:
         raise ValueError(f"The snapshot is of suite {snapshot['suite']!r}, and this environment of {suite!r}.")
-    for key, minimum in {"task_id": 0, "fixture_draw": 1, "init_state_id": -1, "elapsed_steps": 0}.items():
+    for key, minimum in {"task_id": 0, "fixture_draw": 1, "init_state_id": PLACED, "elapsed_steps": 0}.items():
         whole_number(f"The snapshot's {key}", snapshot[key], minimum=minimum)
     for key in ("generator", "simulator"):
         if not isinstance(snapshot[key], dict):

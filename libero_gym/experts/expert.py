@@ -51,8 +51,15 @@ class Expert:
         self.seed = seed
         self.reset()
 
-    def reset(self) -> None:
-        """Begin another episode. Call it after the simulator's own reset and settling."""
+    def reset(self, simulator: Simulator | None = None) -> None:
+        """Begin another episode. Call it after the simulator's own reset and settling.
+
+        Args:
+            simulator: The simulator to read from now on; None for the same as before. An environment takes another one
+                whenever its task or its fixtures change, so after ``env.reset()`` it is ``env.simulator``.
+        """
+        if simulator is not None:
+            self.simulator = simulator
         self.done = False
         self._rng = np.random.default_rng(self.seed)
         self._arm = Arm(self.simulator)

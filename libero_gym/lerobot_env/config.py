@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 
-from libero_gym.lerobot_env.environment import CAMERA_NAMES, LeRobotLiberoEnv
+from libero_gym.lerobot_env.environment import CAMERA_NAMES, environment_makers
 
 try:
     from lerobot.configs.types import FeatureType, PolicyFeature
@@ -104,10 +102,7 @@ class LiberoGymConfig(EnvConfig):
         return found
 
     def _vector(self, suite: str, task_id: int, n_envs: int, use_async_envs: bool) -> Any:
-        makers: list[Callable[[], gym.Env[Any, Any]]] = [
-            functools.partial(LeRobotLiberoEnv, suite, task_id, first_state=index, stride=n_envs, **self.gym_kwargs)
-            for index in range(n_envs)
-        ]
+        makers = environment_makers(suite, task_id, n_envs, **self.gym_kwargs)
         if use_async_envs and n_envs > 1:
             from lerobot.envs.utils import _LazyAsyncVectorEnv
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from libero_gym.common.checks import choice, flag, whole_number
-from libero_gym.compilation.placements import has_place
+from libero_gym.bddl import read_problem
+from libero_gym.common.checks import choice, did_you_mean, flag, whole_number
+from libero_gym.compilation.draws import MAX_SEED
+from libero_gym.compilation.placements import has_place, sampled_state
 from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, IMAGE_KEYS, STATE_DIM
 from libero_gym.env import LiberoEnv
-from libero_gym.tasks import initial_states
+from libero_gym.env.state import PLACED, EpisodeState
+from libero_gym.tasks import Suite, get_suite, initial_states
 
 # What LeRobot calls the cameras, in its own LIBERO environment and in its data sets.
 CAMERA_NAMES = {"agentview": "image", "wrist": "image2"}
@@ -27,6 +31,18 @@ LEROBOT_STEPS = {
     "libero_10": 520,
     "libero_90": 400,
 }
+# Arguments of `LiberoEnv` that leave what LeRobot's loops see and do as it is.
+PASSED_ON = (
+    "image_size",
+    "renderer",
+    "physics",
+    "settle_steps",
+    "reward",
+    "reward_model",
+    "render_device",
+    "n_render_threads",
+    "render_size",
+)
 MAX_DRAWS = 20  # placement seeds that a reset tries; narrow regions find no place with some
 
 
@@ -41,24 +57,31 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
     So nothing has to be rotated or converted behind it; LeRobot's own environment leaves that to a processor.
 
     Args:
-        suite: LIBERO's name of the suite, or one of `libero_gym.register_suite`.
+        suite: LIBERO's name of the suite, or one of `libero_gym.register_suite`, or a `Suite`.
         task_id: The task.
         first_state: Initial state of the first episode.
         stride: How many initial states further each next episode begins.
-        fixtures: "seed" draws the fixtures from the seed of each reset, as LeRobot's environment does; a new seed takes
-            seconds, and is kept on disk. "first" leaves them where stock LIBERO draws them first after ``seed(0)``.
-        init_states: Whether episodes begin from official initial states; else their objects are placed by the seed.
+        fixtures: "seed" draws the fixtures from the seed of each reset, as LeRobot's environment does; the first new
+            seed of a task takes seconds, and each is kept on disk. "first" leaves them where stock LIBERO draws them
+            first after ``seed(0)``, and so does a reset without a seed.
+        init_states: Whether episodes begin from official initial states; else their objects are placed by the seed,
+            elsewhere than LeRobot's environment places them.
         camera_names: What the cameras are called.
         episode_length: Control steps that an episode may take; None takes LeRobot's own number if it knows the suite,
             and else the task's limit.
-        **kwargs: Further arguments of `LiberoEnv`, such as ``renderer`` and ``image_size``.
+        **kwargs: Further arguments of `LiberoEnv`, those named in `PASSED_ON`.
 
     Attributes:
         task: LIBERO's name of the task.
         task_description: The instruction.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or changes what LeRobot's loops see or do.
+
+    Non-obvious behaviours:
+        Where drawers or knobs have a drawn position at first (`bddl.Problem.draws_joints`), LIBERO draws other fixtures
+        from the same seed after each reset. LeRobot's environment resets its own once when it is made, and then seeds
+        it before each reset; so this one counts its resets.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_FREQ}
@@ -66,7 +89,7 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
 
     def __init__(
         self,
-        suite: str,
+        suite: str | Suite,
         task_id: int,
         *,
         first_state: int = 0,
@@ -80,6 +103,7 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
         names = CAMERA_NAMES if camera_names is None else dict(camera_names)
         if not names or not set(names) <= set(IMAGE_KEYS) or len(set(names.values())) < len(names):
             raise ValueError(f"camera_names={names!r}; expected names of {', '.join(IMAGE_KEYS)}, each another one.")
+        _check_passed_on(kwargs)
         self.fixtures, self.init_states = choice("fixtures", fixtures, FIXTURES), flag("init_states", init_states)
         self._keys = {names[camera]: IMAGE_KEYS[camera] for camera in names}
         self._env = LiberoEnv(suite, task_id=task_id, cameras=tuple(names), render_mode="rgb_array", **kwargs)
@@ -87,9 +111,10 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
         limit = LEROBOT_STEPS.get(self._env.suite.name, own.max_steps)
         self._max_episode_steps = limit if episode_length is None else whole_number("episode_length", episode_length, 1)
         self.task, self.task_description = own.name, own.instruction
-        self._n_states = len(initial_states(own))
+        self._states = initial_states(own)
         self._next_state = whole_number("first_state", first_state, 0)
         self._stride = whole_number("stride", stride, 1)
+        self._draws_joints, self._resets = read_problem(own.bddl_file).draws_joints, 0
         shape = (self._env.image_size, self._env.image_size, 3)
         frames: dict[str, spaces.Space[Any]] = {name: spaces.Box(0, 255, shape, np.uint8) for name in self._keys}
         state = spaces.Box(-np.inf, np.inf, (STATE_DIM,), np.float32)
@@ -103,17 +128,19 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
 
         Raises:
             NoPlaceError: If `MAX_DRAWS` placements in a row find no place for all objects.
+            ValueError: If the seed is out of range; those that fixtures are drawn from end with 2**32 - 1.
         """
+        if seed is not None:
+            seed = whole_number("seed", seed, 0, MAX_SEED if self.fixtures == "seed" else None)
         super().reset(seed=seed)
-        chosen: dict[str, int] = {}
-        if self.init_states and self._n_states:
-            chosen["init_state_id"] = self._next_state % self._n_states
-            self._next_state += self._stride
-            if seed is not None and self.fixtures == "seed":
-                chosen |= {"fixture_seed": seed, "fixture_draw": 1}
+        if self.init_states and len(self._states):
+            init_state_id = self._next_state % len(self._states)
+            state = self._states[init_state_id]
         else:
-            chosen["placement_seed"] = self._drawn_placement()
-        obs, _ = self._env.reset(seed=seed, options=chosen)
+            init_state_id, state = PLACED, sampled_state(self._task, self._drawn_placement())
+        obs, _ = self._env.start(EpisodeState(self._task, init_state_id, *self._fixtures(seed)), state)
+        self._next_state += self._stride
+        self._resets += 1
         return self._observation(obs), self._info(False)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -129,6 +156,12 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
         """Free the simulator."""
         self._env.close()
 
+    def _fixtures(self, seed: int | None) -> tuple[int, int, int]:
+        """The draw, its seed and the resets before it that a reset takes the fixtures of; see `EpisodeState`."""
+        if seed is None or self.fixtures == "first":
+            return 1, 0, 0
+        return 1, seed, 1 + self._resets if self._draws_joints else 0
+
     def _drawn_placement(self) -> int:
         """A placement seed that finds a place for all objects; one that finds none, if `MAX_DRAWS` in a row do not."""
         for _ in range(MAX_DRAWS):
@@ -142,3 +175,33 @@ class LeRobotLiberoEnv(gym.Env[dict[str, Any], np.ndarray]):
 
     def _info(self, success: bool) -> dict[str, Any]:
         return {"is_success": bool(success), "task": self.task, "task_id": int(self._env.task_ids[0])}
+
+
+def environment_makers(
+    suite: str | Suite, task_id: int, n_envs: int, **kwargs: Any
+) -> list[Callable[[], LeRobotLiberoEnv]]:
+    """What makes the environments of a vector environment, in this process or in others: i begins from initial state i.
+
+    Args:
+        suite: As for `LeRobotLiberoEnv`. Only this process needs to know its name.
+        task_id: The task.
+        n_envs: How many there are.
+        **kwargs: Further arguments of `LeRobotLiberoEnv`.
+
+    Raises:
+        ValueError: If the suite is unknown.
+    """
+    make = functools.partial(LeRobotLiberoEnv, get_suite(suite).loaded(), task_id, stride=n_envs, **kwargs)
+    return [functools.partial(make, first_state=index) for index in range(n_envs)]
+
+
+def _check_passed_on(arguments: Mapping[str, Any]) -> None:
+    """Raise if an argument is none of `PASSED_ON`."""
+    own = {"cameras": "camera_names", "max_episode_steps": "episode_length"}
+    for name, value in arguments.items():
+        if name not in PASSED_ON:
+            raise ValueError(
+                f"{name}={value!r:.80}; of LiberoEnv's arguments, LeRobotLiberoEnv takes only {', '.join(PASSED_ON)}, "
+                f"which leave LeRobot's spaces and steps as they are.{did_you_mean(name, PASSED_ON)} "
+                + (f"Give {own[name]} instead." if name in own else f"Leave {name} out, or make a LiberoEnv.")
+            )

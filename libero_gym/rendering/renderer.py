@@ -190,13 +190,11 @@ def render_rows(
         uint8 (height, width, 3); float32 (height, width) from 0, the near plane, to 1, or None.
 
     Raises:
-        NotDrawnError, RenderingError: As `render`.
-        ValueError: As `render`; and if a fast frame is too small or too large.
+        NotDrawnError, RenderingError, ValueError: As `render`; and if a fast frame is too small or too large.
     """
     _check_names(pose, (camera,), renderer)
     if renderer == "fast":
-        check_image_size(height, "height")
-        check_image_size(width, "width")
+        height, width = check_image_size(height, "height"), check_image_size(width, "width")
         with _lock:
             painted = _software_scene(pose.compiled)
             painted.pose(pose)

@@ -60,3 +60,13 @@ def test_it_is_there_only_when_asked_for_and_vector_environments_hand_it_on() ->
     action = np.full((2, 7), 0.3, dtype=np.float32)
     np.testing.assert_array_equal(vector.step(action)[0]["privileged"][0], single.step(action[0])[0]["privileged"])
     vector.close()
+
+
+def test_what_is_shown_is_the_callers_to_change() -> None:
+    env = LiberoEnv("libero_goal", task_id=3, cameras=(), privileged=True, settle_steps=0)
+    observation = env.reset(seed=0, options={"init_state_id": 0})[0]
+    for then in (lambda: env.step(np.zeros(7))[0], lambda: env.restore(env.snapshot())[0], lambda: env.snapshot()):
+        before = env.snapshot()
+        observation["privileged"][:] = 7
+        assert env.snapshot() == before
+        observation = then()

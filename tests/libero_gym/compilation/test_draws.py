@@ -61,6 +61,14 @@ def test_resets_before_seeding_matter_where_joints_are_drawn(
     np.testing.assert_array_equal(draws.stock_draw(task, 1, 5, resets_before=2, block=1).state, later.state)
 
 
+def test_one_stock_environment_draws_as_after_any_number_of_resets() -> None:
+    task = get_tasks("libero_10")[9]
+    once, thrice, again = (draws._draw(task, 1, 5, resets_before)[0] for resets_before in (1, 3, 1))
+    _assert_equal(once.fixtures, again.fixtures)
+    np.testing.assert_array_equal(once.state, again.state)
+    assert not np.array_equal(once.state, thrice.state)
+
+
 def test_the_first_draw_under_seed_0_is_the_compiled_tasks(spatial_task: Task) -> None:
     _assert_equal(fixture_draw(spatial_task, 1), compile_task(spatial_task).fixtures)
     draws.prepare(spatial_task, 1)
@@ -96,6 +104,22 @@ def test_a_block_is_drawn_once_whoever_wants_it(
     assert fixture_draw(spatial_task, 51).pos[0, 0] == 50
     assert asked == [50, 100]
     assert [path.suffix for path in empty_cache.iterdir()] == [".bin"]  # no lock is left
+
+
+def test_the_first_draw_of_a_seed_is_made_alone(
+    spatial_task: Task, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def draw(task: Task, n: int, seed: int, resets_before: int) -> list[Draw]:
+        asked.append((n, seed))
+        return [_draw_at(i) for i in range(n)]
+
+    monkeypatch.setattr(draws, "_draw", draw)
+    for seed, number in ((5, 1), (6, 1), (5, 1), (5, 2), (5, 1)):
+        assert fixture_draw(spatial_task, number, seed).pos[0, 0] == number - 1
+        draws._kept.clear()  # as in another process
+    assert asked == [(1, 5), (1, 6), (50, 5)]
 
 
 def test_draws_are_made_without_a_cache(spatial_task: Task, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +164,12 @@ def test_a_snapshot_remembers_whose_draw_its_fixtures_are() -> None:
 def test_what_is_no_draw_is_refused(spatial_task: Task, draw: Any) -> None:
     with pytest.raises(ValueError, match=r"fixture_draw=.*expected a whole number from 1 to 1000"):
         fixture_draw(spatial_task, draw)
+
+
+@pytest.mark.parametrize("resets_before", [-1, 10**6 + 1, 1.0, True])
+def test_what_is_no_number_of_resets_is_refused(spatial_task: Task, resets_before: Any) -> None:
+    with pytest.raises(ValueError, match=r"fixture_resets=.*expected a whole number from 0 to 1000000"):
+        fixture_draw(spatial_task, 1, 7, resets_before)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 0.0, None])

@@ -10,6 +10,7 @@ import pytest
 
 from libero_gym.common.mujoco_import import mujoco
 from libero_gym.compilation.compile import compile_task
+from libero_gym.env import LiberoEnv
 from libero_gym.experts.arm import Arm
 from libero_gym.experts.carrying import Carrying
 from libero_gym.experts.expert import Expert, run_expert
@@ -81,6 +82,24 @@ def test_equal_seeds_give_equal_actions() -> None:
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
     assert np.abs(runs[0]).max() <= 1.0
+
+
+def test_an_expert_turns_to_the_simulator_that_an_environment_has_taken() -> None:
+    env = LiberoEnv("libero_goal", task_id=0, cameras=(), settle_steps=2)
+    env.reset(options={"init_state_id": 0})
+    expert = Expert(env.simulator)
+    expert.act()
+    env.reset(options={"init_state_id": 0, "fixture_seed": 7})
+    before = expert.simulator
+    expert.reset()
+    assert expert.simulator is before
+    expert.reset(env.simulator)
+    other = Expert(env.simulator)
+    for _ in range(3):
+        action = expert.act()
+        np.testing.assert_array_equal(action, other.act())
+        env.step(action)
+    assert expert.simulator is env.simulator is not before
 
 
 def test_a_box_too_wide_for_the_hand_is_grasped_across_its_short_side() -> None:
