@@ -70,7 +70,7 @@ def fixture_draw(task: Task, draw: int = 1, seed: int = 0, resets_before: int = 
     return stock_draw(task, draw, seed, resets_before).fixtures
 
 
-def stock_draw(task: Task, draw: int = 1, seed: int = 0, resets_before: int = 0, block: int | None = None) -> Draw:
+def stock_draw(task: Task, draw: int = 1, seed: int = 0, resets_before: int = 0) -> Draw:
     """What stock LIBERO's ``draw``-th reset after ``seed(seed)`` leaves.
 
     Args:
@@ -79,13 +79,12 @@ def stock_draw(task: Task, draw: int = 1, seed: int = 0, resets_before: int = 0,
         seed: Seed of LIBERO's generator.
         resets_before: Resets between the environment's making and its seeding. They matter where
             `bddl.Problem.draws_joints`.
-        block: How many are drawn at a time; by default the first one alone, and others by `BLOCK`.
 
     Raises:
         ValueError: As `fixture_draw`.
     """
     draw, seed, resets_before = check_draw(draw), check_seed(seed), check_resets(resets_before)
-    prepare(task, draw, seed, resets_before, block)
+    prepare(task, draw, seed, resets_before)
     return _kept[_key(task, seed, resets_before)][draw - 1]
 
 
@@ -116,12 +115,12 @@ def check_resets(resets_before: int) -> int:
     return whole_number("fixture_resets", resets_before, 0, MAX_RESETS)
 
 
-def prepare(task: Task, draws: int, seed: int = 0, resets_before: int = 0, block: int | None = None) -> None:
+def prepare(task: Task, draws: int, seed: int = 0, resets_before: int = 0) -> None:
     """Make the first ``draws`` draws of a seed now, or read them from the cache, and keep them for `stock_draw`.
 
     If nothing is cached, a block of 50 draws takes 3-8 s. A task's first block takes seconds more, whatever its size.
     """
-    block = block or (1 if draws == 1 else BLOCK)  # many ask for draw 1 alone, of seed after seed
+    block = 1 if draws == 1 else BLOCK  # many ask for draw 1 alone, of seed after seed
     key = _key(task, seed, resets_before)
     if len(_kept.get(key, [])) >= draws:
         return

@@ -39,7 +39,7 @@ class Mirror:
         """A world's frames, uint8 (size, size, 3), as `rendering.render` draws them."""
         memory, env = state.memory, self.env
         assert memory is not None
-        simulator = self._shown.get(episode.task, episode.fixture_draw, episode.fixture_seed)
+        simulator = self._shown.get(episode.task, *episode.fixtures)
         simulator.kinematics_qpos[:] = memory.kinematics_qpos
         simulator.burners_shown = memory.burners_shown
         return renderer.render(simulator, cameras, size, env.render_device, env.renderer, env.n_render_threads)

@@ -346,7 +346,7 @@ class Warp(Uncopyable):
 
 
 def _fixtures(episode: EpisodeState) -> FixtureDraw:
-    return fixture_draw(episode.task, episode.fixture_draw, episode.fixture_seed)
+    return fixture_draw(episode.task, *episode.fixtures)
 
 
 def _by_scene(plan: Plan) -> list[list[CompiledTask]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from libero_gym.bddl import read_problem
 from libero_gym.compilation.compile import compile_task
-from libero_gym.compilation.draws import BLOCK, Draw, check_seed, stock_draw
+from libero_gym.compilation.draws import Draw, check_seed, stock_draw
 from libero_gym.compilation.groups import GeomGroups, geom_groups
 from libero_gym.rendering.renderer import render_rows, segment_rows
 from libero_gym.simulation.simulator import Simulator
@@ -206,9 +206,7 @@ class ControlEnv:
         """What draws fixtures and objects for the n-th reset, once."""
         task, seed = self._compiled.task, self._seed
         before = self._resets_before_seed if self._problem.draws_joints else 0
-        return functools.cache(
-            lambda: stock_draw(task, max(number, 1), seed or 0, before, block=1 if number <= 1 else BLOCK)
-        )
+        return functools.cache(lambda: stock_draw(task, max(number, 1), seed or 0, before))
 
     def _observe(self) -> Observation:
         sample = Sample.of(self._physics())

@@ -86,7 +86,7 @@ def test_an_edited_file_is_compiled_and_read_again(folder: Path, monkeypatch: py
         mine = Task.from_bddl(path, states, "do it")
         assert compile_task(mine).goal == compile_task(task).goal
         assert len(initial_states(mine)) == n_states
-        placed = stock_draw(mine, 1, seed=77, block=1).fixtures
+        placed = stock_draw(mine, 1, seed=77).fixtures
         assert set(placed.body_ids) == set(compile_task(task).fixtures.body_ids)
         assert len(placed.warmstart) == compile_task(task).physics.nv
     assert compile_task(mine) is compile_task(mine)

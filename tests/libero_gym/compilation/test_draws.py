@@ -49,8 +49,8 @@ def test_resets_before_seeding_matter_where_joints_are_drawn(
     suite: str, task_id: int, matter: bool, empty_cache: Path
 ) -> None:
     task = get_tasks(suite)[task_id]
-    first = draws.stock_draw(task, 1, 5, block=1)
-    later = draws.stock_draw(task, 1, 5, resets_before=2, block=1)
+    first = draws.stock_draw(task, 1, 5)
+    later = draws.stock_draw(task, 1, 5, resets_before=2)
     with stock_env(task.bddl_file, resets=2) as stock:
         stock.seed(5)
         stock.env.reset()
@@ -58,7 +58,7 @@ def test_resets_before_seeding_matter_where_joints_are_drawn(
         np.testing.assert_array_equal(later.state, stock.get_sim_state())
     assert np.array_equal(first.state, later.state) != matter
     draws._kept.clear()
-    np.testing.assert_array_equal(draws.stock_draw(task, 1, 5, resets_before=2, block=1).state, later.state)
+    np.testing.assert_array_equal(draws.stock_draw(task, 1, 5, resets_before=2).state, later.state)
 
 
 def test_one_stock_environment_draws_as_after_any_number_of_resets() -> None:
