@@ -24,8 +24,9 @@ from vla_agent import VLAGRPO, Curriculum, LearningCurve, RunCheckpoints, claim_
 from vla_agent.algorithms.groups import Advantage, Baseline
 from vla_agent.commands.checks import check_numbers
 from vla_agent.commands.options import ids_or_none, parse_options, run_command
-from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, make_logger, note_training_states
-from vla_agent.commands.unseen_states import check_evaluated
+from vla_agent.commands.progress import make_logger
+from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, note_training_states
+from vla_agent.commands.unseen_states import check_anything_evaluated, check_evaluated
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change
 
@@ -73,6 +74,7 @@ class Options:
 def check(options: Options) -> None:
     """Refuse options that mean nothing, or that would tell of success where nothing may."""
     check_numbers(options)
+    check_anything_evaluated(options)
     if options.reward_model != Options.reward_model and options.reward != "gain":
         raise ValueError(f"--reward-model {options.reward_model} scores for --reward gain; add that, or leave it out.")
     if options.reward == "success":

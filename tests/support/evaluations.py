@@ -39,8 +39,9 @@ def fake_model(
     backbone = FakeBackbone(7 * chunk_size, config=config)
     backbone.processor = SimProcessor(chunk_size, backbone.config.num_images)
     env = fake_env(2, chunk_size=chunk_size, wrist=backbone.config.num_images > 1)
+    policy_kwargs = {"model": backbone, "temperature": temperature} | kwargs.pop("policy_kwargs", {})
     arguments: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "seed": 0, "device": "cpu"} | kwargs
-    return VLAPPO("VLAPolicy", env, policy_kwargs={"model": backbone, "temperature": temperature}, **arguments)
+    return VLAPPO("VLAPolicy", env, policy_kwargs=policy_kwargs, **arguments)
 
 
 class Noise:

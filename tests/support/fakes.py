@@ -306,7 +306,7 @@ class FakeVectorEnv(gym.vector.VectorEnv[dict[str, Any], np.ndarray, np.ndarray]
         self.autoreset = enabled
 
     def set_task_weights(self, weights: Any) -> None:
-        self.task_weights = weights
+        self.task_weights = np.asarray(weights) / np.sum(weights)
 
     def snapshot(self) -> dict[str, Any]:
         return {

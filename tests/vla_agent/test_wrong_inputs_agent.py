@@ -364,6 +364,8 @@ def test_learning_without_environments_says_how_to_give_them(tmp_path: Path) -> 
         (lambda: SuccessCallback(0), r"window=0 is out of range; expected a whole number of at least 1\."),
         (lambda: SuccessCallback(2.5), r"window=2\.5; expected a whole number"),
         (lambda: LearningCurve("x.png", window=0), r"window=0 is out of range"),
+        (lambda: LearningCurve("x.txt"), r"'x\.txt' ends in '\.txt'; expected a picture's name: \.png, "),
+        (lambda: LearningCurve(Path(__file__) / "x.png"), r"which is a file; give a picture in a folder\."),
         (lambda: Curriculum("hard"), r"Unknown curriculum mode 'hard'\. Did you mean 'hardest'\?"),
         (lambda: Curriculum(5), r"Unknown curriculum mode 5\."),
         (lambda: Curriculum(tau=0), r"tau=0 is out of range; expected a number above 0\."),

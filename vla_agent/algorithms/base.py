@@ -27,7 +27,8 @@ from vla_agent.algorithms.engine import Engine, engine_of
 from vla_agent.algorithms.resumable import ResumableAlgorithm
 from vla_agent.algorithms.rollout import Observations, Rollout, RolloutHooks, follow
 from vla_agent.algorithms.scoring import Scoring, scoring_for
-from vla_agent.callbacks.state import stateful_callbacks
+from vla_agent.callbacks.curriculum import draw_alike_again
+from vla_agent.callbacks.state import give_states_back, stateful_callbacks
 from vla_agent.callbacks.tree import as_callbacks, parts
 from vla_agent.envs.vec_env import speaks_tokens
 from vla_agent.policy.policy import VLAPolicy
@@ -368,11 +369,12 @@ class VLALearner(ResumableAlgorithm):
         self.moments.forget()  # those of an earlier `learn`
         if reset_num_timesteps:
             self.run = None  # another begins
+            assert self.env is not None
+            draw_alike_again(self.env, self.callback_states)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         self._engine.begin(self)
         if not reset_num_timesteps:
-            for name in self.callback_states.keys() & self.stateful_callbacks.keys():
-                self.stateful_callbacks[name].load_state_dict(self.callback_states[name])
+            give_states_back(self.callback_states, self.stateful_callbacks)
         self.callback_states = {}
         self._monitor.check_trainable(self.policy, self.policy.optimizer)
         return result

@@ -208,7 +208,8 @@ class VLAGRPO(CriticFree):
             bar.pbar.update(n_playing - n_envs)  # SB3's bar counts all environments
         self._last_obs, self._last_episode_starts = step.observations, step.dones
         seen = {"infos": step.infos, "dones": step.dones, "rewards": step.rewards, "actions": step.actions}
-        callback.update_locals({"self": self, "callback": callback, "new_obs": step.observations} | seen)
+        seen |= {"new_obs": step.observations, "playing": step.playing}
+        callback.update_locals({"self": self, "callback": callback, **seen})
         self._go_on = callback.on_step()
         if self._go_on:
             self._update_info_buffer(step.infos, step.dones)

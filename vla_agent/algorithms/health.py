@@ -45,11 +45,13 @@ class UpdateLog:
 
     def means(self) -> dict[str, float]:
         """Mean of each metric."""
-        names = list(self._values)
-        if not names:
+        if not self._values:
             return {}
-        means = th.stack([th.stack(self._values[name]).float().mean() for name in names])
-        return dict(zip(names, means.tolist(), strict=True))
+        means = [th.stack(values).float().mean() for values in self._values.values()]
+        # What is computed from the buffer's arrays is on the host, and the losses are where the policy is.
+        device = next((mean.device for mean in means if mean.device.type != "cpu"), means[0].device)
+        together = th.stack([mean.to(device) for mean in means])
+        return dict(zip(self._values, together.tolist(), strict=True))
 
     def last(self, name: str) -> float:
         """The newest value of a metric; this waits for the device."""

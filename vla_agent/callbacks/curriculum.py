@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, cast, get_args
+from weakref import WeakSet
 
 import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.common.checks import choice, flag, real_number
 from vla_agent.callbacks.success import SuccessCallback
@@ -14,6 +16,8 @@ Mode = Literal["uniform", "hardest", "frontier"]
 
 # Success rate of a task that no episode has tried yet: neither hard nor easy.
 UNKNOWN_SUCCESS = 0.5
+_RULE = {"mode", "tau"}  # what the states of curricula alone have
+_weighed: WeakSet[VecEnv] = WeakSet()  # environments whose weights are a curriculum's
 
 
 class HasTasks(Protocol):
@@ -46,13 +50,14 @@ def task_weights(success_rates: np.ndarray, mode: Mode, tau: float) -> np.ndarra
 class Curriculum(SuccessCallback):
     """Draws tasks by their running success, see `task_weights`; the weights change after each rollout.
 
-    It logs ``curriculum/weight_task_<id>``, and what `SuccessCallback` logs. A run that goes on keeps its weights.
+    It logs ``curriculum/weight_task_<id>``, and what `SuccessCallback` logs. A run that goes on keeps its weights; a
+    training that begins anew draws all tasks alike first.
 
     Args:
         mode: "uniform", "hardest" or "frontier".
         tau: Temperature of the weights.
         window: Number of a task's last episodes that its rate is the mean over. A task not yet tried counts as 0.5.
-        allow_changes: Whether a run that was made with another mode or ``tau`` may go on with these.
+        allow_changes: Whether a run that was made with another mode, ``tau`` or ``window`` may go on with these.
 
     Raises:
         ValueError: If the mode is unknown or ``tau`` is not positive; in `learn`, if the environment cannot weigh
@@ -84,15 +89,16 @@ class Curriculum(SuccessCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The history and the rule, as JSON can hold them."""
-        return super().state_dict() | {"mode": self.mode, "tau": self.tau}
+        return super().state_dict() | {"mode": self.mode, "tau": self.tau, "window": self.window}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict`; older ones tell no rule.
+        """Go on from a state of `state_dict`; older ones tell no rule, or not all of it.
 
         Raises:
             ValueError: If the rule is another one.
         """
-        made, now = _rule(state.get("mode", self.mode), state.get("tau", self.tau)), _rule(self.mode, self.tau)
+        rule: dict[str, Any] = {"mode": self.mode, "tau": self.tau, "window": self.window}
+        made, now = _rule(**{name: state.get(name, value) for name, value in rule.items()}), _rule(**rule)
         if made != now and not self.allow_changes:
             raise ValueError(
                 f"The run was made with the curriculum {made}, not {now}. Give what it was made with, or "
@@ -115,9 +121,25 @@ class Curriculum(SuccessCallback):
             self.logger.record(f"curriculum/weight_task_{task_id}", weight)
 
     def _apply(self) -> None:
+        _weighed.add(self.training_env.unwrapped)
         cast(HasTasks, self.training_env).set_task_weights(list(self.weights.values()))
 
 
-def _rule(mode: str, tau: float) -> str:
-    """A rule in words; a uniform one has no temperature."""
-    return repr(mode) if mode == "uniform" else f"{mode!r} with tau={tau:g}"
+def draw_alike_again(env: VecEnv, states: Mapping[str, Any]) -> None:
+    """Gives all tasks the same weight if a curriculum weighed them before, for a training that begins anew.
+
+    Weights that were set otherwise stay.
+
+    Args:
+        env: Environments of the training, before their first reset.
+        states: States of callbacks of the run that was loaded, by name, whose curriculum may have weighed them.
+    """
+    loaded = any(isinstance(state, dict) and state.keys() >= _RULE for state in states.values())
+    if (loaded or env.unwrapped in _weighed) and hasattr(env, "set_task_weights"):
+        _weighed.discard(env.unwrapped)
+        cast(HasTasks, env).set_task_weights([1.0] * len(env.get_attr("task_ids")[0]))
+
+
+def _rule(mode: str, tau: float, window: int) -> str:
+    """A rule in words; a uniform one has neither temperature nor window."""
+    return repr(mode) if mode == "uniform" else f"{mode!r} with tau={tau:g} and window={window}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -31,3 +33,19 @@ def stateful_callbacks(root: BaseCallback) -> dict[str, StatefulCallback]:
             found[f"{name}-{counts[name]}" if counts[name] else name] = callback
             counts[name] += 1
     return found
+
+
+def give_states_back(states: Mapping[str, Any], callbacks: Mapping[str, StatefulCallback]) -> None:
+    """Give the states of a saved run to the callbacks of their names; warn of those that no callback takes.
+
+    Raises:
+        ValueError: If a callback goes on otherwise than the one that was saved.
+    """
+    for name in states.keys() & callbacks.keys():
+        callbacks[name].load_state_dict(states[name])
+    if left := sorted(states.keys() - callbacks.keys()):
+        warnings.warn(
+            f"The run was saved with the state of {' and '.join(left)}, which no callback takes: what it knew is lost "
+            "from here on. Give `learn` the callbacks that the run had.",
+            stacklevel=5,
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from libero_gym.common.checks import whole_number
-from vla_agent.common.figures import new_figure, save_figure
+from vla_agent.common.figures import new_figure, picture_path, save_figure
 from vla_agent.common.intervals import wilson_interval
 
 
@@ -35,8 +37,16 @@ class TrainingEpisode(NamedTuple):
     began: int = 0
 
 
-def ended_episodes(infos: Sequence[dict[str, Any]], num_timesteps: int) -> list[TrainingEpisode]:
-    """The episodes that ended in a step of SB3's vector environment."""
+def ended_episodes(
+    infos: Sequence[dict[str, Any]], num_timesteps: int, began: Sequence[int | None]
+) -> list[TrainingEpisode]:
+    """The episodes that ended in a step of SB3's vector environment.
+
+    Args:
+        infos: SB3's infos of the step.
+        num_timesteps: Timesteps after the step.
+        began: Timestep at which the episode of each environment began; None for one that rests.
+    """
     return [
         TrainingEpisode(
             num_timesteps,
@@ -44,9 +54,11 @@ def ended_episodes(infos: Sequence[dict[str, Any]], num_timesteps: int) -> list[
             bool(info.get("is_success", False)),
             float(info["episode"]["r"]),
             int(info["episode"]["l"]),
-            max(0, num_timesteps - int(info["episode"]["l"]) * len(infos)),
+            # A step takes at most one timestep of each environment: what is noted is older where the episode under way
+            # was given up, as at the end of another `learn`.
+            max(0, first or 0, num_timesteps - int(info["episode"]["l"]) * len(infos)),
         )
-        for info in infos
+        for info, first in zip(infos, began, strict=True)
         if "episode" in info
     ]
 
@@ -54,15 +66,18 @@ def ended_episodes(infos: Sequence[dict[str, Any]], num_timesteps: int) -> list[
 class EpisodeHistory(BaseCallback):
     """Remembers every episode that ended; a run that is loaded and goes on remembers those before, too.
 
+    A learner whose environments rest now and then names those that play, as ``playing`` in the callbacks' locals; only
+    their steps count as timesteps.
+
     Attributes:
         history: Every ended episode.
-        began: Timestep at which the episode under way began, by environment.
+        began: Timestep at which the episode under way began, by environment; None where none is under way.
     """
 
     def __init__(self, verbose: int = 0) -> None:
         super().__init__(verbose)
         self.history: list[TrainingEpisode] = []
-        self.began: list[int] = []
+        self.began: list[int | None] = []
 
     def _on_training_start(self) -> None:
         if self.num_timesteps == 0:  # another training than what this was used for before
@@ -71,9 +86,12 @@ class EpisodeHistory(BaseCallback):
     def _on_step(self) -> bool:
         infos, dones = self.locals["infos"], self.locals["dones"]
         if len(self.began) != len(dones):  # at the beginning, or with another number of environments than before
-            self.began = [self.num_timesteps - len(dones)] * len(dones)
-        self._add(ended_episodes(infos, self.num_timesteps))
-        self.began = [self.num_timesteps if done else began for done, began in zip(dones, self.began, strict=True)]
+            self.began = [None] * len(dones)
+        playing = set(self.locals.get("playing", range(len(dones))))
+        before = self.num_timesteps - len(playing)
+        began = [(before if first is None else first) if i in playing else None for i, first in enumerate(self.began)]
+        self._add(ended_episodes(infos, self.num_timesteps, began))
+        self.began = [None if done else first for done, first in zip(dones, began, strict=True)]
         return True
 
     def _add(self, episodes: Sequence[TrainingEpisode]) -> None:
@@ -90,8 +108,8 @@ class EpisodeHistory(BaseCallback):
         """
         # In the order in which they end, short episodes come first, and successes are short: a curve would start too
         # high and sink while nothing gets worse.
-        under_way = min(self.began, default=0)
-        whole = sorted((e for e in self.history if e.began < under_way or not self.began), key=lambda e: e.began)
+        under_way = min((first for first in self.began if first is not None), default=math.inf)
+        whole = sorted((episode for episode in self.history if episode.began < under_way), key=lambda e: e.began)
         batches: list[list[TrainingEpisode]] = [[]]
         is_known = any(episode.began for episode in whole)
         for episode in whole:  # of those that began together, the first to end are not a batch: they are successes
@@ -159,18 +177,22 @@ class Evaluated(NamedTuple):
 
 
 class LearningCurve(EpisodeHistory):
-    """Draws success over time into a PNG: evaluations during training with their intervals, and training episodes.
+    """Draws success over time: evaluations during training with their intervals, and training episodes.
 
     Training episodes are counted in batches by where they *began* (see `EpisodeHistory.batches`), each with Wilson's
-    95 % interval. Where the reward is more than success, the mean return is drawn beside it.
+    95 % interval. Where the reward is more than success, the mean return is drawn beside it. Training goes on without
+    a picture that cannot be drawn, as on a full disk: the first one warns.
 
     Args:
-        path: File of the picture; it is replaced after every rollout.
+        path: File of the picture, a PNG's without a suffix; it is replaced after every rollout.
         window: Number of training episodes in a batch, at least; those that began together stay together.
         evaluations: Function that gives the evaluations so far, such as `EvaluationCallback.curve`; None draws
             training alone.
         label: Name of the evaluations in the legend.
         learns_from: Timestep until which only the critic learns; a dotted line marks it. 0 draws no line.
+
+    Raises:
+        ValueError: If no picture can be at ``path``, or ``window`` is out of range.
     """
 
     def __init__(
@@ -184,17 +206,31 @@ class LearningCurve(EpisodeHistory):
         learns_from: int = 0,
     ) -> None:
         super().__init__(verbose)
-        self.path = Path(path)
+        self.path = picture_path(path)
         self.window = whole_number("window", window, minimum=1)
         self.evaluations = evaluations
         self.label = label
         self.learns_from = learns_from
+        self._has_warned = False
 
     def _on_rollout_end(self) -> None:
-        self.draw()
+        self._try_to_draw()
 
     def _on_training_end(self) -> None:
-        self.draw()
+        self._try_to_draw()
+
+    def _try_to_draw(self) -> None:
+        """Draw, and let no error of a picture end the training, which knows more than the picture shows."""
+        try:
+            self.draw()
+        except Exception as error:
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(
+                    f"The learning curve was not drawn ({type(error).__name__}: {error}). Training goes on, and draws "
+                    "it again after each rollout.",
+                    stacklevel=2,
+                )
 
     def draw(self) -> None:
         """Write the picture, if an episode has ended or an evaluation was run."""

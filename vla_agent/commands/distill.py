@@ -21,9 +21,11 @@ from libero_gym.dimensions import Physics, Renderer
 from vla_agent import LearningCurve, RunCheckpoints, VLADistillation, claim_run, make_vec_env
 from vla_agent.algorithms.losses import Estimator
 from vla_agent.callbacks import Curriculum
+from vla_agent.commands.checks import check_numbers
 from vla_agent.commands.options import ids_or_none, parse_options
-from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, make_logger, note_training_states
-from vla_agent.commands.unseen_states import check_evaluated, check_unseen
+from vla_agent.commands.progress import make_logger
+from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, note_training_states
+from vla_agent.commands.unseen_states import check_anything_evaluated, check_evaluated, check_unseen
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.before_after import describe_change
 from vla_agent.evaluation.provenance import TrainingStates, read_training_states
@@ -68,7 +70,9 @@ class Options:
 
 def main(options: Options) -> None:
     """The whole job: make the environments and the learner, learn, report."""
+    check_numbers(options)
     check_teacher(options.teacher)
+    check_anything_evaluated(options)
     otherwise = "--eval-states '' --n-eval-placements 20"
     check_evaluated(options, otherwise)
     taught = states_of_teacher(options.teacher)

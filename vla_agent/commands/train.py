@@ -16,7 +16,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -40,7 +39,14 @@ from vla_agent.commands.checks import check_numbers, check_unread
 from vla_agent.commands.engines import check_engine, engine_of, maker_of_environments, n_envs_of_each
 from vla_agent.commands.options import ids_or_none, option_name, parse_options
 from vla_agent.commands.own_tasks import have_states
-from vla_agent.commands.unseen_states import EvaluatedOptions, TrainingOptions, check_evaluated, placements_drawn
+from vla_agent.commands.progress import make_logger
+from vla_agent.commands.unseen_states import (
+    EvaluatedOptions,
+    TrainingOptions,
+    check_anything_evaluated,
+    check_evaluated,
+    placements_drawn,
+)
 from vla_agent.envs.backends import BackendName
 from vla_agent.envs.suites import describe_suite, located
 from vla_agent.evaluation.before_after import describe_change, describe_share, film_change, telling_trial
@@ -181,10 +187,7 @@ def check(options: Options) -> None:
     for name in ("task_ids", "init_states", "eval_states"):
         ids_or_none(option_name(name), getattr(options, name))
     if options.eval_freq:
-        if not ids_or_none("--eval-states", options.eval_states) and not options.n_eval_placements:
-            raise ValueError(
-                "There is nothing to evaluate on: give --eval-states or --n-eval-placements, or --eval-freq 0."
-            )
+        check_anything_evaluated(options, ", or --eval-freq 0")
         fewer = "--eval-states '' --n-eval-placements 20, or --eval-freq 0"
         check_evaluated(options, "--eval-freq 0 to evaluate on none", fewer)
     if options.reward == "progress" and (options.gamma != SHAPING_GAMMA or not options.bootstrap_time_limits):
@@ -314,6 +317,7 @@ def evaluation_on_the_way(
         renderer=renderer,
         n_envs=n_envs,
         verbose=1,
+        allow_changes=options.allow_changes,
         **further,
     )
 
@@ -334,13 +338,6 @@ def learn_and_keep(model: VLALearner, options: TrainingOptions, callbacks: list[
     model.save(options.out / "model")
     keep_training_states(options.out)
     return True
-
-
-def make_logger(folder: Path, num_timesteps: int) -> Logger:
-    """Logger to the terminal, CSV and TensorBoard; a resumed run writes new files beside the earlier ones."""
-    suffix = f"_from_{num_timesteps}" if num_timesteps else ""
-    formats = ("stdout", "csv", "tensorboard")
-    return Logger(str(folder), [make_output_format(name, str(folder), suffix) for name in formats])
 
 
 def note_training_states(

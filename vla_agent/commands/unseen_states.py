@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from libero_gym.common.checks import whole_number
 from vla_agent.commands.options import ids_or_none
 from vla_agent.envs.suites import describe_suite
 from vla_agent.evaluation.familiarity import describe_trained
@@ -33,6 +34,22 @@ class EvaluatedOptions(TrainingOptions, Protocol):
     eval_freq: int
     eval_states: str
     n_eval_placements: int
+    allow_changes: bool
+
+
+def check_anything_evaluated(options: EvaluatedOptions, otherwise: str = "") -> None:
+    """Refuse evaluations on no state at all, or at no time.
+
+    Args:
+        options: The options; ``eval_freq`` is above 0 where there may be no evaluations.
+        otherwise: What else to give than states, as the end of a sentence.
+
+    Raises:
+        ValueError: If there is no state, or ``eval_freq`` is below 1.
+    """
+    whole_number("--eval-freq", options.eval_freq, 1)
+    if not ids_or_none("--eval-states", options.eval_states) and not options.n_eval_placements:
+        raise ValueError(f"There is nothing to evaluate on: give --eval-states or --n-eval-placements{otherwise}.")
 
 
 def check_evaluated(options: EvaluatedOptions, otherwise: str, fewer: str = "") -> None:

@@ -5,22 +5,30 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from libero_gym.common.checks import flag, whole_number
-from vla_agent.callbacks.success import Evaluated, ended_episodes
+from vla_agent.callbacks.success import Evaluated
+from vla_agent.callbacks.tree import parts
 from vla_agent.common.atomic import destination
 from vla_agent.evaluation.evaluator import Evaluator
 from vla_agent.evaluation.falls import EvaluatedEpisodes, Fall, Practice, find_fall
 from vla_agent.evaluation.reports import EvaluationReport
 from vla_agent.evaluation.results import EpisodeResult, SuccessRow
+from vla_agent.evaluation.settings import differences, settings_of_test
 from vla_agent.evaluation.sharing import learners_engine
 from vla_agent.policy.policy import VLAPolicy
+from vla_agent.runs.keeping import SaveOnSignal
 from vla_agent.runs.run_files import RUN
 from vla_agent.runs.run_folder import BEST, claimed_folder
+
+
+class _Stopped(Exception):
+    """A signal asked for the end of the training."""
 
 
 class EvaluationCallback(EventCallback):
@@ -36,7 +44,8 @@ class EvaluationCallback(EventCallback):
 
     The policy is evaluated between two iterations, after the update that follows a rollout. The other processes of the
     learner's engine play their share of the episodes, each in ``n_envs`` environments of its own, which it makes for
-    each evaluation.
+    each evaluation. A signal that ends the training (see `SaveOnSignal`) ends an evaluation at its next step; the run
+    that goes on makes it up. Other processes end the shares that they have begun first.
 
     Args:
         env_id: Id of the environments to evaluate on, such as "LIBERO-Spatial-v0".
@@ -54,6 +63,8 @@ class EvaluationCallback(EventCallback):
             ``deterministic``: greedy episodes are those of one process with as many environments, drawn ones are not.
         callback_on_new_best: Callback for a model that is better than all before.
         callback_after_eval: Callback for every evaluation.
+        allow_changes: Whether a run that was evaluated on another test (other states, another protocol or renderer,
+            drawn actions instead of greedy ones) may go on with this one. Its history and its best begin anew then.
         verbose: 1 shows a progress bar.
         **kwargs: Further arguments of `Evaluator`: tasks, initial states, protocol, renderer, number of environments of
             each process.
@@ -64,9 +75,11 @@ class EvaluationCallback(EventCallback):
         best_success_rate: Best success rate so far; -1 before the first evaluation.
         fall: What `find_fall` says of the last evaluation; None if it did not fall.
         practice: Training episodes between each evaluation and the one before it, by the timestep of the evaluation.
+        settings: What identifies the test, see `settings_of_test`.
 
     Raises:
-        ValueError: If ``eval_freq`` is no whole number of at least 1.
+        ValueError: If ``eval_freq`` is no whole number of at least 1; in `learn`, if a run goes on that was evaluated
+            on another test.
         FileExistsError: When training starts, if ``<folder>/best`` is something else than a saved run.
     """
 
@@ -86,10 +99,13 @@ class EvaluationCallback(EventCallback):
         callback_on_new_best: BaseCallback | None = None,
         callback_after_eval: BaseCallback | None = None,
         verbose: int = 0,
+        allow_changes: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(callback_after_eval, verbose=verbose)
-        self.env_id, self.kwargs = env_id, kwargs
+        # An iterator would be empty at the second training.
+        self.env_id, self.kwargs = env_id, {name: _kept(value) for name, value in kwargs.items()}
+        self.allow_changes = flag("allow_changes", allow_changes)
         self.eval_freq = whole_number("eval_freq", eval_freq, minimum=1)
         self.at_start, self.at_end = flag("at_start", at_start), flag("at_end", at_end)
         self.keep_best = flag("keep_best", keep_best)
@@ -101,17 +117,22 @@ class EvaluationCallback(EventCallback):
             "temperature": temperature,
             "seed": seed,
         }
+        self.settings = settings_of_test(env_id, self.kwargs, self.run_kwargs)
         self.callback_on_new_best = callback_on_new_best
-        self.history: list[EvaluatedEpisodes] = []
         self.reports: dict[int, EvaluationReport] = {}
+        self._evaluator: Evaluator | None = None
+        self._begin_anew()
+        self._go_on = True
+        self._rollout_is_whole = False
+
+    def _begin_anew(self) -> None:
+        """Forget what was found before."""
+        self.history: list[EvaluatedEpisodes] = []
         self.best_success_rate = -1.0
         self.practice: dict[int, Practice] = {}
         self._practising = Practice()
-        self._evaluator: Evaluator | None = None
         self._next = 0
         self._is_loaded = False
-        self._go_on = True
-        self._rollout_is_whole = False
 
     @property
     def curve(self) -> list[Evaluated]:
@@ -155,8 +176,7 @@ class EvaluationCallback(EventCallback):
         self._evaluator = Evaluator(self.model, self.env_id, **{"engine": engine} | self.kwargs)
         self._go_on = True
         if self.num_timesteps == 0 and not self._is_loaded:  # another training than what this was used for before
-            self.history, self.practice, self._practising = [], {}, Practice()
-            self.best_success_rate, self._next = -1.0, 0
+            self._begin_anew()
         self._rollout_is_whole = True  # none has begun
         self.history = [done for done in self.history if done.num_timesteps <= self.num_timesteps]
         self.practice = {steps: span for steps, span in self.practice.items() if steps <= self.num_timesteps}
@@ -180,10 +200,24 @@ class EvaluationCallback(EventCallback):
             "history": [(done.num_timesteps, [episode[:4] for episode in done.episodes]) for done in self.history],
             "practice": [[steps, *span] for steps, span in self.practice.items()],
             "practising": list(self._practising),
+            "settings": self.settings,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict`."""
+        """Go on from a state of `state_dict`; older ones tell no settings.
+
+        Raises:
+            ValueError: If it is of another test.
+        """
+        if changed := differences(state.get("settings", {}), self.settings):
+            if not self.allow_changes:
+                raise ValueError(
+                    f"The run was evaluated on another test ({'; '.join(changed)}). Give what it was evaluated with, "
+                    "or allow_changes=True (--allow-changes) to go on as asked; its history and its best then begin "
+                    "anew."
+                )
+            self._begin_anew()
+            return
         self._is_loaded = True
         self._next, self.best_success_rate = state["next"], state["best_success_rate"]
         self.history = [
@@ -196,14 +230,13 @@ class EvaluationCallback(EventCallback):
     def _on_rollout_start(self) -> None:
         self._rollout_is_whole = False
         if self.num_timesteps >= self._next:
-            self._next = self._following()
             self._go_on = self._evaluate()
 
     def _on_rollout_end(self) -> None:
         self._rollout_is_whole = True
 
     def _on_step(self) -> bool:
-        ended = [episode.success for episode in ended_episodes(self.locals["infos"], self.num_timesteps)]
+        ended = [bool(info.get("is_success", False)) for info in self.locals["infos"] if "episode" in info]
         self._practising = Practice(self._practising.successes + sum(ended), self._practising.n + len(ended))
         return self._go_on
 
@@ -211,7 +244,6 @@ class EvaluationCallback(EventCallback):
         # A run that was stopped before its last evaluation makes it up, with no step left.
         is_new = not self.history or self.history[-1].num_timesteps < self.num_timesteps
         if self.at_end and self._rollout_is_whole and is_new:
-            self._next = self._following()
             self._evaluate()
         self.close()
 
@@ -221,13 +253,25 @@ class EvaluationCallback(EventCallback):
             self._evaluator.close()
             self._evaluator = None
 
+    def _stop_if_asked(self) -> None:
+        """End the evaluation if a signal has asked for the end of the training: the run is saved once it has ended."""
+        if any(isinstance(part, SaveOnSignal) and part.received for part in parts([self.locals["callback"]])):
+            raise _Stopped
+
     def _evaluate(self) -> bool:
+        """Evaluate, and say whether to go on; an evaluation that is stopped stays due."""
         assert self._evaluator is not None
         start = time.perf_counter()
         had_fallen, go_on = self.fall is not None, True
         policy = self.model.policy
         with policy.averaged() if isinstance(policy, VLAPolicy) else contextlib.nullcontext():
-            report = self._evaluator.run(progress_bar=self.verbose > 0, **self.run_kwargs)
+            try:
+                self._stop_if_asked()
+                how = {"progress_bar": self.verbose > 0, "on_step": self._stop_if_asked, **self.run_kwargs}
+                report = self._evaluator.run(**how)
+            except _Stopped:
+                return False
+            self._next = self._following()
             self.reports[self.num_timesteps] = report
             self.history.append(EvaluatedEpisodes(self.num_timesteps, list(report.episodes)))
             self.practice[self.num_timesteps], self._practising = self._practising, Practice()
@@ -258,3 +302,7 @@ class EvaluationCallback(EventCallback):
         for suite, row in report.suites.items() if len(report.suites) > 1 else ():
             self.logger.record(f"eval/success_{suite}", row.rate)
         self.logger.record("time/eval_s", seconds)
+
+
+def _kept(value: Any) -> Any:
+    return list(value) if isinstance(value, Iterator) else value

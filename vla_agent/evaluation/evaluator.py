@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch as th
-from tqdm import tqdm
 
 from libero_gym.common.checks import choice, flag, sequence, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
@@ -37,6 +35,7 @@ from vla_agent.evaluation.filming import Filmer
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.learning import read_curve
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, close_subject, load_subject, processor_of
+from vla_agent.evaluation.progress import Progress
 from vla_agent.evaluation.protocols import PROTOCOLS, EvaluationProtocol
 from vla_agent.evaluation.provenance import UNKNOWN, describe_model, provenance, read_training_states, united
 from vla_agent.evaluation.reports import EvaluationReport, as_folder, finished_timing
@@ -53,7 +52,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_SEED = 2**63 - 1
-_SECONDS_BETWEEN_LINES = 10.0
+
+Played = Iterator[tuple[int, EpisodeResult]]  # the positions of trials and their results, as they end
+Play = Callable[[Sequence[Trial]], Played]
 
 
 class Evaluator:
@@ -240,6 +241,7 @@ class Evaluator:
         progress_bar: bool = True,
         out: str | Path | None = None,
         film_failures: int = 0,
+        on_step: Callable[[], Any] = lambda: None,
     ) -> EvaluationReport:
         """Run every trial.
 
@@ -256,6 +258,8 @@ class Evaluator:
                 level INFO, every ten seconds.
             out: Folder for ``episodes.jsonl``, ``report.json``, ``report.md``, ``report.html`` and ``success.png``.
             film_failures: Number of failures of each task to film as the model saw them, into ``<out>/failures``.
+            on_step: Function that is called after each step of this process's environments, and each episode of
+                another's. What it raises ends the evaluation, as Ctrl-C does.
 
         Raises:
             ValueError: If an argument is out of range, failures are to be filmed without a folder or a camera, or a
@@ -290,9 +294,10 @@ class Evaluator:
         evaluated = evaluated_states(self.suite, self.trials)
         warn_of_unfamiliar(self.training_states, self.settings["unnorm_key"], self.env.processor, evaluated)
         clock = Clock()
+        play = functools.partial(self.play, deterministic=deterministic, clock=clock, filmer=filmer, on_step=on_step)
         with _journal(out, report) as journal:
             try:
-                self._run(report, journal, filmer, clock, progress_bar)
+                self._run(report, journal, play, progress_bar, filmer, on_step)
                 report.complete = True
             finally:
                 measured = clock.summary(self.env.num_envs, report.complete)
@@ -305,9 +310,10 @@ class Evaluator:
         self,
         report: EvaluationReport,
         journal: Journal | None,
-        filmer: Filmer | None,
-        clock: Clock,
+        play: Play,
         progress_bar: bool,
+        filmer: Filmer | None,
+        on_step: Callable[[], Any],
     ) -> None:
         """Run the trials that the journal lacks, and keep the report's episodes up to date."""
         results = {Trial(*episode[:2]): episode for episode in (journal.episodes if journal else [])}
@@ -317,42 +323,32 @@ class Evaluator:
         with (
             own_randomness(report.settings["seed"]),
             drawing_at(self.policy, report.settings["temperature"]),
-            tqdm(
-                total=len(self.trials),
-                initial=len(results),
-                desc=self.suite.name,
-                unit="episode",
-                disable=None if progress_bar else True,
-            ) as bar,
+            Progress(self.suite.name, len(self.trials), len(results), progress_bar) as progress,
         ):
             report.episodes = [results[trial] for trial in self.trials if trial in results]
-            told = time.monotonic() - _SECONDS_BETWEEN_LINES
-            for _, episode in self._episodes(trials, report, filmer, clock):
+            for _, episode in self._episodes(trials, report, play):
                 results[Trial(*episode[:2])] = episode
                 if journal is not None:
                     journal.write(episode, filmed=filmer is not None and episode[:2] in filmer.written)
                 report.episodes = [results[trial] for trial in self.trials if trial in results]
-                bar.set_postfix_str(f"success {report.success_rate:.1%}", refresh=False)
-                bar.update()
-                done = len(report.episodes)
-                if time.monotonic() - told >= _SECONDS_BETWEEN_LINES or done == len(self.trials):
-                    logger.info("%d of %d episodes, success %.1f %%", done, len(self.trials), 100 * report.success_rate)
-                    told = time.monotonic()
+                progress.add(report.success_rate)
+                on_step()  # the episode may be another process's
 
-    def _episodes(
-        self, trials: Sequence[Trial], report: EvaluationReport, filmer: Filmer | None, clock: Clock
-    ) -> Iterator[tuple[int, EpisodeResult]]:
+    def _episodes(self, trials: Sequence[Trial], report: EvaluationReport, play: Play) -> Played:
         """Episodes as they end, from this process or from all of an engine."""
-        deterministic = report.settings["deterministic"]
-        here = functools.partial(self.play, deterministic=deterministic, clock=clock, filmer=filmer)
         if self.engine is None:
-            return here(trials)
+            return play(trials)
         make = functools.partial(type(self), **(self._given | {"n_envs": self.env.num_envs}))
-        return share_episodes(self.engine, self.subject, make, report, trials, here)
+        return share_episodes(self.engine, self.subject, make, report, trials, play)
 
     def play(
-        self, trials: Sequence[Trial], deterministic: bool, clock: Clock, filmer: Filmer | None = None
-    ) -> Iterator[tuple[int, EpisodeResult]]:
+        self,
+        trials: Sequence[Trial],
+        deterministic: bool,
+        clock: Clock,
+        filmer: Filmer | None = None,
+        on_step: Callable[[], Any] = lambda: None,
+    ) -> Played:
         """The position of each trial and its result, as they end. The next goes to whichever environment is free.
 
         Args:
@@ -360,6 +356,7 @@ class Evaluator:
             deterministic: Whether to decode greedily.
             clock: Measures decisions.
             filmer: Films failures.
+            on_step: Called after each step; what it raises passes.
         """
         finished = play_episodes(
             self.env,
@@ -369,6 +366,7 @@ class Evaluator:
             continuous=isinstance(self.policy, RegressionPolicy),
             record=() if filmer is None else CAMERA_KEYS[:1],
             note=noted_scores(self.policy),
+            on_step=lambda _: (on_step(), True)[1],
         )
         for episode in finished:
             result = EpisodeResult(*trials[episode.number], episode.success, episode.steps, mean_score(episode))

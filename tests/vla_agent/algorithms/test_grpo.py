@@ -13,7 +13,7 @@ from resuming import StopAt, assert_equal_runs, callbacks
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from vla_agent import VLAGRPO, RunCheckpoints, RunError, make_vec_env, safe_learn
+from vla_agent import VLAGRPO, LearningCurve, RunCheckpoints, RunError, make_vec_env, safe_learn
 from vla_agent.algorithms import grpo, losses
 from vla_agent.algorithms.groups import (
     Drawer,
@@ -119,6 +119,20 @@ def test_decisions_carry_their_episodes_advantage_and_weight() -> None:
     by_episode = np.mean([per_decision[:2].mean(), per_decision[2:4].mean(), 4.0, per_decision[5:].mean()])
     assert (normed.weights.flatten() * per_decision).mean() == pytest.approx(by_episode)
     assert group_samples([], "group", False) is None
+
+
+def test_episodes_began_with_their_first_step_though_environments_rest(tmp_path: Path) -> None:
+    """Four of eight environments play an iteration's four episodes, which begin together."""
+    model = make(8, n_episodes=4, drop_uninformative=False)
+    curve = LearningCurve(tmp_path / "curve.png", window=4)
+    model.learn(60, curve)
+    iterations = [curve.history[first : first + 4] for first in range(0, len(curve.history), 4)]
+    assert len(iterations) > 3
+    begins = np.cumsum([0, *(sum(episode.length for episode in four) for four in iterations)])
+    assert begins[-1] == model.num_timesteps
+    assert [{episode.began for episode in four} for four in iterations] == [{began} for began in begins[:-1].tolist()]
+    assert curve.began == [None] * 8
+    assert [len(batch) for batch in curve.batches(4)] == [4] * len(iterations)
 
 
 def test_groups_that_tell_nothing_are_replaced_until_there_are_enough_or_too_many() -> None:

@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from vla_agent import VLAPPO, RatioError, VLAPolicy, VLAVecEnv
 from vla_agent.algorithms.buffers import TokenRolloutBuffer, compute_targets
-from vla_agent.algorithms.health import UpdateMonitor
+from vla_agent.algorithms.health import UpdateLog, UpdateMonitor
 from vla_agent.algorithms.rollout import bootstrap_time_limits
 from vla_agent.bins import Sampling
 
@@ -331,6 +331,22 @@ def test_metrics_of_an_update() -> None:
     entropies = [value for name, value in metrics.items() if name.startswith("train/entropy_") and "loss" not in name]
     assert len(entropies) == 7
     assert sum(entropies) == pytest.approx(-metrics["train/entropy_loss"], rel=1e-4)
+
+
+def test_metrics_of_the_host_are_read_with_those_of_the_policys_device() -> None:
+    """As those of rollouts that an earlier policy drew. The device "meta" mixes with the host no more than a GPU."""
+    log = UpdateLog()
+    log.add("behaviour_gap", th.tensor(0.5))
+    log.add("loss", th.tensor(1.0, device="meta"))
+    log.add("loss", th.tensor(2.0, device="meta"))
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # they are together by then
+        log.means()
+    log = UpdateLog()
+    assert log.means() == {}
+    log.add("loss", th.tensor(1))
+    log.add("loss", th.tensor(2))
+    log.add("behaviour_gap", th.tensor(0.5, dtype=th.float64))
+    assert log.means() == {"loss": 1.5, "behaviour_gap": 0.5}
 
 
 def test_last_update_is_logged(tmp_path: Any) -> None:

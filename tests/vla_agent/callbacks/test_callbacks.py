@@ -339,7 +339,7 @@ def test_training_success_of_a_policy_that_never_changes_is_level_from_the_first
     first = np.mean([episode.success for batch in batches[:5] for episode in batch])
     last = np.mean([episode.success for batch in batches[-5:] for episode in batch])
     assert abs(first - last) < 0.2
-    under_way = min(curve.began)
+    under_way = min(began for began in curve.began if began is not None)
     assert max(episode.began for batch in batches for episode in batch) < under_way
 
 
@@ -352,6 +352,37 @@ def test_episodes_that_began_together_are_in_one_batch() -> None:
     assert [(len(batch), sum(e.success for e in batch)) for batch in curve.batches(4)] == [(6, 3), (5, 2)]
     curve.history[:] = [episode._replace(began=0) for episode in curve.history]  # of a run that did not note it
     assert [len(batch) for batch in curve.batches(4)] == [4, 4, 4]
+
+
+def test_what_was_noted_of_an_episode_that_was_given_up_is_not_the_next_ones_beginning() -> None:
+    curve = LearningCurve("curve.png")
+    curve.began, curve.num_timesteps = [0, 90], 100
+    infos: list[dict[str, Any]] = [{"episode": {"r": 0.0, "l": 3}}, {"episode": {"r": 0.0, "l": 4}}]
+    curve.locals = {"infos": infos, "dones": [True, True]}
+    curve._on_step()
+    assert [episode.began for episode in curve.history] == [94, 92]
+    assert curve.began == [None, None]
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
+    curve, whole = LearningCurve(tmp_path / "plots" / "curve.png"), fake_model().learn(96)
+    (tmp_path / "plots").write_text("a file by now")
+    model = fake_model()
+    with pytest.warns(UserWarning, match=r"The learning curve was not drawn \(\w+: .*plots.*Training goes on") as told:
+        model.learn(96, curve)
+    assert len([warning for warning in told if "learning curve" in str(warning.message)]) == 1
+    for one, other in zip(whole.policy.parameters(), model.policy.parameters(), strict=True):
+        assert th.equal(one, other)
+    (tmp_path / "plots").unlink()
+    model.learn(32, curve, reset_num_timesteps=False)
+    assert (tmp_path / "plots" / "curve.png").is_file()
+
+
+def test_a_curve_is_a_picture_by_default(tmp_path: Path) -> None:
+    model = fake_model()
+    model.learn(32, LearningCurve(tmp_path / "curve"))
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.format == "PNG"
 
 
 def test_a_curve_without_episodes_is_not_drawn(tmp_path: Path) -> None:

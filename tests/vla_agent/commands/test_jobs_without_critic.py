@@ -63,6 +63,21 @@ def test_evaluations_on_states_of_the_training_are_refused_where_success_is_told
     assert not (tmp_path / "run").exists(), "nothing has begun"
 
 
+def test_evaluations_on_no_state_or_at_no_time_are_refused_before_anything_begins(tmp_path: Path) -> None:
+    for given, message in (
+        ({"eval_states": ""}, r"There is nothing to evaluate on: give --eval-states or --n-eval-placements\.$"),
+        ({"eval_freq": 0}, r"--eval-freq=0 is out of range; expected a whole number of at least 1\."),
+    ):
+        jobs: list[tuple[Any, Any]] = [(train_grpo, {"reward": reward}) for reward in ("success", "gain", "confidence")]
+        jobs.append((distill, {"teacher": "tiny-libero-few"}))
+        for job, how in jobs:
+            with pytest.raises(ValueError, match=message):
+                job.main(job.Options(**given, **how, out=tmp_path / "run"))
+    with pytest.raises(ValueError, match="--n-envs=0 is out of range"):
+        distill.main(distill.Options(n_envs=0, teacher="tiny-libero-few", out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists(), "nothing has begun"
+
+
 def test_drawn_states_of_an_earlier_training_are_not_evaluated(tmp_path: Path) -> None:
     options: Any = train_grpo.Options(model="tiny", n_placements=300, out=tmp_path)
     note_training_states(options, taught={"libero_goal": [1]})

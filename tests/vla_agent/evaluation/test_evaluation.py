@@ -265,10 +265,8 @@ def test_learning_is_the_same_with_an_evaluation_beside_it(tmp_path: Path) -> No
 
 
 def test_evaluations_come_before_and_after_the_training_where_asked_for() -> None:
-    callback = EvaluationCallback(
-        "LIBERO-Spatial-v0", eval_freq=64, at_start=True, at_end=True, task_ids=[2], init_state_ids=[5],
-        **_without_bar(SMALL),
-    )  # fmt: skip
+    trials: dict[str, Any] = {"task_ids": [2], "init_state_ids": [5], **_without_bar(SMALL)}
+    callback = EvaluationCallback("LIBERO-Spatial-v0", eval_freq=64, at_start=True, at_end=True, **trials)
     model = fake_model()
     weights: list[dict[str, Any]] = []
     run = Evaluator.run
@@ -285,7 +283,7 @@ def test_evaluations_come_before_and_after_the_training_where_asked_for() -> Non
     assert all(weights[0][name].equal(value) for name, value in initial.items())
     assert all(weights[-1][name].equal(value) for name, value in model.policy.state_dict().items())
     assert [point.num_timesteps for point in callback.curve] == [0, 64, 96]
-    again = EvaluationCallback("LIBERO-Spatial-v0", eval_freq=64)
+    again = EvaluationCallback("LIBERO-Spatial-v0", eval_freq=64, **trials)
     again.load_state_dict(json.loads(json.dumps(callback.state_dict())))
     assert again.history == callback.history
 
