@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, cast
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
@@ -22,6 +23,7 @@ from libero_gym.common.checks import flag
 from libero_gym.equivalence.versions import with_fidelity
 from vla_agent.algorithms import arguments
 from vla_agent.algorithms.buffers import MixedRolloutBuffer, TokenRolloutBuffer
+from vla_agent.algorithms.scoring import Scoring
 from vla_agent.callbacks.state import StatefulCallback
 from vla_agent.runs import loading, saved_run, sb3_zips
 from vla_agent.runs.learner import RestorableEnv, is_restorable
@@ -54,6 +56,8 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
     """Attributes that going on depends on, and their forms in `state_dict`."""
 
     moments_device: str | None = None
+    scoring: Scoring[Any]
+    without_env: dict[str, Any]  # see `runs.learner.Learner`
     n_iterations: int
     n_skipped_steps: int
     run: dict[str, Any] | None  # identity and attempt, see `run_folder.Claim`
@@ -63,6 +67,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
         self.n_iterations = 0
         self.n_skipped_steps = 0
         self.run = None
+        self.without_env = {}
         self.moments = Moments()
         self.stateful_callbacks: dict[str, StatefulCallback] = {}
         self.callback_states: dict[str, Any] = {}  # of a loaded run, for the callbacks that it goes on with
@@ -115,6 +120,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
         """All that going on depends on besides weights, optimizer and random generators, as JSON can hold it."""
         starts = self._last_episode_starts
         can_tell = is_restorable(self.env) and self._last_obs is not None
+        kept = ("environments", "episode_starts") if self.env is None else ()
         return {
             "run": self.run,
             "counters": {name: getattr(self, name) for name in self.counters},
@@ -122,8 +128,10 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
             "successes": [bool(success) for success in self.ep_success_buffer or ()],
             "environments": cast(RestorableEnv, self.env).snapshot() if can_tell else None,
             "episode_starts": None if starts is None else np.asarray(starts, dtype=bool).tolist(),
-            "callbacks": {name: callback.state_dict() for name, callback in self.stateful_callbacks.items()},
-        }
+            # Until `learn` has handed them over, a loaded run's count: the callbacks themselves are as they were made.
+            "callbacks": {name: callback.state_dict() for name, callback in self.stateful_callbacks.items()}
+            | self.callback_states,
+        } | {name: self.without_env[name] for name in kept if name in self.without_env}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state of `state_dict`. Environments go back to where they were if they can.
@@ -138,6 +146,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
         self.callback_states = state["callbacks"]
         self.run = state.get("run")  # runs saved before there were identities have none
         if self.env is None:
+            self.without_env |= {name: state[name] for name in ("environments", "episode_starts")}
             return
         env, saved = cast(RestorableEnv, self.env), state["environments"]
         can_go_on = saved is not None and is_restorable(env)
@@ -148,9 +157,10 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
         elif self.seed is not None:
             self.env.seed(self.seed + self.num_timesteps)  # not the episodes of the run's beginning again
 
-    def wrap_env(self, env: GymEnv) -> VecEnv:
-        """Environments as the learner takes them."""
-        return self._wrap_env(env, self.verbose)
+    def wrap_env(self, env: GymEnv | str) -> VecEnv:
+        """Environments as the learner takes them; one is made of an id, as in the constructor."""
+        made = self.scoring.make_env(env, self.policy_kwargs) if isinstance(env, str) else env
+        return self._wrap_env(made, self.verbose)
 
     def prepare(
         self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int, env: VecEnv | None
@@ -179,6 +189,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
         """What SB3's zips leave out: it is made again on loading, or belongs to the training under way."""
         made_again = ["scoring", "engine", "_engine", "moments_device", "_monitor", "_value_lr_schedule"]
         under_way = ["moments", "_progress_bars", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
+        under_way.append("without_env")
         return [*super()._excluded_save_params(), *made_again, *under_way]
 
     def save(
@@ -215,7 +226,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
     def load(
         cls,
         path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -233,7 +244,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
 
         Args:
             path: Folder or zip.
-            env: Environments to train on; not needed to predict.
+            env: Environments to train on, or an id of which one is made; not needed to predict.
             device: Device to put the model on.
             custom_objects: Values that stand for what was saved under their names, such as ``{"learning_rate": 1e-5}``,
                 as if the run had been made with them. Names that only SB3's zips hold, such as "lr_schedule", change
@@ -249,16 +260,18 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
         Raises:
             RunError: If it is no complete run, does not fit the environment, or would go on otherwise than it was made
                 without ``allow_changes``; or if it is SB3's zip, without ``unsafe_sb3_zip``.
-            ValueError: If an argument is of another type: ``unsafe_sb3_zip="no"`` is no yes.
+            ValueError: If an argument is of another type: ``unsafe_sb3_zip="no"`` is no yes; or if ``env`` is none.
             TypeError: If ``path`` is no path, or ``kwargs`` has a name that is no argument.
         """
         print_system_info = flag("print_system_info", print_system_info)
         force_reset, allow_changes = flag("force_reset", force_reset), flag("allow_changes", allow_changes)
         if custom_objects is not None and not isinstance(custom_objects, dict):
             raise ValueError(f"custom_objects={custom_objects!r:.80}; expected a dict of values by name, or None.")
+        arguments.check_env(env, needed=False)
         if sb3_zips.is_for_sb3(path, unsafe_sb3_zip):
             # Zips of before this was left out hold a class that has moved since; set-up makes another anyway.
             custom_objects = {"_monitor": None} | (custom_objects or {})
+            env = None if env is None else maybe_make_env(env, verbose=0)  # of an id, as in SB3's constructor
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if print_system_info:
             print("== CURRENT SYSTEM INFO ==")  # as SB3's load

@@ -23,7 +23,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from libero_gym.common.checks import whole_number
 from vla_agent.callbacks.tree import as_callbacks, parts
-from vla_agent.common.atomic import remove
+from vla_agent.common.atomic import destination, remove
 from vla_agent.runs.learner import Learner
 from vla_agent.runs.run_files import RUN, RunError
 from vla_agent.runs.run_folder import (
@@ -38,6 +38,7 @@ from vla_agent.runs.run_folder import (
     enter,
     latest_run,
     saved_by,
+    timestep_of,
 )
 
 __all__ = ["RunCheckpoints", "SaveOnSignal", "claim_run", "latest_run", "safe_learn"]
@@ -48,7 +49,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # `timeout` sends its signal to the process and then to its group, so it comes twice. Ctrl-C comes once per key.
 SAME_SIGNAL_S = 1.0
 # Names that folders have while saved runs are written or removed, see `atomic.writing`.
-_TEMPORARY = re.compile(rf"\.(\d+|{INTERRUPTED}|{MODEL}|{BEST})(\.old)?(\.\w+)?")
+_TEMPORARY = re.compile(rf"\.((?:\d+|{INTERRUPTED})(?:_\d+)?|{MODEL}|{BEST})(\.old)?(\.\w+)?")
 
 
 class _RunCallback(BaseCallback):
@@ -65,6 +66,7 @@ class _RunCallback(BaseCallback):
         return cast(Learner, self.model)
 
     def _on_training_start(self) -> None:
+        check_saves_runs(self.model, type(self).__name__)
         learner = self.learner
         claim, is_new = enter(self.run_dir, learner, fresh=learner.run is None and learner.began_at_zero)
         claim.give(learner)
@@ -81,8 +83,9 @@ class RunCheckpoints(_RunCallback):
     """Saves the run as ``<run_dir>/checkpoints/<timesteps>`` every few iterations, and removes older ones.
 
     An iteration is a rollout and its update. Each checkpoint appears complete or not at all; `latest_run` finds the
-    newest. Only what this run wrote is removed: a checkpoint that holds a file of the user's stays. It serves
-    learners that train a `VLAPolicy`.
+    newest. Only what this run wrote is removed: a checkpoint that holds a file of the user's stays, and where anything
+    but a whole saved run stands, a checkpoint is saved as ``<timesteps>_2``, with a warning. It serves learners that
+    train a `VLAPolicy`.
 
     Args:
         run_dir: Folder of the run; see `claim_run`.
@@ -105,11 +108,6 @@ class RunCheckpoints(_RunCallback):
         self._written: list[Path] = []  # by this run, the oldest first
 
     def _on_training_start(self) -> None:
-        if not getattr(self.model, "saves_runs", False):
-            raise TypeError(
-                f"RunCheckpoints saves a VLAPPO (or another learner of vla_agent) with a VLAPolicy, and this is a "
-                f"{type(self.model).__name__} with {type(self.model.policy).__name__}; use SB3's CheckpointCallback."
-            )
         super()._on_training_start()
         try:
             self.folder.mkdir(exist_ok=True)
@@ -124,20 +122,25 @@ class RunCheckpoints(_RunCallback):
     def _on_rollout_start(self) -> None:
         # The update before is complete, and nothing of the next rollout has happened yet.
         n_iterations = self.learner.n_iterations
-        if n_iterations and n_iterations % self.every == 0:
-            path = self.folder / f"{self.num_timesteps:010d}"
-            self.model.save(path)
+        if n_iterations and n_iterations % self.every == 0 and not self._is_written():
+            path = save_where_free(self.learner, self.folder / f"{self.num_timesteps:010d}")
             self._written = [*(other for other in self._written if other != path), path]
             self._remove_old()
 
     def _on_step(self) -> bool:
         return True
 
+    def _is_written(self) -> bool:
+        """Whether the newest checkpoint is of now, because the run goes on from it."""
+        return bool(self._written) and timestep_of(self._written[-1]) == self.num_timesteps
+
     def _remove_old(self) -> None:
         passed = 0
         for path in sorted(self._written[: -self.keep]):
-            if self.keep_every and int(path.name) // self.keep_every > passed:
-                passed = int(path.name) // self.keep_every
+            timestep = timestep_of(path)
+            assert timestep is not None  # of all that are written
+            if self.keep_every and timestep // self.keep_every > passed:
+                passed = timestep // self.keep_every
                 continue
             self._written.remove(path)
             try:
@@ -155,9 +158,41 @@ def _remove_leftovers(folder: Path) -> None:
         name = _TEMPORARY.fullmatch(path.name)
         if name is None or path.is_symlink() or not path.is_dir():
             continue
-        has_another = name[1].isdigit() or (folder / name[1]).is_dir()
+        has_another = name[1][0].isdigit() or (folder / name[1]).is_dir()
         if has_another and all(entry.name in (*RUN.files, *RUN.optional, "run") for entry in path.rglob("*")):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def save_where_free(learner: Learner, path: Path) -> Path:
+    """Saves a run at a path; where anything but a whole saved run stands, beside it as ``<path>_2`` and so on.
+
+    Returns:
+        The path at which the run was saved; a warning in the log names it if it is another.
+    """
+    numbered = (path.with_name(f"{path.name}_{number}") for number in range(2, 1000))
+    place = next((place for place in (path, *numbered) if _is_free(place)), path)
+    learner.save(place)
+    if place != path:
+        logger.warning("'%s' is more or less than a saved run, and stays; the run was saved as '%s'.", path, place)
+    return place
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        destination(path, RUN)
+        return True
+    except FileExistsError:
+        return False
+
+
+def check_saves_runs(model: Any, who: str) -> None:
+    """Refuses a learner whose `save` writes no run, as TypeError; ``who`` wants to save it."""
+    if not getattr(model, "saves_runs", False):
+        what = f"{type(model).__name__} with {type(getattr(model, 'policy', None)).__name__}"
+        raise TypeError(
+            f"{who} saves a VLAPPO (or another learner of vla_agent) with a VLAPolicy, and this is a {what}; use SB3's "
+            "CheckpointCallback."
+        )
 
 
 class StoppedBeforeStart(Exception):
@@ -172,11 +207,16 @@ class SaveOnSignal(_RunCallback):
     heard all the same, so that ``kill -INT`` saves such a run.
 
     Args:
-        run_dir: Folder of the run, see `claim_run`; the run is saved as ``<run_dir>/interrupted``.
+        run_dir: Folder of the run, see `claim_run`; the run is saved as ``<run_dir>/interrupted``, or beside it if
+            something else has come there since the training started, which the log then tells.
         name: Name of the saved run's folder, instead of "interrupted".
 
     Attributes:
         received: The signal that came; None before one comes.
+
+    Raises:
+        FileExistsError: When training starts, if ``<run_dir>/interrupted`` is anything but a whole saved run.
+        TypeError: When training starts, if the learner saves no runs.
     """
 
     def __init__(self, run_dir: str | Path, name: str = INTERRUPTED, verbose: int = 0) -> None:
@@ -186,6 +226,7 @@ class SaveOnSignal(_RunCallback):
         self.path = self.run_dir / name
         self.received: signal.Signals | None = None
         self.started = False  # the first step may have been taken
+        self.stepped = False  # it has been
         self.saved = False  # after a signal
         self._since = 0.0
         self._early = False  # whether handlers were set before training started
@@ -225,8 +266,13 @@ class SaveOnSignal(_RunCallback):
         self.remove()
         signal.raise_signal(number)
 
+    def check_place(self) -> None:
+        """Refuses what a save could not replace, as FileExistsError: at a signal it would be too late to say so."""
+        destination(self.path, RUN)
+
     def _on_training_start(self) -> None:
         super()._on_training_start()
+        self.check_place()
         if not self._early:
             self.received = None
             self._install()
@@ -236,6 +282,7 @@ class SaveOnSignal(_RunCallback):
         self.started = True
 
     def _on_step(self) -> bool:
+        self.stepped = True
         return self.received is None
 
     def _on_training_end(self) -> None:
@@ -247,7 +294,7 @@ class SaveOnSignal(_RunCallback):
 
     def save(self) -> None:
         """Saves the run, as after a signal."""
-        self.model.save(self.path)
+        save_where_free(self.learner, self.path)
         self.saved = True
 
 
@@ -265,9 +312,10 @@ def safe_learn(
     What is saved is the run as it was before the rollout or update that is under way, weights and optimizer included,
     so that going on from there gives what would have come without the interruption. An update that fails half-way
     leaves no trace in it; see `ResumableAlgorithm.max_copy_bytes` for models too large to be copied before each update.
+    An error before the first step saves nothing: there is nothing new, and a corrected call finds the folder as it was.
 
     Args:
-        model: The learner.
+        model: The learner, of a `VLAPolicy`.
         total_timesteps: As for `learn`.
         run_dir: Folder of the run, see `claim_run`; the run is saved as ``<run_dir>/interrupted`` if it does not end by
             itself.
@@ -280,7 +328,10 @@ def safe_learn(
 
     Raises:
         RunError: If ``run_dir`` holds another run, or another process is writing into it.
+        FileExistsError: If ``<run_dir>/interrupted`` is anything but a whole saved run.
+        TypeError: If the learner saves no runs, as with SB3's policies.
     """
+    check_saves_runs(model, "safe_learn")
     keeper = SaveOnSignal(run_dir)
     keeper.install()
     own_claim = None
@@ -288,6 +339,7 @@ def safe_learn(
         fresh = learn_kwargs.get("reset_num_timesteps", True)
         claim, is_new = enter(run_dir, model, fresh=fresh, existing=existing)
         own_claim = claim if is_new else None
+        keeper.check_place()
         return _learn(model, total_timesteps, keeper, [keeper, *as_callbacks(callback)], learn_kwargs)
     finally:
         if own_claim is not None:
@@ -304,7 +356,8 @@ def _learn(
         if keeper.received and not keeper.saved:  # it came after the last step
             keeper.save()
     except BaseException as error:  # the first error is the one to report
-        is_saved = keeper.started and _save_what_is_left(model, keeper.path, error)
+        is_worth_saving = keeper.stepped or (keeper.started and keeper.received is not None)
+        is_saved = is_worth_saving and _save_what_is_left(model, keeper.path, error)
         _close(model)
         if not (is_saved and keeper.received and isinstance(error, Exception)):
             raise
@@ -320,7 +373,7 @@ def _learn(
 def _save_what_is_left(model: Learner, path: Path, error: BaseException) -> bool:
     """Saves the run after an error; if that fails, says so and what there is instead, and returns False."""
     try:
-        model.save(path)
+        save_where_free(model, path)
         return True
     except Exception as reason:
         with warnings.catch_warnings():

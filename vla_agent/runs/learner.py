@@ -44,6 +44,8 @@ class Learner(Protocol):
         policy_aliases: Policy classes by name.
         run: Identity of the run and number of the attempt, see `run_folder.Claim`; None if no folder is claimed.
         moments_device: Where the optimizer's moments are between updates; None for where its weights are.
+        without_env: What a run that was loaded without environments says of them, and of what it learned with: its
+            next save says so too, unless environments have come.
         n_iterations: Rollouts and updates done so far.
         num_timesteps: Environment steps done so far.
     """
@@ -59,6 +61,7 @@ class Learner(Protocol):
     action_space: spaces.Space
     run: dict[str, Any] | None
     moments_device: str | None
+    without_env: dict[str, Any]
     n_iterations: int
     num_timesteps: int
 
@@ -98,8 +101,8 @@ class Learner(Protocol):
     def check_arguments(cls, given: Mapping[str, Any]) -> None:
         """Complains about an argument of the constructor that is out of range, as ValueError."""
 
-    def wrap_env(self, env: GymEnv) -> VecEnv:
-        """Environments as the learner takes them."""
+    def wrap_env(self, env: GymEnv | str) -> VecEnv:
+        """Environments as the learner takes them; one is made of an id."""
 
     def prepare(
         self, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int, env: VecEnv | None

@@ -18,8 +18,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from libero_gym.common.checks import did_you_mean
 from libero_gym.equivalence.versions import with_fidelity
-from vla_agent.policy.arguments import check_names
+from vla_agent.policy.arguments import check_dict, check_names
 from vla_agent.policy.policy import VLAPolicy
+from vla_agent.runs.choosing import is_run_folder
 from vla_agent.runs.documents import fault
 from vla_agent.runs.learner import Learner, RestorableEnv, is_restorable, live_policy
 from vla_agent.runs.optimizer_state import restore_optimizer
@@ -38,6 +39,7 @@ from vla_agent.runs.run_files import (
     read_json,
     read_tensors,
 )
+from vla_agent.runs.run_folder import latest_run
 from vla_agent.runs.saved_run import frozen_fingerprint, policy_tensors
 from vla_agent.runs.serialization import class_name, from_json, restore_generators, space_from_json, to_json
 from vla_agent.runs.signature import argument_forms, constructor_parameters
@@ -79,7 +81,7 @@ INCONSEQUENTIAL = ("verbose", "tensorboard_log", "teacher")  # of a teacher, its
 def load(
     algorithm: type[AnyLearner],
     path: Path,
-    env: GymEnv | None,
+    env: GymEnv | str | None,
     device: th.device | str,
     allow_changes: bool,
     custom_objects: dict[str, Any] | None = None,
@@ -95,6 +97,15 @@ def load(
     for name in changes:  # a typo is told before anything is read
         if name not in known:
             raise TypeError(f"{algorithm.__name__}.load has no argument {name!r}.{did_you_mean(name, known)}")
+    if changes.get("policy_kwargs", ()) is None:  # as the constructor takes it
+        del changes["policy_kwargs"]
+    check_dict("policy_kwargs", changes.get("policy_kwargs", {}))
+    if is_run_folder(path):
+        newest = latest_run(path)
+        raise RunError(
+            f"'{path}' is the folder of a run, which holds several saves. Load one of them, such as the newest: "
+            f"{algorithm.__name__}.load('{newest}', env)."
+        )
     try:
         with opened(path) as files:
             return _load(algorithm, files, env, device, allow_changes, custom_objects or {}, changes)
@@ -105,7 +116,7 @@ def load(
 def _load(
     algorithm: type[AnyLearner],
     files: RunFiles,
-    env: GymEnv | None,
+    env: GymEnv | str | None,
     device: th.device | str,
     allow_changes: bool,
     custom_objects: dict[str, Any],
@@ -129,26 +140,44 @@ def _load(
         model = cast(Any, algorithm)(policy_class, None, device=device, _init_setup_model=False, **arguments)
     _check_custom_objects(model, custom_objects)
     spaces = {name: custom_objects.get(name, space) for name, space in spaces.items()}
-    wrapped = None if env is None else model.wrap_env(env)
-    if wrapped is not None:
-        try:
-            check_for_correct_spaces(wrapped, **spaces)
-        except ValueError as error:
-            raise RunError(f"The run '{path}' was trained on other spaces than the environment has. {error}") from error
+    with _environments(model, env) as wrapped:
+        if wrapped is not None:
+            _check_spaces(path, wrapped, spaces)
+            if not allow_changes:
+                _refuse_changes(path, _changes(saved, state, wrapped, changes, taken_by))
+        with _telling(files, HYPERPARAMETERS):
+            model.prepare(**spaces, n_envs=saved["n_envs"], env=wrapped)
         if not allow_changes:
-            _refuse_changes(path, _changes(saved, state, wrapped, changes, taken_by))
-    with _telling(files, HYPERPARAMETERS):
-        model.prepare(**spaces, n_envs=saved["n_envs"], env=wrapped)
-    if not allow_changes:
-        _refuse_changes(path, _others(saved.get("depends_on", {}), model.depends_on))
-    policy = live_policy(model)
-    _check_base_model(policy, path, saved["base_model"], arguments["policy_kwargs"]["model"])
-    if not allow_changes:
-        _check_frozen_weights(policy, path, saved["base_model"])
-    _restore_policy(policy, files)
-    restore_optimizer(policy, files, model.moments_device)
-    _restore_state(model, files, state)
+            _refuse_changes(path, _others(saved.get("depends_on", {}), model.depends_on))
+        policy = live_policy(model)
+        _check_base_model(policy, path, saved["base_model"], arguments["policy_kwargs"]["model"])
+        if not allow_changes:
+            _check_frozen_weights(policy, path, saved["base_model"])
+        _restore_policy(policy, files)
+        restore_optimizer(policy, files, model.moments_device)
+        if wrapped is None:
+            model.without_env = {name: saved[name] for name in ("engine", "depends_on") if name in saved}
+        _restore_state(model, files, state)
     return model
+
+
+@contextlib.contextmanager
+def _environments(model: Learner, env: GymEnv | str | None) -> Iterator[VecEnv | None]:
+    """The environments as the learner takes them; what is made of an id is closed if loading fails."""
+    wrapped = None if env is None else model.wrap_env(env)
+    try:
+        yield wrapped
+    except BaseException:
+        if wrapped is not None and isinstance(env, str):
+            wrapped.close()
+        raise
+
+
+def _check_spaces(path: Path, env: VecEnv, spaces: dict[str, Any]) -> None:
+    try:
+        check_for_correct_spaces(env, **spaces)
+    except ValueError as error:
+        raise RunError(f"The run '{path}' was trained on other spaces than the environment has. {error}") from error
 
 
 def _arguments(
@@ -162,7 +191,7 @@ def _arguments(
     with _telling(files, HYPERPARAMETERS, ValueError):
         arguments, policy_kwargs = from_json(saved["arguments"]), from_json(saved["policy_kwargs"])
         algorithm.check_arguments({name: value for name, value in arguments.items() if class_name(value) is None})
-    policy_kwargs = custom_objects.get("policy_kwargs", policy_kwargs) | (changes.get("policy_kwargs") or {})
+    policy_kwargs = dict(custom_objects.get("policy_kwargs", policy_kwargs) or {}) | changes.get("policy_kwargs", {})
     base = saved["base_model"]
     policy_kwargs.setdefault("model", base["id"])
     if policy_kwargs["model"] is None:

@@ -10,7 +10,15 @@ import torch as th
 
 from vla_agent.policy.averaging import AVERAGE
 from vla_agent.policy.policy import VLAPolicy
-from vla_agent.runs.run_files import OPTIMIZER, OPTIMIZER_GROUPS, DamagedRunError, RunFiles, read_json, read_tensors
+from vla_agent.runs.run_files import (
+    CHECKSUMS,
+    OPTIMIZER,
+    OPTIMIZER_GROUPS,
+    DamagedRunError,
+    RunFiles,
+    read_json,
+    read_tensors,
+)
 
 _FORM = {"class": str, "groups": [{"params": [str]}], "scalars": {}}
 
@@ -55,43 +63,65 @@ def restore_optimizer(policy: VLAPolicy, files: RunFiles, device: str | None = N
         return
     parameters = dict(policy.named_parameters())
     entries = read_tensors(files, OPTIMIZER) | saved["scalars"]
-    wrong = _fault_of_entries(entries, parameters, saved["groups"]) or _fault_of_groups(saved["groups"], policy)
+    wrong = _fault_of_entries(entries, parameters) or _fault_of_groups(saved["groups"], policy)
+    if not wrong and CHECKSUMS not in files.names:
+        wrong = _fault_of_moments(entries, parameters, saved["groups"])
     if wrong:
         raise DamagedRunError(f"The optimizer in '{files.path}' is damaged: {wrong}.")
+    for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
+        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        group.update({key: value for key, value in settings.items() if key != "params"})
+    counts_on_device = {
+        parameter
+        for group in optimizer.param_groups
+        if group.get("fused") or group.get("capturable")
+        for parameter in group["params"]
+    }
     for key, value in entries.items():
         name, _, entry = key.rpartition("|")
         parameter = parameters[name]
         if entry == AVERAGE and not policy.average_decay:
             continue  # nothing would keep it up to date
-        if isinstance(value, th.Tensor) and value.ndim:
+        # A "step" stays on the host unless it is counted on the device, as torch's `Optimizer.load_state_dict` has it.
+        if isinstance(value, th.Tensor) and (entry != "step" or parameter in counts_on_device):
             value = value.to(parameter.device if device is None else device)
         optimizer.state[parameter][entry] = value
-    for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
-        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-        group.update({key: value for key, value in settings.items() if key != "params"})
 
 
-def _fault_of_entries(
+def _fault_of_entries(entries: Mapping[str, Any], parameters: Mapping[str, th.nn.Parameter]) -> str | None:
+    """What does not fit: each entry must be a number or a tensor, of a parameter of the policy."""
+    for key, value in entries.items():
+        if key.rpartition("|")[0] not in parameters:
+            return f"it has {key!r}, which is of no parameter of this policy"
+        if not isinstance(value, (th.Tensor, bool, int, float, type(None))):
+            return f"{key} is {value!r}; expected a number"
+    return None
+
+
+def _fault_of_moments(
     entries: Mapping[str, Any], parameters: Mapping[str, th.nn.Parameter], groups: list[dict[str, Any]]
 ) -> str | None:
-    """What does not fit: parameters of a group with moments must have the same ones, each of its own shape."""
+    """What does not fit where no checksum vouches for what the optimizer wrote.
+
+    Moments have their parameter's shape, or are Adafactor's sums over its last dimension or the one before (Shazeer and
+    Stern 2018, arXiv 1804.04235). Parameters of a group have the same moments if they are all vectors, or none is.
+    """
     kinds: dict[str, set[str]] = {}
     for key, value in entries.items():
         name, _, entry = key.rpartition("|")
-        if name not in parameters:
-            return f"it has {key!r}, which is of no parameter of this policy"
         shape = tuple(parameters[name].shape)
-        if isinstance(value, th.Tensor) and tuple(value.shape) not in ((), shape):
+        factors = ((*shape[:-1], 1), (*shape[:-2], 1, shape[-1])) if len(shape) > 1 else ()
+        if isinstance(value, th.Tensor) and tuple(value.shape) not in ((), shape, *factors):
             return f"{key} has shape {tuple(value.shape)}, and the parameter {shape}"
-        if not isinstance(value, (th.Tensor, bool, int, float, type(None))):
-            return f"{key} is {value!r}; expected a number"
         kinds.setdefault(name, set()).add(entry)
     for group in groups:
-        members = {name: kinds[name] for name in group["params"] if name in kinds}
-        wanted = set().union(*members.values())
-        for name, found in members.items():
-            if found != wanted:
-                return f"{name} lacks {', '.join(sorted(wanted - found))}"
+        members = [name for name in group["params"] if name in kinds]
+        vectors = [name for name in members if parameters[name].ndim < 2]
+        for alike in (vectors, [name for name in members if name not in vectors]):
+            wanted = set().union(*(kinds[name] for name in alike))
+            for name in alike:
+                if kinds[name] != wanted:
+                    return f"{name} lacks {', '.join(sorted(wanted - kinds[name]))}"
     return None
 
 

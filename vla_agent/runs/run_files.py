@@ -16,17 +16,20 @@ from safetensors import SafetensorError
 from libero_gym.common.json_files import MAX_BYTES, parse_json
 from vla_agent.common.atomic import ZIP, Kind
 from vla_agent.common.hashes import sha256
+from vla_agent.runs import tables
 from vla_agent.runs.documents import fault
 
 FORMAT = 2
 HYPERPARAMETERS, POLICY, STATE = "hyperparameters.json", "policy.safetensors", "state.json"
 OPTIMIZER, OPTIMIZER_GROUPS = "optimizer.safetensors", "optimizer.json"
+TABLES = "tables.safetensors"
 CHECKSUMS = "checksums.json"
 FILES = (HYPERPARAMETERS, POLICY, OPTIMIZER, OPTIMIZER_GROUPS, STATE)
-# Runs of earlier versions have no checksums; `train` notes the states that it trained on in `training.json`.
-RUN = Kind("saved run", FILES, (CHECKSUMS, "training.json"))
+# Only a long run has tables, and runs of earlier versions have no checksums; `train` notes the states that it trained
+# on in `training.json`.
+RUN = Kind("saved run", FILES, (TABLES, CHECKSUMS, "training.json"))
 
-_MAX_JSON_BYTES = 4 * MAX_BYTES  # a thousand environments' states are 20 MB
+MAX_JSON_BYTES = 4 * MAX_BYTES  # a thousand environments' states are 20 MB
 _SB3_FILES = ("data", "pytorch_variables.pth", "_stable_baselines3_version")
 _ZIP_ERRORS = (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error)
 
@@ -169,16 +172,28 @@ def opened(path: str | Path) -> Iterator[RunFiles]:
         yield ZipFiles(path, archive)
 
 
-def read_json(files: RunFiles, name: str, form: Any = object) -> Any:
+def read_json(files: RunFiles, name: str, form: Any = object, *, with_tables: bool = True) -> Any:
     """Reads a JSON document of a run, and checks its form (see `documents.fault`).
+
+    Args:
+        files: The run's files.
+        name: Name of the document.
+        form: What it must look like.
+        with_tables: Whether long tables of the state are put back into it, see `tables`.
 
     Raises:
         DamagedRunError: If the file is no document, or one of another form.
     """
     called = f"'{files.path / name}'"
     with _reading(files, name), files.stream(name) as stream:
-        content = stream.read(_MAX_JSON_BYTES + 1)
-    document = parse_json(content, called, error=DamagedRunError, max_bytes=_MAX_JSON_BYTES)
+        content = stream.read(MAX_JSON_BYTES + 1)
+    document = parse_json(content, called, error=DamagedRunError, max_bytes=MAX_JSON_BYTES)
+    if name == STATE and with_tables:
+        columns = read_tensors(files, TABLES) if TABLES in files.names else {}
+        try:
+            document = tables.join(document, columns)
+        except (ValueError, RecursionError) as error:
+            raise DamagedRunError(f"{called} is damaged, or '{files.path / TABLES}' is: {error}.") from error
     if wrong := fault(document, form):
         raise DamagedRunError(f"{called} is damaged: {wrong}.")
     return document
@@ -221,9 +236,11 @@ def check_whole(files: RunFiles) -> bool:
             read_json(files, name)
         return False
     wanted = read_json(files, CHECKSUMS, {"sha256": dict.fromkeys(FILES, str)})["sha256"]
-    for name in FILES:
+    if TABLES in wanted and TABLES not in files.names:
+        raise DamagedRunError(f"'{files.path}' is no complete run: it lacks {TABLES}.")
+    for name in (*FILES, TABLES) if TABLES in files.names else FILES:
         with _reading(files, name), files.stream(name) as stream:
-            is_same = sha256(stream) == wanted[name]
+            is_same = sha256(stream) == wanted.get(name)
         if not is_same:
             raise DamagedRunError(
                 f"'{files.path / name}' is damaged: its checksum is not the one in {CHECKSUMS}. If it was changed on "

@@ -8,6 +8,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shlex
 import socket
 import sys
@@ -31,7 +32,9 @@ CHECKPOINTS, INTERRUPTED, MODEL, BEST, EARLIER = "checkpoints", "interrupted", "
 RUN, LOCK = "run.json", ".lock"
 # What a run leaves in its folder. It is put aside in this order: the identity last, as what is left is the old run's.
 LOGS = ("curve.png", "episode.mp4", "times.json", "progress*.csv", "events.out.tfevents.*")
-LEFT_BY_RUNS = (CHECKPOINTS, INTERRUPTED, MODEL, BEST, "best_report", *LOGS, "training.json", RUN)
+AGAIN = "_[0-9]*"  # behind the name of a save that found another name taken, see `keeping.save_where_free`
+SAVES = (CHECKPOINTS, INTERRUPTED, INTERRUPTED + AGAIN, MODEL, BEST)
+LEFT_BY_RUNS = (*SAVES, "best_report", *LOGS, "training.json", RUN)
 
 
 class Claim:
@@ -198,10 +201,9 @@ def _refusal(run_dir: Path) -> str:
 def _holds_run(run_dir: Path) -> list[str]:
     """The names of what a run has saved in a folder."""
     names = []
-    for name in (CHECKPOINTS, INTERRUPTED, MODEL, BEST):
-        path = run_dir / name
+    for path in (path for pattern in SAVES for path in sorted(run_dir.glob(pattern))):
         if path.is_file() or (path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir())):
-            names.append(name)
+            names.append(path.name)
     return names
 
 
@@ -218,7 +220,11 @@ def _put_aside(run_dir: Path) -> None:
     aside.mkdir(parents=True)
     for pattern in LEFT_BY_RUNS:
         for path in list(run_dir.glob(pattern)):
-            path.rename(aside / path.name)
+            if path.is_symlink():  # a relative one would lead elsewhere from there
+                (aside / path.name).symlink_to(path.resolve())
+                path.unlink()
+            else:
+                path.rename(aside / path.name)
 
 
 def _this_process() -> dict[str, Any]:
@@ -277,8 +283,13 @@ def _naming(run_dir: Path) -> Iterator[None]:
 
 
 def _is_inside(path: Path, run_dir: Path) -> bool:
-    path, run_dir = path.resolve(), run_dir.resolve()
-    return path.is_relative_to(run_dir) and not path.is_relative_to(run_dir / EARLIER)
+    """Whether a path is in a run's folder and was not put aside there; a link in the folder may lead out of it."""
+    for given in (path.absolute(), path.resolve()):
+        for folder in (given, *given.parents):
+            below = given.relative_to(folder).parts
+            if ".." not in below and _key(folder) == _key(run_dir):
+                return below[:1] != (EARLIER,)
+    return False
 
 
 def _key(run_dir: Path) -> Path:
@@ -325,9 +336,16 @@ def latest_run(run_dir: str | Path) -> Path:
 
 
 def saved_by(folder: Path, run_id: str) -> list[Path]:
-    """The folders in a folder that hold saves of this run, the oldest first."""
-    found = [run for run in map(saved_at, folder.glob("[0-9]*")) if run is not None and run.run_id == run_id]
-    return [run.path for run in sorted(found, key=lambda run: run.order) if run.path.name.isdigit()]
+    """The checkpoints in a folder that hold all files of a save of this run, the oldest first."""
+    paths = [path for path in folder.glob("[0-9]*") if timestep_of(path) is not None]
+    found = [saved_at(path) for path in paths if all((path / name).is_file() for name in FILES)]
+    return [run.path for run in sorted(filter(None, found), key=lambda run: run.order) if run.run_id == run_id]
+
+
+def timestep_of(checkpoint: Path) -> int | None:
+    """The timestep in a checkpoint's name, such as 64 in "0000000064" and "0000000064_2"; None if there is none."""
+    named = re.fullmatch(r"(\d+)(_\d+)?", checkpoint.name)
+    return int(named[1]) if named is not None else None
 
 
 def identity(run_dir: Path) -> str | None:
@@ -344,7 +362,8 @@ def _last_attempt(run_dir: Path) -> int:
 
 def saved_in(run_dir: Path) -> list[Saved]:
     """What a run can go on from in a folder, whole or not."""
-    places = [run_dir / INTERRUPTED, run_dir / MODEL, *(run_dir / CHECKPOINTS).glob("[0-9]*")]
+    places = [run_dir / INTERRUPTED, *run_dir.glob(INTERRUPTED + AGAIN), run_dir / MODEL]
+    places += (run_dir / CHECKPOINTS).glob("[0-9]*")
     return [run for run in map(saved_at, places) if run is not None]
 
 
@@ -366,12 +385,12 @@ def saved_at(path: Path) -> Saved | None:
         return _read_order(path)
     except (OSError, RunError):
         # Perhaps the newest: `latest_run` comes to it first, and says that it is damaged.
-        return Saved(path, None, (math.inf, int(path.name) if path.name.isdigit() else 0, 0, 0.0))
+        return Saved(path, None, (math.inf, timestep_of(path) or 0, 0, 0.0))
 
 
 def _read_order(path: Path) -> Saved:
     with run_files.opened(path) as files:
-        state = run_files.read_json(files, STATE)
+        state = run_files.read_json(files, STATE, with_tables=False)
     try:
         run = state.get("run") or {"id": None, "attempt": 0}
         numbers = [run["attempt"], state["counters"]["num_timesteps"], state["counters"]["n_iterations"]]

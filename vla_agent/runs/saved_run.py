@@ -6,6 +6,7 @@
 | `policy.safetensors` | adapters and value head; without adapters, all weights |
 | `optimizer.safetensors`, `optimizer.json` | the optimizer's moments by parameter name, and its groups |
 | `state.json` | what else going on depends on: counters, random generators, environments, callbacks |
+| `tables.safetensors` | long tables of the state, such as all episodes so far, by column; only long runs have it |
 | `checksums.json` | SHA-256 of the others |
 
 `loading` reads them.
@@ -22,6 +23,7 @@ import torch as th
 from vla_agent.common.atomic import ZIP, destination, save_tensors, writing, writing_zip, zip_destination
 from vla_agent.common.hashes import fingerprint, hash_weights
 from vla_agent.policy.policy import VLAPolicy
+from vla_agent.runs import tables
 from vla_agent.runs.learner import Learner, live_policy
 from vla_agent.runs.moments import Contents, own_containers
 from vla_agent.runs.optimizer_state import pack_optimizer
@@ -30,11 +32,13 @@ from vla_agent.runs.run_files import (
     FILES,
     FORMAT,
     HYPERPARAMETERS,
+    MAX_JSON_BYTES,
     OPTIMIZER,
     OPTIMIZER_GROUPS,
     POLICY,
     RUN,
     STATE,
+    TABLES,
     RunError,
     sha256,
 )
@@ -49,7 +53,8 @@ def save(model: Learner, path: Path) -> None:
 
     Raises:
         ValueError: If an argument of the policy cannot be written as JSON.
-        RunError: In the middle of an update of more than the model's ``max_copy_bytes``.
+        RunError: In the middle of an update of more than the model's ``max_copy_bytes``, or if a document would be
+            larger than what is read again. Nothing is written then.
         FileExistsError: If something else than a run is there.
         OSError: If it cannot be written.
     """
@@ -59,18 +64,22 @@ def save(model: Learner, path: Path) -> None:
     if moment.missing is not None:
         raise RunError(f"{moment.missing} Save before or after the update; checkpoints from before it are whole.")
     contents = moment.contents or live_contents(live_policy(model))
+    state, columns = tables.split(moment.state)
     documents = {
         HYPERPARAMETERS: _hyperparameters(model),
         OPTIMIZER_GROUPS: contents.optimizer_groups,
-        STATE: moment.state,
+        STATE: state,
     }
     tensors = {POLICY: contents.weights, OPTIMIZER: contents.optimizer_tensors}
+    if columns:
+        tensors[TABLES] = columns
     with (writing_zip if is_zip else writing)(path, RUN) as folder:
         for name, content in tensors.items():
             save_tensors(content, folder / name)
         for name, document in documents.items():
             _write_json(folder / name, document)
-        _write_json(folder / CHECKSUMS, {"sha256": {name: _sha256_of(folder / name) for name in FILES}})
+        names = (*FILES, TABLES) if columns else FILES
+        _write_json(folder / CHECKSUMS, {"sha256": {name: _sha256_of(folder / name) for name in names}})
 
 
 def training_state(model: Learner) -> dict[str, Any]:
@@ -96,6 +105,7 @@ def policy_tensors(policy: VLAPolicy) -> dict[str, th.Tensor]:
 
 def _hyperparameters(model: Learner) -> dict[str, Any]:
     policy, progress = live_policy(model), model.progress_remaining
+    known = model.without_env if model.env is None else {}
     # The device belongs to the machine, and the model has a place of its own, by its id.
     policy_kwargs = {key: value for key, value in model.policy_kwargs.items() if key not in ("device", "model")}
     return {
@@ -112,8 +122,8 @@ def _hyperparameters(model: Learner) -> dict[str, Any]:
             "frozen": frozen_fingerprint(policy),
         },
         "n_envs": model.n_envs,
-        "engine": model.engine_settings,
-        "depends_on": model.depends_on,
+        "engine": known.get("engine", model.engine_settings),
+        "depends_on": known.get("depends_on", {}) | model.depends_on,
         "observation_space": space_to_json(model.observation_space),
         "action_space": space_to_json(model.action_space),
     }
@@ -138,7 +148,16 @@ def _action_statistics(policy: VLAPolicy) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=1) + "\n"
+    if len(text) > MAX_JSON_BYTES:
+        sizes = {key: len(json.dumps(value)) for key, value in document.items()}
+        largest = max(sizes, key=lambda key: sizes[key])
+        raise RunError(
+            f"The run cannot be saved: its {path.name} would be {len(text) / 2**20:.4g} MiB, and one above "
+            f"{MAX_JSON_BYTES / 2**20:.4g} MiB is not read again. Most of it is {largest!r}; train with fewer "
+            "environments, or with callbacks whose state_dict keeps less."
+        )
+    path.write_text(text, encoding="utf-8")
 
 
 def _sha256_of(path: Path) -> str:

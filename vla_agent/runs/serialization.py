@@ -89,16 +89,22 @@ def is_given_again(value: Any) -> bool:
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
-    """A `Dict` of `Box`es or a `MultiDiscrete` as JSON; a box has the same bounds everywhere."""
+    """A `Dict` of `Box`es or a `MultiDiscrete` as JSON; a bound of a box is one number if it is the same everywhere."""
     if isinstance(space, spaces.Dict):
         return {"Dict": {key: space_to_json(part) for key, part in space.spaces.items()}}
     if isinstance(space, spaces.MultiDiscrete):
         return {"MultiDiscrete": space.nvec.tolist()}
     assert isinstance(space, spaces.Box)
-    low, high = (
-        bound if math.isfinite(bound) else str(bound) for bound in (space.low.min().item(), space.high.max().item())
-    )
+    low, high = _bound_to_json(space.low), _bound_to_json(space.high)
     return {"Box": {"low": low, "high": high, "shape": list(space.shape), "dtype": str(space.dtype)}}
+
+
+def _bound_to_json(bound: np.ndarray) -> Any:
+    """A number, or a list of them in row-major order; JSON has no infinity."""
+    is_uniform = bound.size > 0 and bool((bound == bound.flat[0]).all())
+    numbers = [bound.flat[0].item()] if is_uniform else bound.flatten().tolist()
+    found = [number if math.isfinite(number) else str(number) for number in numbers]
+    return found[0] if is_uniform else found
 
 
 def space_from_json(data: dict[str, Any]) -> spaces.Space[Any]:
@@ -112,10 +118,17 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space[Any]:
         return spaces.Dict({key: space_from_json(part) for key, part in content.items()})
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(content)
-    if math.prod(content["shape"]) > MAX_BOX_SIZE:
+    shape, dtype = tuple(content["shape"]), np.dtype(content["dtype"])
+    if math.prod(shape) > MAX_BOX_SIZE:
         raise ValueError(f"a box of shape {content['shape']} is larger than any observation")
-    low, high = (float(bound) if isinstance(bound, str) else bound for bound in (content["low"], content["high"]))
-    return spaces.Box(low, high, tuple(content["shape"]), np.dtype(content["dtype"]).type)
+    low, high = (_bound_from_json(content[name], shape, dtype) for name in ("low", "high"))
+    return spaces.Box(low, high, shape, dtype.type)
+
+
+def _bound_from_json(bound: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    if not isinstance(bound, list):
+        return float(bound) if isinstance(bound, str) else bound
+    return np.array([float(number) if isinstance(number, str) else number for number in bound], dtype).reshape(shape)
 
 
 def generator_states(device: th.device) -> dict[str, Any]:

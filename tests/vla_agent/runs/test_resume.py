@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
-from fakes import FakeBackbone, fake_env
+from fakes import FakeBackbone, FakeProcessor, FakeVectorEnv, fake_env
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 from resuming import StopAt, assert_equal_runs, callbacks, learner, load
 from saved_runs import fake_model
 from stable_baselines3.common.callbacks import BaseCallback
@@ -21,12 +24,15 @@ from vla_agent import (
     LearningCurve,
     RunCheckpoints,
     RunError,
+    SuccessCallback,
     VLAVecEnv,
     latest_run,
     make_vec_env,
     safe_learn,
 )
 from vla_agent.evaluation.results import EpisodeResult
+from vla_agent.openvla import load_processor
+from vla_agent.runs.serialization import space_from_json, space_to_json
 
 
 @pytest.mark.parametrize("stop", [32, 20, 33, 48], ids=["after two", "in the second", "in the third", "after three"])
@@ -102,6 +108,132 @@ def test_a_run_over_several_suites_resumes_to_the_bit(tmp_path: Path) -> None:
     assert curriculum.weights == expected.weights
     for model in (whole, cut, resumed):
         model.env.close()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("with_env", [True, False])
+def test_what_is_loaded_and_saved_again_goes_on_too(tmp_path: Path, with_env: bool) -> None:
+    """As where a folder is made a zip: the callbacks' states stay, and where the environments were."""
+    whole, expected = learner(), callbacks()
+    whole.learn(160, expected)
+    learner().learn(160, [*callbacks(), (stop := SaveAt(40, tmp_path / "a"))])
+    assert stop.model.num_timesteps == 160
+    env = fake_env(2) if with_env else None
+    VLAPPO.load(tmp_path / "a", env, device="cpu", policy_kwargs={"model": FakeBackbone()}).save(tmp_path / "b.zip")
+    resumed, result = load(tmp_path / "b.zip"), callbacks()
+    assert resumed.num_timesteps == 64
+    resumed.learn(96, result, reset_num_timesteps=False)
+    assert_equal_runs(whole, resumed)
+    assert [one.history for one in expected] == [other.history for other in result]  # type: ignore[attr-defined]
+    resumed.save(tmp_path / "c")  # now the callbacks themselves tell
+    assert load(tmp_path / "c").callback_states["Curriculum"]["history"][-1][0] > 64
+
+
+class SaveAt(StopAt):
+    """Saves the run at a step."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        super().__init__(step)
+        self.path = path
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.step:
+            self.model.save(self.path)
+        return True
+
+
+def test_what_a_run_learned_with_stays_known_where_it_is_loaded_without_environments(tmp_path: Path) -> None:
+    learner().save(tmp_path / "a")
+    path = tmp_path / "a" / "hyperparameters.json"
+    (tmp_path / "a" / "checksums.json").unlink()
+    known = {"engine": {"n_learners": 2}, "depends_on": {"teacher": "0123"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | known))
+    kwargs: dict[str, Any] = {"device": "cpu", "policy_kwargs": {"model": FakeBackbone()}}
+    model = VLAPPO.load(tmp_path / "a", **kwargs)
+    model.save(tmp_path / "b")
+    again = json.loads((tmp_path / "b" / "hyperparameters.json").read_text())
+    assert {name: again[name] for name in known} == known
+    with pytest.raises(RunError, match=r"engine: {'n_learners': 2}, not {}"):
+        load(tmp_path / "b")
+    model.set_env(fake_env(2))
+    model.save(tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "hyperparameters.json").read_text())["engine"] == {}
+    assert load(tmp_path / "b")._last_obs is None  # the new environments have not begun
+
+
+def test_a_callback_that_was_refused_loses_no_state(tmp_path: Path) -> None:
+    model = learner()
+    model.learn(96, callbacks())
+    model.save(tmp_path / "a")
+    model = load(tmp_path / "a")
+    with pytest.raises(ValueError, match="The run was made with the curriculum 'frontier'"):
+        model.learn(32, [Curriculum("hardest"), SuccessCallback()], reset_num_timesteps=False)
+    model.save(tmp_path / "b")
+    assert load(tmp_path / "b").callback_states == load(tmp_path / "a").callback_states
+
+
+def test_bounds_that_differ_by_dimension_come_back(tmp_path: Path) -> None:
+    low = np.array([*range(-8, -1), -np.inf], dtype=np.float32)
+
+    def env() -> VLAVecEnv:
+        made = FakeVectorEnv(2)
+        made.single_observation_space["state"] = spaces.Box(low, np.full(8, 99, np.float32))
+        made.observation_space = batch_space(made.single_observation_space, 2)
+        return VLAVecEnv(made, FakeProcessor())
+
+    kwargs: dict[str, Any] = {"device": "cpu", "policy_kwargs": {"model": FakeBackbone()}}
+    model = VLAPPO("VLAPolicy", env(), n_steps=16, batch_size=16, **kwargs)
+    model.learn(32)
+    model.save(tmp_path / "a")
+    assert VLAPPO.load(tmp_path / "a", env(), **kwargs).num_timesteps == 32
+    box = json.loads((tmp_path / "a" / "hyperparameters.json").read_text())["observation_space"]["Dict"]["state"]["Box"]
+    assert box["low"] == [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, "-inf"]
+    assert box["high"] == 99.0  # the form of earlier versions
+
+
+@pytest.mark.parametrize(
+    ("box", "wrong"),
+    [
+        (spaces.Box(-1, np.inf, (2, 3), np.float32), None),
+        (spaces.Box(np.array([[0, 1], [2, 3]]), np.array([[9, 9], [9, 8]]), dtype=np.int64), None),
+        (spaces.Box(np.array([0, 1], np.float32), np.array([2, 3], np.float32)), [0.0]),
+        (spaces.Box(np.array([0, 1], np.float32), np.array([2, 3], np.float32)), [0.0, "x"]),
+    ],
+)
+def test_a_box_is_what_it_was_or_is_told_to_be_damaged(box: spaces.Box, wrong: list[Any] | None) -> None:
+    document = json.loads(json.dumps(space_to_json(box)))
+    assert space_from_json(document) == box
+    if wrong is not None:
+        document["Box"]["low"] = wrong
+        with pytest.raises(ValueError, match=r"reshape|could not convert"):
+            space_from_json(document)
+
+
+def test_what_the_constructor_takes_is_taken_by_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id for the environments, and None for ``policy_kwargs``."""
+    made: list[Any] = []
+
+    def make(env_id: str, **kwargs: Any) -> VLAVecEnv:
+        assert (env_id, kwargs["unnorm_key"]) == ("LIBERO-Spatial-v0", None)
+        made.append(VLAVecEnv(FakeVectorEnv(1, size=112), load_processor(kwargs["model"])))
+        return made[-1]
+
+    monkeypatch.setattr("vla_agent.algorithms.scoring.make_vec_env", make)
+    kwargs: dict[str, Any] = {"n_steps": 4, "batch_size": 4, "device": "cpu", "policy_kwargs": {"model": "tiny"}}
+    VLAPPO("VLAPolicy", "LIBERO-Spatial-v0", **kwargs).learn(4).save(tmp_path / "a")
+    again: dict[str, Any] = {"device": "cpu", "policy_kwargs": None}
+    model = VLAPPO.load(tmp_path / "a", "LIBERO-Spatial-v0", **again)
+    assert model.env is made[1]
+    assert model._last_obs is not None
+    assert VLAPPO.load(tmp_path / "a", made[0], custom_objects={"policy_kwargs": None}, **again).num_timesteps == 4
+    with pytest.raises(RunError, match=r"gamma: 0\.99, not 0\.5"):
+        VLAPPO.load(tmp_path / "a", "LIBERO-Spatial-v0", gamma=0.5, **again)
+    assert [env.venv.closed_times for env in made] == [0, 0, 1]
+    for given, sentence in (
+        ({"env": 5}, "env=5; expected an id such as 'LIBERO-Spatial-v0'"),
+        ({"policy_kwargs": "tiny"}, "policy_kwargs='tiny'; expected a dict of arguments by name"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            VLAPPO.load(tmp_path / "a", device="cpu", **given)
 
 
 def test_changed_hyperparameters_are_listed_and_refused(tmp_path: Path) -> None:

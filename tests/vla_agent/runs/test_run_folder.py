@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -199,6 +200,55 @@ def test_a_run_that_was_put_aside_is_another_one(tmp_path: Path) -> None:
     (aside,) = (tmp_path / "earlier").iterdir()
     with pytest.raises(RunError, match="already holds a run"):
         claim_run(tmp_path, resume=aside)
+
+
+def test_a_run_whose_checkpoints_are_a_link_goes_on(tmp_path: Path) -> None:
+    """As where they lie on a larger disk."""
+    (tmp_path / "big").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to("../big")
+    model = fake_model()
+    safe_learn(model, 96, tmp_path / "run", RunCheckpoints(tmp_path / "run", every=1))
+    assert sorted(path.name for path in (tmp_path / "big").iterdir()) == ["0000000032", "0000000064"]
+    for run_dir in (tmp_path / "run", tmp_path / "big" / ".." / "run"):
+        with claim_run(run_dir, run_dir) as claim:
+            assert claim.id == model.run["id"]
+            assert claim.resumed_from == run_dir / "checkpoints" / "0000000064"
+    (tmp_path / "other").mkdir()
+    with pytest.raises(RunError, match="already holds a run"):
+        claim_run(tmp_path / "run", tmp_path / "other" / ".." / "big" / "0000000064")  # a place of its own
+    assert safe_learn(fake_model(), 32, tmp_path / "run", existing="aside")
+    (aside,) = (tmp_path / "run" / "earlier").iterdir()
+    assert latest_run(aside).resolve() == tmp_path / "big" / "0000000064"
+    train(tmp_path / "run")
+    with pytest.raises(RunError, match="already holds a run"):
+        claim_run(tmp_path / "run", aside)  # what was put aside is another one
+
+
+def test_a_checkpoint_that_is_a_link_is_gone_on_from(tmp_path: Path) -> None:
+    model = train(tmp_path / "run", 64)
+    shutil.move(tmp_path / "run" / "model", tmp_path / "big")
+    (tmp_path / "run" / "model").symlink_to(tmp_path / "big")
+    with claim_run(tmp_path / "run", tmp_path / "run") as claim:
+        assert (claim.id, claim.resumed_from) == (model.run["id"], tmp_path / "run" / "model")
+
+
+def test_a_mistake_that_is_found_before_the_first_step_leaves_the_folder_free(tmp_path: Path) -> None:
+    """The corrected command finds no run there. What was to go on keeps what it goes on from."""
+
+    class Mistaken(StopAt):
+        def _on_training_start(self) -> None:
+            raise ValueError("init_state_ids is empty")
+
+    model = fake_model()
+    with pytest.raises(ValueError, match="init_state_ids is empty"):
+        safe_learn(model, 64, tmp_path, [RunCheckpoints(tmp_path), Mistaken(9)])
+    assert not (tmp_path / "interrupted").exists()
+    assert not safe_learn(fake_model(), 640, tmp_path, Watch(lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    kept = (tmp_path / "interrupted" / "state.json").read_bytes()
+    with pytest.raises(ValueError, match="init_state_ids is empty"):
+        safe_learn(load(tmp_path / "interrupted"), 64, tmp_path, Mistaken(9), reset_num_timesteps=False)
+    assert (tmp_path / "interrupted" / "state.json").read_bytes() == kept
 
 
 def test_what_another_run_saved_in_the_folder_is_neither_found_nor_removed(tmp_path: Path) -> None:
@@ -490,8 +540,31 @@ def test_wrong_arguments_get_one_sentence(tmp_path: Path, make: Any, sentence: s
     assert not list(tmp_path.iterdir())
 
 
-def test_another_algorithm_is_sent_to_its_own_callback(tmp_path: Path) -> None:
-    with pytest.raises(
-        TypeError, match=r"RunCheckpoints saves a VLAPPO .* this is a PPO with .*; use SB3's Checkpoint"
+@pytest.mark.parametrize("algorithm", [PPO, VLAPPO])
+def test_another_algorithm_is_sent_to_its_own_callback(tmp_path: Path, algorithm: Any) -> None:
+    model = algorithm("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8)
+    for who, attempt in (
+        ("RunCheckpoints", lambda: model.learn(8, RunCheckpoints(tmp_path))),
+        ("SaveOnSignal", lambda: model.learn(8, SaveOnSignal(tmp_path))),
+        ("safe_learn", lambda: safe_learn(model, 8, tmp_path)),
     ):
-        PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).learn(8, RunCheckpoints(tmp_path))
+        sentence = rf"{who} saves a VLAPPO .* this is a {algorithm.__name__} with ActorCriticPolicy; use SB3's Check"
+        with pytest.raises(TypeError, match=sentence):
+            attempt()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runs_folder_in_the_place_of_a_save_is_told_with_its_newest(tmp_path: Path) -> None:
+    train(tmp_path / "ppo", 64)
+    fake_model().save(tmp_path / "other")
+    newest = tmp_path / "ppo" / "model"
+    with pytest.raises(RunError, match=rf"ppo' is the folder of a run, .* VLAPPO\.load\('{newest}', env\)\.$") as error:
+        load(tmp_path / "ppo")
+    assert "other" not in str(error.value)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "run.json").write_text("{}")
+    with (
+        pytest.warns(UserWarning, match=r"run\.json' is damaged"),
+        pytest.raises(RunError, match="There is no saved run in"),
+    ):
+        load(tmp_path / "empty")

@@ -223,6 +223,7 @@ def test_sb3s_own_zip_loads_when_asked(tmp_path: Path) -> None:
         VLAPPO.load(tmp_path / "a")
     assert VLAPPO.load(tmp_path / "a", unsafe_sb3_zip=True).gamma == 0.9
     assert VLAPPO.load(tmp_path / "a", unsafe_sb3_zip=True, custom_objects={"gamma": 0.8}).gamma == 0.8
+    assert VLAPPO.load(tmp_path / "a", "CartPole-v1", unsafe_sb3_zip=True).learn(8).num_timesteps == 8
 
 
 # ---------------------------------------------------------------------------------------------- SB3's other arguments
