@@ -47,12 +47,14 @@ from vla_agent.commands.unseen_states import (
     check_evaluated,
     placements_drawn,
 )
+from vla_agent.common.atomic import destination
 from vla_agent.envs.backends import BackendName
 from vla_agent.envs.suites import describe_suite, located
 from vla_agent.evaluation.before_after import describe_change, describe_share, film_change, telling_trial
 from vla_agent.evaluation.provenance import TRAINING_FILE, TrainingStates, read_training_states, write_training_states
 from vla_agent.openvla.files import resolve_folder
 from vla_agent.policy.policy import VLAPolicy
+from vla_agent.runs.run_files import RUN
 
 
 @dataclasses.dataclass
@@ -324,6 +326,7 @@ def evaluation_on_the_way(
 
 def learn_and_keep(model: VLALearner, options: TrainingOptions, callbacks: list[BaseCallback]) -> bool:
     """Learn what is left of the decisions and keep the model; False if it was stopped, after saying how to go on."""
+    destination(options.out / "model", RUN)  # complains: at the end it would be too late
     ended = safe_learn(
         model,
         max(0, options.total_timesteps - model.num_timesteps),

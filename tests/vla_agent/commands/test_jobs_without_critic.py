@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from vla_agent import RunError
 from vla_agent.commands import distill, evaluate
 from vla_agent.commands.options import parse_options
-from vla_agent.commands.train import note_training_states
+from vla_agent.commands.train import learn_and_keep, note_training_states
 from vla_agent.common.shipped import SHIPPED_FOLDER
 from vla_agent.evaluation.provenance import read_training_placements, read_training_states
 
@@ -36,6 +36,13 @@ def grpo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few = {"n_episodes": 4, "group_size": 2, "batch_size": 32, "n_epochs": 1, "total_timesteps": 40}
     train_grpo.main(train_grpo.Options(**SMALL, **few, reward="confidence", out=out))
     return out
+
+
+def test_what_stands_where_the_model_goes_is_told_before_anything_is_learned(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="notes.txt.*nothing was written, and what is there stays"):
+        learn_and_keep(cast(Any, None), train_grpo.Options(**SMALL, out=tmp_path), [])
 
 
 def test_models_of_a_run_know_their_states_when_they_are_taken_elsewhere(grpo_run: Path, tmp_path: Path) -> None:
