@@ -41,7 +41,7 @@ def grpo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_stands_where_the_model_goes_is_told_before_anything_is_learned(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").touch()
-    with pytest.raises(FileExistsError, match="notes.txt.*nothing was written, and what is there stays"):
+    with pytest.raises(FileExistsError, match=r"notes\.txt.*nothing was written, and what is there stays"):
         learn_and_keep(cast(Any, None), train_grpo.Options(**SMALL, out=tmp_path), [])
 
 
