@@ -21,7 +21,6 @@ from vector_backends import asked_for
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.placements import NoPlaceError
 from libero_gym.env import LiberoEnv
-from libero_gym.gpu import vector
 from libero_gym.simulation.compiled import CompiledTask
 from libero_gym.tasks import get_tasks, initial_states
 from libero_gym.vector import LiberoVectorEnv
@@ -61,6 +60,8 @@ def test_equal_starts_are_equal_whether_settled_now_or_before(chunked: LiberoVec
 def test_a_reset_that_fails_for_one_environment_begins_no_episode(
     chunked: LiberoVectorEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from libero_gym.gpu import vector  # needs MuJoCo Warp
+
     chunked.reset(seed=0, options={"init_state_id": [1, 2, 3, 1]})
     choose, asked = vector.choose_episode, []
 

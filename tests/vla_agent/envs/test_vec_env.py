@@ -217,7 +217,7 @@ def test_attributes_methods_and_close() -> None:
     assert env.env_is_wrapped(Monitor) == [True] * 3
     assert env.env_is_wrapped(gym.Wrapper) == [False] * 3
     env.set_task_weights([1, 0])
-    assert env.venv.task_weights == [1, 0]
+    assert list(env.venv.task_weights) == [1, 0]
     with pytest.raises(NotImplementedError, match="make them with another argument"):
         env.set_attr("x", 1)
     env.reset()
