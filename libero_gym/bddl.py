@@ -398,9 +398,10 @@ class _Reader:
         if stated[0] != "and":
             yield stated
             return
-        if not self.groups(stated):
+        predicates = self.groups(stated)
+        if not predicates:
             self.fail(stated.line, "and", "predicates after it")
-        yield from stated.groups()
+        yield from predicates
 
     def predicate(self, group: Group, words: dict[str, int], what: str, names: Collection[str]) -> list[Word]:
         """Check a predicate's word and names; the names."""

@@ -1,9 +1,23 @@
-"""Ctrl-C as tests send it."""
+"""What tests do in the middle of a training, such as Ctrl-C."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+
+
+class At(BaseCallback):
+    """Does something after a step."""
+
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.step, self.act = step, act
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.step:
+            self.act()
+        return True
 
 
 @pytest.fixture

@@ -188,9 +188,9 @@ class ResumableAlgorithm(OnPolicyAlgorithm, metaclass=KeepsArguments):
     def _excluded_save_params(self) -> list[str]:
         """What SB3's zips leave out: it is made again on loading, or belongs to the training under way."""
         made_again = ["scoring", "engine", "_engine", "moments_device", "_monitor", "_value_lr_schedule"]
-        under_way = ["moments", "_progress_bars", "rollout_value_inputs", "stateful_callbacks", "callback_states"]
-        under_way.append("without_env")
-        return [*super()._excluded_save_params(), *made_again, *under_way]
+        under_way = ["moments", "_progress_bars", "rollout_value_inputs", "stateful_callbacks"]
+        loaded = ["callback_states", "without_env"]
+        return [*super()._excluded_save_params(), *made_again, *under_way, *loaded]
 
     def save(
         self,

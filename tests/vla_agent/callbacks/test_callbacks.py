@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch as th
 from fakes import FakeBackbone, fake_env
+from interrupting import At
 from interrupting import interruptible as interruptible
 from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
@@ -28,19 +29,6 @@ def fake() -> dict[str, Any]:
 
 def fake_model(**kwargs: Any) -> VLAPPO:
     return VLAPPO("VLAPolicy", fake_env(2), n_steps=16, batch_size=16, seed=0, **fake() | kwargs)
-
-
-class At(BaseCallback):
-    """Does something at a step."""
-
-    def __init__(self, step: int, action: Any) -> None:
-        super().__init__()
-        self.step, self.action = step, action
-
-    def _on_step(self) -> bool:
-        if self.n_calls == self.step:
-            self.action()
-        return True
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch as th
+from interrupting import At
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, make_vec_env
@@ -77,19 +78,6 @@ def engine(cluster: Any) -> Iterator[RayEngine]:
         yield engine
 
 
-class Strike(BaseCallback):
-    """Does something after a step."""
-
-    def __init__(self, step: int, act: Callable[[], object]) -> None:
-        super().__init__()
-        self.step, self.act = step, act
-
-    def _on_step(self) -> bool:
-        if self.n_calls == self.step:
-            self.act()
-        return True
-
-
 def train(engine: RayEngine | None, strike: BaseCallback | None = None, run_dir: Path | None = None) -> Weights:
     """The weights that a run learns, or goes on to learn if there is one in ``run_dir``."""
     env = (make_vec_env if engine is None else engine.make_vec_env)("LIBERO-Spatial-v0", N_ENVS, **ENV)
@@ -125,13 +113,13 @@ def test_a_process_of_environments_that_dies_changes_nothing(local: Weights, eng
         os.kill(children(template)[0], signal.SIGKILL)
 
     before = engine.n_replaced
-    assert_same(local, train(engine, Strike(FIRST_OF_SECOND, kill)))
+    assert_same(local, train(engine, At(FIRST_OF_SECOND, kill)))
     assert engine.n_replaced == before + 1
 
 
 def test_a_process_that_hangs_is_replaced_after_its_deadline(local: Weights, engine: RayEngine) -> None:
     before, pid = engine.n_replaced, engine.roster.pid(0)
-    assert_same(local, train(engine, Strike(FIRST_OF_SECOND, lambda: os.kill(pid, signal.SIGSTOP))))
+    assert_same(local, train(engine, At(FIRST_OF_SECOND, lambda: os.kill(pid, signal.SIGSTOP))))
     assert engine.n_replaced == before + 1
     assert not Path(f"/proc/{pid}").exists()  # it does not hold its room, nor wake up later
 
@@ -152,9 +140,9 @@ def test_a_machine_that_dies_is_made_up_for_by_another_or_the_run_stops_whole(
 ) -> None:
     first, second = cluster.list_all_nodes()[1], cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    kill = Strike(FIRST_OF_SECOND, lambda: cluster.remove_node(first, allow_graceful=False))
+    kill = At(FIRST_OF_SECOND, lambda: cluster.remove_node(first, allow_graceful=False))
     assert_same(local, train(engine, kill))
-    kill = Strike(FIRST_OF_SECOND, lambda: cluster.remove_node(second, allow_graceful=False))
+    kill = At(FIRST_OF_SECOND, lambda: cluster.remove_node(second, allow_graceful=False))
     pid, before = engine.roster.pid(0), engine.n_replaced
     with pytest.raises(EngineError, match=rf"process {pid} on .* is gone\. It cannot be replaced: .* 0 of 1 CPUs"):
         train(engine, kill, tmp_path / "run")

@@ -8,9 +8,9 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from interrupting import At
 from resuming import StopAt, load
 from saved_runs import fake_model
 from stable_baselines3.common.callbacks import BaseCallback
@@ -19,19 +19,6 @@ from vla_agent import VLAPPO, RunCheckpoints, SaveOnSignal, claim_run, latest_ru
 from vla_agent.runs.run_files import damage
 
 NEWEST = "0000000064"
-
-
-class At(BaseCallback):
-    """Does something at a step."""
-
-    def __init__(self, step: int, action: Callable[[], Any]) -> None:
-        super().__init__()
-        self.step, self.action = step, action
-
-    def _on_step(self) -> bool:
-        if self.n_calls == self.step:
-            self.action()
-        return True
 
 
 @pytest.fixture(scope="module")
