@@ -100,14 +100,14 @@ GROUPS = {
     ),
     "few-longer": Group(
         "tiny-libero-few",
-        {"spatial": (1,)},
+        {"spatial": (1, 2)},
         LONGER,
         against="few-falling",
         continues="few",
     ),
     "few-cooler": Group(
         "tiny-libero-few",
-        {"spatial": (1,)},
+        {"spatial": (2,)},
         LONGER | {"temperature": 0.4},
         against="few-longer",
         continues="few",
