@@ -311,6 +311,8 @@ def test_another_models_environments_cannot_be_set() -> None:
         model.set_env(fake_env(3))
     with pytest.raises(ValueError, match=r"env=None; expected"):
         model.set_env(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"no id; give vla_agent\.make_vec_env\('LIBERO-Goal-v0', n_envs\)"):
+        model.set_env("LIBERO-Goal-v0")  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------- learn

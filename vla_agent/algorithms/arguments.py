@@ -118,6 +118,17 @@ def check_env(env: Any, needed: bool) -> None:
         raise ValueError(f"env={env!r}; expected an id such as 'LIBERO-Spatial-v0', or what make_vec_env gives.")
 
 
+def check_made(env: Any) -> None:
+    """Complains about what is no environment, or the id of one.
+
+    Raises:
+        ValueError: As `check_env`, and if it is an id.
+    """
+    check_env(env, needed=True)
+    if isinstance(env, str):
+        raise ValueError(f"set_env takes environments and no id; give vla_agent.make_vec_env({env!r}, n_envs).")
+
+
 def check_schedule(name: str, value: Any, above_at_first: float | None = None) -> None:
     """Complains about a number, or a schedule of the remaining share of training, that is negative or no number.
 

@@ -185,7 +185,7 @@ class VLALearner(ResumableAlgorithm):
         Raises:
             ValueError: If the environments are others than the policy is for.
         """
-        arguments.check_env(env, needed=True)
+        arguments.check_made(env)
         wrapped = self._wrap_env(env, self.verbose)
         if wrapped.num_envs != self.n_envs:
             raise ValueError(

@@ -332,7 +332,7 @@ class VLAGRPO(CriticFree):
         Raises:
             ValueError: If the environments are others than the policy is for, or cannot begin groups.
         """
-        arguments.check_env(env, needed=True)
+        arguments.check_made(env)
         scorer = _scorer_for(self._wrap_env(env, self.verbose), self.failure_scorer)
         super().set_env(env, force_reset)
         self._scorer = scorer

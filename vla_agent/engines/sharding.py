@@ -168,14 +168,33 @@ def sharded(policy: VLAPolicy, mesh: DeviceMesh) -> VLAPolicy:
 
 def _share_moments(policy: VLAPolicy, twin: VLAPolicy) -> None:
     own = dict(policy.named_parameters())
+    on_device = {  # where torch's own load_state_dict puts the counts of steps
+        id(parameter)
+        for group in policy.optimizer.param_groups
+        for parameter in group["params"]
+        if group.get("fused") or group.get("capturable")
+    }
     for name, parameter in twin.named_parameters():
-        for key, value in policy.optimizer.state.get(own[name], {}).items():
-            if isinstance(value, th.Tensor) and value.ndim:
-                like = parameter.detach()
-                value = _share(value, like) if isinstance(like, DTensor) else value.to(like.device, copy=True)
-            elif isinstance(value, th.Tensor):
-                value = value.clone()
+        whole = own[name]
+        for key, value in policy.optimizer.state.get(whole, {}).items():
+            if isinstance(value, th.Tensor):
+                value = share_moment(key, value, parameter.detach(), id(whole) in on_device)
             twin.optimizer.state[parameter][key] = value
+
+
+def share_moment(key: str, whole: th.Tensor, like: th.Tensor, count_on_device: bool) -> th.Tensor:
+    """This rank's share of what an optimizer keeps of a parameter, of whose share ``like`` is the data."""
+    if not whole.ndim:
+        return whole.to(like.device if count_on_device else whole.device, copy=True)
+    if not isinstance(like, DTensor):
+        return whole.to(like.device, copy=True)
+    if whole.shape != like.shape:
+        raise EngineError(
+            f"shard=True splits what an optimizer keeps as it splits the weights, and {key!r} has the shape "
+            f"{tuple(whole.shape)} for weights of {tuple(like.shape)}: train with an optimizer such as AdamW, or "
+            "without shard=True."
+        )
+    return _share(whole, like)
 
 
 def _copy_settings(of: th.optim.Optimizer, to: th.optim.Optimizer) -> None:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
@@ -22,7 +22,8 @@ from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.evaluation.settings import differences, settings_of_test
 from vla_agent.evaluation.sharing import learners_engine
 from vla_agent.policy.policy import VLAPolicy
-from vla_agent.runs.keeping import SaveOnSignal
+from vla_agent.runs.keeping import SaveOnSignal, save_where_free
+from vla_agent.runs.learner import Learner
 from vla_agent.runs.run_files import RUN
 from vla_agent.runs.run_folder import BEST, claimed_folder
 
@@ -280,14 +281,20 @@ class EvaluationCallback(EventCallback):
             if improved and self.folder is None and self._takes_the_runs:  # a later callback may have claimed it
                 self.folder = self._folder_of_run()
             if improved and self.folder is not None:
-                self.model.save(self.folder / BEST)
-                report.save(self.folder / "best_report")
+                self._keep(report, self.folder)
             if improved and self.callback_on_new_best is not None:
                 go_on = self.callback_on_new_best.on_step()
         self._log(report, time.perf_counter() - start)
         if not had_fallen and (told := self.describe_fall()):
             warnings.warn(told, stacklevel=2)
         return go_on and self._on_event()
+
+    def _keep(self, report: EvaluationReport, folder: Path) -> None:
+        if getattr(self.model, "saves_runs", False):  # what was put into best/ meanwhile stays, and training goes on
+            save_where_free(cast(Learner, self.model), folder / BEST)
+        else:
+            self.model.save(folder / BEST)
+        report.save(folder / "best_report")
 
     def _log(self, report: EvaluationReport, seconds: float) -> None:
         total = report.total

@@ -49,7 +49,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # `timeout` sends its signal to the process and then to its group, so it comes twice. Ctrl-C comes once per key.
 SAME_SIGNAL_S = 1.0
 # Names that folders have while saved runs are written or removed, see `atomic.writing`.
-_TEMPORARY = re.compile(rf"\.((?:\d+|{INTERRUPTED})(?:_\d+)?|{MODEL}|{BEST})(\.old)?(\.\w+)?")
+_TEMPORARY = re.compile(rf"\.((?:\d+|{INTERRUPTED}|{BEST})(?:_\d+)?|{MODEL})(\.old)?(\.\w+)?")
 
 
 class _RunCallback(BaseCallback):

@@ -10,12 +10,13 @@ import pytest
 import torch as th
 import torch.distributed as dist
 from engine_runs import ENV, ITERATION, N_ENVS, PPO, Kill, Run, assert_same, one_cluster
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from vla_agent import VLAPPO, Curriculum, RunError
 from vla_agent.algorithms import health
 from vla_agent.engines import EngineError, RayEngine
-from vla_agent.engines.sharding import ShardedRanks
+from vla_agent.engines.sharding import ShardedRanks, share_moment
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
@@ -137,6 +138,26 @@ def test_what_cannot_be_shared_is_told(engine: RayEngine, whole: RayEngine, tmp_
     with pytest.raises(RunError, match="'shard': True"):
         VLAPPO.load(tmp_path / "run", env, "cpu")
     env.close()
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["foreach", "fused"])
+def test_the_count_of_steps_is_where_the_optimizer_wants_it(on_device: bool) -> None:
+    count, like = th.tensor(3.0), th.empty(4, 2, device="meta")
+    shared = share_moment("step", count, like, on_device)
+    assert shared.device.type == ("meta" if on_device else "cpu")
+    assert shared is not count
+
+
+def test_what_an_optimizer_keeps_in_another_shape_is_told(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        mesh = DeviceMesh("cpu", [0])
+        like = distribute_tensor(th.zeros(4, 2), mesh, [Shard(0)])
+        assert th.equal(share_moment("exp_avg", th.ones(4, 2), like, False).to_local(), th.ones(4, 2))
+        with pytest.raises(EngineError, match=r"'row_var' has the shape \(4, 1\) for weights of \(4, 2\)"):
+            share_moment("row_var", th.ones(4, 1), like, False)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_program_with_a_process_group_of_its_own_is_told(engine: RayEngine, tmp_path: Path) -> None:

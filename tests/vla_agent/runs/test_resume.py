@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 from resuming import StopAt, assert_equal_runs, callbacks, learner, load
 from saved_runs import fake_model
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 
 from vla_agent import (
     VLAPPO,
@@ -356,6 +356,24 @@ def test_a_last_evaluation_that_failed_is_made_up_with_no_step_left(
         resumed.learn(0, callback, reset_num_timesteps=False)
         assert [done.num_timesteps for done in callback.history] == expected
         resumed.save(tmp_path / "a")
+
+
+def test_what_is_put_into_the_best_meanwhile_stays_and_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vla_agent.evaluation.callback.Evaluator", InstantEvaluator)
+
+    def put(_locals: dict[str, Any], _globals: dict[str, Any]) -> bool:
+        (tmp_path / "best").mkdir(exist_ok=True)
+        (tmp_path / "best" / "notes.txt").write_text("mine")
+        return True
+
+    model = fake_model()
+    model.learn(64, [ConvertCallback(put), EvaluationCallback("LIBERO-Spatial-v0", eval_freq=32, folder=tmp_path)])
+    assert model.num_timesteps == 64
+    assert (tmp_path / "best" / "notes.txt").read_text() == "mine"
+    assert load(tmp_path / "best_2").num_timesteps
+    assert "the run was saved as" in caplog.text
 
 
 def test_what_the_best_model_cannot_replace_is_found_before_training(
