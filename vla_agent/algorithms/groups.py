@@ -56,7 +56,7 @@ class Groups:
 
     Attributes:
         kept: Groups to learn from, in the order in which they ended.
-        dropped: Groups that tell nothing.
+        dropped: Groups that tell nothing, without what was observed.
     """
 
     def __init__(
@@ -100,7 +100,11 @@ class Groups:
         del self._playing[number]
         episodes.sort(key=lambda ended: ended.number)
         group = Group(number, episodes, self.returns_of(episodes))
-        (self.kept if group.is_informative or not self.drop else self.dropped).append(group)
+        if group.is_informative or not self.drop:
+            self.kept.append(group)
+        else:  # of which nobody learns, so that their frames need no memory
+            light = [ended._replace(observations={}, infos=[]) for ended in episodes]
+            self.dropped.append(group._replace(episodes=light))
 
 
 class GroupSamples(NamedTuple):

@@ -155,6 +155,7 @@ def test_groups_that_tell_nothing_are_replaced_until_there_are_enough_or_too_man
     groups = play(50)
     assert len(groups.kept) == 2
     assert groups.dropped
+    assert not any(e.observations or e.infos for group in groups.dropped for e in group.episodes)
     assert all(len({e.start for e in group.episodes}) == 1 for group in groups.kept + groups.dropped)
     assert len({group.episodes[0].start for group in groups.kept + groups.dropped}) > 1
     assert [e.number for e in groups.kept[0].episodes] == sorted(e.number for e in groups.kept[0].episodes)
