@@ -16,14 +16,16 @@ The update is in `vla_agent/algorithms/grpo.py`, the groups in `vla_agent/algori
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vla_agent import VLAGRPO, Curriculum, LearningCurve, RunCheckpoints, claim_run, make_vec_env
 from vla_agent.algorithms.groups import Advantage, Baseline
+from vla_agent.commands.begun import parse_resumable
 from vla_agent.commands.checks import check_numbers
-from vla_agent.commands.options import ids_or_none, parse_options, run_command
+from vla_agent.commands.options import ids_or_none, run_command
 from vla_agent.commands.progress import make_logger
 from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, note_training_states
 from vla_agent.commands.unseen_states import check_anything_evaluated, check_evaluated
@@ -141,8 +143,7 @@ def main(options: Options) -> None:
                 model = VLAGRPO.load(claim.resumed_from, env, options.device, **how)
             note_training_states(options, claim.resumed_from)
             model.set_logger(make_logger(options.out, model.num_timesteps))
-            if not learn_and_keep(model, options, callbacks):
-                return
+            learn_and_keep(model, options, callbacks)
     suite = describe_suite(options.env_id)
     first, last = evaluation.history[0].episodes, evaluation.history[-1].episodes
     judged = "that training never saw" if options.reward == "success" else "of which it was told no success"
@@ -152,4 +153,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, __doc__)))
+    run_command(lambda: main(parse_resumable(Options, __doc__, sys.argv[1:])))

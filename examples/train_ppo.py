@@ -12,8 +12,8 @@
 Evaluates greedily on initial states that training never sees, before, on the way and after, and says at the end what
 changed. Writes into ``runs/ppo/``: ``curve.png`` (those evaluations with intervals, training's success beside them),
 ``episode.mp4`` (an unseen initial state, before and after), ``model/``, ``best/``, ``checkpoints/`` on the way,
-TensorBoard and CSV logs. After any stop the same command with ``--resume runs/ppo`` goes on, with the same result as a
-run that was never stopped.
+TensorBoard and CSV logs. After any stop ``--resume runs/ppo`` goes on, with the options that the run was begun with and
+with the same result as a run that was never stopped.
 
 The job itself is `vla_agent.commands.train`: its `main` is one page, in the order in which things happen.
 """

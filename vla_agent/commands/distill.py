@@ -2,7 +2,7 @@
 
     libero-vla distill --teacher runs/ppo                              # its best save, into the cloned model
     libero-vla distill --teacher runs/ppo --estimator exact            # the divergence over all bins: less variance
-    libero-vla distill --resume runs/distilled --teacher runs/ppo      # goes on where it stopped
+    libero-vla distill --resume runs/distilled                         # goes on where it stopped
 
 The student starts as `--model` and plays; both models score what it drew. A run that began with the student's
 checkpoint always fits as a teacher; others need the same tokenizer and statistics. It evaluates greedily on initial
@@ -21,8 +21,9 @@ from libero_gym.dimensions import Physics, Renderer
 from vla_agent import LearningCurve, RunCheckpoints, VLADistillation, claim_run, make_vec_env
 from vla_agent.algorithms.losses import Estimator
 from vla_agent.callbacks import Curriculum
+from vla_agent.commands.begun import parse_resumable
 from vla_agent.commands.checks import check_numbers
-from vla_agent.commands.options import ids_or_none, parse_options
+from vla_agent.commands.options import ids_or_none
 from vla_agent.commands.progress import make_logger
 from vla_agent.commands.train import evaluation_on_the_way, learn_and_keep, note_training_states
 from vla_agent.commands.unseen_states import check_anything_evaluated, check_evaluated, check_unseen
@@ -64,7 +65,7 @@ class Options:
     device: str = "auto"  # torch's name, such as "cuda:0"
     out: Path = Path("runs/distilled")  # folder of the run
     existing: Literal["refuse", "aside"] = "refuse"  # if --out holds another run; "aside" moves it to earlier/
-    resume: Path | None = None  # the folder of an earlier run, to go on from where it stopped; it needs --teacher, too
+    resume: Path | None = None  # the folder of an earlier run, to go on from where it stopped
     allow_changes: bool = False  # resume with other options, or another teacher, than the run was made with
 
 
@@ -105,8 +106,7 @@ def main(options: Options) -> None:
                 evaluation,
                 LearningCurve(options.out / "curve.png", evaluations=lambda: evaluation.curve),
             ]
-            if not learn_and_keep(model, options, callbacks):
-                return
+            learn_and_keep(model, options, callbacks)
     suite = describe_suite(options.env_id)
     first, last = evaluation.history[0].episodes, evaluation.history[-1].episodes
     print(f"Greedy, {options.renderer} frames, initial states that it never played:")
@@ -157,4 +157,4 @@ def arguments(options: Options) -> dict[str, Any]:
 
 def command(given: Sequence[str]) -> None:
     """``libero-vla distill``."""
-    main(parse_options(Options, __doc__, given))
+    main(parse_resumable(Options, __doc__, given))

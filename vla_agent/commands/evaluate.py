@@ -16,7 +16,7 @@ from vla_agent import EvaluationReport, RayEngine, compare_reports, evaluate_pol
 from vla_agent.actors import PolicyError
 from vla_agent.commands.backends import check_backend
 from vla_agent.commands.engines import N_PROCESSES, check_sharing, sharing_engine
-from vla_agent.commands.options import ids_or_none, parse_ids, parse_options
+from vla_agent.commands.options import STOPPED, ids_or_none, parse_ids, parse_options
 from vla_agent.commands.own_tasks import check_states
 from vla_agent.envs.backends import BackendName
 from vla_agent.envs.suites import located
@@ -162,7 +162,7 @@ def main(options: Options) -> None:
         report = evaluate(options)
     except KeyboardInterrupt:
         print(f"\nStopped. {_resumable(options.out)}")
-        raise SystemExit(130) from None
+        raise SystemExit(STOPPED) from None
     except PolicyError as error:
         if (options.out / JOURNAL_FILE).is_file():
             error.add_note(_resumable(options.out))

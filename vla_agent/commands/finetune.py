@@ -32,7 +32,7 @@ from vla_agent.commands.offline import (
     kept_statistics,
     mark,
 )
-from vla_agent.commands.options import ids_or_none, option_name, parse_options
+from vla_agent.commands.options import STOPPED, ids_or_none, option_name, parse_options
 from vla_agent.commands.progress import Pace, note_metrics
 from vla_agent.commands.unseen_states import check_unseen, trained_before
 from vla_agent.common.stopping import StopRequest
@@ -353,7 +353,7 @@ def stopping(words: Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         print(f"\nStopped. {words()}")
-        raise SystemExit(130) from None
+        raise SystemExit(STOPPED) from None
 
 
 def saved_step(options: Options) -> str:

@@ -15,6 +15,7 @@ T = TypeVar("T")
 # Environment variable that has commands show the traceback of an error.
 DEBUG = "LIBERO_VLA_DEBUG"
 MAX_IDS = 100_000
+STOPPED = 130  # exit status of a command that a signal stopped
 
 
 def parse_options(
@@ -79,7 +80,7 @@ def run_command(command: Callable[[], object]) -> None:
         command()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(STOPPED) from None
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
         if os.environ.get(DEBUG):
             raise

@@ -35,9 +35,10 @@ from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.health import Stopwatch
 from vla_agent.algorithms.losses import RatioLevel
 from vla_agent.commands.backends import check_training_backend, evaluation_backend, training_arguments
+from vla_agent.commands.begun import keep_options, parse_resumable
 from vla_agent.commands.checks import check_numbers, check_unread
 from vla_agent.commands.engines import check_engine, engine_of, maker_of_environments, n_envs_of_each
-from vla_agent.commands.options import ids_or_none, option_name, parse_options
+from vla_agent.commands.options import STOPPED, ids_or_none, option_name, parse_options
 from vla_agent.commands.own_tasks import have_states
 from vla_agent.commands.progress import make_logger
 from vla_agent.commands.unseen_states import (
@@ -164,9 +165,7 @@ def learn(options: Options, model: VLAPPO, times: Stopwatch) -> None:
     callbacks += [evaluation] if evaluation else []
     callbacks.append(curve)  # last: it shows what the others found
     with times("learning, with evaluations"):
-        ended = learn_and_keep(model, options, callbacks)
-    if not ended:
-        return
+        learn_and_keep(model, options, callbacks)
     if evaluation is not None:
         with times("film"):
             film_the_change(options, model, evaluation)
@@ -324,23 +323,19 @@ def evaluation_on_the_way(
     )
 
 
-def learn_and_keep(model: VLALearner, options: TrainingOptions, callbacks: list[BaseCallback]) -> bool:
-    """Learn what is left of the decisions and keep the model; False if it was stopped, after saying how to go on."""
+def learn_and_keep(model: VLALearner, options: TrainingOptions, callbacks: list[BaseCallback]) -> None:
+    """Learn what is left of the decisions and keep the model; a signal ends the program, saying how to go on."""
     destination(options.out / "model", RUN)  # complains: at the end it would be too late
-    ended = safe_learn(
-        model,
-        max(0, options.total_timesteps - model.num_timesteps),
-        options.out,
-        callbacks,
-        progress_bar=True,
-        reset_num_timesteps=options.resume is None,
-    )
-    if not ended:
-        print(f"Stopped. The same command with --resume {options.out} goes on as if it had not been.")
-        return False
+    keep_options(options)
+    left = max(0, options.total_timesteps - model.num_timesteps)
+    if not left:
+        print(f"Nothing is left of {options.total_timesteps} decisions; a larger --total-timesteps goes on.")
+    fresh = options.resume is None
+    if not safe_learn(model, left, options.out, callbacks, progress_bar=left > 0, reset_num_timesteps=fresh):
+        print(f"Stopped. --resume {options.out} goes on as if it had not been.")
+        raise SystemExit(STOPPED)
     model.save(options.out / "model")
     keep_training_states(options.out)
-    return True
 
 
 def note_training_states(
@@ -401,13 +396,13 @@ def report(options: Options, success: Curriculum, evaluation: EvaluationCallback
 
 
 def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = __doc__) -> Options:
-    """The options of a command line; ``--long`` and files of one's own change the defaults, and what is given wins."""
+    """The options of a command line; ``--resume``, ``--long`` and files of one's own change the defaults of others."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     default = dataclasses.replace(Options(), **LONG) if "--long" in given else Options()
-    options = parse_options(Options, description, given, default)
+    options = parse_resumable(Options, description, given, default)
     if options.env_id == default.env_id:
         return options
-    if not have_states(options.env_id):
+    if options.resume is None and not have_states(options.env_id):
         options = parse_options(Options, description, given, dataclasses.replace(default, **WITHOUT_STATES))
     return dataclasses.replace(options, env_id=located(options.env_id))
 
