@@ -72,12 +72,15 @@ class VLALearner(ResumableAlgorithm):
     Attributes:
         token_defaults: What arguments left at None become with a `VLAPolicy`.
         sb3: SB3's algorithm, whose defaults they become with SB3's policies.
+        shares_updates: Whether `train` updates through the engine, with `minibatch.step_on`, and weighs rollouts of an
+            earlier policy: what several learners need, and stale ones.
         scoring: What depends on the kind of policy.
     """
 
     token_defaults: ClassVar[dict[str, Any]] = {}
     sb3: ClassVar[type] = OnPolicyAlgorithm
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"VLAPolicy": VLAPolicy}
+    shares_updates: ClassVar[bool] = False
 
     scoring: Scoring[Any]
     # Arguments that a learner may take; these are their values in learners that do not.
@@ -85,6 +88,7 @@ class VLALearner(ResumableAlgorithm):
     policy_warmup_iterations: int = 0
     value_learning_rate: float | Schedule | None = None
     ratio_tolerance: float | None = None
+    gradient_accumulation_steps: int = 1
     engine: Engine | None = None
 
     def __init__(self, policy: str | type[BasePolicy], env: GymEnv | str | None, **given: Any) -> None:
@@ -345,6 +349,8 @@ class VLALearner(ResumableAlgorithm):
             for bar in self._progress_bars:  # SB3 leaves them open, and they fail when the interpreter ends
                 if hasattr(bar, "pbar"):
                     bar.pbar.close()
+            if self.moments.boundary is not None or not self.saves_runs:
+                self._last_obs = None  # a step may be under way, whose end nobody sees: another `learn` begins anew
             raise
         self.moments.past = None
         if log_interval is not None and self.logger.name_to_value:

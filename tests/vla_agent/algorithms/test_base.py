@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from vla_agent import VLAPPO, RunCheckpoints, RunError, SuccessCallback, VLAPoli
 from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.buffers import TokenRolloutBuffer
 from vla_agent.algorithms.rollout import Rollout
+from vla_agent.envs import VLAVecEnv
 
 
 class Reinforce(VLALearner):
@@ -119,6 +120,24 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     assert_equal_runs(whole, resumed)  # type: ignore[arg-type]
     assert [one.history for one in expected] == [other.history for other in result]  # type: ignore[attr-defined]
     assert any(isinstance(one, SuccessCallback) and len(one.history) > 5 for one in result)
+
+
+def test_learning_goes_on_with_new_episodes_where_a_step_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    venv: Any = cast(VLAVecEnv, model.env).venv
+    step = venv.step
+
+    def interrupted(actions: np.ndarray) -> None:
+        step(actions)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(venv, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(16)
+    monkeypatch.setattr(venv, "step", step)
+    resets = len(venv.options)
+    model.learn(16, reset_num_timesteps=False)
+    assert len(venv.options) == resets + 1
 
 
 def test_keeping_serves_it(tmp_path: Path) -> None:
