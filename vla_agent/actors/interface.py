@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -58,6 +59,26 @@ class Actor(Protocol):
 def is_actor(model: object) -> bool:
     """Whether an object acts as `Actor` says. One with SB3's ``predict`` counts as that."""
     return callable(getattr(model, "act", None)) and not callable(getattr(model, "predict", None))
+
+
+def stated_of(actor: Any, name: str) -> dict[str, Any]:
+    """What a policy states in its ``settings`` or ``description``.
+
+    Raises:
+        ValueError: If it is no mapping, or a report's JSON cannot hold it.
+    """
+    value = getattr(actor, name, {})
+    fault = None if isinstance(value, Mapping) else "it is no mapping"
+    try:
+        json.dumps(dict(value) if fault is None else {}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        fault = str(error)
+    if fault is not None:
+        raise ValueError(
+            f"{type(actor).__name__}.{name}={value!r:.80} cannot stand in a report ({fault}); expected texts, finite "
+            "numbers and lists of these by name."
+        )
+    return dict(value)
 
 
 def cameras_of(actor: Any) -> tuple[str, ...]:

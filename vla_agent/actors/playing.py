@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS
-from vla_agent.actors.interface import cameras_of, checked_actions, chunk_size_of, image_size_of
+from vla_agent.actors.interface import cameras_of, checked_actions, chunk_size_of, image_size_of, stated_of
 from vla_agent.envs.vec_env import VLAVecEnv
 
 
@@ -41,7 +41,7 @@ class ActorProcessor:
         actor: The policy.
 
     Raises:
-        ValueError: If it states cameras or sizes that are none.
+        ValueError: If it states cameras or sizes that are none, or what no report can hold.
     """
 
     unnorm_keys: Sequence[str] = ()
@@ -50,6 +50,8 @@ class ActorProcessor:
         self.cameras = cameras_of(actor)
         self.image_size = image_size_of(actor)
         self._codec = MotionCodec(chunk_size_of(actor))
+        for name in ("settings", "description"):
+            stated_of(actor, name)  # complains now, and not when a report is written
         self.config = SimpleNamespace(
             num_images=len(self.cameras), use_state=True, action_chunk_size=self._codec.chunk_size
         )
@@ -103,7 +105,7 @@ class ActorPolicy:
     @property
     def settings(self) -> dict[str, Any]:
         """What a report has to state of it."""
-        return dict(getattr(self.actor, "settings", {}))
+        return stated_of(self.actor, "settings")
 
     def predict(
         self,

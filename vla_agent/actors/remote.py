@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,10 +28,11 @@ logger = logging.getLogger(__name__)
 
 # Of openpi's LIBERO script.
 REPLAN_STEPS, MODEL_IMAGE_SIZE = 5, 224
-MAX_MESSAGE = 4 * 2**20  # bytes of an answer, a thousand times what one has; read, it may take 70 times as much
+MAX_MESSAGE = 64 * 2**20  # bytes of an answer, far more than actions have; one of many tiny objects takes 70 times that
 _CONNECT_S = 10.0
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 10.0
 _MAX_METADATA = 20_000  # bytes of what a server says of itself, in a report
+_PROTOCOL_ERROR, _NOT_TEXT, _TOO_BIG = 1002, 1007, 1009  # RFC 6455, section 7.4.1
 
 
 class RemotePolicy:
@@ -177,6 +179,7 @@ class _Line:
             ) from error
         except websockets.exceptions.WebSocketException as error:
             self.close()
+            _check_curable(self.address, error)
             raise _Absent(
                 f"{self.address} answers, but not as a policy server ({_reason(error)}); expected openpi's protocol."
             ) from error
@@ -198,7 +201,7 @@ class _Line:
         """The answer to the request, from a new connection if the old one breaks.
 
         Raises:
-            PolicyError: If the server stays away too long, or says that it failed.
+            PolicyError: If the server stays away too long, says that it failed, or breaks the websocket's rules.
         """
         pause = _PAUSE_S
         until: float | None = None  # counted from the loss: an answer may have taken long before it
@@ -216,6 +219,7 @@ class _Line:
                 ) from error
             except _lost() as error:
                 self._drop(error)
+                _check_curable(self.address, error)
                 until = time.monotonic() + self.patience_s if until is None else until
                 if time.monotonic() >= until:
                     raise PolicyError(
@@ -253,7 +257,7 @@ class _Line:
         if len(greeting) > _MAX_METADATA:
             return {"left out": f"{len(greeting)} bytes"}
         try:
-            return dict(json.loads(json.dumps(content, default=_as_json, sort_keys=True)))
+            return dict(_without_nan(json.loads(json.dumps(content, default=_as_json, sort_keys=True))))
         except (TypeError, ValueError, RecursionError) as error:
             self.close()
             raise PolicyError(
@@ -323,6 +327,22 @@ def _lost() -> tuple[type[BaseException], ...]:
     return (OSError, _Absent, _websockets().exceptions.ConnectionClosed)
 
 
+def _check_curable(address: str, error: BaseException) -> None:
+    """Raise a PolicyError if a connection ended by what would end the next one, too."""
+    codes = {side: getattr(getattr(error, side, None), "code", None) for side in ("sent", "rcvd")}
+    if not {_PROTOCOL_ERROR, _NOT_TEXT, _TOO_BIG} & set(codes.values()):
+        return
+    if codes["rcvd"] == _TOO_BIG:
+        fault = (
+            "takes no request as large as an observation; raise its limit (openpi's has none), or send smaller images"
+        )
+    elif codes["sent"] == _TOO_BIG:
+        fault = f"answers with more than {MAX_MESSAGE // 2**20} MiB; leave out of its answer what is no action"
+    else:
+        fault = f"and this client do not agree on the websocket's protocol ({_reason(error)}); look at its log"
+    raise PolicyError(f"The server at {address} {fault}.") from error
+
+
 def _reason(error: BaseException) -> str:
     cause = error.__cause__ if isinstance(error, _Absent) and error.__cause__ else error
     return str(getattr(cause, "strerror", None) or cause) or type(cause).__name__
@@ -335,3 +355,12 @@ def _last_line(text: str) -> str:
 
 def _as_json(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with texts in the place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _without_nan(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -55,6 +55,7 @@ def estimate_advantages(
     data: ActionChunks,
     settings: ValueSettings | None = None,
     *,
+    unnorm_key: str | None = None,
     keep: str | Path | None = None,
     progress_bar: bool = False,
 ) -> Advantages:
@@ -67,21 +68,25 @@ def estimate_advantages(
         model: The model whose hidden states tell values.
         data: Episodes that record rewards, with failures and successes.
         settings: How to estimate; the defaults if None.
+        unnorm_key: Name of the model's statistics that normalise the robot's state; None for the only ones.
         keep: Folder that keeps the estimate. If it holds one of the same model, data and settings, that is read.
         progress_bar: Whether to show a bar on a terminal.
 
     Raises:
-        ValueError: If the data record no rewards, or all episodes succeed, or all fail.
+        ValueError: If the data record no rewards, or all episodes succeed, or all fail; or if the model lacks
+            ``unnorm_key``, or needs one to read states.
         FileExistsError: If ``keep`` holds something else.
     """
     settings = settings or ValueSettings()
     outcomes = outcomes_of(data, needs_failures=True)
-    identity = None if keep is None else _identity(model, data, settings)
+    if unnorm_key is not None:
+        model.processor.action_stats(unnorm_key)  # complains of a name that a model without states would not look up
+    identity = None if keep is None else _identity(model, data, settings, unnorm_key)
     if keep is not None:
         if (found := _read(Path(keep), identity, len(data))) is not None:
             return found
         destination(keep, ESTIMATED)  # complains now, and not when all is done
-    hidden = encode_frames(model, data, progress_bar=progress_bar)
+    hidden = encode_frames(model, data, unnorm_key=unnorm_key, progress_bar=progress_bar)
     rewards, discounts = rewards_between(outcomes, settings.gamma)
     returns = lambda_returns(rewards, discounts)
     fit = fit_values(hidden, returns, data.episode_ids, settings, progress_bar=progress_bar)
@@ -97,9 +102,10 @@ def estimate_advantages(
     return estimate
 
 
-def _identity(model: OpenVLA, data: ActionChunks, settings: ValueSettings) -> dict[str, Any]:
-    """What an estimate is a function of."""
+def _identity(model: OpenVLA, data: ActionChunks, settings: ValueSettings, unnorm_key: str | None) -> dict[str, Any]:
+    """What an estimate is a function of. Without a key there is no entry, as in files of before there were keys."""
     return {
+        **({} if unnorm_key is None else {"unnorm_key": unnorm_key}),
         **dataclasses.asdict(settings),
         "model": hash_weights(model.state_dict()),
         "processor": model.processor.fingerprint(),

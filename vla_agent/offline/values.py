@@ -69,12 +69,15 @@ class ValueFit(NamedTuple):
 
 
 @th.no_grad()
-def encode_frames(model: OpenVLA, data: ActionChunks, *, progress_bar: bool = False) -> th.Tensor:
+def encode_frames(
+    model: OpenVLA, data: ActionChunks, *, unnorm_key: str | None = None, progress_bar: bool = False
+) -> th.Tensor:
     """The hidden state of each frame, from which the model would predict its first action token.
 
     Args:
         model: The model, which stays as it is.
         data: F frames.
+        unnorm_key: Name of the statistics that normalise the robot's state; None for the only ones.
         progress_bar: Whether to show a bar on a terminal.
 
     Returns:
@@ -87,7 +90,7 @@ def encode_frames(model: OpenVLA, data: ActionChunks, *, progress_bar: bool = Fa
         examples = data[np.arange(start, min(start + _ENCODED_AT_ONCE, len(data)))]
         images = [th.from_numpy(frames).to(model.device) for frames in examples.images]
         prompt = model.tokenize(examples.instructions)
-        inputs = model_inputs(cast(VLABackbone, model), *prompt, images, examples.state, None)
+        inputs = model_inputs(cast(VLABackbone, model), *prompt, images, examples.state, unnorm_key)
         states.append(model.encode_observations(**inputs).float().cpu())
     return th.cat(states)
 

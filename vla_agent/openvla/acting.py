@@ -93,9 +93,11 @@ class ActionNetwork(OpenVLANetwork):
         """Scores given bins, int64 (B, N), in one teacher-forced pass; other arguments as `action_logits`.
 
         Raises:
-            ValueError: If shapes do not fit, or the sequence exceeds the model's context.
+            ValueError: If shapes do not fit, bins are none, or the sequence exceeds the model's context.
+            RuntimeError: On a GPU, at a later call, if bins are out of range.
         """
         self._check_actions("bins", bins, input_ids)
+        _check_bins(bins, self.config.n_action_bins)
         with self.autocast():
             hidden = self._hidden(input_ids, attention_mask, pixel_values, state, self.action_token_ids[bins])
             return ActionOutput(self.bin_logits(hidden), hidden[:, 0])
@@ -189,12 +191,14 @@ class ActionNetwork(OpenVLANetwork):
         They are those of `score_actions`, from one pass over each prompt. Modules are in evaluation mode meanwhile.
 
         Raises:
-            ValueError: If shapes do not fit, or the context is exceeded.
+            ValueError: If shapes do not fit, bins are none, or the context is exceeded.
+            RuntimeError: On a GPU, at a later call, if bins are out of range.
         """
         self._check_speaks_bins()
         if bins.ndim != 3 or not bins.shape[1] or (len(bins), bins.shape[2]) != (len(input_ids), self.n_action_tokens):
             expected = f"({len(input_ids)}, n, {self.n_action_tokens})"
             raise ValueError(f"bins must have shape {expected}, got {tuple(bins.shape)}.")
+        _check_bins(bins, self.config.n_action_bins)
         with _evaluating(self), self.autocast():
             layout = self.lay_out(input_ids, attention_mask)
             prefix = self.embed_prefix(layout, pixel_values, state)
@@ -263,6 +267,18 @@ class ActionNetwork(OpenVLANetwork):
                 "This checkpoint regresses actions with a continuous head and was not trained to speak action tokens: "
                 "it can be evaluated with predict_action, but not sampled or scored. Train a discrete one."
             )
+
+
+def _check_bins(bins: th.Tensor, n_bins: int) -> None:
+    """Refuse what is no bin: an index below 0 would count from the end. A GPU is told to look, and not waited for."""
+    expected = f"bins must be whole numbers from 0 to {n_bins - 1}"
+    if bins.dtype not in (th.int32, th.int64):
+        raise ValueError(f"{expected}, int64; got {bins.dtype}.")
+    outside = (bins < 0) | (bins >= n_bins)
+    if bins.is_cuda:
+        th._assert_async(~outside.any(), f"{expected}.")
+    elif outside.any():
+        raise ValueError(f"{expected}; got {bins[outside][0]}.")
 
 
 @contextlib.contextmanager

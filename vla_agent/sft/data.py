@@ -15,7 +15,7 @@ from libero_gym.common.version import package_versions
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS, GRIPPER_DIM, STATE_DIM
 from libero_gym.gripper import GripperCommands
 from vla_agent.openvla.image import libero_image
-from vla_agent.sft.frames import Decoded, read_frames, writing_frames
+from vla_agent.sft.frames import Decoded, checked_frames, read_frames, writing_frames
 from vla_agent.sft.outcomes import Outcomes, joined, reward_columns
 from vla_agent.sft.tags import Tags, check_tags
 
@@ -200,7 +200,8 @@ class ActionChunks:
         return np.array([rows[instruction] for instruction in self._instructions])[self.episode_ids]
 
     def __getitem__(self, frames: np.ndarray) -> Examples:
-        """Examples that begin at frames, int64 (B,)."""
+        """Examples that begin at frames, int64 (B,); an IndexError if there is no such frame."""
+        frames = checked_frames(frames, len(self))
         steps = frames[:, None] + np.arange(self.chunk_size)
         inside = steps < self._ends[frames, None]
         return Examples(

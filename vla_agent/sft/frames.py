@@ -61,19 +61,37 @@ class FrameFile(Uncopyable):
         return self.__deepcopy__({})
 
     def __getitem__(self, frames: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Images of frames, int64 (B,); one array uint8 (B, S, S, 3) per camera.
+        """Images of frames, int64 (B,), as `checked_frames` reads them; one array uint8 (B, S, S, 3) per camera.
 
         Raises:
+            IndexError: If there is no such frame.
             OSError: If the file is shorter than it was.
         """
+        frames = checked_frames(frames, len(self))
         images = tuple(np.empty((len(frames), *self._shape), np.uint8) for _ in range(self.n_cameras))
-        for row, frame in enumerate((frames % len(self)).tolist()):
+        for row, frame in enumerate(frames.tolist()):
             parts = [memoryview(camera[row].reshape(-1)) for camera in images]
             if os.preadv(self._descriptor, parts, frame * self._frame_bytes) != self._frame_bytes:
                 raise OSError(
                     "The file of decoded frames was cut short while it was in use; start again, it is made anew."
                 )
         return images
+
+
+def checked_frames(frames: np.ndarray, n_frames: int) -> np.ndarray:
+    """Frames, int64 (B,), as numbers from 0; negative ones count from the end.
+
+    Raises:
+        TypeError: If they are no list of whole numbers.
+        IndexError: If there is no such frame.
+    """
+    found = np.asarray(frames)
+    if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size):
+        raise TypeError(f"Frames are {found.dtype} {found.shape}; expected whole numbers (B,).")
+    outside = (found < -n_frames) | (found >= n_frames)
+    if outside.any():
+        raise IndexError(f"There is no frame {found[outside][0]}; expected numbers from {-n_frames} to {n_frames - 1}.")
+    return np.where(found < 0, found + n_frames, found).astype(np.int64)
 
 
 class Decoded(NamedTuple):
@@ -193,6 +211,8 @@ def remove_frames(cache: Path) -> None:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what writers of this cache left that were killed."""
+    if not path.parent.is_dir():
+        return
     named = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")  # as `writing` names its folders
     for folder in path.parent.iterdir():
         if not named.fullmatch(folder.name):

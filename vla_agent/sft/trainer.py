@@ -198,17 +198,12 @@ class SupervisedTrainer:
             self.model.train(learning)
 
     def export(self) -> OpenVLA:
-        """A copy of the model to save or evaluate: averaged weights if there is an average, adapters merged.
+        """A copy of the model to save: averaged weights if there is an average, adapters merged.
 
-        If the data are tagged, the tag's word is part of each of its prompts.
+        It is in the host's memory, because the device may have no room for a second one; ``.to(device)`` moves it. If
+        the data are tagged, the tag's word is part of each of its prompts.
         """
-        average = self._average
-        current = {name: self._trained[name].detach().clone() for name in average}
-        self._write(average)
-        try:
-            model = copy.deepcopy(self.model)
-        finally:
-            self._write(current)
+        model = _on_host(self.model, {self._trained[name]: tensor for name, tensor in self._average.items()})
         if self.lora is not None:
             merge_lora(model)
         if self.data.tags is not None:
@@ -258,11 +253,6 @@ class SupervisedTrainer:
             "vocab_size": self.model.config.vocab_size,
             "fingerprint": self.model.processor.fingerprint(),
         }
-
-    @th.no_grad()
-    def _write(self, weights: dict[str, th.Tensor]) -> None:
-        for name, tensor in weights.items():
-            self._trained[name].copy_(tensor)
 
     # ----------------------------------------------------------------------------------------------------- one step
 
@@ -384,6 +374,17 @@ class SupervisedTrainer:
             yield
         finally:
             self.model.set_autocast(None)
+
+
+def _on_host(model: OpenVLA, others: dict[th.Tensor, th.Tensor]) -> OpenVLA:
+    """A deep copy in the host's memory, with other values in the place of some parameters'."""
+    memo: dict[int, Any] = {}  # what deepcopy takes for already copied
+    for parameter in model.parameters():
+        values = others.get(parameter, parameter).detach().to("cpu", copy=True)
+        memo[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return copy.deepcopy(model, memo)
 
 
 def _keyframe_head(model: OpenVLA, settings: SFTSettings) -> nn.Module:

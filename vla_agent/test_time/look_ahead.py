@@ -46,6 +46,8 @@ class SuccessLookahead:
     Raises:
         ScorerError: If the environments cannot branch.
         ValueError: If an argument is out of range.
+
+    Non-obvious behaviours: it scores observations of all environments at once, never of one or of some.
     """
 
     is_oracle = True
@@ -145,7 +147,17 @@ class Branches:
             )
 
     def play(self, candidates: np.ndarray) -> Iterator[Outcome]:
-        """Where each candidate, of bins (B, n, N), leads to."""
+        """Where each candidate, of bins (B, n, N), leads to.
+
+        Raises:
+            ScorerError: If these are not candidates of all environments, or the environments cannot be saved.
+        """
+        if len(candidates) != self.env.num_envs:
+            asked = "1 observation" if len(candidates) == 1 else f"{len(candidates)} observations"
+            raise ScorerError(
+                f"An oracle plays candidates in all of its {self.env.num_envs} environments at once, and was asked "
+                f"about {asked}; give the observations of all environments, or take another scorer."
+            )
         with self._branching() as go_back:
             for i in range(candidates.shape[1]):
                 if i:
@@ -157,10 +169,13 @@ class Branches:
         saved = self.env.snapshot()
         if saved is None:
             raise ScorerError("The environments cannot be saved, so no oracle can look ahead in them.")
+        given: Any = self.env.unwrapped
+        seeds, options = given._seeds, given._options
         try:
             yield lambda: self.env.restore(saved)
         finally:
             self.env.restore(saved)
+            given._seeds, given._options = seeds, options  # which the next reset uses up; restore forgets them
 
     def _ahead(self, actions: np.ndarray) -> Outcome:
         n_envs = len(actions)

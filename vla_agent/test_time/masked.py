@@ -7,7 +7,7 @@ from typing import Any
 
 import torch as th
 
-from libero_gym.common.checks import choice
+from libero_gym.common.checks import choice, sequence
 from vla_agent.bins import gather_bins
 from vla_agent.test_time.scorers import Question, ScorerError, candidate_policy
 
@@ -32,7 +32,7 @@ class MaskedAgreement:
 
     Raises:
         ScorerError: If a condition is left out that the model never had, or the model cannot score candidates.
-        ValueError: If there is no such condition.
+        ValueError: If there is no such condition, or ``masked`` is a single one's name.
     """
 
     name, is_oracle = "agreement", False
@@ -40,7 +40,7 @@ class MaskedAgreement:
     def __init__(self, model: Any, masked: Sequence[str] | None = None) -> None:
         self.policy = candidate_policy(model)
         reads_state = self.policy.backbone.config.use_state
-        self.masked = CONDITIONS[: 2 if reads_state else 1] if masked is None else tuple(masked)
+        self.masked = CONDITIONS[: 2 if reads_state else 1] if masked is None else tuple(sequence("masked", masked))
         for condition in self.masked:
             choice("masked", condition, CONDITIONS)
         if not self.masked or ("state" in self.masked and not reads_state):

@@ -238,6 +238,56 @@ def test_a_server_that_says_much_of_itself_is_told_short() -> None:
     assert said["left out"].endswith(" bytes")
 
 
+def test_what_json_does_not_have_is_told_as_text() -> None:
+    said = {"scale": math.nan, "range": np.array([-math.inf, 1.0]), "deep": [{"rate": np.float32(math.inf)}]}
+    with PolicyServer(metadata=said) as server:
+        policy = RemotePolicy(server.address)
+        policy.close()
+    told = {"scale": "nan", "range": ["-inf", 1.0], "deep": [{"rate": "inf"}]}
+    assert policy.description == {"server": told}
+
+
+def test_an_answer_above_the_limit_is_told_at_once_and_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = still({}) | {"debug": np.zeros(2**20)}
+    with PolicyServer(lambda observation: large) as server:
+        policy = RemotePolicy(server.address, patience_s=30.0)
+        assert policy.act(OBSERVED, [0]).shape == (1, 5, 7)
+        policy.close()
+        monkeypatch.setattr(remote, "MAX_MESSAGE", 2 * 2**20)
+        with pytest.raises(
+            PolicyError, match=r"answers with more than 2 MiB; leave out of its answer what is no action"
+        ):
+            policy.act(OBSERVED, [0])
+        assert len(server.seen) == 2
+    with (
+        PolicyServer(metadata={"weights": np.zeros(2**20)}) as server,
+        pytest.raises(PolicyError, match=r"answers with more than 2 MiB"),
+    ):
+        RemotePolicy(server.address)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (1009, "takes no request as large as an observation; raise its limit"),
+        (1002, r"and this client do not agree on the websocket's protocol \(received 1002"),
+        (1007, r"and this client do not agree on the websocket's protocol \(received 1007"),
+    ],
+)
+def test_what_no_new_connection_cures_is_told_at_once(code: int, message: str) -> None:
+    class Refusing(PolicyServer):
+        def _serve(self, connection: Any) -> None:
+            connection.send(self.greeting)
+            self.seen.append(unpacked(connection.recv()))
+            connection.close(code)
+
+    with Refusing() as server:
+        policy = RemotePolicy(server.address, patience_s=30.0)
+        with pytest.raises(PolicyError, match=message):
+            policy.act(OBSERVED, [0])
+        assert len(server.seen) == 1
+
+
 def test_a_port_where_nobody_is_or_no_websocket(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("localhost", 0)) as listener:
         port = listener.getsockname()[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,31 @@ def test_an_estimate_is_kept_for_the_same_model_data_and_settings(
     np.testing.assert_array_equal(repaired.values, first.values)
     other = estimate_advantages(model, data, ValueSettings(returns_lambda=0.5), keep=keep)
     assert (other.returns != first.returns).any()
+
+
+def test_one_of_several_statistics_reads_the_states_and_an_estimate_is_kept_for_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, keep = recorded(), tmp_path / "values"
+    model = small_model(tmp_path / "m", use_state=True)
+    narrow = data.statistics()
+    wide = {**narrow, "proprio": narrow["proprio"] | {"q01": [-9.0] * 8, "q99": [9.0] * 8}}
+    model.config.norm_stats = {"narrow": narrow}
+    alone = estimate_advantages(model, data, keep=keep)
+    assert "unnorm_key" not in json.loads((keep / "values.json").read_text())["identity"]
+    model.config.norm_stats = {"narrow": narrow, "wide": wide}
+    with pytest.raises(ValueError, match=r"several data sets; give unnorm_key, one of \['narrow', 'wide'\]"):
+        estimate_advantages(model, data)
+    with pytest.raises(ValueError, match=r"no statistics for unnorm_key 'wid'\. Did you mean 'wide'"):
+        estimate_advantages(model, data, unnorm_key="wid")
+    found = {key: estimate_advantages(model, data, unnorm_key=key, keep=tmp_path / key) for key in ("narrow", "wide")}
+    np.testing.assert_array_equal(found["narrow"].values, alone.values)
+    assert (found["wide"].values != alone.values).any()
+    monkeypatch.setattr(advantages, "encode_frames", None)
+    again = estimate_advantages(model, data, unnorm_key="wide", keep=tmp_path / "wide")
+    np.testing.assert_array_equal(again.values, found["wide"].values)
+    with pytest.raises(TypeError):
+        estimate_advantages(model, data, unnorm_key="narrow", keep=tmp_path / "wide")
 
 
 def test_metrics_are_finite() -> None:

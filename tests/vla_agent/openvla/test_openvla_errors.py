@@ -29,6 +29,19 @@ def test_wrong_tensors_are_named(model, batch):
         model.generate_actions(ids, mask, pixels, temperature=0)
 
 
+@pytest.mark.parametrize("wrong", [-1, -256, 256, 300])
+def test_a_number_that_is_no_bin_is_not_scored(model, batch, wrong):
+    inputs = prompts(batch)
+    bins = th.full((3, 7), 255)
+    bins[1, 6] = wrong
+    with pytest.raises(ValueError, match=rf"^bins must be whole numbers from 0 to 255; got {wrong}\.$"):
+        model.score_actions(*inputs, bins)
+    with pytest.raises(ValueError, match=rf"^bins must be whole numbers from 0 to 255; got {wrong}\.$"):
+        model.score_candidates(*inputs, bins[:, None])
+    with pytest.raises(ValueError, match=r"^bins must be whole numbers from 0 to 255, int64; got torch\.uint8\.$"):
+        model.score_actions(*inputs, th.zeros(3, 7, dtype=th.uint8))
+
+
 def test_prompt_beyond_the_context_is_refused(model):
     images = np.zeros((1, 112, 112, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"tokens, but the model's context is 512; shorten the instruction"):

@@ -205,6 +205,26 @@ def test_a_folder_of_something_else_is_no_cache(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
+def test_a_cache_may_lie_in_folders_that_are_not_there_yet(tmp_path: Path) -> None:
+    cache = tmp_path / "new/deeper/frames"
+    written = read(demonstrations(), cache=cache, cache_key="mine")
+    every = np.arange(len(written))
+    assert same(read(refusing(), cache=cache, cache_key="mine")[every], written[every])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_frames_are_counted_as_pythons_lists_count(cached: bool, tmp_path: Path) -> None:
+    data = read([noisy(0), noisy(1)], **{"cache": tmp_path / "frames", "cache_key": "mine"} if cached else {})
+    assert same(data[np.array([-1, -40, -21])], data[np.array([39, 0, 19])])
+    for frame in (40, -41):
+        with pytest.raises(IndexError, match=rf"There is no frame {frame}; expected numbers from -40 to 39\."):
+            data[np.array([0, frame])]
+    with pytest.raises(TypeError, match=r"Frames are bool \(40,\); expected whole numbers \(B,\)\."):
+        data[np.ones(40, bool)]
+    with pytest.raises(TypeError, match=r"Frames are int64 \(\); expected whole numbers"):
+        list(data)  # type: ignore[call-overload]
+
+
 def test_a_cache_needs_a_key(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cache_key=''; a cache needs words"):
         read(demonstrations(), cache=tmp_path / "frames")

@@ -393,6 +393,25 @@ def test_adapters_are_merged_into_the_export(tmp_path: Path, data: ActionChunks)
     th.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_an_export_copies_to_the_host_and_writes_nothing_on_the_device(
+    tmp_path: Path, data: ActionChunks, lora: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy where the model is would need its memory twice, after the last step of a training that just fitted."""
+    learner = trainer(tmp_path / "a", data, lora=lora)
+    learner.train(2)
+    versions = {name: tensor._version for name, tensor in learner.model.state_dict().items()}
+
+    def copied_in_place(parameter: th.nn.Parameter, memo: dict[int, Any]) -> Any:
+        raise th.OutOfMemoryError("a parameter was copied on its device")
+
+    monkeypatch.setattr(th.nn.Parameter, "__deepcopy__", copied_in_place)
+    exported = learner.export()
+    assert {name: tensor._version for name, tensor in learner.model.state_dict().items()} == versions
+    held = {tensor.data_ptr() for tensor in [*learner.model.parameters(), *learner._average.values()]}
+    assert held.isdisjoint(tensor.data_ptr() for tensor in exported.parameters())
+
+
 def test_the_checkpoint_carries_the_datas_statistics(tmp_path: Path, data: ActionChunks) -> None:
     trainer(tmp_path / "a", data, unnorm_key="mine").export().save_pretrained(tmp_path / "saved")
     processor = OpenVLA.from_pretrained(tmp_path / "saved").processor

@@ -127,6 +127,31 @@ def test_an_oracle_plays_episodes_beside_others_that_rest(learner: VLAPPO) -> No
     assert all(episode.success for episode in episodes)
 
 
+def test_seeds_and_options_that_were_given_wait_for_the_next_reset(learner: VLAPPO) -> None:
+    env = fake_env(2)
+    obs = env.reset()
+    policy = BestOfN(learner, 2, SuccessLookahead(learner, env, horizon=2), seed=0)
+    env.seed(7)
+    env.set_options({"task_id": 1})
+    policy.predict(obs)  # type: ignore[arg-type]
+    env.reset()
+    assert (env.venv.seeds[-1], env.venv.options[-1]) == ([7, 8], {"task_id": [1, 1]})
+    policy.predict(obs)  # type: ignore[arg-type]
+    env.reset()
+    assert (env.venv.seeds[-1], env.venv.options[-1]) == (None, None), "they are used up"
+
+
+def test_an_oracle_is_asked_about_all_environments_or_says_so(learner: VLAPPO) -> None:
+    env = fake_env(2)
+    obs: Any = env.reset()
+    policy = BestOfN(learner, 2, SuccessLookahead(learner, env, horizon=1), seed=0)
+    some = r"in all of its 2 environments at once, and was asked about 1 observation; give the observations of all"
+    for part in ({key: values[0] for key, values in obs.items()}, {key: values[:1] for key, values in obs.items()}):
+        with pytest.raises(ScorerError, match=some):
+            policy.predict(part)
+    assert policy.predict(obs)[0].shape == (2, 7)
+
+
 def test_where_environments_cannot_branch_one_sentence_says_so(learner: VLAPPO) -> None:
     env = fake_env(2)
     env.reset()

@@ -81,3 +81,5 @@ def test_what_cannot_be_masked_is_named() -> None:
         MaskedAgreement(policy, ())
     with pytest.raises(ValueError, match=r"Unknown masked 'words'\. Choices: 'instruction', 'state'"):
         MaskedAgreement(policy, ("words",))
+    with pytest.raises(ValueError, match=r"masked='state'; expected a sequence, such as masked=\('state',\)"):
+        MaskedAgreement(policy, "state")
