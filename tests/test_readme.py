@@ -120,6 +120,14 @@ def test_quickstart_runs_as_printed_without_opengl(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "quickstart" / "policy.safetensors").is_file()
 
 
+def test_a_reward_of_ones_own_is_learned_from_as_printed() -> None:
+    (recipe,) = [block for block in fences(ROOT / "vla_agent" / "README.md", "python") if "StayLow" in block]
+    defined: dict[str, Any] = {}
+    exec(recipe, defined)
+    rewards, height = defined["model"].rollout_buffer.rewards, 1.0
+    assert ((rewards < 0) & (rewards > -0.1 * 2 * height)).all()  # no success in four decisions
+
+
 def test_install_commands_are_those_of_the_continuous_integration() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     shown = list(commands(README))

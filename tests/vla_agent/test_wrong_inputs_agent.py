@@ -17,6 +17,7 @@ from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import VectorEnv
 from learners import make_model
 from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecTransposeImage
 
 from vla_agent import VLAPPO, VLAPolicy, VLAVecEnv, make_vec_env
 from vla_agent.callbacks.curriculum import Curriculum
@@ -434,6 +435,28 @@ def test_predict_takes_batches_and_single_observations() -> None:
 
 # ------------------------------------------------------------------------------------------ make_vec_env
 
+
+def test_a_wrapped_environment_of_ones_own_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`LiberoVectorEnv` makes the environments that it knows, so its rewards would be the wrapper's in name alone."""
+    spec = gym.spec("LIBERO-Spatial-v0")
+    mine = gym.envs.registration.EnvSpec(
+        "Mine-v0", lambda: None, vector_entry_point=spec.vector_entry_point, kwargs=dict(spec.kwargs)
+    )
+    monkeypatch.setitem(gym.registry, "Mine-v0", mine)
+    with pytest.raises(ValueError, match=r"'Mine-v0' makes another environment than LiberoEnv.*VecEnvWrapper of SB3"):
+        make_vec_env("Mine-v0", 2, model="tiny")
+    mine.vector_entry_point = None
+    with pytest.raises(ValueError, match=r"No instructions come from 'Mine-v0'.*VecEnvWrapper of SB3"):
+        make_vec_env("Mine-v0", 2, model="tiny")
+
+
+def test_images_in_the_models_order_are_not_for_sb3s_networks() -> None:
+    with pytest.raises(ValueError, match=r"channels last\. For SB3's policies, put SB3's VecTransposeImage around"):
+        VLAPPO("MultiInputPolicy", fake_env(2, size=48), n_steps=4, batch_size=4)
+    env = VecTransposeImage(fake_env(2, size=48))
+    VLAPPO("MultiInputPolicy", env, n_steps=4, batch_size=4, device="cpu").learn(8)
+
+
 MAKE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"env_id": 5}, ValueError, r"env_id=5; expected a registered id, such as 'LIBERO-Spatial-v0'\."),
     ({"env_id": "LIBERO-Sptial-v0"}, ValueError, r"Unknown id .* Did you mean 'LIBERO-Spatial-v0'\?"),
@@ -463,6 +486,7 @@ MAKE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seed": -1}, ValueError, r"seed=-1 is out of range"),
     ({"seed": 1.5}, ValueError, r"seed=1\.5; expected a whole number"),
     ({"reward": "dense"}, ValueError, r"Unknown reward 'dense'\..* Choices: 'sparse', 'progress', 'process'\."),
+    ({"reward": len}, ValueError, r"reward=<built-in.*; expected 'sparse', .* put a VecEnvWrapper of SB3 around"),
     ({"reward": "process"}, ValueError, r"reward='process' needs reward_model"),
     ({"reward_kwargs": {"weight": 1}}, ValueError, r"are for reward='process'"),
     ({"task_ids": [0]}, TypeError, r"make_vec_env takes no 'task_ids'\. Did you mean 'task_id'\?"),

@@ -14,7 +14,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage, is_vecenv_wrapped
 
 from vla_agent.algorithms import arguments, buffers, health
 from vla_agent.callbacks.success import SuccessCallback
@@ -152,8 +152,13 @@ class SB3Scoring(Scoring[ActorCriticPolicy]):
         return {name: parameters[name].default if name in parameters else 0 for name in for_tokens}
 
     def check(self, given: dict[str, Any], policy: Any, aliases: Mapping[str, type[BasePolicy]], env: Any) -> None:
-        """Refuses the additions that need a `VLAPolicy`."""
+        """Refuses the additions that need a `VLAPolicy`, and images in its order, which SB3's networks misread."""
         arguments.check_only_vla(given, policy)
+        if isinstance(env, VecEnv) and speaks_tokens(env) and not is_vecenv_wrapped(env, VecTransposeImage):
+            raise ValueError(
+                "Environments of make_vec_env show images as VLAPolicy takes them, channels last. For SB3's policies, "
+                "put SB3's VecTransposeImage around them, or take gym.make(id, instruction='none')."
+            )
 
     def check_batches(self, n_steps: int, n_envs: int | None, batch_size: int) -> None:
         """Checks nothing: SB3 warns, and trains on a truncated minibatch."""

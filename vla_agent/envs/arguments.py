@@ -23,6 +23,12 @@ KEYWORDS_ELSEWHERE = {
     "horizon": "max_episode_steps",
 }
 
+_ENV, _VECTOR_ENV = "libero_gym.env:LiberoEnv", "libero_gym.vector:LiberoVectorEnv"
+_WRAP = (
+    "For a reward or a wrapper of your own, put a VecEnvWrapper of SB3 around what make_vec_env gives: see 'A reward "
+    "of your own' in vla_agent/README.md."
+)
+
 
 def check_arguments(
     env_id: str,
@@ -45,8 +51,15 @@ def check_arguments(
     if spec is None or not _takes_chunks(spec):
         known = [name for name, other in gym.registry.items() if "suite" in other.kwargs]
         what = "Unknown id" if spec is None else "No instructions come from"
-        raise ValueError(f"{what} {env_id!r}.{did_you_mean(env_id, known)} Ids: {', '.join(known)}.")
+        wrapped = f" {_WRAP}" if spec is not None and "suite" in spec.kwargs else ""
+        raise ValueError(f"{what} {env_id!r}.{did_you_mean(env_id, known)} Ids: {', '.join(known)}.{wrapped}")
+    if spec.vector_entry_point == _VECTOR_ENV and spec.entry_point != _ENV:
+        raise ValueError(
+            f"{env_id!r} makes another environment than LiberoEnv, and LiberoVectorEnv knows none. {_WRAP}"
+        )
     whole_number("n_envs", n_envs, 1, MAX_ENVS)
+    if callable(reward):
+        raise ValueError(f"reward={reward!r}; expected 'sparse', 'progress' or 'process'. {_WRAP}")
     choice("reward", reward, ("sparse", "progress", "process"))
     if not isinstance(model, (str, Path)) and not hasattr(model, "codec"):
         raise ValueError(f"model={model!r}; expected 'tiny', a checkpoint folder, a hub id, or a model's processor.")
