@@ -231,7 +231,8 @@ class _Reader:
         """Fail if a word is none of these."""
         if word not in choices:
             listed = ", ".join(sorted(choices)) if len(choices) <= 12 else f"one of {len(choices)}"
-            self.fail(word.line, word, f"{what}: {listed}{did_you_mean(word, choices).rstrip('.?')}")
+            guess = did_you_mean(word, choices).strip(" ?")
+            self.fail(word.line, word, f"{what}: {listed}{guess and f'; {guess[0].lower()}{guess[1:]}'}")
 
     def parts(self) -> dict[str, Group]:
         """The file's parts by their first words."""

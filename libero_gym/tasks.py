@@ -314,8 +314,8 @@ def get_suite(suite: str | Suite) -> Suite:
     """The suite of that name; a `Suite` itself is returned as it is.
 
     Args:
-        suite: Name of a registered suite, such as ``libero_spatial``; or a BDDL file or a folder of such, which is then
-            registered (`register_files`).
+        suite: Name of a registered suite, such as ``libero_spatial``, or its id, such as ``LIBERO-Spatial-v0``; or a
+            BDDL file or a folder of such, which is then registered (`register_files`).
 
     Raises:
         OSError: If a BDDL file cannot be read.
@@ -326,6 +326,9 @@ def get_suite(suite: str | Suite) -> Suite:
     named = isinstance(suite, str) and (suite not in SUITES or _from_files.get(suite) == _place(suite))
     if named and names_files(suite):
         return register_files(suite)
+    by_id = next((found for found in SUITES.values() if found.env_id == suite), None)
+    if by_id is not None and suite not in SUITES:
+        return by_id
     if not isinstance(suite, str) or suite not in SUITES:
         raise ValueError(f"Unknown suite {suite!r}.{did_you_mean(str(suite), SUITES)} Suites: {', '.join(SUITES)}.")
     return SUITES[suite]

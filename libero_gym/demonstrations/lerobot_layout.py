@@ -45,4 +45,5 @@ def require_pyarrow() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise ImportError("LeRobot's format needs pyarrow: pip install 'libero-vla[data]'") from error
+        way = "pip install -e '.[data]' in this project's folder"
+        raise ImportError(f"LeRobot's format needs pyarrow: {way}") from error

@@ -66,7 +66,8 @@ def read_libero_hdf5(
     try:
         import h5py
     except ImportError as error:
-        raise ImportError("LIBERO's HDF5 demonstrations need h5py: pip install 'libero-vla[data]'") from error
+        way = "pip install -e '.[data]' in this project's folder"
+        raise ImportError(f"LIBERO's HDF5 demonstrations need h5py: {way}") from error
     path = as_path("path", path)
     files = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
     if not files or not files[0].is_file():

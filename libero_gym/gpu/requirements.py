@@ -7,7 +7,7 @@ from typing import Any
 
 from libero_gym.common.mujoco_import import mujoco
 
-_EXTRA = "pip install 'libero-vla[gpu]'"
+_EXTRA = "pip install -e '.[gpu]' in this project's folder"
 
 
 def require_warp() -> Any:

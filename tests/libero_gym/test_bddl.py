@@ -34,7 +34,7 @@ MISTAKES = [
     ("(:domain robosuite)", "(:domain kitchen)", r"line 3: found 'kitchen'; expected \(:domain robosuite\)"),
     ("(:domain robosuite)", "", r"has no \(:domain ...\)"),
     (" Put the bowl on the plate", "", "line 4: found ':language'; expected the instruction"),
-    ("(:fixtures", "(:fixture", "line 8: found ':fixture'; expected a part: .*Did you mean ':fixtures'"),
+    ("(:fixtures", "(:fixture", "line 8: found ':fixture'; expected a part: .*; did you mean ':fixtures'"),
     ("(:obj_of", "(:goal) (:obj_of", "line 12: found ':goal'; expected one such part, and line 10"),
     ("plate_1 - plate)", "plate_1)", "line 9: found 'plate_1'; expected a kind after it, such as plate_1 - plate"),
     ("- akita_black_bowl plate_1", "- akita_white_bowl plate_1", "line 9: found 'akita_white_bowl'; expected a kind"),
@@ -64,7 +64,7 @@ MISTAKES = [
     ("(Open wooden_cabinet_1_top", "(Open wooden_cabinet_2_top", "line 11: found 'wooden_cabinet_2_top_region'"),
     ("(On akita_black_bowl_1 plate_1)", "(On akita_black_bowl_1)", "line 12: found 'on'; expected 2 names after it"),
     ("(On akita_black_bowl_1 plate_1)", "(Near plate_1)", "line 12: found 'near'; expected a word of goals"),
-    ("bowl_1 plate_1) (Close", "bowl_1 plate_2) (Close", "found 'plate_2'; .*Did you mean 'plate_1'"),
+    ("bowl_1 plate_1) (Close", "bowl_1 plate_2) (Close", "found 'plate_2'; .*; did you mean 'plate_1'"),
     ("(And (On akita_black_bowl_1 plate_1) (Close wooden_cabinet_1_top_region))", "", "line 12: found ':goal'"),
 ]  # fmt: skip
 

@@ -317,7 +317,8 @@ def _websockets() -> Any:
         import websockets.sync.client
     except ImportError as error:
         raise ImportError(
-            f"A policy behind a server needs the package {error.name}; it comes with pip install 'libero-vla[remote]'."
+            f"A policy behind a server needs the package {error.name}; it comes with pip install -e '.[remote]' in "
+            "this project's folder."
         ) from error
     return websockets
 

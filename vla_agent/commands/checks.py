@@ -10,8 +10,6 @@ from libero_gym.common.checks import real_number, whole_number
 from vla_agent.commands.options import ids_or_none, option_name
 from vla_agent.envs.suites import describe_suite
 from vla_agent.openvla.files import CheckpointError, read_config, resolve_folder
-from vla_agent.runs.choosing import is_run_folder
-from vla_agent.runs.run_files import is_run
 
 _COUNT = partial(whole_number, minimum=0)
 _AT_LEAST_ONE = partial(whole_number, minimum=1)
@@ -96,7 +94,4 @@ def check_start(model: str) -> None:
     try:
         read_config(resolve_folder(model, weights=False))
     except CheckpointError as error:
-        of_run = " A run's saves are no checkpoints: load one, and write its policy.backbone.save_pretrained(folder)."
-        raise ValueError(
-            f"--model {model}: {error}{of_run if is_run_folder(model) or is_run(model) else ''}"
-        ) from error
+        raise ValueError(f"--model {model}: {error}") from error

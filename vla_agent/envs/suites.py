@@ -109,7 +109,7 @@ def suites_of_statistics(unnorm_key: str) -> set[str] | None:
 
 
 def describe_suite(env_id: str) -> SuiteDescription:
-    """The suite behind a registered id, or of a BDDL file or a folder of such.
+    """The suite behind a registered id, of that name, or of a BDDL file or a folder of such.
 
     Raises:
         OSError: If a BDDL file cannot be read.
@@ -140,19 +140,21 @@ def describe_suite(env_id: str) -> SuiteDescription:
 
 
 def id_of(env_id: str) -> str:
-    """The id itself, or that of the suite of a BDDL file or a folder of such, which is then registered.
+    """The id itself, that of a suite's name, or of a BDDL file or a folder of such, which is then registered.
 
     Raises:
         OSError, ValueError: As `libero_gym.tasks.register_files`.
     """
-    from libero_gym.tasks import register_files
+    from libero_gym.tasks import SUITES, register_files
 
-    return register_files(env_id).env_id if _stands_for_files(env_id) else env_id
+    if _stands_for_files(env_id):
+        return register_files(env_id).env_id
+    return SUITES[env_id].env_id if isinstance(env_id, str) and env_id in SUITES else env_id
 
 
 def located(env_id: str) -> str:
-    """The same id; or the whole path of the files that it stands for, which a process in another folder finds, too."""
-    return str(Path(env_id).expanduser().absolute()) if _stands_for_files(env_id) else env_id
+    """The id; or the whole path of the files that it stands for, which a process in another folder finds, too."""
+    return str(Path(env_id).expanduser().absolute()) if _stands_for_files(env_id) else id_of(env_id)
 
 
 def _stands_for_files(env_id: Any) -> bool:

@@ -73,6 +73,9 @@ def shipped_names() -> list[str]:
     return sorted(path.name for path in SHIPPED_FOLDER.iterdir() if (path / CONFIG_FILE).is_file())
 
 
+_OF_RUNS = ("run.json", "state.json")  # beside and in what a learner saves
+
+
 def read_config(folder: Path) -> OpenVLAConfig:
     """Configuration of a checkpoint folder; a `dataset_statistics.json` replaces its statistics.
 
@@ -82,7 +85,9 @@ def read_config(folder: Path) -> OpenVLAConfig:
         CheckpointError: If the folder has no configuration, or not one of an OpenVLA.
     """
     if not (folder / CONFIG_FILE).is_file():
-        raise CheckpointError(f"Checkpoint folder '{folder}' has no {CONFIG_FILE}.")
+        is_run = any((folder / name).is_file() for name in _OF_RUNS)
+        way = " A run's saves are no checkpoints: load one, and write its policy.backbone.save_pretrained(folder)."
+        raise CheckpointError(f"Checkpoint folder '{folder}' has no {CONFIG_FILE}.{way if is_run else ''}")
     try:
         config = OpenVLAConfig.from_json(folder / CONFIG_FILE)
         if (folder / STATISTICS_FILE).is_file():

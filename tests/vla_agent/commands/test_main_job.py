@@ -257,8 +257,8 @@ def test_random_rollout_writes_a_captioned_video_and_a_contact_sheet(tmp_path: P
 
 
 def test_random_rollout_names_the_ids() -> None:
-    with pytest.raises(ValueError, match=r"Unknown id 'libero_spatial'\..*Ids: LIBERO-Spatial-v0"):
-        render.main(render.Options(suite="libero_spatial"))
+    with pytest.raises(ValueError, match=r"Unknown id 'libero_spatail'\..*Ids: LIBERO-Spatial-v0"):
+        render.main(render.Options(suite="libero_spatail"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 
 import libero_gym
 from libero_gym import get_tasks, initial_states, register_suite
-from vla_agent.envs.suites import describe_suite
+from vla_agent.envs.suites import describe_suite, id_of, located
 from vla_agent.evaluation import plan_trials
 
 
@@ -65,3 +65,11 @@ def test_a_registered_suite_is_described_and_evaluated_where_it_has_states() -> 
 def test_a_task_that_there_is_not_is_told() -> None:
     with pytest.raises(ValueError, match="task_ids has 12; libero_spatial has tasks 0 to 9"):
         describe_suite("LIBERO-Spatial-v0").states_by_source([0, 12], None)
+
+
+def test_a_suites_name_and_its_id_are_one() -> None:
+    assert describe_suite("libero_goal") == describe_suite("LIBERO-Goal-v0")
+    assert (id_of("libero_goal"), located("libero_goal")) == ("LIBERO-Goal-v0", "LIBERO-Goal-v0")
+    assert get_tasks("LIBERO-Goal-v0") == get_tasks("libero_goal")
+    with pytest.raises(ValueError, match="Unknown suite 'LIBERO-Gaol-v0'"):
+        get_tasks("LIBERO-Gaol-v0")
