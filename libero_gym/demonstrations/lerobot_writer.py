@@ -51,8 +51,8 @@ _SCALARS = {
 class LeRobotWriter:
     """Writes a dataset, one episode after another. It can be read after `finish`, which writes the ``meta`` folder.
 
-    A dataset that is overwritten loses its ``meta/info.json`` first, so that nobody takes a half-written folder for a
-    whole dataset.
+    A dataset that is overwritten loses its ``meta/info.json`` as the first file is written, so that nobody takes a
+    half-written folder for a whole dataset.
 
     Args:
         root: The dataset's folder.
@@ -64,7 +64,7 @@ class LeRobotWriter:
 
     Raises:
         FileExistsError: If the folder holds a dataset that may not be replaced, or other data.
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or a camera is named twice or by what LeRobot takes for no name.
         ImportError: If pyarrow is missing.
     """
 
@@ -79,7 +79,7 @@ class LeRobotWriter:
     ) -> None:
         require_pyarrow()
         self.root = as_path("root", root).absolute()
-        self.cameras = tuple(sequence("cameras", cameras))
+        self.cameras = _checked_cameras(cameras)
         self.fps = whole_number("fps", fps, 1, MAX_FPS)
         self.crf = whole_number("crf", crf, 0, videos.MAX_CRF)
         overwrite = flag("overwrite", overwrite)
@@ -97,7 +97,6 @@ class LeRobotWriter:
             raise FileExistsError(f"{other} is in the way of a dataset, and is none of ours; choose another folder.")
         self._old = listed_files(self.root) if overwrite else set()
         self._written: set[Path] = set()
-        (self.root / INFO_PATH).unlink(missing_ok=True)
 
     def add(self, episode: Episode) -> None:
         """Write an episode.
@@ -171,6 +170,8 @@ class LeRobotWriter:
         write_bytes(self.root / INFO_PATH, json.dumps(self._info(), indent=4).encode())
 
     def _write(self, path: str, content: bytes) -> None:
+        if not self._written:
+            (self.root / INFO_PATH).unlink(missing_ok=True)
         write_bytes(self.root / path, content)
         self._written.add(self.root / path)
 
@@ -263,6 +264,17 @@ class LeRobotWriter:
         for name, dtype in _SCALARS.items():
             features[name] = {"dtype": dtype, "shape": [1], "names": None}
         return features
+
+
+def _checked_cameras(cameras: Any) -> tuple[str, ...]:
+    """The cameras; a slash in a name would lead to another folder, and braces the reader takes for a field."""
+    names = tuple(sequence("cameras", cameras))
+    are_keys = all(isinstance(name, str) and name and not set("{}/\0") & set(name) for name in names)
+    if not are_keys or len(set(names)) < len(names):
+        raise ValueError(
+            f"cameras={names!r:.200}; expected observation keys, such as ('image',), each once, without '/' or braces."
+        )
+    return names
 
 
 def _video_info(shape: tuple[int, ...], fps: int) -> dict[str, Any]:

@@ -59,7 +59,9 @@ class RecordingOptions:
     """What decides an episode's content besides its key; a recording keeps its options. `record` explains each.
 
     ``mujoco`` says how exact the simulation is, see `equivalence.versions.fidelity`. ``tasks`` has the suite's tasks in
-    their order, see `describe_tasks`: files of one's own can change between two runs.
+    their order, see `describe_tasks`: files of one's own can change between two runs. ``source`` is the hash of
+    the policy's code, see `common.sources.source_hash`; None if there is none or a ``name`` of the policy's stands for
+    it, empty if nothing tells a lambda from another.
 
     Raises:
         ValueError: If an option is out of range.
@@ -82,6 +84,7 @@ class RecordingOptions:
     crf: int
     mujoco: str
     tasks: tuple[str, ...] = ()
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if self.image_size % 2:

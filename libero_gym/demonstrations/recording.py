@@ -31,6 +31,7 @@ from libero_gym.common.array_files import unpack
 from libero_gym.common.atomic import write_bytes
 from libero_gym.common.checks import flag, sequence, whole_number
 from libero_gym.common.json_files import read_json
+from libero_gym.common.sources import is_within, source_hash
 from libero_gym.demonstrations.episodes import DamagedEpisodeError, Episode
 from libero_gym.demonstrations.leftovers import foreign_data
 from libero_gym.demonstrations.lerobot_layout import INFO_PATH, require_pyarrow
@@ -109,7 +110,10 @@ def record(
             perhaps with ``reset()`` and ``done``. A true ``done`` or a StopIteration ends the episode; one that ends
             before its first action has failed, enters no dataset, and is told, once for its task. Workers import
             the factory by a name, ``"module:function"``, or unpickle it. A recording is continued with a factory of the
-            same ``name``, or else of the same name of its class or function.
+            same ``name``, an attribute of your own; or else of the same name of its class or function, whose source
+            has not changed: its file, or its own lines if it stands in a script. A lambda or a function within a
+            function also keeps the values it has taken along; one with values that JSON cannot hold, such as a model,
+            is continued only if it has a ``name``.
         task_ids: Tasks to record; None for all.
         init_state_ids: Official initial states of each task; None for all. Evaluations use all 50, so leave some out.
         placement_seeds: Seeds that draw further initial states, with objects anywhere in the BDDL's regions; see
@@ -144,7 +148,8 @@ def record(
 
     Raises:
         ImportError: If pyarrow is missing.
-        ValueError: If an option is out of range, or differs from the one that the folder was begun with.
+        ValueError: If an option is out of range, or differs from the one that the folder was begun with, or nothing
+            tells whether the policy does.
         FileExistsError: If the folder holds a dataset that was not recorded there.
         BlockingIOError: If another process records to this folder.
         RuntimeError: If a policy raises; the message holds its traceback. Complete episodes are kept.
@@ -175,6 +180,7 @@ def record(
         crf=crf,
         mujoco=fidelity(),
         tasks=describe_tasks(get_tasks(suite)),
+        source=_source(policy),
     )
     n_workers = whole_number("n_workers", n_workers, 0)
     job = RecordingJob(Path(root) / RECORDING_FOLDER, options, policy, render_device, get_suite(suite).loaded())
@@ -226,7 +232,7 @@ def _assemble(root: Path, keys: list[EpisodeKey], options: RecordingOptions) -> 
     n_successes = n_written = 0
     empty: Counter[tuple[str, str]] = Counter()  # by task and reason
     cameras = [IMAGE_KEYS[camera] for camera in options.cameras]
-    writer = None  # until there is something to write, for it begins by unmaking the dataset that is there
+    writer = None  # until there is something to write
     for key in keys:
         path = root / RECORDING_FOLDER / key.file_name
         if not path.is_file():
@@ -287,6 +293,9 @@ def _check_same_options(path: Path, options: RecordingOptions) -> None:
     now = json.loads(json.dumps(asdict(options)))  # tuples become lists, as in the file
     noted = with_fidelity(read_json(path)) if path.is_file() else {}
     before = (noted or now) | {"tasks": noted.get("tasks", now["tasks"])}  # which earlier versions did not note
+    now["source"] = _known_source(path, options, noted)
+    if before.get("source") is None:  # nor this
+        before["source"] = now["source"]
     changed = [name for name in now if now[name] != before.get(name)]
     if changed:
         differences = ", ".join(_difference(name, before.get(name), now[name]) for name in changed)
@@ -298,8 +307,28 @@ def _check_same_options(path: Path, options: RecordingOptions) -> None:
         write_bytes(path, json.dumps(before, indent=4).encode())
 
 
+def _known_source(path: Path, options: RecordingOptions, noted: dict[str, Any]) -> str | None:
+    """The policy's source; what was noted of it where it has none now.
+
+    Raises:
+        ValueError: If a recording has begun with a lambda, or goes on with one, and nothing tells it from another.
+    """
+    before, told = noted.get("source"), f"Nothing tells the policy {options.policy} from another one of that name, "
+    if noted and (before == "" or (before and options.source == "")):
+        raise ValueError(
+            f"{told}so {path.parent.parent} is not continued; give the function a `name` (policy.name = ...), and "
+            "choose another folder."
+        )
+    if not noted and options.source == "":
+        warnings.warn(f"{told}so this recording cannot be continued; give the function a `name`.", stacklevel=5)
+        return ""
+    return options.source or before
+
+
 def _difference(name: str, before: Any, now: Any) -> str:
     """How an option has changed, in words; of tasks, which of them."""
+    if name == "source":
+        return "the source of its policy has changed"
     if name != "tasks":
         return f"{name} {before!r} to {now!r}"
     old, new = (dict(str(task).rsplit(" ", 1) for task in tasks) for tasks in (before, now))
@@ -329,9 +358,23 @@ def _limit_of(suite: str) -> int | None:
     return limits.pop() if len(limits) == 1 else None
 
 
+def _own_name(policy: PolicyFactory) -> str | None:
+    """The ``name`` that a policy's author gave it; None if there is none."""
+    own = getattr(policy, "name", None)
+    return own if isinstance(own, str) else None
+
+
+def _source(policy: str | PolicyFactory) -> str | None:
+    """What the options note of a policy's source, see `RecordingOptions`."""
+    if not isinstance(policy, str) and _own_name(policy) is not None:
+        return None
+    found = source_hash(policy)
+    return "" if found is None and not isinstance(policy, str) and is_within(_policy_name(policy)) else found
+
+
 def _policy_name(policy: PolicyFactory) -> str:
     """The name under which the options note a policy that is given as an object: its own ``name``, if it has one."""
-    if isinstance(own := getattr(policy, "name", None), str):
+    if (own := _own_name(policy)) is not None:
         return own
     named = getattr(policy, "func", policy)
     return str(getattr(named, "__qualname__", type(named).__qualname__))

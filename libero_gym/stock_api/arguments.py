@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from libero_gym.common.checks import as_path, choice, did_you_mean, whole_number
+import numpy as np
+
+from libero_gym.common.checks import as_path, choice, did_you_mean, sequence, whole_number
+from libero_gym.common.warn import warn_once
+from libero_gym.rendering.egl import DEVICE_VARIABLE
 from libero_gym.rendering.renderer import RENDERERS, check_image_size
 
 # LIBERO's defaults, which are ours where another value makes another robot, controller or window.
@@ -88,7 +92,7 @@ class Arguments:
 
 
 def check_arguments(bddl_file_name: Any, given: Mapping[str, Any]) -> Arguments:
-    """The arguments of ``OffScreenRenderEnv``.
+    """The arguments of ``OffScreenRenderEnv``; a warning says if ``render_gpu_device_id`` is ignored.
 
     Raises:
         TypeError: If a keyword is not LIBERO's.
@@ -103,7 +107,7 @@ def check_arguments(bddl_file_name: Any, given: Mapping[str, Any]) -> Arguments:
     if values["robots"] not in ("Panda", ["Panda"], ("Panda",)):
         raise ValueError(_refusal("robots", values["robots"], "['Panda']"))
     for name in _FIXED:
-        if values[name] != DEFAULTS[name]:
+        if not _are_equal(values[name], DEFAULTS[name]):
             raise ValueError(_refusal(name, values[name], repr(DEFAULTS[name])))
     path = as_path("bddl_file_name", bddl_file_name)
     if not path.is_file():
@@ -111,6 +115,9 @@ def check_arguments(bddl_file_name: Any, given: Mapping[str, Any]) -> Arguments:
     horizon = whole_number("horizon", values["horizon"], minimum=1)
     cameras = _cameras(values) if values["use_camera_obs"] else ()
     renderer = _renderer(values["renderer"])
+    device = values["render_gpu_device_id"]
+    if renderer == "exact" and not any(_are_equal(device, usual) for usual in (-1, 0, None)):
+        warn_once(f"render_gpu_device_id={device!r} is ignored; ${DEVICE_VARIABLE} chooses the GPU that draws.", 5)
     for name, asked in (("depths", any(each.depth for each in cameras)), ("segmentations", segmented(cameras))):
         if renderer == "fast" and asked:
             given = values[f"camera_{name}"]
@@ -125,21 +132,26 @@ def segmented(cameras: tuple[Camera, ...]) -> bool:
 
 def _cameras(values: Mapping[str, Any]) -> tuple[Camera, ...]:
     names = values["camera_names"]
-    names = [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) else sequence("camera_names", names)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"camera_names={names!r:.200}; expected names of cameras, such as ['agentview'].")
     sizes = {}
     for argument in ("camera_heights", "camera_widths"):
         listed = _per_camera(argument, values[argument], len(names))
         sizes[argument] = [check_image_size(size, argument) for size in listed]
-    depths = [bool(depth) for depth in _per_camera("camera_depths", values["camera_depths"], len(names))]
+    depths = _per_camera("camera_depths", values["camera_depths"], len(names))
+    if not all(depth is None or isinstance(depth, (bool, np.bool_, int)) for depth in depths):
+        raise ValueError(f"camera_depths={depths!r:.200}; expected True or False, or one for each camera.")
+    with_depth = [bool(depth) for depth in depths]
     segmentations = _segmentations(values["camera_segmentations"], len(names))
-    return tuple(Camera(*each) for each in zip(names, *sizes.values(), depths, segmentations, strict=True))
+    return tuple(Camera(*each) for each in zip(names, *sizes.values(), with_depth, segmentations, strict=True))
 
 
 def _segmentations(value: Any, n_cameras: int) -> list[tuple[str, ...]]:
     """For each camera its kinds: those of all of them, as robosuite has it, or its own if the list has lists."""
     listed = _per_camera("camera_segmentations", value, n_cameras)
     nested = any(isinstance(kinds, (list, tuple)) for kinds in listed)
-    every = [[kinds] if isinstance(kinds, str) else list(kinds or ()) for kinds in listed]
+    every = [[kinds] if isinstance(kinds, str) else sequence("camera_segmentations", kinds or ()) for kinds in listed]
     together = [kind for kinds in every for kind in kinds]
     for kind in together:
         choice("camera_segmentations", kind, _SEGMENTATIONS)
@@ -148,6 +160,8 @@ def _segmentations(value: Any, n_cameras: int) -> list[tuple[str, ...]]:
 
 
 def _per_camera(argument: str, value: Any, n: int) -> list[Any]:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * n
     if len(value) != n:
@@ -160,6 +174,11 @@ def _renderer(value: Any) -> str:
     if value in ("mujoco", "default"):
         return choice(RENDERER_VARIABLE, os.environ.get(RENDERER_VARIABLE) or "exact", RENDERERS)
     return choice("renderer", value, ("mujoco", *RENDERERS))
+
+
+def _are_equal(value: Any, other: Any) -> bool:
+    """Whether two values are equal; an array, which answers for each of its elements, equals nothing."""
+    return not isinstance(value, np.ndarray) and bool(value == other)
 
 
 def _refusal(name: str, value: Any, offered: str) -> str:

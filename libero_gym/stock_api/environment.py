@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from libero_gym.bddl import read_problem
+from libero_gym.common.checks import choice
 from libero_gym.compilation.compile import compile_task
 from libero_gym.compilation.draws import Draw, check_seed, stock_draw
 from libero_gym.compilation.groups import GeomGroups, geom_groups
+from libero_gym.rendering.posing import camera_ids
 from libero_gym.rendering.renderer import render_rows, segment_rows
 from libero_gym.simulation.simulator import Simulator
 from libero_gym.stock_api.arguments import Arguments, Camera, check_arguments, segmented
@@ -37,11 +39,11 @@ class ControlEnv:
     Args:
         bddl_file_name: The task's definition: a suite's, or one of your own.
         **arguments: LIBERO's; see `stock_api.arguments` for those that are offered. ``renderer`` may also be "exact" or
-            "fast".
+            "fast". ``render_gpu_device_id`` is ignored, with a warning: ``$MUJOCO_EGL_DEVICE_ID`` chooses the GPU.
 
     Raises:
         TypeError: If an argument is not LIBERO's.
-        ValueError: If a value is not offered here.
+        ValueError: If a value is not offered here, or the task has no such camera.
         FileNotFoundError: If there is no such BDDL file.
     """
 
@@ -53,6 +55,8 @@ class ControlEnv:
         task = Task(self._arguments.bddl_file.stem, self._problem.language, self._arguments.bddl_file)
         self._compiled = compile_task(task)
         cameras = self._arguments.cameras
+        for camera in cameras:
+            choice("camera_names", camera.name, camera_ids(self._compiled.physics))
         self._sensors = Sensors(self._compiled, self._problem.objects, cameras, self._frame, self._segment)
         self._groups_by_kind: dict[str, GeomGroups] = {}
         self._clock = ObservationClock()

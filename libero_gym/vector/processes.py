@@ -65,8 +65,7 @@ class Processes(Uncopyable):
     episode begins when the mode has it begin.
 
     An exception in an environment's Python code is raised here as it was there, from a `WorkerError` with the traceback
-    of the worker, which lives on: a bug or a bad option would only repeat itself. Without the template process no
-    worker can be replaced; that raises `WorkerError`.
+    of the worker, which lives on: a bug would only repeat itself. That the template process is lost is a `WorkerError`.
 
     SIGINT, SIGTERM and SIGHUP are left to the process that made the environments, even if the whole process group
     gets them (Ctrl-C, ``timeout``, a batch system): workers ignore them, and end when that process closes them or is
@@ -119,6 +118,7 @@ class Processes(Uncopyable):
         self._restarts_since = np.zeros(n, dtype=np.int64)  # and how often it was restarted since
         self._env_kwargs = [plan.env_kwargs | {"render_device": device} for device in self.render_devices]
         self._replacements = [0] * len(self._shares)  # of each worker, since it last completed a step
+        self._to_set: dict[str, Any] = {}  # what the workers are told when the step under way is over
         self._step: dict[int, int] | None = None  # the requests of a step under way,
         self._had_ended = np.zeros(n, dtype=bool)  # and whose episode had ended before it
         actions = (n, *(plan.example.action_space.shape or ()))
@@ -171,13 +171,13 @@ class Processes(Uncopyable):
         """Reset some environments; a step that nobody has ended is abandoned."""
         self._abandon_step()
         self.restarted[:] = False
-        per_worker = {number: (self._of_worker(number, requests),) for number in range(len(self._shares))}
+        per_worker = {number: (_of_share(self._shares[number], requests),) for number in range(len(self._shares))}
         self.pool.gather(self.pool.send(protocol.RESET, per_worker))
         for index, (given, _) in requests.items():
             if given is not None:
                 self._seeds[index], self._restarts_since[index] = given, 0
         for number in self._failed_workers():
-            own = self._of_worker(number, requests)
+            own = _of_share(self._shares[number], requests)
             ended = [i for i in range(*self._shares[number]) if self._shared["phase"][i] == protocol.ENDED]
             self._replace(number, own, keep=[index for index in ended if index not in own])
 
@@ -195,9 +195,9 @@ class Processes(Uncopyable):
         try:
             finished = self.pool.gather(self._step)
         except Exception:
-            self._step = None  # all have answered
+            self._note_end_of_step()  # all have answered
             raise
-        self._step = None
+        self._note_end_of_step()
         for number in finished:
             self._replacements[number] = 0
         for number in self._failed_workers():
@@ -205,11 +205,11 @@ class Processes(Uncopyable):
 
     def set_autoreset(self, mode: AutoresetMode | None) -> None:
         """Set what follows an episode's end; None for rest."""
-        self._shared["autoreset"][:] = _AUTORESET[mode]
+        self._set("autoreset", _AUTORESET[mode])
 
     def set_task_weights(self, weights: np.ndarray) -> None:
         """Set the probability of each task in later resets."""
-        self._shared["task_weights"][:] = weights
+        self._set("task_weights", weights)
 
     def snapshot(self) -> dict[str, Any]:
         """All that the environments' future depends on except the task weights, as JSON can hold it."""
@@ -257,7 +257,7 @@ class Processes(Uncopyable):
         return tuple(results[index] for index in chosen)
 
     def close(self) -> None:
-        """End the processes and free the memory."""
+        """End the processes and free the memory. May be called twice."""
         self.pool.close()
         self._shared.close()
 
@@ -268,11 +268,18 @@ class Processes(Uncopyable):
                 self.pool.gather(self._step)
             except Exception:
                 logger.warning("A step that nobody collected had failed.", exc_info=True)
-            self._step = None
+            self._note_end_of_step()
 
-    def _of_worker(self, number: int, requests: ResetRequests) -> ResetRequests:
-        first, last = self._shares[number]
-        return {index: request for index, request in requests.items() if first <= index < last}
+    def _set(self, name: str, value: Any) -> None:
+        """Tell the workers a setting; not in the middle of a step, in which they read it."""
+        self._to_set[name] = value
+        if self._step is None:
+            self._note_end_of_step()
+
+    def _note_end_of_step(self) -> None:
+        self._step = None
+        for name in list(self._to_set):
+            self._shared[name][:] = self._to_set.pop(name)
 
     def _failed_workers(self) -> list[int]:
         """Numbers of the workers to replace.
@@ -343,18 +350,21 @@ class Processes(Uncopyable):
             resets: ResetRequests = {}
             for index in range(first, last):
                 seed, options = requests.get(index, (None, {}))
-                resets[index] = (self._restart_seed(index) if seed is None else seed, options)
+                again = _restart_seed(self._seeds[index], int(self._restarts_since[index]))
+                resets[index] = again if seed is None else seed, options
             self.pool.gather(self.pool.send(protocol.RESET, {number: (resets,)}))
         for index in keep:
             for name in self._final_names:
                 self._shared[name.removeprefix(FINAL)][index] = self._shared[name][index]
             self._shared["phase"][index] = protocol.ENDED
 
-    def _restart_seed(self, index: int) -> int | None:
-        seed = self._seeds[index]
-        if seed is None:
-            return None
-        return int(np.random.SeedSequence([seed, int(self._restarts_since[index])]).generate_state(1)[0])
+
+def _of_share(share: tuple[int, int], requests: ResetRequests) -> ResetRequests:
+    return {index: request for index, request in requests.items() if index in range(*share)}
+
+
+def _restart_seed(seed: int | None, n_restarts: int) -> int | None:
+    return None if seed is None else int(np.random.SeedSequence([seed, n_restarts]).generate_state(1)[0])
 
 
 def _warn_of_replacement(number: int, failure: str, n_restarts: int, share: range) -> None:

@@ -47,8 +47,10 @@ class SharedArrays(Uncopyable):
         return name in self.arrays
 
     def close(self) -> None:
-        """Close the descriptor. The mapping lives on while arrays refer to it."""
-        os.close(self.descriptor)
+        """Close the descriptor. The mapping lives on while arrays refer to it. May be called twice."""
+        descriptor, self.descriptor = self.descriptor, -1  # whose number the system gives to the next file
+        if descriptor >= 0:
+            os.close(descriptor)
         self.arrays.clear()
 
 

@@ -131,8 +131,8 @@ def label_episodes(
 ) -> LabelledFrames:
     """Label frames of episodes, and draw as many of each kind as are asked for.
 
-    Every keyframe becomes an example. The negatives are drawn in equal parts from their kinds, as far as the episodes
-    can give them.
+    Every keyframe becomes an example. The negatives are drawn in equal parts from their kinds; the first kinds give one
+    more if the number cannot be divided, and the others give more if a kind has too few.
 
     Args:
         episodes: Demonstrations, and failed episodes, which may be a policy's.
@@ -162,9 +162,10 @@ def label_episodes(
     if len(instructions) > 1:
         rows["other instruction"] = [_asked_otherwise(row, instructions, rng) for row in positives]
     pools = [rows[kind] for kind in NEGATIVE if rows[kind]]
-    wanted = [(pool, n_negatives * len(positives) // len(pools)) for pool in pools]
+    numbers = _equal_parts(n_negatives * len(positives), [len(pool) for pool in pools])
+    wanted = [*zip(pools, numbers, strict=True), (rows[HOLDING], n_holding * len(positives))]
     chosen = [*positives, *rows["between"]]
-    for pool, number in [*wanted, (rows[HOLDING], n_holding * len(positives))]:
+    for pool, number in wanted:
         chosen += [pool[index] for index in rng.permutation(len(pool))[:number]]
     return _stack(chosen)
 
@@ -265,6 +266,16 @@ def _label_success(
         "before": range(max(first - math.ceil(BEFORE_MARGIN * episode.fps), 0)),
         "between": rng.permutation(others)[: n_between * len(found)],
     }
+
+
+def _equal_parts(total: int, sizes: Sequence[int]) -> list[int]:
+    """A number in parts that differ as little as the sizes, which they may not exceed, let them."""
+    parts = [0] * len(sizes)
+    while growing := [i for i, size in enumerate(sizes) if parts[i] < size][:total]:
+        for i in growing:
+            parts[i] += 1
+        total -= len(growing)
+    return parts
 
 
 def _frames(episode: Recorded, camera: str, index: int) -> np.ndarray:

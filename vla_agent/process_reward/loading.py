@@ -19,6 +19,8 @@ SCORERS: dict[str, Any] = {kind.__name__: kind for kind in (TinyScorer, VLMScore
 def load_reward_model(path: str | Path, device: Any = "cpu") -> RewardModel:
     """Load the scorer that is saved in a folder, or the one of that name that ships.
 
+    Nothing is downloaded: a scorer of a model of the hub needs that model here, or `VLMScorer.load` with ``download``.
+
     Args:
         path: The folder, or a name such as "tiny-scorer".
         device: Device to load the scorer's weights to.

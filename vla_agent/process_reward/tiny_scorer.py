@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,12 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from libero_gym.common.checks import sequence, whole_number
+from libero_gym.common.checks import flag, sequence, whole_number
 from vla_agent.process_reward.interface import CAMERA, RewardModelError, check_frames, warn_of_unseen
 from vla_agent.process_reward.storage import check_weights, digest, read_config, read_weights, write_scorer
+
+# The key in scorer.json of scorers whose fingerprint is of their configuration, too.
+_TELLS_CONFIG = "fingerprint_of_config"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +70,15 @@ class TinyScorer(nn.Module):
 
     Args:
         config: Its frames, instructions and size.
+
+    Non-obvious behaviours: a folder whose scorer.json lacks ``fingerprint_of_config`` is an older one, and its scorer
+    keeps the fingerprint that saved runs have noted, that of its weights alone.
     """
 
     def __init__(self, config: ScorerConfig) -> None:
         super().__init__()
         self.config = config
+        self._tells_config = True
         self._index = {token: index for index, token in enumerate(_vocabulary(config))}
         self._warned: set[str] = set()
         widths = (config.channels[0], *config.channels)
@@ -138,12 +146,14 @@ class TinyScorer(nn.Module):
         return th.sigmoid(logits).cpu().numpy()
 
     def fingerprint(self) -> str:
-        """Short hash of its weights."""
-        return digest(self.state_dict())
+        """Short hash of its weights and its configuration."""
+        about = json.dumps(dataclasses.asdict(self.config), sort_keys=True) if self._tells_config else ""
+        return digest(self.state_dict(), about)
 
     def save(self, folder: str | Path) -> None:
         """Write configuration and weights to a folder, completely or not at all; only a scorer's folder is replaced."""
-        write_scorer(folder, {"class": type(self).__name__, **dataclasses.asdict(self.config)}, self.state_dict())
+        about = {"class": type(self).__name__, **dataclasses.asdict(self.config)}
+        write_scorer(folder, about | ({_TELLS_CONFIG: True} if self._tells_config else {}), self.state_dict())
 
     @classmethod
     def load(cls, folder: str | Path, device: Any = "cpu") -> TinyScorer:
@@ -154,10 +164,12 @@ class TinyScorer(nn.Module):
         """
         folder = Path(folder)
         fields = {key: value for key, value in read_config(folder).items() if key != "class"}
+        tells_config = fields.pop(_TELLS_CONFIG, False)
         lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
         try:
             with th.device("meta"):  # nothing is allocated before the file's own tensors have the same shapes
                 scorer = cls(ScorerConfig(**(fields | lists)))
+                scorer._tells_config = flag(_TELLS_CONFIG, tells_config)
         except (TypeError, ValueError, RuntimeError) as error:
             raise RewardModelError(f"The scorer in '{folder}' is incomplete or damaged: {error}") from error
         tensors = read_weights(folder)

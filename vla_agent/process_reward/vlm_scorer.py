@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +12,11 @@ import numpy as np
 import torch as th
 from torch.nn import functional as F
 
-from libero_gym.common.checks import sequence
+from libero_gym.common.checks import flag, sequence
 from vla_agent.common.hashes import fingerprint, hash_weights
 from vla_agent.policy.lora import LoraSettings, add_lora
 from vla_agent.process_reward.interface import CAMERA, RewardModelError, check_frames, warn_of_unseen
-from vla_agent.process_reward.model_folder import check_model_folder
+from vla_agent.process_reward.model_folder import find_model, is_hub_id
 from vla_agent.process_reward.storage import check_weights, digest, read_config, read_weights, write_scorer
 
 # The question that VLA-RL (arXiv 2505.18719, section 3.3) asks about a frame, and its two answers.
@@ -80,28 +79,31 @@ class VLMScorer:
         *,
         dtype: th.dtype = th.bfloat16,
         device: Any = "cpu",
+        download: bool = True,
         **kwargs: Any,
     ) -> VLMScorer:
         """Load a model from a folder or the hub, from safetensors and without remote code.
+
+        Of a model of the hub, the configuration is looked through before the rest is downloaded.
 
         Args:
             path_or_id: Folder or hub id, such as "HuggingFaceTB/SmolVLM-500M-Instruct".
             dtype: Type of the weights.
             device: Device to load the weights to.
+            download: Whether a model of the hub may be downloaded; False takes it only if its files are here already.
             kwargs: Further arguments of the constructor.
 
         Raises:
-            RewardModelError: If there is no such model, or it asks for code of its own.
+            RewardModelError: If there is no such model, or it asks for code of its own, or its folder holds adapters.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        check_model_folder(path_or_id)
+        folder = find_model(path_or_id, flag("download", download))
+        # False is said aloud because transformers asks on the terminal if it is left out.
+        safely = {"trust_remote_code": False, "local_files_only": True}
         try:
-            # False is said aloud because transformers asks on the terminal if it is left out.
-            processor = AutoProcessor.from_pretrained(path_or_id, trust_remote_code=False)
-            model = AutoModelForImageTextToText.from_pretrained(
-                path_or_id, dtype=dtype, use_safetensors=True, trust_remote_code=False
-            )
+            processor = AutoProcessor.from_pretrained(folder, **safely)
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True, **safely)
         except Exception as error:  # transformers raises many kinds of a damaged folder
             raise RewardModelError(
                 f"'{path_or_id}' is no vision-language model that can be loaded: {error!s:.500}"
@@ -166,8 +168,14 @@ class VLMScorer:
         write_scorer(folder, document, self._adapters())
 
     @classmethod
-    def load(cls, folder: str | Path, device: Any = "cpu") -> VLMScorer:
+    def load(cls, folder: str | Path, device: Any = "cpu", *, download: bool = False) -> VLMScorer:
         """Load the scorer that `save` wrote.
+
+        Args:
+            folder: The folder.
+            device: Device to load the weights to.
+            download: Whether to download the model that its scorer.json names on the hub; else it has to be here
+                already, for a folder that somebody sent could name any model.
 
         Raises:
             RewardModelError: If it is incomplete or damaged, or its model cannot be loaded.
@@ -188,7 +196,7 @@ class VLMScorer:
         if ranks != (set() if lora is None else {lora.r}):  # before adapters of any rank are made
             raise RewardModelError(f"The adapters in '{folder}' are not of the rank that its scorer.json says.")
         dtype = th.float32 if th.device(device).type == "cpu" else th.bfloat16
-        scorer = cls.from_pretrained(name, dtype=dtype, device=device, lora=lora, **kwargs)
+        scorer = cls.from_pretrained(name, dtype=dtype, device=device, download=download, lora=lora, **kwargs)
         check_weights(folder, tensors, scorer._adapters())
         scorer.model.load_state_dict(tensors, strict=False)
         return scorer
@@ -260,6 +268,6 @@ def _find_model(name: Any, folder: Path) -> str:
         return name
     if (folder / name).is_dir():
         return str(folder / name)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is None:
+    if not is_hub_id(name):
         raise ValueError(f"model={name!r:.200} is no folder in the scorer's folder, no absolute path and no hub id.")
     return name

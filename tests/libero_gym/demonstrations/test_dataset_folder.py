@@ -149,3 +149,14 @@ def test_a_strange_path_in_an_overwritten_dataset_leads_to_no_removal(tmp_path: 
     (root / INFO_PATH).write_text(json.dumps(info | {"data_path": template}))
     write(root, 1)
     assert mine.read_bytes() == b"kept"
+
+
+def test_an_overwritten_dataset_stays_until_another_is_written(tmp_path: Path) -> None:
+    write(tmp_path, 2)
+    with pytest.raises(ValueError, match="No episode was added"):
+        write(tmp_path, 0)
+    with pytest.raises(ValueError, match="cameras"):
+        LeRobotWriter(tmp_path, cameras=("wrist_image",), overwrite=True).add(synthetic(2, size=16))
+    assert len(list(LeRobotReader(tmp_path))) == 2
+    write(tmp_path, 1, finish=False)
+    assert not (tmp_path / INFO_PATH).exists()

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recordings
 from paths import TESTS
 from recorded_policies import GivesUp, Soup, broken, push, two_steps
 from recordings import record_pushes, same_episodes, synthetic, write_dataset
@@ -298,6 +299,49 @@ def test_tasks_that_have_changed_are_not_mixed(tmp_path: Path) -> None:
     files["b"].unlink()
     with pytest.raises(ValueError, match=r"\(its tasks: 'b' is gone\)"):
         again()
+
+
+def test_policies_that_have_changed_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, options = tmp_path / "own_policies.py", {"cameras": (), "recorder": pretend, "policy": "own_policies:make"}
+    monkeypatch.syspath_prepend(tmp_path)
+    file.write_text("make = 1")
+    assert record_pushes(tmp_path / "out", init_state_ids=[1], **options).n_recorded == 1
+    assert record_pushes(tmp_path / "out", init_state_ids=[1, 2], **options).n_recorded == 1
+    file.write_text("make = 2")
+    with pytest.raises(ValueError, match=r"with other options \(the source of its policy has changed\); continue with"):
+        record_pushes(tmp_path / "out", init_state_ids=[1, 2, 3], **options)
+    options_file = tmp_path / "out" / RECORDING_FOLDER / "options.json"
+    earlier = json.loads(options_file.read_text())
+    assert earlier.pop("source") is not None
+    options_file.write_text(json.dumps(earlier))  # as before sources were noted
+    assert record_pushes(tmp_path / "out", init_state_ids=[3], **options).n_recorded == 1
+    file.write_text("make = 1")
+    with pytest.raises(ValueError, match="source of its policy has changed"):
+        record_pushes(tmp_path / "out", init_state_ids=[3], **options)
+
+
+def test_lambdas_are_told_apart_by_what_they_have_taken_along(tmp_path: Path) -> None:
+    def again(value: Any, name: str | None = None, root: str = "out") -> int:
+        policy: Any = lambda env: lambda obs: np.full(7, value)  # noqa: E731
+        if name is not None:
+            policy.name = name
+        return record_pushes(tmp_path / root, cameras=(), init_state_ids=[0], recorder=pretend, policy=policy).n_resumed
+
+    assert [again(0.1), again(0.1)] == [0, 1]
+    with pytest.raises(ValueError, match="the source of its policy has changed"):
+        again(0.9)
+    with pytest.warns(
+        UserWarning, match=r"Nothing tells the policy .*<lambda> .* cannot be continued; .* a `name`"
+    ) as w:
+        again(np.ones(7), root="array")
+    assert [warning.filename for warning in w] == [str(Path(recordings.__file__))]
+    with pytest.raises(
+        ValueError, match=r"Nothing tells the policy .*array is not continued; give the function a `nam"
+    ):
+        again(np.ones(7), root="array")
+    assert [again(np.ones(7), "ones", "named"), again(np.ones(7), "ones", "named")] == [0, 1]
+    with pytest.raises(ValueError, match="policy 'ones' to 'twos'"):
+        again(np.ones(7), "twos", "named")
 
 
 def test_failures_are_dropped_unless_kept_and_successes_end_the_episode(tmp_path: Path) -> None:

@@ -180,6 +180,11 @@ WRITER: list[tuple[dict[str, Any], str]] = [
     ({"fps": 20.0}, r"fps=20\.0; expected a whole number"),
     ({"crf": "good"}, r"crf='good'; expected a whole number"),
     ({"cameras": "image"}, r"cameras='image'; expected a sequence"),
+    ({"cameras": ("a/../../../x",)}, r"cameras=\('a/../../../x',\); expected observation keys"),
+    ({"cameras": ("image}",)}, r"cameras=\('image}',\); expected observation keys"),
+    ({"cameras": ("",)}, r"cameras=\('',\); expected observation keys"),
+    ({"cameras": (1,)}, r"cameras=\(1,\); expected observation keys"),
+    ({"cameras": ("image", "image")}, r"each once, without '/' or braces"),
     ({"overwrite": "no"}, r"overwrite='no'; expected True or False"),
 ]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from libero_gym.common.warn import warn_once
 from libero_gym.stock_api.arguments import Camera, check_arguments
 from libero_gym.stock_api.environment import OffScreenRenderEnv
 from libero_gym.tasks import Task
@@ -18,6 +21,24 @@ def test_cameras_have_sizes_of_their_own(spatial_task: Task) -> None:
     assert arguments.cameras == (Camera("agentview", 64, 48, False), Camera("frontview", 32, 48, True))
     assert arguments.horizon == 1000
     assert check_arguments(spatial_task.bddl_file, {"use_camera_obs": False, "ignore_done": True}).cameras == ()
+
+
+def test_arrays_say_what_lists_say(spatial_task: Task) -> None:
+    given = {"camera_heights": [64, 32], "camera_depths": [False, True], "camera_segmentations": ["instance", "class"]}
+    expected = check_arguments(spatial_task.bddl_file, given)
+    assert check_arguments(spatial_task.bddl_file, {name: np.array(each) for name, each in given.items()}) == expected
+
+
+def test_a_gpu_that_is_not_taken_is_told_once(spatial_task: Task) -> None:
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=r"render_gpu_device_id=7 is ignored; \$MUJOCO_EGL_DEVICE_ID") as told:
+        OffScreenRenderEnv(spatial_task.bddl_file, render_gpu_device_id=7)
+    assert [warning.filename for warning in told] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        OffScreenRenderEnv(spatial_task.bddl_file, render_gpu_device_id=7)
+        for usual in ({}, {"render_gpu_device_id": 0}, {"render_gpu_device_id": 6, "renderer": "fast"}):
+            check_arguments(spatial_task.bddl_file, usual)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +79,17 @@ def test_the_renderer_is_a_keyword_or_a_variable(spatial_task: Task, monkeypatch
         ({"horizon": 0}, "horizon=0"),
         ({"renderer": "igibson"}, "Unknown renderer 'igibson'"),
         ({"renderer": "fast", "camera_depths": True}, "camera_depths=True needs renderer='exact'"),
+        ({"camera_names": ["agentview", "nonsense"]}, "Unknown camera_names 'nonsense'. Choices: .*'frontview'"),
+        ({"camera_names": "agentveiw"}, r"Unknown camera_names 'agentveiw'\. Did you mean 'agentview'\?"),
+        ({"camera_names": None}, "camera_names=None; expected a sequence"),
+        ({"camera_names": [1]}, r"camera_names=\[1\]; expected names of cameras"),
+        (
+            {"camera_depths": np.array([[True], [False]])},
+            r"camera_depths=\[\[True\], \[False\]\]; expected True or False",
+        ),
+        ({"camera_depths": "no"}, r"camera_depths=\['no', 'no'\]; expected True or False"),
+        ({"camera_segmentations": 5}, "camera_segmentations=5; expected a sequence"),
+        ({"initialization_noise": np.zeros(7)}, "initialization_noise=array.* is not offered"),
     ],
 )
 def test_what_is_not_offered_is_named(given: dict[str, Any], message: str, spatial_task: Task) -> None:

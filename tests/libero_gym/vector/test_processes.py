@@ -209,3 +209,37 @@ def test_an_error_in_one_environments_step_leaves_all_usable(env: LiberoVectorEn
     env.reset(options={"reset_mask": np.array([True, False])})
     assert env.step(np.zeros((2, 10, 7)))[4]["elapsed_steps"].tolist() == [10, 20]
     assert worker_pids(env) == workers
+
+
+def test_a_second_close_leaves_other_files_alone() -> None:
+    env = LiberoVectorEnv(1, **ARGUMENTS, n_workers=1)
+    descriptor = env.backend._shared.descriptor  # type: ignore[attr-defined]
+    env.backend.close()
+    opened = [os.open(os.devnull, os.O_RDONLY)]
+    while opened[-1] < descriptor:
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+    assert descriptor in opened  # the system gives the number to the next file
+    env.backend.close()
+    env.close()
+    for number in opened:
+        os.close(number)  # raises where it is closed already
+
+
+def test_settings_reach_the_workers_after_the_step_under_way() -> None:
+    env = LiberoVectorEnv(2, suite="libero_spatial", task_id=[0, 1], cameras=(), n_workers=1)
+    env.reset(seed=3)
+    shared = env.backend._shared  # type: ignore[attr-defined]
+    before = shared["task_weights"].copy(), shared["autoreset"].copy()
+    for end in (env.step_wait, env.reset):
+        env.step_async(np.zeros((2, 7)))
+        env.set_task_weights([0.0, 1.0])
+        env.set_autoreset(False)
+        np.testing.assert_array_equal(shared["task_weights"], before[0])
+        np.testing.assert_array_equal(shared["autoreset"], before[1])
+        result = end()
+        assert shared["task_weights"].tolist() == [0, 1]
+        assert shared["autoreset"] != before[1]
+        assert end == env.step_wait or result[1]["task_id"].tolist() == [1, 1]  # the reset draws by them
+        env.set_task_weights([1.0, 1.0])
+        env.set_autoreset(True)
+    env.close()

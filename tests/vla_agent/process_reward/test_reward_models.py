@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from vla_agent.process_reward.labels import (
     KINDS,
     NEGATIVE,
     LabelledFrames,
+    _equal_parts,
     contact_sheet,
     grasps,
     label_episodes,
@@ -33,6 +35,7 @@ from vla_agent.process_reward.labels import (
 )
 from vla_agent.process_reward.pages import write_report
 from vla_agent.process_reward.reports import auc_interval, bootstrap, report, roc_auc, time_correlation
+from vla_agent.process_reward.storage import digest
 from vla_agent.process_reward.tiny_scorer import split_words
 from vla_agent.process_reward.training import TrainingSettings, train_tiny_scorer, train_vlm_scorer
 
@@ -114,8 +117,30 @@ def test_labels_are_balanced_and_mean_what_they_say(episodes: list[FakeEpisode],
 def test_more_negatives_come_as_far_as_episodes_give_them(episodes: list[FakeEpisode]) -> None:
     counts = label_episodes(episodes, middle_and_late, n_negatives=4).counts()
     assert counts["keyframe"] == 90
-    assert counts["before"] == counts["failure"] == 120
     assert counts["other instruction"] == 90  # every keyframe once
+    assert counts["before"] == counts["failure"] == 135  # which give what is missing
+
+
+@pytest.mark.parametrize(
+    ("total", "sizes", "expected"),
+    [
+        (12, [9, 9, 9], [4, 4, 4]),
+        (14, [9, 9, 9], [5, 5, 4]),
+        (14, [9, 2, 9], [6, 2, 6]),
+        (30, [9, 2, 9], [9, 2, 9]),
+        (1, [9, 9], [1, 0]),
+        (0, [9], [0]),
+        (5, [], []),
+    ],
+)
+def test_equal_parts_lose_nothing_that_fits(total: int, sizes: list[int], expected: list[int]) -> None:
+    assert _equal_parts(total, sizes) == expected
+
+
+def test_one_keyframe_has_a_negative_though_two_kinds_could_give_it() -> None:
+    pair = [make_episode(1), make_episode(2, success=False)]
+    counts = label_episodes(pair, lambda episode: np.array([], dtype=int), n_negatives=1).counts()
+    assert (counts["keyframe"], counts["before"], counts["failure"]) == (1, 1, 0)
 
 
 # Distances of the fingers in mm over an episode of 2.5 frames a second, and where it can be seen to have failed.
@@ -305,6 +330,42 @@ def test_kept_episodes_are_read_back_and_another_file_is_told(tmp_path: Path) ->
         load_episodes(tmp_path / "e.npz", {"seed": 0})
 
 
+def test_settings_of_kept_episodes_may_hold_tuples(tmp_path: Path) -> None:
+    made = make_episode(0)
+    one = PolicyEpisode(made.instruction, made.state, made.images, True, 0, 1, 20.0)
+    save_episodes(tmp_path / "e.npz", [one], {"tasks": (1, 2)})
+    assert load_episodes(tmp_path / "e.npz", {"tasks": (1, 2)}) is not None
+    assert load_episodes(tmp_path / "e.npz", {"tasks": (1, 3)}) is None
+
+
+GOOD_ROW = ["take it", True, 0, 0, 20.0, 6]
+GOOD_ARRAYS = {"state": np.zeros((6, 8), np.float32), "image": np.zeros((6, 4, 4, 3), np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "arrays", "message"),
+    [
+        ([[*GOOD_ROW[:5], 5], [*GOOD_ROW[:5], 2]], {}, r"'state' is float32 \(6, 8\), and its episodes have 7 frames"),
+        ([GOOD_ROW], {"image": np.zeros((2, 4, 4, 3), np.uint8)}, r"'image' is uint8 \(2, 4, 4, 3\)"),
+        ([GOOD_ROW], {"image": np.zeros((6, 4, 4), np.uint8)}, r"'image' is uint8 \(6, 4, 4\)"),
+        ([GOOD_ROW], {"state": np.zeros((6, 7), np.float32)}, r"'state' is float32 \(6, 7\)"),
+        ([5], {}, "an episode is described by 5"),
+        (7, {}, "int"),
+        ([], {}, "its episodes have 0 frames"),
+        ([[*GOOD_ROW[:5], "a"]], {}, "the number of frames='a'; expected a whole number"),
+        ([[*GOOD_ROW[:5], 0], GOOD_ROW], {}, "the number of frames=0 is out of range"),
+        ([["take it", 3]], {}, r"an episode is described by \['take it', 3\]"),
+        ([["take it", 1, *GOOD_ROW[2:]]], {}, "success=1; expected True or False"),
+    ],
+)
+def test_damaged_kept_episodes_are_one_sentence(
+    tmp_path: Path, rows: Any, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    (tmp_path / "e.npz").write_bytes(pack({"about": {}, "episodes": rows}, GOOD_ARRAYS | arrays))
+    with pytest.raises(ValueError, match=rf"e\.npz' is damaged: .*{message}.*; remove it"):
+        load_episodes(tmp_path / "e.npz", {})
+
+
 def test_report_measures_it(scorer: TinyScorer, tmp_path: Path) -> None:
     unseen = [make_episode(seed, success=seed % 2 > 0) for seed in range(200, 220)]
     for episode in unseen[::4]:  # these failures hold something for a while
@@ -396,6 +457,28 @@ def test_saved_scorer_is_the_same(scorer: TinyScorer, examples: LabelledFrames, 
     (tmp_path / "scorer" / "scorer.safetensors").write_bytes(b"nothing")
     with pytest.raises(RewardModelError, match="incomplete or damaged"):
         load_reward_model(tmp_path / "scorer")
+
+
+def test_scorers_of_equal_weights_and_other_settings_have_other_fingerprints(tmp_path: Path) -> None:
+    def untrained(instruction: str, camera: str = "image") -> TinyScorer:
+        th.manual_seed(0)
+        return TinyScorer(ScorerConfig((instruction,), 16, camera=camera, channels=(8,)))
+
+    scorers = [untrained("take cup"), untrained("push box"), untrained("take cup", "wrist_image")]
+    assert len({scorer.fingerprint() for scorer in scorers}) == 3
+    scorers[0].save(tmp_path / "scorer")
+    again = TinyScorer.load(tmp_path / "scorer")
+    assert again.fingerprint() == scorers[0].fingerprint() == untrained("take cup").fingerprint()
+
+
+def test_scorers_that_runs_have_noted_keep_their_fingerprint(tmp_path: Path) -> None:
+    shipped = load_reward_model("tiny-scorer")
+    assert isinstance(shipped, TinyScorer)
+    assert shipped.fingerprint() == digest(shipped.state_dict())
+    shipped.save(tmp_path / "copy")
+    again = load_reward_model(tmp_path / "copy")
+    assert isinstance(again, TinyScorer)
+    assert again.fingerprint() == shipped.fingerprint()
 
 
 def test_unseen_instruction_warns_once(scorer: TinyScorer, examples: LabelledFrames) -> None:
@@ -555,13 +638,13 @@ def test_answers_that_nothing_tells_apart_are_refused() -> None:
 def test_a_scorers_model_has_no_code_of_its_own_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdin: str, checked: bool
 ) -> None:
-    """Not even without the check of the folder, which a model of the hub does not go through."""
+    """Not even without the check of the folder."""
     terminal = io.StringIO("y\n" * 20)
     if stdin == "closed":
         terminal.close()
     monkeypatch.setattr(sys, "stdin", terminal)
     if not checked:
-        monkeypatch.setattr("vla_agent.process_reward.vlm_scorer.check_model_folder", lambda path: None)
+        monkeypatch.setattr("vla_agent.process_reward.model_folder.check_model_folder", lambda path: None)
     code = f"""
 from pathlib import Path
 Path({str(tmp_path / "ran")!r}).mkdir()
@@ -599,3 +682,104 @@ def test_a_model_without_end_is_not_built(tmp_path: Path, config: dict[str, Any]
 def test_no_vlm_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(RewardModelError, match="no vision-language model"):
         VLMScorer.from_pretrained(tmp_path)
+
+
+COMMIT = "a" * 40
+
+
+@pytest.fixture
+def hub_model(vlm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of the hub's model "somebody/model" in a cache of its own, with no way to the hub."""
+    import huggingface_hub
+
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    snapshot = cache / "models--somebody--model" / "snapshots" / COMMIT
+    shutil.copytree(vlm_folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
+    return snapshot
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_scorer_of_the_hubs_model_comes_back_without_the_hub(
+    hub_model: Path, examples: LabelledFrames, tmp_path: Path
+) -> None:
+    scorer = VLMScorer.from_pretrained("somebody/model", dtype=th.float32)
+    assert scorer.name == "somebody/model"
+    scorer.save(tmp_path / "scorer")
+    again = load_reward_model(tmp_path / "scorer")
+    asked = examples.images[:2], examples.instructions[:2]
+    np.testing.assert_array_equal(again.score(*asked), scorer.score(*asked))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"auto_map": {"AutoConfig": "foreign.Config"}}, "never run here"),
+        ({"_attn_implementation": "somebody/kernel"}, "never run here"),
+        ({"text_config": {"num_hidden_layers": 3000}}, "no model has more than 1024"),
+    ],
+)
+def test_a_model_of_the_hub_is_looked_through_before_it_is_loaded(
+    hub_model: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(repo_id: str, **kwargs: Any) -> str:
+        asked.append((kwargs["allow_patterns"], kwargs["revision"]))
+        return str(hub_model)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    VLMScorer.from_pretrained("somebody/model", dtype=th.float32)
+    assert [revision for _, revision in asked] == [None, COMMIT]  # the rest is of the revision that was looked through
+    asked.clear()
+    change_config(hub_model, **changes)
+    with pytest.raises(RewardModelError, match=message):
+        VLMScorer.from_pretrained("somebody/model", dtype=th.float32)
+    assert asked == [(["*.json"], None)]
+
+
+def test_a_scorer_that_was_sent_downloads_nothing_unless_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(repo_id: str, **kwargs: Any) -> str:
+        asked.append(kwargs["local_files_only"])
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    scorer = {"class": "VLMScorer", "model": "somebody/model", "question": "{instruction}?", "camera": "image"}
+    (tmp_path / "scorer.json").write_text(json.dumps({**scorer, "instructions": None, "lora": None}))
+    save_file({}, tmp_path / "scorer.safetensors")
+    with pytest.raises(RewardModelError, match=r"downloads nothing by itself: `hf download somebody/model` does"):
+        load_reward_model(tmp_path)
+    with pytest.raises(RewardModelError, match=r"\(ConnectionError\); check the spelling and the network"):
+        VLMScorer.load(tmp_path, download=True)
+    assert asked == [True, False]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_folder_with_adapters_is_refused(vlm_folder: Path, tmp_path: Path, whole: bool) -> None:
+    """transformers would load the model that the adapters name, or put them into the folder's own."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path / "model"
+    shutil.copytree(vlm_folder, folder)
+    adapted = get_peft_model(load_vlm(vlm_folder).model, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(folder)
+    if not whole:
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(RewardModelError, match=r"holds adapters \(adapter_config\.json\)"):
+        load_vlm(folder)
