@@ -128,6 +128,12 @@ def test_a_reward_of_ones_own_is_learned_from_as_printed() -> None:
     assert ((rewards < 0) & (rewards > -0.1 * 2 * height)).all()  # no success in four decisions
 
 
+def test_a_model_acts_in_a_gymnasium_loop_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    (loop,) = [block for block in fences(ROOT / "vla_agent" / "README.md", "python") if "StepwisePolicy" in block]
+    exec(loop, {})
+    assert capsys.readouterr().out == "True\n"
+
+
 def test_install_commands_are_those_of_the_continuous_integration() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     shown = list(commands(README))

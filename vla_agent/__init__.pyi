@@ -14,6 +14,7 @@ from .evaluation import Comparison as Comparison
 from .evaluation import EvaluationCallback as EvaluationCallback
 from .evaluation import EvaluationReport as EvaluationReport
 from .evaluation import Evaluator as Evaluator
+from .evaluation import StepwisePolicy as StepwisePolicy
 from .evaluation import compare_reports as compare_reports
 from .evaluation import evaluate_policy as evaluate_policy
 from .policy import VLAPolicy as VLAPolicy

@@ -57,11 +57,11 @@ class Episode:
     """
 
     instruction: str
-    state: np.ndarray
-    actions: np.ndarray
-    images: dict[str, np.ndarray] = field(default_factory=dict)
-    rewards: np.ndarray | None = None
-    dones: np.ndarray | None = None
+    state: np.ndarray = field(repr=False)
+    actions: np.ndarray = field(repr=False)
+    images: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    rewards: np.ndarray | None = field(default=None, repr=False)
+    dones: np.ndarray | None = field(default=None, repr=False)
     success: bool = True
     suite: str = ""
     task_id: int = -1

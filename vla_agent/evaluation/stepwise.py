@@ -176,7 +176,7 @@ class _ModelSteps:
         """The next chunk, float64 (n, 7)."""
         model = self._backbone
         ids, mask = (th.from_numpy(part[None]).to(model.device) for part in self._prompt(obs))
-        images = [obs[key][None] for key in self._keys]
+        images = [self._frame(obs, key)[None] for key in self._keys]
         if self._transform is not None:
             images = [self._transform(frames) for frames in images]
         inputs = model_inputs(model, ids, mask, images, obs["state"][None], self._unnorm_key)
@@ -184,6 +184,16 @@ class _ModelSteps:
             stats = model.processor.action_stats(self._unnorm_key)
             return to_environment(unnormalize(model.regress_actions(**inputs).cpu().numpy(), stats))[0]
         return self._codec.decode(self._bins(inputs, generator))[0]
+
+    def _frame(self, obs: Observation, key: str) -> np.ndarray:
+        shape = np.shape(obs.get(key))
+        if shape[:2] != (self.image_size, self.image_size):
+            found = f"is {shape[0]} x {shape[1]} pixels" if len(shape) == 3 else "is not shown"
+            raise ValueError(
+                f"The model reads {key!r} with {self.image_size} x {self.image_size} pixels, and it {found}; make the "
+                f"environment with image_size={self.image_size}, cameras={self.cameras!r}."
+            )
+        return np.asarray(obs[key])
 
     def _bins(self, inputs: dict[str, Any], generator: th.Generator) -> np.ndarray:
         """The bins to execute, int64 (1, N)."""

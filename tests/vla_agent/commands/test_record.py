@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,3 +133,16 @@ def test_without_official_states_only_placements_are_recorded(
     command._record(options, "libero_gym.demonstrations:expert_policy", None)
     assert list(asked["init_state_ids"]) == expected
     assert list(asked["placement_seeds"]) == [0, 1]
+
+
+def test_frames_of_another_size_or_none_are_not_decided_on() -> None:
+    act = StepwisePolicy(MODEL, device="cpu")(
+        SimpleNamespace(unwrapped=SimpleNamespace(np_random=np.random.default_rng(0)))
+    )
+    shown = {"state": np.zeros(8, dtype=np.float32), "instruction": "pick up the bowl"}
+    with pytest.raises(
+        ValueError, match=r"reads 'image' with 112 x 112 pixels, and it is 64 x 64 pixels; make"
+    ):
+        act(shown | {"image": np.zeros((64, 64, 3), dtype=np.uint8)})
+    with pytest.raises(ValueError, match=r"it is not shown; .* image_size=112, cameras=\('agentview',\)\."):
+        act(shown)
