@@ -6,6 +6,7 @@ LIBERO reads such files without looking: a misspelt name ends in a ``KeyError`` 
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -92,6 +93,8 @@ def read_text(path: Path) -> str:
         OSError: If the file cannot be read.
         ValueError: If it is too large to be one.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; expected a BDDL file, such as one in it", str(path))
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"{path} has {size} bytes; expected a BDDL file of at most {MAX_BYTES}.")

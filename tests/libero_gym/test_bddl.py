@@ -177,3 +177,8 @@ def test_what_is_no_instruction_is_told(tmp_path: Path, part: str) -> None:
     path = write_task(tmp_path, definition=DEFINITION.replace("(:language Put the bowl on the plate)", part))
     with pytest.raises(ValueError, match=r"line \d: found '[()]'; expected the words of the instruction"):
         bddl.read_instruction(path)
+
+
+def test_a_folder_in_a_files_place_is_told(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="it is a folder; expected a BDDL file, such as one in it"):
+        read_problem(tmp_path)

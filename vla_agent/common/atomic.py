@@ -254,13 +254,10 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None or not _is_of(path, error.filename):  # or one of our own sentences
             raise
-        reason = os.strerror(error.errno)
-        raise type(error)(
-            error.errno,
-            f"{reason}; '{path}' was not written, and what was there stays. Free space, or choose a folder that can "
-            "be written",
-            str(path),
-        ) from error
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way = "Free space, or choose a folder on another disk" if is_full else "Choose a folder that can be written"
+        reason = f"{os.strerror(error.errno)}; '{path}' was not written, and what was there stays. {way}"
+        raise type(error)(error.errno, reason, str(path)) from error
 
 
 def _is_of(path: Path, name: object) -> bool:
