@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -294,9 +295,9 @@ class VLAVecEnv(Uncopyable, VecEnv):
         return [wrapper_class is Monitor] * len(self._indices(indices))
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """The frames that the environments render with ``render_mode="rgb_array"``."""
+        """The frames that the environments render with ``render_mode="rgb_array"``; without it None for each."""
         self._check_open()
-        return list(cast(Sequence[np.ndarray], self.venv.render()))
+        return _images(self.venv.render(), self)
 
     # ------------------------------------------------------------------------------------------- private
 
@@ -354,6 +355,15 @@ class VLAVecEnv(Uncopyable, VecEnv):
         if indices != list(range(self.num_envs)):
             kwargs["indices"] = indices
         return self.venv.call(name, *args, **kwargs)
+
+
+def _images(frames: Sequence[np.ndarray] | None, env: VLAVecEnv) -> list[np.ndarray | None]:
+    """What `VLAVecEnv.get_images` gives for rendered frames; a warning and None for each environment without them."""
+    if frames is not None:
+        return list(frames)
+    told = f"The render mode is {env.render_mode}, so there are no images; make_vec_env(render_mode='rgb_array')."
+    warnings.warn(told, stacklevel=3)
+    return [None] * env.num_envs
 
 
 def speaks_tokens(env: VecEnv) -> bool:

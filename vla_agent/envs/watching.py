@@ -13,6 +13,7 @@ from libero_gym.common.checks import whole_number
 from libero_gym.dimensions import ACTION_DIM, CONTROL_FREQ, IMAGE_KEYS, Physics, Renderer
 from vla_agent.envs.episodes import EpisodeStart
 from vla_agent.envs.suites import describe_suite
+from vla_agent.process_reward.interface import check_camera, checked_scores
 
 MAX_STEPS = 5000  # control steps of an episode to look at: its frames are in memory, and then in one page
 # Decides the next action, (7,) or None to end the episode, in an environment that was reset.
@@ -78,6 +79,7 @@ def watch(
 
     Raises:
         ValueError: If an argument is out of range, or the id is unknown.
+        RewardModelError: If the scorer looks at a camera that LIBERO lacks, or gives something else than scores.
     """
     from libero_gym.env import LiberoEnv
     from libero_gym.rendering import check_image_size
@@ -151,13 +153,16 @@ class _Eye:
     Args:
         scorer: The model.
         env: The environment, `LiberoEnv`, after its reset.
+
+    Raises:
+        RewardModelError: If LIBERO has no such camera.
     """
 
     def __init__(self, scorer: Any, env: Any) -> None:
-        key = getattr(scorer, "camera", IMAGE_KEYS["agentview"])
         self._scorer, self._env = scorer, env
-        self._camera = next(camera for camera, own in IMAGE_KEYS.items() if own == key)
         self._size = getattr(scorer, "image_size", None) or env.image_size
+        key = check_camera(scorer, dict.fromkeys(IMAGE_KEYS.values(), (self._size, self._size, 3)))
+        self._camera = next(camera for camera, own in IMAGE_KEYS.items() if own == key)
         self._frames: list[np.ndarray] = []
         self.look()
 
@@ -169,8 +174,12 @@ class _Eye:
         self._frames += render(env.simulator, (self._camera,), self._size, env.render_device, env.renderer)
 
     def scores(self, instruction: str) -> np.ndarray:
-        """The score of each frame, (n,)."""
-        return np.asarray(self._scorer.score(np.stack(self._frames), [instruction] * len(self._frames)))
+        """The score of each frame, (n,).
+
+        Raises:
+            RewardModelError: If the model gives anything else than scores in [0, 1].
+        """
+        return checked_scores(self._scorer, np.stack(self._frames), [instruction] * len(self._frames))
 
 
 def expert(env: Any) -> Act:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from vla_agent.common.intervals import mcnemar_exact
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.vec_env import VLAVecEnv
-from vla_agent.evaluation.policies import RegressionPolicy, as_policy, load_subject, processor_of
+from vla_agent.evaluation.policies import RegressionPolicy, as_policy, close_subject, load_subject, processor_of
 from vla_agent.evaluation.results import EpisodeResult, SuccessRow, lost_and_gained, paired_episodes
 from vla_agent.evaluation.trials import Trial
 
@@ -97,24 +98,26 @@ def film_change(before: Any, after: Any, env_id: str, trial: Trial, path: Path, 
         path: The MP4.
         **env_kwargs: Further arguments of the environments.
     """
-    subjects = [load_subject(model, "auto").model for model in (before, after)]
-    processor = processor_of(subjects[1], "tiny")
-    env = make_vec_env(
-        env_id,
-        1,
-        model=processor,
-        task_id=trial.task_id,
-        render_mode="rgb_array",
-        render_size=FILM_SIZE,
-        n_workers=1,
-        **env_kwargs,
-    )
-    try:
-        sides = [_play(as_policy(model, env, None), env, trial) for model in subjects]
+    with contextlib.ExitStack() as opened:
+        models = []
+        for model in (before, after):
+            subject = load_subject(model, "auto")
+            opened.callback(close_subject, subject)
+            models.append(subject.model)
+        env = make_vec_env(
+            env_id,
+            1,
+            model=processor_of(models[1], "tiny"),
+            task_id=trial.task_id,
+            render_mode="rgb_array",
+            render_size=FILM_SIZE,
+            n_workers=1,
+            **env_kwargs,
+        )
+        opened.callback(env.close)
+        sides = [_play(as_policy(model, env, None), env, trial) for model in models]
         instruction = env.reset_infos[0]["instruction"]
         chunk = env.codec.chunk_size
-    finally:
-        env.close()
     frames = compose(sides, instruction)
     write_film(path, frames, FILM_SPEED * CONTROL_FREQ / chunk)
 

@@ -1,8 +1,9 @@
-"""Evaluation while a model learns, as SB3's `EvalCallback`, by this project's protocols."""
+"""Evaluation while a model learns, in the place of SB3's `EvalCallback`, by this project's protocols."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -62,8 +63,10 @@ class EvaluationCallback(EventCallback):
         seed: Seed for sampling.
         spread: Whether the other processes of the learner's engine play, too, if there are any. By default they do if
             ``deterministic``: greedy episodes are those of one process with as many environments, drawn ones are not.
-        callback_on_new_best: Callback for a model that is better than all before.
-        callback_after_eval: Callback for every evaluation.
+        callback_on_new_best: Callback for a model that is better than all before, such as SB3's
+            `StopTrainingOnRewardThreshold`. SB3's callbacks read success rates where `EvalCallback` has mean rewards:
+            a threshold of 0.9 is a success rate of 90 %.
+        callback_after_eval: Callback for every evaluation, such as SB3's `StopTrainingOnNoModelImprovement`.
         allow_changes: Whether a run that was evaluated on another test (other states, another protocol or renderer,
             drawn actions instead of greedy ones) may go on with this one. Its history and its best begin anew then.
         verbose: 1 shows a progress bar.
@@ -120,6 +123,8 @@ class EvaluationCallback(EventCallback):
         }
         self.settings = settings_of_test(env_id, self.kwargs, self.run_kwargs)
         self.callback_on_new_best = callback_on_new_best
+        if callback_on_new_best is not None:
+            callback_on_new_best.parent = self
         self.reports: dict[int, EvaluationReport] = {}
         self._evaluator: Evaluator | None = None
         self._begin_anew()
@@ -145,6 +150,16 @@ class EvaluationCallback(EventCallback):
     def best(self) -> EvaluatedEpisodes:
         """The first of the evaluations with the highest success rate; its model is in ``<folder>/best``."""
         return max(self.history, key=lambda done: SuccessRow.of(done.episodes).rate)
+
+    @property
+    def best_mean_reward(self) -> float:
+        """Best success rate so far, by the name that SB3's callbacks read; -inf before the first evaluation."""
+        return self.best_success_rate if self.best_success_rate >= 0 else -math.inf
+
+    @property
+    def last_mean_reward(self) -> float:
+        """Success rate of the last evaluation, by the name that SB3's callbacks read; -inf before the first one."""
+        return SuccessRow.of(self.history[-1].episodes).rate if self.history else -math.inf
 
     @property
     def fell(self) -> bool:
@@ -186,6 +201,9 @@ class EvaluationCallback(EventCallback):
         self._is_loaded = False
         if not is_due and not 0 < self._next - self.num_timesteps <= self.eval_freq:  # unless a loaded run goes on
             self._next = self.num_timesteps if self.at_start and not self.history else self._following()
+        super()._on_training_start()
+        if self.callback_on_new_best is not None:
+            self.callback_on_new_best.on_training_start(self.locals, self.globals)
 
     def _folder_of_run(self) -> Path | None:
         return claimed_folder(self.model) if getattr(self.model, "saves_runs", False) else None
@@ -227,6 +245,12 @@ class EvaluationCallback(EventCallback):
         ]
         self.practice = {steps: Practice(*span) for steps, *span in state.get("practice", ())}  # unknown to older runs
         self._practising = Practice(*state.get("practising", ()))
+
+    def update_child_locals(self, locals_: dict[str, Any]) -> None:
+        """Hand the training's local variables to both callbacks."""
+        super().update_child_locals(locals_)
+        if self.callback_on_new_best is not None:
+            self.callback_on_new_best.update_locals(locals_)
 
     def _on_rollout_start(self) -> None:
         self._rollout_is_whole = False

@@ -8,13 +8,16 @@ from typing import Any
 from libero_gym.equivalence.versions import DISTRIBUTION, EXACT, SAME_VERSION, fidelity, refuse_to_mix
 from vla_agent.common.intervals import mcnemar_exact, newcombe_interval
 from vla_agent.evaluation.decoding import describe_decoding
+from vla_agent.evaluation.frames import with_frames
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import EvaluationReport
 from vla_agent.evaluation.results import (
+    EpisodeResult,
     ReportError,
     SuccessRow,
     describe_ids,
     describe_row,
+    describe_value,
     lost_and_gained,
     paired_episodes,
 )
@@ -116,9 +119,9 @@ def compare_reports(
     """Whether two reports can be compared, and whether their success rates differ beyond chance.
 
     Episodes of the same task and initial state are paired, so that what makes some states harder than others cancels.
-    If the reports share no episode, all episodes of both are compared. Reports that do not state draws of fixtures are
-    older; all their episodes had the first draw. Whether actions are greedy or drawn, and at which temperature, is a
-    condition.
+    Tasks of one number and two names are no pairs. If there is no pair, all episodes of both are compared. Reports that
+    do not state draws of fixtures are older; all their episodes had the first draw. Whether actions are greedy or
+    drawn, and at which temperature, is a condition.
 
     Args:
         first: The one to compare with, such as a baseline.
@@ -146,12 +149,11 @@ def compare_reports(
     for name, report in (("first", first), ("second", second)):
         if not report.complete:
             differences.append(f"The {name} report is of an interrupted evaluation ({len(report.episodes)} episodes).")
-    same_suite = first.conditions.get("suite") == second.conditions.get("suite") and not _tasks(first, second)
-    both = paired_episodes(first.episodes, second.episodes) if same_suite else []
+    both = pairs_of(first, second)
     row_one = SuccessRow.of([one for one, _ in both] or first.episodes)
     row_two = SuccessRow.of([two for _, two in both] or second.episodes)
     only_one, only_two = lost_and_gained(both)
-    shared = [name for name in first.suites if name in second.suites] if same_suite else []
+    shared = [name for name in first.suites if name in second.suites] if _may_pair(first, second) else []
     return Comparison(
         differences,
         choices,
@@ -169,6 +171,14 @@ def compare_reports(
             if len(shared) > 1
         },
     )
+
+
+def pairs_of(first: EvaluationReport, second: EvaluationReport) -> list[tuple[EpisodeResult, EpisodeResult]]:
+    """Episodes of both reports from the same initial state of the same task, in the order of the first."""
+    if not _may_pair(first, second):
+        return []
+    others = _other_tasks(first, second)
+    return paired_episodes([episode for episode in first.episodes if episode.task_id not in others], second.episodes)
 
 
 def _refuse_to_mix(first: str, second: str) -> None:
@@ -196,36 +206,60 @@ def _conditions(report: EvaluationReport) -> dict[str, Any]:
     return {name: value for name, value in conditions.items() if name != "task_files"}
 
 
-def _tasks(first: EvaluationReport, second: EvaluationReport) -> list[str]:
-    """A sentence where reports of the same suite's name and numbers are of other tasks; older ones tell names alone."""
-    if any(first.conditions.get(name) != second.conditions.get(name) for name in ("suite", "task_ids")):
+def _same_suite(first: EvaluationReport, second: EvaluationReport) -> bool:
+    return first.conditions.get("suite") == second.conditions.get("suite")
+
+
+def _may_pair(first: EvaluationReport, second: EvaluationReport) -> bool:
+    """Whether episodes of one task's name and state are the same; other names say what else differs in the files."""
+    return _same_suite(first, second) and (bool(_other_tasks(first, second)) or not _differ_in_files(first, second))
+
+
+def _other_tasks(first: EvaluationReport, second: EvaluationReport) -> list[int]:
+    """Ids of tasks that two reports of one suite call by different names."""
+    if not _same_suite(first, second):
         return []
-    names = [report.task_names for report in (first, second)]
-    if other := [task_id for task_id in names[0] if names[1].get(task_id, names[0][task_id]) != names[0][task_id]]:
-        return [f"task {other[0]}: {names[0][other[0]]!r} against {names[1][other[0]]!r}."]
-    files = {report.conditions.get("task_files") for report in (first, second)} - {None}
-    return ["tasks: their BDDL files or initial states differ."] if len(files) > 1 else []
+    names = first.task_names, second.task_names
+    return [task_id for task_id in names[0] if task_id in names[1] and names[0][task_id] != names[1][task_id]]
+
+
+def _differ_in_files(first: EvaluationReport, second: EvaluationReport) -> bool:
+    """Whether the files of the same tasks differ; older reports do not tell."""
+    told = {report.conditions.get("task_files") for report in (first, second)} - {None}
+    return len(told) > 1 and first.conditions.get("task_ids") == second.conditions.get("task_ids")
+
+
+def _tasks(first: EvaluationReport, second: EvaluationReport) -> list[str]:
+    """A sentence if reports of a suite's name are of other tasks by their names, or else by their files."""
+    if other := _other_tasks(first, second):
+        names = [f"{report.task_names[other[0]]!r}" for report in (first, second)]
+        more = f"; tasks {describe_ids(other)} are others" if len(other) > 1 else ""
+        left_out = "their episodes are no pairs and left out" if pairs_of(first, second) else "no episodes are paired"
+        return [f"task {other[0]}: {' against '.join(names)}{more}, so {left_out}."]
+    is_changed = _same_suite(first, second) and _differ_in_files(first, second)
+    return ["tasks: their BDDL files or initial states differ."] if is_changed else []
 
 
 def _model(report: EvaluationReport) -> dict[str, Any]:
-    """What tells a model from another: its files' or weights' hashes; its name if there are none."""
+    """What tells a model from another: its files' or weights' hashes, or what it states; its name if there is none."""
     model = report.manifest.get("model", {})
-    return {"model": model.get("sha256") or model.get("name")}
+    return {"model": model.get("sha256") or model.get("fingerprint") or model.get("name")}
 
 
 def _choices(report: EvaluationReport) -> dict[str, Any]:
     others = ("env_id", "n_envs", "deterministic", "temperature", "mujoco")
-    return {name: value for name, value in report.settings.items() if name not in others}
+    settings = with_frames(report.settings, report.conditions.get("protocol"))
+    return {name: value for name, value in settings.items() if name not in others}
 
 
 def _differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     """A sentence per entry that differs."""
     return [
-        f"{name}: {_short(first.get(name))} against {_short(second.get(name))}."
+        f"{name}: {_short(name, first.get(name))} against {_short(name, second.get(name))}."
         for name in dict.fromkeys([*first, *second])
         if first.get(name) != second.get(name)
     ]
 
 
-def _short(value: Any) -> str:
-    return describe_ids(value) if isinstance(value, list) and value and isinstance(value[0], int) else repr(value)
+def _short(name: str, value: Any) -> str:
+    return describe_value(name, value) if isinstance(value, list) else repr(value)

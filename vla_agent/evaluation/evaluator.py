@@ -2,48 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch as th
 
-from libero_gym.common.checks import choice, flag, sequence, whole_number
+from libero_gym.common.checks import choice, flag, whole_number
 from libero_gym.dimensions import CAMERA_KEYS
-from libero_gym.equivalence.versions import fidelity
-from vla_agent.actors.playing import ActorPolicy, ActorProcessor
 from vla_agent.common.randomness import own_randomness
 from vla_agent.envs.backends import evaluation_arguments
 from vla_agent.envs.episodes import play_episodes
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import describe_suite
-from vla_agent.envs.vec_env import VLAVecEnv
 from vla_agent.evaluation.choosing import check_choosing, mean_score, noted_scores
+from vla_agent.evaluation.conditions import conditions_of, settings_of
 from vla_agent.evaluation.decoding import decoding_settings, drawing_at
-from vla_agent.evaluation.familiarity import (
-    check_choice,
-    choose_statistics,
-    evaluated_states,
-    refuse_trained,
-    states_by_choice,
-    warn_of_unfamiliar,
-)
+from vla_agent.evaluation.familiarity import evaluated_states, warn_of_unfamiliar
 from vla_agent.evaluation.filming import Filmer
+from vla_agent.evaluation.frames import frame_options, frame_settings
+from vla_agent.evaluation.going_on import open_journal
 from vla_agent.evaluation.journal import Journal
 from vla_agent.evaluation.learning import read_curve
+from vla_agent.evaluation.planning import named_trials, statistics_of, trials_of
 from vla_agent.evaluation.policies import RegressionPolicy, as_policy, close_subject, load_subject, processor_of
 from vla_agent.evaluation.progress import Progress
-from vla_agent.evaluation.protocols import PROTOCOLS, EvaluationProtocol
-from vla_agent.evaluation.provenance import UNKNOWN, describe_model, provenance, read_training_states, united
+from vla_agent.evaluation.protocols import PROTOCOLS
+from vla_agent.evaluation.provenance import UNKNOWN, describe_model, provenance
 from vla_agent.evaluation.reports import EvaluationReport, as_folder, finished_timing
 from vla_agent.evaluation.results import EpisodeResult
 from vla_agent.evaluation.sharing import check_shareable, cpus_of_each, share_episodes
 from vla_agent.evaluation.timing import Clock
-from vla_agent.evaluation.trials import Trial, plan_trials
-from vla_agent.test_time.best_of_n import BestOfN
+from vla_agent.evaluation.trials import Trial
 from vla_agent.test_time.scorers import ScorerMaker
 
 if TYPE_CHECKING:
@@ -65,7 +57,8 @@ class Evaluator:
             name ("ws://host:port"; see `vla_agent.actors.load_actor`), or any object with ``predict(obs,
             deterministic=)``. The folder of a run, "runs/ppo", stands for the best of its own
             evaluations (``best/``), and for its newest save if there were none. An object that acts gets `VLAVecEnv`'s
-            observations and returns its bins and a state; `play_episodes` says what else `predict` may take.
+            observations and returns its bins and a state; `play_episodes` says what else `predict` may take. An object
+            whose weights cannot be hashed may have ``fingerprint()``, a text that differs where it acts differently.
         env_id: Id of the environments, such as "LIBERO-Spatial-v0"; or a BDDL file, or a folder of such.
         task_ids: Tasks of the suite; all by default.
         init_state_ids: Official initial states, each once per task. "unseen": those of each task's suite that the model
@@ -144,49 +137,38 @@ class Evaluator:
         self._choosing = check_choosing(best_of_n, scorer, engine)
         env_kwargs = evaluation_arguments(env_kwargs, device)
         trained_states = flag("trained_states", trained_states)
-        placement_seeds = sequence("placement_seeds", placement_seeds)
-        states: Any = init_state_ids
-        if isinstance(states, str):
-            check_choice(states)
-            plan_trials(env_id, task_ids, (), placement_seeds or [0])  # complains before the weights are read
-        else:
-            states = sequence("init_state_ids", states)  # it may be an iterator
-            plan_trials(env_id, task_ids, states, placement_seeds)
+        task_ids, states, placement_seeds = named_trials(env_id, task_ids, init_state_ids, placement_seeds)
         with own_randomness(0):
             self.subject = load_subject(model, device, replan_steps)
-        check_shareable(engine, self.subject)
-        self._given |= {"model": self.subject.name, "init_state_ids": states, "placement_seeds": placement_seeds}
-        own, of_critic = read_training_states(self.subject.folder), self._choosing.training_states
-        self.training_states = own if own is None or of_critic is None else united(own, of_critic)
-        self.suite = describe_suite(env_id)
-        if isinstance(states, str):
-            states = states_by_choice(self.suite, self.training_states, states, task_ids, trained_states)
-        self.trials = plan_trials(env_id, task_ids, states, placement_seeds)
-        for trained_on, what in () if trained_states else ((own, "the model"), (of_critic, "the scorer's critic")):
-            refuse_trained(trained_on, evaluated_states(self.suite, self.trials), what)
-        self.task_ids = sorted({trial.task_id for trial in self.trials})
-        self.conditions: dict[str, Any] = {
-            "suite": self.suite.name,
-            "task_ids": self.task_ids,
-            "init_state_ids": sorted({trial.init_state_id for trial in self.trials}),
-            "protocol": self.protocol.name,
-            "fixture_seed": self.protocol.fixture_seed,
-            "fixture_draw": self.protocol.fixture_draw,
-            "renderer": renderer,
-            "settle_steps": env_kwargs.pop("settle_steps", self.protocol.settle_steps),
-            "max_steps": max_episode_steps or self.protocol.max_steps(self.suite, self.task_ids),
-            "task_files": self.suite.fingerprint(self.task_ids),
-        }
-        self.conditions |= {} if (physics := env_kwargs.get("physics", "exact")) == "exact" else {"physics": physics}
-        trained = getattr(self.subject.model, "policy", None)
-        unnorm_key = unnorm_key or getattr(trained, "unnorm_key", None)
-        processor = processor_of(self.subject.model, processor)
-        evaluated = {self.suite.sources[task_id] for task_id in self.task_ids}
-        # Statistics served the training of a learner that is at hand, and of a model that names its suites.
-        is_at_hand = trained is not None and self.subject.name is None
-        if not is_at_hand and not evaluated <= set(self.training_states or ()):
-            unnorm_key = choose_statistics(getattr(processor, "unnorm_keys", ()), unnorm_key, sorted(evaluated))
-        self._make_env(env_id, n_envs, processor, center_crop, unnorm_key, env_kwargs)
+        self._given |= {"model": self.subject.name, "task_ids": task_ids, "init_state_ids": states}
+        self._given["placement_seeds"] = placement_seeds
+        try:
+            check_shareable(engine, self.subject)
+            self.suite = describe_suite(env_id)
+            self.trials, self.training_states = trials_of(
+                self.subject,
+                self._choosing.training_states,
+                self.suite,
+                env_id,
+                task_ids,
+                states,
+                placement_seeds,
+                trained_states,
+            )
+            self.task_ids = sorted({trial.task_id for trial in self.trials})
+            self.conditions = conditions_of(
+                self.protocol,
+                self.suite,
+                self.trials,
+                renderer,
+                max_episode_steps,
+                settle_steps=env_kwargs.pop("settle_steps", self.protocol.settle_steps),
+                physics=env_kwargs.get("physics", "exact"),
+            )
+            self._make_env(env_id, n_envs, processor, center_crop, unnorm_key, env_kwargs)
+        except BaseException:
+            close_subject(self.subject)
+            raise
 
     def _make_env(
         self,
@@ -198,7 +180,10 @@ class Evaluator:
         env_kwargs: dict[str, Any],
     ) -> None:
         """Make the environments and the policy that acts in them, and note the settings of both."""
-        image_options = _image_options(self.protocol, processor, center_crop, env_kwargs)
+        processor = processor_of(self.subject.model, processor)
+        evaluated = {self.suite.sources[task_id] for task_id in self.task_ids}
+        unnorm_key = statistics_of(self.subject, processor, unnorm_key, evaluated, self.training_states)
+        options = frame_options(self.protocol, processor, center_crop, env_kwargs)
         self.protocol.prepare(self.suite, self.trials)
         logger.info("Starting environments for %d episodes of %s", len(self.trials), self.suite.name)
         self.env = make_vec_env(
@@ -210,16 +195,16 @@ class Evaluator:
             renderer=self.conditions["renderer"],
             settle_steps=self.conditions["settle_steps"],
             max_episode_steps=self.conditions["max_steps"],
-            **env_kwargs | image_options,
+            **env_kwargs | options,
         )
         try:
             with own_randomness(0):
                 self.policy = self._choosing.among(as_policy(self.subject.model, self.env, unnorm_key), self.env)
+            frames = frame_settings(self.env, env_kwargs.get("image_transform", "auto"), options)
+            self.settings = settings_of(env_id, self.env, self.policy, unnorm_key, env_kwargs) | frames
         except BaseException:
             self.env.close()
             raise
-        cropped = self.env.image_transform is not None and image_options.get("center_crop", True)
-        self.settings = {"env_id": env_id, "center_crop": cropped, **_settings(self.env, self.policy, unnorm_key)}
 
     def __enter__(self) -> Evaluator:
         return self
@@ -229,8 +214,10 @@ class Evaluator:
 
     def close(self) -> None:
         """Close the environments, and a policy that was loaded by its name; safe to call twice."""
-        self.env.close()
-        close_subject(self.subject)
+        try:
+            self.env.close()
+        finally:
+            close_subject(self.subject)
 
     def run(
         self,
@@ -264,7 +251,8 @@ class Evaluator:
         Raises:
             ValueError: If an argument is out of range, failures are to be filmed without a folder or a camera, or a
                 temperature is given where nothing is drawn.
-            ReportError: If ``out`` holds an evaluation of another model, or with other settings, or is no folder.
+            ReportError: If ``out`` holds an evaluation of another model, or with other settings, or is no folder; or
+                if it holds episodes, and nothing tells the object that played them from another of its class.
             BlockingIOError: If another evaluation writes into ``out``.
         """
         deterministic, seed = flag("deterministic", deterministic), whole_number("seed", seed, 0, MAX_SEED)
@@ -295,7 +283,7 @@ class Evaluator:
         warn_of_unfamiliar(self.training_states, self.settings["unnorm_key"], self.env.processor, evaluated)
         clock = Clock()
         play = functools.partial(self.play, deterministic=deterministic, clock=clock, filmer=filmer, on_step=on_step)
-        with _journal(out, report) as journal:
+        with open_journal(out, report) as journal:
             try:
                 self._run(report, journal, play, progress_bar, filmer, on_step)
                 report.complete = True
@@ -376,23 +364,6 @@ class Evaluator:
             yield episode.number, result
 
 
-def _image_options(
-    protocol: EvaluationProtocol, processor: Any, center_crop: bool | None, env_kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Arguments of `make_vec_env` for frames: those that the protocol makes for our models, or a policy asks for."""
-    if isinstance(processor, ActorProcessor):
-        return processor.image_options(center_crop, env_kwargs)
-    return protocol.image_options(processor.image_size, center_crop, env_kwargs.get("image_size"))
-
-
-def _journal(out: Path | None, report: EvaluationReport) -> contextlib.AbstractContextManager[Journal | None]:
-    """The journal of a report's evaluation; None without a folder."""
-    if out is None:
-        return contextlib.nullcontext()
-    decisive = {name: value for name, value in report.settings.items() if name != "n_envs"}
-    return Journal(out, report.conditions | decisive | {"model": report.manifest["model"]})
-
-
 def _filmer(film_failures: int, out: Path | None, settings: dict[str, Any]) -> Filmer | None:
     """What films failures; None if there are none to film."""
     if not film_failures:
@@ -400,16 +371,3 @@ def _filmer(film_failures: int, out: Path | None, settings: dict[str, Any]) -> F
     if out is None or CAMERA_KEYS[0] not in settings["cameras"]:
         raise ValueError("film_failures needs an out folder, and environments with the agentview camera.")
     return Filmer(out, film_failures, settings["chunk_size"])
-
-
-def _settings(env: VLAVecEnv, policy: Any, unnorm_key: str | None) -> dict[str, Any]:
-    """What a report states of environments and policy, apart from its conditions."""
-    return {
-        "mujoco": env.settings.get("mujoco", fidelity()),
-        "image_size": env.processor.image_size,
-        "cameras": [key for key in CAMERA_KEYS if key in cast(Any, env.observation_space).spaces],
-        "chunk_size": env.codec.chunk_size,
-        "unnorm_key": unnorm_key,
-        "n_envs": env.num_envs,
-        **(policy.settings if isinstance(policy, (ActorPolicy, BestOfN)) else {}),
-    }

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from vla_agent.evaluation.comparison import SIGNIFICANCE_LEVEL, compare_reports
+from vla_agent.evaluation.comparison import SIGNIFICANCE_LEVEL, compare_reports, pairs_of
 from vla_agent.evaluation.html import film_section, learning_sections, render, states_in_words
 from vla_agent.evaluation.pages import facts, model_name
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.reports import EvaluationReport
-from vla_agent.evaluation.results import EpisodeResult, SuccessRow, paired_episodes
+from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 
 COMPARISON_FILE = "comparison.html"
 
@@ -110,20 +110,16 @@ def changes_by_suite(
     """
     # Older reports name no suites of tasks, so pairs are grouped by whichever report tells more.
     told = max((second, first), key=lambda report: len(report.task_suites))
-    suites: dict[str, tuple[list[EpisodeResult], list[EpisodeResult]]] = {}
-    names: dict[str, dict[int, str]] = {}
+    suites: dict[str, dict[tuple[int, str], tuple[list[EpisodeResult], list[EpisodeResult]]]] = {}
     for side, (report, episodes) in enumerate(((first, before), (second, after))):
         by = told if paired else report
         for episode in episodes:
-            suite = by.suite_of(episode.task_id)
-            suites.setdefault(suite, ([], []))[side].append(episode)
-            names.setdefault(suite, {})[episode.task_id] = report.task_names[episode.task_id]
+            task = episode.task_id, report.task_names[episode.task_id]  # a number may stand for two tasks
+            suites.setdefault(by.suite_of(episode.task_id), {}).setdefault(task, ([], []))[side].append(episode)
     changes = []
-    for suite, (one, two) in suites.items():
-        tasks = [
-            _change(task_id, names[suite][task_id].replace("_", " "), _of(one, task_id), _of(two, task_id), paired)
-            for task_id in dict.fromkeys(episode.task_id for episode in [*one, *two])
-        ]
+    for suite, of_task in suites.items():
+        tasks = [_change(task_id, name.replace("_", " "), *sides, paired) for (task_id, name), sides in of_task.items()]
+        one, two = ([episode for sides in of_task.values() for episode in sides[side]] for side in (0, 1))
         changes.append(SuiteChange(suite, tasks, _change(-1, "", one, two, paired, counted=True)))
     return changes
 
@@ -134,7 +130,7 @@ def _compared(
     """The episodes that are compared: those that both ran if they are paired, else all."""
     if not paired:
         return first.episodes, second.episodes
-    pairs = paired_episodes(first.episodes, second.episodes)
+    pairs = pairs_of(first, second)
     return [one for one, _ in pairs], [two for _, two in pairs]
 
 
@@ -157,7 +153,3 @@ def _change(
 
 def _count(episodes: Sequence[EpisodeResult]) -> str:
     return "1 episode" if len(episodes) == 1 else f"{len(episodes)} episodes"
-
-
-def _of(episodes: Iterable[EpisodeResult], task_id: int) -> list[EpisodeResult]:
-    return [episode for episode in episodes if episode.task_id == task_id]

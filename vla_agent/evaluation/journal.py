@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from libero_gym.common.atomic import write_text
 from libero_gym.common.json_files import MAX_BYTES, parse_json
 from libero_gym.equivalence.versions import with_fidelity
+from vla_agent.evaluation.frames import with_frames
 from vla_agent.evaluation.protocols import with_fixtures
 from vla_agent.evaluation.results import SCHEMA, EpisodeResult, ReportError
 
@@ -65,7 +66,7 @@ class Journal:
         lines = _whole_lines(self.path)
         if lines:
             told = {name: value for name, value in header.items() if name in lines[0] or name not in _LATER}
-            self._check(with_fixtures(with_fidelity(told)), with_fixtures(with_fidelity(lines[0])))
+            self._check(_completed(told), _completed(lines[0]))
             self.episodes = [
                 _episode(line, f"'{self.path}', line {number},") for number, line in enumerate(lines[1:], start=2)
             ]
@@ -110,6 +111,11 @@ def unfilmed(folder: Path) -> set[tuple[int, int]]:
         return {_episode(line, JOURNAL_FILE)[:2] for line in lines}
     except ReportError:
         return set()
+
+
+def _completed(header: dict[str, Any]) -> dict[str, Any]:
+    """A first line with what older ones do not state."""
+    return with_fixtures(with_fidelity(with_frames(header, header.get("protocol"))))
 
 
 def _episode(line: dict[str, Any], name: str) -> EpisodeResult:

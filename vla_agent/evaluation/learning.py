@@ -15,6 +15,7 @@ from vla_agent.evaluation.results import EpisodeResult, SuccessRow
 from vla_agent.runs.run_files import RUN, STATE, RunError, opened, read_json
 from vla_agent.runs.run_folder import MODEL
 
+MAX_TIMESTEP = 10**15  # more than a run has time for, and as much as a page can draw
 BATCH = 32  # training episodes in a point, at least, as in the run's curve.png
 _FORM = {"counters": {"num_timesteps": int}, "callbacks": dict}
 
@@ -46,10 +47,12 @@ class RunCurve(NamedTuple):
         """
         try:
             evaluations, training = ([_point(point) for point in content[name]] for name in ("evaluations", "training"))
-            return cls(evaluations, training, whole_number("evaluated_at", content["evaluated_at"], 0))
+            evaluated_at = whole_number("evaluated_at", content["evaluated_at"], 0, MAX_TIMESTEP)
+            return cls(evaluations, training, evaluated_at)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                "expected points of timestep, rate, low and high as 'evaluations' and 'training', and 'evaluated_at'"
+                "expected points of timestep, rate, low and high as 'evaluations' and 'training', and 'evaluated_at', "
+                f"with timesteps of at most {MAX_TIMESTEP}"
             ) from error
 
 
@@ -96,6 +99,8 @@ def _curve(callbacks: dict[str, Any], evaluated_at: int) -> RunCurve:
     for batch in episodes.batches(BATCH):
         row = SuccessRow.of([EpisodeResult(e.task_id, 0, e.success, e.length) for e in batch])
         training.append(Evaluated(round(float(np.mean([e.began for e in batch]))), row.rate, row.low, row.high))
+    for steps in [evaluated_at, *(point.num_timesteps for point in evaluations + training)]:
+        whole_number("a timestep", steps, 0, MAX_TIMESTEP)
     return RunCurve(evaluations, training, evaluated_at)
 
 
@@ -105,7 +110,7 @@ def _rounded(point: Evaluated) -> list[float]:
 
 def _point(values: Sequence[Any]) -> Evaluated:
     steps, *rates = values
-    whole_number("a timestep", steps, 0)
+    whole_number("a timestep", steps, 0, MAX_TIMESTEP)
     if len(rates) != 3 or not all(type(rate) in (int, float) and 0 <= rate <= 1 for rate in rates):
         raise ValueError(f"{values!r} is no point.")
     return Evaluated(steps, *rates)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from vla_agent.common.figures import new_figure, save_figure
 from vla_agent.evaluation.decoding import describe_decoding
 from vla_agent.evaluation.protocols import describe_protocol
-from vla_agent.evaluation.results import EvaluationResults, SuccessRow, describe_ids, describe_row
+from vla_agent.evaluation.results import EvaluationResults, SuccessRow, describe_ids, describe_row, describe_value
 
 CHART_FILE = "success.png"
 _HASH = "sha256 of "  # begins the names of hashes
@@ -67,7 +66,7 @@ def facts(report: EvaluationResults) -> dict[str, str]:
     """How a result was made, by name: conditions, settings, timing, command, machine, versions, hashes."""
     manifest = report.manifest
     rows = {"model": str(manifest["model_choice"])} if "model_choice" in manifest else {}
-    rows |= {name: _cell(value) for name, value in (report.conditions | report.settings).items()}
+    rows |= {name: describe_value(name, value) for name, value in (report.conditions | report.settings).items()}
     if (auc := report.scorer_auc) is not None:
         rows["scorer's AUC of success"] = f"{auc:.3f}"
     if "mujoco" in rows:  # below it is the version
@@ -168,9 +167,3 @@ def _task_line(task_id: int, name: str, row: SuccessRow) -> str:
 def _label(task_id: int, name: str) -> str:
     words = name.replace("_", " ")
     return f"{task_id}  {words if len(words) <= _LABEL_LENGTH else words[: _LABEL_LENGTH - 1] + '…'}"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return describe_ids(value) if all(isinstance(item, int) for item in value) else ", ".join(map(str, value))
-    return str(value)

@@ -83,18 +83,26 @@ def source_commit() -> str:
 
 
 def describe_model(model: Any, name: str | Path | None, folder: Path | None) -> dict[str, Any]:
-    """Describe a model by its class, its name and hashes.
+    """Describe a model by its class, its name and hashes, and by its ``fingerprint()`` if it has that method.
 
     Args:
         model: The model.
         name: Name that the caller gave; None if the caller gave an object.
         folder: Folder that it was read from, whose files are hashed; None hashes its weights.
+
+    Raises:
+        TypeError: If its ``fingerprint()`` is no text.
     """
     description: dict[str, Any] = {"class": type(model).__name__, "name": None if name is None else str(name)}
     if is_actor(model):
         description |= getattr(model, "description", {})
     if (source := _source_of(type(model))) is not None:
         description["source"] = source
+    if callable(state := getattr(model, "fingerprint", None)):
+        stated = state()
+        if not isinstance(stated, str):
+            raise TypeError(f"{type(model).__name__}.fingerprint() gave {stated!r:.80}; expected a text.")
+        description["fingerprint"] = stated
     if folder is not None:
         return description | {"sha256": hash_files(folder)}
     module = getattr(model, "policy", model)

@@ -9,10 +9,10 @@ from typing import Any
 
 from libero_gym.common.atomic import replacing, write_text
 from libero_gym.common.checks import as_path
-from libero_gym.common.json_files import KINDS, read_json
+from libero_gym.common.json_files import read_json
 from vla_agent.evaluation.html import report_page
-from vla_agent.evaluation.learning import RunCurve
 from vla_agent.evaluation.pages import CHART_FILE, draw_chart, markdown
+from vla_agent.evaluation.report_parts import Parts, check_conditions, check_manifest, check_settings, is_number
 from vla_agent.evaluation.results import SCHEMA, EpisodeResult, EvaluationResults, ReportError, shortened
 
 REPORT_FILE, PAGE_FILE, WEB_PAGE_FILE = "report.json", "report.md", "report.html"
@@ -62,48 +62,30 @@ def _report(content: dict[str, Any], name: str) -> EvaluationReport:
         raise ReportError(f"{name} is no report of an evaluation: it has no 'schema'.")
     if content["schema"] != SCHEMA:
         raise ReportError(f"{name} has schema {shortened(content['schema'])}; this version reads schema {SCHEMA}.")
-    parts = _Parts(name, content)
+    parts = Parts(name, content)
     task_names, task_suites = {}, {}
     for key, task in parts.get("tasks", dict).items():
         if not (key.isascii() and key.isdecimal() and isinstance(task, dict) and isinstance(task.get("name"), str)):
             raise ReportError(f"{name} is damaged: expected a number and a name of each of 'tasks', got {key!r}.")
         task_names[int(key)] = task["name"]
         if "suite" in task:  # which reports of before do not name
-            task_suites[int(key)] = _Parts(f"{name}, task {key},", task).get("suite", str)
+            task_suites[int(key)] = Parts(f"{name}, task {key},", task).get("suite", str)
     episodes = [
         EpisodeResult.from_json(episode, f"{name}, episode {number},")
         for number, episode in enumerate(parts.get("episodes", list))
     ]
     if strange := {episode.task_id for episode in episodes} - set(task_names):
         raise ReportError(f"{name} is damaged: 'tasks' does not name tasks {sorted(strange)} of its episodes.")
-    conditions, timing, manifest = (parts.get(part, dict) for part in ("conditions", "timing", "manifest"))
-    _Parts(f"{name}, 'conditions',", conditions).get("suite", str)
-    for ids in ("task_ids", "init_state_ids"):
-        numbers = _Parts(f"{name}, 'conditions',", conditions).get(ids, list)
-        if not all(type(number) is int for number in numbers):
-            raise ReportError(f"{name} is damaged: expected whole numbers in '{ids}', got {shortened(numbers)}.")
-    if not all(type(seconds) in (int, float) for seconds in timing.values()):
+    conditions, settings = parts.get("conditions", dict), parts.get("settings", dict)
+    timing, manifest = parts.get("timing", dict), parts.get("manifest", dict)
+    check_conditions(name, conditions)
+    check_settings(name, settings)
+    if not all(map(is_number, timing.values())):
         raise ReportError(f"{name} is damaged: expected numbers in 'timing', got {shortened(timing)}.")
-    for part in ("model", "versions", "machine"):
-        if not isinstance(manifest.get(part, {}), dict):
-            raise ReportError(f"{name} is damaged: expected an object as '{part}' of its manifest.")
-    if not isinstance(manifest.get("model", {}).get("sha256", {}), dict):
-        raise ReportError(f"{name} is damaged: expected an object as 'sha256' of its manifest's model.")
-    if not isinstance(manifest.get("machine", {}).get("gpus", []), list):
-        raise ReportError(f"{name} is damaged: expected a list as 'gpus' of its manifest's machine.")
-    states = manifest.get("training_states")
-    if isinstance(states, dict) and not all(
-        isinstance(ids, list) and set(map(type, ids)) <= {int} for ids in states.values()
-    ):
-        raise ReportError(f"{name} is damaged: expected whole numbers in 'training_states', got {shortened(states)}.")
-    if "learning_curve" in manifest:
-        try:
-            RunCurve.from_json(manifest["learning_curve"])
-        except ValueError as error:
-            raise ReportError(f"{name} is damaged: {error} of 'learning_curve' in its manifest.") from error
+    check_manifest(name, manifest, settings)
     return EvaluationReport(
         conditions=conditions,
-        settings=parts.get("settings", dict),
+        settings=settings,
         episodes=episodes,
         task_names=task_names,
         timing=timing,
@@ -111,22 +93,6 @@ def _report(content: dict[str, Any], name: str) -> EvaluationReport:
         complete=parts.get("complete", bool),
         task_suites=task_suites,
     )
-
-
-class _Parts:
-    """An object of a file, whose entries are looked at before they are used."""
-
-    def __init__(self, name: str, content: dict[str, Any]) -> None:
-        self.name, self.content = name, content
-
-    def get(self, key: str, kind: type) -> Any:
-        if key not in self.content:
-            raise ReportError(f"{self.name} is damaged: it has no '{key}'.")
-        value = self.content[key]
-        if not isinstance(value, kind):
-            wanted = KINDS.get(kind) or {str: "a text", bool: "true or false"}[kind]
-            raise ReportError(f"{self.name} is damaged: expected {wanted} as '{key}', got {shortened(value)}.")
-        return value
 
 
 def finished_timing(folder: Path | None) -> dict[str, Any]:

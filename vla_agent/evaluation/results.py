@@ -13,6 +13,7 @@ from vla_agent.common.intervals import wilson_interval
 from vla_agent.test_time.calibration import success_auc
 
 SCHEMA = 1
+ID_LISTS = ("task_ids", "init_state_ids", "placement_seeds")  # whose order says nothing
 
 
 class ReportError(ValueError):
@@ -237,6 +238,13 @@ def describe_ids(ids: Sequence[int]) -> str:
     parts = [_ranges(official)] if official else []
     parts += [f"placement seeds {_ranges(drawn)}"] if drawn else []
     return ", ".join(parts) or "none"
+
+
+def describe_value(name: str, value: Any) -> str:
+    """A condition or setting in words: ids as ranges, other lists, such as a limit for each task, in their order."""
+    if not isinstance(value, list):
+        return str(value)
+    return describe_ids(value) if name in ID_LISTS else ", ".join(map(str, value))
 
 
 def _ranges(ids: Sequence[int]) -> str:

@@ -186,14 +186,15 @@ class _ModelSteps:
         return self._codec.decode(self._bins(inputs, generator))[0]
 
     def _frame(self, obs: Observation, key: str) -> np.ndarray:
-        shape = np.shape(obs.get(key))
+        frame = np.asarray(obs[key]) if key in obs else np.empty(0)
+        shape = frame.shape
         if shape[:2] != (self.image_size, self.image_size):
             found = f"is {shape[0]} x {shape[1]} pixels" if len(shape) == 3 else "is not shown"
             raise ValueError(
                 f"The model reads {key!r} with {self.image_size} x {self.image_size} pixels, and it {found}; make the "
                 f"environment with image_size={self.image_size}, cameras={self.cameras!r}."
             )
-        return np.asarray(obs[key])
+        return frame
 
     def _bins(self, inputs: dict[str, Any], generator: th.Generator) -> np.ndarray:
         """The bins to execute, int64 (1, N)."""

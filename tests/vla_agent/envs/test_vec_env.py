@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from vla_agent import VLAVecEnv, make_vec_env
 from vla_agent.action_tokens import BinCodec
 from vla_agent.envs.arguments import check_keywords
+from vla_agent.envs.episodes import EpisodeStart, play_episodes
 from vla_agent.envs.vec_env import unbatch_infos
 
 
@@ -291,3 +292,20 @@ def test_arguments_of_the_back_end_pass_and_misspelt_ones_do_not() -> None:
         check_keywords("LIBERO-Spatial-v0", {"n_worker": 2}, make_vec_env)
     with pytest.raises(TypeError, match="takes no 'plan'"):
         check_keywords("LIBERO-Spatial-v0", {"plan": None}, make_vec_env)
+
+
+def test_there_are_no_images_without_a_render_mode() -> None:
+    class Still:
+        def predict(self, obs: Any, deterministic: bool = True) -> tuple[np.ndarray, None]:
+            return np.full((2, 7), 128), None
+
+    env = make_vec_env("LIBERO-Spatial-v0", 2, model="tiny", task_id=0, cameras=(), n_workers=1, max_episode_steps=2)
+    env.reset()
+    with pytest.warns(
+        UserWarning, match=r"The render mode is None, so there are no images; make_vec_env\(render_mode="
+    ):
+        assert env.get_images() == [None, None]
+    with pytest.warns(UserWarning, match="there are no images"):
+        (episode,) = play_episodes(env, Still(), [EpisodeStart(0, 1)], watch=env.get_images)
+    assert episode.frames == [None] * 3
+    env.close()

@@ -155,6 +155,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> N
     class Stopping(Noise):
         stop_at = 7  # within the third episode of three steps
 
+        def fingerprint(self) -> str:
+            return "noise of seed 0"
+
         def predict(self, obs: Any, deterministic: bool = False) -> tuple[np.ndarray, None]:
             if len(self.seen) == self.stop_at:
                 raise KeyboardInterrupt

@@ -14,6 +14,11 @@ import pytest
 import torch as th
 from evaluations import SMALL, SimProcessor, fake_model
 from fakes import FakeBackbone, fake_env
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
 
 from vla_agent import VLAPPO, EvaluationCallback, EvaluationReport, Evaluator, RunCheckpoints, latest_run, safe_learn
 from vla_agent.evaluation import callback as callback_module
@@ -65,6 +70,13 @@ def points(callback: EvaluationCallback) -> list[tuple[int, int]]:
         ({"protocol": "fixed"}, r"protocol: 'openvla', not 'fixed'"),
         ({"physics": "fast"}, r"physics: 'exact', not 'fast'"),
         ({"backend": "warp"}, r"backend: 'processes', not 'warp'"),
+        ({"image_size": 64}, r"image_size: None, not 64"),
+        ({"cameras": ("agentview", "wrist")}, r"cameras: None, not \['agentview', 'wrist'\]"),
+        ({"processor": "tiny-libero"}, r"processor: 'tiny', not 'tiny-libero'"),
+        ({"trained_states": True}, r"trained_states: False, not True"),
+        ({"replan_steps": 3}, r"replan_steps: None, not 3"),
+        ({"image_transform": np.flip}, r"image_transform: None, not 'numpy\.flip \("),
+        ({"nconmax": 9, "njmax": 8}, r"nconmax: None, not 9; njmax: None, not 8"),
     ],
 )
 def test_a_run_does_not_go_on_by_another_test_in_silence(given: dict[str, Any], told: str) -> None:
@@ -80,6 +92,12 @@ def test_the_same_test_in_other_words_is_the_same() -> None:
     same = in_learn(init_state_ids=np.array([2, 0, 1]), renderer="exact", n_envs=7, n_workers=2, spread=False)
     same.load_state_dict(state)
     in_learn(init_state_ids=iter([0, 1, 2]), eval_freq=8, at_end=False).load_state_dict(state)
+    in_learn(init_state_ids=range(3), device="cpu", render_device=1, backend_device="auto").load_state_dict(state)
+    for name in ("trained_states", "processor", "replan_steps", "physics", "temperature"):
+        del state["settings"][name]  # as of before it was kept: it counts as the default
+    in_learn(init_state_ids=range(3)).load_state_dict(state)
+    with pytest.raises(ValueError, match="trained_states: False, not True"):
+        in_learn(init_state_ids=range(3), trained_states=True).load_state_dict(state)
     del state["settings"]  # as of before they were kept
     in_learn(init_state_ids=range(20), deterministic=False).load_state_dict(state)
 
@@ -101,6 +119,49 @@ def test_a_test_that_may_change_begins_another_history_and_another_best(
     assert (points(after), after.best_success_rate) == ([(32, 20), (48, 20), (64, 20)], 0.5)
     assert set(after.practice) == {32, 48, 64}
     assert load(tmp_path / "run" / "best").num_timesteps == 32
+
+
+class Spy(BaseCallback):
+    """Notes what it is told, and of whom it is a child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Any] = []
+
+    def _on_training_start(self) -> None:
+        self.told.append("start")
+
+    def _on_step(self) -> bool:
+        self.told.append((self.parent.last_mean_reward, self.parent.best_mean_reward))  # type: ignore[union-attr]
+        return True
+
+
+def test_children_hear_of_the_training_and_read_success_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callback_module, "Evaluator", Instant)
+    new_best, after = Spy(), Spy()
+    callback = in_learn(init_state_ids=range(20), callback_on_new_best=new_best, callback_after_eval=after)
+    assert callback.best_mean_reward == callback.last_mean_reward == -np.inf
+    fake_model().learn(32, callback)
+    assert new_best.told == ["start", (0.5, 0.5)]
+    assert after.told == ["start", *[(0.5, 0.5)] * 3]
+    assert after.locals
+
+
+@pytest.mark.parametrize(
+    ("child", "evaluations"),
+    [
+        ({"callback_after_eval": StopTrainingOnNoModelImprovement(1, 0)}, 3),
+        ({"callback_on_new_best": StopTrainingOnRewardThreshold(0.4)}, 1),
+        ({"callback_on_new_best": StopTrainingOnRewardThreshold(0.9)}, 6),
+    ],
+)
+def test_sb3s_callbacks_end_a_training_by_success_rates(
+    child: dict[str, Any], evaluations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callback_module, "Evaluator", Instant)
+    callback = EvaluationCallback(ENV_ID, eval_freq=16, at_start=True, init_state_ids=range(20), **child)
+    fake_model().learn(96, callback)
+    assert len(callback.history) == evaluations
 
 
 def test_what_a_step_raises_ends_an_evaluation_as_ctrl_c_does(tmp_path: Path) -> None:

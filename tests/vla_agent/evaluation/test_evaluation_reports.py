@@ -162,14 +162,55 @@ def test_tasks_of_one_name_and_number_may_be_others() -> None:
     first = report_of("++--", task_files="a")
     renamed = replace(first, task_names={0: "open_the_drawer", 1: "wash_the_plate"})
     comparison = compare_reports(first, renamed)
-    assert comparison.differences == ["task 1: 'push_the_plate' against 'wash_the_plate'."]
-    assert not comparison.paired
+    told = "task 1: 'push_the_plate' against 'wash_the_plate', so their episodes are no pairs and left out."
+    assert comparison.differences == [told]
+    assert (comparison.paired, comparison.first.n, comparison.second.n) == (True, 2, 2)
     changed = compare_reports(first, report_of("++--", task_files="b"))
     assert changed.differences == ["tasks: their BDDL files or initial states differ."]
     assert not changed.paired
     older = compare_reports(first, report_of("++--"))
     assert older.comparable, "which tells names alone"
     assert older.paired
+
+
+def test_tasks_of_other_names_are_no_pairs_whichever_tasks_a_suite_has() -> None:
+    first = replace(report_of("+" * 40, suite="mine"), task_names={0: "open_drawer", 1: "x"})
+    other = report_of("-" * 40, suite="mine", task_ids=[0, 1, 2])
+    second, some = (replace(other, task_names={0: "close_door", 1: name, 2: "z"}) for name in "yx")
+    comparison = compare_reports(first, second)
+    assert (comparison.paired, comparison.p_value) == (False, None)
+    assert comparison.differences == [
+        "task_ids: 0-1 against 0-2.",
+        "task 0: 'open_drawer' against 'close_door'; tasks 0-1 are others, so no episodes are paired.",
+    ]
+    page = comparison_page(first, second, Path("out"))
+    assert page.count("not run") == 4, "each of four tasks has one side"
+    comparison = compare_reports(first, some)
+    assert (comparison.paired, comparison.first.n, comparison.only_first) == (True, 20, 20)
+    page = comparison_page(first, some, Path("out"))
+    assert "On the 20 episodes that both ran, 0 were gained and 20 lost" in page
+    assert "open drawer" not in page
+    alike = compare_reports(first, replace(other, task_names={0: "open_drawer", 1: "x", 2: "z"}))
+    assert (alike.first.n, alike.differences) == (40, ["task_ids: 0-1 against 0-2."])
+
+
+def test_limits_of_tasks_are_told_in_their_order() -> None:
+    first, second = report_of("++--", max_steps=[300, 220]), report_of("++--", max_steps=[220, 300])
+    assert compare_reports(first, second).differences == ["max_steps: 300, 220 against 220, 300."]
+    assert "| max_steps | 300, 220 |" in markdown(first)
+    assert "| task_ids | 0-1 |" in markdown(first)
+
+
+def test_older_reports_state_no_rendered_size_and_have_that_of_their_protocol() -> None:
+    def of(protocol: str = "openvla", **settings: Any) -> EvaluationReport:
+        return replace(report_of("++--", protocol=protocol), settings={"image_size": 224, **settings})
+
+    stated = {"rendered_size": 256, "image_transform": "published"}
+    assert compare_reports(of(), of(**stated)).choices == []
+    told = compare_reports(of(), of(**stated | {"rendered_size": 128})).choices
+    assert told == ["rendered_size: 256 against 128."]
+    trained = of("training", image_size=112), of("training", image_size=112, rendered_size=112, image_transform="none")
+    assert compare_reports(*trained).choices == []
 
 
 def test_a_joined_suites_older_report_is_drawn_beside_a_newer_one() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from evaluations import BLIND, Noise, report_of
 
@@ -56,6 +57,8 @@ Damage = Callable[[dict[str, Any]], Any]
         ({"physics": "coarse"}, 'physics="coarse" is for training'),
         ({"settle_steps": -1}, "settle_steps=-1"),
         ({"image_size": 64}, "protocol='fixed' renders 256 pixels, not image_size=64"),
+        ({"image_transform": np.flip}, "image_transform is given, but protocol='fixed' makes its own frames; leave it"),
+        ({"image_transform": None}, "image_transform is given, but protocol='fixed' makes its own frames"),
     ],
 )
 def test_wrong_arguments_of_an_evaluator(arguments: dict[str, Any], message: str) -> None:
@@ -156,6 +159,27 @@ def _with(value: Any, *path: Any) -> Damage:
             _with([], "manifest", "learning_curve"),
             "expected points of timestep, .* of 'learning_curve'",
         ),
+        (
+            _with(
+                {"evaluations": [[10**30, 0, 0, 1]], "training": [], "evaluated_at": 0}, "manifest", "learning_curve"
+            ),
+            "with timesteps of at most 1000000000000000 of 'learning_curve'",
+        ),
+        (_without("conditions", "fixture_seed"), "'conditions', is damaged: it has no 'fixture_seed'"),
+        (_with(["a"], "conditions", "protocol"), r"expected a text as 'protocol', got \['a'\]"),
+        (
+            _with([1, "a"], "conditions", "max_steps"),
+            r"a whole number for each of 2 tasks as 'max_steps', got \[1, 'a'\]",
+        ),
+        (_with([1], "conditions", "max_steps"), r"a whole number for each of 2 tasks as 'max_steps', got \[1\]"),
+        (_with("1", "conditions", "max_steps"), "expected a whole number as 'max_steps', got '1'"),
+        (
+            _with("8", "settings", "best_of_n"),
+            "'settings', is damaged: expected a whole number as 'best_of_n', got '8'",
+        ),
+        (_with("1", "settings", "temperature"), "expected a number as 'temperature', got '1'"),
+        (_with({"mujoco": 3}, "manifest", "versions"), "expected a text as 'mujoco', got 3"),
+        (_with(10**400, "timing", "wall_s"), "expected numbers in 'timing'"),
         (_with({"libero_goal": ["a"]}, "manifest", "training_states"), "expected whole numbers in 'training_states'"),
         (_with("yes", "complete"), "expected true or false as 'complete', got 'yes'"),
         (_with(5, "episodes", 1), "episode 1, is damaged: expected task_id, init_state_id, success, steps, got 5"),

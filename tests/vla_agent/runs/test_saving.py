@@ -303,7 +303,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
         raise PermissionError(errno.EACCES, "Permission denied", kwargs["dir"])
 
     monkeypatch.setattr(folders.tempfile, "mkdtemp", refuse)
-    with pytest.raises(PermissionError, match="stays. Choose a folder that can be written") as error:
+    with pytest.raises(PermissionError, match=r"stays\. Choose a folder that can be written") as error:
         fake_model().save(tmp_path / "a")
     assert error.value.filename == str(tmp_path / "a")
 
