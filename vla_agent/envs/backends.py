@@ -32,6 +32,15 @@ def backend_arguments(backend: Any, backend_device: str, device: th.device | str
     return {} if backend == "processes" else {"backend": backend}
 
 
+# Names that `make_vec_env` and other programs give to arguments of an evaluation.
+_NAMES_ELSEWHERE = {
+    "task_id": "task_ids",
+    "init_states": "init_state_ids",
+    "n_eval_episodes": "init_state_ids",
+    "num_envs": "n_envs",
+}
+
+
 def evaluation_arguments(env_kwargs: dict[str, Any], device: th.device | str) -> dict[str, Any]:
     """Arguments of `make_vec_env` from those that an evaluation was given for its environments.
 
@@ -40,8 +49,12 @@ def evaluation_arguments(env_kwargs: dict[str, Any], device: th.device | str) ->
         device: The policy's device.
 
     Raises:
+        TypeError: If an argument has another name in an evaluation.
         ValueError: If the physics is for training alone, or a back end cannot be asked so.
     """
+    for name in env_kwargs:
+        if name in _NAMES_ELSEWHERE:
+            raise TypeError(f"An evaluation takes no {name!r}. Did you mean {_NAMES_ELSEWHERE[name]!r}?")
     given = {"backend": "processes", "backend_device": "auto"} | env_kwargs
     if given.get("physics") == "coarse":
         raise ValueError('physics="coarse" is for training: its contacts are none of the benchmark. Leave it out.')

@@ -17,6 +17,7 @@ from vla_agent.actors.loading import load_actor, names_actor
 from vla_agent.actors.playing import ActorPolicy, ActorProcessor
 from vla_agent.backbone import VLABackbone, is_backbone, model_inputs
 from vla_agent.envs.vec_env import VLAVecEnv
+from vla_agent.policy.arguments import check_device
 from vla_agent.policy.checks import check_fit
 from vla_agent.policy.loading import load_backbone, load_processor
 from vla_agent.policy.policy import VLAPolicy
@@ -84,7 +85,7 @@ def load_subject(model: Any, device: th.device | str = "auto", replan_steps: int
         CheckpointError: If there is no such checkpoint.
         RunError: If there is no whole save in a run's folder.
         PolicyError: If a policy of another kind cannot be had.
-        ValueError: If ``replan_steps`` is given for a model that has its own number.
+        ValueError: If ``replan_steps`` is given for a model that has its own number, or torch knows no such device.
         TypeError: If it cannot act.
     """
     if names_actor(model):
@@ -100,6 +101,7 @@ def load_subject(model: Any, device: th.device | str = "auto", replan_steps: int
         from vla_agent.openvla.files import resolve_folder
         from vla_agent.runs.run_files import find, is_run
 
+        check_device("device", device)
         choice = None
         if is_run_folder(model):
             model, choice = choose_save(model)

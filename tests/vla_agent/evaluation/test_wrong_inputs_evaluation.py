@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from evaluations import BLIND, Noise, report_of
 
 from vla_agent import EvaluationReport, Evaluator, compare_reports, evaluate_policy
@@ -18,6 +19,7 @@ from vla_agent.commands import cli
 from vla_agent.common.intervals import mcnemar_exact, wilson_interval
 from vla_agent.evaluation import ReportError
 from vla_agent.evaluation.journal import Journal
+from vla_agent.evaluation.policies import load_subject
 from vla_agent.evaluation.provenance import read_training_states
 
 Damage = Callable[[dict[str, Any]], Any]
@@ -71,6 +73,16 @@ def test_wrong_arguments_of_an_evaluator(arguments: dict[str, Any], message: str
 def test_an_id_that_is_none_of_ours(env_id: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=r"LIBERO|env_id"):
         evaluate_policy(Noise(), env_id, **BLIND)
+
+
+def test_names_and_devices_that_others_have() -> None:
+    with pytest.raises(TypeError, match=r"An evaluation takes no 'task_id'\. Did you mean 'task_ids'"):
+        Evaluator("tiny", task_id=3)
+    with pytest.raises(ValueError, match="device='cdua' is no device that torch can use here"):
+        Evaluator("tiny", device="cdua", **BLIND)
+    if not th.cuda.is_available():
+        with pytest.warns(UserWarning, match="torch finds no GPU: going on with the CPU"):
+            load_subject("tiny", "cuda")
 
 
 @pytest.mark.parametrize("model", [None, {}, 3, object()])
