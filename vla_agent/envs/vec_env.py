@@ -124,9 +124,12 @@ class VLAVecEnv(Uncopyable, VecEnv):
         """Begin an episode in all environments; seeds and options given before are used up."""
         self._check_open()
         seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
-        names = sorted({name for options in self._options for name in options})
-        options = {name: [options.get(name) for options in self._options] for name in names}
-        obs, infos = self.venv.reset(seed=seeds, options=options or None)
+        options = _by_name(self._options)
+        try:
+            obs, infos = self.venv.reset(seed=seeds, options=options or None)
+        except ValueError:
+            self._reset_options()  # a wrong one would be refused for ever
+            raise
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = unbatch_infos(infos, range(self.num_envs))
@@ -151,10 +154,8 @@ class VLAVecEnv(Uncopyable, VecEnv):
         self._check_open()
         for chosen in options:
             whole_number("environment", chosen, 0, self.num_envs - 1)
-        mask = np.zeros(self.num_envs, dtype=bool)
-        mask[list(options)] = True
-        names = sorted({name for given in options.values() for name in given})
-        per_env = {name: [options.get(index, {}).get(name) for index in range(self.num_envs)] for name in names}
+        mask = np.isin(np.arange(self.num_envs), list(options))
+        per_env = _by_name([options.get(index, {}) for index in range(self.num_envs)])
         seeds = [seed if index in options else None for index, seed in enumerate(self._seeds)]
         given = None if all(seed is None for seed in seeds) else seeds
         obs, infos = self.venv.reset(seed=given, options={**per_env, "reset_mask": mask})
@@ -355,6 +356,12 @@ class VLAVecEnv(Uncopyable, VecEnv):
         if indices != list(range(self.num_envs)):
             kwargs["indices"] = indices
         return self.venv.call(name, *args, **kwargs)
+
+
+def _by_name(options: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """A value for each environment by option; None where it was given none."""
+    names = sorted({name for given in options for name in given})
+    return {name: [given.get(name) for given in options] for name in names}
 
 
 def _images(frames: Sequence[np.ndarray] | None, env: VLAVecEnv) -> list[np.ndarray | None]:

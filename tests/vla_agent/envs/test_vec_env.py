@@ -158,6 +158,21 @@ def test_seeds_and_options_go_to_the_next_reset_only() -> None:
     assert env.venv.options == [{"task_id": [0, 1]}, None]
 
 
+def test_options_that_are_refused_are_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = fake_env(2)
+
+    def refuse(**given: Any) -> None:
+        raise ValueError(str(given["options"]))
+
+    env.set_options({"task": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(env.venv, "reset", refuse)
+        with pytest.raises(ValueError, match="task"):
+            env.reset()
+    env.reset()
+    assert env.venv.options == [None]
+
+
 def test_begun_episodes_are_the_chosen_ones_and_others_go_on() -> None:
     env = fake_env(3, max_episode_steps=9)
     env.reset()
