@@ -20,6 +20,7 @@ from libero_gym.common.uncopyable import Uncopyable
 from libero_gym.dimensions import ACTION_DIM, CAMERA_KEYS
 from vla_agent.backbone import BackboneProcessor, Codec
 from vla_agent.common.tensors import on_host, stacked
+from vla_agent.envs.infos import unbatch_infos
 from vla_agent.envs.prompts import PromptTable
 from vla_agent.episode_totals import EpisodeTotals
 
@@ -376,32 +377,6 @@ def _images(frames: Sequence[np.ndarray] | None, env: VLAVecEnv) -> list[np.ndar
 def speaks_tokens(env: VecEnv) -> bool:
     """Whether environments show prompts as tokens and take bins, as `VLAVecEnv` does, wherever they run."""
     return hasattr(env.unwrapped, "processor")
-
-
-def unbatch_infos(infos: dict[str, Any], indices: Iterable[int]) -> list[dict[str, Any]]:
-    """One info per environment from Gymnasium's batched infos, with the keys that the masks (`_key`) grant it.
-
-    Values are Python's own numbers, which JSON can hold. Gymnasium's `DictInfoToList` gives NumPy's, and converts
-    what `step` and `reset` return, but not what `step_wait` or `restore` do.
-
-    Args:
-        infos: Arrays by key, and their masks; a dict is a nested batch. `final_obs` and `final_info` are left out.
-        indices: Indices of the environments wanted.
-    """
-    chosen = list(indices)
-    results: list[dict[str, Any]] = [{} for _ in chosen]
-    for key, values in infos.items():
-        if key in ("final_obs", "final_info") or f"_{key}" not in infos:
-            continue
-        if isinstance(values, dict):
-            values = dict(zip(chosen, unbatch_infos(values, chosen), strict=True))
-        elif values.ndim == 1:
-            values = values.tolist()
-        mask = infos[f"_{key}"]
-        for info, i in zip(results, chosen, strict=True):
-            if mask[i]:
-                info[key] = values[i]
-    return results
 
 
 def _checked_spaces(venv: VectorEnv[Any, Any, Any]) -> tuple[spaces.Dict, tuple[int, ...]]:

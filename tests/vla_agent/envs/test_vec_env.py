@@ -16,7 +16,7 @@ from vla_agent import VLAVecEnv, make_vec_env
 from vla_agent.action_tokens import BinCodec
 from vla_agent.envs.arguments import check_keywords
 from vla_agent.envs.episodes import EpisodeStart, play_episodes
-from vla_agent.envs.vec_env import unbatch_infos
+from vla_agent.envs.infos import unbatch_infos
 
 
 def bins_for(env: VLAVecEnv, first: list[int]) -> np.ndarray:
