@@ -94,10 +94,10 @@ class _Workers:
 
     def close(self) -> None:
         """End the processes; unfinished episodes leave nothing behind."""
-        for connection in self._processes:
-            connection.close()
-        for process in self._processes.values():
-            process.terminate()
+        for connection, process in self._processes.items():
+            connection.close()  # which ends a worker that has nothing to record, so that it frees what it holds
+            if connection in self._busy:
+                process.terminate()
         for process in self._processes.values():
             process.join(_PATIENCE)
             if process.is_alive():

@@ -70,8 +70,19 @@ def test_recorded_episodes_replay_to_the_recorded_states(recording: Path) -> Non
     env.close()
 
 
-def test_workers_record_what_one_process_records_and_a_second_run_does_nothing(recording: Path, tmp_path: Path) -> None:
+def test_workers_record_what_one_process_records_and_a_second_run_does_nothing(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    start = workers._Workers._start
+
+    def noted(self: Any) -> None:
+        start(self)
+        started.extend(self._processes.values())
+
+    monkeypatch.setattr(workers._Workers, "_start", noted)
     assert record_pushes(tmp_path, n_workers=2).n_recorded == 3
+    assert {process.exitcode for process in started} == {0}, "they end by themselves, and free what they hold"
     assert same_episodes(recording, tmp_path)
     assert record_pushes(tmp_path, n_workers=2) == RecordingSummary(3, 0, 3, 0, 3)
 
