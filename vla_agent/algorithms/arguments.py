@@ -38,6 +38,23 @@ def check_algorithm(given: Mapping[str, Any], *, loaded: bool = False) -> None:
         check_schedule("clip_range", given["clip_range"], above_at_first=0)
 
 
+def check_learn(
+    total_timesteps: float, log_interval: int | None, tb_log_name: str | None, reset: bool, progress_bar: bool
+) -> int:
+    """The timesteps of `learn`, as a whole number; arguments of it that are out of range are a ValueError."""
+    steps: Any = total_timesteps
+    if isinstance(steps, float) and steps.is_integer():
+        steps = int(steps)  # such as 1e6, as SB3 takes it
+    steps = whole_number("total_timesteps", steps, 0)
+    if log_interval is not None:
+        whole_number("log_interval", log_interval, 1)
+    if not (tb_log_name is None or isinstance(tb_log_name, str)):
+        raise ValueError(f"tb_log_name={tb_log_name!r}; expected a string.")
+    flag("reset_num_timesteps", reset)
+    flag("progress_bar", progress_bar)
+    return int(steps)
+
+
 def check_together(given: Mapping[str, Any]) -> None:
     """Complains about arguments of `VLAPPO` that do not go together.
 

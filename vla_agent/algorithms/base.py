@@ -20,7 +20,6 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from libero_gym.common.checks import flag, whole_number
 from vla_agent.algorithms import arguments, health
 from vla_agent.algorithms.buffers import compute_targets
 from vla_agent.algorithms.engine import Engine, engine_of
@@ -161,7 +160,7 @@ class VLALearner(ResumableAlgorithm):
             raise ValueError(
                 f"The environment shows text ({', '.join(texts)}), which SB3 cannot take. Make it with "
                 "vla_agent.make_vec_env(id, n_envs, model=...), which gives tokens instead; for a policy that needs "
-                "none, leave the text out with gymnasium.wrappers.FilterObservation."
+                "none, gym.make(id, instruction='none') leaves the text out, as does FilterObservation."
             )
         if isinstance(env, VecEnv) and speaks_tokens(env):
             check_for_nested_spaces(env.observation_space)
@@ -330,16 +329,9 @@ class VLALearner(ResumableAlgorithm):
             raise ValueError(
                 f"The model has no environment to learn in; give {called}.load(path, env), or call set_env(env)."
             )
-        steps: Any = total_timesteps
-        if isinstance(steps, float) and steps.is_integer():
-            steps = int(steps)  # such as 1e6, as SB3 takes it
-        total_timesteps = whole_number("total_timesteps", steps, 0)
-        if log_interval is not None:
-            whole_number("log_interval", log_interval, 1)
-        if not (tb_log_name is None or isinstance(tb_log_name, str)):
-            raise ValueError(f"tb_log_name={tb_log_name!r}; expected a string.")
-        flag("reset_num_timesteps", reset_num_timesteps)
-        flag("progress_bar", progress_bar)
+        total_timesteps = arguments.check_learn(
+            total_timesteps, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
         given: Any = as_callbacks(callback)
         try:
             super().learn(

@@ -23,7 +23,7 @@ from libero_gym.common.checks import real_number, whole_number
 from vla_agent.algorithms import arguments, health, losses
 from vla_agent.algorithms.arguments import check_reference
 from vla_agent.algorithms.critic_free import NO_CRITIC, CriticFree
-from vla_agent.algorithms.engine import LOCAL
+from vla_agent.algorithms.engine import LOCAL, engine_of
 from vla_agent.algorithms.finite import check_observations, check_rewards
 from vla_agent.algorithms.groups import Advantage, Baseline, Drawer, Groups, GroupSamples, Returns, group_samples
 from vla_agent.algorithms.minibatch import Losses
@@ -320,9 +320,8 @@ class VLAGRPO(CriticFree):
             )
 
     def _setup_model(self) -> None:
+        _check_plays_here(self.env)
         super()._setup_model()
-        if self._engine is not LOCAL:
-            raise ValueError("VLAGRPO plays in this process; make the environments with vla_agent.make_vec_env.")
         if self.env is not None:  # to act, a run that was loaded needs no scorer
             self._scorer = _scorer_for(self.env, self.failure_scorer)
 
@@ -333,6 +332,7 @@ class VLAGRPO(CriticFree):
             ValueError: If the environments are others than the policy is for, or cannot begin groups.
         """
         arguments.check_made(env)
+        _check_plays_here(env)
         scorer = _scorer_for(self._wrap_env(env, self.verbose), self.failure_scorer)
         super().set_env(env, force_reset)
         self._scorer = scorer
@@ -345,6 +345,12 @@ class VLAGRPO(CriticFree):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_samples", "_scorer", "_reward_terms"]
+
+
+def _check_plays_here(env: Any) -> None:
+    """Complains about environments of an engine, as ValueError."""
+    if engine_of(None, env) is not LOCAL:
+        raise ValueError("VLAGRPO plays in this process; make the environments with vla_agent.make_vec_env.")
 
 
 def _scorer_for(env: VecEnv, failure_scorer: str | None) -> RewardModel | None:

@@ -81,6 +81,7 @@ class VLAPPO(VLALearner, PPO):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**PPO.policy_aliases, **VLALearner.policy_aliases}
     token_defaults = VLA_DEFAULTS
     sb3 = PPO
+    shares_updates = True
 
     gradient_accumulation_steps: int
     value_loss: losses.ValueLoss

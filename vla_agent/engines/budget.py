@@ -194,7 +194,8 @@ def budget_of(
     renderer = settings.get("renderer") if settings.get("cameras") else None
     n_envs = learner.rollout_buffer.n_envs
     n_learners = sum(process.rank is not None for process in processes)
-    micro_batch = learner.batch_size // (n_learners * learner.gradient_accumulation_steps)
+    batch_size = getattr(learner, "batch_size", learner.rollout_buffer.buffer_size * n_envs)  # else a whole rollout
+    micro_batch = batch_size // (n_learners * learner.gradient_accumulation_steps)
     most = max(process.n_envs for process in processes)
     sizes = measured(learner, micro_batch, most)
     return Budget(Run(processes, sizes, n_envs, renderer, split, stale, micro_batch, shard), machines)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch as th
 
 from vla_agent.engines.errors import EngineError, LostError
+from vla_agent.engines.packing import Place, Room, largest_share, n_fitting, told_of, too_small
 from vla_agent.engines.seat import Seat
 from vla_agent.engines.worker import PACKAGES, Worker, code_fingerprint, package_versions, place_of
 from vla_agent.envs.vec_env import is_worker_error
@@ -19,18 +20,12 @@ from vla_agent.envs.vec_env import is_worker_error
 logger = logging.getLogger(__name__)
 
 _CHECK_ROOM_EVERY_S = 1.0  # while a process starts: its machine may go meanwhile
+_FREED_WITHIN_S = 1.0  # what an engine held that was closed just now
 _FETCH_S = 1.0  # for a result that is there already, on another machine
 _STORE_FULL = (
     "Ray's object store, and the disk that it goes on to, have no room for a rollout or the weights. Start Ray with a "
     "larger --object-store-memory, free its disk, or give fewer n_steps."
 )
-
-
-class Place(NamedTuple):
-    """What each process of an engine gets."""
-
-    cpus: float
-    gpus: float
 
 
 class Machine(NamedTuple):
@@ -144,17 +139,38 @@ class Cluster:
         nodes = self.ray.util.placement_group_table(self._group)["bundles_to_node_id"]
         return {int(bundle) - 1: str(node) for bundle, node in nodes.items() if int(bundle)}  # the first is this one's
 
+    def rooms(self, free: bool = False) -> list[Room]:
+        """What the machines have for processes, or have free."""
+        found = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+        if free:  # Ray tells no more than the sum of all machines elsewhere; `ray.util.tpu` asks here, too
+            left = self.ray._private.state.available_resources_per_node()
+            found = {node: left.get(node, has) for node, has in found.items()}
+        return [Room(has.get("CPU", 0), has.get("GPU", 0), node == self.node) for node, has in found.items()]
+
+    def share(self, n_processes: int, gpus: float) -> float:
+        """The most CPUs that each of several processes can have, of those that are free; of all if there are none."""
+        most, begun = largest_share(self.rooms(), n_processes, gpus), time.monotonic()
+        while (free := largest_share(self.rooms(free=True), n_processes, gpus)) < most:
+            if time.monotonic() - begun > _FREED_WITHIN_S:
+                told = f"each process gets {free:g}, instead of {most:g}" if free else "waiting for them"
+                logger.warning("Others hold CPUs of the cluster: %s.", told)
+                break
+            time.sleep(0.1)
+        return free or max(most, 1.0)
+
     def reserve(self, n_workers: int, place: Place) -> None:
         """Keeps room for this process and so many others, and has this one compute on the GPU that it gets.
 
-        Machines may join within ``room_deadline_s``, and other runs end.
+        Machines may join within ``room_deadline_s``, and other runs end; this process's own does not grow.
 
         Raises:
             EngineError: If the cluster has too little room; the message says what it has.
         """
         wanted = {"CPU": place.cpus} | ({"GPU": place.gpus} if place.gpus else {})
-        if not self.can_grow and self._too_small(n_workers + 1, place):
-            raise EngineError(self._too_small(n_workers + 1, place))
+        rooms = self.rooms()
+        refusal = too_small(rooms, n_workers + 1, place)
+        if refusal and not (self.can_grow and any(room.is_here and n_fitting(room, place) for room in rooms)):
+            raise EngineError(refusal)
         # The first is this process's own, on the very node that it belongs to: a machine may have several.
         labels = [{"ray.io/node-id": self.node}, *[{}] * n_workers]
         self._group = self.ray.util.placement_group(
@@ -164,7 +180,7 @@ class Cluster:
         while not self._has_room():
             waited = time.monotonic() - begun
             if waited > self.room_deadline_s:
-                told = self._too_small(n_workers + 1, place) or self._no_room(n_workers + 1, place)
+                told = too_small(self.rooms(), n_workers + 1, place) or self._no_room(n_workers + 1, place)
                 self.release()
                 raise EngineError(told)
             if waited > 1 and not is_told:
@@ -177,23 +193,12 @@ class Cluster:
         """Whether room is kept for all processes: not before it is found, nor after a machine is lost."""
         return bool(self.ray.util.placement_group_table(self._group).get("state") == "CREATED")
 
-    def _too_small(self, n_processes: int, place: Place) -> str:
-        """What an empty cluster has too little of, as a sentence; "" if it has enough of all."""
-        has = self.ray.cluster_resources()
-        for name, called, each in (("CPU", "CPUs", place.cpus), ("GPU", "GPUs", place.gpus)):
-            if n_processes * each > has.get(name, 0):
-                return (
-                    f"{n_processes} processes of {each:g} {called} each need {n_processes * each:g}, and the cluster "
-                    f"has {has.get(name, 0):g} {called} on {self._machines()}. Ask for fewer, or add machines."
-                )
-        return ""
-
     def _no_room(self, n_processes: int, place: Place) -> str:
         """What is free on a cluster that has no room, as a sentence."""
         has, free = self.ray.cluster_resources(), self.ray.available_resources()
-        kinds = [("CPU", place.cpus)] + ([("GPU", place.gpus)] if place.gpus else [])
-        needs = " and ".join(f"{each:g} {name}{'s' * (each != 1)}" for name, each in kinds)
-        rest = " and ".join(f"{free.get(name, 0):g} of {has.get(name, 0):g} {name}s" for name, _ in kinds)
+        kinds = ["CPU", "GPU"] if place.gpus else ["CPU"]
+        rest = " and ".join(f"{free.get(name, 0):g} of {has.get(name, 0):g} {name}s" for name in kinds)
+        needs = told_of(place)
         count = f"{n_processes} processes of {needs} each" if n_processes > 1 else f"a process of {needs}"
         return (
             f"The cluster found no room for {count} within {self.room_deadline_s:g} s: {rest} are free, on "
@@ -394,5 +399,5 @@ def _ray() -> Any:
         import ray
         import ray.util.scheduling_strategies
     except ModuleNotFoundError as error:
-        raise ImportError("RayEngine needs ray: pip install 'libero-vla[ray]'") from error
+        raise ImportError("RayEngine needs ray: pip install -e '.[ray]' in this project's folder") from error
     return ray

@@ -54,7 +54,9 @@ class ProcessRanks:
         try:
             self._group = make_group(rank, size, store, device, host, deadline_s)
         except RuntimeError as error:
-            raise RanksError(f"Learner {rank} of {size} did not meet the others within {deadline_s:g} s.") from error
+            raise RanksError(
+                f"Learner {rank} of {size} did not meet the others within {deadline_s:g} s ({reason(error)})."
+            ) from error
 
     def learn(self, learner: Any, train: Callable[[], None]) -> list[float]:
         """Runs a learner's update, as all ranks do; a sum of each trained tensor after it, equal on all ranks."""
@@ -78,11 +80,17 @@ class ProcessRanks:
             except RuntimeError as error:
                 raise RanksError(
                     f"Learner {self.rank} of {self.size} could not sum its gradients with the others: one is gone, or "
-                    f"took longer than {self.deadline_s:g} s."
+                    f"took longer than {self.deadline_s:g} s ({reason(error)})."
                 ) from error
             with th.no_grad():
                 for tensor, summed in zip(own, flat.split([tensor.numel() for tensor in own]), strict=True):
                     tensor.copy_(summed.view_as(tensor))
+
+
+def reason(error: RuntimeError) -> str:
+    """What torch says of a collective that failed, in a line: NCCL's own reason comes last, and others' first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason is given"]
+    return f"{lines[-1 if 'Last error:' in lines else 0]:.200}"
 
 
 def weight_sums(learner: Any) -> list[float]:

@@ -14,14 +14,16 @@ from libero_gym.common.checks import choice, flag, real_number, whole_number
 from vla_agent.algorithms.engine import Ranks
 from vla_agent.algorithms.rollout import Actor, Event
 from vla_agent.engines.budget import Budget, budget_of
-from vla_agent.engines.cluster import Cluster, Place
+from vla_agent.engines.cluster import Cluster
+from vla_agent.engines.environments import Environments
+from vla_agent.engines.errors import EngineError
 from vla_agent.engines.merging import shares, sizes_by_node, slices
-from vla_agent.engines.player import Player
+from vla_agent.engines.packing import Place
 from vla_agent.engines.rollouts import Rollouts
-from vla_agent.engines.roster import RemotePart, Roster
+from vla_agent.engines.roster import Roster
 from vla_agent.engines.spreading import Work, spread, working, working_with_learner
 from vla_agent.engines.updates import Updates
-from vla_agent.engines.vec_env import LocalPart, Part, PartedVecEnv
+from vla_agent.engines.vec_env import PartedVecEnv
 from vla_agent.envs.make import make_vec_env
 from vla_agent.envs.suites import located
 from vla_agent.policy.loading import load_processor
@@ -66,9 +68,10 @@ class RayEngine:
             instead of all: for training all weights of a large model. It needs two learners, and a policy without
             ``lora``, whose few weights travel faster whole.
         address: Address of a Ray cluster that this machine belongs to, such as "auto"; None starts one here.
-        cpus_per_worker: CPUs of each process, this one among them; by default, an equal share of what there is.
-        gpus_per_worker: GPUs of each process; by default 1 where there are any. This one computes on its own from then
-            on, if its device is "auto" or "cuda".
+        cpus_per_worker: CPUs of each process, this one among them; by default, the largest number that is free for each
+            on its machine.
+        gpus_per_worker: GPUs of each process; by default 1 where there are any. Several learners need one each. This
+            one computes on its own from then on, if its device is "auto" or "cuda".
         deadline_s: Seconds within which a process has to answer, and learners have to sum a minibatch's gradients; a
             learner that hangs there is known within twice as long.
         start_deadline_s: Seconds within which a process has to start, and to make its environments.
@@ -117,6 +120,11 @@ class RayEngine:
         self.staleness = int(stale)
         if flag("shard", shard) and n_learners == 1:
             raise ValueError("shard=True needs learners to share with: give n_learners of at least 2.")
+        if n_learners > 1 and gpus_per_worker and real_number("gpus_per_worker", gpus_per_worker, minimum=0) < 1:
+            raise ValueError(
+                f"gpus_per_worker={gpus_per_worker} lets learners share a GPU, and NCCL sums gradients between GPUs "
+                "alone: give at least 1, or n_learners=1 and more gradient_accumulation_steps."
+            )
         self.moments_device = "cpu" if shard else None
         deadlines = {"deadline_s": deadline_s, "start_deadline_s": start_deadline_s, "room_deadline_s": room_deadline_s}
         self.cluster = Cluster(address, *(real_number(name, value, above=0) for name, value in deadlines.items()))
@@ -134,7 +142,9 @@ class RayEngine:
         self._updates = Updates(self.roster, range(n_players, n_workers), self.staleness, shard)
         self.roster.on_replaced = self._rollouts.begin_again
         self.budget: Budget | None = None
+        self._environments = Environments(self.roster, self._rollouts)
         self._n_env_workers: list[int] = []
+        self._closed = False
 
     @property
     def n_replaced(self) -> int:
@@ -144,7 +154,7 @@ class RayEngine:
     def make_vec_env(
         self, env_id: str, n_envs: int | None = None, *, seed: int | None = None, **kwargs: Any
     ) -> PartedVecEnv:
-        """`vla_agent.make_vec_env` with the environments where the policies are.
+        """`vla_agent.make_vec_env` with the environments where the policies are, which hold one set at a time.
 
         Args:
             env_id: The id, such as "LIBERO-Spatial-v0"; or a BDDL file, or a folder of such, which all machines see.
@@ -153,9 +163,12 @@ class RayEngine:
             kwargs: Further arguments of `vla_agent.make_vec_env`.
 
         Raises:
-            ValueError: If there are fewer environments than policies, or an argument is wrong.
-            EngineError: If a process fails.
+            ValueError: If others are open, there are fewer environments than policies, or an argument is wrong.
+            EngineError: If a process fails, or the engine is closed.
         """
+        if self._closed:
+            raise EngineError("The engine is closed; make another one.")
+        self._environments.check_vacant()
         if kwargs.get("output") == "torch":
             raise ValueError(
                 "output='torch' keeps observations on one process's device, and an engine moves them between several; "
@@ -166,26 +179,10 @@ class RayEngine:
         where = self._shares(n_envs)
         makes = [_make_part(self.roster, located(env_id), share.stop - share.start, kwargs) for share in where]
         self._n_env_workers = [make.keywords.get("n_workers", 0) for make in makes]
-        remote: dict[int, Callable[[], VecEnv]] = {
-            number: make for number, make in zip(self._players, makes, strict=True) if number is not None
-        }
-        described = self.roster.make_envs(remote)  # at the same time as those of this process
-        parts: list[Part] = []
-        for number, make in zip(self._players, makes, strict=True):
-            if number is None:
-                parts.append(LocalPart(Player(make())))
-            else:
-                ahead, abandon = lambda: self._rollouts.is_ahead, self._rollouts.abandon
-                parts.append(RemotePart(self.roster, number, ahead, abandon))
-        told = described()
-        first = parts[0]
-        env = PartedVecEnv(
-            self,
-            list(zip(parts, where, strict=True)),
-            first.player.describe() if isinstance(first, LocalPart) else told[0],
-            processor,
-            model if isinstance(model, (str, Path)) else None,
-        )
+        parts, described = self._environments.make(list(zip(self._players, makes, strict=True)))
+        name = model if isinstance(model, (str, Path)) else None
+        env = PartedVecEnv(self, list(zip(parts, where, strict=True)), described, processor, name)
+        self._environments.hold(env)
         if seed is not None:
             env.seed(seed)
         return env
@@ -204,12 +201,9 @@ class RayEngine:
             )
         return found
 
-    def close_env(self, env: PartedVecEnv) -> None:
-        """Ends the environments that `make_vec_env` made."""
-        for part in env.parts:
-            if isinstance(part, LocalPart):
-                part.player.env.close()
-        self.roster.close_envs()
+    def close_env(self) -> None:
+        """Ends the environments that `make_vec_env` made; safe to call twice."""
+        self._environments.close()
 
     # ------------------------------------------------------------------------------------ what learners ask
 
@@ -227,11 +221,16 @@ class RayEngine:
         return told | {name: True for name, chosen in kinds.items() if chosen}
 
     def check(self, learner: Any, env: VecEnv | None) -> None:
-        """Complains about environments of another engine, minibatches that learners do not divide, and adapters."""
+        """Complains about what the engine cannot serve, see `Engine`."""
         if env is not None and getattr(env.unwrapped, "engine", None) is not self:
             raise ValueError("Make the environments with engine.make_vec_env(...): they belong where the policies are.")
+        if (self.n_learners > 1 or self.staleness) and not learner.shares_updates:
+            raise ValueError(
+                f"{type(learner).__name__} learns in one process, from rollouts of the policy that it has: make the "
+                "engine with n_learners=1 and without stale."
+            )
         parts = self.n_learners * learner.gradient_accumulation_steps
-        if learner.batch_size % parts:
+        if self.n_learners > 1 and learner.batch_size % parts:
             raise ValueError(
                 f"batch_size={learner.batch_size} is not divided by {self.n_learners} learners with "
                 f"gradient_accumulation_steps={learner.gradient_accumulation_steps}; give a multiple of {parts}."
@@ -244,7 +243,9 @@ class RayEngine:
 
         Raises:
             EngineError: If it does not, or a process fails.
+            ClosedEnvironmentError: If the environments are closed.
         """
+        learner.env.unwrapped.check_open()
         self._rollouts.begin_anew()
         if self.roster.learner is not learner:
             self._check_memory(learner)
@@ -279,7 +280,7 @@ class RayEngine:
     def update(self, learner: Any, train: Callable[[], None]) -> None:
         """Updates all learners; one that fails is replaced, and the update repeated."""
         if learner.num_timesteps < learner._total_timesteps:
-            self._rollouts.begin_ahead()
+            self._rollouts.begin_ahead(learner)
         if self.n_learners == 1:
             train()
         else:
@@ -338,10 +339,14 @@ class RayEngine:
         return spread(self.roster, self.who_acts_as(learner), begin, items, here)
 
     def close(self) -> None:
-        """Ends all processes; safe to call twice."""
-        self._updates.part()
-        self.roster.close()
-        self.cluster.close()
+        """Ends all processes and environments; safe to call twice."""
+        self._closed = True
+        try:
+            self._updates.part()
+            self.roster.close()
+            self._environments.close()
+        finally:
+            self.cluster.close()
 
     def __enter__(self) -> Self:
         return self
@@ -351,12 +356,12 @@ class RayEngine:
 
 
 def _placed(cluster: Cluster, n_workers: int, cpus: float | None, gpus: float | None) -> Place:
-    has = cluster.ray.cluster_resources()
-    if cpus is None:
-        cpus = max(1.0, has.get("CPU", 0) // (n_workers + 1))
     if gpus is None:
-        gpus = 1.0 if has.get("GPU", 0) else 0.0
-    return Place(real_number("cpus_per_worker", cpus, above=0), real_number("gpus_per_worker", gpus, minimum=0))
+        gpus = 1.0 if cluster.ray.cluster_resources().get("GPU", 0) else 0.0
+    gpus = real_number("gpus_per_worker", gpus, minimum=0)
+    if cpus is None:
+        cpus = cluster.share(n_workers + 1, gpus)
+    return Place(real_number("cpus_per_worker", cpus, above=0), gpus)
 
 
 def _make_part(roster: Roster, env_id: str, n_envs: int, kwargs: dict[str, Any]) -> functools.partial[VecEnv]:

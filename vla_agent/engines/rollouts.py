@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
@@ -39,7 +38,7 @@ class Rollouts:
     def __init__(self, roster: Roster, sends_weights: bool, stale: bool) -> None:
         self.roster, self.sends_weights, self.stale = roster, sends_weights, stale
         self._ahead: list[Iterator[Any]] = []
-        self._again: Callable[[], list[Iterator[Any]]] | None = None
+        self._ask: Ask | None = None  # the last
         self._is_cut = False  # whether a callback ended the last rollout: other processes have played on
 
     @property
@@ -47,10 +46,10 @@ class Rollouts:
         """Whether a rollout is under way that nobody has asked for yet."""
         return bool(self._ahead)
 
-    def begin_ahead(self) -> None:
+    def begin_ahead(self, learner: Any) -> None:
         """Begins another rollout like the last, by the weights of now."""
-        if self.stale and self._again is not None:
-            self._ahead = self._again()
+        if self.stale and self._ask is not None:
+            self._ahead = self._begin(learner, learner.env.unwrapped, self._ask, is_ahead=True)
 
     def begin_again(self, number: int) -> None:
         """Begins what one process plays ahead again: the process is another one, and is where the rollout began."""
@@ -61,18 +60,18 @@ class Rollouts:
     def begin_anew(self) -> None:
         """Forgets a rollout that was begun ahead; its environments play it all the same."""
         self._is_cut |= self.is_ahead
-        self._ahead, self._again = [], None
+        self._ahead, self._ask = [], None
 
     def abandon(self) -> None:
         """Forgets what was played: the environments go elsewhere."""
-        self._ahead, self._again, self._is_cut = [], None, False
+        self._ahead, self._ask, self._is_cut = [], None, False
 
     def events(
         self, learner: Any, env: PartedVecEnv, n_steps: int, last_obs: Any, buffer: Any, stopwatch: Any, how: Any
     ) -> Iterator[Event]:
         """The events of a rollout, see `rollout.play`."""
         ask = Ask(n_steps, isinstance(buffer, TokenRolloutBuffer), how)
-        self._again = functools.partial(self._begin, learner, env, ask)
+        self._ask = ask
         streams = self._ahead or self._begin(learner, env, ask, stopwatch)
         self._ahead, self._is_cut = [], True  # until its end
         for step in range(n_steps):
@@ -97,9 +96,12 @@ class Rollouts:
             return None
         return self.roster.cluster.put({name: tensor.cpu() for name, tensor in policy_tensors(learner.policy).items()})
 
-    def _begin(self, learner: Any, env: PartedVecEnv, ask: Ask, stopwatch: Any = None) -> list[Iterator[Any]]:
+    def _begin(
+        self, learner: Any, env: PartedVecEnv, ask: Ask, stopwatch: Any = None, is_ahead: bool = False
+    ) -> list[Iterator[Any]]:
         """Begins a rollout in all parts, with the learner's weights and random generators as they are."""
-        before = generator_states(learner.device)
+        before, begins_at = generator_states(learner.device), learner.num_timesteps
+        ask = ask._replace(how=ask.how | {"num_timesteps": begins_at})
         weights = self.weights(learner)
         streams: list[Iterator[Any]] = []
         for number, (part, share) in enumerate(zip(env.parts, env.where, strict=True)):
@@ -110,7 +112,7 @@ class Rollouts:
                 continue
             # One that plays all, and then learns from it, draws as a run in one process does.
             follows_on = number == 0 and not self.stale
-            begun = before if follows_on else _seed(before, number)
+            begun = before if follows_on else _seed(before, begins_at, is_ahead, number)
             own = None if self._is_cut else starts
             streams.append(_Stream(self.roster, cast(RemotePart, part).number, weights, begun, ask, own))
         return streams
@@ -184,7 +186,14 @@ class _Stream:
         return item
 
 
-def _seed(generators: dict[str, Any], number: int) -> int:
-    """A seed for a part's draws in this rollout, which a run that goes on finds again."""
-    digest = hashlib.sha256(f"{generators['torch']} {number}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+def _seed(generators: dict[str, Any], begins_at: int, is_ahead: bool, number: int) -> int:
+    """A seed for a part's draws in a rollout, which a run that goes on finds again.
+
+    Args:
+        generators: States of the learner's generators. None of them need move from one rollout to the next.
+        begins_at: Timestep at which the rollout begins.
+        is_ahead: Whether it begins before the update that precedes it.
+        number: Number of the part.
+    """
+    drawn_from = generators["torch"], generators["numpy"], begins_at, is_ahead, number
+    return int.from_bytes(hashlib.sha256(repr(drawn_from).encode()).digest()[:8], "little") >> 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from vla_agent.engines.cluster import Cluster, Place, Remote
+from vla_agent.engines.cluster import Cluster, Remote
 from vla_agent.engines.errors import EngineError, LostError
 from vla_agent.engines.merging import with_task_weights
+from vla_agent.engines.packing import Place
 from vla_agent.engines.vec_env import Answer
 from vla_agent.engines.worker import Copied, MomentsOnHost
 from vla_agent.policy.averaging import own_weights
@@ -56,7 +58,6 @@ class Roster:
         threads: Threads that each computes with.
 
     Attributes:
-        learner: The learner that they have copies of; None before there is one.
         snapshots: Where the environments of each were when their last rollout ended or began.
         task_weights: Task weights that were set last; None if none were.
         n_replaced: How many have been replaced so far.
@@ -68,7 +69,7 @@ class Roster:
 
     def __init__(self, cluster: Cluster, size: int, place: Place, threads: int) -> None:
         self.cluster, self.place, self.threads = cluster, place, threads
-        self.learner: Any = None
+        self._learner: Callable[[], Any] = lambda: None
         self.snapshots: dict[int, dict[str, Any]] = {}
         self.task_weights: list[float] | None = None
         self.n_replaced = 0
@@ -79,25 +80,39 @@ class Roster:
             cluster.reserve(size, place)
             self._remotes = cluster.start(range(size), place, threads)
 
+    @property
+    def learner(self) -> Any:
+        """The learner that they have copies of; None if there is none, or nobody else holds it any more."""
+        return self._learner()
+
+    @learner.setter
+    def learner(self, learner: Any) -> None:
+        self._learner = weakref.ref(learner)
+
+    def _remote(self, number: int) -> Remote:
+        if number not in self._remotes:
+            raise EngineError(f"The engine is closed, and its process {number} with it; make another one.")
+        return self._remotes[number]
+
     def actor(self, number: int) -> Any:
-        """Ray's handle of a process."""
-        return self._remotes[number].actor
+        """Ray's handle of a process; EngineError once the engine is closed."""
+        return self._remote(number).actor
 
     def called(self, number: int) -> str:
         """What messages call a process."""
-        return self._remotes[number].called
+        return self._remote(number).called
 
     def node(self, number: int) -> str:
         """Ray's id of the machine that a process is on."""
-        return self._remotes[number].node
+        return self._remote(number).node
 
     def pid(self, number: int) -> int:
         """Process id, on its machine."""
-        return self._remotes[number].pid
+        return self._remote(number).pid
 
     def gpu(self, number: int) -> int:
         """Bytes of a process's GPU; 0 if it has none."""
-        return self._remotes[number].gpu
+        return self._remote(number).gpu
 
     @property
     def numbers(self) -> list[int]:
@@ -114,11 +129,11 @@ class Roster:
             begun: See there.
         """
         deadline_s = self.cluster.start_deadline_s if starting else None
-        return self.cluster.answer(self._remotes[number], reference, deadline_s, begun)
+        return self.cluster.answer(self._remote(number), reference, deadline_s, begun)
 
     def stream(self, number: int, references: Any) -> Any:
         """The results of a call that gives several, see `Cluster.stream`."""
-        return self.cluster.stream(self._remotes[number], references)
+        return self.cluster.stream(self._remote(number), references)
 
     def make_envs(self, makes: dict[int, Callable[[], VecEnv]]) -> Callable[[], list[dict[str, Any]]]:
         """Begins to make environments in several processes; what is returned waits, and gives their descriptions."""
@@ -190,7 +205,7 @@ class Roster:
             LostError: If it is lost, too.
         """
         logger.warning("%s Another process is to take its place.", lost)
-        self.cluster.end(self._remotes[number])
+        self.cluster.end(self._remote(number))
         try:
             self._remotes |= self.cluster.start([number], self.place, self.threads)
         except LostError:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from vla_agent.algorithms import health
 from vla_agent.engines.errors import EngineError, RanksError
-from vla_agent.engines.ranks import ProcessRanks, make_group, seconds
+from vla_agent.engines.ranks import ProcessRanks, make_group, reason, seconds
 from vla_agent.policy.policy import VLAPolicy
 
 # What a backbone is called by, see `VLABackbone`: blocks gather their weights when these reach them.
@@ -130,10 +130,9 @@ class ShardedRanks(ProcessRanks):
         except RuntimeError as error:
             if type(error) is not RuntimeError and not isinstance(error, dist.DistError):
                 raise
-            said = (str(error).splitlines() or ["no reason is given"])[0]
             raise RanksError(
                 f"Learner {self.rank} of {self.size} could not share weights with the others: one is gone, or took "
-                f"longer than {self.deadline_s:g} s ({said:.200})."
+                f"longer than {self.deadline_s:g} s ({reason(error)})."
             ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
@@ -49,6 +50,9 @@ class PartedVecEnv(Uncopyable, VecEnv):
         described: What `Player.describe` says of the first part.
         processor: The model's processor.
         model: Name of the processor's checkpoint; None if it has none.
+
+    Attributes:
+        closed: Whether they are closed, or the engine is.
     """
 
     copy_instead = "its parts are processes of their own. Make another one, and move snapshot() with restore()."
@@ -65,7 +69,7 @@ class PartedVecEnv(Uncopyable, VecEnv):
         self.parts = [part for part, _ in parts]
         self.where = [share for _, share in parts]
         self._described = dict(described)
-        self._closed = False
+        self.closed = False
         self._actions: np.ndarray | None = None
         super().__init__(self.where[-1].stop, described["observation_space"], described["action_space"])
 
@@ -77,7 +81,7 @@ class PartedVecEnv(Uncopyable, VecEnv):
     def reset(self) -> Observations:
         """Begin an episode in all environments; seeds and options given before are used up."""
         shares = [(self._seeds[share], self._options[share]) for share in self.where]
-        answers = [part.ask("reset", *share) for part, share in zip(self.parts, shares, strict=True)]
+        answers = [part.ask("reset", *share) for part, share in zip(self._open_parts(), shares, strict=True)]
         self._reset_seeds()
         self._reset_options()
         return self._observed([answer() for answer in answers])
@@ -87,7 +91,7 @@ class PartedVecEnv(Uncopyable, VecEnv):
         for chosen in options:
             whole_number("environment", chosen, 0, self.num_envs - 1)
         answers = []
-        for part, share in zip(self.parts, self.where, strict=True):
+        for part, share in zip(self._open_parts(), self.where, strict=True):
             own = {index - share.start: given for index, given in options.items() if share.start <= index < share.stop}
             answers.append(part.ask("begin_episodes", own, self._seeds[share]))
         self._seeds = [None if index in options else seed for index, seed in enumerate(self._seeds)]
@@ -100,16 +104,24 @@ class PartedVecEnv(Uncopyable, VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Step all parts at once: observations, rewards float32 (n_envs,), dones, infos."""
         assert self._actions is not None
-        answers = [part.ask("step", self._actions[share]) for part, share in zip(self.parts, self.where, strict=True)]
+        parts = zip(self._open_parts(), self.where, strict=True)
+        answers = [part.ask("step", self._actions[share]) for part, share in parts]
         obs, rewards, dones, infos = zip(*(answer() for answer in answers), strict=True)
         together = [info for part in infos for info in part]
         return merge_observations(obs), np.concatenate(rewards), np.concatenate(dones), together
 
     def close(self) -> None:
         """Close the environments and their workers; safe to call twice."""
-        if not self._closed:
-            self._closed = True
-            self.engine.close_env(self)
+        if not self.closed:
+            self.closed = True
+            self.engine.close_env()
+
+    def check_open(self) -> None:
+        """Complains about environments that are closed, as ClosedEnvironmentError."""
+        if self.closed:
+            raise gym.error.ClosedEnvironmentError(
+                "The environments are closed, or their engine is; make them anew with engine.make_vec_env."
+            )
 
     def set_task_weights(self, weights: Sequence[float] | np.ndarray) -> None:
         """Set how often each task is drawn, see `LiberoVectorEnv.set_task_weights`."""
@@ -124,14 +136,16 @@ class PartedVecEnv(Uncopyable, VecEnv):
         return [text for part in self._all("call", "instructions") for text in part]
 
     def snapshot(self) -> dict[str, Any] | None:
-        """All that the environments' future depends on, in the form of `VLAVecEnv.snapshot`."""
+        """All that the environments' future depends on, as `VLAVecEnv.snapshot` gives it; None if they are closed."""
+        if self.closed:
+            return None
         return merge_snapshots(self._all("call", "snapshot"))
 
     def restore(self, snapshot: Mapping[str, Any]) -> Observations:
         """Go on from a snapshot of as many environments, on whatever machines they were."""
         asked = [
             part.ask("restore", split_snapshot(dict(snapshot), share))
-            for part, share in zip(self.parts, self.where, strict=True)
+            for part, share in zip(self._open_parts(), self.where, strict=True)
         ]
         self._reset_seeds()
         self._reset_options()
@@ -152,7 +166,7 @@ class PartedVecEnv(Uncopyable, VecEnv):
         """Results of a method of each environment."""
         chosen = self._indices(indices)
         results: dict[int, Any] = {}
-        for part, share in zip(self.parts, self.where, strict=True):
+        for part, share in zip(self._open_parts(), self.where, strict=True):
             own = [index - share.start for index in chosen if share.start <= index < share.stop]
             if own:
                 answer = part.ask("call", "env_method", method_name, *method_args, indices=own, **method_kwargs)
@@ -167,8 +181,12 @@ class PartedVecEnv(Uncopyable, VecEnv):
         """The frames that the environments render with ``render_mode="rgb_array"``."""
         return [frame for part in self._all("call", "get_images") for frame in part]
 
+    def _open_parts(self) -> list[Part]:
+        self.check_open()
+        return self.parts
+
     def _all(self, name: str, *args: Any) -> list[Any]:
-        answers = [part.ask(name, *args) for part in self.parts]
+        answers = [part.ask(name, *args) for part in self._open_parts()]
         return [answer() for answer in answers]
 
     def _observed(self, answers: Sequence[tuple[Observations, list[Any]]]) -> Observations:

@@ -140,9 +140,7 @@ def test_frames_of_another_size_or_none_are_not_decided_on() -> None:
         SimpleNamespace(unwrapped=SimpleNamespace(np_random=np.random.default_rng(0)))
     )
     shown = {"state": np.zeros(8, dtype=np.float32), "instruction": "pick up the bowl"}
-    with pytest.raises(
-        ValueError, match=r"reads 'image' with 112 x 112 pixels, and it is 64 x 64 pixels; make"
-    ):
+    with pytest.raises(ValueError, match=r"reads 'image' with 112 x 112 pixels, and it is 64 x 64 pixels; make"):
         act(shown | {"image": np.zeros((64, 64, 3), dtype=np.uint8)})
     with pytest.raises(ValueError, match=r"it is not shown; .* image_size=112, cameras=\('agentview',\)\."):
         act(shown)

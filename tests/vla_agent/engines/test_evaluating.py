@@ -84,9 +84,11 @@ def train(
 ) -> dict[str, th.Tensor]:
     """The weights of a run, its optimizer's moments and averages, and torch's generator."""
     env = engine.make_vec_env(ENV_ID, N_ENVS, **ENV)
-    model = VLAPPO("VLAPolicy", env, **PPO | {"policy_kwargs": PPO["policy_kwargs"] | policy_kwargs})
-    model.learn(timesteps, callback=list(callbacks))
-    env.close()
+    try:
+        model = VLAPPO("VLAPolicy", env, **PPO | {"policy_kwargs": PPO["policy_kwargs"] | policy_kwargs})
+        model.learn(timesteps, callback=list(callbacks))
+    finally:
+        env.close()
     moments = model.policy.optimizer.state_dict()["state"]
     kept = {f"{name} {number}": value for number, state in moments.items() for name, value in state.items()}
     return {**model.policy.state_dict(), **kept, "torch": th.get_rng_state()}
@@ -149,21 +151,23 @@ def test_all_processes_act_with_the_averaged_weights_of_now_and_learn_on_with_th
 
 
 def test_of_learners_that_share_the_weights_those_act_that_have_them_whole(tmp_path: Path) -> None:
-    def whole(average_decay: float) -> Any:
-        return SimpleNamespace(policy=SimpleNamespace(average_decay=average_decay))
+    class Averaging:
+        def __init__(self, average_decay: float) -> None:
+            self.policy = SimpleNamespace(average_decay=average_decay)
 
+    averaging = Averaging(0.5)
     with RayEngine(2, shard=True, cpus_per_worker=1) as engine:
         sums = Sums(engine, tmp_path, dies=False)
         assert_same(train(engine, average_decay=0.0), train(engine, sums, average_decay=0.0))
         assert engine.who_acts_as(sums.model) == [0]
         assert [len(set(results.values())) for results in sums.found] == [1, 1]
         assert sums.found[0][0] != sums.found[1][0]
-        engine.roster.learner = whole(0.5)  # whose average the first learner alone has
-        assert engine.who_acts_as(engine.roster.learner) == []
-        assert engine.who_acts_as(whole(0.0)) == []  # another one
+        engine.roster.learner = averaging  # whose average the first learner alone has
+        assert engine.who_acts_as(averaging) == []
+        assert engine.who_acts_as(Averaging(0.0)) == []  # another one
     with RayEngine(2, 1, placement="split", shard=True, cpus_per_worker=1) as engine:
-        engine.roster.learner = whole(0.5)
-        assert engine.who_acts_as(engine.roster.learner) == [0]  # who plays; the second learner has no whole policy
+        engine.roster.learner = averaging
+        assert engine.who_acts_as(averaging) == [0]  # who plays; the second learner has no whole policy
 
 
 def test_environments_that_cannot_say_where_they_are_are_not_left_behind(

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch as th
-from engine_runs import ENV, ITERATION, N_ENVS, PPO, Kill, Run, assert_same, one_cluster
+from engine_runs import ENV, ITERATION, N_ENVS, PPO, TIMESTEPS, Kill, Run, assert_same, one_cluster
+from gymnasium.error import ClosedEnvironmentError
 from stable_baselines3.common.callbacks import BaseCallback
 
-from vla_agent import VLAPPO, Curriculum, RunError, VLAPolicy, make_vec_env
+from vla_agent import VLAPPO, Curriculum, RunError, VLADistillation, VLAPolicy, make_vec_env
+from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.buffers import MixedRolloutBuffer
 from vla_agent.engines import EngineError, RayEngine, ranks, ray_engine
 from vla_agent.engines.errors import LostError
@@ -80,6 +82,48 @@ def test_classes_that_no_file_holds_reach_the_other_processes(split: RayEngine) 
     assert_same(alone, together)
 
 
+def test_a_learner_of_ones_own_takes_rollouts_that_another_process_plays(split: RayEngine) -> None:
+    class Reinforce(VLALearner):
+        """A learner of one's own, which knows of no engine and takes a whole rollout at once."""
+
+        def __init__(
+            self,
+            policy: Any,
+            env: Any,
+            learning_rate: float = 1e-4,
+            n_steps: int = 4,
+            seed: int | None = None,
+            policy_kwargs: dict[str, Any] | None = None,
+            device: str = "cpu",
+            _init_setup_model: bool = True,
+        ) -> None:
+            given = self._checked(locals())
+            with self._environments(env, given) as environments:
+                unused = {"gamma": 1.0, "gae_lambda": 1.0, "ent_coef": 0.0, "vf_coef": 0.0, "max_grad_norm": 1.0}
+                super().__init__(policy, environments, **given, **unused, use_sde=False, sde_sample_freq=-1)
+                if _init_setup_model:
+                    self._setup_model()
+
+        def train(self) -> None:
+            self._begin_update()
+            for batch in self.rollout_buffer.get():
+                _, log_prob, _ = self.policy.evaluate_actions(batch.observations, batch.actions)
+                self.policy.optimizer.zero_grad()
+                (-(batch.advantages * log_prob).mean()).backward()
+                self.policy.optimizer.step()
+            self._end_update()
+
+    weights = []
+    for make in (make_vec_env, split.make_vec_env):
+        env = make("LIBERO-Spatial-v0", N_ENVS, **ENV)
+        model = Reinforce("VLAPolicy", env, seed=0, policy_kwargs=PPO["policy_kwargs"])
+        model.learn(2 * ITERATION)
+        env.close()
+        weights.append(model.policy.state_dict())
+    for name, value in weights[0].items():
+        th.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
+
+
 def test_worlds_have_no_processes_of_environments(split: RayEngine) -> None:
     asked = ray_engine._make_part(split.roster, "LIBERO-Spatial-v0", 4, {"backend": "warp", "device": "cpu"}).keywords
     assert asked == {"backend": "warp", "device": "cpu"}
@@ -144,6 +188,10 @@ def test_colocated_learners_draw_on_their_own_and_learn_the_same(tmp_path: Path)
         again = Run(engine.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV), Kill(engine, 0, step=9))
         assert engine.n_replaced == 1
     assert_same(first, again)
+    again.model.save(tmp_path / "run")  # its engine is closed
+    assert VLAPPO.load(tmp_path / "run", device="cpu").num_timesteps == TIMESTEPS
+    with pytest.raises(ClosedEnvironmentError, match="or their engine is"):
+        again.model.learn(ITERATION, reset_num_timesteps=False)
 
 
 def test_a_run_goes_on_with_or_without_an_engine_as_if_it_had_not_stopped(
@@ -204,6 +252,7 @@ def test_a_stale_run_is_weighed_and_the_same_each_time() -> None:
         ({"deadline_s": 0}, "deadline_s"),
         ({"room_deadline_s": 0}, "room_deadline_s"),
         ({"n_learners": 3, "cpus_per_worker": 6, "room_deadline_s": 1}, "the cluster has 8 CPUs on 1 machine"),
+        ({"n_learners": 2, "gpus_per_worker": 0.5}, "NCCL sums gradients between GPUs alone"),
         ({"n_learners": 2, "gpus_per_worker": 1, "room_deadline_s": 1}, "the cluster has 0 GPUs on 1 machine"),
     ],
 )
@@ -222,6 +271,8 @@ def test_environments_and_batches_that_do_not_fit_are_refused(pair: RayEngine) -
     own = pair.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
     with pytest.raises(ValueError, match="not divided by 2 learners"):
         VLAPPO("VLAPolicy", own, **(PPO | {"batch_size": 1}))
+    with pytest.raises(ValueError, match="VLADistillation learns in one process"):
+        VLADistillation("VLAPolicy", own, teacher="tiny-libero", n_steps=4, batch_size=8, device="cpu")
     own.close()
     with pytest.raises(ValueError, match="output='torch' keeps observations on one process's device"):
         pair.make_vec_env("LIBERO-Spatial-v0", 2, output="torch")

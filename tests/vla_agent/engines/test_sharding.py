@@ -134,6 +134,7 @@ def test_what_cannot_be_shared_is_told(engine: RayEngine, whole: RayEngine, tmp_
         VLAPPO("VLAPolicy", env, **(PPO | {"policy_kwargs": {"model": "tiny-libero", "lora": {}}}))
     env.close()
     train(engine, timesteps=ITERATION, save=tmp_path / "run")
+    engine._updates.part()  # a process has one default group
     env = whole.make_vec_env("LIBERO-Spatial-v0", N_ENVS, **ENV)
     with pytest.raises(RunError, match="'shard': True"):
         VLAPPO.load(tmp_path / "run", env, "cpu")
