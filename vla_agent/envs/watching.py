@@ -16,6 +16,7 @@ from vla_agent.envs.suites import describe_suite
 from vla_agent.process_reward.interface import check_camera, checked_scores
 
 MAX_STEPS = 5000  # control steps of an episode to look at: its frames are in memory, and then in one page
+SCORED = 16  # frames that a reward model scores at once
 # Decides the next action, (7,) or None to end the episode, in an environment that was reset.
 Act = Callable[[], "np.ndarray | None"]
 
@@ -179,7 +180,9 @@ class _Eye:
         Raises:
             RewardModelError: If the model gives anything else than scores in [0, 1].
         """
-        return checked_scores(self._scorer, np.stack(self._frames), [instruction] * len(self._frames))
+        batches = (self._frames[first : first + SCORED] for first in range(0, len(self._frames), SCORED))
+        scores = [checked_scores(self._scorer, np.stack(part), [instruction] * len(part)) for part in batches]
+        return np.concatenate(scores) if scores else np.zeros(0)
 
 
 def expert(env: Any) -> Act:

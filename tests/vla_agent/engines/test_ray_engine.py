@@ -12,10 +12,10 @@ import pytest
 import torch as th
 from engine_runs import ENV, ITERATION, N_ENVS, PPO, TIMESTEPS, Kill, Run, assert_same, one_cluster
 from gymnasium.error import ClosedEnvironmentError
+from own_learner import Reinforce
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, Curriculum, RunError, VLADistillation, VLAPolicy, make_vec_env
-from vla_agent.algorithms.base import VLALearner
 from vla_agent.algorithms.buffers import MixedRolloutBuffer
 from vla_agent.engines import EngineError, RayEngine, ranks, ray_engine
 from vla_agent.engines.errors import LostError
@@ -83,40 +83,10 @@ def test_classes_that_no_file_holds_reach_the_other_processes(split: RayEngine) 
 
 
 def test_a_learner_of_ones_own_takes_rollouts_that_another_process_plays(split: RayEngine) -> None:
-    class Reinforce(VLALearner):
-        """A learner of one's own, which knows of no engine and takes a whole rollout at once."""
-
-        def __init__(
-            self,
-            policy: Any,
-            env: Any,
-            learning_rate: float = 1e-4,
-            n_steps: int = 4,
-            seed: int | None = None,
-            policy_kwargs: dict[str, Any] | None = None,
-            device: str = "cpu",
-            _init_setup_model: bool = True,
-        ) -> None:
-            given = self._checked(locals())
-            with self._environments(env, given) as environments:
-                unused = {"gamma": 1.0, "gae_lambda": 1.0, "ent_coef": 0.0, "vf_coef": 0.0, "max_grad_norm": 1.0}
-                super().__init__(policy, environments, **given, **unused, use_sde=False, sde_sample_freq=-1)
-                if _init_setup_model:
-                    self._setup_model()
-
-        def train(self) -> None:
-            self._begin_update()
-            for batch in self.rollout_buffer.get():
-                _, log_prob, _ = self.policy.evaluate_actions(batch.observations, batch.actions)
-                self.policy.optimizer.zero_grad()
-                (-(batch.advantages * log_prob).mean()).backward()
-                self.policy.optimizer.step()
-            self._end_update()
-
     weights = []
     for make in (make_vec_env, split.make_vec_env):
         env = make("LIBERO-Spatial-v0", N_ENVS, **ENV)
-        model = Reinforce("VLAPolicy", env, seed=0, policy_kwargs=PPO["policy_kwargs"])
+        model = Reinforce("VLAPolicy", env, n_steps=4, seed=0, policy_kwargs=PPO["policy_kwargs"])
         model.learn(2 * ITERATION)
         env.close()
         weights.append(model.policy.state_dict())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vla_agent.envs.episodes import EpisodeStart
-from vla_agent.envs.watching import at_random, watch
+from vla_agent.envs.watching import SCORED, at_random, watch
 from vla_agent.process_reward.interface import RewardModelError
 
 SMALL: dict[str, Any] = {"cameras": ("agentview",), "image_size": 32, "renderer": "fast", "max_steps": 2}
@@ -22,13 +22,15 @@ class Scorer:
 
     def score(self, images: np.ndarray, instructions: Any) -> np.ndarray:
         assert images.shape[1:] == (16, 16, 3)
+        assert len(images) <= SCORED, "a large model's memory is that of a few frames"
         return np.full(len(images), self.answer)
 
 
 def test_scores_of_the_scorers_own_camera_and_size_are_shown() -> None:
     for camera in ("image", "wrist_image"):
-        episode = watch("LIBERO-Spatial-v0", EpisodeStart(0, 1), at_random, scorer=Scorer(0.5, camera), **SMALL)
-        np.testing.assert_array_equal(episode.plots["score"]["score"], [0.5] * 3)
+        options = SMALL | {"max_steps": SCORED + 2}
+        episode = watch("LIBERO-Spatial-v0", EpisodeStart(0, 1), at_random, scorer=Scorer(0.5, camera), **options)
+        np.testing.assert_array_equal(episode.plots["score"]["score"], [0.5] * (SCORED + 3))
 
 
 @pytest.mark.parametrize(
