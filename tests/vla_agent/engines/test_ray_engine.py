@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import own_learner
 import pytest
 import torch as th
 from engine_runs import ENV, ITERATION, N_ENVS, PPO, TIMESTEPS, Kill, Run, assert_same, one_cluster
 from gymnasium.error import ClosedEnvironmentError
-from own_learner import Reinforce
 from stable_baselines3.common.callbacks import BaseCallback
 
 from vla_agent import VLAPPO, Curriculum, RunError, VLADistillation, VLAPolicy, make_vec_env
@@ -82,11 +82,15 @@ def test_classes_that_no_file_holds_reach_the_other_processes(split: RayEngine) 
     assert_same(alone, together)
 
 
-def test_a_learner_of_ones_own_takes_rollouts_that_another_process_plays(split: RayEngine) -> None:
+def test_a_learner_of_ones_own_takes_rollouts_that_another_process_plays(
+    split: RayEngine, request: pytest.FixtureRequest
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(own_learner)  # no other process has the tests' own modules
+    request.addfinalizer(lambda: ray.cloudpickle.unregister_pickle_by_value(own_learner))
     weights = []
     for make in (make_vec_env, split.make_vec_env):
         env = make("LIBERO-Spatial-v0", N_ENVS, **ENV)
-        model = Reinforce("VLAPolicy", env, n_steps=4, seed=0, policy_kwargs=PPO["policy_kwargs"])
+        model = own_learner.Reinforce("VLAPolicy", env, n_steps=4, seed=0, policy_kwargs=PPO["policy_kwargs"])
         model.learn(2 * ITERATION)
         env.close()
         weights.append(model.policy.state_dict())
