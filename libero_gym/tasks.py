@@ -326,12 +326,12 @@ def get_suite(suite: str | Suite) -> Suite:
     named = isinstance(suite, str) and (suite not in SUITES or _from_files.get(suite) == _place(suite))
     if named and names_files(suite):
         return register_files(suite)
+    if isinstance(suite, str) and suite in SUITES:
+        return SUITES[suite]
     by_id = next((found for found in SUITES.values() if found.env_id == suite), None)
-    if by_id is not None and suite not in SUITES:
-        return by_id
-    if not isinstance(suite, str) or suite not in SUITES:
+    if by_id is None:
         raise ValueError(f"Unknown suite {suite!r}.{did_you_mean(str(suite), SUITES)} Suites: {', '.join(SUITES)}.")
-    return SUITES[suite]
+    return by_id
 
 
 def _once(function: Callable[[str | Suite], tuple[Task, ...]]) -> functools._lru_cache_wrapper[tuple[Task, ...]]:

@@ -31,3 +31,8 @@ def installed_version(distribution: str) -> str | None:
 def package_versions(distributions: Iterable[str]) -> dict[str, str | None]:
     """Versions of Python and of distributions, by name; None for a distribution that is not installed."""
     return {"python": platform.python_version()} | {name: installed_version(name) for name in distributions}
+
+
+def install_extra(name: str) -> str:
+    """How to install one of the distribution's extras: from its sources, for no index has it."""
+    return f"pip install -e '.[{name}]' in this project's folder"

@@ -16,6 +16,8 @@ Frames and actions are those of the environments: images are turned by 180 degre
 
 from __future__ import annotations
 
+from libero_gym.common.version import install_extra
+
 CODEBASE_VERSION = "v3.0"
 CHUNK_SIZE = 1000  # files per folder
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -45,5 +47,4 @@ def require_pyarrow() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        way = "pip install -e '.[data]' in this project's folder"
-        raise ImportError(f"LeRobot's format needs pyarrow: {way}") from error
+        raise ImportError(f"LeRobot's format needs pyarrow: {install_extra('data')}") from error

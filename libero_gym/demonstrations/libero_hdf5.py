@@ -18,6 +18,7 @@ import numpy as np
 
 from libero_gym.common.checks import as_path, did_you_mean, sequence
 from libero_gym.common.json_files import parse_json
+from libero_gym.common.version import install_extra
 from libero_gym.demonstrations.episodes import (
     MAX_FRAMES,
     MAX_PIXEL_BYTES,
@@ -66,8 +67,7 @@ def read_libero_hdf5(
     try:
         import h5py
     except ImportError as error:
-        way = "pip install -e '.[data]' in this project's folder"
-        raise ImportError(f"LIBERO's HDF5 demonstrations need h5py: {way}") from error
+        raise ImportError(f"LIBERO's HDF5 demonstrations need h5py: {install_extra('data')}") from error
     path = as_path("path", path)
     files = sorted(path.glob("*.hdf5")) if path.is_dir() else [path]
     if not files or not files[0].is_file():

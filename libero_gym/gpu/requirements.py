@@ -6,8 +6,9 @@ import importlib
 from typing import Any
 
 from libero_gym.common.mujoco_import import mujoco
+from libero_gym.common.version import install_extra
 
-_EXTRA = "pip install -e '.[gpu]' in this project's folder"
+_EXTRA = install_extra("gpu")
 
 
 def require_warp() -> Any:

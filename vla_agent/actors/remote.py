@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from libero_gym.common.checks import real_number, whole_number
+from libero_gym.common.version import install_extra
 from libero_gym.dimensions import ACTION_DIM
 from vla_agent.actors.interface import RENDER_SIZE, PolicyError
 from vla_agent.actors.messages import packed, unpacked
@@ -317,8 +318,7 @@ def _websockets() -> Any:
         import websockets.sync.client
     except ImportError as error:
         raise ImportError(
-            f"A policy behind a server needs the package {error.name}; it comes with pip install -e '.[remote]' in "
-            "this project's folder."
+            f"A policy behind a server needs the package {error.name}; it comes with {install_extra('remote')}."
         ) from error
     return websockets
 

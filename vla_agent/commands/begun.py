@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from libero_gym.common.atomic import write_text
 from libero_gym.common.checks import did_you_mean
+from libero_gym.common.json_files import read_json
 from vla_agent.commands.options import T, parse_options
 from vla_agent.runs.choosing import is_run_folder
 from vla_agent.runs.run_files import RunError
@@ -57,12 +58,10 @@ def begun(default: T, resumed: Path) -> T:
 
 def _read(kind: type[Any], path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it is larger than {MAX_BYTES} bytes")
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path, kind=object, max_bytes=MAX_BYTES)
         if not isinstance(kept, dict):
             raise ValueError("it holds no options by name")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"The options in '{path}' cannot be read ({error}); {_WAY_OUT}") from None
     hints = get_type_hints(kind)
     kept = {name: value for name, value in kept.items() if name not in ANEW}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 
+from libero_gym.common.version import install_extra
 from vla_agent.engines.errors import EngineError, LostError
 from vla_agent.engines.packing import Place, Room, largest_share, n_fitting, told_of, too_small
 from vla_agent.engines.seat import Seat
@@ -399,5 +400,5 @@ def _ray() -> Any:
         import ray
         import ray.util.scheduling_strategies
     except ModuleNotFoundError as error:
-        raise ImportError("RayEngine needs ray: pip install -e '.[ray]' in this project's folder") from error
+        raise ImportError(f"RayEngine needs ray: {install_extra('ray')}") from error
     return ray

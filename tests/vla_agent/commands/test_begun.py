@@ -55,7 +55,7 @@ def test_runs_of_earlier_versions_go_on_in_their_folder(tmp_path: Path) -> None:
         (json.dumps({"n_envs": "2"}), "has n_envs='2', which this command does not take"),
         (json.dumps({"renderer": "slow"}), "has renderer='slow'"),
         (json.dumps({"teacher": "runs/ppo"}), "has an option 'teacher' of another command"),
-        (" " * (1 << 20) + "{}", "it is larger than"),
+        (" " * (1 << 20) + "{}", "is larger than 1 MiB"),
     ],
 )
 def test_options_that_cannot_be_taken_are_told(tmp_path: Path, content: str, told: str) -> None:
